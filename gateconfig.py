@@ -1,0 +1,308 @@
+"""Settings, logging and errors that the scripts share.
+
+Nothing here talks to a cloud, to Jenkins or to vm.db. Settings come from the command line, then the environment,
+then a file, then a default, and are checked before a script changes anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import difflib
+import fcntl
+import logging
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
+
+PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
+
+
+class GateError(Exception):
+    """Something failed that the next run may mend; the message is one line for the operator."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(GateError):
+    """Wrong use or configuration; the message names the option, file, key or variable. Nothing was changed."""
+
+    exit_code = EXIT_CONFIG
+
+
+class StoppedError(BaseException):
+    """SIGTERM came; raised in the main thread so that whoever must tidy up can."""
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JenkinsConfig:
+    """How to reach Jenkins, and the credential with which Jenkins reaches the nodes."""
+
+    server: str
+    user: str
+    apikey: str = field(repr=False)
+    credentials_id: str
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """The account on the nodes."""
+
+    user: str
+    ssh_key: Path
+    remote_fs: str
+
+
+@dataclass(frozen=True)
+class SecureConfig:
+    """The secure configuration; jenkins is None where there is no [jenkins] section."""
+
+    path: Path
+    jenkins: JenkinsConfig | None
+    node: NodeConfig
+    image_packages: tuple[str, ...]
+
+
+SECURE_KEYS = {
+    "jenkins": ("server", "user", "apikey", "credentials_id"),
+    "node": ("user", "ssh_key", "remote_fs"),
+    "image": ("packages",),
+}
+# What a Jenkins agent and the gate scripts cannot do without.
+DEFAULT_IMAGE_PACKAGES = "default-jre-headless git python3 rsync"
+
+
+def database_path() -> Path:
+    """Return the path of vm.db: $DEVSTACK_GATE_DB, or ~/vm.db."""
+    return Path(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db").expanduser()
+
+
+def name_prefix() -> str:
+    """Return $DEVSTACK_GATE_PREFIX, which goes before server, image, label and node names; ConfigError if it cannot."""
+    prefix = os.environ.get("DEVSTACK_GATE_PREFIX", "")
+    if not PREFIX_PATTERN.fullmatch(prefix):
+        raise ConfigError(f"DEVSTACK_GATE_PREFIX: {prefix!r} may hold letters, digits and - only")
+    return prefix
+
+
+def load_secure_config() -> SecureConfig:
+    """Read $DEVSTACK_GATE_SECURE_CONFIG, default ~/devstack-gate-secure.conf; ConfigError names file and key."""
+    path = Path(os.environ.get("DEVSTACK_GATE_SECURE_CONFIG") or "~/devstack-gate-secure.conf").expanduser()
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            parser.read_file(stream)
+    except (OSError, UnicodeDecodeError) as err:
+        reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: secure configuration cannot be read ({reason}); "
+                          "set DEVSTACK_GATE_SECURE_CONFIG or create it") from err
+    except configparser.Error as err:
+        raise ConfigError(f"{path}: not an INI file: {' '.join(str(err).split())}") from err
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        logging.warning("%s can be read by others than its owner (mode %o); chmod 600 it", path, stat.S_IMODE(mode))
+    _refuse_unknown(path, parser)
+    return SecureConfig(
+        path=path,
+        jenkins=_jenkins_config(path, parser) if parser.has_section("jenkins") else None,
+        node=_node_config(path, parser),
+        image_packages=tuple(parser.get("image", "packages", fallback=DEFAULT_IMAGE_PACKAGES).split()),
+    )
+
+
+def _refuse_unknown(path: Path, parser: configparser.ConfigParser) -> None:
+    for section in parser.sections():
+        if section not in SECURE_KEYS:
+            raise ConfigError(f"{path}: unknown section [{section}]{nearest(section, SECURE_KEYS)}")
+        for key in parser[section]:
+            if key not in SECURE_KEYS[section]:
+                raise ConfigError(f"{path}: [{section}] unknown key {key}{nearest(key, SECURE_KEYS[section])}")
+
+
+def _secure_value(
+    path: Path, parser: configparser.ConfigParser, section: str, key: str, default: str | None = None
+) -> str:
+    value = parser.get(section, key, fallback="") or default
+    if not value:
+        raise ConfigError(f"{path}: [{section}] {key} is missing")
+    return value
+
+
+def _jenkins_config(path: Path, parser: configparser.ConfigParser) -> JenkinsConfig:
+    values = [_secure_value(path, parser, "jenkins", key) for key in SECURE_KEYS["jenkins"]]
+    server, user, apikey, credentials_id = values
+    if not re.match(r"https?://[^/]", server):
+        raise ConfigError(f"{path}: [jenkins] server: expected an http(s) URL, got {server!r}")
+    return JenkinsConfig(server, user, apikey, credentials_id)
+
+
+def _node_config(path: Path, parser: configparser.ConfigParser) -> NodeConfig:
+    user = _secure_value(path, parser, "node", "user", "jenkins")
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]*", user):
+        raise ConfigError(f"{path}: [node] user: expected an account name, got {user!r}")
+    home = "/root" if user == "root" else f"/home/{user}"
+    return NodeConfig(
+        user=user,
+        ssh_key=Path(_secure_value(path, parser, "node", "ssh_key", "~/.ssh/id_ed25519")).expanduser(),
+        remote_fs=_secure_value(path, parser, "node", "remote_fs", home),
+    )
+
+
+def require_ssh_key(config: SecureConfig) -> str:
+    """Return the public key beside [node] ssh_key, one line; ConfigError when either file is missing."""
+    public = Path(f"{config.node.ssh_key}.pub")
+    for path in (config.node.ssh_key, public):
+        if not path.is_file():
+            raise ConfigError(f"{config.path}: [node] ssh_key: there is no file {path}")
+    return public.read_text(encoding="utf-8").strip()
+
+
+def nearest(word: str, known: Sequence[str] | MutableMapping[str, Any] | dict[str, Any]) -> str:
+    """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+# --- logging --------------------------------------------------------------------------------------------------------
+
+
+class Log(logging.LoggerAdapter[logging.Logger]):
+    """A logger that puts provider, image, machine id and node name before each message."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Prefix the message with what is known of the subject."""
+        subject = " ".join(f"{key}={value}" for key, value in (self.extra or {}).items())
+        return f"{subject.replace('%', '%%')} {msg}" if subject else msg, kwargs
+
+    def bind(self, **subject: object) -> Log:
+        """Return a logger that names this subject too."""
+        return Log(self.logger, {**(self.extra or {}), **subject})
+
+
+def get_log(**subject: object) -> Log:
+    """Return a logger for a subject: provider=, image=, machine=, node=."""
+    return Log(logging.getLogger("devstack-gate"), subject)
+
+
+def setup_logging(verbosity: int) -> None:
+    """Send log lines to stderr in UTC; verbosity -1 warnings only, 0 changes, 1 everything."""
+    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("devstack-gate").setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
+    # These repeat in tracebacks and warnings what the scripts report in their own words.
+    for name in ("paramiko", "urllib3", "keystoneauth", "openstack", "novaclient"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+# --- a script's frame -----------------------------------------------------------------------------------------------
+
+
+def make_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints the docstring as help and knows -v and -q."""
+    parser = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
+    volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")
+    return parser
+
+
+def run(body: Callable[[], int]) -> int:
+    """Run a script's body and return its exit code; errors become one line on stderr, signals 130 and 143.
+
+    On a signal the process ends at once, threads included: every step is recorded in vm.db before it is taken, so
+    that the next run goes on from there.
+    """
+    signal.signal(signal.SIGTERM, _raise_stopped)
+    try:
+        return body()
+    except GateError as err:
+        print(f"{Path(sys.argv[0]).name}: {err}", file=sys.stderr)
+        return err.exit_code
+    except (KeyboardInterrupt, StoppedError) as err:
+        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
+        get_log().warning("stopped; what is under way is recorded and the next run goes on with it")
+    except BrokenPipeError:
+        code = EXIT_FAILED
+    logging.shutdown()
+    os._exit(code)
+
+
+def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is obeyed; tidying up is not to be interrupted
+    raise StoppedError
+
+
+def run_each(providers: Sequence[str], argv: Sequence[str]) -> int:
+    """Run this script once for each provider, side by side, and return one exit code for all.
+
+    Each provider has a process of its own, so that one which hangs or fails never stops the others. argv is the
+    command line with the word `all` in it. Returns 0 if all did, 2 if all were wrong use or configuration, else 1.
+    """
+    if not providers:
+        raise ConfigError("all: vm.db has no providers yet; run: vmdatabase.py load FILE")
+    children = [
+        subprocess.Popen([sys.executable, sys.argv[0], *(name if word == "all" else word for word in argv)])
+        for name in providers
+    ]
+    try:
+        codes = [child.wait() for child in children]
+    except BaseException:
+        for child in children:
+            child.terminate()
+        raise
+    if len(set(codes)) == 1:
+        return codes[0] if codes[0] in (EXIT_OK, EXIT_CONFIG) else EXIT_FAILED
+    return EXIT_FAILED
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, wait_seconds: float) -> Iterator[bool]:
+    """Hold an exclusive lock on a file, and yield whether it was had within wait_seconds.
+
+    The kernel drops it with the process, however that ends; the file itself stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
+    with path.open("a") as stream:
+        while not (mine := _try_flock(stream.fileno())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield mine
+
+
+def _try_flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def phase(log: Log, name: str) -> Iterator[None]:
+    """Log how long a named step took, and that it failed if it did."""
+    start = time.monotonic()
+    log.debug("%s ...", name)
+    try:
+        yield
+    except Exception:
+        log.info("%s: failed after %.1f s", name, time.monotonic() - start)
+        raise
+    log.info("%s: %.1f s", name, time.monotonic() - start)

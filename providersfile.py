@@ -1,0 +1,175 @@
+"""The providers file: the YAML from which `vmdatabase.py load` fills the tables provider and base_image.
+
+Keys are written as in nodepool. Whatever is wrong is reported with file, line, key, what was expected and the nearest
+known key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gateconfig import ConfigError, nearest
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key of the providers file takes; default None means that it may be left out or null."""
+
+    expected: str
+    valid: Callable[[Any], bool]
+    default: Any = None
+    required: bool = False
+
+
+def _whole(minimum: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= minimum
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _name(value: object) -> bool:
+    return isinstance(value, str) and bool(NAME_PATTERN.fullmatch(value))
+
+
+def _one_of(*words: str) -> Key:
+    return Key(f"one of {', '.join(words)}", lambda value: value in words, words[0])
+
+
+def _rate(value: object) -> bool:
+    return type(value) in (int, float) and value > 0  # type: ignore[operator]
+
+
+PROVIDER_KEYS = {
+    "name": Key("a name of a-z, 0-9 and -", _name, required=True),
+    "cloud": Key("the name of an entry of clouds.yaml", _text, required=True),
+    "region": Key("a region's name", _text),
+    "max-servers": Key("a whole number, 0 or more", _whole(0), required=True),
+    "boot-timeout": Key("seconds, a whole number, 1 or more", _whole(1), 900),
+    "max-concurrency": Key("a whole number, 1 or more", _whole(1), 8),
+    "calls-per-second": Key("a number above 0", _rate),
+    "networks": Key("a list of network names or ids", _texts, []),
+    "floating-ips": _one_of("auto", "always", "never"),
+    "floating-ip-network": Key("a network's name or id", _text),
+    "address": _one_of("public-v4", "private-v4", "public-v6"),
+    "ssh-port": Key("a port, 1 to 65535", lambda value: _whole(1)(value) and value <= 65535, 22),  # noqa: PLR2004
+    "security-groups": Key("a list of names", _texts, []),
+    "availability-zones": Key("a list of names", _texts, []),
+    "images": Key("a list of images", lambda value: isinstance(value, list), []),
+}
+IMAGE_KEYS = {
+    "name": Key("a name of a-z, 0-9 and -", _name, required=True),
+    "image": Key("name or id of a base image of the provider", _text, required=True),
+    "min-ready": Key("a whole number, 0 or more", _whole(0), required=True),
+    "min-ram": Key("MB, a whole number, 0 or more", _whole(0), 0),
+    "flavor": Key("a flavor's name", _text),
+    "username": Key("an account name", _text),
+    "user-data": Key("a file", _text),
+    "max-ready-age": Key("hours, a whole number, 1 or more", _whole(1)),
+}
+
+
+def load_providers_file(path: Path) -> list[dict[str, Any]]:
+    """Return the providers of a YAML file: one dict each with every key set, its images under "images".
+
+    Raises ConfigError with file, line, key, what was expected and the nearest known key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from err
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        reader = _ProvidersReader(path, loader)
+        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: isinstance(value, list))}, "")
+        return reader.items(top["providers"], PROVIDER_KEYS, "provider") if "providers" in top else []
+    except yaml.MarkedYAMLError as err:
+        line = err.problem_mark.line + 1 if err.problem_mark else 1
+        raise ConfigError(f"{path}:{line}: not YAML: {err.problem or err.context}") from err
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(err).split())}") from err
+
+
+class _ProvidersReader:
+    """Walks the nodes of the YAML, which know their lines, where plain values would not."""
+
+    def __init__(self, path: Path, loader: Any) -> None:
+        self.path = path
+        self.loader = loader
+
+    def fail(self, node: Any, message: str) -> ConfigError:
+        line = node.start_mark.line + 1 if node is not None else 1
+        return ConfigError(f"{self.path}:{line}: {message}")
+
+    def mapping(self, node: Any, keys: dict[str, Key], where: str) -> dict[str, Any]:
+        """Return {key: YAML node} of a mapping, with unknown and doubled keys refused."""
+        if node is None or node.id != "mapping":
+            raise self.fail(node, f"{where or 'top level'}: expected a mapping with {', '.join(keys)}")
+        found: dict[str, Any] = {}
+        for key_node, _ in node.value:
+            if key_node.value in found:
+                raise self.fail(key_node, f"{where}key {key_node.value} is given twice")
+            found[str(key_node.value)] = key_node
+        self.loader.flatten_mapping(node)  # YAML's merge key, <<
+        merged = {str(key_node.value): (key_node, value_node) for key_node, value_node in node.value}
+        for key, (key_node, _) in merged.items():
+            if key not in keys:
+                raise self.fail(key_node, f"{where}unknown key {key}{nearest(key, keys)}")
+        return {key: value_node for key, (_, value_node) in merged.items()}
+
+    def items(self, node: Any, keys: dict[str, Key], kind: str, of: str = "") -> list[dict[str, Any]]:
+        """Return the providers, or the images of one provider, names unique among them."""
+        if node.id != "sequence":
+            raise self.fail(node, f"{of}{kind}s: expected a list")
+        found: dict[str, dict[str, Any]] = {}
+        for item in node.value:
+            value = self.item(item, keys, kind, of)
+            if value["name"] in found:
+                raise self.fail(item, f"{of}{kind} {value['name']} is given twice")
+            found[value["name"]] = value
+        return list(found.values())
+
+    def item(self, node: Any, keys: dict[str, Key], kind: str, of: str) -> dict[str, Any]:
+        """Return one provider or image with every key set."""
+        nodes = self.mapping(node, keys, f"{of}{kind}: ")
+        where = f"{of}{kind} {nodes['name'].value if 'name' in nodes else '?'}"
+        values: dict[str, Any] = {}
+        for key, rule in keys.items():
+            if key not in nodes and rule.required:
+                raise self.fail(node, f"{where}: {key} is missing; expected {rule.expected}")
+            if kind == "provider" and key == "images" and key in nodes:
+                values[key] = self.items(nodes[key], IMAGE_KEYS, "image", f"{where}: ")
+                continue
+            values[key] = self.value(nodes[key], rule, f"{where}: {key}") if key in nodes else rule.default
+        if values.get("user-data"):
+            values["user-data"] = self.user_data(nodes["user-data"], where)
+        return values
+
+    def value(self, node: Any, rule: Key, where: str) -> Any:
+        value = self.loader.construct_object(node, deep=True)
+        if value is None and not rule.required:
+            return rule.default
+        if not rule.valid(value):
+            raise self.fail(node, f"{where}: expected {rule.expected}, got {value!r}")
+        return value
+
+    def user_data(self, node: Any, where: str) -> str:
+        file = self.path.absolute().parent / Path(node.value).expanduser()
+        if not file.is_file():
+            raise self.fail(node, f"{where}: user-data: there is no file {file}")
+        return str(file)
