@@ -1,0 +1,681 @@
+#!/usr/bin/env python3
+"""The database of the pool (vm.db): its tables, the moves between states, and a command line for people.
+
+    vmdatabase.py                   create vm.db if it is missing, and print the pool
+    vmdatabase.py list --json       the same, machine readable
+    vmdatabase.py load FILE         make providers and images equal to FILE, and print each change
+    vmdatabase.py hold NODE ...     keep a machine; optionally let a person in
+    vmdatabase.py unhold NODE       let it be deleted
+
+The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
+Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sqlite3
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+import gateconfig
+from gateconfig import ConfigError, GateError, get_log
+
+BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
+STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
+BUSY_SECONDS = 30
+FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
+LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
+
+_STATE_CHECK = f"CHECK (state IN {STATES})"
+
+# One script for each schema version; PRAGMA user_version counts those that have run. Machine ids are never used
+# again (AUTOINCREMENT), because the names of servers and nodes are made of them.
+MIGRATIONS = (
+    f"""
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE provider (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, cloud TEXT NOT NULL, region TEXT,
+        max_servers INTEGER NOT NULL CHECK (max_servers >= 0), boot_timeout INTEGER NOT NULL,
+        max_concurrency INTEGER NOT NULL, calls_per_second REAL, networks TEXT NOT NULL, floating_ips TEXT NOT NULL,
+        floating_ip_network TEXT, address TEXT NOT NULL, ssh_port INTEGER NOT NULL, security_groups TEXT NOT NULL,
+        availability_zones TEXT NOT NULL, active INTEGER NOT NULL DEFAULT 1);
+    CREATE TABLE base_image (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, provider_id INTEGER NOT NULL REFERENCES provider,
+        name TEXT NOT NULL, external_id TEXT NOT NULL, min_ready INTEGER NOT NULL CHECK (min_ready >= 0),
+        min_ram INTEGER NOT NULL, flavor TEXT, username TEXT, user_data TEXT, max_ready_age INTEGER,
+        active INTEGER NOT NULL DEFAULT 1, UNIQUE (provider_id, name));
+    CREATE TABLE snapshot_image (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, base_image_id INTEGER NOT NULL REFERENCES base_image,
+        name TEXT NOT NULL, version INTEGER NOT NULL, external_id TEXT, server_external_id TEXT,
+        state TEXT NOT NULL {_STATE_CHECK}, state_time INTEGER NOT NULL, error TEXT);
+    CREATE TABLE machine (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, base_image_id INTEGER NOT NULL REFERENCES base_image,
+        snapshot_image_id INTEGER REFERENCES snapshot_image ON DELETE SET NULL,
+        external_id TEXT, name TEXT, jenkins_name TEXT, ip TEXT, user TEXT, host_key TEXT,
+        state TEXT NOT NULL {_STATE_CHECK}, state_time INTEGER NOT NULL, error TEXT,
+        hold_reason TEXT, hold_until INTEGER, delete_time INTEGER);
+    CREATE INDEX machine_base_image ON machine (base_image_id, state);
+    CREATE INDEX machine_name ON machine (name);
+    CREATE TABLE result (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, base_image_id INTEGER REFERENCES base_image ON DELETE SET NULL,
+        machine_id INTEGER NOT NULL, node_name TEXT, jenkins_job_name TEXT, jenkins_build_number INTEGER,
+        gerrit_change_number INTEGER, gerrit_patchset_number INTEGER,
+        start_time INTEGER, end_time INTEGER, result TEXT);
+    CREATE INDEX result_machine ON result (machine_id);
+    CREATE VIEW pool AS
+        SELECT provider.name AS provider, base_image.name AS image, min_ready,
+            coalesce(sum(state = 'READY'), 0) AS ready, coalesce(sum(state = 'BUILDING'), 0) AS building,
+            coalesce(sum(state = 'USED'), 0) AS used, coalesce(sum(state = 'ERROR'), 0) AS error,
+            coalesce(sum(state = 'HOLD'), 0) AS hold, coalesce(sum(state = 'DELETE'), 0) AS "delete", max_servers
+        FROM provider JOIN base_image ON base_image.provider_id = provider.id
+            LEFT JOIN machine ON machine.base_image_id = base_image.id
+        GROUP BY base_image.id ORDER BY provider.name, base_image.name;
+    CREATE VIEW node AS
+        SELECT provider, image, name, ip, state,
+            CASE WHEN age < 120 THEN age || ' s' WHEN age < 7200 THEN age / 60 || ' min'
+                 WHEN age < 172800 THEN age / 3600 || ' h' ELSE age / 86400 || ' days' END AS age,
+            hold_reason
+        FROM (SELECT provider.name AS provider, base_image.name AS image, machine.name, ip, state, hold_reason,
+                  max(CAST(strftime('%s', 'now') AS INTEGER) - state_time, 0) AS age, machine.id AS id
+              FROM machine JOIN base_image ON machine.base_image_id = base_image.id
+                  JOIN provider ON base_image.provider_id = provider.id)
+        ORDER BY provider, image, id;
+    """,
+)
+
+
+class DatabaseError(GateError):
+    """vm.db cannot be used now; trying again may help."""
+
+
+database = peewee.SqliteDatabase(None)
+
+
+class Model(peewee.Model):
+    """All tables live in the one database; saving writes only what was set."""
+
+    class Meta:
+        """Peewee's options."""
+
+        database = database
+        only_save_dirty = True
+        legacy_table_names = False
+
+
+class Setting(Model):
+    """A named value that belongs to the file itself, such as the pool's UUID."""
+
+    name = peewee.TextField(primary_key=True)
+    value = peewee.TextField()
+
+
+class Provider(Model):
+    """One account in one region of one cloud; the columns are the keys of the providers file."""
+
+    id = peewee.AutoField()
+    name = peewee.TextField()
+    cloud = peewee.TextField()
+    region = peewee.TextField(null=True)
+    max_servers = peewee.IntegerField()
+    boot_timeout = peewee.IntegerField()  # seconds
+    max_concurrency = peewee.IntegerField()
+    calls_per_second = peewee.FloatField(null=True)
+    networks = peewee.TextField()
+    floating_ips = peewee.TextField()
+    floating_ip_network = peewee.TextField(null=True)
+    address = peewee.TextField()
+    ssh_port = peewee.IntegerField()
+    security_groups = peewee.TextField()
+    availability_zones = peewee.TextField()
+    active = peewee.BooleanField(default=True)  # false: gone from the providers file, being drained
+
+    def listed(self, column: str) -> list[str]:
+        """Return one of the columns that hold a list."""
+        values: list[str] = json.loads(getattr(self, column))
+        return values
+
+
+class BaseImage(Model):
+    """An image type of a provider; its machines carry the Jenkins label devstack-NAME."""
+
+    id = peewee.AutoField()
+    provider = peewee.ForeignKeyField(Provider)
+    name = peewee.TextField()
+    external_id = peewee.TextField()  # name or id of the provider's base image
+    min_ready = peewee.IntegerField()
+    min_ram = peewee.IntegerField()  # MB
+    flavor = peewee.TextField(null=True)
+    username = peewee.TextField(null=True)
+    user_data = peewee.TextField(null=True)  # path
+    max_ready_age = peewee.IntegerField(null=True)  # hours
+    active = peewee.BooleanField(default=True)
+
+
+class SnapshotImage(Model):
+    """A template: one day's prepared image, from which machines boot."""
+
+    id = peewee.AutoField()
+    base_image = peewee.ForeignKeyField(BaseImage)
+    base_image_id: int
+    name = peewee.TextField()
+    version = peewee.IntegerField()  # Unix seconds of its making
+    external_id = peewee.TextField(null=True)
+    server_external_id = peewee.TextField(null=True)
+    state = peewee.TextField()
+    state_time = peewee.IntegerField()
+    error = peewee.TextField(null=True)
+
+
+class Machine(Model):
+    """One virtual machine, from before it was asked for until after it was seen to be gone."""
+
+    id = peewee.AutoField()
+    base_image = peewee.ForeignKeyField(BaseImage)
+    base_image_id: int
+    snapshot_image = peewee.ForeignKeyField(SnapshotImage, null=True)
+    snapshot_image_id: int | None
+    external_id = peewee.TextField(null=True)
+    name = peewee.TextField(null=True)
+    jenkins_name = peewee.TextField(null=True)  # set when the node may be in Jenkins
+    ip = peewee.TextField(null=True)
+    user = peewee.TextField(null=True)
+    host_key = peewee.TextField(null=True)  # "type base64", seen at the first login
+    state = peewee.TextField()
+    state_time = peewee.IntegerField()
+    error = peewee.TextField(null=True)
+    hold_reason = peewee.TextField(null=True)
+    hold_until = peewee.IntegerField(null=True)
+    delete_time = peewee.IntegerField(null=True)  # when the cloud was first asked to delete it
+
+
+class Result(Model):
+    """One build on one machine; it outlives the machine."""
+
+    id = peewee.AutoField()
+    base_image = peewee.ForeignKeyField(BaseImage, null=True)
+    machine_id = peewee.IntegerField()
+    node_name = peewee.TextField(null=True)
+    jenkins_job_name = peewee.TextField(null=True)
+    jenkins_build_number = peewee.IntegerField(null=True)
+    gerrit_change_number = peewee.IntegerField(null=True)
+    gerrit_patchset_number = peewee.IntegerField(null=True)
+    start_time = peewee.IntegerField(null=True)
+    end_time = peewee.IntegerField(null=True)
+    result = peewee.TextField(null=True)
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]:
+    """Open vm.db for the duration, made or migrated if need be; SQLite's errors come out as one line.
+
+    Raises ConfigError when the file can never be used as it is, DatabaseError when trying again may help.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}")
+    database.init(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
+    try:
+        with database.connection_context():
+            _migrate(path, migrations)
+            yield
+    except peewee.DatabaseError as err:
+        raise _explained(path, err) from err
+    except sqlite3.Error as err:
+        raise _explained(path, err) from err
+
+
+def _explained(path: Path, err: Exception) -> GateError:
+    reason = str(err)
+    if "locked" in reason or "busy" in reason:
+        return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
+    if "not a database" in reason or "unable to open" in reason or "malformed" in reason:
+        return ConfigError(f"{path}: cannot be opened as a SQLite database ({reason})")
+    return DatabaseError(f"{path}: {reason}")
+
+
+def _migrate(path: Path, migrations: Sequence[str]) -> None:
+    version = _schema_version(path, migrations)
+    if version == len(migrations):
+        return
+    database.execute_sql("PRAGMA journal_mode = WAL")
+    if version:
+        _copy(path, version)
+    with database.atomic("IMMEDIATE"):
+        version = _schema_version(path, migrations)  # another process may have been faster
+        for number, script in enumerate(migrations[version:], version + 1):
+            for statement in script.split(";"):
+                if statement.strip():
+                    database.execute_sql(statement)
+            database.execute_sql(f"PRAGMA user_version = {number}")
+        Setting.insert(name="pool", value=str(uuid.uuid4())).on_conflict_ignore().execute()
+
+
+def _schema_version(path: Path, migrations: Sequence[str]) -> int:
+    version = int(database.execute_sql("PRAGMA user_version").fetchone()[0])
+    if version > len(migrations):
+        raise ConfigError(f"{path}: has schema version {version}, newer than the {len(migrations)} known here; "
+                          "use the scripts that made it")
+    if version == 0 and database.execute_sql("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise ConfigError(f"{path}: holds tables that devstack-gate did not make; name another file")
+    return version
+
+
+def _copy(path: Path, version: int) -> None:
+    copy = path.with_name(f"{path.name}.schema-{version}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+    target = sqlite3.connect(copy)
+    with contextlib.closing(target):
+        database.connection().backup(target)
+    get_log().warning("%s has an older schema (%d); kept a copy as %s and migrating it", path, version, copy.name)
+
+
+def pool_uuid() -> str:
+    """Return the UUID that was made with this vm.db and marks everything that it owns."""
+    return str(Setting.get_by_id("pool").value)
+
+
+@contextlib.contextmanager
+def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> Iterator[bool]:
+    """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
+    with gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds) as mine:
+        yield mine
+
+
+def lock_folder() -> Path:
+    """Return the folder beside vm.db that holds the lock files."""
+    return Path(f"{database.database}.locks")
+
+
+# --- rows and moves -------------------------------------------------------------------------------------------------
+
+
+def now() -> int:
+    """Return the time as it is stored, integer Unix seconds."""
+    return int(time.time())
+
+
+def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any) -> bool:
+    """Move a row from one state to another in one UPDATE, other columns with it.
+
+    Returns whether it was still in the source state, and so moved; the row object then shows what was written.
+    """
+    values = {"state": target, "state_time": now(), **columns}
+    model = type(row)
+    moved = model.update(**values).where((model.id == row.id) & (model.state == source)).execute() == 1
+    if moved:
+        for name, value in values.items():
+            setattr(row, name, value)
+    return bool(moved)
+
+
+def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
+    """Write some columns of a row, never its state."""
+    type(row).update(**columns).where(type(row).id == row.id).execute()
+    for name, value in columns.items():
+        setattr(row, name, value)
+
+
+def provider_named(name: str) -> Provider:
+    """Return a provider; ConfigError names what is known if there is none."""
+    provider = Provider.get_or_none(Provider.name == name)
+    if provider is None:
+        known = [row.name for row in Provider.select().order_by(Provider.name)]
+        hint = gateconfig.nearest(name, known) if known else "; vm.db has none yet, run: vmdatabase.py load FILE"
+        raise ConfigError(f"{database.database}: unknown provider {name}{hint}")
+    return provider
+
+
+def provider_names() -> list[str]:
+    """Return the names of all providers, also of those being drained."""
+    return [row.name for row in Provider.select().order_by(Provider.name)]
+
+
+def machine_named(name: str) -> Machine:
+    """Return the machine of a node or server name; ConfigError if there is none."""
+    machine = Machine.get_or_none((Machine.name == name) | (Machine.jenkins_name == name))
+    if machine is None:
+        raise ConfigError(f"{database.database}: unknown node {name}; `select name from node` lists those there are")
+    return machine
+
+
+def machines_of(provider: Provider) -> list[Machine]:
+    """Return all machines of a provider, oldest first."""
+    query = Machine.select(Machine, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
+    return list(query.order_by(Machine.id))
+
+
+def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
+    """Return how many machines a provider has, by (image id, state)."""
+    query = (Machine.select(Machine.base_image, Machine.state, peewee.fn.count(Machine.id)).join(BaseImage)
+             .where(BaseImage.provider == provider).group_by(Machine.base_image, Machine.state))
+    rows: Iterable[Any] = query.tuples()
+    return Counter({(image_id, state): count for image_id, state, count in rows})
+
+
+def count_rows(provider: Provider) -> int:
+    """Return how many servers the rows of a provider stand for: all machines, and templates being built."""
+    templates = (SnapshotImage.select().join(BaseImage)
+                 .where((BaseImage.provider == provider) & (SnapshotImage.state == BUILDING)).count())
+    return int(count_machines(provider).total() + templates)
+
+
+def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
+    """Return (machine id, server id or None) of all machines of a provider."""
+    query = Machine.select(Machine.id, Machine.external_id).join(BaseImage).where(BaseImage.provider == provider)
+    rows: Iterable[Any] = query.tuples()
+    return list(rows)
+
+
+def all_server_ids() -> set[str]:
+    """Return the ids of all servers that a machine or a snapshot of any provider knows."""
+    machines: Iterable[Any] = Machine.select(Machine.external_id).tuples()
+    templates: Iterable[Any] = SnapshotImage.select(SnapshotImage.server_external_id).tuples()
+    return {server_id for rows in (machines, templates) for (server_id,) in rows if server_id}
+
+
+def node_names() -> set[str]:
+    """Return the names of the machines of all providers."""
+    rows: Iterable[Any] = Machine.select(Machine.name).tuples()
+    return {name for (name,) in rows}
+
+
+def machines_with_ended_builds() -> set[int]:
+    """Return the ids of machines whose build has ended."""
+    rows: Iterable[Any] = Result.select(Result.machine_id).where(Result.end_time.is_null(False)).tuples()
+    return {machine_id for (machine_id,) in rows}
+
+
+def images_of(provider: Provider) -> list[BaseImage]:
+    """Return the image types of a provider, also those being drained, by name."""
+    return list(BaseImage.select().where(BaseImage.provider == provider).order_by(BaseImage.name))
+
+
+def snapshots_of(provider: Provider) -> list[SnapshotImage]:
+    """Return all snapshots of a provider's images, newest first."""
+    query = SnapshotImage.select(SnapshotImage, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
+    return list(query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()))
+
+
+def current_snapshot(image: BaseImage) -> SnapshotImage | None:
+    """Return the newest READY snapshot of an image type, or None if there is none yet."""
+    query = SnapshotImage.select().where((SnapshotImage.base_image == image) & (SnapshotImage.state == READY))
+    newest: SnapshotImage | None = query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()).first()
+    return newest
+
+
+def building_snapshot_ids() -> set[int]:
+    """Return the ids of the snapshots of all providers that are being built."""
+    rows: Iterable[Any] = SnapshotImage.select(SnapshotImage.id).where(SnapshotImage.state == BUILDING).tuples()
+    return {snapshot_id for (snapshot_id,) in rows}
+
+
+def hold(machine: Machine, reason: str, until: int | None) -> str:
+    """Move a machine to HOLD from any state but DELETE; returns the state that it was in.
+
+    Raises ConfigError if it is marked for deletion.
+    """
+    while machine.state not in (DELETE, HOLD):
+        before = str(machine.state)
+        if move(machine, before, HOLD, hold_reason=reason, hold_until=until):
+            return before
+        machine = Machine.get_by_id(machine.id)
+    if machine.state == DELETE:
+        raise ConfigError(f"{machine.name}: is marked for deletion and cannot be held any more")
+    set_columns(machine, hold_reason=reason, hold_until=until)
+    return HOLD
+
+
+# --- builds ---------------------------------------------------------------------------------------------------------
+
+
+def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -> None:
+    """Write down which build has the machine, as far as Jenkins' environment says.
+
+    The change is Gerrit's (GERRIT_CHANGE_NUMBER, ...) or Zuul's (ZUUL_CHANGE, ...).
+    """
+    def number(*names: str) -> int | None:
+        return next((int(environ[name]) for name in names if environ.get(name, "").isdigit()), None)
+
+    Result.create(**{
+        "base_image": machine.base_image_id, "machine_id": machine.id, "node_name": machine.name,
+        "jenkins_job_name": environ.get("JOB_NAME") or None,
+        "jenkins_build_number": number("BUILD_NUMBER"),
+        "gerrit_change_number": number("GERRIT_CHANGE_NUMBER", "ZUUL_CHANGE"),
+        "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),
+        "start_time": now(), **columns,
+    })
+
+
+def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
+    """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
+    ended = {"end_time": now(), "result": result}
+    running = Result.select(Result.id).where((Result.machine_id == machine.id) & Result.end_time.is_null())
+    any_known = Result.select().where(Result.machine_id == machine.id).exists()
+    if not Result.update(**ended).where(Result.id.in_(running)).execute() and not any_known:
+        record_start(machine, environ, start_time=None, **ended)
+
+
+# --- the providers file ---------------------------------------------------------------------------------------------
+
+
+def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Make the tables provider and base_image equal to the providers of a file; returns one line for each change.
+
+    What is no longer in the file is deleted when it has neither machines nor snapshots; otherwise it is drained: no
+    machine is launched for it any more, and reap removes what is left of it.
+    """
+    changes: list[str] = []
+    for wanted in providers:
+        values = _columns(wanted, ("images",))
+        provider = Provider.get_or_none(Provider.name == values["name"])
+        provider = _make_equal(Provider, provider, values, f"provider {values['name']}", changes)
+        for image in wanted["images"]:
+            image_values = {**_columns(image, ("image",)), "external_id": image["image"], "provider": provider}
+            row = BaseImage.get_or_none((BaseImage.provider == provider) & (BaseImage.name == image["name"]))
+            _make_equal(BaseImage, row, image_values, f"image {provider.name}/{image['name']}", changes)
+    images_wanted = {(wanted["name"], image["name"]) for wanted in providers for image in wanted["images"]}
+    for image in list(BaseImage.select(BaseImage, Provider).join(Provider)):
+        if (image.provider.name, image.name) not in images_wanted:
+            _drain_image(image, changes)
+    names_wanted = {wanted["name"] for wanted in providers}
+    for provider in list(Provider.select()):
+        if provider.name not in names_wanted:
+            _drain_provider(provider, changes)
+    return changes
+
+
+def drop_drained(provider: Provider) -> list[str]:
+    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
+    dropped: list[str] = []
+    with database.atomic("IMMEDIATE"):
+        for image in images_of(provider):
+            if not image.active:
+                _drain_image(image, dropped)
+        if not Provider.get_by_id(provider.id).active:
+            _drain_provider(provider, dropped)
+    return [change for change in dropped if change.startswith("delete")]
+
+
+def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    values = {key.replace("-", "_"): value for key, value in wanted.items() if key not in without}
+    values.update({key: json.dumps(values[key]) for key in LIST_COLUMNS if key in values})
+    return {**values, "active": True}
+
+
+def _make_equal(
+    model: type[Provider | BaseImage], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
+) -> Any:
+    if row is None:
+        shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
+        changes.append(f"add {what}: {', '.join(shown)}".replace("_", "-"))
+        return model.create(**values)
+    changed = {key: value for key, value in values.items() if getattr(row, key) != value}
+    for key, value in changed.items():
+        text = "back in the file" if key == "active" else f"{key.replace('_', '-')} {getattr(row, key)} -> {value}"
+        changes.append(f"change {what}: {text}")
+    if changed:
+        model.update(**changed).where(model.id == row.id).execute()
+    return row
+
+
+def _drain_image(image: BaseImage, changes: list[str]) -> None:
+    what = f"image {image.provider.name}/{image.name}"
+    machines = Machine.select().where(Machine.base_image == image).count()
+    snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
+    if not machines and not snapshots:
+        changes.append(f"delete {what}")
+        image.delete_instance()
+    elif image.active or image.min_ready:
+        changes.append(f"drain {what}: {machines} machines and {snapshots} snapshots are left to the next reaps")
+        BaseImage.update(active=False, min_ready=0).where(BaseImage.id == image.id).execute()
+
+
+def _drain_provider(provider: Provider, changes: list[str]) -> None:
+    if not BaseImage.select().where(BaseImage.provider == provider).count():
+        changes.append(f"delete provider {provider.name}")
+        provider.delete_instance()
+    elif provider.active:
+        changes.append(f"drain provider {provider.name}: reap deletes it when nothing of it is left")
+        Provider.update(active=False).where(Provider.id == provider.id).execute()
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands of the docstring."""
+    options = _parse(argv)
+    gateconfig.setup_logging(options.verbosity)
+    command: Callable[[argparse.Namespace], int] = options.run
+    with opened(options.db or gateconfig.database_path()):
+        return command(options)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = gateconfig.make_parser(__doc__)
+    parser.add_argument("--db", type=Path, metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
+    parser.set_defaults(run=_run_list, json=False)
+    commands = parser.add_subparsers(title="commands", metavar="")
+    command = commands.add_parser("list", help="print the pool")
+    command.add_argument("--json", action="store_true", help="as a JSON list of one object per provider and image")
+    command = commands.add_parser("load", help="make providers and images equal to a file")
+    command.add_argument("file", type=Path, metavar="FILE", help="providers file, YAML")
+    command.add_argument("--dry-run", action="store_true", help="print the changes without making them")
+    command.set_defaults(run=_run_load)
+    command = commands.add_parser("hold", help="keep a machine")
+    command.add_argument("node", metavar="NODE")
+    command.add_argument("--reason", required=True, metavar="TEXT", help="why, for those who find it")
+    command.add_argument("--ssh-key", metavar="FILE|KEY", help="public key to let in")
+    command.add_argument("--hours", type=_hours, metavar="N", help="let it go after so many hours (default: never)")
+    command.set_defaults(run=_run_hold)
+    command = commands.add_parser("unhold", help="let a held machine be deleted")
+    command.add_argument("node", metavar="NODE")
+    command.set_defaults(run=_run_unhold)
+    return parser.parse_args(argv)
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours < 24 * 366:
+        raise argparse.ArgumentTypeError(f"expected hours above 0, got {text}")
+    return hours
+
+
+def _run_list(options: argparse.Namespace) -> int:
+    cursor = database.execute_sql("SELECT * FROM pool")
+    columns = [column[0] for column in cursor.description]
+    rows = cursor.fetchall()
+    if options.json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return gateconfig.EXIT_OK
+    print_table(columns, rows)
+    if not rows:
+        print(f"{database.database} has no providers yet; run: vmdatabase.py load FILE")
+    return gateconfig.EXIT_OK
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under their columns' names, numbers to the right."""
+    cells = [[str("" if value is None else value) for value in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
+    for row in [list(columns), *cells]:
+        padded = [cell.rjust(width) if cell.isdigit() else cell.ljust(width)
+                  for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def _run_load(options: argparse.Namespace) -> int:
+    import providersfile
+
+    providers = providersfile.load_providers_file(options.file)
+    with database.atomic("IMMEDIATE") as transaction:
+        changes = load(providers)
+        if options.dry_run:
+            transaction.rollback()
+    for change in changes:
+        print(f"would {change}" if options.dry_run else change)
+    if not changes:
+        print("no changes")
+    for provider in providers:
+        wanted = sum(image["min-ready"] for image in provider["images"])
+        if wanted > provider["max-servers"]:
+            get_log(provider=provider["name"]).warning(
+                "min-ready adds up to %d, but max-servers is %d: the pool can never be full",
+                wanted, provider["max-servers"])
+    return gateconfig.EXIT_OK
+
+
+def _run_hold(options: argparse.Namespace) -> int:
+    """Hold the machine first, so that no script moves it, then take its node out of service and let the person in."""
+    key = _public_key(options.ssh_key) if options.ssh_key else None
+    machine = machine_named(options.node)
+    config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
+    until = now() + int(options.hours * 3600) if options.hours else None
+    before = hold(machine, options.reason, until)
+    log = get_log(machine=machine.id, node=machine.name)
+    log.info("%s -> HOLD: %s", before, options.reason)
+    if config and config.jenkins and machine.jenkins_name:
+        import jenkinsnodes
+
+        nodes = jenkinsnodes.Nodes(config.jenkins, lock_folder())
+        nodes.take_out_of_service(machine.jenkins_name, f"held: {options.reason}", missing_ok=True)
+    if config and key:
+        import nodessh
+
+        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
+    print(f"{machine.name} {machine.user}@{machine.ip}")
+    return gateconfig.EXIT_OK
+
+
+def _public_key(text: str) -> str:
+    path = Path(text).expanduser()
+    try:
+        key = path.read_text(encoding="utf-8").strip() if path.is_file() else text.strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--ssh-key: {path} cannot be read") from err
+    if "\n" in key or len(key.split()) < 2 or not key.startswith(("ssh-", "ecdsa-", "sk-")):  # noqa: PLR2004
+        raise ConfigError("--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'")
+    return key
+
+
+def _run_unhold(options: argparse.Namespace) -> int:
+    machine = machine_named(options.node)
+    if not move(machine, HOLD, DELETE):
+        raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
+    get_log(machine=machine.id, node=machine.name).info("HOLD -> DELETE")
+    return gateconfig.EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(gateconfig.run(main))
