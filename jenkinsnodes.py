@@ -1,0 +1,312 @@
+"""Jenkins nodes: add, look at, take out of service, remove.
+
+Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else:
+"missing" is only ever concluded from a 404; offline-toggling is undone by a second toggle, so it is done under a lock,
+looked at afterwards and repaired; a node is first relabelled, which cannot go wrong twice, so that no queued build can
+reach it whatever becomes of the toggle.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+from gateconfig import ConfigError, GateError, JenkinsConfig, file_lock, get_log
+
+if TYPE_CHECKING:
+    import jenkins
+    import requests
+
+CALL_SECONDS = 30
+LOCK_SECONDS = 60
+TOGGLES = 5  # tries to see temporarilyOffline
+USED_LABEL = "devstack-used"
+DESCRIPTION = "devstack-gate-pool="
+NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
+              "assignedLabels[name]"
+
+T = TypeVar("T")
+
+
+class JenkinsError(GateError):
+    """Jenkins did not answer, or not as it should; what it was asked about is in an unknown state."""
+
+
+class JenkinsConfigError(ConfigError):
+    """Jenkins refuses the user, the API key, or a right that is needed."""
+
+
+class NodeConflictError(GateError):
+    """Jenkins has a node of this name that leads elsewhere."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as Jenkins last showed it."""
+
+    name: str
+    description: str
+    offline: bool
+    temporarily_offline: bool
+    idle: bool
+    cause: str  # the last part of the class of the reason for being offline, such as UserCause; empty if none
+    reason: str
+    labels: frozenset[str]
+
+    @property
+    def out_of_service(self) -> bool:
+        """Whether no build can start here: marked offline by toggle, and without the label that builds ask for."""
+        return self.temporarily_offline and USED_LABEL in self.labels
+
+    @property
+    def dead(self) -> bool:
+        """Whether the agent is gone by itself: not while it still connects, nor when a person took it offline."""
+        return self.offline and not self.temporarily_offline and self.cause in ("LaunchFailed", "ChannelTermination")
+
+
+class Nodes:
+    """The nodes of one Jenkins. Every method raises JenkinsError or JenkinsConfigError when it cannot tell."""
+
+    def __init__(self, config: JenkinsConfig, lock_folder: Path) -> None:
+        """Take the settings; nothing is asked of Jenkins yet."""
+        import jenkins
+
+        self._config = config
+        self._lock_folder = lock_folder
+        self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
+        self._jenkins.crumb = False  # API tokens need none; see _ask
+
+    # --- calls ---
+
+    def _ask(self, what: str, call: Callable[[jenkins.Jenkins], T]) -> T | None:
+        """Make a call and return its result, None only for a 404.
+
+        A password in place of an API token needs a crumb, which python-jenkins keeps for ever: it is fetched anew
+        when Jenkins misses it.
+        """
+        import jenkins
+        import requests
+
+        for fresh_crumb in (False, True):
+            try:
+                return call(self._jenkins)
+            except jenkins.NotFoundException:
+                return None
+            except (jenkins.JenkinsException, requests.RequestException) as err:
+                response = _response_of(err)
+                if response is not None and response.status_code == 403 and "crumb" in response.text \
+                        and not fresh_crumb:  # noqa: PLR2004
+                    self._jenkins.crumb = None
+                    continue
+                raise self._explained(what, err, response) from err
+            except (ValueError, KeyError, TypeError) as err:
+                raise JenkinsError(f"Jenkins {self._config.server}: {what}: the answer makes no sense ({err})") from err
+        raise JenkinsError(f"Jenkins {self._config.server}: {what}: no crumb is accepted")
+
+    def _explained(self, what: str, err: Exception, response: requests.Response | None) -> GateError:
+        where = f"Jenkins {self._config.server}: {what}"
+        if response is None:
+            return JenkinsError(f"{where}: no answer ({_short(err)})")
+        status = response.status_code
+        if status == 401:  # noqa: PLR2004
+            return JenkinsConfigError(f"{where}: 401, user {self._config.user} or its apikey is wrong")
+        if status == 403:  # noqa: PLR2004
+            right = response.headers.get("X-Required-Permission", "")
+            needs = f"needs the right {right}" if right else "is not allowed this"
+            return JenkinsConfigError(f"{where}: 403, user {self._config.user} {needs}")
+        return JenkinsError(f"{where}: {status} {response.headers.get('X-Error', response.reason)}")
+
+    def _request(self, method: str, path: str, **arguments: Any) -> Callable[[jenkins.Jenkins], str]:
+        import requests
+
+        url = f"{self._config.server.rstrip('/')}/{path}"
+        return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
+
+    # --- looking ---
+
+    def all(self) -> dict[str, Node]:
+        """Return all nodes by name, in one call."""
+        text = self._ask("list nodes", self._request("GET", "computer/api/json",
+                                                     params={"tree": f"computer[{NODE_FIELDS}]"}))
+        if text is None:
+            raise JenkinsError(f"Jenkins {self._config.server}: list nodes: 404, is this the address of a Jenkins?")
+        nodes = [_node(raw) for raw in self._parsed(text)["computer"]]
+        return {node.name: node for node in nodes}
+
+    def look(self, name: str) -> Node | None:
+        """Return a node, or None if Jenkins says 404."""
+        text = self._ask(f"look at node {name}", self._request("GET", f"computer/{quote(name)}/api/json",
+                                                               params={"tree": NODE_FIELDS}))
+        return None if text is None else _node(self._parsed(text))
+
+    def _parsed(self, text: str) -> dict[str, Any]:
+        try:
+            parsed = json.loads(text)
+        except ValueError as err:
+            raise JenkinsError(f"Jenkins {self._config.server}: the answer is not JSON") from err
+        if not isinstance(parsed, dict):
+            raise JenkinsError(f"Jenkins {self._config.server}: the answer makes no sense")
+        return parsed
+
+    # --- adding ---
+
+    def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str, pool: str) -> None:
+        """Make a node with one executor, only for builds that ask for the label.
+
+        Jenkins will connect to it only if it shows the host key. A node that is there already with the same address
+        is taken as it is; NodeConflictError if it leads elsewhere.
+        """
+        import jenkins
+
+        parameters = {
+            "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
+            "sshHostKeyVerificationStrategy": {
+                "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
+                "key": host_key,
+            },
+        }
+        error: GateError | None = None
+        try:
+            self._ask(f"create node {name}", lambda server: server.create_node(
+                name, numExecutors=1, nodeDescription=f"{DESCRIPTION}{pool}", remoteFS=remote_fs, labels=label,
+                exclusive=True, launcher=jenkins.LAUNCHER_SSH, launcher_params=parameters))
+        except JenkinsError as err:
+            error = err  # it may have been made all the same, by this call or by another client
+        found = self._host_of(name)
+        if found is None:
+            raise error or JenkinsError(f"Jenkins {self._config.server}: node {name} was created but is not there")
+        if found != (address, str(port)):
+            raise NodeConflictError(f"Jenkins {self._config.server}: has a node {name} that leads to "
+                                    f"{':'.join(found)}, not to {address}:{port}")
+
+    def _host_of(self, name: str) -> tuple[str, str] | None:
+        config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
+        if config is None:
+            return None
+        return _element(config, "host"), _element(config, "port")
+
+    # --- taking out of service and removing ---
+
+    def take_out_of_service(self, name: str, message: str, missing_ok: bool = False) -> Node | None:
+        """Make sure that no build can start on a node any more, and return it as it then is.
+
+        A build that runs goes on. Raises JenkinsError if Jenkins does not show it so in the end; returns None if the
+        node is not there and that is fine.
+        """
+        with file_lock(self._lock_folder / f"node-{name}", LOCK_SECONDS) as mine:
+            if not mine:
+                raise JenkinsError(f"node {name}: another process has held its lock for more than {LOCK_SECONDS} s")
+            node = self.look(name)
+            if node is not None and not node.out_of_service:
+                self._relabel(name)
+                node = self._toggle_until_offline(name, message)
+            if node is None and not missing_ok:
+                raise JenkinsError(f"Jenkins {self._config.server}: has no node {name}")
+            return node
+
+    def _relabel(self, name: str) -> None:
+        config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
+        if config is None or _element(config, "label") == USED_LABEL:
+            return
+        changed, count = re.subn(r"<label>[^<]*</label>|<label\s*/>", f"<label>{USED_LABEL}</label>", config)
+        if count != 1:
+            raise JenkinsError(f"Jenkins {self._config.server}: config.xml of node {name} has {count} labels, not one")
+        self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
+
+    def _toggle_until_offline(self, name: str, message: str) -> Node | None:
+        """Toggle, look, and toggle again when somebody else toggled at the same moment."""
+        for _ in range(TOGGLES):
+            node = self.look(name)
+            if node is None or node.out_of_service:
+                return node
+            if not node.temporarily_offline:
+                self._ask(f"take node {name} out of service", self._request(
+                    "POST", f"computer/{quote(name)}/toggleOffline", params={"offlineMessage": message}))
+            node = self.look(name)
+            if node is None or node.out_of_service:
+                return node
+            time.sleep(random.uniform(0.05, 0.5))
+            self._relabel(name)
+        raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
+
+    def remove(self, name: str, message: str) -> bool:
+        """Remove a node that builds nothing; returns False, with the node out of service, while it builds."""
+        node = self.take_out_of_service(name, message, missing_ok=True)
+        if node is None:
+            return True
+        if not node.idle:
+            return False
+        self._ask(f"delete node {name}", self._request("POST", f"computer/{quote(name)}/doDelete"))
+        if self.look(name) is not None:
+            raise JenkinsError(f"Jenkins {self._config.server}: node {name} is still there after its deletion")
+        get_log(node=name).info("removed from Jenkins")
+        return True
+
+
+def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
+    """Return whether Jenkins shows a node as out of service, by one request and without python-jenkins.
+
+    For the common case of a script that a build waits for; False also when Jenkins cannot tell.
+    """
+    import base64
+    import http.client
+
+    parts = urlsplit(config.server)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = connect(parts.hostname or "", parts.port, timeout=CALL_SECONDS)
+    login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
+    path = f"{parts.path.rstrip('/')}/computer/{quote(name)}/api/json?tree={quote(NODE_FIELDS)}"
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
+        response = connection.getresponse()
+        return response.status == http.client.OK and _node(json.loads(response.read())).out_of_service
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return False
+    finally:
+        connection.close()
+
+
+def _node(raw: dict[str, Any]) -> Node:
+    cause = raw.get("offlineCause") or {}
+    return Node(
+        name=str(raw["displayName"]),
+        description=str(raw.get("description") or ""),
+        offline=bool(raw["offline"]),
+        temporarily_offline=bool(raw["temporarilyOffline"]),
+        idle=bool(raw["idle"]),
+        cause=re.split(r"[.$]", str(cause.get("_class", "")))[-1],
+        reason=str(raw.get("offlineCauseReason") or ""),
+        labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels", [])),
+    )
+
+
+def _element(config: str, tag: str) -> str:
+    """Return an element's text; Jenkins declares XML 1.1, which Python's parsers refuse."""
+    found = re.search(rf"<{tag}>([^<]*)</{tag}>", config)
+    return html.unescape(found[1]).strip() if found else ""
+
+
+def _response_of(err: BaseException) -> requests.Response | None:
+    """Return the answer behind an exception of python-jenkins, which hides the status in its text."""
+    seen: BaseException | None = err
+    while seen is not None:
+        response: requests.Response | None = getattr(seen, "response", None)
+        if response is not None:
+            return response
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _short(err: Exception) -> str:
+    """Return the reason of a connection error without the layers that the libraries wrap round it."""
+    text = str(err)
+    errno = re.search(r"\[Errno [-\d]+\] ([^\"')]+)", text)
+    return errno[1] if errno else " ".join(text.split())[:200] or type(err).__name__

@@ -1,0 +1,249 @@
+"""ssh to nodes: log in with the one key, pin the host key, run named steps.
+
+Addresses in clouds are used again and again, so neither the user's known_hosts nor an ssh agent plays a part: the host
+key seen at the first login is kept with the machine and required from then on.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import paramiko
+
+from gateconfig import ConfigError, GateError, NodeConfig, get_log
+
+CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
+STEP_SECONDS = 60
+PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
+OUTPUT_LINES = 20  # of a failed step, in the error
+
+Key = paramiko.PKey | Path
+
+
+class NotYetError(GateError):
+    """The machine could not be logged in to now; a machine that boots is tried again."""
+
+
+class HostKeyError(GateError):
+    """Another machine answers at the address: its host key is not the one that was kept."""
+
+
+class StepError(GateError):
+    """A step on the machine failed or took too long; the message holds its name, status and last lines of output."""
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where and as whom to log in; host_key is "type base64", None before the first contact."""
+
+    address: str
+    port: int
+    user: str
+    key: Key
+    host_key: str | None = None
+
+    @classmethod
+    def of_machine(cls, machine: Any, node: NodeConfig) -> Login:
+        """Return the login of a machine's row."""
+        if not machine.ip:
+            raise GateError(f"{machine.name}: has no address yet")
+        port = int(machine.base_image.provider.ssh_port)
+        return cls(machine.ip, port, machine.user or node.user, node.ssh_key, machine.host_key)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave back: exit status and output, standard error included."""
+
+    status: int
+    output: str
+
+
+class Session:
+    """A login that stands; runs steps one after the other."""
+
+    def __init__(self, client: paramiko.SSHClient, login: Login) -> None:
+        self._client = client
+        self.login = login
+
+    def run(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> str:
+        """Run a command as a named step and return its output; StepError if it fails or takes longer."""
+        outcome = self.attempt(name, words, seconds, stdin)
+        if outcome.status:
+            raise StepError(f"{self.login.address}: {name}: exit status {outcome.status}{_tail(outcome.output)}")
+        return outcome.output
+
+    def attempt(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> Outcome:
+        """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
+        deadline = time.monotonic() + seconds
+        output = bytearray()
+        try:
+            transport = self._client.get_transport()
+            if transport is None:
+                raise EOFError("the connection is closed")
+            channel = transport.open_session(timeout=min(seconds, CONNECT_SECONDS))
+            with channel:
+                channel.set_combine_stderr(True)
+                channel.settimeout(1.0)
+                channel.exec_command(shlex.join(words))
+                channel.sendall(stdin.encode())
+                channel.shutdown_write()
+                for chunk in _chunks(channel, deadline):
+                    output += chunk
+                status = channel.recv_exit_status()
+        except TimeoutError as err:
+            text = _tail(output.decode(errors="replace"))
+            raise StepError(f"{self.login.address}: {name}: not done after {seconds:.0f} s{text}") from err
+        except (paramiko.SSHException, EOFError, OSError) as err:
+            text = _tail(output.decode(errors="replace"))
+            raise StepError(f"{self.login.address}: {name}: connection lost ({_reason(err)}){text}") from err
+        if status < 0:
+            raise StepError(f"{self.login.address}: {name}: connection lost{_tail(output.decode(errors='replace'))}")
+        return Outcome(status, output.decode(errors="replace"))
+
+    def as_root(self, words: Sequence[str]) -> list[str]:
+        """Return the command with sudo before it, unless the login is root's."""
+        return list(words) if self.login.user == "root" else ["sudo", "-n", *words]
+
+    def put(self, name: str, path: str, text: str, mode: str = "0644") -> None:
+        """Write a file of root's on the machine as a named step, its folder with it."""
+        script = 'umask 022; mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
+        self.run(name, self.as_root(["sh", "-c", script, "sh", path, mode]), stdin=text)
+
+
+def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
+    """Yield output until the command closes it, TimeoutError after the deadline."""
+    while True:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        try:
+            chunk = channel.recv(65536)
+        except TimeoutError:
+            continue
+        if not chunk:
+            if not channel.status_event.wait(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            return
+        yield chunk
+
+
+def _tail(output: str) -> str:
+    lines = output.rstrip().splitlines()[-OUTPUT_LINES:]
+    return "".join(f"\n    {line}" for line in lines)
+
+
+def _reason(err: BaseException) -> str:
+    return str(err) or type(err).__name__
+
+
+# --- login ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def session(login: Login) -> Iterator[Session]:
+    """Log in once and yield the session, whose login carries the host key that was seen.
+
+    Raises NotYetError for all that a booting machine does (refusal, reset, no banner, key not yet installed, an
+    address where another machine's key answers), HostKeyError if a host key was kept and another one is shown, and
+    ConfigError for a private key that cannot be read.
+    """
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(_Pinned(login.host_key))
+    try:
+        with _explained(login):
+            client.connect(
+                login.address, login.port, login.user, pkey=_loaded(login.key),
+                allow_agent=False, look_for_keys=False,
+                timeout=CONNECT_SECONDS, banner_timeout=CONNECT_SECONDS, auth_timeout=CONNECT_SECONDS,
+            )
+            transport = client.get_transport()
+            if transport is None:
+                raise EOFError("the connection is closed")
+            seen = transport.get_remote_server_key()
+        yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"))
+    finally:
+        client.close()
+
+
+class _Pinned(paramiko.MissingHostKeyPolicy):
+    def __init__(self, host_key: str | None) -> None:
+        self._host_key = host_key
+
+    def missing_host_key(self, _client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        """Accept any key at first contact, later only the one that was kept."""
+        if self._host_key not in (None, f"{key.get_name()} {key.get_base64()}"):
+            raise HostKeyError(f"{hostname}: shows another host key ({key.get_name()} {key.fingerprint}) "
+                               "than at first contact; the login is refused")
+
+
+@contextmanager
+def _explained(login: Login) -> Iterator[None]:
+    try:
+        yield
+    except paramiko.AuthenticationException as err:
+        raise NotYetError(f"{login.user}@{login.address}: login refused ({_reason(err)})") from err
+    except (paramiko.SSHException, EOFError, OSError, socket.gaierror) as err:
+        raise NotYetError(f"{login.user}@{login.address}: no ssh ({_reason(err)})") from err
+
+
+@functools.cache
+def _loaded(key: Key) -> paramiko.PKey:
+    if isinstance(key, paramiko.PKey):
+        return key
+    try:
+        return paramiko.PKey.from_path(key)
+    except (OSError, ValueError, paramiko.SSHException) as err:
+        raise ConfigError(f"[node] ssh_key: {key} cannot be used ({_reason(err)}); it needs no passphrase") from err
+
+
+def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[Session], bool]) -> Login:
+    """Try the logins in turn until one passes the test; returns it with its host key.
+
+    deadline is on the monotonic clock. Raises NotYetError with the last thing seen.
+    """
+    tries = 0
+    while True:
+        for login in logins:
+            try:
+                with session(login) as connection:
+                    if test(connection):
+                        return connection.login
+                    last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
+            except (NotYetError, StepError) as err:
+                last = NotYetError(str(err))
+        pause = PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)]
+        if time.monotonic() + pause > deadline:
+            raise last
+        tries += 1
+        time.sleep(pause)
+
+
+def write_node_marks(login: Login, marks: str) -> Login:
+    """Log in once, leave the marks in /etc/devstack-gate/node, and return the login with its host key.
+
+    This is the ssh test of a new machine: it proves the login, sudo and a writable disk. Raises NotYetError when it
+    is worth another try.
+    """
+    try:
+        with session(login) as connection:
+            connection.put("write /etc/devstack-gate/node", "/etc/devstack-gate/node", marks)
+            return connection.login
+    except StepError as err:
+        raise NotYetError(str(err)) from err
+
+
+def authorize(login: Login, public_key: str) -> None:
+    """Let a person in: add a public key to the account's authorized_keys, once."""
+    script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
+              'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
+    with session(login) as connection:
+        connection.run("add the public key", ["sh", "-c", script, "sh", public_key])
+    get_log(node=login.address).info("let in: %s", " ".join(public_key.split()[2:]) or public_key[:40])
