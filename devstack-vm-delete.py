@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Mark a machine for deletion after its build, and record the build's result.
+
+Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
+of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; reap
+deletes them then. Changes: the machine USED -> DELETE, the build's row in the table result; the node's label and
+offline mark in Jenkins if it should still be in service. The machine itself is deleted by the next devstack-vm-reap.
+
+Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), 2 wrong use or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import gateconfig
+import vmdatabase
+from gateconfig import GateError, SecureConfig, get_log
+from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine
+
+RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Take the node out of service, record the result, mark the machine."""
+    options = _parse(argv)
+    gateconfig.setup_logging(options.verbosity)
+    config = gateconfig.load_secure_config()
+    code = gateconfig.EXIT_OK
+    with vmdatabase.opened(gateconfig.database_path()):
+        machine = vmdatabase.machine_named(options.node)
+        if machine.state == BUILDING:
+            raise GateError(f"{machine.name}: is BUILDING, no build can have run on it; left alone")
+        try:
+            take_out_of_service(machine, config)
+        except GateError as err:
+            get_log(machine=machine.id, node=machine.name).error("%s; reap will see to it", err)
+            code = gateconfig.EXIT_FAILED
+        record(machine, options.result)
+    return code
+
+
+def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
+    """See to it that the node is out of service before the machine is marked.
+
+    inprogress has done that, so that mostly one look is enough; a build waits for this script.
+    """
+    if not config.jenkins or not machine.jenkins_name:
+        return
+    import jenkinsnodes
+
+    if not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name):
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
+        nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
+
+
+def record(machine: Machine, result: str | None) -> None:
+    """Write down the result and, unless the machine is kept for a look, mark it; HOLD is never overwritten."""
+    log = get_log(machine=machine.id, node=machine.name)
+    with vmdatabase.database.atomic("IMMEDIATE"):
+        vmdatabase.record_end(machine, os.environ, result)
+        machine = Machine.get_by_id(machine.id)
+        if machine.state == READY:
+            vmdatabase.move(machine, READY, USED)  # a build ran here without devstack-vm-inprogress
+        if machine.state != USED:
+            log.info("is %s and stays so%s", machine.state, f" ({machine.hold_reason})" * bool(machine.hold_reason))
+        elif result in FAILED_RESULTS:
+            log.info("%s: kept for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", result, machine.name)
+        else:
+            vmdatabase.move(machine, USED, DELETE)
+            log.info("USED -> DELETE")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = gateconfig.make_parser(__doc__)
+    parser.add_argument("node", metavar="NODE_NAME", help="the node that the build ran on")
+    parser.add_argument("--result", choices=RESULTS, help="how the build ended")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(gateconfig.run(main))

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Take a node out of service, so that its machine serves one build and no other.
+
+Run as the first step of a gate build, by the job devstack-vm-inprogress with the node's name, and waited for: the
+build may go on only if this exits with 0. With --image, a person takes a READY machine the same way; its name and
+user@address are printed. Changes: the machine READY -> USED, one row in the table result, the node's label and
+offline mark in Jenkins. Nothing is written on the machine.
+
+Exit codes: 0 the machine is yours alone, 1 it is not (somebody else has it, or Jenkins does not answer), 2 wrong use
+or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import gateconfig
+import vmdatabase
+from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Take the machine of a node, or one of an image type."""
+    options = _parse(argv)
+    gateconfig.setup_logging(options.verbosity)
+    config = gateconfig.load_secure_config()
+    with vmdatabase.opened(gateconfig.database_path()):
+        if options.image:
+            machine = take_any(options.image, options.provider)
+        else:
+            machine = take(vmdatabase.machine_named(options.node))
+        log = get_log(machine=machine.id, node=machine.name)
+        log.info("READY -> USED")
+        take_out_of_service(machine, config, options.image is not None)
+    if options.image:
+        print(f"{machine.name} {machine.user}@{machine.ip}")
+        log.info("yours for 24 hours, longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
+    return gateconfig.EXIT_OK
+
+
+def take(machine: Machine) -> Machine:
+    """Move one machine to USED and note the build; GateError if it is not READY (any more)."""
+    with vmdatabase.database.atomic("IMMEDIATE"):
+        if not vmdatabase.move(machine, READY, USED):
+            raise GateError(f"{machine.name}: {why_not(Machine.get_by_id(machine.id))}; this build must not run on it")
+        vmdatabase.record_start(machine, os.environ)
+    return machine
+
+
+def why_not(machine: Machine) -> str:
+    """Return in words why a machine cannot be taken."""
+    if machine.state != USED:
+        return f"is {machine.state}" + f" ({machine.hold_reason})" * bool(machine.hold_reason)
+    last = Result.select().where(Result.machine_id == machine.id).order_by(Result.id.desc()).first()
+    if last is None or not last.jenkins_job_name:
+        return "is USED already"
+    return f"is USED already, by {last.jenkins_job_name} #{last.jenkins_build_number}"
+
+
+def take_any(image: str, provider: str | None) -> Machine:
+    """Move the READY machine of an image type that has waited longest to USED; GateError if there is none."""
+    query = Machine.select(Machine, BaseImage).join(BaseImage).join(Provider).where(BaseImage.name == image)
+    if provider:
+        query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
+    if not BaseImage.select().where(BaseImage.name == image).exists():
+        known = sorted({row.name for row in BaseImage.select()})
+        raise ConfigError(f"--image: unknown image {image}{gateconfig.nearest(image, known)}")
+    for machine in list(query.where(Machine.state == READY).order_by(Machine.state_time, Machine.id)):
+        try:
+            return take(machine)
+        except GateError:
+            continue  # a build or another person was faster
+    raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
+
+
+def take_out_of_service(machine: Machine, config: SecureConfig, by_person: bool) -> None:
+    """See to it that Jenkins starts nothing more on the node; a machine that was never there needs nothing."""
+    log = get_log(machine=machine.id, node=machine.name)
+    if not config.jenkins:
+        log.info("no [jenkins] section in %s: there is no node to take out of service", config.path)
+    elif machine.jenkins_name:
+        import jenkinsnodes
+
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
+        build = f"{os.environ.get('JOB_NAME', '')} #{os.environ.get('BUILD_NUMBER', '')}".strip(" #")
+        message = "taken by a person" if by_person else f"in use by {build or 'its only build'}"
+        nodes.take_out_of_service(machine.jenkins_name, message, missing_ok=by_person)
+        log.info("out of service in Jenkins")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = gateconfig.make_parser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("node", metavar="NODE_NAME", nargs="?", help="the node that the build runs on")
+    what.add_argument("--image", metavar="IMAGE", help="for a person: any READY machine of this image type")
+    parser.add_argument("--provider", metavar="P", help="with --image: of this provider only")
+    options = parser.parse_args(argv)
+    if options.provider and not options.image:
+        parser.error("--provider goes with --image")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(gateconfig.run(main))

@@ -1,0 +1,491 @@
+#!/usr/bin/env python3
+"""Keep min-ready machines per image booted, ssh-tested and registered as Jenkins nodes.
+
+Run by the job devstack-launch-vms every 10 minutes, once for each provider (or `all`). Asks the provider for what is
+missing within max-servers, takes over what an earlier run left unfinished, and hands each machine to Jenkins as soon
+as it has passed the ssh test. Changes: servers of the provider, rows in vm.db, nodes in Jenkins.
+
+Exit codes: 0 the pool is full, 1 it is short or something failed (the next run goes on), 2 wrong use or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gateconfig
+import jenkinsnodes
+import nodessh
+import novacloud
+import vmdatabase
+from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, SnapshotImage
+
+POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: at first, and at most when nothing happens
+UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
+REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
+RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the plan needs to know of one image type."""
+
+    image_id: int
+    min_ready: int
+    present: int  # machines ready, on their way, or failed in this run
+
+
+def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
+    """Return the ids of the image types to launch a machine of, in this order.
+
+    At most room of them; each next one goes to the image type that then has the smallest share of its min-ready, so
+    that none starves another.
+    """
+    present = {need.image_id: need.present for need in needs}
+    plan: list[int] = []
+    while len(plan) < room:
+        short = [need for need in needs if present[need.image_id] < need.min_ready]
+        if not short:
+            break
+        next_one = min(short, key=lambda need: present[need.image_id] / need.min_ready)
+        present[next_one.image_id] += 1
+        plan.append(next_one.image_id)
+    return plan
+
+
+# The stages of a machine on its way.
+CREATE, BOOT, LOGIN, REGISTER = "create", "boot", "login", "register"
+
+
+@dataclass
+class Boot:
+    """A machine on its way: in CREATE, LOGIN and REGISTER a worker has it or will have it at retry_at."""
+
+    machine: Machine
+    deadline: float  # monotonic
+    stage: str
+    task: Future[Any] | None = None
+    retry_at: float = 0.0  # monotonic
+    tries: int = 0
+    unseen_since: float = 0.0  # monotonic
+    server: novacloud.Server | None = None
+    last_seen: str = "nothing yet"
+
+
+@dataclass
+class Template:
+    """What the machines of one image type are made of."""
+
+    snapshot: SnapshotImage
+    flavor_id: str
+    user_data: str | None
+
+
+class Launch:
+    """One run for one provider. Only the main thread touches vm.db; calls to the outside run in workers."""
+
+    def __init__(self, provider: Provider, config: SecureConfig) -> None:
+        self.provider = provider
+        self.config = config
+        self.log = get_log(provider=provider.name)
+        self.prefix = gateconfig.name_prefix()
+        self.pool = vmdatabase.pool_uuid()
+        self.images = {image.id: image for image in vmdatabase.images_of(provider)}
+        self.zones = provider.listed("availability_zones")
+        self.nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
+        self.cloud = novacloud.Cloud(provider, self.pool)
+        self.workers = ThreadPoolExecutor(provider.max_concurrency)
+        self.started = time.monotonic()
+        self.boots: dict[int, Boot] = {}
+        self.templates: dict[int, Template] = {}
+        self.orphans = 0  # servers of ours without a row
+        self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
+        self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
+        self.consoles: list[Future[None]] = []
+        self.done: dict[str, Callable[[Boot, Future[Any]], None]] = {
+            CREATE: self.created, LOGIN: self.logged_in, REGISTER: self.registered}
+
+    def run(self, wait_for_boots: bool) -> int:
+        """Fill the pool, wait for it if asked to, and return the exit code."""
+        nodes = self.nodes.all() if self.nodes else None  # first: without Jenkins nothing is begun
+        self.take_over(self.cloud.list_servers(), nodes)
+        self.ask_for_machines()
+        pause = POLL_SECONDS[0]
+        while any(wait_for_boots or boot.stage in (CREATE, REGISTER) for boot in self.boots.values()):
+            changed = self.collect(time.monotonic() + pause)
+            if any(boot.stage in (BOOT, LOGIN) for boot in self.boots.values()):
+                changed |= self.look()
+            self.ask_for_machines()
+            pause = POLL_SECONDS[0] if changed else min(pause * 1.25, POLL_SECONDS[1])
+        wait(self.consoles)
+        return self.report()
+
+    # --- what earlier runs left ---
+
+    def take_over(self, servers: Sequence[novacloud.Server], nodes: Container[str] | None) -> None:
+        """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
+        by_machine = {server.machine_id: server for server in servers}
+        self.count_orphans(servers)
+        for machine in vmdatabase.machines_of(self.provider):
+            if machine.state == BUILDING:
+                self.adopt(machine, by_machine.get(machine.id))
+            elif machine.state == READY and nodes is not None and machine.name not in nodes:
+                self.log_of(machine).info("is READY but not in Jenkins")
+                self.follow(Boot(machine, time.monotonic() + REGISTER_SECONDS, REGISTER))
+
+    def count_orphans(self, servers: Sequence[novacloud.Server]) -> None:
+        """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""
+        rows = dict(vmdatabase.server_ids(self.provider))
+        building = vmdatabase.building_snapshot_ids()
+        self.orphans = sum(
+            server.snapshot_id not in building and rows.get(server.machine_id or 0, "") not in (None, server.id)
+            for server in servers)
+
+    def adopt(self, machine: Machine, server: novacloud.Server | None) -> None:
+        """Follow a machine that was left BUILDING; where there is no server there is nothing to wait for."""
+        if server and not machine.external_id:
+            vmdatabase.set_columns(machine, external_id=server.id)
+        if not machine.external_id:
+            self.fail(Boot(machine, 0, BOOT), "an earlier run ended before the cloud had made a server")
+            return
+        age = min(max(vmdatabase.now() - machine.state_time, 0), self.provider.boot_timeout)
+        self.log_of(machine).info("taken over from an earlier run after %d s", age)
+        self.follow(Boot(machine, time.monotonic() + self.provider.boot_timeout - age, BOOT))
+
+    # --- asking for machines ---
+
+    def ask_for_machines(self) -> None:
+        """Record what is missing, row by row, and ask the cloud for it; late in a run the next one does that."""
+        if time.monotonic() - self.started < self.provider.boot_timeout:
+            for image in self.plan():
+                template = self.template(image)
+                if template:
+                    self.start(image, template)
+
+    def plan(self) -> list[BaseImage]:
+        """Return the image types to launch machines of, one entry for each machine."""
+        counts = vmdatabase.count_machines(self.provider)
+        needs = []
+        for image in self.images.values():
+            if image.active and not {None, image.id} & self.no_more.keys():
+                present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
+                needs.append(Need(image.id, image.min_ready, present))
+        room = self.provider.max_servers - vmdatabase.count_rows(self.provider) - self.orphans
+        return [self.images[image_id] for image_id in plan_launches(needs, room)]
+
+    def template(self, image: BaseImage) -> Template | None:
+        """Return what to boot for an image type, or None when this run cannot."""
+        if image.id not in self.templates and image.id not in self.no_more:
+            try:
+                snapshot = vmdatabase.current_snapshot(image)
+                if snapshot is None:
+                    raise GateError("there is no snapshot yet; run devstack-vm-update-image.py")
+                self.templates[image.id] = Template(
+                    snapshot, self.cloud.flavor_id(image), novacloud.read_user_data(image))
+            except GateError as err:
+                self.ask_no_more(image.id, err)
+        return self.templates.get(image.id)
+
+    def ask_no_more(self, image_id: int | None, why: GateError) -> None:
+        """Ask for no more machines of an image type, or of any, in this run."""
+        if image_id not in self.no_more:
+            self.no_more[image_id] = why
+            log = self.log.bind(image=self.images[image_id].name) if image_id else self.log
+            log.error("no more servers are asked for in this run: %s", why)
+
+    def start(self, image: BaseImage, template: Template) -> None:
+        """Write the row, then ask for the server that is named after it."""
+        with vmdatabase.database.atomic("IMMEDIATE"):
+            machine = Machine.create(base_image=image, snapshot_image=template.snapshot, user=self.config.node.user,
+                                     state=BUILDING, state_time=vmdatabase.now())
+            name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
+            vmdatabase.set_columns(machine, name=name)
+        self.log_of(machine).info("asking for a server")
+        boot = Boot(machine, time.monotonic() + self.provider.boot_timeout, CREATE)
+        boot.task = self.workers.submit(
+            self.cloud.create_server, name, str(template.snapshot.external_id), template.flavor_id,
+            {novacloud.MACHINE_KEY: str(machine.id)}, user_data=template.user_data,
+            zone=self.zones[machine.id % len(self.zones)] if self.zones else None)
+        self.follow(boot)
+
+    # --- what the workers bring back ---
+
+    def follow(self, boot: Boot) -> None:
+        """Have this machine looked after by the run."""
+        self.boots[boot.machine.id] = boot
+
+    def collect(self, until: float) -> bool:
+        """Start what is due and handle what workers finish, until then; returns whether anything did."""
+        changed = False
+        while self.boots and time.monotonic() < until:
+            for boot in self.boots.values():
+                if boot.task is None and boot.stage in (LOGIN, REGISTER) and boot.retry_at <= time.monotonic():
+                    self.submit(boot)
+            tasks = {boot.task: boot for boot in self.boots.values() if boot.task}
+            due = [boot.retry_at for boot in self.boots.values() if boot.task is None and boot.stage != BOOT]
+            for task in _finished(tasks, min([until, *due])):
+                boot = tasks[task]
+                boot.task = None
+                self.done[boot.stage](boot, task)
+                changed = True
+        return changed
+
+    def submit(self, boot: Boot) -> None:
+        """Give the login or the registration of a machine to a worker, with all that it needs from vm.db."""
+        machine = boot.machine
+        image = self.images[machine.base_image_id]
+        if boot.stage == LOGIN and boot.server:
+            snapshot = machine.snapshot_image
+            marks = {"NODE_PROVIDER": self.provider.name, "NODE_IMAGE": image.name, "NODE_NAME": machine.name,
+                     "NODE_SNAPSHOT": snapshot.name if snapshot else ""}
+            text = "".join(f"{key}={value}\n" for key, value in marks.items())
+            boot.task = self.workers.submit(self.log_in, boot.server, str(machine.user), text)
+        elif self.nodes:
+            boot.task = self.workers.submit(
+                self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
+                address=str(machine.ip), port=self.provider.ssh_port, host_key=str(machine.host_key),
+                remote_fs=self.config.node.remote_fs, pool=self.pool)
+
+    def log_in(self, server: novacloud.Server, user: str, marks: str) -> nodessh.Login:
+        """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
+        address = self.cloud.reachable_address(server)
+        if address is None:
+            raise nodessh.NotYetError("active, but without an address")
+        login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
+        return nodessh.write_node_marks(login, marks)
+
+    def created(self, boot: Boot, task: Future[str]) -> None:
+        """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""
+        try:
+            vmdatabase.set_columns(boot.machine, external_id=task.result())
+        except novacloud.CapacityError as err:
+            self.forget(boot)
+            self.ask_no_more(None, err)
+        except (novacloud.RefusedError, ConfigError) as err:
+            self.forget(boot)
+            self.ask_no_more(boot.machine.base_image_id, err)
+        except GateError as err:
+            self.log_of(boot.machine).warning("%s; looking whether there is a server all the same", err)
+            boot.last_seen = str(err)
+        boot.unseen_since = time.monotonic()
+        boot.stage = BOOT
+
+    def forget(self, boot: Boot) -> None:
+        """Drop the row of a machine of which the cloud made nothing."""
+        Machine.delete().where((Machine.id == boot.machine.id) & (Machine.state == BUILDING)).execute()
+        del self.boots[boot.machine.id]
+
+    def logged_in(self, boot: Boot, task: Future[nodessh.Login]) -> None:
+        """Move a machine that passed the ssh test to READY, then have it registered; try the others again."""
+        try:
+            login = task.result()
+        except ConfigError as err:
+            self.ask_no_more(None, err)
+            self.fail(boot, str(err))
+        except GateError as err:
+            boot.last_seen = str(err)
+            self.again(boot)
+        else:
+            name = boot.machine.name if self.nodes else None
+            if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name):
+                boot.tries, boot.stage, boot.deadline = 0, REGISTER, time.monotonic() + REGISTER_SECONDS
+                if not self.nodes:
+                    del self.boots[boot.machine.id]
+
+    def registered(self, boot: Boot, task: Future[None]) -> None:
+        """Be done with a machine that Jenkins took; one that it does not take within its time is an ERROR."""
+        try:
+            task.result()
+        except jenkinsnodes.JenkinsError as err:
+            boot.last_seen = str(err)
+            if time.monotonic() < boot.deadline:
+                self.again(boot)
+            else:
+                self.fail(boot, boot.last_seen)
+        except GateError as err:
+            self.fail(boot, str(err))
+        else:
+            self.log_of(boot.machine).info("registered in Jenkins")
+            del self.boots[boot.machine.id]
+            self.take_back(boot.machine)
+
+    def take_back(self, machine: Machine) -> None:
+        """Take a node out of service again if a person took the machine while it was being registered."""
+        if self.nodes and Machine.get_by_id(machine.id).state != READY:
+            try:
+                self.nodes.take_out_of_service(str(machine.name), "taken while it was being registered")
+            except GateError as err:
+                self.failed[machine.base_image_id] += 1
+                self.log_of(machine).error("%s", err)
+
+    @staticmethod
+    def again(boot: Boot) -> None:
+        """Have the same done again after a pause that grows."""
+        boot.retry_at = time.monotonic() + RETRY_SECONDS[min(boot.tries, len(RETRY_SECONDS) - 1)]
+        boot.tries += 1
+
+    # --- what the cloud shows ---
+
+    def look(self) -> bool:
+        """Look at all machines that boot by one list of servers; returns whether any moved on."""
+        servers = None
+        try:
+            servers = self.cloud.list_servers()
+            self.count_orphans(servers)
+        except novacloud.CloudError as err:
+            self.log.warning("%s", err)
+        before = [(boot.machine.id, boot.stage) for boot in self.boots.values()]
+        by_machine = {server.machine_id: server for server in servers or []}
+        by_id = {server.id: server for server in servers or []}
+        for boot in [boot for boot in self.boots.values() if boot.stage in (BOOT, LOGIN)]:
+            if servers is not None and boot.machine.external_id:
+                self.look_at(boot, by_id.get(boot.machine.external_id))
+            elif servers is not None:
+                self.look_for(boot, by_machine.get(boot.machine.id))
+            if boot.machine.id in self.boots and time.monotonic() > boot.deadline and boot.task is None:
+                limit = self.provider.boot_timeout
+                self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
+        return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
+
+    def look_for(self, boot: Boot, server: novacloud.Server | None) -> None:
+        """Find the server of a create whose answer was lost, or conclude that there is none."""
+        if server:
+            self.log_of(boot.machine).info("the server is there all the same")
+            vmdatabase.set_columns(boot.machine, external_id=server.id)
+        elif time.monotonic() - boot.unseen_since > UNSEEN_SECONDS:
+            self.fail(boot, f"no server {UNSEEN_SECONDS} s after: {boot.last_seen}")
+
+    def look_at(self, boot: Boot, server: novacloud.Server | None) -> None:
+        """Judge one server: ACTIVE goes to the ssh test, ERROR and gone are final, all else has until the deadline."""
+        try:
+            server = server or self.cloud.get_server(str(boot.machine.external_id))
+        except novacloud.GoneError:
+            self.fail(boot, "the server is gone")
+            return
+        except novacloud.CloudError as err:
+            boot.last_seen = str(err)
+            return
+        boot.server = server
+        if server.status == novacloud.SERVER_ERROR:
+            self.fail(boot, f"the server went to ERROR: {server.fault or 'without a fault text'}")
+            if novacloud.CAPACITY_FAULTS.search(server.fault):
+                self.ask_no_more(None, novacloud.CapacityError(server.fault))
+        elif boot.stage == BOOT and server.status == novacloud.ACTIVE:
+            boot.stage = LOGIN
+        elif boot.stage == BOOT:
+            boot.last_seen = f"server status {server.status}"
+
+    # --- moves ---
+
+    def moved(self, boot: Boot, target: str, **columns: Any) -> bool:
+        """Move a machine on; if somebody else has moved it, leave it to them."""
+        source = boot.machine.state
+        if vmdatabase.move(boot.machine, source, target, **columns):
+            self.log_of(boot.machine).info("%s -> %s%s", source, target, f": {columns['error']}" * ("error" in columns))
+            return True
+        self.log_of(boot.machine).info("is no longer %s; left alone", source)
+        self.boots.pop(boot.machine.id, None)
+        return False
+
+    def fail(self, boot: Boot, why: str) -> None:
+        """Move a machine to ERROR, with the console log saved where the machine itself can tell more."""
+        machine = boot.machine
+        if self.moved(boot, ERROR, error=why):
+            self.failed[machine.base_image_id] += 1
+            self.boots.pop(machine.id, None)
+            if boot.server and boot.stage in (BOOT, LOGIN):
+                self.consoles.append(self.workers.submit(self.save_console, boot.server, str(machine.name)))
+
+    def save_console(self, server: novacloud.Server, name: str) -> None:
+        """Run in a worker: keep the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
+        log = self.log.bind(node=name)
+        folder = Path(os.environ.get("WORKSPACE") or gateconfig.database_path().parent) / "console-logs"
+        try:
+            text = self.cloud.console_log(server.id)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        except (GateError, OSError) as err:
+            log.warning("the console log could not be saved: %s", err)
+        else:
+            log.info("console log saved as %s", folder / f"{name}.txt")
+
+    def log_of(self, machine: Machine) -> gateconfig.Log:
+        """Return the log of one machine."""
+        image = self.images[machine.base_image_id].name
+        return self.log.bind(image=image, machine=machine.id, node=machine.name)
+
+    def report(self) -> int:
+        """Print how full the pool is for each image type; returns the exit code."""
+        counts = vmdatabase.count_machines(self.provider)
+        short = False
+        for image in self.images.values():
+            ready, building, failed = counts[image.id, READY], counts[image.id, BUILDING], self.failed[image.id]
+            short |= ready + building < image.min_ready
+            print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
+                  + f", {building} booting" * bool(building) + f", {failed} failed" * bool(failed))
+        only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
+        if only_config and not counts.total():
+            return gateconfig.EXIT_CONFIG
+        return gateconfig.EXIT_FAILED if short or self.failed or self.no_more else gateconfig.EXIT_OK
+
+
+def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
+    """Return the tasks that are done as soon as one is, or none at a moment of the monotonic clock."""
+    seconds = max(0.0, until - time.monotonic())
+    if tasks:
+        return wait(tasks, seconds, FIRST_COMPLETED).done
+    time.sleep(seconds)
+    return set()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill the pool of one provider, or of each."""
+    options = _parse(argv)
+    gateconfig.setup_logging(options.verbosity)
+    with vmdatabase.opened(gateconfig.database_path()):
+        if options.provider == "all":
+            names = vmdatabase.provider_names()
+        else:
+            provider = vmdatabase.provider_named(options.provider)
+            return _launch(provider, options)
+    return gateconfig.run_each(names, argv if argv is not None else sys.argv[1:])
+
+
+def _launch(provider: Provider, options: argparse.Namespace) -> int:
+    config = gateconfig.load_secure_config()
+    gateconfig.require_ssh_key(config)
+    log = get_log(provider=provider.name)
+    if not config.jenkins:
+        log.info("no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
+    with vmdatabase.provider_lock("launch", provider.name) as mine:
+        if not mine:
+            log.warning("another launch is at work on this provider; leaving it to that one")
+            return gateconfig.EXIT_OK
+        launch = Launch(provider, config)
+        if options.dry_run:
+            launch.count_orphans(launch.cloud.list_servers())
+            for image in launch.plan():
+                print(f"would launch a machine of {provider.name} {image.name}")
+            return gateconfig.EXIT_OK
+        return launch.run(wait_for_boots=not options.no_wait)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = gateconfig.make_parser(__doc__)
+    parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be launched")
+    parser.add_argument("--no-wait", action="store_true", help="ask for machines and leave; the next run takes over")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(gateconfig.run(main))
