@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 import gateconfig
 import vmdatabase
-from gateconfig import GateError, SecureConfig, get_log
+from gateconfig import GateError, SecureConfig
 from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             take_out_of_service(machine, config)
         except GateError as err:
-            get_log(machine=machine.id, node=machine.name).error("%s; reap will see to it", err)
+            vmdatabase.machine_log(machine).error("%s; reap will see to it", err)
             code = gateconfig.EXIT_FAILED
         record(machine, options.result)
     return code
@@ -58,7 +57,7 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
 
 def record(machine: Machine, result: str | None) -> None:
     """Write down the result and, unless the machine is kept for a look, mark it; HOLD is never overwritten."""
-    log = get_log(machine=machine.id, node=machine.name)
+    log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
         vmdatabase.record_end(machine, os.environ, result)
         machine = Machine.get_by_id(machine.id)
@@ -81,4 +80,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    gateconfig.run(main)

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 import gateconfig
 import vmdatabase
-from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from gateconfig import ConfigError, GateError, SecureConfig
 from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
 
 
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             machine = take_any(options.image, options.provider)
         else:
             machine = take(vmdatabase.machine_named(options.node))
-        log = get_log(machine=machine.id, node=machine.name)
+        log = vmdatabase.machine_log(machine)
         log.info("READY -> USED")
         take_out_of_service(machine, config, options.image is not None)
     if options.image:
@@ -62,7 +61,7 @@ def why_not(machine: Machine) -> str:
 
 def take_any(image: str, provider: str | None) -> Machine:
     """Move the READY machine of an image type that has waited longest to USED; GateError if there is none."""
-    query = Machine.select(Machine, BaseImage).join(BaseImage).join(Provider).where(BaseImage.name == image)
+    query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
     if provider:
         query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
     if not BaseImage.select().where(BaseImage.name == image).exists():
@@ -78,7 +77,7 @@ def take_any(image: str, provider: str | None) -> Machine:
 
 def take_out_of_service(machine: Machine, config: SecureConfig, by_person: bool) -> None:
     """See to it that Jenkins starts nothing more on the node; a machine that was never there needs nothing."""
-    log = get_log(machine=machine.id, node=machine.name)
+    log = vmdatabase.machine_log(machine)
     if not config.jenkins:
         log.info("no [jenkins] section in %s: there is no node to take out of service", config.path)
     elif machine.jenkins_name:
@@ -104,4 +103,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    gateconfig.run(main)

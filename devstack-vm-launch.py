@@ -390,7 +390,8 @@ class Launch:
         """Move a machine on; if somebody else has moved it, leave it to them."""
         source = boot.machine.state
         if vmdatabase.move(boot.machine, source, target, **columns):
-            self.log_of(boot.machine).info("%s -> %s%s", source, target, f": {columns['error']}" * ("error" in columns))
+            reason = f": {columns['error']}" if "error" in columns else ""
+            self.log_of(boot.machine).info("%s -> %s%s", source, target, reason)
             return True
         self.log_of(boot.machine).info("is no longer %s; left alone", source)
         self.boots.pop(boot.machine.id, None)
@@ -488,4 +489,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    gateconfig.run(main)

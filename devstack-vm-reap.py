@@ -24,6 +24,7 @@ from typing import TypeVar
 import gateconfig
 import jenkinsnodes
 import novacloud
+import providersfile
 import vmdatabase
 from gateconfig import GateError, SecureConfig, get_log
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
@@ -179,6 +180,7 @@ class Reap:
         keypairs = self.listed(self.cloud.list_keypairs) or {}
         floating_ips = self.listed(self.cloud.list_floating_ips) or []
         sight = self.see()
+        stray_nodes = self.stray_nodes(sight)
         self.end_dead_builds()
         self.move_machines(sight)
         self.delete_servers(sight)
@@ -186,12 +188,17 @@ class Reap:
             self.delete_snapshots(images)
         self.each("keypair", self.leaked_keypairs(keypairs), self.cloud.delete_keypair)
         self.each("floating IP", self.leaked_floating_ips(floating_ips, sight), self.cloud.delete_floating_ip)
-        self.remove_stray_nodes(sight)
+        self.each("stray node", stray_nodes, self.remove_node)
         if not self.options.dry_run:
             self.drop_drained()
-            done = ", ".join(f"{count} {what}s" for what, count in sorted(self.deleted.items())) or "nothing"
-            print(f"{self.provider.name}: deleted {done}" + f"; {self.troubles} problems" * bool(self.troubles))
+            self.report()
         return gateconfig.EXIT_FAILED if self.troubles else gateconfig.EXIT_OK
+
+    def report(self) -> None:
+        """Print what was deleted and whether anything is left."""
+        counted = [f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(self.deleted.items())]
+        left = f"; {self.troubles} left for the next run" if self.troubles else ""
+        print(f"{self.provider.name}: deleted {', '.join(counted) or 'nothing'}{left}")
 
     def trouble(self, text: object) -> None:
         """Report what is left for the next run."""
@@ -483,19 +490,20 @@ class Reap:
         known = vmdatabase.all_server_ids() | (set(sight.servers) - sight.gone)
         return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
 
-    def remove_stray_nodes(self, sight: Sight) -> None:
-        """Remove nodes that carry this pool's UUID but have no machine."""
-        if self.nodes is None or not sight.nodes:
-            return
-        nodes = self.nodes
+    def stray_nodes(self, sight: Sight) -> dict[str, str]:
+        """Return the nodes that carry this pool's UUID but have no machine."""
         names = vmdatabase.node_names()
-        strays = {node.name: node.name for node in sight.nodes.values()
-                  if node.name not in names and node.description == jenkinsnodes.DESCRIPTION + self.cloud.pool}
-        self.each("stray node", strays, lambda name: nodes.remove(name, "there is no machine of this name"))
+        return {node.name: node.name for node in (sight.nodes or {}).values()
+                if node.name not in names and node.description == jenkinsnodes.DESCRIPTION + self.cloud.pool}
+
+    def remove_node(self, name: str) -> None:
+        """Run in a worker: remove a node from Jenkins, but not under a build."""
+        if self.nodes and not self.nodes.remove(name, "there is no machine of this name"):
+            raise GateError("a build runs there; left for the next run")
 
     def drop_drained(self) -> None:
         """Delete the rows of images and providers that left the providers file, once nothing of theirs is left."""
-        for what in vmdatabase.drop_drained(self.provider):
+        for what in providersfile.drop_drained(self.provider):
             self.log.info("drained: %s", what)
 
 
@@ -534,4 +542,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    gateconfig.run(main)

@@ -284,4 +284,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    gateconfig.run(main)

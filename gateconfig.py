@@ -9,21 +9,19 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
-import difflib
 import fcntl
 import logging
 import os
 import re
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -174,6 +172,8 @@ def require_ssh_key(config: SecureConfig) -> str:
 
 def nearest(word: str, known: Sequence[str] | MutableMapping[str, Any] | dict[str, Any]) -> str:
     """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
@@ -224,24 +224,29 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(body: Callable[[], int]) -> int:
-    """Run a script's body and return its exit code; errors become one line on stderr, signals 130 and 143.
+def run(body: Callable[[], int]) -> NoReturn:
+    """Run a script's body and end the process with its exit code; errors become one line on stderr.
 
-    On a signal the process ends at once, threads included: every step is recorded in vm.db before it is taken, so
-    that the next run goes on from there.
+    The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
+    before it is taken, so that the next run goes on from there.
     """
     signal.signal(signal.SIGTERM, _raise_stopped)
     try:
-        return body()
+        code = body()
+        sys.stdout.flush()
     except GateError as err:
         print(f"{Path(sys.argv[0]).name}: {err}", file=sys.stderr)
-        return err.exit_code
+        code = err.exit_code
     except (KeyboardInterrupt, StoppedError) as err:
         code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
         get_log().warning("stopped; what is under way is recorded and the next run goes on with it")
     except BrokenPipeError:
-        code = EXIT_FAILED
+        code = EXIT_FAILED  # whoever read our output has left
+    except SystemExit as err:
+        code = err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
+        sys.stdout.flush()
     logging.shutdown()
+    sys.stderr.flush()
     os._exit(code)
 
 
@@ -256,6 +261,8 @@ def run_each(providers: Sequence[str], argv: Sequence[str]) -> int:
     Each provider has a process of its own, so that one which hangs or fails never stops the others. argv is the
     command line with the word `all` in it. Returns 0 if all did, 2 if all were wrong use or configuration, else 1.
     """
+    import subprocess
+
     if not providers:
         raise ConfigError("all: vm.db has no providers yet; run: vmdatabase.py load FILE")
     children = [

@@ -1,13 +1,14 @@
 """The providers file: the YAML from which `vmdatabase.py load` fills the tables provider and base_image.
 
 Keys are written as in nodepool. Whatever is wrong is reported with file, line, key, what was expected and the nearest
-known key.
+known key. What is no longer in the file is drained.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import yaml
 
 from gateconfig import ConfigError, nearest
+from vmdatabase import BaseImage, Machine, Provider, SnapshotImage, database, images_of
 
+LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -173,3 +176,87 @@ class _ProvidersReader:
         if not file.is_file():
             raise self.fail(node, f"{where}: user-data: there is no file {file}")
         return str(file)
+
+
+# --- into vm.db -----------------------------------------------------------------------------------------------------
+
+
+def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Make the tables provider and base_image equal to the providers of a file; returns one line for each change.
+
+    What is no longer in the file is deleted when it has neither machines nor snapshots; otherwise it is drained: no
+    machine is launched for it any more, and reap removes what is left of it.
+    """
+    changes: list[str] = []
+    for wanted in providers:
+        values = _columns(wanted, ("images",))
+        provider = Provider.get_or_none(Provider.name == values["name"])
+        provider = _make_equal(Provider, provider, values, f"provider {values['name']}", changes)
+        for image in wanted["images"]:
+            image_values = {**_columns(image, ("image",)), "external_id": image["image"], "provider": provider}
+            row = BaseImage.get_or_none((BaseImage.provider == provider) & (BaseImage.name == image["name"]))
+            _make_equal(BaseImage, row, image_values, f"image {provider.name}/{image['name']}", changes)
+    images_wanted = {(wanted["name"], image["name"]) for wanted in providers for image in wanted["images"]}
+    for image in list(BaseImage.select(BaseImage, Provider).join(Provider)):
+        if (image.provider.name, image.name) not in images_wanted:
+            _drain_image(image, changes)
+    names_wanted = {wanted["name"] for wanted in providers}
+    for provider in list(Provider.select()):
+        if provider.name not in names_wanted:
+            _drain_provider(provider, changes)
+    return changes
+
+
+def drop_drained(provider: Provider) -> list[str]:
+    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
+    dropped: list[str] = []
+    with database.atomic("IMMEDIATE"):
+        for image in images_of(provider):
+            if not image.active:
+                _drain_image(image, dropped)
+        if not Provider.get_by_id(provider.id).active:
+            _drain_provider(provider, dropped)
+    return [change for change in dropped if change.startswith("delete")]
+
+
+def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    values = {key.replace("-", "_"): value for key, value in wanted.items() if key not in without}
+    values.update({key: json.dumps(values[key]) for key in LIST_COLUMNS if key in values})
+    return {**values, "active": True}
+
+
+def _make_equal(
+    model: type[Provider | BaseImage], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
+) -> Any:
+    if row is None:
+        shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
+        changes.append(f"add {what}: {', '.join(shown)}".replace("_", "-"))
+        return model.create(**values)
+    changed = {key: value for key, value in values.items() if getattr(row, key) != value}
+    for key, value in changed.items():
+        text = "back in the file" if key == "active" else f"{key.replace('_', '-')} {getattr(row, key)} -> {value}"
+        changes.append(f"change {what}: {text}")
+    if changed:
+        model.update(**changed).where(model.id == row.id).execute()
+    return row
+
+
+def _drain_image(image: BaseImage, changes: list[str]) -> None:
+    what = f"image {image.provider.name}/{image.name}"
+    machines = Machine.select().where(Machine.base_image == image).count()
+    snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
+    if not machines and not snapshots:
+        changes.append(f"delete {what}")
+        image.delete_instance()
+    elif image.active or image.min_ready:
+        changes.append(f"drain {what}: {machines} machines and {snapshots} snapshots are left to the next reaps")
+        BaseImage.update(active=False, min_ready=0).where(BaseImage.id == image.id).execute()
+
+
+def _drain_provider(provider: Provider, changes: list[str]) -> None:
+    if not BaseImage.select().where(BaseImage.provider == provider).count():
+        changes.append(f"delete provider {provider.name}")
+        provider.delete_instance()
+    elif provider.active:
+        changes.append(f"drain provider {provider.name}: reap deletes it when nothing of it is left")
+        Provider.update(active=False).where(Provider.id == provider.id).execute()

@@ -13,15 +13,12 @@ Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or co
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sqlite3
-import sys
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,6 @@ BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR
 STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
 BUSY_SECONDS = 30
 FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
-LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 
 _STATE_CHECK = f"CHECK (state IN {STATES})"
 
@@ -249,6 +245,8 @@ def _migrate(path: Path, migrations: Sequence[str]) -> None:
     version = _schema_version(path, migrations)
     if version == len(migrations):
         return
+    import uuid
+
     database.execute_sql("PRAGMA journal_mode = WAL")
     if version:
         _copy(path, version)
@@ -343,10 +341,17 @@ def provider_names() -> list[str]:
 
 def machine_named(name: str) -> Machine:
     """Return the machine of a node or server name; ConfigError if there is none."""
-    machine = Machine.get_or_none((Machine.name == name) | (Machine.jenkins_name == name))
+    query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider)
+    machine: Machine | None = query.where((Machine.name == name) | (Machine.jenkins_name == name)).first()
     if machine is None:
         raise ConfigError(f"{database.database}: unknown node {name}; `select name from node` lists those there are")
     return machine
+
+
+def machine_log(machine: Machine) -> gateconfig.Log:
+    """Return a logger that names a machine with all that is known of it."""
+    image = machine.base_image
+    return get_log(provider=image.provider.name, image=image.name, machine=machine.id, node=machine.name)
 
 
 def machines_of(provider: Provider) -> list[Machine]:
@@ -466,216 +471,7 @@ def record_end(machine: Machine, environ: Mapping[str, str], result: str | None)
         record_start(machine, environ, start_time=None, **ended)
 
 
-# --- the providers file ---------------------------------------------------------------------------------------------
-
-
-def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Make the tables provider and base_image equal to the providers of a file; returns one line for each change.
-
-    What is no longer in the file is deleted when it has neither machines nor snapshots; otherwise it is drained: no
-    machine is launched for it any more, and reap removes what is left of it.
-    """
-    changes: list[str] = []
-    for wanted in providers:
-        values = _columns(wanted, ("images",))
-        provider = Provider.get_or_none(Provider.name == values["name"])
-        provider = _make_equal(Provider, provider, values, f"provider {values['name']}", changes)
-        for image in wanted["images"]:
-            image_values = {**_columns(image, ("image",)), "external_id": image["image"], "provider": provider}
-            row = BaseImage.get_or_none((BaseImage.provider == provider) & (BaseImage.name == image["name"]))
-            _make_equal(BaseImage, row, image_values, f"image {provider.name}/{image['name']}", changes)
-    images_wanted = {(wanted["name"], image["name"]) for wanted in providers for image in wanted["images"]}
-    for image in list(BaseImage.select(BaseImage, Provider).join(Provider)):
-        if (image.provider.name, image.name) not in images_wanted:
-            _drain_image(image, changes)
-    names_wanted = {wanted["name"] for wanted in providers}
-    for provider in list(Provider.select()):
-        if provider.name not in names_wanted:
-            _drain_provider(provider, changes)
-    return changes
-
-
-def drop_drained(provider: Provider) -> list[str]:
-    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
-    dropped: list[str] = []
-    with database.atomic("IMMEDIATE"):
-        for image in images_of(provider):
-            if not image.active:
-                _drain_image(image, dropped)
-        if not Provider.get_by_id(provider.id).active:
-            _drain_provider(provider, dropped)
-    return [change for change in dropped if change.startswith("delete")]
-
-
-def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
-    values = {key.replace("-", "_"): value for key, value in wanted.items() if key not in without}
-    values.update({key: json.dumps(values[key]) for key in LIST_COLUMNS if key in values})
-    return {**values, "active": True}
-
-
-def _make_equal(
-    model: type[Provider | BaseImage], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
-) -> Any:
-    if row is None:
-        shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
-        changes.append(f"add {what}: {', '.join(shown)}".replace("_", "-"))
-        return model.create(**values)
-    changed = {key: value for key, value in values.items() if getattr(row, key) != value}
-    for key, value in changed.items():
-        text = "back in the file" if key == "active" else f"{key.replace('_', '-')} {getattr(row, key)} -> {value}"
-        changes.append(f"change {what}: {text}")
-    if changed:
-        model.update(**changed).where(model.id == row.id).execute()
-    return row
-
-
-def _drain_image(image: BaseImage, changes: list[str]) -> None:
-    what = f"image {image.provider.name}/{image.name}"
-    machines = Machine.select().where(Machine.base_image == image).count()
-    snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
-    if not machines and not snapshots:
-        changes.append(f"delete {what}")
-        image.delete_instance()
-    elif image.active or image.min_ready:
-        changes.append(f"drain {what}: {machines} machines and {snapshots} snapshots are left to the next reaps")
-        BaseImage.update(active=False, min_ready=0).where(BaseImage.id == image.id).execute()
-
-
-def _drain_provider(provider: Provider, changes: list[str]) -> None:
-    if not BaseImage.select().where(BaseImage.provider == provider).count():
-        changes.append(f"delete provider {provider.name}")
-        provider.delete_instance()
-    elif provider.active:
-        changes.append(f"drain provider {provider.name}: reap deletes it when nothing of it is left")
-        Provider.update(active=False).where(Provider.id == provider.id).execute()
-
-
-# --- command line ---------------------------------------------------------------------------------------------------
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands of the docstring."""
-    options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
-    command: Callable[[argparse.Namespace], int] = options.run
-    with opened(options.db or gateconfig.database_path()):
-        return command(options)
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
-    parser.add_argument("--db", type=Path, metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
-    parser.set_defaults(run=_run_list, json=False)
-    commands = parser.add_subparsers(title="commands", metavar="")
-    command = commands.add_parser("list", help="print the pool")
-    command.add_argument("--json", action="store_true", help="as a JSON list of one object per provider and image")
-    command = commands.add_parser("load", help="make providers and images equal to a file")
-    command.add_argument("file", type=Path, metavar="FILE", help="providers file, YAML")
-    command.add_argument("--dry-run", action="store_true", help="print the changes without making them")
-    command.set_defaults(run=_run_load)
-    command = commands.add_parser("hold", help="keep a machine")
-    command.add_argument("node", metavar="NODE")
-    command.add_argument("--reason", required=True, metavar="TEXT", help="why, for those who find it")
-    command.add_argument("--ssh-key", metavar="FILE|KEY", help="public key to let in")
-    command.add_argument("--hours", type=_hours, metavar="N", help="let it go after so many hours (default: never)")
-    command.set_defaults(run=_run_hold)
-    command = commands.add_parser("unhold", help="let a held machine be deleted")
-    command.add_argument("node", metavar="NODE")
-    command.set_defaults(run=_run_unhold)
-    return parser.parse_args(argv)
-
-
-def _hours(text: str) -> float:
-    hours = float(text)
-    if not 0 < hours < 24 * 366:
-        raise argparse.ArgumentTypeError(f"expected hours above 0, got {text}")
-    return hours
-
-
-def _run_list(options: argparse.Namespace) -> int:
-    cursor = database.execute_sql("SELECT * FROM pool")
-    columns = [column[0] for column in cursor.description]
-    rows = cursor.fetchall()
-    if options.json:
-        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
-        return gateconfig.EXIT_OK
-    print_table(columns, rows)
-    if not rows:
-        print(f"{database.database} has no providers yet; run: vmdatabase.py load FILE")
-    return gateconfig.EXIT_OK
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns' names, numbers to the right."""
-    cells = [[str("" if value is None else value) for value in row] for row in rows]
-    widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
-    for row in [list(columns), *cells]:
-        padded = [cell.rjust(width) if cell.isdigit() else cell.ljust(width)
-                  for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(padded).rstrip())
-
-
-def _run_load(options: argparse.Namespace) -> int:
-    import providersfile
-
-    providers = providersfile.load_providers_file(options.file)
-    with database.atomic("IMMEDIATE") as transaction:
-        changes = load(providers)
-        if options.dry_run:
-            transaction.rollback()
-    for change in changes:
-        print(f"would {change}" if options.dry_run else change)
-    if not changes:
-        print("no changes")
-    for provider in providers:
-        wanted = sum(image["min-ready"] for image in provider["images"])
-        if wanted > provider["max-servers"]:
-            get_log(provider=provider["name"]).warning(
-                "min-ready adds up to %d, but max-servers is %d: the pool can never be full",
-                wanted, provider["max-servers"])
-    return gateconfig.EXIT_OK
-
-
-def _run_hold(options: argparse.Namespace) -> int:
-    """Hold the machine first, so that no script moves it, then take its node out of service and let the person in."""
-    key = _public_key(options.ssh_key) if options.ssh_key else None
-    machine = machine_named(options.node)
-    config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
-    until = now() + int(options.hours * 3600) if options.hours else None
-    before = hold(machine, options.reason, until)
-    log = get_log(machine=machine.id, node=machine.name)
-    log.info("%s -> HOLD: %s", before, options.reason)
-    if config and config.jenkins and machine.jenkins_name:
-        import jenkinsnodes
-
-        nodes = jenkinsnodes.Nodes(config.jenkins, lock_folder())
-        nodes.take_out_of_service(machine.jenkins_name, f"held: {options.reason}", missing_ok=True)
-    if config and key:
-        import nodessh
-
-        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
-    print(f"{machine.name} {machine.user}@{machine.ip}")
-    return gateconfig.EXIT_OK
-
-
-def _public_key(text: str) -> str:
-    path = Path(text).expanduser()
-    try:
-        key = path.read_text(encoding="utf-8").strip() if path.is_file() else text.strip()
-    except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"--ssh-key: {path} cannot be read") from err
-    if "\n" in key or len(key.split()) < 2 or not key.startswith(("ssh-", "ecdsa-", "sk-")):  # noqa: PLR2004
-        raise ConfigError("--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'")
-    return key
-
-
-def _run_unhold(options: argparse.Namespace) -> int:
-    machine = machine_named(options.node)
-    if not move(machine, HOLD, DELETE):
-        raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
-    get_log(machine=machine.id, node=machine.name).info("HOLD -> DELETE")
-    return gateconfig.EXIT_OK
-
-
 if __name__ == "__main__":
-    sys.exit(gateconfig.run(main))
+    import poolcommands
+
+    gateconfig.run(poolcommands.main)

@@ -1,0 +1,136 @@
+"""The commands of vmdatabase.py for people: list, load, hold, unhold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gateconfig
+import vmdatabase
+from gateconfig import ConfigError, get_log
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands of the docstring."""
+    options = _parse(argv)
+    gateconfig.setup_logging(options.verbosity)
+    command: Callable[[argparse.Namespace], int] = options.run
+    with vmdatabase.opened(options.db or gateconfig.database_path()):
+        return command(options)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = gateconfig.make_parser(vmdatabase.__doc__)
+    parser.add_argument("--db", type=Path, metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
+    parser.set_defaults(run=_run_list, json=False)
+    commands = parser.add_subparsers(title="commands", metavar="")
+    command = commands.add_parser("list", help="print the pool")
+    command.add_argument("--json", action="store_true", help="as a JSON list of one object per provider and image")
+    command = commands.add_parser("load", help="make providers and images equal to a file")
+    command.add_argument("file", type=Path, metavar="FILE", help="providers file, YAML")
+    command.add_argument("--dry-run", action="store_true", help="print the changes without making them")
+    command.set_defaults(run=_run_load)
+    command = commands.add_parser("hold", help="keep a machine")
+    command.add_argument("node", metavar="NODE")
+    command.add_argument("--reason", required=True, metavar="TEXT", help="why, for those who find it")
+    command.add_argument("--ssh-key", metavar="FILE|KEY", help="public key to let in")
+    command.add_argument("--hours", type=_hours, metavar="N", help="let it go after so many hours (default: never)")
+    command.set_defaults(run=_run_hold)
+    command = commands.add_parser("unhold", help="let a held machine be deleted")
+    command.add_argument("node", metavar="NODE")
+    command.set_defaults(run=_run_unhold)
+    return parser.parse_args(argv)
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours < 24 * 366:
+        raise argparse.ArgumentTypeError(f"expected hours above 0, got {text}")
+    return hours
+
+
+def _run_list(options: argparse.Namespace) -> int:
+    cursor = vmdatabase.database.execute_sql("SELECT * FROM pool")
+    columns = [column[0] for column in cursor.description]
+    rows = cursor.fetchall()
+    if options.json:
+        print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        return gateconfig.EXIT_OK
+    print_table(columns, rows)
+    if not rows:
+        print(f"{vmdatabase.database.database} has no providers yet; run: vmdatabase.py load FILE")
+    return gateconfig.EXIT_OK
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under their columns' names, numbers to the right."""
+    cells = [[str("" if value is None else value) for value in row] for row in rows]
+    widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
+    for row in [list(columns), *cells]:
+        padded = [cell.rjust(width) if cell.isdigit() else cell.ljust(width)
+                  for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def _run_load(options: argparse.Namespace) -> int:
+    import providersfile
+
+    providers = providersfile.load_providers_file(options.file)
+    with vmdatabase.database.atomic("IMMEDIATE") as transaction:
+        changes = providersfile.load(providers)
+        if options.dry_run:
+            transaction.rollback()
+    for change in changes:
+        print(f"would {change}" if options.dry_run else change)
+    if not changes:
+        print("no changes")
+    for provider in providers:
+        wanted = sum(image["min-ready"] for image in provider["images"])
+        if wanted > provider["max-servers"]:
+            get_log(provider=provider["name"]).warning(
+                "min-ready adds up to %d, but max-servers is %d: the pool can never be full",
+                wanted, provider["max-servers"])
+    return gateconfig.EXIT_OK
+
+
+def _run_hold(options: argparse.Namespace) -> int:
+    """Hold the machine first, so that no script moves it, then take its node out of service and let the person in."""
+    key = _public_key(options.ssh_key) if options.ssh_key else None
+    machine = vmdatabase.machine_named(options.node)
+    config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
+    until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
+    before = vmdatabase.hold(machine, options.reason, until)
+    log = vmdatabase.machine_log(machine)
+    log.info("%s -> HOLD: %s", before, options.reason)
+    if config and config.jenkins and machine.jenkins_name:
+        import jenkinsnodes
+
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
+        nodes.take_out_of_service(machine.jenkins_name, f"held: {options.reason}", missing_ok=True)
+    if config and key:
+        import nodessh
+
+        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
+    print(f"{machine.name} {machine.user}@{machine.ip}")
+    return gateconfig.EXIT_OK
+
+
+def _public_key(text: str) -> str:
+    path = Path(text).expanduser()
+    try:
+        key = path.read_text(encoding="utf-8").strip() if path.is_file() else text.strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"--ssh-key: {path} cannot be read") from err
+    if "\n" in key or len(key.split()) < 2 or not key.startswith(("ssh-", "ecdsa-", "sk-")):  # noqa: PLR2004
+        raise ConfigError("--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'")
+    return key
+
+
+def _run_unhold(options: argparse.Namespace) -> int:
+    machine = vmdatabase.machine_named(options.node)
+    if not vmdatabase.move(machine, vmdatabase.HOLD, vmdatabase.DELETE):
+        raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
+    vmdatabase.machine_log(machine).info("HOLD -> DELETE")
+    return gateconfig.EXIT_OK
