@@ -430,7 +430,7 @@ class Reap:
     def drop(self, machine: Machine) -> None:
         """Delete the row of a machine that is gone."""
         if Machine.delete().where((Machine.id == machine.id) & Machine.state.in_((DELETE, ERROR))).execute():
-            self.log_of(machine).info("gone")
+            self.log_of(machine).info("server, node and row are gone")
             self.deleted["machine"] += 1
 
     # --- images ---

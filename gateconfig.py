@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -144,9 +145,17 @@ def _secure_value(
 def _jenkins_config(path: Path, parser: configparser.ConfigParser) -> JenkinsConfig:
     values = [_secure_value(path, parser, "jenkins", key) for key in SECURE_KEYS["jenkins"]]
     server, user, apikey, credentials_id = values
-    if not re.match(r"https?://[^/]", server):
+    if not _is_url(server):
         raise ConfigError(f"{path}: [jenkins] server: expected an http(s) URL, got {server!r}")
     return JenkinsConfig(server, user, apikey, credentials_id)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _node_config(path: Path, parser: configparser.ConfigParser) -> NodeConfig:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gateconfig import ConfigError, GateError, JenkinsConfig, file_lock, get_log
+from gateconfig import ConfigError, GateError, JenkinsConfig, file_lock
 
 if TYPE_CHECKING:
     import jenkins
@@ -247,7 +247,6 @@ class Nodes:
         self._ask(f"delete node {name}", self._request("POST", f"computer/{quote(name)}/doDelete"))
         if self.look(name) is not None:
             raise JenkinsError(f"Jenkins {self._config.server}: node {name} is still there after its deletion")
-        get_log(node=name).info("removed from Jenkins")
         return True
 
 

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+
+usage() {
+    cat <<'EOF'
+Usage: run-demo.sh
+
+Shows a pool of single-use test machines at work, on this machine alone: two OpenStack clouds and a Jenkins run on
+loopback, their virtual machines are Linux namespaces with a Debian of their own. Builds images, fills the pool, runs
+three builds, loses a provider, cleans up. Takes under 4 minutes the first time, then under 45 seconds.
+
+Needs root on Debian 12 or Ubuntu. Installs what it needs and says so: Debian packages, Python packages into .venv, and
+a Debian tree of about 300 MB in ~/.cache/pocketcloud. Leaves nothing running or mounted; it prints where the logs are.
+
+Exit code: 0 all went as told, 1 it did not, 2 it cannot run here.
+EOF
+}
+
+main() {
+    set -euo pipefail
+    shopt -s inherit_errexit
+    case ${1:-} in
+        "") ;;
+        -h | --help) usage; return 0 ;;
+        *) printf 'run-demo.sh: unknown argument %s; see --help\n' "$1" >&2; return 2 ;;
+    esac
+    if (( EUID != 0 )); then
+        printf 'run-demo.sh: needs root, to make namespaces for the machines\n' >&2
+        return 2
+    fi
+    cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+    # shellcheck source=tests/prepare.sh
+    . tests/prepare.sh
+    printf 'This demo needs some Debian and Python packages and a Debian tree for its machines; what is missing is\n'
+    printf 'installed first (Python packages into .venv, the tree into ~/.cache/pocketcloud).\n'
+    install_packages debootstrap iproute2 openssh-client procps python3 python3-venv sqlite3
+    make_venv requirements.txt
+    if ! compgen -G "$HOME/.cache/pocketcloud/debian-*" > /dev/null; then
+        printf 'making the Debian tree, about a minute\n'
+    fi
+    "$PYTHON" -m tests.pocketcloud --base-only
+    exec "$PYTHON" -m tests.demo
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    main "$@"
+    exit
+fi

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+
+usage() {
+    cat <<'EOF'
+Usage: run-tests.sh [PYTEST ARGUMENTS]
+
+Runs every check of the project: shellcheck, ruff, mypy, and the tests, against clouds and a Jenkins on loopback whose
+machines are namespaces of this one. Installs what that takes on a bare Debian 12 or Ubuntu machine (as root): Debian
+packages, and Python packages into .venv. With arguments only pytest runs, with these: run-tests.sh -k launch
+
+Exit code: 0 all passed, 1 something failed.
+EOF
+}
+
+# Checks that take no machine; each says what it is about when it fails.
+run_checkers() {
+    local -a scripts
+    local rc=0
+    mapfile -t scripts < <(git ls-files -- '*.sh' '*.bash' .ci/run)
+    shellcheck -x "${scripts[@]}" || rc=1
+    "$PYTHON" -m ruff check . || rc=1
+    "$PYTHON" -m mypy || rc=1
+    return "$rc"
+}
+
+main() {
+    set -euo pipefail
+    shopt -s inherit_errexit
+    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+        usage
+        return 0
+    fi
+    cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+    # shellcheck source=tests/prepare.sh
+    . tests/prepare.sh
+    install_packages debootstrap git iproute2 openssh-client openssh-server procps python3 python3-venv shellcheck sqlite3
+    make_venv requirements-test.txt
+    local checked=0 rc=0
+    if (( $# == 0 )); then
+        run_checkers || checked=1
+        if (( checked )); then
+            printf '\nThe checkers above failed; the tests run all the same.\n\n'
+        fi
+    fi
+    "$PYTHON" -m pytest "$@" || rc=$?
+    if (( rc == 0 && checked )); then
+        return 1
+    fi
+    return "$rc"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    main "$@"
+    exit
+fi

@@ -1,0 +1,50 @@
+"""Fixtures: clouds, Jenkins and pools that end with the test."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import Pool, clear_cloud, clear_jenkins, make_key
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[MakePool]:
+    """Make a pool against a cloud with machines of a kind, by default with a Jenkins whose nodes are online at once."""
+    with ExitStack() as running:
+        def make(kind: str = "shared-ssh", *options: str, jenkins: str | None = "instant") -> Pool:
+            pocket = running.enter_context(Pocket(tmp_path, "--machines", kind, *options))
+            stand_in = None
+            if jenkins:
+                credentials = {"nodes": ("jenkins", make_key(tmp_path))}
+                stand_in = running.enter_context(
+                    StandIn(tmp_path / "jenkins", credentials=credentials, knobs={"connect": jenkins}))
+            return Pool(tmp_path, pocket, stand_in)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pocket, StandIn]]:
+    """A cloud with quick machines that have no more than ssh, and a Jenkins whose nodes are online at once."""
+    folder = tmp_path_factory.mktemp("site")
+    with Pocket(folder, "--machines", "shared-ssh") as pocket, \
+            StandIn(folder / "jenkins", knobs={"connect": "instant"}) as jenkins:
+        yield pocket, jenkins
+
+
+@pytest.fixture
+def pool(site: tuple[Pocket, StandIn], tmp_path: Path) -> Iterator[Pool]:
+    """A pool of its own at the module's site, which it finds as new."""
+    pocket, jenkins = site
+    pocket.reset_calls("pocket-a")
+    jenkins.reset_calls()
+    yield Pool(tmp_path, pocket, jenkins)
+    for cloud in ("pocket-a", "pocket-b"):
+        clear_cloud(pocket, cloud)
+    clear_jenkins(jenkins)

@@ -1,0 +1,234 @@
+"""The demo: the life of a pool of single-use machines, told in steps, on this computer alone."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import PROJECT, Pool, image, make_key, provider
+
+NORTH, SOUTH = "north", "south"
+LABEL = "devstack-bookworm"
+BUILD_SECONDS = 60
+# What a build of the demo does on its machine; the real one runs devstack-vm-gate-wrap.sh.
+SCRIPT = """
+. /etc/devstack-gate/node
+echo "building on $NODE_NAME of $NODE_PROVIDER, whose hostname is $(hostname)"
+git --version
+test ! -e ~/used-before || { echo 'another build was here!'; exit 3; }
+touch ~/used-before
+sleep 1
+test "$CHANGE" != broken
+"""
+
+
+class Story:
+    """Prints numbered steps, what came of each, and how long it took."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.started = time.monotonic()
+
+    def step(self, text: str) -> None:
+        """Say what happens next."""
+        self.number += 1
+        print(f"\n{self.number:2}. {text}", flush=True)
+
+    def came(self, text: str) -> None:
+        """Say what came of it."""
+        print(f"    -> {text}", flush=True)
+
+    def show(self, text: str) -> None:
+        """Show output as it is."""
+        for line in text.rstrip().splitlines():
+            print(f"       {line}", flush=True)
+
+
+class Demo:
+    """The scripts, driven as Jenkins would, against two clouds and a Jenkins on loopback."""
+
+    def __init__(self, folder: Path, running: ExitStack) -> None:
+        self.story = Story()
+        self.folder = folder
+        port = _free_ssh_port()
+        self.story.step("Start two OpenStack clouds, north and south, and a Jenkins, all on 127.0.0.0/8.")
+        clouds = f"{NORTH},{SOUTH}"
+        self.cloud = running.enter_context(
+            Pocket(folder, "--clouds", clouds, "--machines", "namespace", "--ssh-port", str(port)))
+        self.jenkins = running.enter_context(
+            StandIn(folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))}))
+        self.pool = Pool(folder, self.cloud, self.jenkins)
+        self.ssh_port = port
+        self.story.came(f"clouds at {self.cloud.url}, Jenkins at {self.jenkins.url}")
+        self.story.came("each virtual machine will be a Debian of its own (Linux namespaces), reached by real ssh")
+
+    def run(self, script: str, *arguments: str, expect: int = 0) -> str:
+        """Run a script, keep its log, and return what it printed."""
+        result = self.pool.run(script, *arguments)
+        with (self.folder / "scripts.log").open("a") as log:
+            log.write(f"$ {script} {' '.join(arguments)}\n{result.stderr}{result.stdout}exit {result.returncode}\n\n")
+        if result.returncode != expect:
+            raise SystemExit(f"{script} exited with {result.returncode}, expected {expect}:\n{result.stderr}")
+        return result.stdout
+
+    def tell(self) -> None:
+        """Tell the whole story."""
+        self.load()
+        self.build_images()
+        self.fill()
+        self.use_once()
+        self.fail_and_keep()
+        self.lose_a_provider()
+        self.reap()
+        self.look_inside()
+
+    def load(self) -> None:
+        """Providers and images."""
+        self.story.step("Tell the pool about them: a providers file asks for 2 ready machines at each provider.")
+        wanted = [image("bookworm", min_ready=2)]
+        self.pool.load(*(provider(name, cloud=name, max_servers=6, ssh_port=self.ssh_port, images=wanted)
+                         for name in (NORTH, SOUTH)))
+        self.story.came("`vmdatabase.py load providers.yaml` wrote them to vm.db, one SQLite file")
+
+    def build_images(self) -> None:
+        """The daily job."""
+        self.story.step("Build an image at each: boot a plain Debian, install packages, make an account, snapshot.")
+        started = time.monotonic()
+        self.run("devstack-vm-update-image.py", "all")
+        self.story.came(f"2 snapshots after {time.monotonic() - started:.0f} s; machines will boot from them "
+                        "without installing anything")
+
+    def fill(self) -> None:
+        """The 10-minute job."""
+        self.story.step("Fill the pool: boot machines, test them by ssh, register them as Jenkins nodes.")
+        started = time.monotonic()
+        self.run("devstack-vm-launch.py", "all")
+        for name in self.pool.machines():
+            self.jenkins.wait_node(name, "online")
+        self.story.came(f"full after {time.monotonic() - started:.1f} s, and Jenkins has connected to each "
+                        "(it accepts only the host key seen in the ssh test):")
+        self.show_pool()
+
+    def use_once(self) -> None:
+        """Two builds, two machines."""
+        self.story.step("Run two builds. First step of each: take its node out of service. Last: mark the machine.")
+        python = sys.executable
+        settings = {name: value for name, value in self.pool.environment.items() if name.startswith("DEVSTACK_GATE_")}
+        self.jenkins.add_job(
+            "gate", LABEL, script=SCRIPT, environment=settings,
+            before=[python, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
+            after=[python, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
+        first, second = self.build("good", "SUCCESS"), self.build("broken", "FAILURE")
+        if first["node"] == second["node"]:
+            raise SystemExit("one machine served two builds")
+        self.story.came(f"gate #{first['number']} {first['result']} on {first['node']}")
+        self.story.came(f"gate #{second['number']} {second['result']} on {second['node']}, another machine: "
+                        "each serves one build")
+        self.failed_node = str(second["node"])
+
+    def build(self, change: str, expect: str) -> dict[str, Any]:
+        """Run one build to its end, and keep its console."""
+        started = self.jenkins.wait_started(self.jenkins.build("gate", CHANGE=change), BUILD_SECONDS)
+        build = self.jenkins.wait_build("gate", started["number"], BUILD_SECONDS)
+        (self.folder / f"console-gate-{build['number']}.txt").write_text(build["console"])
+        if build["result"] != expect:
+            raise SystemExit(f"gate #{build['number']} ended {build['result']}, expected {expect}:\n{build['console']}")
+        return build
+
+    def fail_and_keep(self) -> None:
+        """A failed build's machine stays."""
+        self.story.step("The second build failed. Reap, the hourly job, deletes used machines; what about this one?")
+        self.run("devstack-vm-reap.py", "all")
+        self.story.came(f"{self.failed_node} is kept for 24 hours, for whoever wants to look; the good build's is gone")
+        command = ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no", "-o",
+                   "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", f"jenkins@{self.address(self.failed_node)}",
+                   "hostname; cat /etc/devstack-gate/node"]
+        self.story.came("a look by plain ssh:")
+        self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def address(self, node: str) -> str:
+        """The address of a node."""
+        return str(self.pool.sql("SELECT ip FROM machine WHERE name = ?", node)[0][0])
+
+    def lose_a_provider(self) -> None:
+        """One provider down."""
+        self.story.step("North's cloud goes down, every request fails. Launch, and run a third build.")
+        services = ("identity", "compute", "image", "network")
+        down = [{"service": service, "match": ".*", "status": 503} for service in services]
+        self.cloud.knobs(NORTH, answers=down)
+        self.run("devstack-vm-launch.py", "all", expect=1)
+        third = self.build("good", "SUCCESS")
+        self.story.came("launch refilled south, reported north, and exited with 1, so that the Jenkins job turns red")
+        self.story.came(f"gate #{third['number']} {third['result']} on {third['node']}")
+
+    def reap(self) -> None:
+        """All agree again."""
+        self.story.step("North is back. Reap, and launch again, as the timers would.")
+        self.cloud.knobs(NORTH, answers=[])
+        self.story.show(self.run("devstack-vm-reap.py", "all"))
+        self.run("devstack-vm-launch.py", "all")
+        self.story.came("the pool is full again:")
+        self.show_pool()
+
+    def look_inside(self) -> None:
+        """sqlite3."""
+        self.story.step("Look into vm.db with plain sqlite3: the view node, and what was recorded of each build.")
+        for query in ("SELECT * FROM node",
+                      "SELECT node_name, jenkins_job_name AS job, jenkins_build_number AS number, result FROM result"):
+            self.story.came(f'sqlite3 vm.db "{query}"')
+            command = ["sqlite3", "-header", "-column", str(self.pool.database), query]
+            self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def show_pool(self) -> None:
+        """Show the table that vmdatabase.py prints."""
+        self.story.show(self.run("vmdatabase.py"))
+
+
+def _free_ssh_port() -> int:
+    """Return 22, or 2222 where an sshd of this machine has taken 22 of every address."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.99.99.99", 22))
+        except OSError:
+            return 2222
+    return 22
+
+
+def _left_behind(folder: Path) -> list[str]:
+    """Return the processes and mounts of the demo that are still there."""
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+    processes = subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False)
+    return mounts + processes.stdout.splitlines()
+
+
+def main() -> int:
+    """Run the demo; returns 0 when all went as told and nothing is left running."""
+    folder = Path(tempfile.mkdtemp(prefix="devstack-gate-demo-"))
+    with ExitStack() as running:
+        demo = Demo(folder, running)
+        demo.tell()
+        demo.story.step("Stop everything.")
+        truth = {name: [server["name"] for server in demo.cloud.look(name)["servers"]] for name in (NORTH, SOUTH)}
+    left = _left_behind(folder)
+    if left:
+        print("still there:", *left, sep="\n", file=sys.stderr)
+        return 1
+    (folder / "servers-at-the-end.json").write_text(json.dumps(truth, indent=2))
+    shutil.rmtree(folder / "pocket", ignore_errors=True)
+    demo.story.came(f"no process and no mount is left. Logs and vm.db: {folder} "
+                    "(scripts.log, console-gate-*.txt, pocketcloud.log, jenkins/log)")
+    print(f"\nThe demo took {time.monotonic() - demo.story.started:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

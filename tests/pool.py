@@ -1,0 +1,287 @@
+"""A whole pool for a test: a cloud and a Jenkins on loopback, configuration files, and the scripts run as processes."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jenkins
+import openstack
+import requests
+import yaml
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pocketcloud.jenkins_model import Knobs as JenkinsKnobs
+from tests.pocketcloud.knobs import Knobs
+
+PROJECT = Path(__file__).resolve().parents[1]
+SCRIPT_SECONDS = 120
+ANY_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
+T = TypeVar("T")
+
+
+def image(name: str = "noble", **keys: Any) -> dict[str, Any]:
+    """An image type of the providers file; keys are written with _ for -."""
+    return {"name": name, "image": "Debian 12", "min-ready": 2, "min-ram": 512, "username": "debian", **_kebab(keys)}
+
+
+def provider(name: str = "one", cloud: str = "pocket-a", **keys: Any) -> dict[str, Any]:
+    """A provider of the providers file; keys are written with _ for -."""
+    return {"name": name, "cloud": cloud, "max-servers": 10, "boot-timeout": 30, "images": [image()], **_kebab(keys)}
+
+
+def _kebab(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("_", "-"): value for key, value in keys.items()}
+
+
+class Pool:
+    """The scripts with their settings in a folder, against a cloud and, where given, a Jenkins."""
+
+    def __init__(self, folder: Path, pocket: Pocket | None = None, jenkins: StandIn | None = None) -> None:
+        self.folder = folder
+        self.pocket = pocket
+        self.jenkins = jenkins
+        self.database = folder / "vm.db"
+        self.secure_config = folder / "secure.conf"
+        self.key = make_key(folder)
+        self.environment = {name: value for name, value in os.environ.items()
+                            if not name.startswith(("OS_", "DEVSTACK_GATE_", "ZUUL_", "GERRIT_"))}
+        for name in ("WORKSPACE", "JOB_NAME", "BUILD_NUMBER"):
+            self.environment.pop(name, None)
+        self.environment |= {"DEVSTACK_GATE_DB": str(self.database), "HOME": str(folder),
+                             "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config)}
+        if pocket:
+            self.environment["OS_CLIENT_CONFIG_FILE"] = str(pocket.clouds_yaml)
+        self.write_secure_config()
+
+    def write_secure_config(self, **changes: str) -> None:
+        """Write the secure configuration; changes are keys of [jenkins]."""
+        text = f"[node]\nuser = jenkins\nssh_key = {self.key}\n[image]\npackages = git\n"
+        if self.jenkins:
+            keys = {"server": self.jenkins.url, "user": self.jenkins.user, "apikey": self.jenkins.token,
+                    "credentials_id": "nodes", **changes}
+            text += "[jenkins]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items())
+        self.secure_config.write_text(text)
+        self.secure_config.chmod(0o600)
+
+    def load(self, *providers: Mapping[str, Any]) -> None:
+        """Load a providers file that holds these."""
+        file = self.folder / "providers.yaml"
+        file.write_text(yaml.safe_dump({"providers": list(providers)}))
+        self.run("vmdatabase.py", "load", str(file), expect=0)
+
+    def seed_snapshots(self) -> None:
+        """Give each image type a READY snapshot without building one: the cloud's base image itself."""
+        assert self.pocket
+        for cloud, image_id in self.sql("SELECT cloud, base_image.id FROM base_image JOIN provider ON "
+                                        "provider_id = provider.id"):
+            external_id = self.pocket.look(cloud)["images"][0]["id"]
+            self.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, state, state_time) "
+                     "VALUES (?, 'seeded', 1, ?, 'READY', 1)", image_id, external_id)
+
+    def run(self, script: str, *arguments: str, expect: int | None = None, **environment: str
+            ) -> subprocess.CompletedProcess[str]:
+        """Run a script to its end; fails the test with its stderr if the exit code is not the expected one."""
+        process = self.start(script, *arguments, **environment)
+        try:
+            out, err = process.communicate(timeout=SCRIPT_SECONDS)
+        finally:
+            process.kill()
+        assert expect is None or process.returncode == expect, f"{script}: {process.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a script as Jenkins does."""
+        command = [sys.executable, str(PROJECT / script), *arguments]
+        return subprocess.Popen(command, env=self.environment | environment, cwd=self.folder, text=True,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run one statement on vm.db as a person would."""
+        connection = sqlite3.connect(self.database, timeout=30)
+        try:
+            with connection:
+                return connection.execute(statement, values).fetchall()
+        finally:
+            connection.close()
+
+    def machines(self) -> dict[str, str]:
+        """{node name: state} of all machines."""
+        return dict(self.sql("SELECT name, state FROM machine ORDER BY id"))
+
+    def servers(self, cloud: str = "pocket-a") -> list[dict[str, Any]]:
+        """The servers that the cloud really has."""
+        assert self.pocket
+        servers: list[dict[str, Any]] = self.pocket.look(cloud)["servers"]
+        return servers
+
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """The nodes that Jenkins really has."""
+        assert self.jenkins
+        nodes: dict[str, dict[str, Any]] = self.jenkins.look()["nodes"]
+        return nodes
+
+    # --- what earlier runs, other people and time have done ---
+
+    @property
+    def uuid(self) -> str:
+        """The pool's UUID, which marks what it owns."""
+        return str(self.sql("SELECT value FROM setting WHERE name = 'pool'")[0][0])
+
+    def marks(self, provider: str = "one", **more: object) -> dict[str, str]:
+        """The metadata of a server or image of ours; machine=7 becomes devstack-gate-machine: "7"."""
+        own = {"devstack-gate-pool": self.uuid, "devstack-gate-provider": provider}
+        return own | {f"devstack-gate-{name}": str(value) for name, value in more.items()}
+
+    def boot(self, name: str, metadata: Mapping[str, str] | None = None, cloud: str = "pocket-a", **more: Any) -> str:
+        """Have a server that is ACTIVE, as a user of the same project would; returns its id."""
+        assert self.pocket
+        connection = client(self.pocket.clouds_yaml, cloud)
+        image_id = self.pocket.look(cloud)["images"][0]["id"]
+        server = connection.compute.create_server(
+            name=name, image_id=image_id, flavor_id="1", metadata=dict(metadata or {}),
+            **{"networks": [{"uuid": connection.network.find_network("private").id}], **more})
+        server_id = str(server.id)
+        await_that(f"server {name} to be ACTIVE", lambda: any(
+            one["id"] == server_id and one["status"] == "ACTIVE" for one in self.servers(cloud)))
+        return server_id
+
+    def add_machine(self, state: str = "READY", *, server: bool = True, node: bool = True, age: int = 0,
+                    provider: str = "one", image: str = "noble", cloud: str = "pocket-a", **columns: Any) -> str:
+        """Have a machine, age seconds in its state, with server and node as launch makes them; returns its name."""
+        ((image_id,),) = self.sql("SELECT base_image.id FROM base_image JOIN provider ON provider_id = provider.id "
+                                  "WHERE provider.name = ? AND base_image.name = ?", provider, image)
+        ((machine,),) = self.sql("INSERT INTO machine (base_image_id, user, state, state_time) VALUES (?, 'jenkins', "
+                                 "?, ?) RETURNING id", image_id, state, int(time.time()) - age)
+        name = f"devstack-{image}-{provider}-{machine}"
+        values: dict[str, Any] = {"name": name, "host_key": ANY_HOST_KEY}
+        if server:
+            values["external_id"] = self.boot(name, self.marks(provider, machine=machine), cloud)
+            values["ip"] = next(one["address"] for one in self.servers(cloud) if one["id"] == values["external_id"])
+        if node and self.jenkins:
+            values["jenkins_name"] = name
+            self.add_node(name, f"devstack-{image}", values.get("ip", "127.0.0.1"))
+        values |= columns
+        self.sql(f"UPDATE machine SET {', '.join(f'{column} = ?' for column in values)} WHERE id = ?",
+                 *values.values(), machine)
+        return name
+
+    def add_node(self, name: str, label: str, host: str, pool: str | None = None) -> None:
+        """Have a node in Jenkins, with the UUID of a pool in its description, this pool's by default."""
+        assert self.jenkins
+        server = jenkins.Jenkins(self.jenkins.url, self.jenkins.user, self.jenkins.token)
+        server.create_node(name, numExecutors=1, nodeDescription=f"devstack-gate-pool={pool or self.uuid}",
+                           remoteFS="/home/jenkins", labels=label, exclusive=True, launcher=jenkins.LAUNCHER_SSH,
+                           launcher_params={"host": host, "port": "22", "credentialsId": "nodes"})
+
+    def column(self, name: str, column: str) -> Any:
+        """One column of a machine."""
+        ((value,),) = self.sql(f"SELECT {column} FROM machine WHERE name = ?", name)
+        return value
+
+    def server_names(self, cloud: str = "pocket-a") -> list[str]:
+        """The names of the servers that are not being deleted, sorted."""
+        return sorted(one["name"] for one in self.servers(cloud) if one["task_state"] != "deleting")
+
+    def created(self, cloud: str = "pocket-a") -> int:
+        """How many servers the cloud has been asked for and made since its calls were last reset."""
+        assert self.pocket
+        return sum((entry["method"], entry["path"], entry["status"]) == ("POST", "/servers", 202)
+                   for entry in self.pocket.look(cloud)["requests"])
+
+    def calls(self, method: str, path: str, cloud: str = "pocket-a") -> int:
+        """How often a call has come to compute since the cloud's calls were last reset, whatever the answer."""
+        assert self.pocket
+        return int(self.pocket.look(cloud)["calls"].get("compute", {}).get(f"{method} {path}", 0))
+
+    def pocket_look(self, cloud: str = "pocket-a") -> dict[str, Any]:
+        """All that the cloud really has."""
+        assert self.pocket
+        return self.pocket.look(cloud)
+
+    def pocket_calls_reset(self, cloud: str = "pocket-a") -> None:
+        """Count the cloud's calls from nothing."""
+        assert self.pocket
+        self.pocket.reset_calls(cloud)
+
+    def knobs(self, cloud: str = "pocket-a", /, **values: Any) -> None:
+        """Turn knobs of a cloud."""
+        assert self.pocket
+        self.pocket.knobs(cloud, **values)
+
+    def pocket_server(self, name: str, cloud: str = "pocket-a", /, **change: Any) -> None:
+        """Let something happen to the server of that name: status (with fault), ssh, vanish."""
+        assert self.pocket
+        (found,) = [server["id"] for server in self.servers(cloud) if server["name"] == name]
+        self.pocket.server(cloud, found, **change)
+
+    def dump(self) -> list[str]:
+        """All of vm.db as SQL."""
+        connection = sqlite3.connect(self.database, timeout=30)
+        try:
+            return list(connection.iterdump())
+        finally:
+            connection.close()
+
+    def in_service(self, name: str) -> bool:
+        """Whether Jenkins would start a build of the label on a node."""
+        node = self.nodes()[name]
+        return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+@cache
+def client(clouds_yaml: Path, cloud: str) -> Any:
+    """The real client for a cloud."""
+    config = openstack.config.OpenStackConfig(config_files=[str(clouds_yaml)])
+    return openstack.connection.Connection(config=config.get_one(cloud=cloud))
+
+
+def await_that(what: str, look: Callable[[], T], seconds: float = 15) -> T:
+    """Return what look gives as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def clear_cloud(pocket: Pocket, cloud: str) -> None:
+    """Give a cloud back as it was found."""
+    truth = pocket.look(cloud)
+    defaults = Knobs().as_dict()
+    changed = {name: value for name, value in defaults.items() if name != "machines" and value != truth["knobs"][name]}
+    if changed:
+        pocket.knobs(cloud, **changed)
+    for server in truth["servers"]:
+        pocket.server(cloud, server["id"], vanish=True)
+    if truth["floating_ips"] or truth["keypairs"] or len(truth["images"]) > 1:
+        connection = client(pocket.clouds_yaml, cloud)
+        for floating in connection.network.ips():
+            connection.network.delete_ip(floating)
+        for keypair in connection.compute.keypairs():
+            connection.compute.delete_keypair(keypair)
+        for image in connection.image.images(visibility="private"):
+            connection.image.delete_image(image)
+
+
+def clear_jenkins(stand_in: StandIn) -> None:
+    """Give a Jenkins back as it was found, but for its jobs."""
+    defaults = {**vars(JenkinsKnobs()), **stand_in.first_knobs}
+    stand_in.knobs(**{name: value for name, value in defaults.items() if value is not None})
+    for name in stand_in.look()["nodes"]:
+        requests.post(f"{stand_in.url}computer/{name}/doDelete", auth=(stand_in.user, stand_in.token), timeout=30)
+
+
+def make_key(folder: Path) -> Path:
+    """Make an ssh key pair in a folder, once, and return the private one's path."""
+    key = folder / "id_ed25519"
+    if not key.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    return key

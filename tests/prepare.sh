@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# Sourced by run-tests.sh and run-demo.sh: install on a bare Debian or Ubuntu machine what they need.
+
+PROJECT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+PYTHON=$PROJECT/.venv/bin/python
+
+# Print the packages of the arguments that are not installed.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s\n' "$package"
+    done
+}
+
+# Install Debian packages, as far as they are missing; nothing that they bring is started on this machine.
+install_packages() {
+    local missing policy=/usr/sbin/policy-rc.d made=0 rc=0
+    mapfile -t missing < <(missing_packages "$@")
+    if (( ${#missing[@]} == 0 )); then
+        return 0
+    fi
+    if (( EUID != 0 )); then
+        printf '%s: these Debian packages are missing, and installing them takes root: %s\n' "$0" "${missing[*]}" >&2
+        return 2
+    fi
+    printf 'installing Debian packages: %s\n' "${missing[*]}"
+    if [[ ! -e $policy ]]; then
+        printf '#!/bin/sh\nexit 101\n' > "$policy"
+        chmod 755 "$policy"
+        made=1
+    fi
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "${missing[@]}"; } \
+        > "$PROJECT/.prepare.log" 2>&1 || rc=$?
+    if (( made )); then
+        rm -f -- "$policy"
+    fi
+    if (( rc )); then
+        tail -n 20 -- "$PROJECT/.prepare.log" >&2
+        printf '%s: apt-get failed\n' "$0" >&2
+        return 1
+    fi
+}
+
+# Make .venv from a requirements file, or bring it up to date when one of the requirements files has changed.
+make_venv() {
+    local requirements=$1 stamp=$PROJECT/.venv/made-from wanted
+    wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt; printf '%s\n' "$requirements")
+    if [[ -x $PYTHON && -e $stamp ]]; then
+        # What the tests need contains what the demo needs.
+        case $(< "$stamp") in
+            "$wanted" | "${wanted%"$requirements"}requirements-test.txt") return 0 ;;
+        esac
+    fi
+    printf 'installing Python packages of %s into .venv\n' "$requirements"
+    python3 -m venv "$PROJECT/.venv" || return
+    "$PROJECT/.venv/bin/pip" install -q --disable-pip-version-check -r "$PROJECT/$requirements" 2> "$PROJECT/.prepare.log" || {
+        tail -n 20 -- "$PROJECT/.prepare.log" >&2
+        printf '%s: pip failed\n' "$0" >&2
+        return 1
+    }
+    printf '%s\n' "$wanted" > "$stamp"
+}
