@@ -1,0 +1,402 @@
+"""HTTP: connections, requests and answers, the tables of what is answered where, and the scripted answers."""
+
+import contextlib
+import json
+import logging
+import re
+import socket
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.pocketcloud.state import Cloud, Token
+
+log = logging.getLogger(__name__)
+IDLE_SECONDS = 300  # a kept connection without a request
+HANG_SECONDS = 3600
+TRUNCATED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4096\r\n\r\n{"servers": ['
+COMPUTE_FAULTS = {
+    400: "badRequest",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "itemNotFound",
+    405: "badMethod",
+    409: "conflictingRequest",
+    413: "overLimit",
+    429: "overLimit",
+    501: "notImplemented",
+    503: "serviceUnavailable",
+}
+UNEXPECTED = (
+    "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log if "
+    "possible.\n<class 'oslo_messaging.exceptions.MessagingTimeout'>"
+)
+
+
+@dataclass
+class Answer:
+    """What is sent back; a body that is neither bytes nor text is sent as JSON."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class RefusalError(Exception):
+    """The call is refused; shaped as an error of its service when it is answered."""
+
+    def __init__(self, status: int, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+
+
+def not_found(message: str, kind: str = "") -> RefusalError:
+    """Return the refusal with 404, to be raised."""
+    return RefusalError(404, message, kind)
+
+
+@dataclass
+class Call:
+    """One request to one service of one cloud."""
+
+    cloud: Cloud
+    service: str
+    method: str
+    path: str  # inside the service, without its version
+    query: dict[str, list[str]]
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+    base: str  # http://127.0.0.1:PORT/CLOUD
+    token: Token | None = None
+    microversion: tuple[int, int] = (2, 1)
+    args: dict[str, str] = field(default_factory=dict)  # what the path named
+    unversioned: bool = False  # the service's root: which versions are there?
+
+    def json(self, *path: str) -> Any:
+        """Return the JSON body, or what is at `path` in it; refuses anything else."""
+        try:
+            found = json.loads(self.body or b"null")
+            for name in path:
+                found = found[name]
+        except (ValueError, KeyError, TypeError):
+            raise RefusalError(400, f"Malformed request body: expected {'/'.join(path) or 'JSON'}") from None
+        return found
+
+    def first(self, name: str, default: str | None = None) -> str | None:
+        """Return the first value of a query parameter."""
+        return self.query.get(name, [default])[0]
+
+    @property
+    def project(self) -> str:
+        """The project of the caller."""
+        assert self.token is not None
+        return self.token.project
+
+    @property
+    def user(self) -> str:
+        """The user of the caller."""
+        assert self.token is not None
+        return self.token.user
+
+
+Handler = Callable[[Call], Answer]
+
+
+class Routes:
+    """What a service answers where: method and path template, e.g. `/servers/{id}`."""
+
+    def __init__(self, routes: Iterable[tuple[str, str, Handler]], public: Iterable[str] = ()) -> None:
+        self.routes = [(method, template, _pattern(template), handler) for method, template, handler in routes]
+        self.public = set(public)  # templates that need no token
+
+    def find(self, call: Call) -> tuple[str, Handler | None]:
+        """Return template and handler and put the path's parts into `call.args`; (path, None) when nothing fits."""
+        for method, template, pattern, handler in self.routes:
+            found = pattern.fullmatch(call.path)
+            if found and method == call.method:
+                call.args = {name: unquote(value) for name, value in found.groupdict().items()}
+                return template, handler
+        return call.path, None
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "/?")
+
+
+class Site:
+    """Everything behind one port: clouds and their services, and the control interface."""
+
+    def __init__(self, clouds: dict[str, Cloud], services: dict[str, Routes], control: Callable[..., Answer]) -> None:
+        self.clouds, self.services, self.control = clouds, services, control
+        self.stopping = threading.Event()
+
+    def serve(self, method: str, target: str, headers: dict[str, str], body: bytes) -> "Answer | Trick":
+        """Answer one request."""
+        parts = urlsplit(target)
+        words = parts.path.strip("/").split("/", 2)
+        if words[0] == "control":
+            return self.control(self.clouds, method, words[1:], body)
+        if len(words) < 2 or words[0] not in self.clouds or words[1] not in self.services:
+            return Answer(
+                404, f"no such service: {parts.path}; there are CLOUD/{'|'.join(self.services)} and control/CLOUD"
+            )
+        cloud, service = self.clouds[words[0]], words[1]
+        path = "/" + re.sub(r"^v[23](\.[01])?(/|$)", "", words[2] if len(words) > 2 else "")
+        query = parse_qs(parts.query, keep_blank_values=True)
+        base = f"http://{headers.get('host', '127.0.0.1')}/{cloud.name}"
+        call = Call(cloud, service, method, path.rstrip("/") or "/", query, headers, body, base)
+        call.unversioned = len(words) == 2
+        return self._answer(call)
+
+    def _answer(self, call: Call) -> "Answer | Trick":
+        template, handler = self.services[call.service].find(call)
+        entry = call.cloud.calls.add(call.service, template, call.method, call.path)
+        if call.cloud.knobs.latency_seconds:
+            self.stopping.wait(call.cloud.knobs.latency_seconds)
+        script = _rate_limit(call) or _scripted(call)
+        if script is None:
+            answered: Answer | Trick = self._carry_out(call, template, handler)
+        elif script.get("kind") == "after":
+            self._carry_out(call, template, handler)
+            answered = _perform(call, script | {"kind": script.get("then", "status")})
+        else:
+            answered = _perform(call, script)
+        entry["status"] = answered.status if isinstance(answered, Answer) else answered.kind
+        return answered
+
+    def _carry_out(self, call: Call, template: str, handler: Handler | None) -> Answer:
+        try:
+            authenticate(call, needed=template not in self.services[call.service].public)
+            if handler is None:
+                raise RefusalError(404, "The resource could not be found.")
+            if call.service == "compute":
+                call.microversion = _microversion(call)
+            answer = handler(call)
+        except RefusalError as err:
+            answer = refuse(call.service, err)
+        except Exception:
+            log.exception("%s %s %s", call.cloud.name, call.method, call.path)
+            answer = refuse(call.service, RefusalError(500, UNEXPECTED))
+        return _with_service_headers(call, answer)
+
+
+def authenticate(call: Call, *, needed: bool = True) -> None:
+    """Find out who calls; refuses an unknown or old token with 401 where one is needed."""
+    token = call.cloud.tokens.get(call.headers.get("x-auth-token", ""))
+    if token and token.expires > time.time():
+        call.token = token
+    elif needed:
+        raise RefusalError(401, "The request you have made requires authentication.")
+
+
+def refuse(service: str, err: RefusalError) -> Answer:
+    """Shape an error as the service does."""
+    if err.status == 401 or service == "identity":
+        title = HTTPStatus(err.status).phrase
+        headers = {"WWW-Authenticate": 'Keystone uri="http://127.0.0.1"'} if err.status == 401 else {}
+        return Answer(err.status, {"error": {"code": err.status, "title": title, "message": err.message}}, headers)
+    if service == "image":
+        return Answer(err.status, html_error(err.status, err.message))
+    if service == "network":
+        kind = err.kind or f"HTTP{HTTPStatus(err.status).phrase.replace(' ', '')}"
+        return Answer(err.status, {"NeutronError": {"type": kind, "message": err.message, "detail": ""}})
+    fault = {COMPUTE_FAULTS.get(err.status, "computeFault"): {"code": err.status, "message": err.message}}
+    return Answer(err.status, fault, {"Content-Type": "application/json; charset=UTF-8"})
+
+
+def html_error(status: int, message: str) -> str:
+    """Return the page that Glance and load balancers send with an error."""
+    title = f"{status} {HTTPStatus(status).phrase}"
+    return (
+        f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n  {message}<br /><br />"
+        "\n\n\n\n </body>\n</html>"
+    )
+
+
+def _microversion(call: Call) -> tuple[int, int]:
+    text = call.headers.get("openstack-api-version", "").removeprefix("compute").strip()
+    text = text or call.headers.get("x-openstack-nova-api-version", "2.1")
+    if text == "latest":
+        return 2, 96
+    found = re.fullmatch(r"(\d+)\.(\d+)", text)
+    if not found:
+        raise RefusalError(400, f"API Version String {text} is of invalid format. Must be of format MajorNum.MinorNum.")
+    version = int(found[1]), int(found[2])
+    if not (2, 1) <= version <= (2, 96):
+        raise RefusalError(406, f"Version {text} is not supported by the API. Minimum is 2.1 and maximum is 2.96.")
+    return version
+
+
+def _with_service_headers(call: Call, answer: Answer) -> Answer:
+    request = f"req-{uuid.uuid4()}"
+    answer.headers["x-openstack-request-id"] = request
+    if call.service == "compute":
+        version = f"{call.microversion[0]}.{call.microversion[1]}"
+        answer.headers |= {
+            "Openstack-Api-Version": f"compute {version}",
+            "X-Openstack-Nova-Api-Version": version,
+            "Vary": "OpenStack-API-Version, X-OpenStack-Nova-API-Version",
+            "x-compute-request-id": request,
+        }
+    return answer
+
+
+# Answers that the knobs ask for
+
+
+@dataclass
+class Trick:
+    """An answer that is none: hang, reset, close, or truncate (with the part of a body that is sent)."""
+
+    kind: str
+
+
+def _rate_limit(call: Call) -> dict[str, Any] | None:
+    knobs = call.cloud.knobs
+    if call.service != "compute" or not knobs.rate_limit:
+        return None
+    seconds = call.cloud.calls.refusal_seconds(knobs.rate_limit)
+    if not seconds:
+        return None
+    fault = {
+        "code": knobs.rate_limit_status,
+        "message": "This request was rate-limited.",
+        "details": f"Only {knobs.rate_limit:g} request(s) can be made every second.",
+    }
+    headers = {"Retry-After": str(seconds)}
+    return {"status": knobs.rate_limit_status, "body": {"overLimit": fault}, "headers": headers}
+
+
+def _scripted(call: Call) -> dict[str, Any] | None:
+    wanted = [f"{call.method} {call.path}"]
+    if call.path.endswith("/action"):
+        with contextlib.suppress(RefusalError, TypeError, StopIteration):  # no JSON object with a name in it
+            wanted.append(f"{wanted[0]} {next(iter(call.json()))}")
+    with call.cloud.lock:
+        for script in call.cloud.knobs.answers:
+            if script.get("service", "compute") != call.service or script.get("times", 1) < 1:
+                continue
+            if any(re.fullmatch(script["match"], one) for one in wanted):
+                if "times" in script:
+                    script["times"] -= 1
+                return script
+    return None
+
+
+def _perform(call: Call, script: dict[str, Any]) -> Answer | Trick:
+    kind, status = script.get("kind", "status"), script.get("status", 500)
+    if kind in ("hang", "reset", "close", "truncate"):
+        return Trick(kind)
+    if kind == "html":
+        body = script.get("body") or html_error(status, "The server is temporarily unable to service your request.")
+        return Answer(status, body, dict(script.get("headers", {})))
+    message = UNEXPECTED if call.service == "compute" and status == 500 else HTTPStatus(status).phrase
+    answer = refuse(call.service, RefusalError(status, message))
+    if script.get("body") is not None:
+        answer.body = script["body"]
+    answer.headers |= script.get("headers", {})
+    return _with_service_headers(call, answer)
+
+
+# Connections
+
+
+class Server(ThreadingHTTPServer):
+    """One thread a connection."""
+
+    daemon_threads = True
+    request_queue_size = 4096
+    block_on_close = False
+
+    def __init__(self, port: int, site: Site) -> None:
+        self.site = site
+        super().__init__(("127.0.0.1", port), Connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what broke a connection; clients that go away are no news."""
+        log.debug("connection from %s", client_address, exc_info=True)
+
+
+class Connection(BaseHTTPRequestHandler):
+    """One kept connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = IDLE_SECONDS
+    server: Server
+
+    def handle_one_request(self) -> None:
+        """Read a request and answer it in one send."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        answer = self.server.site.serve(self.command, self.path, headers, self._read_body(headers))
+        if isinstance(answer, Trick):
+            self._play(answer)
+        else:
+            self.wfile.write(self._encode(answer))
+
+    def log_message(self, *_args: Any) -> None:
+        """Say nothing: the cloud counts its calls."""
+
+    def _read_body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding", "").lower() != "chunked":
+            return self.rfile.read(int(headers.get("content-length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(chunks)
+
+    def _encode(self, answer: Answer) -> bytes:
+        content, kind = _content(answer)
+        lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}"]
+        headers = {"Content-Type": kind} if content else {}
+        headers |= answer.headers
+        if answer.status != 204:
+            headers["Content-Length"] = str(len(content))
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        return head if self.command == "HEAD" or answer.status == 204 else head + content
+
+    def _play(self, trick: Trick) -> None:
+        self.close_connection = True
+        if trick.kind == "hang":
+            self._hang()
+        elif trick.kind == "truncate":
+            self.wfile.write(TRUNCATED)
+        elif trick.kind == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    def _hang(self) -> None:
+        self.connection.settimeout(0.5)
+        deadline = time.monotonic() + HANG_SECONDS
+        while time.monotonic() < deadline and not self.server.site.stopping.is_set():
+            try:
+                if not self.connection.recv(1):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+
+def _content(answer: Answer) -> tuple[bytes, str]:
+    if answer.body is None:
+        return b"", ""
+    if isinstance(answer.body, str):
+        kind = "text/html; charset=UTF-8" if answer.body.startswith("<") else "text/plain"
+        return answer.body.encode(), kind
+    return json.dumps(answer.body).encode(), "application/json"

@@ -1,0 +1,367 @@
+"""The objects of Jenkins' JSON API, made from the model, with the keys that the recordings have."""
+
+from typing import Any
+
+from tests.pocketcloud.jenkins_builds import Build, Item, Job
+from tests.pocketcloud.jenkins_model import Model
+from tests.pocketcloud.jenkins_nodes import JNLP_LAUNCHER, Node
+from tests.pocketcloud.jenkins_pages import quoted
+from tests.pocketcloud.jenkins_tree import Export, Inline
+
+MONITORS = ("SwapSpace", "TemporarySpace", "DiskSpace", "Architecture", "ResponseTime")
+NO_MONITOR_DATA = {
+    **{f"hudson.node_monitors.{name}Monitor": None for name in MONITORS},
+    "hudson.node_monitors.ClockMonitor": None,
+}
+LOADS = ("available", "busy", "connecting", "defined", "idle", "online", "total")
+DIAGRAM = Export({}, lambda: {"hour": {}, "min": {}, "sec10": {}})
+LOAD = Export(
+    {"_class": "hudson.model.Label$1"},
+    lambda: {**{f"{name}Executors": DIAGRAM for name in LOADS}, "queueLength": DIAGRAM},
+)
+MASTER_EXECUTORS = 2
+USER_PROPERTIES = (
+    "jenkins.security.ApiTokenProperty",
+    "com.cloudbees.plugins.credentials.UserCredentialsProvider$UserCredentialsProperty",
+    "hudson.tasks.Mailer$UserProperty",
+    "hudson.model.MyViewsProperty",
+    "org.jenkinsci.plugins.displayurlapi.user.PreferredProviderUserProperty",
+    "hudson.model.PaneStatusProperties",
+    "jenkins.security.seed.UserSeedProperty",
+    "hudson.search.UserSearchProperty",
+    "hudson.model.TimeZoneProperty",
+    "hudson.security.HudsonPrivateSecurityRealm$Details",
+)
+
+
+class Api:
+    """Exports for one request: `url` is the address that the client used, `full` whether it may see everything."""
+
+    def __init__(self, model: Model, url: str, full: bool, sees_jobs: bool) -> None:
+        self.model = model
+        self.url = url
+        self.full = full
+        self.sees_jobs = sees_jobs
+
+    def root(self) -> Export:
+        model = self.model
+        jobs = [self.job(job) for _, job in sorted(model.jobs.items())] if self.sees_jobs else []
+        view = Export({"_class": "hudson.model.AllView", "name": "all", "url": self.url})
+        return Export(
+            {
+                "_class": "hudson.model.Hudson",
+                "assignedLabels": [Export({"name": "master"})],
+                "mode": "NORMAL",
+                "nodeDescription": "the master Jenkins node",
+                "nodeName": "",
+                "numExecutors": MASTER_EXECUTORS,
+                "description": None,
+                "jobs": jobs,
+                "overallLoad": {},
+                "primaryView": view,
+                "quietingDown": model.quieting_down,
+                "slaveAgentPort": -1,
+                "unlabeledLoad": {"_class": "jenkins.model.UnlabeledLoadStatistics"},
+                "url": self.url,
+                "useCrumbs": True,
+                "useSecurity": True,
+                "views": [view] if self.sees_jobs else [],
+            }
+        )
+
+    def user(self, name: str) -> Export:
+        extra: dict[str, dict[str, Any]] = {
+            "hudson.tasks.Mailer$UserProperty": {"address": None},
+            "hudson.search.UserSearchProperty": {"insensitiveSearch": True},
+        }
+        return Export(
+            {
+                "_class": "hudson.model.User",
+                "absoluteUrl": f"{self.url}user/{name}",
+                "description": None,
+                "fullName": name,
+                "id": name,
+                "property": [{"_class": kind, **extra.get(kind, {})} for kind in USER_PROPERTIES],
+            }
+        )
+
+    def computers(self) -> Export:
+        nodes = list(self.model.nodes.values())
+        nodes.sort(key=lambda node: node.name)
+        working = [node for node in nodes if not node.offline]
+        busy = sum(len(self.model.running.get(node.name, ())) for node in working)
+        return Export(
+            {
+                "_class": "hudson.model.ComputerSet",
+                "busyExecutors": busy,
+                "computer": Inline([self.master(), *(self.computer(node) for node in nodes)]),
+                "displayName": "Nodes",
+                "totalExecutors": MASTER_EXECUTORS + sum(node.config.executors for node in working),
+            }
+        )
+
+    def master(self) -> Export:
+        label = Export({"name": "master"})
+        return Export(
+            {
+                "_class": "hudson.model.Hudson$MasterComputer",
+                "actions": [],
+                "assignedLabels": [label],
+                "description": "the master Jenkins node",
+                "displayName": "master",
+                "executors": [_executor(number, None) for number in range(MASTER_EXECUTORS)],
+                "icon": "computer.png",
+                "iconClassName": "icon-computer",
+                "idle": True,
+                "jnlpAgent": False,
+                "launchSupported": True,
+                "loadStatistics": LOAD,
+                "manualLaunchAllowed": True,
+                "monitorData": dict(NO_MONITOR_DATA) if self.full else {},
+                "numExecutors": MASTER_EXECUTORS,
+                "offline": False,
+                "offlineCause": None,
+                "offlineCauseReason": "",
+                "oneOffExecutors": [],
+                "temporarilyOffline": False,
+            }
+        )
+
+    def computer(self, node: Node) -> Export:
+        running = self.model.running.get(node.name, [])
+        builds = {build.executor: build for build in running}
+        icon = _icon(node)
+        jnlp = node.config.launcher.kind == JNLP_LAUNCHER
+        return Export(
+            {
+                "_class": "hudson.slaves.SlaveComputer",
+                "actions": [],
+                "assignedLabels": [self.label(name) for name in node.labels()],
+                "description": node.config.description,
+                "displayName": node.name,
+                "executors": [
+                    _executor(number, self.build(builds[number]) if number in builds else None)
+                    for number in range(node.config.executors)
+                ],
+                "icon": "computer-flash.gif" if node.launch else f"{icon}.png",
+                "iconClassName": f"icon-{icon}",
+                "idle": not running,
+                "jnlpAgent": jnlp,
+                "launchSupported": not jnlp,
+                "loadStatistics": LOAD,
+                "manualLaunchAllowed": True,
+                "monitorData": dict(NO_MONITOR_DATA) if self.full else {},
+                "numExecutors": node.config.executors,
+                "offline": node.offline,
+                "offlineCause": {"_class": node.cause.kind} if node.cause else None,
+                "offlineCauseReason": node.cause.reason if node.cause else "",
+                "oneOffExecutors": [],
+                "temporarilyOffline": node.temporarily_offline,
+                "absoluteRemotePath": node.config.remote_fs if node.online and self.full else None,
+            }
+        )
+
+    def label(self, name: str) -> Export:
+        def more() -> dict[str, Any]:
+            nodes = self.model.label_nodes(name)
+            working = [node for node in nodes if not node.offline]
+            busy = sum(len(self.model.running.get(node.name, ())) for node in working)
+            total = sum(node.config.executors for node in working)
+            jobs = [job for _, job in sorted(self.model.jobs.items()) if job.label == name] if self.sees_jobs else []
+            return {
+                "actions": [],
+                "busyExecutors": busy,
+                "clouds": [],
+                "description": None,
+                "idleExecutors": total - busy,
+                "loadStatistics": LOAD,
+                "nodes": [self.slave(node) for node in nodes],
+                "offline": not working,
+                "tiedJobs": [self.job(job) for job in jobs],
+                "totalExecutors": total,
+                "propertiesList": [],
+            }
+
+        return Export({"name": name}, more)
+
+    def slave(self, node: Node) -> Export:
+        return Export(
+            {"_class": "hudson.slaves.DumbSlave", "nodeName": node.name},
+            lambda: {
+                "assignedLabels": [self.label(name) for name in node.labels()],
+                "mode": "EXCLUSIVE" if node.config.exclusive else "NORMAL",
+                "nodeDescription": node.config.description,
+                "numExecutors": node.config.executors,
+            },
+        )
+
+    def job(self, job: Job) -> Export:
+        url = f"{self.url}job/{job.name}/"
+        reference = {"_class": job.kind, "name": job.name, "url": url, "color": job.color()}
+        return Export(reference, lambda: self._job_details(job), lambda: {"allBuilds": self._builds_of(job)})
+
+    def _builds_of(self, job: Job) -> list[Export]:
+        return [self.build(build) for build in reversed(job.builds)]
+
+    def _job_details(self, job: Job) -> dict[str, Any]:
+        builds = list(reversed(job.builds))
+        done = [build for build in builds if build.result]
+        queued = next((item for item in self.model.queue if item.job is job), None)
+
+        def latest(found: list[Build], *results: str) -> Export | None:
+            return next((self.build(build) for build in found if not results or build.result in results), None)
+
+        return {
+            "actions": [
+                {},
+                {},
+                {"_class": "org.jenkinsci.plugins.displayurlapi.actions.JobDisplayAction"},
+                {"_class": "com.cloudbees.plugins.credentials.ViewCredentialsAction"},
+            ],
+            "description": None,
+            "displayName": job.name,
+            "displayNameOrNull": None,
+            "fullDisplayName": job.name,
+            "fullName": job.name,
+            "buildable": True,
+            "builds": self._builds_of(job),
+            "firstBuild": latest(builds[-1:]),
+            "healthReport": [],
+            "inQueue": queued is not None,
+            "keepDependencies": False,
+            "lastBuild": latest(builds),
+            "lastCompletedBuild": latest(done),
+            "lastFailedBuild": latest(done, "FAILURE"),
+            "lastStableBuild": latest(done, "SUCCESS"),
+            "lastSuccessfulBuild": latest(done, "SUCCESS", "UNSTABLE"),
+            "lastUnstableBuild": latest(done, "UNSTABLE"),
+            "lastUnsuccessfulBuild": latest(done, "FAILURE", "UNSTABLE", "ABORTED"),
+            "nextBuildNumber": builds[0].number + 1 if builds else 1,
+            "property": [],
+            "queueItem": self.item(queued) if queued else None,
+            "concurrentBuild": job.concurrent,
+            "disabled": False,
+            "downstreamProjects": [],
+            "labelExpression": job.label or None,
+            "scm": {"_class": "hudson.scm.NullSCM"},
+            "upstreamProjects": [],
+        }
+
+    def build(self, build: Build) -> Export:
+        url = f"{self.url}job/{build.job.name}/{build.number}/"
+        reference = {"_class": build.job.build_kind, "number": build.number, "url": url}
+        return Export(reference, lambda: self._build_details(build))
+
+    def _build_details(self, build: Build) -> dict[str, Any]:
+        durations = [other.duration_ms() for other in build.job.builds if other.result]
+        display = {"_class": "org.jenkinsci.plugins.displayurlapi.actions.RunDisplayAction"}
+        return {
+            "actions": [*_parameters(build.item), *_causes(build.item), {}, display],
+            "artifacts": [],
+            "building": build.result is None,
+            "description": None,
+            "displayName": f"#{build.number}",
+            "duration": build.duration_ms(),
+            "estimatedDuration": sum(durations) // len(durations) if durations else -1,
+            "executor": None if build.result else {},
+            "fullDisplayName": f"{build.job.name} #{build.number}",
+            "id": str(build.number),
+            "keepLog": False,
+            "queueId": build.item.id,
+            "result": build.result,
+            "timestamp": round(build.started * 1000),
+            "builtOn": build.node_name,
+            "changeSet": {"_class": "hudson.scm.EmptyChangeLogSet", "items": [], "kind": None},
+            "culprits": [],
+        }
+
+    def queue(self) -> Export:
+        items = [self.item(item) for item in self.model.queue]
+        return Export({"_class": "hudson.model.Queue", "discoverableItems": [], "items": Inline(items)})
+
+    def item(self, item: Item) -> Export:
+        shown: dict[str, Any] = {
+            "_class": "hudson.model.Queue$LeftItem",
+            "actions": _parameters(item) + _causes(item),
+            "blocked": False,
+            "buildable": False,
+            "id": item.id,
+            "inQueueSince": round(item.since * 1000),
+            "params": "".join(f"\n{name}={value}" for name, value in item.parameters.items()),
+            "stuck": False,
+            "task": self.job(item.job),
+            "url": f"queue/item/{item.id}/",
+            "why": None,
+        }
+        if item.build or item.cancelled:
+            executable = self.build(item.build) if item.build else None
+            return Export({**shown, "cancelled": item.cancelled, "executable": executable})
+        if blocker := self.model.blocked_by(item.job):
+            why = f"Build #{blocker.number} is already in progress"
+            return Export({**shown, "_class": "hudson.model.Queue$BlockedItem", "blocked": True, "why": why})
+        nodes = self.model.label_nodes(item.job.label)
+        return Export(
+            {
+                **shown,
+                "_class": "hudson.model.Queue$BuildableItem",
+                "buildable": True,
+                "stuck": bool(item.job.label) and all(node.offline for node in nodes),
+                "why": self._why(item.job.label, nodes),
+                "buildableStartMilliseconds": round(item.since * 1000),
+                "pending": False,
+            }
+        )
+
+    def _why(self, label: str, nodes: list[Node]) -> str:
+        """Why a buildable item waits, in the words of hudson.model.Queue."""
+        if self.model.quieting_down:
+            return "Jenkins is about to shut down"
+        if not label or not self.model.nodes:
+            return "Waiting for next available executor"
+        if not nodes:
+            return f"There are no nodes with the label {quoted(label)}"
+        if all(node.offline for node in nodes):
+            one = f"{quoted(nodes[0].name)} is offline"
+            return one if len(nodes) == 1 else f"All nodes of label {quoted(label)} are offline"
+        where = nodes[0].name if len(nodes) == 1 else label
+        return f"Waiting for next available executor on {quoted(where)}"
+
+
+def _icon(node: Node) -> str:
+    if node.temporarily_offline:
+        return "computer-user-offline"
+    return "computer" if node.online else "computer-x"
+
+
+def _executor(number: int, build: Export | None) -> Export:
+    return Export(
+        {},
+        lambda: {
+            "currentExecutable": build,
+            "idle": build is None,
+            "likelyStuck": False,
+            "number": number,
+            "progress": -1,
+        },
+    )
+
+
+def _causes(item: Item) -> list[dict[str, Any]]:
+    causes = [
+        {
+            "_class": "hudson.model.Cause$UserIdCause",
+            "shortDescription": f"Started by user {user}",
+            "userId": user,
+            "userName": user,
+        }
+        for user in item.users
+    ]
+    return [{"_class": "hudson.model.CauseAction", "causes": causes}]
+
+
+def _parameters(item: Item) -> list[dict[str, Any]]:
+    values = [
+        {"_class": "hudson.model.StringParameterValue", "name": name, "value": value}
+        for name, value in item.parameters.items()
+    ]
+    return [{"_class": "hudson.model.ParametersAction", "parameters": values}] if values else []

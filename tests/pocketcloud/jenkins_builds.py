@@ -1,0 +1,170 @@
+"""Jobs, queue items and builds of the Jenkins stand-in, and what a build does from its first step to its last."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import paramiko
+
+from tests.pocketcloud.jenkins_agent import run_script
+
+STOP_GRACE_SECONDS = 5.0
+
+
+@dataclass
+class Job:
+    """A job: on the Jenkins host `before`, on the node `script` (or just `seconds` of it), on the host `after`."""
+
+    name: str
+    label: str = ""
+    before: list[str] = field(default_factory=list)
+    script: str = ""
+    after: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)
+    concurrent: bool = True
+    kind: str = "hudson.model.FreeStyleProject"
+    config_xml: str = "<project/>"
+    builds: list["Build"] = field(default_factory=list)
+
+    @property
+    def build_kind(self) -> str:
+        return "hudson.model.FreeStyleBuild" if "FreeStyle" in self.kind else "hudson.matrix.MatrixBuild"
+
+    def color(self) -> str:
+        done = next((build for build in reversed(self.builds) if build.result), None)
+        colors = {"SUCCESS": "blue", "FAILURE": "red", "ABORTED": "aborted", "UNSTABLE": "yellow"}
+        color = colors[done.result] if done and done.result else "notbuilt"
+        return color + "_anime" if any(not build.result for build in self.builds) else color
+
+
+@dataclass
+class Item:
+    """A place in the queue, kept after the build has left it."""
+
+    id: int
+    job: Job
+    parameters: dict[str, str]
+    users: list[str]
+    since: float = field(default_factory=time.time)
+    build: "Build | None" = None
+    cancelled: bool = False
+
+
+@dataclass
+class Build:
+    """One build. `forced` is a result that did not wait for the steps, such as of a build whose node was deleted."""
+
+    job: Job
+    number: int
+    item: Item
+    node_name: str
+    executor: int
+    environment: dict[str, str]
+    started: float = field(default_factory=time.time)
+    began_at: float = field(default_factory=time.monotonic)
+    ended_at: float | None = None
+    result: str | None = None
+    forced: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    stepwise: bool = False  # a thread runs its steps, and ends it after the last one
+    crashed: bool = False  # Jenkins went away under it: no further step runs
+    process: subprocess.Popen[bytes] | None = None
+    console: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.console.append(text)
+
+    def duration_ms(self) -> int:
+        return 0 if self.ended_at is None else max(1, round((self.ended_at - self.began_at) * 1000))
+
+    def force(self, result: str, *lines: str) -> None:
+        """End it from outside; the first cause wins."""
+        if self.forced is None and self.result is None:
+            self.forced = result
+            self.console.extend(lines)
+        self.stop.set()
+
+
+def run_build(build: Build, transport: paramiko.Transport | None, root: Path, finish: Callable[[str], None]) -> None:
+    """All steps of a build, then `finish` with the result.
+
+    A build that was forced to end has its result already; its post-build step runs all the same.
+    """
+    result = _run_steps(build, transport, root)
+    if build.job.after and not build.crashed:
+        _run_on_host(build, build.job.after, root, {"RESULT": build.forced or result})
+    finish(build.forced or result)
+
+
+def _run_steps(build: Build, transport: paramiko.Transport | None, root: Path) -> str:
+    job = build.job
+    if job.before and _run_on_host(build, job.before, root, {}) != 0:
+        build.say("Build step 'Execute on the Jenkins host' marked build as failure")
+        return "FAILURE"
+    if build.stop.is_set():
+        return build.forced or "ABORTED"
+    if transport is None or not job.script:
+        build.stop.wait(job.seconds)
+        return "SUCCESS"
+    build.say(f"[{job.name}] $ /bin/bash -xe /tmp/jenkins{build.item.id}.sh")
+    status = run_script(transport, job.script, build.environment, build.say, build.stop)
+    if status is None and not build.stop.is_set():
+        build.say("FATAL: command execution failed\nCaused: java.io.IOException: Unexpected termination of the channel")
+    if status:
+        build.say("Build step 'Execute shell' marked build as failure")
+    return "SUCCESS" if status == 0 else "FAILURE"
+
+
+def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[str, str]) -> int:
+    """Run a command on the Jenkins host with its output on the console; its exit status."""
+    environment = {**os.environ, **build.environment, **extra}
+    words = [expand(word, environment) for word in argv]
+    build.say(f"[{build.job.name}] $ {' '.join(words)}")
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as err:
+        build.say(f"FATAL: cannot run {words[0]}: {err.strerror}")
+        return 127
+    build.process = process
+    with process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            build.say(line.decode("utf-8", "replace").rstrip("\n"))
+    build.process = None
+    return process.returncode
+
+
+def expand(word: str, environment: Mapping[str, str]) -> str:
+    """Put in $NAME and ${NAME} where there is such a variable; everything else stays."""
+
+    def value(found: re.Match[str]) -> str:
+        return environment.get(found[1] or found[2], found[0])
+
+    return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, word)
+
+
+def kill_step(build: Build) -> None:
+    """Kill the command that a build runs on the Jenkins host, with what it has started."""
+    process = build.process
+    if process is None or process.poll() is not None:
+        return
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_GRACE_SECONDS)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass

@@ -1,0 +1,202 @@
+"""Start, turn and read the stand-in for Jenkins from a test."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import urlencode
+
+import requests
+
+T = TypeVar("T")
+PROJECT = Path(__file__).resolve().parents[2]
+START_SECONDS = 20.0
+STOP_SECONDS = 10.0
+CALL_SECONDS = 30.0
+POLL_SECONDS = 0.02
+
+
+class StandInError(Exception):
+    """The stand-in did not start, or what was waited for did not happen."""
+
+
+class Steps(TypedDict, total=False):
+    """What the builds of a job do. Words may hold $NODE_NAME, $RESULT and the like; no shell reads them."""
+
+    before: Sequence[str]  # argv on the Jenkins host, first and blocking; a failure is the build's
+    script: str  # bash on the node, over ssh
+    after: Sequence[str]  # argv on the Jenkins host after any end, with RESULT in its environment
+    seconds: float  # how long the executor is busy when there is no script to run or no machine to run it on
+    environment: Mapping[str, str]
+    concurrent: bool
+
+
+class StandIn:
+    """A Jenkins of one's own: a process with its files in `root`, stopped at the end of the `with` block.
+
+    `users` are name -> (password, API token), the first being the one that `user`, `password` and `token` give;
+    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in jenkins_model.py; port 0 is any.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        users: Mapping[str, tuple[str, str]] | None = None,
+        credentials: Mapping[str, tuple[str, Path]] | None = None,
+        knobs: Mapping[str, Any] | None = None,
+        port: int = 0,
+    ) -> None:
+        self.root = root
+        self.users = dict(users or {"admin": ("admin-password", "admin-token")})
+        self.credentials = dict(credentials or {})
+        self.first_knobs = dict(knobs or {})
+        self.port = port
+        self.user = next(iter(self.users))
+        self.password, self.token = self.users[self.user]
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control = requests.Session()
+        self._control.trust_env = False
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Start it and wait until it accepts connections; StandInError with its log when it does not."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "ready").unlink(missing_ok=True)
+        with (self.root / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._argv(), cwd=PROJECT, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
+        self.url = self._await("the stand-in to start", START_SECONDS, self._read_url)
+        return self
+
+    def _argv(self) -> list[str]:
+        users = ",".join(f"{name}:{password}:{token}" for name, (password, token) in self.users.items())
+        argv = [sys.executable, "-m", "tests.pocketcloud.jenkins", "--root", str(self.root.absolute())]
+        argv += ["--port", str(self.port), "--users", users, "--until-eof"]
+        for name, (user, key_file) in self.credentials.items():
+            argv += ["--credentials", f"{name}={user}:{Path(key_file).absolute()}"]
+        for name, value in self.first_knobs.items():
+            argv += ["--set", f"{name}={json.dumps(value)}"]
+        return argv
+
+    def _read_url(self) -> str | None:
+        if self._process is None or self._process.poll() is not None:
+            raise StandInError(f"the stand-in for Jenkins did not start: {(self.root / 'log').read_text()[-2000:]}")
+        ready = self.root / "ready"
+        return str(json.loads(ready.read_text())["url"]) if ready.exists() else None
+
+    def stop(self) -> None:
+        """Stop it; what it started on this host ends with it."""
+        self._control.close()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_SECONDS)
+        if process.stdin:
+            process.stdin.close()
+
+    def knobs(self, **values: Any) -> dict[str, Any]:
+        """Turn knobs; gives all of them back."""
+        return self._call("PATCH", "control", values)
+
+    def look(self) -> dict[str, Any]:
+        """The truth: knobs, nodes, jobs, builds, queue, calls, requests, and "now" on the clock of their times."""
+        return self._call("GET", "control")
+
+    def calls(self) -> dict[str, int]:
+        """How often each kind of request came, such as "POST /computer/{name}/toggleOffline"."""
+        return dict(self.look()["calls"])
+
+    def reset_calls(self) -> None:
+        self._call("POST", "control/calls/reset")
+
+    def add_job(self, name: str, label: str, **steps: Unpack[Steps]) -> None:
+        """Add a job, or change the named parts of what an existing one does."""
+        self._call("POST", "control/jobs", {"name": name, "label": label, **steps})
+
+    def add_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Add many nodes in one call: each has name, label and perhaps host, port, credentialsId."""
+        self._call("POST", "control/nodes", [dict(node) for node in nodes])
+
+    def node(self, name: str, **what: Any) -> dict[str, Any]:
+        """Let something happen to a node (die, connect, label, temporarilyOffline, launch); gives its truth."""
+        return self._call("POST", f"control/nodes/{name}", what)
+
+    def restart(self) -> None:
+        """Restart Jenkins: builds and sessions end, nodes survive, 503 for the knob restart_seconds."""
+        self._call("POST", "control/restart")
+
+    def build(self, name: str, **parameters: str) -> int:
+        """Ask for a build as a client does; gives the queue item. Equal ones that wait are one item, as in Jenkins."""
+        kind = f"buildWithParameters?{urlencode(parameters)}" if parameters else "build"
+        answer = self._control.post(
+            f"{self.url}job/{name}/{kind}", auth=(self.user, self.token), timeout=CALL_SECONDS, allow_redirects=False
+        )
+        if answer.status_code != 201:
+            raise StandInError(f"build of {name}: {answer.status_code} {answer.text[:200]}")
+        return int(answer.headers["Location"].rstrip("/").rsplit("/", 1)[1])
+
+    def wait_started(self, item: int, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait until a queue item has become a build; gives the build."""
+
+        def started() -> dict[str, Any] | None:
+            builds = self.look()["builds"]
+            return next((build for build in builds if build["queue_item"] == item), None)
+
+        return self._await(f"queue item {item} to become a build", seconds, started)
+
+    def wait_build(self, name: str, number: int, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait for the end of a build; gives it: node, result, started, ended, console."""
+
+        def ended() -> dict[str, Any] | None:
+            builds = self.look()["builds"]
+            found = [build for build in builds if (build["job"], build["number"]) == (name, number)]
+            return found[0] if found and not found[0]["building"] else None
+
+        return self._await(f"{name} #{number} to end", seconds, ended)
+
+    def wait_node(self, name: str, state: str, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait until a node is online, connecting, disconnected, launch-failed or died; gives its truth."""
+
+        def reached() -> dict[str, Any] | None:
+            node = self.look()["nodes"].get(name)
+            return node if node and node["state"] == state else None
+
+        return self._await(f"node {name} to be {state}", seconds, reached)
+
+    def _await(self, what: str, seconds: float, attempt: Callable[[], T | None]) -> T:
+        deadline = time.monotonic() + seconds
+        while True:
+            found = attempt()
+            if found is not None:
+                return found
+            if time.monotonic() > deadline:
+                raise StandInError(f"waited {seconds} s in vain for {what}; {self._seen()}")
+            time.sleep(POLL_SECONDS)
+
+    def _seen(self) -> str:
+        if not self.url:
+            return "it is not ready"
+        truth = self.look()
+        return json.dumps({name: truth[name] for name in ("nodes", "queue", "builds")})[-3000:]
+
+    def _call(self, method: str, path: str, value: Any = None) -> dict[str, Any]:
+        answer = self._control.request(method, self.url + path, json=value, timeout=CALL_SECONDS)
+        result: dict[str, Any] = answer.json()
+        if answer.status_code != 200:
+            raise StandInError(f"{method} /{path}: {result['error']}")
+        return result

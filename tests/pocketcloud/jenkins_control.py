@@ -1,0 +1,192 @@
+"""`/control`: the part of the stand-in that Jenkins does not have - knobs, ground truth, accidents."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+from tests.pocketcloud.jenkins_builds import Build, Job
+from tests.pocketcloud.jenkins_model import Knobs, Model
+from tests.pocketcloud.jenkins_nodes import Launcher, Node, NodeConfig
+from tests.pocketcloud.jenkins_pages import Reply
+
+ANSWER_KINDS = ("status", "hang", "reset", "close")
+ANSWER_KEYS = {"match", "status", "times", "kind", "when", "seconds"}
+CONNECT = ("ssh", "instant", "never")
+JOB_KEYS = {"name", "label", "before", "script", "after", "seconds", "environment", "concurrent"}
+
+
+class ControlError(Exception):
+    """A request to /control that makes no sense."""
+
+
+def set_knobs(model: Model, values: dict[str, Any]) -> None:
+    """Change knobs; ControlError names what is wrong, and then nothing was changed."""
+    known = {knob.name: getattr(Knobs(), knob.name) for knob in fields(Knobs)}
+    for name, value in values.items():
+        if name not in known:
+            raise ControlError(f"no knob {name!r}; there are {', '.join(known)}")
+        default = known[name]
+        fits = isinstance(value, type(default)) or (isinstance(value, int) and isinstance(default, float))
+        if not fits and default is not None:
+            raise ControlError(f"{name}: {type(default).__name__} expected, not {value!r}")
+    if values.get("connect", "ssh") not in CONNECT:
+        raise ControlError(f"connect: one of {', '.join(CONNECT)} expected")
+    for answer in values.get("answers", []):
+        _check_answer(answer)
+    with model.lock:
+        for name, value in values.items():
+            setattr(model.knobs, name, value)
+    model.kick()
+
+
+def _check_answer(answer: dict[str, Any]) -> None:
+    unknown = answer.keys() - ANSWER_KEYS
+    if unknown or "match" not in answer:
+        raise ControlError(f"answers: keys are {', '.join(sorted(ANSWER_KEYS))}, match is required")
+    if answer.get("kind", "status") not in ANSWER_KINDS:
+        raise ControlError(f"answers: kind is one of {', '.join(ANSWER_KINDS)}")
+    if answer.get("when", "before") not in {"before", "after"}:
+        raise ControlError("answers: when is before or after")
+    re.compile(answer["match"])
+
+
+class Control:
+    """Answers requests under /control. `look` adds what only the server knows: calls and requests."""
+
+    def __init__(
+        self, model: Model, look: Callable[[], dict[str, Any]], forget: Callable[[], None], restart: Callable[[], None]
+    ) -> None:
+        self.model = model
+        self.look = look
+        self.forget = forget
+        self.restart = restart
+
+    def answer(self, method: str, segments: tuple[str, ...], body: bytes) -> Reply:
+        try:
+            value = json.loads(body) if body else {}
+            result = self._act(method, segments, value)
+        except (ControlError, ValueError, TypeError, KeyError, re.error) as err:
+            return _json(400, {"error": f"{type(err).__name__}: {err}"})
+        return _json(200, result)
+
+    def _act(self, method: str, segments: tuple[str, ...], value: Any) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        match method, *segments:
+            case "GET", "control":
+                result = self.truth()
+            case "PATCH", "control":
+                set_knobs(self.model, value)
+                result = asdict(self.model.knobs)
+            case "POST", "control", "calls", "reset":
+                self.forget()
+            case "POST", "control", "restart":
+                self.restart()
+            case "POST", "control", "jobs":
+                result = self.put_job(value)
+            case "POST", "control", "nodes":
+                result = self.add_nodes(value)
+            case "POST", "control", "nodes", str(name) if name in self.model.nodes:
+                result = self.change_node(self.model.nodes[name], value)
+            case _:
+                raise ControlError("no such thing under /control")
+        return result
+
+    def truth(self) -> dict[str, Any]:
+        """Everything that is so, whatever the API may show."""
+        model = self.model
+        with model.lock:
+            return {
+                "now": time.monotonic(),
+                "knobs": asdict(model.knobs),
+                "quieting_down": model.quieting_down,
+                "nodes": {node.name: self._node(node) for node in model.nodes.values()},
+                "jobs": {job.name: {"label": job.label, "builds": len(job.builds)} for job in model.jobs.values()},
+                "builds": [_build(build) for build in model.builds],
+                "queue": [
+                    {"id": item.id, "job": item.job.name, "label": item.job.label, "parameters": item.parameters}
+                    for item in model.queue
+                ],
+                **self.look(),
+            }
+
+    def _node(self, node: Node) -> dict[str, Any]:
+        launcher = node.config.launcher
+        running = self.model.running.get(node.name, [])
+        return {
+            "state": node.state,
+            "label": node.config.label,
+            "temporarilyOffline": node.temporarily_offline,
+            "offlineCauseReason": node.cause.reason if node.cause else "",
+            "build": f"{running[0].job.name} #{running[0].number}" if running else None,
+            "host": launcher.host,
+            "port": launcher.port,
+            "credentialsId": launcher.credentials_id,
+            "strategy": launcher.verifier(),
+            "key": launcher.key,
+            "executors": node.config.executors,
+            "exclusive": node.config.exclusive,
+            "remoteFS": node.config.remote_fs,
+            "log": "\n".join(node.log),
+        }
+
+    def put_job(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Add a job, or change what an existing one does."""
+        if unknown := value.keys() - JOB_KEYS:
+            raise ControlError(f"no such keys of a job: {', '.join(sorted(unknown))}")
+        with self.model.lock:
+            job = self.model.jobs.setdefault(value["name"], Job(value["name"]))
+            for key in value.keys() - {"name"}:
+                setattr(job, key, value[key])
+        return {"name": job.name}
+
+    def add_nodes(self, values: list[dict[str, Any]]) -> dict[str, Any]:
+        """Add many nodes at once: name, label, and optionally host, port, credentialsId."""
+        for value in values:
+            host, credential = value.get("host", "127.0.0.1"), value.get("credentialsId") or self._any_credential()
+            launcher = Launcher(host=host, port=value.get("port", 22), credentials_id=credential)
+            config = NodeConfig(label=value.get("label", ""), remote_fs="/home/jenkins", launcher=launcher)
+            self.model.add_node(value["name"], config)
+        return {"nodes": len(self.model.nodes)}
+
+    def _any_credential(self) -> str:
+        return next(iter(self.model.keys.credentials), "any")
+
+    def change_node(self, node: Node, value: dict[str, Any]) -> dict[str, Any]:
+        """Let something happen to a node: die, connect (how from now on), label, temporarilyOffline, launch."""
+        if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "message", "launch"}:
+            raise ControlError(f"nothing to do with a node: {', '.join(sorted(unknown))}")
+        model = self.model
+        if "connect" in value:
+            node.connect = value["connect"]
+        if "label" in value:
+            node.config.label = value["label"]
+        if value.get("temporarilyOffline", node.temporarily_offline) != node.temporarily_offline:
+            model.toggle_offline(node, value.get("message", ""))
+        if value.get("die"):
+            model.agent_lost(node)
+        if value.get("launch"):
+            model.launch(node)
+        model.kick()
+        return self._node(node)
+
+
+def _build(build: Build) -> dict[str, Any]:
+    return {
+        "job": build.job.name,
+        "number": build.number,
+        "node": build.node_name,
+        "queue_item": build.item.id,
+        "parameters": build.item.parameters,
+        "building": build.result is None,
+        "result": build.result,
+        "started": build.began_at,  # monotonic, as "now" and the times of the requests
+        "ended": build.ended_at,
+        "console": "\n".join(build.console),
+    }
+
+
+def _json(status: int, value: Any) -> Reply:
+    return Reply(status, json.dumps(value).encode(), "application/json")

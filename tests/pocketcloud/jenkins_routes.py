@@ -1,0 +1,405 @@
+"""The URLs of Jenkins and what each does."""
+
+from collections.abc import Callable
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from tests.pocketcloud import jenkins_pages as pages
+from tests.pocketcloud.jenkins_builds import Item, Job
+from tests.pocketcloud.jenkins_nodes import (
+    BadNodeError,
+    Node,
+    bad_name,
+    config_from_form,
+    config_from_xml,
+    config_to_xml,
+)
+from tests.pocketcloud.jenkins_pages import Reply
+from tests.pocketcloud.jenkins_site import COOKIE, CRUMB, Refusal, Request, Site
+from tests.pocketcloud.jenkins_tree import Export
+
+MASTER = "(master)"
+KINDS = {
+    "project": "hudson.model.FreeStyleProject",
+    "matrix-project": "hudson.matrix.MatrixProject",
+    "flow-definition": "org.jenkinsci.plugins.workflow.job.WorkflowJob",
+}
+
+Action = Callable[[Site, Request, tuple[str, ...]], Reply]
+
+
+def answer(site: Site, request: Request) -> Reply:
+    """What Jenkins answers, its refusals included."""
+    try:
+        site.admit(request)
+        found = find_route(request.segments)
+        if found is None:
+            raise Refusal(pages.not_found(request.path))
+        template, names = found
+        _check_target(site, request, template, names)
+        action = ROUTES[template].get(request.method)
+        if action is None:
+            raise Refusal(pages.method_not_allowed())
+        return action(site, request, names)
+    except Refusal as refusal:
+        return refusal.reply
+
+
+def _check_target(site: Site, request: Request, template: str, names: tuple[str, ...]) -> None:
+    """A node, job or build that is not there is 404, whatever was to be done with it."""
+    if template.startswith("/computer/{name}") and names[0] != MASTER:
+        site.node(request, names[0])
+    elif template.startswith("/job/{name}/{number}"):
+        site.build_of(request, names)
+    elif template.startswith("/job/{name}"):
+        site.job(request, names[0])
+
+
+# Pages about the whole
+
+
+def front_page(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.jenkins_page(200, "Dashboard", "Welcome to Jenkins!")
+
+
+def show_root(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).root())
+
+
+def show_me(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return site.show(request, site.api(request).user(request.user or ""))
+
+
+def who_am_i(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    anonymous = request.user is None
+    fields = {
+        "_class": "hudson.security.WhoAmI",
+        "anonymous": anonymous,
+        "authenticated": True,
+        "authorities": ["" if anonymous else "authenticated"],
+        "name": request.user or "anonymous",
+    }
+    return pages.json_reply(fields)
+
+
+def issue_crumb(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    session = site.session(request)
+    new = session is None
+    session = session or site.open_session()
+    fields = {
+        "_class": "hudson.security.csrf.DefaultCrumbIssuer",
+        "crumb": site.crumb(request, session),
+        "crumbRequestField": CRUMB,
+    }
+    reply = pages.json_reply(fields)
+    cookie = ("Set-Cookie", f"{COOKIE}={session}; Path=/; HttpOnly")
+    return Reply(reply.status, reply.body, reply.content_type, (*reply.headers, cookie)) if new else reply
+
+
+def quiet_down(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Overall.Administer")
+    site.model.quieting_down = request.segments[0] == "quietDown"
+    site.model.kick()
+    return pages.redirect(request.url)
+
+
+def show_plugins(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Overall.Administer")
+    versions = {"ssh-slaves": "1.31.5", "credentials": "2.3.15", "matrix-project": "1.18"}
+    plugins = [
+        {"active": True, "enabled": True, "shortName": name, "longName": name, "version": version}
+        for name, version in versions.items()
+    ]
+    return pages.json_reply({"_class": "hudson.LocalPluginManager", "plugins": plugins})
+
+
+# Computers
+
+
+def nodes_page(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.jenkins_page(200, "Nodes", " ".join(sorted(site.model.nodes)))
+
+
+def show_nodes(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).computers())
+
+
+def create_node(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Create")
+    form = request.form()
+    name = form.get("name", "").strip()
+    refused = bad_name(name)
+    if refused:
+        return pages.bad_request(refused)
+    exists = f"Agent called {pages.quoted(name)} already exists"
+    if name in site.model.nodes:
+        return pages.bad_request(exists)
+    if not form.get("type"):
+        return pages.bad_request("No mode given")
+    try:
+        config = config_from_form(form.get("json", ""))
+    except BadNodeError as err:
+        return pages.server_error(str(err))
+    if not site.model.add_node(name, config):
+        return pages.bad_request(exists)
+    return pages.redirect(f"{request.url}computer/")
+
+
+def node_page(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.jenkins_page(200, names[0], "Agent " + names[0])
+
+
+def show_node(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        api = site.api(request)
+        if names[0] == MASTER:
+            return site.show(request, api.master())
+        return site.show(request, api.computer(site.node(request, names[0])))
+
+
+def show_node_config(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Configure")
+    return pages.xml_reply(config_to_xml(site.node(request, names[0])))
+
+
+def change_node_config(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Configure")
+    try:
+        config = config_from_xml(request.body)
+    except BadNodeError as err:
+        return pages.server_error(str(err))
+    site.model.relabel(site.node(request, names[0]), config)
+    return Reply(200)
+
+
+def node_url(request: Request, node: Node) -> str:
+    return f"{request.url}computer/{quote(node.name)}/"
+
+
+def toggle_offline(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Disconnect")
+    node = site.node(request, names[0])
+    site.model.toggle_offline(node, message_of(request))
+    return pages.redirect(node_url(request, node))
+
+
+def change_offline_cause(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Disconnect")
+    node = site.node(request, names[0])
+    site.model.change_offline_cause(node, message_of(request))
+    return pages.redirect(node_url(request, node))
+
+
+def disconnect(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Disconnect")
+    node = site.node(request, names[0])
+    site.model.disconnect(node, message_of(request))
+    return pages.redirect(node_url(request, node))
+
+
+def message_of(request: Request) -> str:
+    return request.query.get("offlineMessage") or request.form().get("offlineMessage", "")
+
+
+def launch_agent(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Connect")
+    node = site.node(request, names[0])
+    if node.online:
+        return pages.not_found(request.path)
+    site.model.launch(node)
+    return pages.redirect(node_url(request, node) + "log")
+
+
+def delete_node(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Computer.Delete")
+    site.model.delete_node(site.node(request, names[0]))
+    return pages.redirect(f"{request.url}computer/")
+
+
+def node_log(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    node = site.node(request, names[0])
+    return progressive(request, node.log, under_way=node.launch is not None)
+
+
+def progressive(request: Request, lines: list[str], under_way: bool) -> Reply:
+    """A log from `start` on; X-More-Data says that it may still grow."""
+    text = "".join(line + "\n" for line in lines)
+    headers = [("X-Text-Size", str(len(text)))] + ([("X-More-Data", "true")] if under_way else [])
+    return pages.text_reply(text[int(request.query.get("start") or 0) :], tuple(headers))
+
+
+def show_label(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        label = site.api(request).label(names[0])
+        fields = {"_class": "hudson.model.labels.LabelAtom", **label.fields}
+        return site.show(request, Export(fields, label.more))
+
+
+# Jobs, builds, queue
+
+
+def create_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Create")
+    name = request.query.get("name", "")
+    refused = bad_name(name)
+    if refused:
+        return pages.bad_request(refused)
+    if name in site.model.jobs:
+        return pages.bad_request(f"A job already exists with the name {pages.quoted(name)}")
+    return store_job(site, request, Job(name))
+
+
+def store_job(site: Site, request: Request, job: Job) -> Reply:
+    """Take label, first shell step and kind from a posted config.xml."""
+    text = request.body.decode("utf-8", "replace")
+    try:
+        root = ElementTree.fromstring(text.partition("?>")[2] if text.lstrip().startswith("<?xml") else text)
+    except ElementTree.ParseError as err:
+        return pages.server_error(str(err))
+    job.kind = KINDS.get(root.tag, KINDS["project"])
+    job.label = root.findtext("assignedNode") or ""
+    job.script = root.findtext("builders/hudson.tasks.Shell/command") or ""
+    job.concurrent = root.findtext("concurrentBuild") == "true"
+    job.config_xml = text
+    with site.model.lock:
+        site.model.jobs[job.name] = job
+    return Reply(200)
+
+
+def change_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Configure")
+    return store_job(site, request, site.job(request, names[0]))
+
+
+def show_job_config(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.xml_reply(site.job(request, names[0]).config_xml)
+
+
+def delete_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Delete")
+    with site.model.lock:
+        job = site.model.jobs.pop(names[0])
+        for item in [item for item in site.model.queue if item.job is job]:
+            site.model.cancel(item)
+        for build in [build for build in job.builds if build.result is None]:
+            site.model.stop_build(build)
+    return pages.redirect(request.url)
+
+
+def job_page(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.jenkins_page(200, names[0], "Project " + names[0])
+
+
+def show_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).job(site.job(request, names[0])))
+
+
+def build_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Build")
+    job = site.job(request, names[0])
+    given = {**request.query, **request.form()} if request.segments[-1] == "buildWithParameters" else {}
+    parameters = {name: value for name, value in given.items() if name not in {"token", "delay", CRUMB}}
+    item = site.model.add_build(job, parameters, request.user or "anonymous")
+    return Reply(201, headers=(("Location", f"{request.url}queue/item/{item.id}/"),))
+
+
+def show_build(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).build(site.build_of(request, names)))
+
+
+def console_text(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    return pages.text_reply("".join(line + "\n" for line in site.build_of(request, names).console))
+
+
+def console_progress(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    build = site.build_of(request, names)
+    return progressive(request, build.console, under_way=build.result is None)
+
+
+def stop_build(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Cancel")
+    build = site.build_of(request, names)
+    if build.result is None:
+        site.model.stop_build(build)
+    return pages.redirect(f"{request.url}job/{build.job.name}/{build.number}/")
+
+
+def show_queue(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).queue())
+
+
+def find_item(site: Site, request: Request, number: str) -> Item:
+    items = site.model.items
+    if not number.isdigit() or not 0 < int(number) <= len(items) or not site.may(request, "Item.Read"):
+        raise Refusal(pages.not_found(request.path))
+    return items[int(number) - 1]
+
+
+def show_item(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    with site.model.lock:
+        return site.show(request, site.api(request).item(find_item(site, request, names[0])))
+
+
+def cancel_item(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    site.require(request, "Item.Cancel")
+    site.model.cancel(find_item(site, request, request.query.get("id", "")))
+    return pages.redirect(f"{request.url}queue/")
+
+
+ROUTES: dict[str, dict[str, Action]] = {
+    "/": {"GET": front_page},
+    "/login": {"GET": front_page},
+    "/api/json": {"GET": show_root},
+    "/me/api/json": {"GET": show_me},
+    "/whoAmI/api/json": {"GET": who_am_i},
+    "/crumbIssuer/api/json": {"GET": issue_crumb},
+    "/pluginManager/api/json": {"GET": show_plugins},
+    "/quietDown": {"POST": quiet_down},
+    "/cancelQuietDown": {"POST": quiet_down},
+    "/createItem": {"POST": create_job},
+    "/computer": {"GET": nodes_page},
+    "/computer/api/json": {"GET": show_nodes},
+    "/computer/doCreateItem": {"POST": create_node},
+    "/computer/{name}": {"GET": node_page},
+    "/computer/{name}/log": {"GET": node_page},
+    "/computer/{name}/api/json": {"GET": show_node},
+    "/computer/{name}/config.xml": {"GET": show_node_config, "POST": change_node_config},
+    "/computer/{name}/logText/progressiveText": {"GET": node_log, "POST": node_log},
+    "/computer/{name}/toggleOffline": {"POST": toggle_offline},
+    "/computer/{name}/changeOfflineCause": {"POST": change_offline_cause},
+    "/computer/{name}/doDisconnect": {"POST": disconnect},
+    "/computer/{name}/launchSlaveAgent": {"POST": launch_agent},
+    "/computer/{name}/doDelete": {"POST": delete_node},
+    "/label/{name}/api/json": {"GET": show_label},
+    "/job/{name}": {"GET": job_page},
+    "/job/{name}/api/json": {"GET": show_job},
+    "/job/{name}/config.xml": {"GET": show_job_config, "POST": change_job},
+    "/job/{name}/build": {"POST": build_job},
+    "/job/{name}/buildWithParameters": {"POST": build_job},
+    "/job/{name}/doDelete": {"POST": delete_job},
+    "/job/{name}/{number}": {"GET": job_page},
+    "/job/{name}/{number}/api/json": {"GET": show_build},
+    "/job/{name}/{number}/consoleText": {"GET": console_text},
+    "/job/{name}/{number}/logText/progressiveText": {"GET": console_progress, "POST": console_progress},
+    "/job/{name}/{number}/stop": {"POST": stop_build},
+    "/queue/api/json": {"GET": show_queue},
+    "/queue/item/{number}/api/json": {"GET": show_item},
+    "/queue/cancelItem": {"POST": cancel_item},
+}
+PATTERNS = [(template, tuple(part for part in template.split("/") if part)) for template in ROUTES]
+
+
+def find_route(segments: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
+    """The template that fits a path, and what stands in its braces; literal parts win over braces."""
+    for template, parts in PATTERNS:
+        if len(parts) != len(segments):
+            continue
+        if all(part == segment or part[0] == "{" for part, segment in zip(parts, segments, strict=True)):
+            names = tuple(segment for part, segment in zip(parts, segments, strict=True) if part[0] == "{")
+            return template, names
+    return None

@@ -1,0 +1,73 @@
+"""The folder --root: one pocketcloud at a time, and what a killed one left there is ended and removed first."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+LOCK = "pocketcloud.lock"  # also the sign that the folder is ours
+OURS = ("machines", "shared", "clouds.yaml", "ready", "ready.new")
+END_SECONDS = 10.0
+
+
+class RootError(Exception):
+    """The folder cannot be used."""
+
+
+@contextlib.contextmanager
+def owned(root: Path) -> Iterator[None]:
+    """Own the folder, empty; leave nothing of ours in it afterwards. Raises RootError."""
+    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / LOCK).exists())):
+        raise RootError(f"--root {root}: expected an empty or a missing folder, or one left by a pocketcloud")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RootError(f"--root {root}: another pocketcloud is running there") from None
+        _clean(root)
+        try:
+            yield
+        finally:
+            _clean(root)
+            (root / LOCK).unlink()
+    with contextlib.suppress(OSError):  # somebody else's files are in it
+        root.rmdir()
+
+
+def _clean(root: Path) -> None:
+    _end_processes(root)
+    for name in OURS:
+        path = root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _end_processes(root: Path) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while left := _processes(root):
+        if time.monotonic() > deadline:
+            raise RootError(f"--root {root}: processes {left} of an earlier run do not end")
+        for pid in left:
+            log.info("ending process %d of an earlier run", pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _processes(root: Path) -> list[int]:
+    """Return those in other mount namespaces than ours that have something mounted from below `root`."""
+    own, found = Path("/proc/self/ns/mnt").readlink(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is a zombie
+            if (folder / "ns/mnt").readlink() != own and f"{root}/" in (folder / "mountinfo").read_text():
+                found.append(int(folder.name))
+    return sorted(found)

@@ -1,0 +1,298 @@
+"""Nova 2.1 to 2.96: lists of servers, what is done with one server, and the table of all calls."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from tests.pocketcloud.httpd import Answer, Call, RefusalError, Routes, not_found
+from tests.pocketcloud.keystone import project_name
+from tests.pocketcloud.novacreate import checked_metadata, create_server, invalid_input
+from tests.pocketcloud.novarest import REST
+from tests.pocketcloud.novaviews import console_text, describe_server, nova_links
+from tests.pocketcloud.records import Image, Server, new_id
+
+LARGEST_PAGE = 1000
+LIST_WORDS = {  # what 2.75 and later know; anything else is refused there and ignored before
+    "limit", "marker", "sort_key", "sort_dir", "all_tenants", "changes-since", "changes-before", "metadata", "deleted",
+    "name", "status", "image", "flavor", "ip", "ip6", "tags", "tags-any", "not-tags", "not-tags-any", "locked", "host",
+    "reservation_id", "project_id", "tenant_id", "user_id", "availability_zone", "key_name", "uuid", "description",
+    "vm_state", "task_state", "power_state", "config_drive", "hostname", "access_ip_v4", "instance_name",
+}  # fmt: skip
+
+
+def _versions(call: Call) -> Answer:
+    version = {
+        "id": "v2.1",
+        "status": "CURRENT",
+        "version": "2.96",
+        "min_version": "2.1",
+        "updated": "2013-07-23T11:33:21Z",
+        "links": [{"rel": "self", "href": f"{call.base}/compute/v2.1/"}],
+    }
+    return Answer(200, {"versions": [version]} if call.unversioned else {"version": version})
+
+
+def _find(call: Call) -> Server:
+    server = call.cloud.servers.get(call.args["id"])
+    if server is None or server.project != call.project:
+        raise not_found(f"Instance {call.args['id']} could not be found.")
+    return server
+
+
+# Lists
+
+
+def _list(call: Call, *, detailed: bool) -> Answer:
+    _check_list_words(call)
+    with call.cloud.lock:
+        found = [server for server in call.cloud.list_servers(call.project) if _wanted(call, server)]
+        page, more = _page(call, found)
+        servers = [describe_server(call, s) if detailed else _brief(call, s) for s in page]
+    answer: dict[str, Any] = {"servers": servers}
+    if more:
+        path = "/servers/detail" if detailed else "/servers"
+        limit = f"limit={call.first('limit')}&" if call.first("limit") else ""
+        href = f"{call.base}/compute/v2.1{path}?{limit}marker={page[-1].id}"
+        answer["servers_links"] = [{"rel": "next", "href": href}]
+    return Answer(200, answer)
+
+
+def _brief(call: Call, server: Server) -> dict[str, Any]:
+    return {"id": server.id, "name": server.name, "links": nova_links(call, "servers", server.id)}
+
+
+def _check_list_words(call: Call) -> None:
+    strange = sorted(set(call.query) - LIST_WORDS)
+    if strange and call.microversion >= (2, 75):
+        reason = f"Additional properties are not allowed ({', '.join(map(repr, strange))} was unexpected)"
+        raise RefusalError(
+            400, f"Invalid input for query parameters {strange[0]}. Value: {call.first(strange[0])}. {reason}"
+        )
+    if (call.first("status") or "").upper() == "DELETED":
+        raise RefusalError(403, "Only administrators may list deleted instances")
+    limit = call.first("limit") or "0"
+    if not limit.isdigit():
+        raise RefusalError(
+            400, f"Invalid input for query parameters limit. Value: {limit}. {limit!r} does not match '^[0-9]*$'"
+        )
+
+
+def _wanted(call: Call, server: Server) -> bool:
+    tests: dict[str, Callable[[str], bool]] = {
+        "name": lambda value: re.search(value, server.name) is not None,
+        "status": lambda value: server.status == value.upper(),
+        "image": lambda value: server.image == value,
+        "flavor": lambda value: server.flavor.id == value,
+        "ip": lambda value: server.address is not None and re.search(value, server.address) is not None,
+    }
+    try:
+        return all(any(map(test, call.query[name])) for name, test in tests.items() if name in call.query)
+    except re.error:
+        raise RefusalError(400, "Invalid filter pattern") from None
+
+
+def _page(call: Call, found: list[Server]) -> tuple[list[Server], bool]:
+    marker, start = call.first("marker"), 0
+    if marker:
+        places = [place for place, server in enumerate(found) if server.id == marker]
+        if not places:
+            raise RefusalError(400, f"marker [{marker}] not found")
+        start = places[0] + 1
+    wanted = int(call.first("limit") or 0) or LARGEST_PAGE
+    limit = min(wanted, LARGEST_PAGE)
+    page = found[start : start + limit]
+    return page, len(page) == limit
+
+
+# One server
+
+
+def _show(call: Call) -> Answer:
+    with call.cloud.lock:
+        return Answer(200, {"server": describe_server(call, _find(call))})
+
+
+def _rename(call: Call) -> Answer:
+    with call.cloud.lock:
+        server = _find(call)
+        server.name = call.json("server").get("name", server.name)
+        return Answer(200, {"server": describe_server(call, server)})
+
+
+def _delete(call: Call) -> Answer:
+    with call.cloud.lock:
+        call.cloud.delete_server(_find(call))
+    return Answer(204)
+
+
+def _show_metadata(call: Call) -> Answer:
+    with call.cloud.lock:
+        return Answer(200, {"metadata": dict(_find(call).metadata)})
+
+
+def _update_metadata(call: Call) -> Answer:
+    metadata = checked_metadata(call.json("metadata"))
+    with call.cloud.lock:
+        server = _find(call)
+        server.metadata = metadata if call.method == "PUT" else checked_metadata(server.metadata | metadata)
+        return Answer(200, {"metadata": dict(server.metadata)})
+
+
+def _show_metadata_item(call: Call) -> Answer:
+    with call.cloud.lock:
+        metadata, key = _find(call).metadata, call.args["key"]
+        if key not in metadata:
+            raise not_found("Metadata item was not found")
+        return Answer(200, {"meta": {key: metadata[key]}})
+
+
+def _set_metadata_item(call: Call) -> Answer:
+    meta = checked_metadata(call.json("meta"))
+    with call.cloud.lock:
+        _find(call).metadata.update(meta)
+    return Answer(200, {"meta": meta})
+
+
+def _delete_metadata_item(call: Call) -> Answer:
+    with call.cloud.lock:
+        if _find(call).metadata.pop(call.args["key"], None) is None:
+            raise not_found("Metadata item was not found")
+    return Answer(204)
+
+
+def _interfaces(call: Call) -> Answer:
+    with call.cloud.lock:
+        server = _find(call)
+        port = call.cloud.ports.get(server.port or "")
+        if port is None:
+            return Answer(200, {"interfaceAttachments": []})
+        place = {"subnet_id": call.cloud.private_subnet, "ip_address": port.address}
+        attachment = {
+            "port_id": port.id,
+            "port_state": "ACTIVE",
+            "net_id": call.cloud.private_network,
+            "mac_addr": port.mac,
+            "fixed_ips": [place],
+        }
+        return Answer(200, {"interfaceAttachments": [attachment]})
+
+
+def _server_groups_of(call: Call) -> Answer:
+    with call.cloud.lock:
+        _find(call)
+    group = {"id": call.cloud.group, "name": "default", "description": "Default security group", "rules": []}
+    return Answer(200, {"security_groups": [group | {"tenant_id": call.project}]})
+
+
+def _volumes_of(call: Call) -> Answer:
+    with call.cloud.lock:
+        _find(call)
+    return Answer(200, {"volumeAttachments": []})
+
+
+# Actions
+
+
+def _act(call: Call) -> Answer:
+    wish = call.json()
+    action = next(iter(wish or {"": None}))
+    if action not in ACTIONS:
+        raise RefusalError(400, f"There is no such action: {action}")
+    with call.cloud.lock:
+        return ACTIONS[action](call, _find(call), wish[action])
+
+
+def _check_state(server: Server, action: str, *statuses: str) -> None:
+    if server.status not in statuses:
+        message = f"Cannot '{action}' instance {server.id} while it is in vm_state {server.vm_state}"
+        raise RefusalError(409, message)
+    if server.task_state:
+        message = f"Cannot '{action}' instance {server.id} while it is in task_state {server.task_state}"
+        raise RefusalError(409, message)
+
+
+def _stop(call: Call, server: Server, _wish: Any) -> Answer:
+    _check_state(server, "stop", "ACTIVE", "ERROR")
+    call.cloud.stop_server(server)
+    return Answer(202)
+
+
+def _start(call: Call, server: Server, _wish: Any) -> Answer:
+    _check_state(server, "start", "SHUTOFF")
+    call.cloud.start_server(server)
+    return Answer(202)
+
+
+def _reboot(call: Call, server: Server, wish: Any) -> Answer:
+    if not isinstance(wish, dict) or wish.get("type", "").upper() not in ("SOFT", "HARD"):
+        raise invalid_input("reboot", wish, "'type' is a required property")
+    _check_state(server, "reboot", "ACTIVE", "SHUTOFF", "ERROR", "UNKNOWN")
+    call.cloud.reboot_server(server)
+    return Answer(202)
+
+
+def _console(call: Call, server: Server, wish: Any) -> Answer:
+    if server.status == "BUILD":
+        raise RefusalError(409, f"Instance {server.id} is not ready")
+    lines = console_text(call.cloud, server).splitlines(keepends=True)
+    length = int((wish or {}).get("length") or len(lines))
+    return Answer(200, {"output": "".join(lines[-length:] if length else [])})
+
+
+def _create_image(call: Call, server: Server, wish: Any) -> Answer:
+    if not isinstance(wish, dict) or not wish.get("name"):
+        raise invalid_input("createImage", wish, "'name' is a required property")
+    metadata = checked_metadata(wish.get("metadata", {}))
+    _check_state(server, "createImage", "ACTIVE", "SHUTOFF", "PAUSED", "SUSPENDED")
+    source = call.cloud.images.get(server.image)
+    image = Image(new_id(), wish["name"], server.project, min_disk=server.flavor.disk)
+    inherited = {k: v for k, v in (source.properties if source else {}).items() if not k.startswith("image_")}
+    image.properties = inherited | {
+        "base_image_ref": inherited.get("base_image_ref", server.image),
+        "boot_roles": "reader,member",
+        "image_location": "snapshot",
+        "image_type": "snapshot",
+        "instance_uuid": server.id,
+        "owner_id": server.project,
+        "owner_project_name": project_name(call.cloud, server.project),
+        "owner_user_name": project_name(call.cloud, server.project),
+        "user_id": call.user,
+        **metadata,
+    }
+    call.cloud.snapshot_server(server, image)
+    location = {"Location": f"{call.base}/image/v2/images/{image.id}"}
+    return Answer(202, {"image_id": image.id} if call.microversion >= (2, 45) else None, location)
+
+
+ACTIONS: dict[str, Callable[[Call, Server, Any], Answer]] = {
+    "createImage": _create_image,
+    "os-getConsoleOutput": _console,
+    "os-start": _start,
+    "os-stop": _stop,
+    "reboot": _reboot,
+}
+
+
+ROUTES = Routes(
+    [
+        ("GET", "/", _versions),
+        ("GET", "/servers", lambda call: _list(call, detailed=False)),
+        ("POST", "/servers", create_server),
+        ("GET", "/servers/detail", lambda call: _list(call, detailed=True)),
+        ("GET", "/servers/{id}", _show),
+        ("PUT", "/servers/{id}", _rename),
+        ("DELETE", "/servers/{id}", _delete),
+        ("POST", "/servers/{id}/action", _act),
+        ("GET", "/servers/{id}/metadata", _show_metadata),
+        ("PUT", "/servers/{id}/metadata", _update_metadata),
+        ("POST", "/servers/{id}/metadata", _update_metadata),
+        ("GET", "/servers/{id}/metadata/{key}", _show_metadata_item),
+        ("PUT", "/servers/{id}/metadata/{key}", _set_metadata_item),
+        ("DELETE", "/servers/{id}/metadata/{key}", _delete_metadata_item),
+        ("GET", "/servers/{id}/os-interface", _interfaces),
+        ("GET", "/servers/{id}/os-security-groups", _server_groups_of),
+        ("GET", "/servers/{id}/os-volume_attachments", _volumes_of),
+        *REST,
+    ],
+    public=("/",),
+)

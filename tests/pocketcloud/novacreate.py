@@ -1,0 +1,153 @@
+"""Nova: what a new server may be, checked as the real one does."""
+
+import base64
+import binascii
+from typing import Any
+
+from tests.pocketcloud.glance import visible
+from tests.pocketcloud.httpd import Answer, Call, RefusalError
+from tests.pocketcloud.novaviews import nova_links
+from tests.pocketcloud.records import FLAVORS, Flavor, Image, Keypair, Port, Server, new_id
+from tests.pocketcloud.state import Cloud, QuotaError
+
+METADATA_LENGTH = 255
+METADATA_ITEMS = 128
+USER_DATA_LENGTH = 65535
+
+
+def create_server(call: Call) -> Answer:
+    """Let a server boot, or refuse it."""
+    wish = call.json("server")
+    if not isinstance(wish, dict) or not isinstance(wish.get("name"), str) or not wish["name"].strip():
+        raise invalid_input("name", (wish or {}).get("name"), "it is a required property with 1 to 255 characters")
+    with call.cloud.lock:
+        flavor, image = _wish_flavor(wish), _wish_image(call, wish)
+        _check_sizes(flavor, image)
+        server = Server(new_id(), wish["name"], call.project, image.id, flavor, call.cloud.knobs.machines, image.layers)
+        server.metadata = checked_metadata(wish.get("metadata", {}))
+        server.user_data = _wish_user_data(wish)
+        server.description = wish.get("description")
+        server.groups = _wish_groups(call.cloud, wish)
+        key = _wish_key(call, wish)
+        server.key_name, server.public_key = (key.name, key.public_key) if key else (None, "")
+        network, port = _wish_network(call, wish)
+        _check_quota(call)
+        call.cloud.add_server(server, port, network=network)
+    created = {
+        "id": server.id,
+        "links": nova_links(call, "servers", server.id),
+        "OS-DCF:diskConfig": "MANUAL",
+        "security_groups": [{"name": name} for name in server.groups],
+        "adminPass": new_id()[:12],
+    }
+    return Answer(202, {"server": created}, {"Location": nova_links(call, "servers", server.id)[0]["href"]})
+
+
+def invalid_input(name: str, value: object, reason: str) -> RefusalError:
+    """Return the refusal of an input that does not fit Nova's schema, to be raised."""
+    return RefusalError(400, f"Invalid input for field/attribute {name}. Value: {value}. {reason}")
+
+
+def _wish_flavor(wish: dict[str, Any]) -> Flavor:
+    wanted = str(wish.get("flavorRef", "")).rsplit("/", 1)[-1]
+    for flavor in FLAVORS:
+        if flavor.id == wanted:
+            return flavor
+    raise RefusalError(400, f"Flavor {wanted} could not be found.")
+
+
+def _wish_image(call: Call, wish: dict[str, Any]) -> Image:
+    wanted = str(wish.get("imageRef", "")).rsplit("/", 1)[-1]
+    for image in visible(call):
+        if image.id == wanted:
+            if image.status != "active":
+                raise RefusalError(400, f"Image {image.id} is not active.")
+            return image
+    raise RefusalError(400, "Can not find requested image")
+
+
+def _check_sizes(flavor: Flavor, image: Image) -> None:
+    if flavor.ram < image.min_ram:
+        raise RefusalError(400, "Flavor's memory is too small for requested image.")
+    if flavor.disk < image.min_disk:
+        raise RefusalError(
+            400,
+            "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "
+            f"{flavor.disk << 30} bytes, minimum size is {image.min_disk << 30} bytes.",
+        )
+
+
+def checked_metadata(metadata: object) -> dict[str, str]:
+    """Return server or image metadata as it was given; refuses what is too long, too much or no text."""
+    if not isinstance(metadata, dict):
+        raise invalid_input("metadata", metadata, f"{metadata} is not of type 'object'")
+    if len(metadata) > METADATA_ITEMS:
+        raise RefusalError(403, f"Maximum number of metadata items exceeds {METADATA_ITEMS}")
+    for name, value in metadata.items():
+        if not isinstance(value, str):
+            raise invalid_input(name, value, f"{value} is not of type 'string'")
+        if not 1 <= len(name) <= METADATA_LENGTH:
+            raise invalid_input("metadata", metadata, f"{name!r} does not match any of the regexes")
+        if len(value) > METADATA_LENGTH:
+            raise invalid_input(name, value, f"{value!r} is too long")
+    return dict(metadata)
+
+
+def _wish_user_data(wish: dict[str, Any]) -> bytes:
+    text = wish.get("user_data") or ""
+    if len(text) > USER_DATA_LENGTH:
+        raise invalid_input("user_data", text, f"{text!r} is too long")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError):
+        raise invalid_input("user_data", text, f"{text!r} is not a 'base64'") from None
+
+
+def _wish_groups(cloud: Cloud, wish: dict[str, Any]) -> tuple[str, ...]:
+    for group in wish.get("security_groups", []):
+        if group.get("name") not in ("default", cloud.group):
+            raise RefusalError(400, f"Unable to find security_group with name or id '{group.get('name')}'")
+    return ("default",)
+
+
+def _wish_key(call: Call, wish: dict[str, Any]) -> Keypair | None:
+    if not wish.get("key_name"):
+        return None
+    key = call.cloud.keypairs.get((call.project, wish["key_name"]))
+    if key is None:
+        raise RefusalError(400, "Invalid key_name provided.")
+    return key
+
+
+def _wish_network(call: Call, wish: dict[str, Any]) -> tuple[bool, Port | None]:
+    networks = wish.get("networks")
+    if networks is None and call.microversion >= (2, 37):
+        raise invalid_input("server", wish, "'networks' is a required property")
+    if isinstance(networks, str):
+        if networks not in ("auto", "none") or call.microversion < (2, 37):
+            raise invalid_input("networks", networks, f"'{networks}' is not of type 'array'")
+        return networks == "auto", None
+    for network in networks or []:
+        if "port" in network:
+            return True, _wish_port(call, network["port"])
+        if network.get("uuid") == call.cloud.public_network:
+            raise RefusalError(403, f"It is not allowed to create an interface on external network {network['uuid']}")
+        if network.get("uuid") != call.cloud.private_network:
+            raise RefusalError(400, f"Network {network.get('uuid')} could not be found.")
+    return True, None
+
+
+def _wish_port(call: Call, wanted: str) -> Port:
+    port = call.cloud.ports.get(wanted)
+    if port is None or port.project != call.project:
+        raise RefusalError(400, f"Port {wanted} could not be found.")
+    if port.device:
+        raise RefusalError(409, f"Port {wanted} is still in use.")
+    return port
+
+
+def _check_quota(call: Call) -> None:
+    try:
+        call.cloud.check_quota(call.project)
+    except QuotaError as err:
+        raise RefusalError(403, str(err)) from None

@@ -1,0 +1,156 @@
+"""Servers of kind shared-ssh: a real OpenSSH answers for all of them, and whatever it is told, does nothing.
+
+It runs in a mount namespace of its own with its own passwd, shadow and group, so that it knows users that the host
+does not. A forced command reads what the client sends and exits with 0.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.pocketcloud.doors import Doors
+from tests.pocketcloud.knobs import Knobs
+from tests.pocketcloud.records import KindError, Server
+
+SSHD = "/usr/sbin/sshd"
+# Drains stdin: until its end, or until 0.2 s of silence, because many clients leave it open.
+DRAIN = "exec perl -e 'vec($r, 0, 1) = 1; 1 while select($x = $r, undef, undef, 0.2) > 0 && sysread(STDIN, $_, 65536)'"
+CONFIG = f"""HostKey {{folder}}/host_key
+AuthorizedKeysFile none
+AuthorizedKeysCommandUser root
+ForceCommand {DRAIN}
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+StrictModes no
+DisableForwarding yes
+PermitUserRC no
+PrintMotd no
+PrintLastLog no
+UseDNS no
+MaxAuthTries 100
+LogLevel ERROR
+"""
+ANY_KEY = "AuthorizedKeysCommand /bin/echo %t %k\n"
+CERTAIN_KEYS = "AuthorizedKeysCommand /bin/cat {folder}/keys\n"
+ENTER = """mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/shadow" /etc/shadow &&
+mount --bind "$0/group" /etc/group && mount -t tmpfs tmpfs /run && mkdir /run/sshd &&
+echo ready && exec cat"""
+DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+
+
+class SharedSsh:
+    """The kind for thousands of servers; one instance a cloud."""
+
+    def __init__(self, folder: Path, doors: Doors, knobs: Knobs) -> None:
+        self._folder, self._doors, self._knobs = folder, doors, knobs
+        self._written: tuple[list[str], list[str] | None] | None = None
+        self._sessions: dict[str, list[subprocess.Popen[bytes]]] = {}
+        folder.mkdir(parents=True)
+        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pocketcloud", "-f", str(folder / "host_key")]
+        subprocess.run(key, check=True)
+        self._refresh()
+        self._holder = self._hold_namespace()
+
+    def boot(self, server: Server) -> None:
+        """Nothing to start: the sshd is there."""
+
+    def apply_ssh(self, server: Server) -> None:
+        """Open, close or change the doors of the server's addresses."""
+        for address in [server.address, *server.floating]:
+            if address is None:
+                continue
+            if server.ssh == "up":
+                self._doors.open(address, self._serve)
+            elif server.ssh in ("silent", "reset"):
+                self._doors.open(address, self._doors.hold if server.ssh == "silent" else self._doors.reset)
+            else:
+                self._close(address)
+
+    def halt(self, server: Server) -> None:
+        """Refuse ssh and end its sessions."""
+        for address in [server.address, *server.floating]:
+            if address is not None:
+                self._close(address)
+
+    def remove(self, server: Server) -> None:
+        """Refuse ssh and end its sessions: there is no disk."""
+        self.halt(server)
+
+    def snapshot(self, server: Server, layer: str) -> bool:
+        """There is no disk."""
+        return False
+
+    def drop_layers(self, unused: set[str]) -> None:
+        """There are no layers."""
+
+    def console(self, server: Server) -> str | None:
+        """No console of its own."""
+        return None
+
+    def stop(self) -> None:
+        """End every session and the namespace."""
+        for address in list(self._sessions):
+            self._end_sessions(address)
+        self._holder.kill()
+        self._holder.wait()
+
+    def _close(self, address: str) -> None:
+        self._doors.close(address)
+        self._end_sessions(address)
+
+    def _end_sessions(self, address: str) -> None:
+        for session in self._sessions.pop(address, []):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(session.pid, signal.SIGKILL)
+            session.wait()
+
+    def _serve(self, address: str, connection: socket.socket) -> None:
+        self._refresh()
+        command = [*DIE_WITH_US, "nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt"]
+        command += [SSHD, "-i", "-f", str(self._folder / "sshd_config")]
+        with connection:
+            session = subprocess.Popen(
+                command,
+                stdin=connection.fileno(),
+                stdout=connection.fileno(),
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        running = [one for one in self._sessions.get(address, []) if one.poll() is None]
+        self._sessions[address] = [*running, session]
+
+    def _refresh(self) -> None:
+        users, keys = list(self._knobs.shared_ssh_users), self._knobs.shared_ssh_keys
+        if self._written == (users, keys):
+            return
+        others = [user for user in users if user != "root"]
+        nobody = "sshd:x:102:65534::/run/sshd:/usr/sbin/nologin\n"
+        accounts = [f"{user}:x:65534:65534::/:/bin/sh\n" for user in others]
+        self._write("passwd", "root:x:0:0:root:/:/bin/sh\n" * ("root" in users) + nobody + "".join(accounts))
+        self._write("shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in ("root", "sshd", *others)))
+        self._write("group", "root:x:0:\nnogroup:x:65534:\n")
+        self._write("keys", "".join(f"{key}\n" for key in keys or []))
+        self._write("sshd_config", (CONFIG + (ANY_KEY if keys is None else CERTAIN_KEYS)).format(folder=self._folder))
+        self._written = (users, keys)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._folder / name
+        path.write_text(text)  # in place: the file is bind-mounted
+        path.chmod(0o644)
+
+    def _hold_namespace(self) -> subprocess.Popen[bytes]:
+        """Start what keeps the namespace; it ends with its standard input, that is with us."""
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, str(self._folder)]
+        pipe = subprocess.PIPE
+        holder = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        assert holder.stdout
+        assert holder.stderr
+        if holder.stdout.readline() != b"ready\n":
+            text = holder.stderr.read().decode().strip()
+            raise KindError(f"no mount namespace for the shared sshd: {text}")
+        return holder

@@ -1,0 +1,408 @@
+"""One cloud: what it has, and how servers, snapshots and floating IPs change over time."""
+
+import copy
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from tests.pocketcloud.addresses import Range
+from tests.pocketcloud.calls import CallLog
+from tests.pocketcloud.knobs import CHOICES, Knobs
+from tests.pocketcloud.records import (
+    BootError,
+    FloatingIP,
+    Image,
+    Keypair,
+    Kind,
+    Port,
+    Server,
+    SnapshotError,
+    new_id,
+)
+from tests.pocketcloud.schedule import Schedule
+
+log = logging.getLogger(__name__)
+BOOT_LOOK_SECONDS = 0.05  # a delete looks so often whether the boot has ended
+SNAPSHOT_FAILED_STATUS = {"queued": "queued", "stuck": "saving", "killed": "killed"}
+
+
+class QuotaError(Exception):
+    """The project has no room; the text is Nova's."""
+
+
+@dataclass
+class Token:
+    """Who may call with it, until when (Unix time)."""
+
+    user: str
+    project: str
+    expires: float
+
+
+@dataclass
+class Workshop:
+    """What a cloud works with: time, hands, and the kinds of machines."""
+
+    schedule: Schedule
+    pool: ThreadPoolExecutor
+    kind: Callable[[str], Kind]  # raises KindError when the host cannot have that kind
+    close_door: Callable[[str], None]  # nobody answers at this address any more
+
+
+@dataclass
+class Cloud:
+    """One cloud. Whoever reads or changes it holds `lock`."""
+
+    name: str
+    workshop: Workshop
+    knobs: Knobs
+    fixed: Range = field(default_factory=Range)
+    public: Range = field(default_factory=Range)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    calls: CallLog = field(default_factory=CallLog)
+    servers: dict[str, Server] = field(default_factory=dict)
+    images: dict[str, Image] = field(default_factory=dict)
+    keypairs: dict[tuple[str, str], Keypair] = field(default_factory=dict)  # by project and name
+    ports: dict[str, Port] = field(default_factory=dict)
+    floating_ips: dict[str, FloatingIP] = field(default_factory=dict)
+    tokens: dict[str, Token] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.knobs.random_seed)
+        self.project, self.other_project = new_id().replace("-", ""), new_id().replace("-", "")
+        self.user, self.other_user = new_id().replace("-", ""), new_id().replace("-", "")
+        self.private_network, self.public_network = new_id(), new_id()
+        self.private_subnet, self.public_subnet, self.group = new_id(), new_id(), new_id()
+        self._stale: tuple[float, list[Server]] | None = None
+        self._layers: set[str] = set()  # made by snapshots and not yet dropped
+        self._add_base_image()
+
+    # Knobs
+
+    def turn(self, name: str, value: object) -> None:
+        """Set a knob; raises KnobError, or KindError for machines that cannot be had."""
+        with self.lock:
+            if name == "machines" and value in CHOICES[name]:
+                self.workshop.kind(str(value))
+            self.knobs.turn(name, value)
+            if name == "rate_limit":
+                self.calls.refill()
+            if name == "random_seed":
+                self.random = random.Random(self.knobs.random_seed)
+            if name == "list_stale_seconds":
+                self._stale = (time.monotonic(), self._copies())
+
+    # Servers
+
+    def check_quota(self, project: str) -> None:
+        """Raise QuotaError when the project has no room for one more server."""
+        limit = self.knobs.quota_instances
+        used = sum(server.project == project for server in self.servers.values())
+        if limit is not None and used >= limit:
+            raise QuotaError(f"Quota exceeded for instances: Requested 1, but already used {used} of {limit} instances")
+
+    def add_server(self, server: Server, port: Port | None, *, network: bool) -> None:
+        """Take a new server in and let it boot; without a port of the user's it gets one, if it wants the network."""
+        knobs = self.knobs
+        server.failure = self._draw_failure()
+        if network and port is None:
+            port = self.add_port(server.project, made_by_nova=True)
+        if port:
+            port.device, server.port, server.address, server.mac = server.id, port.id, port.address, port.mac
+        seconds = knobs.boot_seconds + self.random.uniform(0, knobs.boot_jitter)
+        server.task_state = "spawning"
+        self.servers[server.id] = server
+        log.info("%s: server %s %s boots (%s)", self.name, server.id, server.name, server.failure or server.kind)
+        if server.failure == "stuck":
+            server.booting = False
+        else:
+            self.workshop.schedule.later(seconds, lambda: self._spawn(server))
+
+    def delete_server(self, server: Server) -> None:
+        """Let a server go after delete_seconds, and not before its boot has ended."""
+        if self.knobs.delete_ignored or server.task_state == "deleting":
+            return
+        server.task_state, server.updated = "deleting", time.time()
+        self.workshop.schedule.later(self.knobs.delete_seconds, lambda: self._remove(server))
+
+    def vanish_server(self, server: Server) -> None:
+        """Let a server be gone at once, as if it had never been."""
+        if self.servers.pop(server.id, None):
+            self._hand(server, lambda kind: kind.remove(server), then=lambda: self._release(server))
+
+    def stop_server(self, server: Server) -> None:
+        """Switch it off."""
+        server.task_state = "powering-off"
+        self._hand(server, lambda kind: kind.halt(server), then=lambda: self._settle(server, "SHUTOFF", "none"))
+
+    def start_server(self, server: Server) -> None:
+        """Switch it on."""
+        server.task_state = "powering-on"
+        self._hand(server, lambda kind: kind.boot(server), then=lambda: self._settle(server, "ACTIVE", "up"))
+
+    def reboot_server(self, server: Server) -> None:
+        """Switch it off and on; REBOOT meanwhile."""
+        server.status, server.task_state = "REBOOT", "rebooting"
+
+        def restart(kind: Kind) -> None:
+            kind.halt(server)
+            kind.boot(server)
+
+        self._hand(server, restart, then=lambda: self._settle(server, "ACTIVE", "up"))
+
+    def set_ssh(self, server: Server, mode: str) -> None:
+        """Let its ssh be up, refused, silent or reset from now on."""
+        server.ssh = mode
+        self._hand(server, lambda kind: kind.apply_ssh(server))
+
+    def list_servers(self, project: str) -> list[Server]:
+        """Return the project's servers, newest first, as the knobs let them be seen."""
+        if self.knobs.list_empty:
+            self.knobs.list_empty -= 1
+            return []
+        seen = self._seen_servers()
+        return sorted((s for s in seen if s.project == project), key=lambda s: (s.created, s.id), reverse=True)
+
+    def _seen_servers(self) -> list[Server]:
+        if not self.knobs.list_stale_seconds:
+            return list(self.servers.values())
+        now = time.monotonic()
+        if self._stale is None or now - self._stale[0] >= self.knobs.list_stale_seconds:
+            self._stale = (now, self._copies())
+        return self._stale[1]
+
+    def _copies(self) -> list[Server]:
+        return [copy.deepcopy(server) for server in self.servers.values()]
+
+    def _draw_failure(self) -> str | None:
+        fails = self.random.random() < self.knobs.boot_failure_rate
+        if self.knobs.boot_failure_next:
+            self.knobs.boot_failure_next -= 1
+            fails = True
+        return self.knobs.boot_failure if fails else None
+
+    def _spawn(self, server: Server) -> None:
+        if server.failure == "error":
+            self._fail(server, self.knobs.boot_fault.replace("{id}", server.id), self.knobs.boot_fault_code)
+            return
+        self._hand(server, lambda kind: kind.boot(server), then=lambda: self._booted(server))
+
+    def _fail(self, server: Server, message: str, code: int) -> None:
+        with self.lock:
+            server.status, server.task_state, server.booting = "ERROR", None, False
+            self.set_fault(server, message, code)
+            self._drop_port(server)
+
+    def set_fault(self, server: Server, message: str, code: int = 500) -> None:
+        """Give a server the fault that clients see with ERROR."""
+        server.updated = time.time()
+        server.fault = {"code": code, "created": server.updated, "message": message}
+
+    def _booted(self, server: Server) -> None:
+        with self.lock:
+            server.booting, server.launched = False, time.time()
+            if server.id not in self.servers:  # vanished meanwhile
+                self._hand(server, lambda kind: kind.remove(server))
+            if server.id not in self.servers or server.status != "BUILD":
+                return
+            server.addresses_shown = server.address is not None and server.failure != "no-address"
+            status = "UNKNOWN" if server.failure == "unknown" else "ACTIVE"
+            self._settle(server, status, {"no-ssh": "refused", "silent-ssh": "silent"}.get(server.failure or "", "up"))
+
+    def _settle(self, server: Server, status: str, ssh: str) -> None:
+        with self.lock:
+            server.status, server.updated = status, time.time()
+            server.task_state = "deleting" if server.task_state == "deleting" else None
+            log.info("%s: server %s %s is %s", self.name, server.id, server.name, status)
+            server.ssh = "none"
+            self.workshop.schedule.later(self.knobs.ssh_delay_seconds, lambda: self._open_ssh(server, ssh))
+
+    def _open_ssh(self, server: Server, mode: str) -> None:
+        with self.lock:
+            if server.id in self.servers and server.ssh == "none" and mode != "none":
+                self.set_ssh(server, mode)
+
+    def _remove(self, server: Server) -> None:
+        if server.booting:
+            self.workshop.schedule.later(BOOT_LOOK_SECONDS, lambda: self._remove(server))
+        else:
+            self._hand(server, lambda kind: kind.remove(server), then=lambda: self._forget(server))
+
+    def _forget(self, server: Server) -> None:
+        with self.lock:
+            if self.servers.pop(server.id, None):
+                self._release(server)
+
+    def _release(self, server: Server) -> None:
+        with self.lock:
+            log.info("%s: server %s %s is gone", self.name, server.id, server.name)
+            self._drop_port(server)
+            unfinished = [i.id for i in self.images.values() if i.properties.get("instance_uuid") == server.id]
+            for image in unfinished:
+                if self.images[image].status in ("queued", "saving") and not self.knobs.snapshot_failure:
+                    del self.images[image]
+            self._drop_layers()
+
+    def _hand(self, server: Server, work: Callable[[Kind], None], then: Callable[[], None] | None = None) -> None:
+        kind = self.workshop.kind(server.kind)
+
+        def run() -> None:
+            try:
+                work(kind)
+                if then:
+                    then()
+            except BootError as err:
+                log.error("%s: server %s: %s", self.name, server.id, err)
+                self._fail(server, f"Build of instance {server.id} aborted: {err}", 500)
+            except Exception:
+                log.exception("%s: server %s: a step failed", self.name, server.id)
+
+        if server.kind == "namespace":
+            self.workshop.pool.submit(run)
+        else:
+            run()
+
+    # Images
+
+    def snapshot_server(self, server: Server, image: Image) -> None:
+        """Make an image of a server: queued, saving, active, or as snapshot_failure says."""
+        self.images[image.id] = image
+        server.task_state = "image_snapshot"
+        end = time.monotonic() + self.knobs.snapshot_seconds
+        self.workshop.schedule.later(self.knobs.snapshot_seconds / 3, lambda: self._save(server, image, end))
+
+    def _save(self, server: Server, image: Image, end: float) -> None:
+        if self.knobs.snapshot_failure != "queued":
+            image.status = "saving"
+        if server.task_state == "image_snapshot":
+            server.task_state = "image_uploading"
+
+        def copy_disk(kind: Kind) -> None:
+            try:
+                kept = kind.snapshot(server, image.id)
+            except SnapshotError as err:
+                log.error("%s: image %s: %s", self.name, image.id, err)
+                self._lose_image(server, image)
+                return
+            image.layers = (image.id, *server.layers) if kept else server.layers
+            self._layers |= {image.id} if kept else set()
+            self.workshop.schedule.later(end - time.monotonic(), lambda: self._finish_image(server, image))
+
+        self._hand(server, copy_disk)
+
+    def _lose_image(self, server: Server, image: Image) -> None:
+        """Nova removes the image of a snapshot that failed."""
+        with self.lock:
+            server.task_state = None
+            self.images.pop(image.id, None)
+
+    def _finish_image(self, server: Server, image: Image) -> None:
+        with self.lock:
+            if server.task_state == "image_uploading":
+                server.task_state = None
+            failure = self.knobs.snapshot_failure
+            image.updated = time.time()
+            if failure == "error":
+                self.images.pop(image.id, None)
+            else:
+                image.status = SNAPSHOT_FAILED_STATUS.get(failure or "", "active")
+            if image.status == "active":
+                image.size, image.checksum = 1 << 30, new_id().replace("-", "")
+                image.properties["image_state"] = "available"
+            self._drop_layers()
+            log.info("%s: image %s %s is %s", self.name, image.id, image.name, image.status)
+
+    def delete_image(self, image: Image) -> None:
+        """Remove an image; its layers stay as long as servers and other images need them."""
+        del self.images[image.id]
+        self._drop_layers()
+
+    def _drop_layers(self) -> None:
+        used = {layer for server in self.servers.values() for layer in server.layers}
+        used |= {layer for image in self.images.values() for layer in image.layers}
+        unused = self._layers - used
+        if unused:
+            self._layers -= unused
+            self.workshop.pool.submit(self.workshop.kind("namespace").drop_layers, unused)
+
+    def _add_base_image(self) -> None:
+        properties = {
+            "os_distro": "debian",
+            "os_version": "12",
+            "os_type": "linux",
+            "architecture": "x86_64",
+            "hw_disk_bus": "virtio",
+            "default_username": "debian",
+        }
+        image = Image(new_id(), "Debian 12", self.other_project, "active", "public", properties=properties)
+        image.size, image.checksum, image.min_disk = 400 << 20, new_id().replace("-", ""), 1
+        self.images[image.id] = image
+
+    # Network
+
+    def add_port(self, project: str, name: str = "", *, made_by_nova: bool = False) -> Port:
+        """Take an address of the fixed network."""
+        mac = "fa:16:3e:" + ":".join(f"{self.random.randrange(256):02x}" for _ in range(3))
+        port = Port(new_id(), project, self.fixed.take(), mac, name, made_by_nova=made_by_nova)
+        self.ports[port.id] = port
+        return port
+
+    def drop_port(self, port: Port) -> None:
+        """Give the port's address back and unbind its floating IPs."""
+        for floating in self.floating_ips.values():
+            if floating.port == port.id:
+                self.bind(floating, None)
+        del self.ports[port.id]
+        self.fixed.give_back(port.address)
+
+    def _drop_port(self, server: Server) -> None:
+        for port in [p for p in self.ports.values() if p.device == server.id]:
+            if port.made_by_nova:
+                self.drop_port(port)
+            else:
+                port.device = ""
+        server.addresses_shown = False
+
+    def bind(self, floating: FloatingIP, port: str | None) -> None:
+        """Lead a floating IP to another port or to none; servers notice after floating_seconds."""
+        old = self.server_of(floating.port)
+        floating.port, floating.updated = port, time.time()
+        if old:
+            self.workshop.close_door(floating.address)
+        for server in (old, self.server_of(port)):
+            if server:
+                self.workshop.schedule.later(self.knobs.floating_seconds, partial(self._refresh_floating, server))
+
+    def server_of(self, port: str | None) -> Server | None:
+        """Return the server behind a port."""
+        return self.servers.get(self.ports[port].device) if port in self.ports else None
+
+    def _refresh_floating(self, server: Server) -> None:
+        with self.lock:
+            server.floating = [f.address for f in self.floating_ips.values() if f.port and f.port == server.port]
+            if server.ssh != "none":
+                self.set_ssh(server, server.ssh)
+
+    def truth(self) -> dict[str, Any]:
+        """Everything there is, for the control interface."""
+        with self.lock:
+            return {
+                "knobs": self.knobs.as_dict(),
+                "servers": [_server_truth(server) for server in self.servers.values()],
+                "images": [dict(vars(image)) for image in self.images.values()],
+                "keypairs": [dict(vars(keypair)) for keypair in self.keypairs.values()],
+                "floating_ips": [dict(vars(floating)) for floating in self.floating_ips.values()],
+                "ports": [dict(vars(port)) for port in self.ports.values()],
+                **self.calls.as_dict(),
+            }
+
+
+def _server_truth(server: Server) -> dict[str, Any]:
+    hidden = {"user_data", "flavor", "booting", "addresses_shown"}
+    return {name: value for name, value in vars(server).items() if name not in hidden} | {"flavor": server.flavor.name}
