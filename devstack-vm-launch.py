@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -458,7 +457,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             provider = vmdatabase.provider_named(options.provider)
             return _launch(provider, options)
-    return gateconfig.run_each(names, argv if argv is not None else sys.argv[1:])
+    return gateconfig.run_each(names, argv)
 
 
 def _launch(provider: Provider, options: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wron
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -516,7 +515,7 @@ def main(argv: list[str] | None = None) -> int:
             names = vmdatabase.provider_names()
         else:
             return _reap(vmdatabase.provider_named(options.provider), options)
-    return gateconfig.run_each(names, argv if argv is not None else sys.argv[1:])
+    return gateconfig.run_each(names, argv)
 
 
 def _reap(provider: Provider, options: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
             names = vmdatabase.provider_names()
         else:
             return _update(vmdatabase.provider_named(options.provider), options)
-    return gateconfig.run_each(names, argv if argv is not None else sys.argv[1:])
+    return gateconfig.run_each(names, argv)
 
 
 def _update(provider: Provider, options: argparse.Namespace) -> int:

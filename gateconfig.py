@@ -264,19 +264,21 @@ def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
     raise StoppedError
 
 
-def run_each(providers: Sequence[str], argv: Sequence[str]) -> int:
+def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
     """Run this script once for each provider, side by side, and return one exit code for all.
 
     Each provider has a process of its own, so that one which hangs or fails never stops the others. argv is the
-    command line with the word `all` in it. Returns 0 if all did, 2 if all were wrong use or configuration, else 1.
+    command line (None: the process's) whose first word `all` stands for a provider. Returns 0 if all did, 2 if all were
+    wrong use or configuration, else 1.
     """
     import subprocess
 
     if not providers:
         raise ConfigError("all: vm.db has no providers yet; run: vmdatabase.py load FILE")
+    words = list(sys.argv[1:] if argv is None else argv)
+    place = words.index("all")
     children = [
-        subprocess.Popen([sys.executable, sys.argv[0], *(name if word == "all" else word for word in argv)])
-        for name in providers
+        subprocess.Popen([sys.executable, sys.argv[0], *words[:place], name, *words[place + 1:]]) for name in providers
     ]
     try:
         codes = [child.wait() for child in children]

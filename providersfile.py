@@ -33,11 +33,11 @@ class Key:
 
 
 def _whole(minimum: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= minimum
+    return lambda value: type(value) is int and minimum <= value < 2**31
 
 
 def _text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def _texts(value: object) -> bool:
@@ -57,7 +57,7 @@ def _rate(value: object) -> bool:
 
 
 PROVIDER_KEYS = {
-    "name": Key("a name of a-z, 0-9 and -", _name, required=True),
+    "name": Key("a name of a-z, 0-9 and -, not all", lambda value: _name(value) and value != "all", required=True),
     "cloud": Key("the name of an entry of clouds.yaml", _text, required=True),
     "region": Key("a region's name", _text),
     "max-servers": Key("a whole number, 0 or more", _whole(0), required=True),
@@ -99,8 +99,12 @@ def load_providers_file(path: Path) -> list[dict[str, Any]]:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         reader = _ProvidersReader(path, loader)
-        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: isinstance(value, list))}, "")
-        return reader.items(top["providers"], PROVIDER_KEYS, "provider") if "providers" in top else []
+        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: True)}, "")
+        if "providers" not in top:
+            raise reader.fail(root, "top level: providers is missing; expected a list of providers")
+        return reader.items(top["providers"], PROVIDER_KEYS, "provider")
+    except RecursionError as err:
+        raise ConfigError(f"{path}: not YAML: nested too deep") from err
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {err.problem or err.context}") from err
@@ -114,6 +118,7 @@ class _ProvidersReader:
     def __init__(self, path: Path, loader: Any) -> None:
         self.path = path
         self.loader = loader
+        self.flat: set[int] = set()  # mappings whose merge keys are resolved; an alias comes here again
 
     def fail(self, node: Any, message: str) -> ConfigError:
         line = node.start_mark.line + 1 if node is not None else 1
@@ -122,18 +127,28 @@ class _ProvidersReader:
     def mapping(self, node: Any, keys: dict[str, Key], where: str) -> dict[str, Any]:
         """Return {key: YAML node} of a mapping, with unknown and doubled keys refused."""
         if node is None or node.id != "mapping":
-            raise self.fail(node, f"{where or 'top level'}: expected a mapping with {', '.join(keys)}")
-        found: dict[str, Any] = {}
-        for key_node, _ in node.value:
-            if key_node.value in found:
-                raise self.fail(key_node, f"{where}key {key_node.value} is given twice")
-            found[str(key_node.value)] = key_node
-        self.loader.flatten_mapping(node)  # YAML's merge key, <<
+            raise self.fail(node, f"{where or 'top level: '}expected a mapping with {', '.join(keys)}")
+        self.flatten(node, where)
         merged = {str(key_node.value): (key_node, value_node) for key_node, value_node in node.value}
         for key, (key_node, _) in merged.items():
             if key not in keys:
-                raise self.fail(key_node, f"{where}unknown key {key}{nearest(key, keys)}")
+                raise self.fail(key_node, f"{where}unknown key {key if key.isprintable() else repr(key)}"
+                                          f"{nearest(key, keys)}")
         return {key: value_node for key, (_, value_node) in merged.items()}
+
+    def flatten(self, node: Any, where: str) -> None:
+        """Refuse keys that are given twice, then resolve YAML's merge key (<<)."""
+        if id(node) in self.flat:
+            return
+        self.flat.add(id(node))
+        found = set()
+        for key_node, _ in node.value:
+            if key_node.id != "scalar":
+                raise self.fail(key_node, f"{where}expected a key, got a {key_node.id}")
+            if key_node.value in found:
+                raise self.fail(key_node, f"{where}key {key_node.value} is given twice")
+            found.add(key_node.value)
+        self.loader.flatten_mapping(node)
 
     def items(self, node: Any, keys: dict[str, Key], kind: str, of: str = "") -> list[dict[str, Any]]:
         """Return the providers, or the images of one provider, names unique among them."""
@@ -150,7 +165,8 @@ class _ProvidersReader:
     def item(self, node: Any, keys: dict[str, Key], kind: str, of: str) -> dict[str, Any]:
         """Return one provider or image with every key set."""
         nodes = self.mapping(node, keys, f"{of}{kind}: ")
-        where = f"{of}{kind} {nodes['name'].value if 'name' in nodes else '?'}"
+        name = nodes["name"].value if "name" in nodes else "?"
+        where = f"{of}{kind} {name if isinstance(name, str) and name.isprintable() else '?'}"
         values: dict[str, Any] = {}
         for key, rule in keys.items():
             if key not in nodes and rule.required:
@@ -164,7 +180,10 @@ class _ProvidersReader:
         return values
 
     def value(self, node: Any, rule: Key, where: str) -> Any:
-        value = self.loader.construct_object(node, deep=True)
+        try:
+            value = self.loader.construct_object(node, deep=True)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as err:
+            raise self.fail(node, f"{where}: expected {rule.expected}, got {str(node.value)[:40]!r}") from err
         if value is None and not rule.required:
             return rule.default
         if not rule.valid(value):
@@ -172,8 +191,12 @@ class _ProvidersReader:
         return value
 
     def user_data(self, node: Any, where: str) -> str:
-        file = self.path.absolute().parent / Path(node.value).expanduser()
-        if not file.is_file():
+        try:
+            file = self.path.absolute().parent / Path(node.value).expanduser()
+            found = file.is_file()
+        except (OSError, RuntimeError) as err:  # too long a name, or a home folder that is not there
+            raise self.fail(node, f"{where}: user-data: there is no file {node.value}") from err
+        if not found:
             raise self.fail(node, f"{where}: user-data: there is no file {file}")
         return str(file)
 
