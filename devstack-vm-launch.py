@@ -123,7 +123,7 @@ class Launch:
             changed = self.collect(time.monotonic() + pause)
             if any(boot.stage in (BOOT, LOGIN) for boot in self.boots.values()):
                 changed |= self.look()
-            self.ask_for_machines()
+                self.ask_for_machines()
             pause = POLL_SECONDS[0] if changed else min(pause * 1.25, POLL_SECONDS[1])
         wait(self.consoles)
         return self.report()
@@ -163,9 +163,13 @@ class Launch:
     # --- asking for machines ---
 
     def ask_for_machines(self) -> None:
-        """Record what is missing, row by row, and ask the cloud for it; late in a run the next one does that."""
-        if time.monotonic() - self.started < self.provider.boot_timeout:
-            for image in self.plan():
+        """Record what is missing, row by row, and ask the cloud for it; late in a run the next one does that.
+
+        No more at once than workers can ask for, so that after a refusal no queue of creates goes on.
+        """
+        free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
+        if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
+            for image in self.plan()[:free]:
                 template = self.template(image)
                 if template:
                     self.start(image, template)
@@ -188,6 +192,7 @@ class Launch:
                 snapshot = vmdatabase.current_snapshot(image)
                 if snapshot is None:
                     raise GateError("there is no snapshot yet; run devstack-vm-update-image.py")
+                self.cloud.network_ids()
                 self.templates[image.id] = Template(
                     snapshot, self.cloud.flavor_id(image), novacloud.read_user_data(image))
             except GateError as err:
@@ -236,6 +241,7 @@ class Launch:
                 boot.task = None
                 self.done[boot.stage](boot, task)
                 changed = True
+            self.ask_for_machines()
         return changed
 
     def submit(self, boot: Boot) -> None:
@@ -310,6 +316,8 @@ class Launch:
                 self.again(boot)
             else:
                 self.fail(boot, boot.last_seen)
+        except jenkinsnodes.NodeConflictError as err:
+            self.fail(boot, str(err), jenkins_name=None)  # that node is not ours to remove
         except GateError as err:
             self.fail(boot, str(err))
         else:
@@ -396,13 +404,13 @@ class Launch:
         self.boots.pop(boot.machine.id, None)
         return False
 
-    def fail(self, boot: Boot, why: str) -> None:
+    def fail(self, boot: Boot, why: str, **columns: Any) -> None:
         """Move a machine to ERROR, with the console log saved where the machine itself can tell more."""
         machine = boot.machine
-        if self.moved(boot, ERROR, error=why):
+        if self.moved(boot, ERROR, error=why, **columns):
             self.failed[machine.base_image_id] += 1
             self.boots.pop(machine.id, None)
-            if boot.server and boot.stage in (BOOT, LOGIN):
+            if boot.server and boot.server.status == novacloud.ACTIVE and boot.stage == LOGIN:
                 self.consoles.append(self.workers.submit(self.save_console, boot.server, str(machine.name)))
 
     def save_console(self, server: novacloud.Server, name: str) -> None:

@@ -172,6 +172,7 @@ class Reap:
         self.workers = ThreadPoolExecutor(provider.max_concurrency)
         self.troubles = 0
         self.deleted: Counter[str] = Counter()
+        self.gone: set[str] = set()  # ids of servers that this run saw gone
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""
@@ -381,6 +382,7 @@ class Reap:
             elif machine.external_id is None and not sight.list_is_whole:
                 self.trouble(f"{machine.name}: whether it has a server is not known; left for the next run")
             elif answer == GONE:
+                self.gone.add(str(machine.external_id))
                 self.drop(machine)
             else:
                 asked.append(machine)
@@ -400,6 +402,7 @@ class Reap:
             time.sleep(pause)
             pause = min(pause * 1.5, 5.0)
             for server_id in self.seen_gone(list(waiting)):
+                self.gone.add(server_id)
                 machine = waiting.pop(server_id)
                 if machine:
                     self.drop(machine)
@@ -486,7 +489,7 @@ class Reap:
 
     def leaked_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> dict[str, str]:
         """Return the floating IPs that we made for servers which are neither in vm.db nor in the cloud any more."""
-        known = vmdatabase.all_server_ids() | (set(sight.servers) - sight.gone)
+        known = vmdatabase.all_server_ids() | (sight.servers.keys() - self.gone)
         return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:

@@ -246,7 +246,7 @@ class Cloud:
             meta={POOL_KEY: self.pool, PROVIDER_KEY: self.provider.name, **metadata},
             key_name=key_name, userdata=user_data, availability_zone=zone,
             security_groups=self.provider.listed("security_groups") or None,
-            nics=[{"net-id": network} for network in self._networks()] or None,
+            nics=[{"net-id": network} for network in self.network_ids()] or None,
         ))
         return str(server.id)
 
@@ -421,7 +421,7 @@ class Cloud:
             self._ask("delete floating IP",
                       lambda: self._connection.network.delete_ip(floating_ip_id, ignore_missing=True))
 
-    def _networks(self) -> list[str]:
+    def network_ids(self) -> list[str]:
         """Return the ids of the networks that servers are attached to, empty for the provider's default."""
         names = self.provider.listed("networks")
         with self._lock:
