@@ -13,11 +13,13 @@ or configuration.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 
 import gateconfig
+import jenkinsnodes
 import vmdatabase
-from gateconfig import ConfigError, GateError, SecureConfig
+from gateconfig import ConfigError, GateError
 from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
 
 
@@ -27,17 +29,47 @@ def main(argv: list[str] | None = None) -> int:
     gateconfig.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_path()):
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
         if options.image:
-            machine = take_any(options.image, options.provider)
+            take_for_person(options.image, options.provider, nodes)
         else:
-            machine = take(vmdatabase.machine_named(options.node))
-        log = vmdatabase.machine_log(machine)
-        log.info("READY -> USED")
-        take_out_of_service(machine, config, options.image is not None)
-    if options.image:
-        print(f"{machine.name} {machine.user}@{machine.ip}")
-        log.info("yours for 24 hours, longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
+            take_for_build(vmdatabase.machine_named(options.node), nodes)
     return gateconfig.EXIT_OK
+
+
+def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
+    """Take a machine for the build that runs on it.
+
+    Where that cannot be, the node is to serve no other build either: each would come here and fail.
+    """
+    if nodes:
+        with contextlib.suppress(jenkinsnodes.JenkinsError):
+            nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
+    try:
+        take(machine)
+    except GateError:
+        with contextlib.suppress(GateError):
+            take_out_of_service(machine, nodes, missing_ok=True)
+        raise
+    take_out_of_service(machine, nodes)
+
+
+def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None) -> None:
+    """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
+    busy = {name for name, node in nodes.all().items() if not node.idle} if nodes else set()
+    for machine in candidates(image, provider):
+        if machine.jenkins_name in busy:
+            continue  # a build has just started there
+        try:
+            take(machine)
+        except GateError:
+            continue  # a build or another person was faster
+        take_out_of_service(machine, nodes, missing_ok=True)
+        print(f"{machine.name} {machine.user}@{machine.ip}")
+        vmdatabase.machine_log(machine).info(
+            "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
+        return
+    raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
 
 
 def take(machine: Machine) -> Machine:
@@ -46,6 +78,7 @@ def take(machine: Machine) -> Machine:
         if not vmdatabase.move(machine, READY, USED):
             raise GateError(f"{machine.name}: {why_not(Machine.get_by_id(machine.id))}; this build must not run on it")
         vmdatabase.record_start(machine, os.environ)
+    vmdatabase.machine_log(machine).info("READY -> USED")
     return machine
 
 
@@ -59,34 +92,28 @@ def why_not(machine: Machine) -> str:
     return f"is USED already, by {last.jenkins_job_name} #{last.jenkins_build_number}"
 
 
-def take_any(image: str, provider: str | None) -> Machine:
-    """Move the READY machine of an image type that has waited longest to USED; GateError if there is none."""
-    query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
-    if provider:
-        query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
+def candidates(image: str, provider: str | None) -> list[Machine]:
+    """Return the READY machines of an image type, the one that has waited longest first; ConfigError for no such."""
     if not BaseImage.select().where(BaseImage.name == image).exists():
         known = sorted({row.name for row in BaseImage.select()})
         raise ConfigError(f"--image: unknown image {image}{gateconfig.nearest(image, known)}")
-    for machine in list(query.where(Machine.state == READY).order_by(Machine.state_time, Machine.id)):
-        try:
-            return take(machine)
-        except GateError:
-            continue  # a build or another person was faster
-    raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
+    query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
+    if provider:
+        query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
+    return list(query.where(Machine.state == READY).order_by(Machine.state_time, Machine.id))
 
 
-def take_out_of_service(machine: Machine, config: SecureConfig, by_person: bool) -> None:
+def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, missing_ok: bool = False) -> None:
     """See to it that Jenkins starts nothing more on the node; a machine that was never there needs nothing."""
     log = vmdatabase.machine_log(machine)
-    if not config.jenkins:
-        log.info("no [jenkins] section in %s: there is no node to take out of service", config.path)
+    if nodes is None:
+        log.info("no [jenkins] section in the secure configuration: there is no node to take out of service")
     elif machine.jenkins_name:
-        import jenkinsnodes
-
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
         build = f"{os.environ.get('JOB_NAME', '')} #{os.environ.get('BUILD_NUMBER', '')}".strip(" #")
-        message = "taken by a person" if by_person else f"in use by {build or 'its only build'}"
-        nodes.take_out_of_service(machine.jenkins_name, message, missing_ok=by_person)
+        try:
+            nodes.take_out_of_service(machine.jenkins_name, f"in use by {build or 'a person'}", missing_ok)
+        except ConfigError as err:
+            raise GateError(str(err)) from err  # exit code 2 says that nothing was changed
         log.info("out of service in Jenkins")
 
 

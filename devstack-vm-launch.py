@@ -29,6 +29,8 @@ from gateconfig import ConfigError, GateError, SecureConfig, get_log
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: at first, and at most when nothing happens
+TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
+ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
 UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
@@ -76,6 +78,7 @@ class Boot:
     retry_at: float = 0.0  # monotonic
     tries: int = 0
     unseen_since: float = 0.0  # monotonic
+    ask_at: float | None = None  # monotonic; when to ask for a server by itself that the list leaves out
     server: novacloud.Server | None = None
     last_seen: str = "nothing yet"
 
@@ -154,11 +157,13 @@ class Launch:
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
         if not machine.external_id:
-            self.fail(Boot(machine, 0, BOOT), "an earlier run ended before the cloud had made a server")
+            # Not a failure of this run, which replaces it; should there be a server after all, reap finds it.
+            self.moved(Boot(machine, 0, BOOT), ERROR, error="an earlier run ended before the cloud had made a server")
             return
-        age = min(max(vmdatabase.now() - machine.state_time, 0), self.provider.boot_timeout)
+        age = max(vmdatabase.now() - machine.state_time, 0)
+        left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
-        self.follow(Boot(machine, time.monotonic() + self.provider.boot_timeout - age, BOOT))
+        self.follow(Boot(machine, time.monotonic() + left, BOOT))
 
     # --- asking for machines ---
 
@@ -373,15 +378,10 @@ class Launch:
 
     def look_at(self, boot: Boot, server: novacloud.Server | None) -> None:
         """Judge one server: ACTIVE goes to the ssh test, ERROR and gone are final, all else has until the deadline."""
-        try:
-            server = server or self.cloud.get_server(str(boot.machine.external_id))
-        except novacloud.GoneError:
-            self.fail(boot, "the server is gone")
+        server = server or self.ask_for(boot)
+        if server is None:
             return
-        except novacloud.CloudError as err:
-            boot.last_seen = str(err)
-            return
-        boot.server = server
+        boot.server, boot.ask_at = server, None
         if server.status == novacloud.SERVER_ERROR:
             self.fail(boot, f"the server went to ERROR: {server.fault or 'without a fault text'}")
             if novacloud.CAPACITY_FAULTS.search(server.fault):
@@ -390,6 +390,22 @@ class Launch:
             boot.stage = LOGIN
         elif boot.stage == BOOT:
             boot.last_seen = f"server status {server.status}"
+
+    def ask_for(self, boot: Boot) -> novacloud.Server | None:
+        """Ask for one server that the list left out, if it does so for long; only a 404 means that it is gone."""
+        now = time.monotonic()
+        if boot.ask_at is None:
+            boot.ask_at = now + ABSENT_SECONDS
+        if now < boot.ask_at:
+            return None
+        boot.ask_at = now + ASK_AGAIN_SECONDS
+        try:
+            return self.cloud.get_server(str(boot.machine.external_id))
+        except novacloud.GoneError:
+            self.fail(boot, "the server is gone")
+        except novacloud.CloudError as err:
+            boot.last_seen = str(err)
+        return None
 
     # --- moves ---
 
@@ -471,6 +487,7 @@ def main(argv: list[str] | None = None) -> int:
 def _launch(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     gateconfig.require_ssh_key(config)
+    nodessh.load_key(config.node.ssh_key)
     log = get_log(provider=provider.name)
     if not config.jenkins:
         log.info("no [jenkins] section in %s: machines are not registered in Jenkins", config.path)

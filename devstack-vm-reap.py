@@ -183,6 +183,7 @@ class Reap:
         stray_nodes = self.stray_nodes(sight)
         self.end_dead_builds()
         self.move_machines(sight)
+        self.retire_nodes(sight)
         self.delete_servers(sight)
         if images is not None:
             self.delete_snapshots(images)
@@ -322,6 +323,21 @@ class Reap:
             columns = {"error": verdict.why} if verdict.target == ERROR else {}
             if vmdatabase.move(machine, source, verdict.target, **columns):
                 self.log_of(machine).info("%s -> %s: %s", source, verdict.target, verdict.why)
+
+    def retire_nodes(self, sight: Sight) -> None:
+        """Take nodes out of service that are not to serve a build any more, but were left in it by an outage."""
+        for machine in vmdatabase.machines_of(self.provider):
+            node = (sight.nodes or {}).get(str(machine.jenkins_name))
+            if machine.state not in (USED, HOLD) or self.nodes is None or node is None or node.out_of_service:
+                continue
+            if self.options.dry_run:
+                print(f"would take node {node.name} out of service")
+                continue
+            try:
+                self.nodes.take_out_of_service(node.name, "its machine has been used", missing_ok=True)
+                self.log_of(machine).info("its node is out of service now")
+            except GateError as err:
+                self.trouble(err)
 
     def verdicts_for_room(
         self, machines: Sequence[Machine], images: Iterable[BaseImage], verdicts: Sequence[Verdict], sight: Sight

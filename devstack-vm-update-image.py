@@ -73,7 +73,7 @@ sync
 
 
 class Build:
-    """The making of one snapshot."""
+    """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
 
     def __init__(self, cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> None:
         self.cloud = cloud
@@ -83,6 +83,10 @@ class Build:
         self.script = script
         self.log = get_log(provider=self.provider.name, image=image.name)
         version = vmdatabase.now()
+        self.base_id = cloud.find_base_image(image.external_id)
+        self.flavor_id = cloud.flavor_id(image)
+        self.user_data = novacloud.read_user_data(image)
+        cloud.network_ids()
         self.row = SnapshotImage.create(
             base_image=image, version=version, state=BUILDING, state_time=version,
             name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{novacloud.TEMPLATE_SUFFIX}")
@@ -109,15 +113,12 @@ class Build:
         """Boot the template server with a key of its own, and see that neither outlives the build."""
         keypair = self.cloud.keypair_name(self.row.id)
         self.wait_for_room()
-        base = self.cloud.find_base_image(self.image.external_id)
-        flavor = self.cloud.flavor_id(self.image)
-        user_data = novacloud.read_user_data(self.image)
         try:
             self.cloud.create_keypair(keypair, f"{self.key.get_name()} {self.key.get_base64()}")
             with gateconfig.phase(self.log, "create template server"):
                 server_id = self.cloud.create_server(
-                    self.row.name, base, flavor, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
-                    key_name=keypair, user_data=user_data)
+                    self.row.name, self.base_id, self.flavor_id, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
+                    key_name=keypair, user_data=self.user_data)
             vmdatabase.set_columns(self.row, server_external_id=server_id)
             yield server_id
         finally:
@@ -233,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
 def _update(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     gateconfig.require_ssh_key(config)
+    gateconfig.name_prefix()
     script = _read_script(options.script)
     images = [image for image in vmdatabase.images_of(provider) if image.active]
     if options.image:
@@ -247,20 +249,25 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
             log.warning("another build is at work on this provider; leaving it to that one")
             return gateconfig.EXIT_OK
         cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
-        results = [_build(cloud, image, config, script) for image in images]
-    return gateconfig.EXIT_OK if all(results) else gateconfig.EXIT_FAILED
+        codes = {_build(cloud, image, config, script) for image in images}
+    return codes.pop() if len(codes) == 1 else gateconfig.EXIT_FAILED if codes else gateconfig.EXIT_OK
 
 
-def _build(cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> bool:
-    """Build one image; one that fails stops no other."""
+def _build(cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> int:
+    """Build one image and return an exit code; one that fails stops no other."""
+    log = get_log(provider=cloud.provider.name, image=image.name)
     try:
         build = Build(cloud, image, config, script)
+    except GateError as err:
+        log.error("no new snapshot: %s", err)
+        return err.exit_code
+    try:
         build.run()
     except GateError as err:
-        get_log(provider=cloud.provider.name, image=image.name).error("no new snapshot: %s", err)
-        return False
+        log.error("no new snapshot: %s", err)
+        return gateconfig.EXIT_FAILED
     print(f"{cloud.provider.name} {image.name}: {build.row.name}")
-    return True
+    return gateconfig.EXIT_OK
 
 
 def _read_script(path: Path | None) -> str | None:
@@ -269,7 +276,7 @@ def _read_script(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"--script: {path} cannot be read") from err
+        raise ConfigError(f"--script or DEVSTACK_GATE_CUSTOM_SCRIPT: {path} cannot be read") from err
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -224,9 +224,14 @@ def setup_logging(verbosity: int) -> None:
 # --- a script's frame -----------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def make_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """Return a parser that prints the docstring as help and knows -v and -q."""
-    parser = argparse.ArgumentParser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
+    parser = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
     volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")

@@ -132,6 +132,10 @@ class Nodes:
 
     # --- looking ---
 
+    def check_login(self) -> None:
+        """Raise JenkinsConfigError if Jenkins refuses the user, JenkinsError if it does not answer."""
+        self._ask("log in", self._request("GET", "api/json", params={"tree": "mode"}))
+
     def all(self) -> dict[str, Node]:
         """Return all nodes by name, in one call."""
         text = self._ask("list nodes", self._request("GET", "computer/api/json",

@@ -92,10 +92,11 @@ class Session:
             channel = transport.open_session(timeout=min(seconds, CONNECT_SECONDS))
             with channel:
                 channel.set_combine_stderr(True)
-                channel.settimeout(1.0)
+                channel.settimeout(seconds)
                 channel.exec_command(shlex.join(words))
                 channel.sendall(stdin.encode())
                 channel.shutdown_write()
+                channel.settimeout(1.0)
                 for chunk in _chunks(channel, deadline):
                     output += chunk
                 status = channel.recv_exit_status()
@@ -148,10 +149,10 @@ def _reason(err: BaseException) -> str:
 
 
 @contextmanager
-def session(login: Login) -> Iterator[Session]:
+def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    Raises NotYetError for all that a booting machine does (refusal, reset, no banner, key not yet installed, an
+    seconds is the limit for the connection, the banner and the login, each. Raises NotYetError for all that a booting machine does (refusal, reset, no banner, key not yet installed, an
     address where another machine's key answers), HostKeyError if a host key was kept and another one is shown, and
     ConfigError for a private key that cannot be read.
     """
@@ -160,9 +161,9 @@ def session(login: Login) -> Iterator[Session]:
     try:
         with _explained(login):
             client.connect(
-                login.address, login.port, login.user, pkey=_loaded(login.key),
+                login.address, login.port, login.user, pkey=load_key(login.key),
                 allow_agent=False, look_for_keys=False,
-                timeout=CONNECT_SECONDS, banner_timeout=CONNECT_SECONDS, auth_timeout=CONNECT_SECONDS,
+                timeout=seconds, banner_timeout=seconds, auth_timeout=seconds,
             )
             transport = client.get_transport()
             if transport is None:
@@ -195,13 +196,14 @@ def _explained(login: Login) -> Iterator[None]:
 
 
 @functools.cache
-def _loaded(key: Key) -> paramiko.PKey:
+def load_key(key: Key) -> paramiko.PKey:
+    """Return the private key of a file; ConfigError if it cannot be used."""
     if isinstance(key, paramiko.PKey):
         return key
     try:
         return paramiko.PKey.from_path(key)
-    except (OSError, ValueError, paramiko.SSHException) as err:
-        raise ConfigError(f"[node] ssh_key: {key} cannot be used ({_reason(err)}); it needs no passphrase") from err
+    except (OSError, ValueError, TypeError, paramiko.SSHException) as err:
+        raise ConfigError(f"[node] ssh_key: {key} is no private key without a passphrase ({_reason(err)})") from err
 
 
 def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[Session], bool]) -> Login:
@@ -210,20 +212,21 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
     deadline is on the monotonic clock. Raises NotYetError with the last thing seen.
     """
     tries = 0
+    last = NotYetError("no time to log in")
     while True:
         for login in logins:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise last
             try:
-                with session(login) as connection:
+                with session(login, min(CONNECT_SECONDS, left)) as connection:
                     if test(connection):
                         return connection.login
                     last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
             except (NotYetError, StepError) as err:
                 last = NotYetError(str(err))
-        pause = PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)]
-        if time.monotonic() + pause > deadline:
-            raise last
+        time.sleep(min(PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)], max(0.0, deadline - time.monotonic())))
         tries += 1
-        time.sleep(pause)
 
 
 def write_node_marks(login: Login, marks: str) -> Login:

@@ -104,14 +104,12 @@ class Server:
     @property
     def machine_id(self) -> int | None:
         """The row that the server was made for, None for template servers."""
-        text = self.metadata.get(MACHINE_KEY, "")
-        return int(text) if text.isdigit() else None
+        return _row_id(self.metadata.get(MACHINE_KEY, ""))
 
     @property
     def snapshot_id(self) -> int | None:
         """The snapshot row that the template server was made for."""
-        text = self.metadata.get(SNAPSHOT_KEY, "")
-        return int(text) if text.isdigit() else None
+        return _row_id(self.metadata.get(SNAPSHOT_KEY, ""))
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,13 @@ class Cloud:
         self._network_ids: list[str] | None = None
         self._external_networks: dict[str, str] | None = None  # name: id, asked for when first needed
         self._lock = threading.Lock()
-        self._ask("log in", self._connection.session.get_token)
+        self._ask("log in", self._log_in)
+
+    def _log_in(self) -> None:
+        self._connection.session.get_token()
+        if self._connection.config.get_session_endpoint("compute") is None:
+            raise CloudConfigError(f"provider {self.provider.name}: entry {self.provider.cloud} of clouds.yaml has no "
+                                   f"compute service in region {self.provider.region or 'of its own'}")
 
     # --- calls ---
 
@@ -297,8 +301,8 @@ class Cloud:
         """Return our keypairs, {name: snapshot row id}."""
         mark = f"devstack-gate-{self.pool}-"
         names = [str(pair.name) for pair in self._compute("list keypairs", self._nova.keypairs.list)]
-        return {name: int(name.removeprefix(mark)) for name in names
-                if name.startswith(mark) and name.removeprefix(mark).isdigit()}
+        found = {name: _row_id(name.removeprefix(mark)) for name in names if name.startswith(mark)}
+        return {name: row_id for name, row_id in found.items() if row_id is not None}
 
     # --- images ---
 
@@ -443,10 +447,11 @@ def _connect(provider: ProviderSettings) -> Any:
     where = f"provider {provider.name}"
     try:
         config = openstack.config.OpenStackConfig().get_one(
-            provider.cloud, region_name=provider.region, api_timeout=CALL_SECONDS)
+            provider.cloud, region_name=provider.region, api_timeout=CALL_SECONDS,
+            image_status_code_retries=1, network_status_code_retries=1)
         return openstack.connection.Connection(config=config)
     except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
-        raise CloudConfigError(f"{where}: clouds.yaml: {_one_line(err)}") from err
+        raise CloudConfigError(f"{where}: clouds.yaml: entry {provider.cloud}: {_one_line(err)}") from err
     except (OSError, yaml.YAMLError) as err:
         raise CloudConfigError(f"{where}: clouds.yaml cannot be read: {_one_line(err)}") from err
 
@@ -472,6 +477,9 @@ def _explained(what: str, cloud: str) -> Iterator[None]:
         raise _by_status(what, cloud, err.status_code or 0, err, _seconds(headers.get("Retry-After"))) from err
     except keystoneauth1.exceptions.HttpError as err:
         raise _by_status(what, cloud, err.http_status, err, 0) from err
+    except keystoneauth1.exceptions.DiscoveryFailure as err:
+        text = f"{what}: {_one_line(err)}; see entry {cloud} of clouds.yaml"
+        raise (CloudConfigError(text) if "HTTP 4" in text else CloudError(text)) from err
     except (keystoneauth1.exceptions.CatalogException, keystoneauth1.exceptions.MissingRequiredOptions,
             keystoneauth1.exceptions.MissingAuthPlugin) as err:
         raise CloudConfigError(f"{what}: {_one_line(err)}; see entry {cloud} of clouds.yaml") from err
@@ -488,9 +496,9 @@ def _by_status(what: str, cloud: str, status: int, err: Exception, retry_after: 
         return GoneError(text)
     if status == 401:  # noqa: PLR2004
         return CloudConfigError(f"{text}; see entry {cloud} of clouds.yaml")
-    if status == 429 or (status in (413, 503) and retry_after):  # noqa: PLR2004
+    if status == 429 or (status == 413 and retry_after):  # noqa: PLR2004
         return _RateLimitedError(text, retry_after)
-    if status == 413 or (status == 403 and CAPACITY_FAULTS.search(text)):  # noqa: PLR2004
+    if status == 413 or (status in (403, 409) and CAPACITY_FAULTS.search(text)):  # noqa: PLR2004
         return CapacityError(text)
     if status in (400, 403, 406, 409):
         return RefusedError(text)
@@ -522,9 +530,13 @@ def _server(raw: Mapping[str, Any]) -> Server:
 
 
 def _image(image: Any) -> Image:
-    snapshot = str((image.properties or {}).get(SNAPSHOT_KEY, ""))
-    return Image(str(image.id), str(image.name), str(image.status).lower(),
-                 int(snapshot) if snapshot.isdigit() else None, _unix_time(image.created_at))
+    snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
+    return Image(str(image.id), str(image.name), str(image.status).lower(), snapshot_id, _unix_time(image.created_at))
+
+
+def _row_id(text: str) -> int | None:
+    """Return the row id of a mark, None if somebody wrote something else there."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _unix_time(text: str | None) -> float:

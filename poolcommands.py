@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import gateconfig
 import vmdatabase
 from gateconfig import ConfigError, get_log
 
+KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the commands of the docstring."""
@@ -45,7 +47,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0
     if not 0 < hours < 24 * 366:
         raise argparse.ArgumentTypeError(f"expected hours above 0, got {text}")
     return hours
@@ -97,33 +102,37 @@ def _run_load(options: argparse.Namespace) -> int:
 
 def _run_hold(options: argparse.Namespace) -> int:
     """Hold the machine first, so that no script moves it, then take its node out of service and let the person in."""
-    key = _public_key(options.ssh_key) if options.ssh_key else None
+    key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
     config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
-    until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
-    before = vmdatabase.hold(machine, options.reason, until)
-    log = vmdatabase.machine_log(machine)
-    log.info("%s -> HOLD: %s", before, options.reason)
+    nodes = None
     if config and config.jenkins and machine.jenkins_name:
         import jenkinsnodes
 
         nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
-        nodes.take_out_of_service(machine.jenkins_name, f"held: {options.reason}", missing_ok=True)
+        with contextlib.suppress(jenkinsnodes.JenkinsError):  # an outage does not stop a person from holding a machine
+            nodes.check_login()
+    until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
+    before = vmdatabase.hold(machine, options.reason, until)
+    vmdatabase.machine_log(machine).info("%s -> HOLD: %s", before, options.reason)
+    if nodes:
+        nodes.take_out_of_service(str(machine.jenkins_name), f"held: {options.reason}", missing_ok=True)
     if config and key:
         import nodessh
 
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
-    print(f"{machine.name} {machine.user}@{machine.ip}")
+    print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name)
     return gateconfig.EXIT_OK
 
 
 def _public_key(text: str) -> str:
-    path = Path(text).expanduser()
-    try:
-        key = path.read_text(encoding="utf-8").strip() if path.is_file() else text.strip()
-    except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"--ssh-key: {path} cannot be read") from err
-    if "\n" in key or len(key.split()) < 2 or not key.startswith(("ssh-", "ecdsa-", "sk-")):  # noqa: PLR2004
+    key = text.strip()
+    if not key.startswith(KEY_TYPES):
+        try:
+            key = Path(text).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, RuntimeError, UnicodeDecodeError) as err:
+            raise ConfigError(f"--ssh-key: {text[:200]!r} is neither a public key nor a file with one") from err
+    if "\n" in key or len(key.split()) < 2 or not key.startswith(KEY_TYPES):  # noqa: PLR2004
         raise ConfigError("--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'")
     return key
 

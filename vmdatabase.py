@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -78,8 +79,8 @@ MIGRATIONS = (
         GROUP BY base_image.id ORDER BY provider.name, base_image.name;
     CREATE VIEW node AS
         SELECT provider, image, name, ip, state,
-            CASE WHEN age < 120 THEN age || ' s' WHEN age < 7200 THEN age / 60 || ' min'
-                 WHEN age < 172800 THEN age / 3600 || ' h' ELSE age / 86400 || ' days' END AS age,
+            CASE WHEN age < 120 THEN age || ' s' WHEN age < 7200 THEN (age / 60) || ' min'
+                 WHEN age < 172800 THEN (age / 3600) || ' h' ELSE (age / 86400) || ' days' END AS age,
             hold_reason
         FROM (SELECT provider.name AS provider, base_image.name AS image, machine.name, ip, state, hold_reason,
                   max(CAST(strftime('%s', 'now') AS INTEGER) - state_time, 0) AS age, machine.id AS id
@@ -242,32 +243,41 @@ def _explained(path: Path, err: Exception) -> GateError:
 
 
 def _migrate(path: Path, migrations: Sequence[str]) -> None:
-    version = _schema_version(path, migrations)
-    if version == len(migrations):
+    if _schema_version(path, migrations) == len(migrations):
         return
+    with gateconfig.file_lock(lock_folder() / "schema", BUSY_SECONDS) as mine:
+        if not mine:
+            raise DatabaseError(f"{path}: another process has been migrating it for more than {BUSY_SECONDS} s")
+        version = _schema_version(path, migrations)  # another process may have been faster
+        if version == len(migrations):
+            return
+        database.execute_sql("PRAGMA journal_mode = WAL")
+        if version:
+            _copy(path, version)
+        with database.atomic("IMMEDIATE"):
+            for number, script in enumerate(migrations[version:], version + 1):
+                for statement in filter(str.strip, script.split(";")):
+                    database.execute_sql(statement)
+                database.execute_sql(f"PRAGMA user_version = {number}")
+            _make_pool_uuid()
+
+
+def _make_pool_uuid() -> None:
     import uuid
 
-    database.execute_sql("PRAGMA journal_mode = WAL")
-    if version:
-        _copy(path, version)
-    with database.atomic("IMMEDIATE"):
-        version = _schema_version(path, migrations)  # another process may have been faster
-        for number, script in enumerate(migrations[version:], version + 1):
-            for statement in script.split(";"):
-                if statement.strip():
-                    database.execute_sql(statement)
-            database.execute_sql(f"PRAGMA user_version = {number}")
-        Setting.insert(name="pool", value=str(uuid.uuid4())).on_conflict_ignore().execute()
+    Setting.insert(name="pool", value=str(uuid.uuid4())).on_conflict_ignore().execute()
 
 
 def _schema_version(path: Path, migrations: Sequence[str]) -> int:
-    version = int(database.execute_sql("PRAGMA user_version").fetchone()[0])
+    query = "SELECT user_version, (SELECT count(*) FROM sqlite_master), " \
+            "(SELECT count(*) FROM sqlite_master WHERE name = 'setting') FROM pragma_user_version"
+    version, tables, ours = database.execute_sql(query).fetchone()
+    if tables and not ours:
+        raise ConfigError(f"{path}: holds tables that devstack-gate did not make; name another file")
     if version > len(migrations):
         raise ConfigError(f"{path}: has schema version {version}, newer than the {len(migrations)} known here; "
                           "use the scripts that made it")
-    if version == 0 and database.execute_sql("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise ConfigError(f"{path}: holds tables that devstack-gate did not make; name another file")
-    return version
+    return int(version)
 
 
 def _copy(path: Path, version: int) -> None:
@@ -450,7 +460,7 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
     The change is Gerrit's (GERRIT_CHANGE_NUMBER, ...) or Zuul's (ZUUL_CHANGE, ...).
     """
     def number(*names: str) -> int | None:
-        return next((int(environ[name]) for name in names if environ.get(name, "").isdigit()), None)
+        return next((int(environ[name]) for name in names if re.fullmatch("[0-9]{1,18}", environ.get(name, ""))), None)
 
     Result.create(**{
         "base_image": machine.base_image_id, "machine_id": machine.id, "node_name": machine.name,

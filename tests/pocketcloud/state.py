@@ -132,8 +132,8 @@ class Cloud:
         self.workshop.schedule.later(self.knobs.delete_seconds, lambda: self._remove(server))
 
     def vanish_server(self, server: Server) -> None:
-        """Let a server be gone at once, as if it had never been."""
-        if self.servers.pop(server.id, None):
+        """Let a server be gone at once, as if it had never been; what a boot under way makes goes when that ends."""
+        if self.servers.pop(server.id, None) and not server.booting:
             self._hand(server, lambda kind: kind.remove(server), then=lambda: self._release(server))
 
     def stop_server(self, server: Server) -> None:
@@ -208,8 +208,9 @@ class Cloud:
         with self.lock:
             server.booting, server.launched = False, time.time()
             if server.id not in self.servers:  # vanished meanwhile
-                self._hand(server, lambda kind: kind.remove(server))
-            if server.id not in self.servers or server.status != "BUILD":
+                self._hand(server, lambda kind: kind.remove(server), then=lambda: self._release(server))
+                return
+            if server.status != "BUILD":
                 return
             server.addresses_shown = server.address is not None and server.failure != "no-address"
             status = "UNKNOWN" if server.failure == "unknown" else "ACTIVE"
