@@ -475,33 +475,27 @@ def main(argv: list[str] | None = None) -> int:
     """Fill the pool of one provider, or of each."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
-    with vmdatabase.opened(gateconfig.database_path()):
-        if options.provider == "all":
-            names = vmdatabase.provider_names()
-        else:
-            provider = vmdatabase.provider_named(options.provider)
-            return _launch(provider, options)
-    return gateconfig.run_each(names, argv)
+    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _launch(provider, options))
 
 
 def _launch(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     gateconfig.require_ssh_key(config)
     nodessh.load_key(config.node.ssh_key)
-    log = get_log(provider=provider.name)
     if not config.jenkins:
-        log.info("no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
-    with vmdatabase.provider_lock("launch", provider.name) as mine:
-        if not mine:
-            log.warning("another launch is at work on this provider; leaving it to that one")
-            return gateconfig.EXIT_OK
-        launch = Launch(provider, config)
-        if options.dry_run:
-            launch.count_orphans(launch.cloud.list_servers())
-            for image in launch.plan():
-                print(f"would launch a machine of {provider.name} {image.name}")
-            return gateconfig.EXIT_OK
+        get_log(provider=provider.name).info(
+            "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
+    return vmdatabase.run_alone("launch", provider, lambda: _launch_alone(provider, config, options))
+
+
+def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:
+    launch = Launch(provider, config)
+    if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
+    launch.count_orphans(launch.cloud.list_servers())
+    for image in launch.plan():
+        print(f"would launch a machine of {provider.name} {image.name}")
+    return gateconfig.EXIT_OK
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

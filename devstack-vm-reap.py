@@ -529,24 +529,15 @@ def main(argv: list[str] | None = None) -> int:
     """Reap one provider, or each."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
-    with vmdatabase.opened(gateconfig.database_path()):
-        if options.provider == "all":
-            names = vmdatabase.provider_names()
-        else:
-            return _reap(vmdatabase.provider_named(options.provider), options)
-    return gateconfig.run_each(names, argv)
+    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _reap(provider, options))
 
 
 def _reap(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
-    log = get_log(provider=provider.name)
     if not config.jenkins:
-        log.info("no [jenkins] section in %s: there are no nodes to look after", config.path)
-    with vmdatabase.provider_lock("reap", provider.name) as mine:
-        if not mine:
-            log.warning("another reap is at work on this provider; leaving it to that one")
-            return gateconfig.EXIT_OK
-        return Reap(provider, config, options).run()
+        get_log(provider=provider.name).info(
+            "no [jenkins] section in %s: there are no nodes to look after", config.path)
+    return vmdatabase.run_alone("reap", provider, lambda: Reap(provider, config, options).run())
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

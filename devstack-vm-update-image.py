@@ -223,12 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     """Build the images of one provider, or of each."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
-    with vmdatabase.opened(gateconfig.database_path()):
-        if options.provider == "all":
-            names = vmdatabase.provider_names()
-        else:
-            return _update(vmdatabase.provider_named(options.provider), options)
-    return gateconfig.run_each(names, argv)
+    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
 
 
 def _update(provider: Provider, options: argparse.Namespace) -> int:
@@ -243,14 +238,17 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
         if not images:
             raise ConfigError(f"--image: provider {provider.name} has no image {options.image}"
                               f"{gateconfig.nearest(options.image, known)}")
-    log = get_log(provider=provider.name)
-    with vmdatabase.provider_lock("update-image", provider.name, LOCK_SECONDS) as mine:
-        if not mine:
-            log.warning("another build is at work on this provider; leaving it to that one")
-            return gateconfig.EXIT_OK
-        cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
-        codes = {_build(cloud, image, config, script) for image in images}
-    return codes.pop() if len(codes) == 1 else gateconfig.EXIT_FAILED if codes else gateconfig.EXIT_OK
+    return vmdatabase.run_alone(
+        "update-image", provider, lambda: _build_all(provider, images, config, script), LOCK_SECONDS)
+
+
+def _build_all(provider: Provider, images: list[BaseImage], config: SecureConfig, script: str | None) -> int:
+    """Build the images one after the other and return one exit code for all."""
+    cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
+    codes = {_build(cloud, image, config, script) for image in images}
+    if len(codes) > 1:
+        return gateconfig.EXIT_FAILED
+    return codes.pop() if codes else gateconfig.EXIT_OK
 
 
 def _build(cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> int:

@@ -152,9 +152,9 @@ def _reason(err: BaseException) -> str:
 def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    seconds is the limit for the connection, the banner and the login, each. Raises NotYetError for all that a booting machine does (refusal, reset, no banner, key not yet installed, an
-    address where another machine's key answers), HostKeyError if a host key was kept and another one is shown, and
-    ConfigError for a private key that cannot be read.
+    seconds is the limit for the connection, the banner and the login, each. Raises NotYetError for all that a booting
+    machine does (refusal, reset, no banner, key not yet installed, an address where another machine answers),
+    HostKeyError if a host key was kept and another one is shown, and ConfigError for a private key that cannot be read.
     """
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(_Pinned(login.host_key))

@@ -19,7 +19,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +298,24 @@ def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> Iterator
     """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
     with gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds) as mine:
         yield mine
+
+
+def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
+    """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
+    with opened(gateconfig.database_path()):
+        if name != "all":
+            return work(provider_named(name))
+        names = provider_names()
+    return gateconfig.run_each(names, argv)
+
+
+def run_alone(kind: str, provider: Provider, work: Callable[[], int], wait_seconds: float = 0) -> int:
+    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code."""
+    with provider_lock(kind, provider.name, wait_seconds) as mine:
+        if mine:
+            return work()
+    get_log(provider=provider.name).warning("another %s is at work on this provider; leaving it to that one", kind)
+    return gateconfig.EXIT_OK
 
 
 def lock_folder() -> Path:
