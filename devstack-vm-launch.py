@@ -15,7 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class Launch:
         self.zones = provider.listed("availability_zones")
         self.nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
         self.cloud = novacloud.Cloud(provider, self.pool)
-        self.workers = ThreadPoolExecutor(provider.max_concurrency)
+        self.workers = gateconfig.Workers(provider.max_concurrency)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
         self.templates: dict[int, Template] = {}

@@ -16,7 +16,6 @@ import argparse
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,13 +88,16 @@ def judge(machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, n
         return Verdict(machine, ERROR, death)
     if machine.state not in (READY, USED) or sight.builds(machine):
         return None
-    if machine.state == USED:
-        return Verdict(machine, DELETE, "used, and kept for 24 hours") if age >= KEEP_FAILED else None
-    if not image.active:
-        return Verdict(machine, DELETE, "its image is no longer in the providers file")
-    if image.max_ready_age and age >= image.max_ready_age * HOUR:
-        return Verdict(machine, DELETE, f"ready for more than {image.max_ready_age} hours (max-ready-age)")
-    return None
+    why = None
+    if machine.state == USED and machine.external_id in sight.gone:
+        why = "the server is gone"
+    elif machine.state == USED:
+        why = "used, and kept for 24 hours" if age >= KEEP_FAILED else None
+    elif not image.active:
+        why = "its image is no longer in the providers file"
+    elif image.max_ready_age and age >= image.max_ready_age * HOUR:
+        why = f"ready for more than {image.max_ready_age} hours (max-ready-age)"
+    return Verdict(machine, DELETE, why) if why else None
 
 
 def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[Verdict]:
@@ -169,7 +171,7 @@ class Reap:
         self.log = get_log(provider=provider.name)
         self.nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
-        self.workers = ThreadPoolExecutor(provider.max_concurrency)
+        self.workers = gateconfig.Workers(provider.max_concurrency)
         self.troubles = 0
         self.deleted: Counter[str] = Counter()
         self.gone: set[str] = set()  # ids of servers that this run saw gone
@@ -243,7 +245,7 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
-                    and machine.state_time < listed_at and (machine.state == READY or not servers)]
+                    and machine.state_time < listed_at and (machine.state in (READY, USED) or not servers)]
         tasks = {server_id: self.workers.submit(self.look_at, server_id) for server_id in suspects}
         found = {server_id: task.result() for server_id, task in tasks.items()}
         hidden = {server_id: server for server_id, server in found.items() if isinstance(server, novacloud.Server)}
@@ -436,8 +438,8 @@ class Reap:
         missing = [server_id for server_id in server_ids if server_id not in listed]
         if listed:
             return missing
-        answers = list(self.workers.map(self.look_at, missing))
-        return [server_id for server_id, answer in zip(missing, answers, strict=True) if answer == GONE]
+        tasks = [self.workers.submit(self.look_at, server_id) for server_id in missing]
+        return [server_id for server_id, task in zip(missing, tasks, strict=True) if task.result() == GONE]
 
     @staticmethod
     def stuck(machine: Machine | None) -> str:

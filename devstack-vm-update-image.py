@@ -260,7 +260,7 @@ def _build(cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, scrip
         log.error("no new snapshot: %s", err)
         return err.exit_code
     try:
-        build.run()
+        gateconfig.guarded(build.run)
     except GateError as err:
         log.error("no new snapshot: %s", err)
         return gateconfig.EXIT_FAILED

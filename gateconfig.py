@@ -21,8 +21,13 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
@@ -294,6 +299,30 @@ def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
     if len(set(codes)) == 1:
         return codes[0] if codes[0] in (EXIT_OK, EXIT_CONFIG) else EXIT_FAILED
     return EXIT_FAILED
+
+
+class Workers:
+    """Threads for calls to the outside, so many at once; whatever goes wrong in one comes out as a GateError."""
+
+    def __init__(self, count: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._executor = ThreadPoolExecutor(count)
+
+    def submit(self, call: Callable[..., T], *arguments: Any, **keywords: Any) -> Future[T]:
+        """Have a call made by a worker."""
+        return self._executor.submit(guarded, call, *arguments, **keywords)
+
+
+def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """Make a call for one item of many; an error that nobody foresaw is this item's failure, not that of the rest."""
+    try:
+        return call(*arguments, **keywords)
+    except GateError:
+        raise
+    except Exception as err:  # the boundary of one item
+        get_log().debug("unforeseen", exc_info=True)
+        raise GateError(f"unforeseen {type(err).__name__}: {err} (-v shows where)") from err
 
 
 @contextlib.contextmanager

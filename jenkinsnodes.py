@@ -107,7 +107,7 @@ class Nodes:
                     self._jenkins.crumb = None
                     continue
                 raise self._explained(what, err, response) from err
-            except (ValueError, KeyError, TypeError) as err:
+            except (ValueError, KeyError, TypeError, AttributeError) as err:
                 raise JenkinsError(f"Jenkins {self._config.server}: {what}: the answer makes no sense ({err})") from err
         raise JenkinsError(f"Jenkins {self._config.server}: {what}: no crumb is accepted")
 
@@ -138,27 +138,19 @@ class Nodes:
 
     def all(self) -> dict[str, Node]:
         """Return all nodes by name, in one call."""
-        text = self._ask("list nodes", self._request("GET", "computer/api/json",
-                                                     params={"tree": f"computer[{NODE_FIELDS}]"}))
-        if text is None:
+        nodes = self._fetch("list nodes", "computer/api/json", f"computer[{NODE_FIELDS}]",
+                            lambda parsed: [_node(raw) for raw in parsed["computer"]])
+        if nodes is None:
             raise JenkinsError(f"Jenkins {self._config.server}: list nodes: 404, is this the address of a Jenkins?")
-        nodes = [_node(raw) for raw in self._parsed(text)["computer"]]
         return {node.name: node for node in nodes}
 
     def look(self, name: str) -> Node | None:
         """Return a node, or None if Jenkins says 404."""
-        text = self._ask(f"look at node {name}", self._request("GET", f"computer/{quote(name)}/api/json",
-                                                               params={"tree": NODE_FIELDS}))
-        return None if text is None else _node(self._parsed(text))
+        return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, _node)
 
-    def _parsed(self, text: str) -> dict[str, Any]:
-        try:
-            parsed = json.loads(text)
-        except ValueError as err:
-            raise JenkinsError(f"Jenkins {self._config.server}: the answer is not JSON") from err
-        if not isinstance(parsed, dict):
-            raise JenkinsError(f"Jenkins {self._config.server}: the answer makes no sense")
-        return parsed
+    def _fetch(self, what: str, path: str, tree: str, parse: Callable[[Any], T]) -> T | None:
+        ask = self._request("GET", path, params={"tree": tree})
+        return self._ask(what, lambda server: parse(json.loads(ask(server))))
 
     # --- adding ---
 
@@ -271,7 +263,7 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
             stream.sendall(request.encode())
             head, _, body = stream.makefile("rb").read().partition(b"\r\n\r\n")
         return head.split()[1] == b"200" and _node(json.loads(body)).out_of_service
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False
 
 
