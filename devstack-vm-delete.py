@@ -51,7 +51,7 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
     import jenkinsnodes
 
     if not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name):
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 
@@ -60,7 +60,7 @@ def record(machine: Machine, result: str | None) -> None:
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
         vmdatabase.record_end(machine, os.environ, result)
-        machine = Machine.get_by_id(machine.id)
+        machine = vmdatabase.refreshed(machine)
         if machine.state == READY:
             vmdatabase.move(machine, READY, USED)  # a build ran here without devstack-vm-inprogress
         if machine.state != USED:

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     gateconfig.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_path()):
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
+        nodes = vmdatabase.nodes_of(config)
         if options.image:
             take_for_person(options.image, options.provider, nodes)
         else:
@@ -56,10 +56,11 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
 
 def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None) -> None:
     """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
-    busy = {name for name, node in nodes.all().items() if not node.idle} if nodes else set()
+    seen = nodes.all() if nodes else {}
     for machine in candidates(image, provider):
-        if machine.jenkins_name in busy:
-            continue  # a build has just started there
+        node = seen.get(str(machine.jenkins_name))
+        if node and (not node.idle or node.temporarily_offline):
+            continue  # a build has just started there, or somebody took it offline
         try:
             take(machine)
         except GateError:
@@ -76,7 +77,7 @@ def take(machine: Machine) -> Machine:
     """Move one machine to USED and note the build; GateError if it is not READY (any more)."""
     with vmdatabase.database.atomic("IMMEDIATE"):
         if not vmdatabase.move(machine, READY, USED):
-            raise GateError(f"{machine.name}: {why_not(Machine.get_by_id(machine.id))}; this build must not run on it")
+            raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
         vmdatabase.record_start(machine, os.environ)
     vmdatabase.machine_log(machine).info("READY -> USED")
     return machine

@@ -100,11 +100,10 @@ class Launch:
         self.config = config
         self.log = get_log(provider=provider.name)
         self.prefix = gateconfig.name_prefix()
-        self.pool = vmdatabase.pool_uuid()
         self.images = {image.id: image for image in vmdatabase.images_of(provider)}
         self.zones = provider.listed("availability_zones")
-        self.nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
-        self.cloud = novacloud.Cloud(provider, self.pool)
+        self.nodes = vmdatabase.nodes_of(config)
+        self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
@@ -118,7 +117,9 @@ class Launch:
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
-        nodes = self.nodes.all() if self.nodes else None  # first: without Jenkins nothing is begun
+        nodes = None
+        if self.nodes:  # first: without Jenkins nothing is begun
+            nodes = {name for name, node in self.nodes.all().items() if self.nodes.is_ours(node)}
         self.take_over(self.cloud.list_servers(), nodes)
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
@@ -142,6 +143,7 @@ class Launch:
                 self.adopt(machine, by_machine.get(machine.id))
             elif machine.state == READY and nodes is not None and machine.name not in nodes:
                 self.log_of(machine).info("is READY but not in Jenkins")
+                vmdatabase.set_columns(machine, jenkins_name=machine.name)
                 self.follow(Boot(machine, time.monotonic() + REGISTER_SECONDS, REGISTER))
 
     def count_orphans(self, servers: Sequence[novacloud.Server]) -> None:
@@ -153,12 +155,16 @@ class Launch:
             for server in servers)
 
     def adopt(self, machine: Machine, server: novacloud.Server | None) -> None:
-        """Follow a machine that was left BUILDING; where there is no server there is nothing to wait for."""
+        """Follow a machine that was left BUILDING; one whose server was never made is asked for again.
+
+        Should its server show up all the same, reap finds two with the mark of one row, and deletes the second.
+        """
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
         if not machine.external_id:
-            # Not a failure of this run, which replaces it; should there be a server after all, reap finds it.
-            self.moved(Boot(machine, 0, BOOT), ERROR, error="an earlier run ended before the cloud had made a server")
+            template = self.template(self.images[machine.base_image_id])
+            if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
+                self.create(machine, template)
             return
         age = max(vmdatabase.now() - machine.state_time, 0)
         left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
@@ -218,10 +224,14 @@ class Launch:
                                      state=BUILDING, state_time=vmdatabase.now())
             name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
             vmdatabase.set_columns(machine, name=name)
+        self.create(machine, template)
+
+    def create(self, machine: Machine, template: Template) -> None:
+        """Have a worker ask for the server of a row."""
         self.log_of(machine).info("asking for a server")
         boot = Boot(machine, time.monotonic() + self.provider.boot_timeout, CREATE)
         boot.task = self.workers.submit(
-            self.cloud.create_server, name, str(template.snapshot.external_id), template.flavor_id,
+            self.cloud.create_server, str(machine.name), str(template.snapshot.external_id), template.flavor_id,
             {novacloud.MACHINE_KEY: str(machine.id)}, user_data=template.user_data,
             zone=self.zones[machine.id % len(self.zones)] if self.zones else None)
         self.follow(boot)
@@ -263,7 +273,7 @@ class Launch:
             boot.task = self.workers.submit(
                 self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
                 address=str(machine.ip), port=self.provider.ssh_port, host_key=str(machine.host_key),
-                remote_fs=self.config.node.remote_fs, pool=self.pool)
+                remote_fs=self.config.node.remote_fs)
 
     def log_in(self, server: novacloud.Server, user: str, marks: str) -> nodessh.Login:
         """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
@@ -331,13 +341,18 @@ class Launch:
             self.take_back(boot.machine)
 
     def take_back(self, machine: Machine) -> None:
-        """Take a node out of service again if a person took the machine while it was being registered."""
-        if self.nodes and Machine.get_by_id(machine.id).state != READY:
-            try:
+        """See to the node of a machine that was taken, or deleted, while it was being registered."""
+        row = Machine.get_or_none(Machine.id == machine.id)
+        if self.nodes is None or (row is not None and row.state == READY):
+            return
+        try:
+            if row is None:
+                self.nodes.remove(str(machine.name), "its machine is gone")
+            else:
                 self.nodes.take_out_of_service(str(machine.name), "taken while it was being registered")
-            except GateError as err:
-                self.failed[machine.base_image_id] += 1
-                self.log_of(machine).error("%s", err)
+        except GateError as err:
+            self.failed[machine.base_image_id] += 1
+            self.log_of(machine).error("%s", err)
 
     @staticmethod
     def again(boot: Boot) -> None:

@@ -67,6 +67,13 @@ class Sight:
         node = self.nodes.get(str(machine.jenkins_name))
         return node is not None and not node.idle
 
+    def shows_all(self, machine: Machine, now: int) -> bool:
+        """Whether the list would show the server of a machine whose server id was never saved, if there were one.
+
+        A list that is empty may be so for a while only; what it is then believed to say is not about young machines.
+        """
+        return self.list_is_whole and (bool(self.servers) or now - machine.state_time >= GRACE)
+
     def death(self, machine: Machine) -> str | None:
         """Return what a machine died of, None if it lives."""
         server = self.servers.get(str(machine.external_id))
@@ -113,19 +120,19 @@ def leaked_servers(
 ) -> list[novacloud.Server]:
     """Return the servers of ours that no row accounts for.
 
-    machines is {row id: server id or None}. A server without a row, or beside the one that its row knows, is left its
-    grace; a template server goes as soon as its snapshot is no longer BUILDING.
+    machines is {row id: server id or None}. A server without a row is left its grace; not so one beside the server that
+    its row knows, nor a template server whose snapshot is no longer BUILDING.
     """
     leaked = []
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id or 0)
         if snapshot:
-            accounted = snapshot.state == BUILDING
-            grace = 0
+            unaccounted = snapshot.state != BUILDING
+        elif (server.machine_id or 0) in machines:
+            unaccounted = machines[server.machine_id or 0] not in (None, server.id)
         else:
-            accounted = machines.get(server.machine_id or 0, "") in (None, server.id)
-            grace = GRACE
-        if not accounted and now - server.created >= grace:
+            unaccounted = now - server.created >= GRACE
+        if unaccounted:
             leaked.append(server)
     return leaked
 
@@ -169,7 +176,7 @@ class Reap:
         self.provider = provider
         self.options = options
         self.log = get_log(provider=provider.name)
-        self.nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder()) if config.jenkins else None
+        self.nodes = vmdatabase.nodes_of(config)
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
         self.troubles = 0
@@ -330,7 +337,8 @@ class Reap:
         """Take nodes out of service that are not to serve a build any more, but were left in it by an outage."""
         for machine in vmdatabase.machines_of(self.provider):
             node = (sight.nodes or {}).get(str(machine.jenkins_name))
-            if machine.state not in (USED, HOLD) or self.nodes is None or node is None or node.out_of_service:
+            if machine.state not in (USED, HOLD) or self.nodes is None or node is None or node.out_of_service \
+                    or not self.nodes.is_ours(node):
                 continue
             if self.options.dry_run:
                 print(f"would take node {node.name} out of service")
@@ -362,14 +370,10 @@ class Reap:
 
     def delete_servers(self, sight: Sight) -> None:
         """Delete the servers of machines that are over and the leaked ones, side by side, and see them gone."""
-        by_machine = {server.machine_id: server for server in sight.servers.values()}
         over = [machine for machine in vmdatabase.machines_of(self.provider) if machine.state in (DELETE, ERROR)]
         snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
         leaked = leaked_servers(
             sight.servers.values(), dict(vmdatabase.server_ids(self.provider)), snapshots, time.time())
-        for machine in over:
-            if not machine.external_id and machine.id in by_machine:
-                vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
         if self.options.dry_run:
             for machine in over:
                 print(f"would delete machine {machine.name} ({machine.state})")
@@ -381,10 +385,15 @@ class Reap:
 
     def delete_over(self, machines: Sequence[Machine], sight: Sight) -> list[Machine]:
         """Ask for the end of each machine's node and server; returns those still to be seen gone."""
+        by_machine = {server.machine_id: server for server in sight.servers.values()}
         tasks = {}
         for machine in machines:
             if sight.nodes is None and machine.jenkins_name:
                 continue
+            if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE):
+                continue  # a person holds it
+            if not machine.external_id and machine.id in by_machine:
+                vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
             if machine.delete_time is None:
                 vmdatabase.set_columns(machine, delete_time=vmdatabase.now())
             tasks[machine.id] = self.workers.submit(self.delete_one, machine.jenkins_name, machine.external_id)
@@ -397,7 +406,7 @@ class Reap:
                 continue
             if answer == BUILDS:
                 self.log_of(machine).info("its node still builds; left for the next run")
-            elif machine.external_id is None and not sight.list_is_whole:
+            elif machine.external_id is None and not sight.shows_all(machine, vmdatabase.now()):
                 self.trouble(f"{machine.name}: whether it has a server is not known; left for the next run")
             elif answer == GONE:
                 self.gone.add(str(machine.external_id))
@@ -449,7 +458,7 @@ class Reap:
 
     def drop(self, machine: Machine) -> None:
         """Delete the row of a machine that is gone."""
-        if Machine.delete().where((Machine.id == machine.id) & Machine.state.in_((DELETE, ERROR))).execute():
+        if Machine.delete().where((Machine.id == machine.id) & (Machine.state == DELETE)).execute():
             self.log_of(machine).info("server, node and row are gone")
             self.deleted["machine"] += 1
 
@@ -514,7 +523,7 @@ class Reap:
         """Return the nodes that carry this pool's UUID but have no machine."""
         names = vmdatabase.node_names()
         return {node.name: node.name for node in (sight.nodes or {}).values()
-                if node.name not in names and node.description == jenkinsnodes.DESCRIPTION + self.cloud.pool}
+                if self.nodes and self.nodes.is_ours(node) and node.name not in names}
 
     def remove_node(self, name: str) -> None:
         """Run in a worker: remove a node from Jenkins, but not under a build."""

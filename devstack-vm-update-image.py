@@ -3,8 +3,9 @@
 
 Run by the job devstack-update-vm-image every day, once for each provider (or `all`). Boots the provider's base image
 with a temporary key, makes the node account with sudo and the configured public key, installs packages, runs the custom
-script, and snapshots the machine. The previous snapshot stays in use until the new one is READY; old ones are left to
-devstack-vm-reap. Changes: a template server, a keypair and an image at the provider, rows in vm.db.
+script, snapshots the machine, and proves the snapshot: a machine booted from it must pass the ssh test. Until then the
+previous one stays in use; old ones are left to devstack-vm-reap. Changes: a template server, a keypair and an image at
+the provider, rows in vm.db.
 
 Exit codes: 0 done, 1 an image could not be built (nothing of it is left but its row), 2 wrong use or configuration.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,9 +30,10 @@ from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImag
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
 LOCK_SECONDS = 10  # reap holds the same lock for a moment
-POLL_SECONDS = 2
+POLL_SECONDS = 1
 STEP_SECONDS = 1800  # for a step that installs packages or runs the custom script
 SNAPSHOT_SECONDS = 3600
+GONE_SECONDS = 60
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
 
 # No prompt can stop these: apt keeps configuration files as they are and waits for whoever holds its lock.
@@ -94,35 +96,54 @@ class Build:
 
     def run(self) -> None:
         """Build the snapshot, READY in the end; on any failure the row is ERROR and the rest is gone."""
+        keypair = self.cloud.keypair_name(self.row.id)
         try:
-            with self.template() as server_id:
-                address = self.reach(server_id)
-                login = self.first_login(address)
-                self.prepare(login)
+            self.wait_for_room()
+            self.cloud.create_keypair(keypair, f"{self.key.get_name()} {self.key.get_base64()}")
+            with self.server("template", self.base_id, keypair) as (server_id, address):
+                self.prepare(self.first_login(address))
                 image_id = self.snapshot(server_id)
+            self.see_gone(server_id)
+            with self.server("test machine", image_id, None) as (_, address):
+                self.prove(address)
             vmdatabase.move(self.row, BUILDING, READY)
             self.log.info("BUILDING -> READY: %s %s", self.row.name, image_id)
         except BaseException as err:
-            why = str(err) or type(err).__name__
-            vmdatabase.move(self.row, BUILDING, ERROR, error=why)
+            vmdatabase.move(self.row, BUILDING, ERROR, error=str(err) or type(err).__name__)
             self.log.info("BUILDING -> ERROR: %s", self.row.name)
             raise
+        finally:
+            self.clean_up(lambda: self.cloud.delete_keypair(keypair))
 
     @contextmanager
-    def template(self) -> Iterator[str]:
-        """Boot the template server with a key of its own, and see that neither outlives the build."""
-        keypair = self.cloud.keypair_name(self.row.id)
-        self.wait_for_room()
+    def server(self, what: str, image_id: str, keypair: str | None) -> Iterator[tuple[str, str]]:
+        """Boot a server for the build, yield its id and address, and see that it does not outlive its use."""
         try:
-            self.cloud.create_keypair(keypair, f"{self.key.get_name()} {self.key.get_base64()}")
-            with gateconfig.phase(self.log, "create template server"):
+            with gateconfig.phase(self.log, f"boot {what}"):
                 server_id = self.cloud.create_server(
-                    self.row.name, self.base_id, self.flavor_id, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
+                    self.row.name, image_id, self.flavor_id, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
                     key_name=keypair, user_data=self.user_data)
-            vmdatabase.set_columns(self.row, server_external_id=server_id)
-            yield server_id
+                vmdatabase.set_columns(self.row, server_external_id=server_id)
+                address = self.reach(server_id)
+            yield server_id, address
         finally:
-            self.clean_up(keypair)
+            self.clean_up(self.delete_server)
+
+    def clean_up(self, step: Callable[[], None]) -> None:
+        """Do a step of tidying up; what cannot be tidied now is left to reap."""
+        try:
+            step()
+        except GateError as err:
+            self.log.warning("%s; left to devstack-vm-reap", err)
+
+    def delete_server(self) -> None:
+        """Delete the server of this build and its floating IP."""
+        server_id = self.row.server_external_id
+        if server_id:
+            self.cloud.delete_server(server_id)
+            for ip in self.cloud.list_floating_ips():
+                if ip.server_id == server_id:
+                    self.cloud.delete_floating_ip(ip.id)
 
     def wait_for_room(self) -> None:
         """Return when the provider has room for the template; launch leaves it free once our row is there."""
@@ -133,39 +154,35 @@ class Build:
                                 f"({self.provider.max_servers}) after {self.provider.boot_timeout} s")
             time.sleep(POLL_SECONDS)
 
-    def clean_up(self, keypair: str) -> None:
-        """Delete the template server, its floating IP and the keypair; what cannot be deleted is left to reap."""
+    def see_gone(self, server_id: str) -> None:
+        """Return when a deleted server is gone, or after a while: the next one may need its room."""
+        deadline = time.monotonic() + GONE_SECONDS
         try:
-            server_id = self.row.server_external_id
-            if server_id:
-                self.cloud.delete_server(server_id)
-            for ip in self.cloud.list_floating_ips():
-                if ip.server_id == server_id:
-                    self.cloud.delete_floating_ip(ip.id)
-            self.cloud.delete_keypair(keypair)
-        except GateError as err:
-            self.log.warning("%s; left to devstack-vm-reap", err)
+            while time.monotonic() < deadline:
+                self.cloud.get_server(server_id)
+                time.sleep(POLL_SECONDS)
+        except novacloud.CloudError:
+            return
 
     def reach(self, server_id: str) -> str:
-        """Return the address of the template server once it is active and has one."""
-        with gateconfig.phase(self.log, "boot"):
-            deadline = time.monotonic() + self.provider.boot_timeout
-            last = "nothing yet"
-            while time.monotonic() < deadline:
-                try:
-                    server = self.cloud.get_server(server_id)
-                    last = f"status {server.status}"
-                    if server.status == novacloud.SERVER_ERROR:
-                        raise GateError(f"the template server went to ERROR: {server.fault or 'without a fault text'}")
-                    address = self.cloud.reachable_address(server) if server.status == novacloud.ACTIVE else None
-                    if address:
-                        return address
-                except novacloud.GoneError:
-                    raise
-                except novacloud.CloudError as err:
-                    last = str(err)
-                time.sleep(POLL_SECONDS)
-            raise GateError(f"the template server has no address after {self.provider.boot_timeout} s; last: {last}")
+        """Return the address of a server once it is active and has one."""
+        deadline = time.monotonic() + self.provider.boot_timeout
+        last = "nothing yet"
+        while time.monotonic() < deadline:
+            try:
+                server = self.cloud.get_server(server_id)
+                last = f"status {server.status}"
+                if server.status == novacloud.SERVER_ERROR:
+                    raise GateError(f"the server went to ERROR: {server.fault or 'without a fault text'}")
+                address = self.cloud.reachable_address(server) if server.status == novacloud.ACTIVE else None
+                if address:
+                    return address
+            except novacloud.GoneError:
+                raise
+            except novacloud.CloudError as err:
+                last = str(err)
+            time.sleep(POLL_SECONDS)
+        raise GateError(f"the server has no address after {self.provider.boot_timeout} s; last seen: {last}")
 
     def first_login(self, address: str) -> nodessh.Login:
         """Return the login that the base image lets in and lets run commands."""
@@ -190,6 +207,15 @@ class Build:
             for name, words in steps:
                 with gateconfig.phase(self.log, name):
                     self.log.debug("%s", session.run(name, session.as_root(words), STEP_SECONDS))
+
+    def prove(self, address: str) -> None:
+        """Log in to a machine booted from the snapshot as the builds will, and see that sudo works there."""
+        node = self.config.node
+        login = nodessh.Login(address, self.provider.ssh_port, node.user, node.ssh_key)
+        with gateconfig.phase(self.log, "ssh test"):
+            nodessh.wait_for_session(
+                [login], time.monotonic() + self.provider.boot_timeout,
+                lambda session: session.attempt("ssh test", session.as_root(["true"])).status == 0)
 
     def snapshot(self, server_id: str) -> str:
         """Snapshot the template server and return the image's id once it is active."""
@@ -229,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
 def _update(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     gateconfig.require_ssh_key(config)
+    nodessh.load_key(config.node.ssh_key)
     gateconfig.name_prefix()
     script = _read_script(options.script)
     images = [image for image in vmdatabase.images_of(provider) if image.active]

@@ -75,11 +75,12 @@ class Node:
 class Nodes:
     """The nodes of one Jenkins. Every method raises JenkinsError or JenkinsConfigError when it cannot tell."""
 
-    def __init__(self, config: JenkinsConfig, lock_folder: Path) -> None:
-        """Take the settings; nothing is asked of Jenkins yet."""
+    def __init__(self, config: JenkinsConfig, lock_folder: Path, pool: str) -> None:
+        """Take the settings and the pool's UUID, which marks our nodes; nothing is asked of Jenkins yet."""
         import jenkins
 
         self._config = config
+        self._mark = f"{DESCRIPTION}{pool}"
         self._lock_folder = lock_folder
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
         self._jenkins.crumb = False  # API tokens need none; see _ask
@@ -130,6 +131,10 @@ class Nodes:
         url = f"{self._config.server.rstrip('/')}/{path}"
         return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
 
+    def is_ours(self, node: Node) -> bool:
+        """Whether a node carries this pool's mark."""
+        return self._mark in node.description
+
     # --- looking ---
 
     def check_login(self) -> None:
@@ -154,11 +159,11 @@ class Nodes:
 
     # --- adding ---
 
-    def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str, pool: str) -> None:
+    def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str) -> None:
         """Make a node with one executor, only for builds that ask for the label.
 
-        Jenkins will connect to it only if it shows the host key. A node that is there already with the same address
-        is taken as it is; NodeConflictError if it leads elsewhere.
+        Jenkins will connect to it only if it shows the host key. A node of ours that is there already with the same
+        address is taken as it is; NodeConflictError for any other of this name.
         """
         import jenkins
 
@@ -172,22 +177,17 @@ class Nodes:
         error: GateError | None = None
         try:
             self._ask(f"create node {name}", lambda server: server.create_node(
-                name, numExecutors=1, nodeDescription=f"{DESCRIPTION}{pool}", remoteFS=remote_fs, labels=label,
+                name, numExecutors=1, nodeDescription=self._mark, remoteFS=remote_fs, labels=label,
                 exclusive=True, launcher=jenkins.LAUNCHER_SSH, launcher_params=parameters))
         except JenkinsError as err:
             error = err  # it may have been made all the same, by this call or by another client
-        found = self._host_of(name)
-        if found is None:
-            raise error or JenkinsError(f"Jenkins {self._config.server}: node {name} was created but is not there")
-        if found != (address, str(port)):
-            raise NodeConflictError(f"Jenkins {self._config.server}: has a node {name} that leads to "
-                                    f"{':'.join(found)}, not to {address}:{port}")
-
-    def _host_of(self, name: str) -> tuple[str, str] | None:
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
         if config is None:
-            return None
-        return _element(config, "host"), _element(config, "port")
+            raise error or JenkinsError(f"Jenkins {self._config.server}: node {name} was created but is not there")
+        leads_to = _element(config, "host"), _element(config, "port")
+        if leads_to != (address, str(port)) or self._mark not in _element(config, "description"):
+            raise NodeConflictError(f"Jenkins {self._config.server}: has a node {name} that is not ours; it leads to "
+                                    f"{':'.join(leads_to)}, ours would lead to {address}:{port}")
 
     # --- taking out of service and removing ---
 
@@ -234,7 +234,13 @@ class Nodes:
         raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
 
     def remove(self, name: str, message: str) -> bool:
-        """Remove a node that builds nothing; returns False, with the node out of service, while it builds."""
+        """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.
+
+        A node of that name that is not ours is left alone, as if there were none.
+        """
+        node = self.look(name)
+        if node is None or not self.is_ours(node):
+            return True
         node = self.take_out_of_service(name, message, missing_ok=True)
         if node is None:
             return True

@@ -434,10 +434,10 @@ class Cloud:
             return self._network_ids
 
     def _network_id(self, name: str) -> str:
-        network = self._connection.network.find_network(name, ignore_missing=True)
-        if network is None:
-            raise CloudConfigError(f"provider {self.provider.name}: networks: there is no network {name}")
-        return str(network.id)
+        try:
+            return str(self._connection.network.find_network(name, ignore_missing=False).id)
+        except openstack.exceptions.NotFoundException as err:
+            raise CloudConfigError(f"provider {self.provider.name}: networks: there is no network {name}") from err
 
 
 # --- login ----------------------------------------------------------------------------------------------------------

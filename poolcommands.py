@@ -109,7 +109,7 @@ def _run_hold(options: argparse.Namespace) -> int:
     if config and config.jenkins and machine.jenkins_name:
         import jenkinsnodes
 
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder())
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
         with contextlib.suppress(jenkinsnodes.JenkinsError):  # an outage does not stop a person from holding a machine
             nodes.check_login()
     until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None

@@ -21,12 +21,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peewee
 
 import gateconfig
 from gateconfig import ConfigError, GateError, get_log
+
+if TYPE_CHECKING:
+    from gateconfig import SecureConfig
+    from jenkinsnodes import Nodes
 
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
 STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
@@ -318,6 +322,13 @@ def run_alone(kind: str, provider: Provider, work: Callable[[], int], wait_secon
     return gateconfig.EXIT_OK
 
 
+def nodes_of(config: SecureConfig) -> Nodes | None:
+    """Return this pool's Jenkins nodes, None where there is no [jenkins] section."""
+    import jenkinsnodes
+
+    return jenkinsnodes.Nodes(config.jenkins, lock_folder(), pool_uuid()) if config.jenkins else None
+
+
 def lock_folder() -> Path:
     """Return the folder beside vm.db that holds the lock files."""
     return Path(f"{database.database}.locks")
@@ -374,6 +385,14 @@ def machine_named(name: str) -> Machine:
     if machine is None:
         raise ConfigError(f"{database.database}: unknown node {name}; `select name from node` lists those there are")
     return machine
+
+
+def refreshed(machine: Machine) -> Machine:
+    """Return a machine's row as it is now; GateError if it is gone."""
+    row: Machine | None = Machine.get_or_none(Machine.id == machine.id)
+    if row is None:
+        raise GateError(f"{machine.name}: is gone")
+    return row
 
 
 def machine_log(machine: Machine) -> gateconfig.Log:
@@ -462,7 +481,7 @@ def hold(machine: Machine, reason: str, until: int | None) -> str:
         before = str(machine.state)
         if move(machine, before, HOLD, hold_reason=reason, hold_until=until):
             return before
-        machine = Machine.get_by_id(machine.id)
+        machine = refreshed(machine)
     if machine.state == DELETE:
         raise ConfigError(f"{machine.name}: is marked for deletion and cannot be held any more")
     set_columns(machine, hold_reason=reason, hold_until=until)
