@@ -95,9 +95,9 @@ def why_not(machine: Machine) -> str:
 
 def candidates(image: str, provider: str | None) -> list[Machine]:
     """Return the READY machines of an image type, the one that has waited longest first; ConfigError for no such."""
-    if not BaseImage.select().where(BaseImage.name == image).exists():
-        known = sorted({row.name for row in BaseImage.select()})
-        raise ConfigError(f"--image: unknown image {image}{gateconfig.nearest(image, known)}")
+    known = sorted({row.name for row in BaseImage.select()})
+    if image not in known:
+        raise ConfigError(f"--image: unknown image {vmdatabase.printable(image)}{gateconfig.nearest(image, known)}")
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
     if provider:
         query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))

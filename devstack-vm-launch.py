@@ -368,7 +368,7 @@ class Launch:
         try:
             servers = self.cloud.list_servers()
             self.count_orphans(servers)
-        except novacloud.CloudError as err:
+        except GateError as err:  # also a 401: the login was good a moment ago
             self.log.warning("%s", err)
         before = [(boot.machine.id, boot.stage) for boot in self.boots.values()]
         by_machine = {server.machine_id: server for server in servers or []}
@@ -418,7 +418,7 @@ class Launch:
             return self.cloud.get_server(str(boot.machine.external_id))
         except novacloud.GoneError:
             self.fail(boot, "the server is gone")
-        except novacloud.CloudError as err:
+        except GateError as err:
             boot.last_seen = str(err)
         return None
 
@@ -495,8 +495,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _launch(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
-    gateconfig.require_ssh_key(config)
-    nodessh.load_key(config.node.ssh_key)
+    public_key = gateconfig.require_ssh_key(config)
+    nodessh.check_key_pair(config.node.ssh_key, public_key)
     if not config.jenkins:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)

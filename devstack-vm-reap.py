@@ -67,13 +67,6 @@ class Sight:
         node = self.nodes.get(str(machine.jenkins_name))
         return node is not None and not node.idle
 
-    def shows_all(self, machine: Machine, now: int) -> bool:
-        """Whether the list would show the server of a machine whose server id was never saved, if there were one.
-
-        A list that is empty may be so for a while only; what it is then believed to say is not about young machines.
-        """
-        return self.list_is_whole and (bool(self.servers) or now - machine.state_time >= GRACE)
-
     def death(self, machine: Machine) -> str | None:
         """Return what a machine died of, None if it lives."""
         server = self.servers.get(str(machine.external_id))
@@ -406,8 +399,8 @@ class Reap:
                 continue
             if answer == BUILDS:
                 self.log_of(machine).info("its node still builds; left for the next run")
-            elif machine.external_id is None and not sight.shows_all(machine, vmdatabase.now()):
-                self.trouble(f"{machine.name}: whether it has a server is not known; left for the next run")
+            elif machine.external_id is None and not sight.list_is_whole:
+                self.log_of(machine).info("whether it ever had a server cannot be told yet; left for a later run")
             elif answer == GONE:
                 self.gone.add(str(machine.external_id))
                 self.drop(machine)
@@ -441,7 +434,7 @@ class Reap:
         """Return which servers one more look shows gone; an empty list of servers is confirmed one by one."""
         try:
             listed = {server.id for server in self.cloud.list_servers()}
-        except novacloud.CloudError as err:
+        except GateError as err:
             self.log.warning("%s", err)
             return []
         missing = [server_id for server_id in server_ids if server_id not in listed]

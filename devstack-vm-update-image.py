@@ -254,8 +254,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _update(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
-    gateconfig.require_ssh_key(config)
-    nodessh.load_key(config.node.ssh_key)
+    public_key = gateconfig.require_ssh_key(config)
+    nodessh.check_key_pair(config.node.ssh_key, public_key)
     gateconfig.name_prefix()
     script = _read_script(options.script)
     images = [image for image in vmdatabase.images_of(provider) if image.active]

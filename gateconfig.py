@@ -87,13 +87,22 @@ SECURE_KEYS = {
     "node": ("user", "ssh_key", "remote_fs"),
     "image": ("packages",),
 }
+DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
 # What a Jenkins agent and the gate scripts cannot do without.
 DEFAULT_IMAGE_PACKAGES = "default-jre-headless git python3 rsync"
 
 
 def database_path() -> Path:
     """Return the path of vm.db: $DEVSTACK_GATE_DB, or ~/vm.db."""
-    return Path(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db").expanduser()
+    return expanded(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db", "DEVSTACK_GATE_DB")
+
+
+def expanded(path: str, what: str) -> Path:
+    """Return a path with ~ and ~user resolved; ConfigError names what it is the setting of."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as err:
+        raise ConfigError(f"{what}: {path}: there is no such home folder") from err
 
 
 def name_prefix() -> str:
@@ -106,7 +115,8 @@ def name_prefix() -> str:
 
 def load_secure_config() -> SecureConfig:
     """Read $DEVSTACK_GATE_SECURE_CONFIG, default ~/devstack-gate-secure.conf; ConfigError names file and key."""
-    path = Path(os.environ.get("DEVSTACK_GATE_SECURE_CONFIG") or "~/devstack-gate-secure.conf").expanduser()
+    variable = "DEVSTACK_GATE_SECURE_CONFIG"
+    path = expanded(os.environ.get(variable) or "~/devstack-gate-secure.conf", variable)
     parser = configparser.ConfigParser(interpolation=None)
     try:
         with path.open(encoding="utf-8") as stream:
@@ -170,18 +180,29 @@ def _node_config(path: Path, parser: configparser.ConfigParser) -> NodeConfig:
     home = "/root" if user == "root" else f"/home/{user}"
     return NodeConfig(
         user=user,
-        ssh_key=Path(_secure_value(path, parser, "node", "ssh_key", "~/.ssh/id_ed25519")).expanduser(),
+        ssh_key=expanded(_secure_value(path, parser, "node", "ssh_key", DEFAULT_SSH_KEY), f"{path}: [node] ssh_key"),
         remote_fs=_secure_value(path, parser, "node", "remote_fs", home),
     )
 
 
 def require_ssh_key(config: SecureConfig) -> str:
-    """Return the public key beside [node] ssh_key, one line; ConfigError when either file is missing."""
+    """Return the public key beside [node] ssh_key, one line; ConfigError when a file is missing or is no such key."""
     public = Path(f"{config.node.ssh_key}.pub")
     for path in (config.node.ssh_key, public):
         if not path.is_file():
             raise ConfigError(f"{config.path}: [node] ssh_key: there is no file {path}")
-    return public.read_text(encoding="utf-8").strip()
+    try:
+        key = public.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{config.path}: [node] ssh_key: {public} cannot be read") from err
+    if not is_public_key(key):
+        raise ConfigError(f"{config.path}: [node] ssh_key: {public} holds no public key")
+    return key
+
+
+def is_public_key(text: str) -> bool:
+    """Whether a text is one OpenSSH public key: type, base64, perhaps a comment."""
+    return bool(re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\n]*)?", text))
 
 
 def nearest(word: str, known: Sequence[str] | MutableMapping[str, Any] | dict[str, Any]) -> str:
@@ -252,7 +273,8 @@ def run(body: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGTERM, _raise_stopped)
     try:
         code = body()
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except GateError as err:
         print(f"{Path(sys.argv[0]).name}: {err}", file=sys.stderr)
         code = err.exit_code
@@ -264,8 +286,11 @@ def run(body: Callable[[], int]) -> NoReturn:
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
         sys.stdout.flush()
+    except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
+        get_log().debug("unforeseen", exc_info=True)
+        print(f"{Path(sys.argv[0]).name}: unforeseen {type(err).__name__}: {err} (-v shows where)", file=sys.stderr)
+        code = EXIT_FAILED
     logging.shutdown()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -331,9 +356,13 @@ def file_lock(path: Path, wait_seconds: float) -> Iterator[bool]:
 
     The kernel drops it with the process, however that ends; the file itself stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_seconds
-    with path.open("a") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a")
+    except OSError as err:
+        raise GateError(f"{path}: cannot be opened as a lock ({err.strerror})") from err
+    with stream:
         while not (mine := _try_flock(stream.fileno())) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield mine

@@ -206,6 +206,12 @@ def load_key(key: Key) -> paramiko.PKey:
         raise ConfigError(f"[node] ssh_key: {key} is no private key without a passphrase ({_reason(err)})") from err
 
 
+def check_key_pair(path: Path, public_key: str) -> None:
+    """Raise ConfigError unless the private key can be used and the public key is its other half."""
+    if load_key(path).get_base64() != public_key.split()[1]:
+        raise ConfigError(f"[node] ssh_key: {path}.pub is not the public half of {path}")
+
+
 def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[Session], bool]) -> Login:
     """Try the logins in turn until one passes the test; returns it with its host key.
 

@@ -452,7 +452,7 @@ def _connect(provider: ProviderSettings) -> Any:
         return openstack.connection.Connection(config=config)
     except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
         raise CloudConfigError(f"{where}: clouds.yaml: entry {provider.cloud}: {_one_line(err)}") from err
-    except (OSError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, KeyError) as err:
         raise CloudConfigError(f"{where}: clouds.yaml cannot be read: {_one_line(err)}") from err
 
 

@@ -132,7 +132,7 @@ def _public_key(text: str) -> str:
             key = Path(text).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, RuntimeError, UnicodeDecodeError) as err:
             raise ConfigError(f"--ssh-key: {text[:200]!r} is neither a public key nor a file with one") from err
-    if "\n" in key or len(key.split()) < 2 or not key.startswith(KEY_TYPES):  # noqa: PLR2004
+    if not gateconfig.is_public_key(key):
         raise ConfigError("--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'")
     return key
 

@@ -365,12 +365,17 @@ def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
 
 def provider_named(name: str) -> Provider:
     """Return a provider; ConfigError names what is known if there is none."""
-    provider = Provider.get_or_none(Provider.name == name)
+    provider = Provider.get_or_none(Provider.name == name) if name.isprintable() else None
     if provider is None:
         known = [row.name for row in Provider.select().order_by(Provider.name)]
         hint = gateconfig.nearest(name, known) if known else "; vm.db has none yet, run: vmdatabase.py load FILE"
-        raise ConfigError(f"{database.database}: unknown provider {name}{hint}")
+        raise ConfigError(f"{database.database}: unknown provider {printable(name)}{hint}")
     return provider
+
+
+def printable(name: str) -> str:
+    """Return a name from a command line as it can be shown in a message."""
+    return name if name.isprintable() else ascii(name)
 
 
 def provider_names() -> list[str]:
@@ -381,9 +386,11 @@ def provider_names() -> list[str]:
 def machine_named(name: str) -> Machine:
     """Return the machine of a node or server name; ConfigError if there is none."""
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider)
-    machine: Machine | None = query.where((Machine.name == name) | (Machine.jenkins_name == name)).first()
+    query = query.where((Machine.name == name) | (Machine.jenkins_name == name))
+    machine: Machine | None = query.first() if name.isprintable() else None
     if machine is None:
-        raise ConfigError(f"{database.database}: unknown node {name}; `select name from node` lists those there are")
+        raise ConfigError(f"{database.database}: unknown node {printable(name)}; "
+                          "`select name from node` lists those there are")
     return machine
 
 
