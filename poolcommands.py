@@ -105,6 +105,10 @@ def _run_hold(options: argparse.Namespace) -> int:
     key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
     config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
+    if config and key:
+        import nodessh
+
+        nodessh.load_key(config.node.ssh_key)
     nodes = None
     if config and config.jenkins and machine.jenkins_name:
         import jenkinsnodes
@@ -118,8 +122,6 @@ def _run_hold(options: argparse.Namespace) -> int:
     if nodes:
         nodes.take_out_of_service(str(machine.jenkins_name), f"held: {options.reason}", missing_ok=True)
     if config and key:
-        import nodessh
-
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
     print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name)
     return gateconfig.EXIT_OK

@@ -1,0 +1,363 @@
+"""Settings, logging, exit codes and locks, as the scripts share them."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import gateconfig
+from gateconfig import ConfigError, JenkinsConfig, NodeConfig, SecureConfig
+from tests.pool import PROJECT, Pool, provider
+
+JENKINS = "[jenkins]\nserver = https://jenkins.example.org/\nuser = gate\napikey = s3cr3t\ncredentials_id = nodes\n"
+DEFAULT_PACKAGES = tuple(gateconfig.DEFAULT_IMAGE_PACKAGES.split())
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    """A pool with neither cloud nor Jenkins, one provider in vm.db."""
+    pool = Pool(tmp_path)
+    pool.load(provider())
+    return pool
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of the secure configuration, which is not there yet; ~ is the test's folder."""
+    path = tmp_path / "secure.conf"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DEVSTACK_GATE_SECURE_CONFIG", str(path))
+    return path
+
+
+# Where settings come from
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "made"),
+    [
+        (["--db", "option.db"], {"DEVSTACK_GATE_DB": "environment.db"}, "option.db"),
+        ([], {"DEVSTACK_GATE_DB": "environment.db"}, "environment.db"),
+        ([], {"DEVSTACK_GATE_DB": "~/home.db"}, "home.db"),
+        ([], {"DEVSTACK_GATE_DB": ""}, "vm.db"),
+    ],
+    ids=["option", "variable", "tilde", "default"],
+)
+def test_the_option_goes_before_the_variable_and_the_variable_before_the_default(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], made: str
+) -> None:
+    Pool(tmp_path).run("vmdatabase.py", *arguments, **environment, expect=0)
+    assert [file.name for file in tmp_path.glob("*.db")] == [made]
+
+
+def test_the_secure_configuration_is_looked_for_in_the_home_folder_by_default(pool: Pool) -> None:
+    pool.secure_config.rename(pool.folder / "devstack-gate-secure.conf")
+    name = pool.add_machine("USED", node=False, server=False)
+    pool.run("devstack-vm-delete.py", name, DEVSTACK_GATE_SECURE_CONFIG="", expect=0)
+    assert pool.machines() == {name: "DELETE"}
+
+
+NODE_DEFAULTS = {"user": "jenkins", "ssh_key": "id_ed25519", "remote_fs": "/home/jenkins"}
+
+
+@pytest.mark.parametrize(
+    ("text", "jenkins", "node", "packages"),
+    [
+        ("", None, NODE_DEFAULTS, DEFAULT_PACKAGES),
+        (JENKINS, JenkinsConfig("https://jenkins.example.org/", "gate", "s3cr3t", "nodes"), NODE_DEFAULTS,
+         DEFAULT_PACKAGES),
+        ("[node]\nuser = zuul\n", None, NODE_DEFAULTS | {"user": "zuul", "remote_fs": "/home/zuul"}, DEFAULT_PACKAGES),
+        ("[node]\nuser = root\n", None, NODE_DEFAULTS | {"user": "root", "remote_fs": "/root"}, DEFAULT_PACKAGES),
+        ("[node]\nssh_key = ~/other\nremote_fs = /srv/jenkins\n", None,
+         NODE_DEFAULTS | {"ssh_key": "../other", "remote_fs": "/srv/jenkins"}, DEFAULT_PACKAGES),
+        ("[image]\npackages = git\n    vim\n", None, NODE_DEFAULTS, ("git", "vim")),
+    ],
+    ids=["empty", "jenkins", "user", "root", "paths", "packages"],
+)
+def test_what_the_secure_configuration_leaves_out_has_its_default(
+    secure: Path, text: str, jenkins: JenkinsConfig | None, node: dict[str, str], packages: tuple[str, ...]
+) -> None:
+    secure.write_text(text)
+    secure.chmod(0o600)
+    key = (secure.parent / ".ssh" / node["ssh_key"]).resolve()
+    expected = SecureConfig(secure, jenkins, NodeConfig(node["user"], key, node["remote_fs"]), packages)
+    assert gateconfig.load_secure_config() == expected
+
+
+def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
+    secure.write_text(JENKINS.replace("s3cr3t", "50%(off)s"))
+    config = gateconfig.load_secure_config()
+    assert config.jenkins
+    assert config.jenkins.apikey == "50%(off)s"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[jenkin]\n", "unknown section [jenkin]; did you mean jenkins?"),
+        ("[x]\n", "unknown section [x]; known are jenkins, node, image"),
+        ("[node]\nusr = jenkins\n", "[node] unknown key usr; did you mean user?"),
+        ("[node]\nuser = Jenkins User\n", "[node] user: expected an account name, got 'Jenkins User'"),
+        (JENKINS.replace("apikey = s3cr3t", ""), "[jenkins] apikey is missing"),
+        (JENKINS.replace("s3cr3t", ""), "[jenkins] apikey is missing"),
+        (JENKINS.replace("credentials_id = nodes", ""), "[jenkins] credentials_id is missing"),
+        (JENKINS.replace("https://", "ftp://"),
+         "[jenkins] server: expected an http(s) URL, got 'ftp://jenkins.example.org/'"),
+        (JENKINS.replace("https://", ""), "[jenkins] server: expected an http(s) URL, got 'jenkins.example.org/'"),
+        (JENKINS.replace("jenkins.example.org/", ""), "[jenkins] server: expected an http(s) URL, got 'https://'"),
+        (JENKINS.replace(".org/", ".org:http/"),
+         "[jenkins] server: expected an http(s) URL, got 'https://jenkins.example.org:http/'"),
+        (JENKINS.replace(".org/", ".org:99999/"),
+         "[jenkins] server: expected an http(s) URL, got 'https://jenkins.example.org:99999/'"),
+        ("user = jenkins\n", "not an INI file: File contains no section headers. file: {path!r}, line: 1 'user = "
+                             "jenkins\\n'"),
+        (JENKINS + "user = twice\n", "not an INI file: While reading from {path!r} [line 6]: option 'user' in section "
+                                     "'jenkins' already exists"),
+    ],
+    ids=["section", "far section", "key", "account", "no key", "empty key", "no credential", "ftp", "no scheme",
+         "no host", "port", "high port", "no section", "twice"],
+)
+def test_a_wrong_secure_configuration_is_named_with_section_and_key(secure: Path, text: str, message: str) -> None:
+    secure.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        gateconfig.load_secure_config()
+    assert str(caught.value) == f"{secure}: {message.format(path=str(secure))}"
+
+
+def test_an_unreadable_secure_configuration_says_how_to_name_another(secure: Path) -> None:
+    hint = "set DEVSTACK_GATE_SECURE_CONFIG or create it"
+    with pytest.raises(ConfigError) as missing:
+        gateconfig.load_secure_config()
+    secure.write_bytes(b"[node]\nuser = \xff\n")
+    with pytest.raises(ConfigError) as binary:
+        gateconfig.load_secure_config()
+    secure.unlink()
+    secure.mkdir()
+    with pytest.raises(ConfigError) as folder:
+        gateconfig.load_secure_config()
+    reasons = ["No such file or directory", "not UTF-8 text", "Is a directory"]
+    assert [str(one.value) for one in (missing, binary, folder)] == [
+        f"{secure}: secure configuration cannot be read ({reason}); {hint}" for reason in reasons]
+
+
+@pytest.mark.parametrize("missing", ["", ".pub"], ids=["private", "public"])
+def test_a_missing_ssh_key_is_named_with_the_key_of_the_file(secure: Path, missing: str) -> None:
+    secure.write_text(f"[node]\nssh_key = {secure.parent}/key\n")
+    for end in {"", ".pub"} - {missing}:
+        Path(f"{secure.parent}/key{end}").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        gateconfig.require_ssh_key(gateconfig.load_secure_config())
+    assert str(caught.value) == f"{secure}: [node] ssh_key: there is no file {secure.parent}/key{missing}"
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+def test_a_secure_configuration_that_others_can_read_is_a_warning(pool: Pool, mode: int, warns: bool) -> None:
+    name = pool.add_machine("USED", node=False, server=False)
+    pool.secure_config.chmod(mode)
+    result = pool.run("devstack-vm-delete.py", "-q", name, expect=0)
+    warning = f"WARNING {pool.secure_config} can be read by others than its owner (mode {mode:o}); chmod 600 it"
+    assert [line.partition(" ")[2] for line in result.stderr.splitlines()] == [warning] * warns
+
+
+def test_secrets_are_not_shown_by_repr(secure: Path) -> None:
+    secure.write_text(JENKINS)
+    secure.chmod(0o600)
+    assert "s3cr3t" not in repr(gateconfig.load_secure_config())
+    assert "apikey" not in repr(gateconfig.load_secure_config())
+
+
+# Prefix
+
+
+@pytest.mark.parametrize("prefix", ["", "ci-", "Team7-"])
+def test_a_prefix_may_hold_letters_digits_and_dashes(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setenv("DEVSTACK_GATE_PREFIX", prefix)
+    assert gateconfig.name_prefix() == prefix
+
+
+@pytest.mark.parametrize("prefix", ["a b", "a_b", "a/b", "ö", "a\n", "a.b"])
+def test_a_prefix_with_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setenv("DEVSTACK_GATE_PREFIX", prefix)
+    with pytest.raises(ConfigError) as caught:
+        gateconfig.name_prefix()
+    assert str(caught.value) == f"DEVSTACK_GATE_PREFIX: {prefix!r} may hold letters, digits and - only"
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("min-redy", ["min-ready", "min-ram"], "; did you mean min-ready?"),
+        ("xyz", ["one", "two"], "; known are one, two"),
+    ],
+)
+def test_the_nearest_known_word_is_named(word: str, known: list[str], hint: str) -> None:
+    assert gateconfig.nearest(word, known) == hint
+
+
+# Log lines
+
+
+def test_log_lines_have_the_time_in_utc_the_level_and_the_subject(pool: Pool) -> None:
+    name = pool.add_machine("USED", node=False, server=False)
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "100% of it", TZ="Asia/Tokyo", expect=0)
+    stamp, text = result.stderr.splitlines()[0].split("Z ", 1)
+    assert text == f"INFO provider=one image=noble machine=1 node={name} USED -> HOLD: 100% of it"
+    assert abs(datetime.fromisoformat(stamp).replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(seconds=30)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", stamp)
+
+
+@pytest.mark.parametrize(("option", "levels"), [("-q", ["WARNING"]), ("-v", ["INFO", "WARNING"])])
+def test_quiet_leaves_warnings(pool: Pool, option: str, levels: list[str]) -> None:
+    name = pool.add_machine("USED", node=False, server=False)
+    pool.secure_config.chmod(0o644)
+    result = pool.run("devstack-vm-delete.py", option, name, expect=0)
+    seen = {line.split()[1] for line in result.stderr.splitlines()}
+    assert sorted(seen - {"DEBUG"}) == levels
+
+
+def test_results_go_to_stdout_alone(pool: Pool) -> None:
+    file = pool.folder / "providers.yaml"
+    file.write_text(file.read_text().replace("max-servers: 10", "max-servers: 1"))
+    result = pool.run("vmdatabase.py", "load", str(file), expect=0)
+    assert result.stdout == "change provider one: max-servers 10 -> 1\n"
+    assert [line.split("Z ", 1)[1] for line in result.stderr.splitlines()] == [
+        "WARNING provider=one min-ready adds up to 2, but max-servers is 1: the pool can never be full"]
+
+
+# A script for each provider
+
+CHILD = """
+import os, signal, sys, time
+sys.path.insert(0, {project!r})
+import gateconfig
+
+def body():
+    word = sys.argv[1]
+    if word == "all":
+        return gateconfig.run_each({names!r}, sys.argv[1:])
+    os.write(1, (" ".join(sys.argv[1:]) + "\\n").encode())
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "hangs":
+        time.sleep(60)
+    return int(word)
+
+gateconfig.run(body)
+"""
+
+
+def each(folder: Path, *names: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    script = folder / "script.py"
+    script.write_text(CHILD.format(project=str(PROJECT), names=list(names)))
+    return subprocess.Popen([sys.executable, str(script), "all", *options], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (("0", "0"), 0),
+        (("0", "1"), 1),
+        (("0", "2"), 1),
+        (("1", "2"), 1),
+        (("1", "1"), 1),
+        (("2", "2"), 2),
+        (("143", "143"), 1),
+        (("killed", "0"), 1),
+        (("killed", "killed"), 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_one_code_stands_for_those_of_all_providers(tmp_path: Path, names: tuple[str, ...], code: int) -> None:
+    with each(tmp_path, *names, options=("--dry-run", "-q")) as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (code, "")
+    assert sorted(out.splitlines()) == sorted(f"{name} --dry-run -q" for name in names)
+
+
+def test_all_of_no_providers_is_2(tmp_path: Path) -> None:
+    with each(tmp_path) as process:
+        out, err = process.communicate(timeout=30)
+    message = "script.py: all: vm.db has no providers yet; run: vmdatabase.py load FILE\n"
+    assert (process.returncode, out, err) == (2, "", message)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_over_all_providers_stops_each(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with each(tmp_path, "0", "hangs") as process:
+        assert process.stdout
+        assert {process.stdout.readline(), process.stdout.readline()} == {"0\n", "hangs\n"}
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)  # ends when the child has let go of the pipes, too
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+
+
+# Locks
+
+HOLDER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {project!r})
+import gateconfig
+
+with gateconfig.file_lock(Path({path!r}), 0) as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has a lock."""
+    command = [sys.executable, "-c", HOLDER.format(project=str(PROJECT), path=str(path))]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "True\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_lock_is_had_by_one_process_only(tmp_path: Path) -> None:
+    lock = tmp_path / "locks" / "launch-one"
+    with holder(lock):
+        began = time.monotonic()
+        with gateconfig.file_lock(lock, 0.3) as mine:
+            assert mine is False
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lock_ends_with_the_process_that_has_it(tmp_path: Path, number: signal.Signals) -> None:
+    with holder(tmp_path / "lock") as process:
+        process.send_signal(number)
+        process.wait(10)
+        with gateconfig.file_lock(tmp_path / "lock", 0) as mine:
+            assert mine is True
+
+
+def test_a_lock_that_is_let_go_of_in_time_is_had(tmp_path: Path) -> None:
+    with holder(tmp_path / "lock") as process:
+        assert process.stdin
+        process.stdin.close()
+        with gateconfig.file_lock(tmp_path / "lock", 10) as mine:
+            assert mine is True
+
+
+def test_a_second_launch_on_a_provider_leaves_it_to_the_first(pool: Pool) -> None:
+    with holder(Path(f"{pool.database}.locks/launch-one")):
+        result = pool.run("devstack-vm-launch.py", "-q", "one", expect=0)
+    assert [line.split("Z ", 1)[1] for line in result.stderr.splitlines()] == [
+        "WARNING provider=one another launch is at work on this provider; leaving it to that one"]

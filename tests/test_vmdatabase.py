@@ -1,0 +1,636 @@
+"""vm.db: its schema and migrations, moves between states, views and the commands for people."""
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vmdatabase
+from gateconfig import ConfigError
+from tests.pool import PROJECT, Pool, image, provider
+from vmdatabase import MIGRATIONS, STATES, DatabaseError
+
+LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of a vm.db that is not there yet."""
+    return tmp_path / "vm.db"
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    """A pool with neither cloud nor Jenkins, one provider with one image in vm.db."""
+    pool = Pool(tmp_path)
+    pool.load(provider())
+    return pool
+
+
+def machine(pool: Pool, state: str = "READY", **columns: Any) -> str:
+    """A machine that is a row only; returns its name."""
+    return pool.add_machine(state, server=False, node=False, **columns)
+
+
+def dump(path: Path) -> list[str]:
+    """Everything that a vm.db holds, as SQL."""
+    with closing(sqlite3.connect(path)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()
+        return [str(version), *connection.iterdump()]
+
+
+# Schema
+
+
+def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> None:
+    with vmdatabase.opened(path):
+        rows = vmdatabase.database.execute_sql("SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')")
+        found = {(kind, name) for kind, name in rows.fetchall() if not name.startswith("sqlite_")}
+    tables = ["setting", "provider", "base_image", "snapshot_image", "machine", "result"]
+    assert found == {*(("table", name) for name in tables), ("view", "pool"), ("view", "node")}
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("provider", "name max_servers"),
+        ("base_image", "provider_id name external_id min_ready min_ram"),
+        ("snapshot_image", "base_image_id name version external_id server_external_id state state_time"),
+        ("machine", "base_image_id external_id name jenkins_name ip user state state_time"),
+        ("result", "base_image_id machine_id jenkins_job_name jenkins_build_number gerrit_change_number "
+                   "gerrit_patchset_number start_time end_time result"),
+        ("pool", "provider image min_ready ready building used error hold delete max_servers"),
+        ("node", "provider image name ip state age hold_reason"),
+    ],
+)
+def test_tables_and_views_have_the_columns_that_people_use(path: Path, table: str, columns: str) -> None:
+    with vmdatabase.opened(path):
+        found = [row[1] for row in vmdatabase.database.execute_sql(f"PRAGMA table_info({table})").fetchall()]
+    assert [name for name in found if name in columns.split()] == sorted(columns.split(), key=found.index)
+    assert set(columns.split()) <= set(found)
+
+
+@pytest.mark.parametrize("table", ["machine", "snapshot_image"])
+@pytest.mark.parametrize("state", ["ready", "GONE", "", None])
+def test_a_state_that_is_none_is_refused_by_the_database_itself(pool: Pool, table: str, state: str | None) -> None:
+    more = {"machine": "", "snapshot_image": ", name, version"}[table]
+    values = {"machine": "", "snapshot_image": ", 'n', 1"}[table]
+    with pytest.raises(sqlite3.IntegrityError, match=r"(CHECK|NOT NULL) constraint failed"):
+        pool.sql(f"INSERT INTO {table} (base_image_id, state_time, state{more}) VALUES (1, 1, ?{values})", state)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_is_a_word_that_the_database_takes(pool: Pool, state: str) -> None:
+    pool.sql("INSERT INTO machine (base_image_id, state, state_time) VALUES (1, ?, 1)", state)
+    assert pool.sql("SELECT state FROM machine") == [(state,)]
+
+
+def test_a_machine_of_no_image_is_refused(path: Path) -> None:
+    with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), vmdatabase.opened(path):
+        vmdatabase.Machine.create(base_image=999, state="READY", state_time=1)
+
+
+def test_an_image_that_has_machines_cannot_be_deleted(pool: Pool) -> None:
+    machine(pool)
+    with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), vmdatabase.opened(pool.database):
+        vmdatabase.BaseImage.delete().execute()
+
+
+def test_an_id_is_never_used_again(pool: Pool) -> None:
+    names = [machine(pool), machine(pool)]
+    pool.sql("DELETE FROM machine")
+    names.append(machine(pool))
+    assert names == [f"devstack-noble-one-{number}" for number in (1, 2, 3)]
+
+
+def test_vm_db_is_in_wal_mode_and_the_pool_has_a_uuid(path: Path) -> None:
+    with vmdatabase.opened(path):
+        pool = vmdatabase.pool_uuid()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("SELECT value FROM setting WHERE name = 'pool'").fetchone() == (pool,)
+    assert str(uuid.UUID(pool)) == pool
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another client that is in the middle of writing."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE machine SET state = 'USED'")
+        yield connection
+        connection.execute("ROLLBACK")
+
+
+def test_people_can_read_while_a_script_writes(pool: Pool) -> None:
+    name = machine(pool)
+    with writing(pool.database):
+        result = subprocess.run(["sqlite3", str(pool.database), "select name, state from node"], text=True,
+                                capture_output=True, timeout=10, check=False)
+        listed = pool.run("vmdatabase.py", "list", "--json", expect=0)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{name}|READY\n", "")
+    assert json.loads(listed.stdout)[0]["ready"] == 1
+
+
+def test_a_script_waits_for_a_writer_that_ends_in_time(pool: Pool) -> None:
+    name = machine(pool, "HOLD")
+    with writing(pool.database):
+        process = pool.start("vmdatabase.py", "unhold", name)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+    assert (process.wait(10), pool.machines()) == (0, {name: "DELETE"})
+
+
+# Making it at once
+
+CREATOR = """
+import sys
+sys.path.insert(0, {project!r})
+from pathlib import Path
+import vmdatabase
+
+print("here", flush=True)
+sys.stdin.readline()
+with vmdatabase.opened(Path(sys.argv[1]), {migrations}):
+    print(vmdatabase.pool_uuid())
+"""
+
+
+def at_once(script: str, *arguments: list[str]) -> list[str]:
+    """Run a Python script once for each list of arguments, let all go at one moment; returns their last lines."""
+    processes = [subprocess.Popen([sys.executable, "-c", script, *own], text=True, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for own in arguments]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "here\n"
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        outcomes = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(out or err).strip().rpartition("\n")[2] for out, err in outcomes]
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_eight_processes_that_make_it_at_once_make_one_pool(path: Path, attempt: int) -> None:
+    script = CREATOR.format(project=str(PROJECT), migrations="vmdatabase.MIGRATIONS")
+    pools = at_once(script, *([str(path)] for _ in range(8)))
+    with vmdatabase.opened(path):
+        assert pools == [vmdatabase.pool_uuid()] * 8, attempt
+
+
+# Moves
+
+RACER = """
+import sys
+sys.path.insert(0, {project!r})
+from pathlib import Path
+import vmdatabase
+
+with vmdatabase.opened(Path(sys.argv[1])):
+    machine = vmdatabase.Machine.get_by_id(1)
+    print("here", flush=True)
+    sys.stdin.readline()
+    print(vmdatabase.move(machine, "READY", sys.argv[2]), machine.state)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_many_that_move_one_machine_exactly_one_wins(pool: Pool, attempt: int) -> None:
+    name = machine(pool)
+    targets = ["USED", "HOLD", "DELETE", "ERROR"] * 2
+    outcomes = at_once(RACER.format(project=str(PROJECT)), *([str(pool.database), target] for target in targets))
+    won = [target for target, outcome in zip(targets, outcomes, strict=True) if outcome == f"True {target}"]
+    assert len(won) == 1, (attempt, outcomes)
+    assert sorted(outcomes) == sorted([f"True {won[0]}"] + ["False READY"] * 7)
+    assert pool.machines() == {name: won[0]}
+
+
+def test_a_move_writes_state_time_and_columns_together_or_nothing(pool: Pool) -> None:
+    machine(pool, age=100)
+    with vmdatabase.opened(pool.database):
+        row = vmdatabase.Machine.get_by_id(1)
+        before = pool.sql("SELECT state, state_time, error FROM machine")
+        assert vmdatabase.move(row, "BUILDING", "ERROR", error="too slow") is False
+        assert pool.sql("SELECT state, state_time, error FROM machine") == before
+        assert vmdatabase.move(row, "READY", "ERROR", error="too slow") is True
+    ((state, state_time, error),) = pool.sql("SELECT state, state_time, error FROM machine")
+    assert (state, error, time.time() - state_time < 30) == ("ERROR", "too slow", True)
+
+
+def test_writing_columns_leaves_a_state_that_somebody_else_wrote_meanwhile(pool: Pool) -> None:
+    name = machine(pool)
+    with vmdatabase.opened(pool.database):
+        row = vmdatabase.Machine.get_by_id(1)
+        pool.sql("UPDATE machine SET state = 'HOLD'")
+        vmdatabase.set_columns(row, ip="192.0.2.1")
+    assert (pool.machines(), pool.column(name, "ip")) == ({name: "HOLD"}, "192.0.2.1")
+
+
+# Migrations
+
+LONGER = (*MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT; UPDATE machine SET colour = 'red'")
+
+
+def test_an_older_file_is_migrated_after_a_copy_beside_it(pool: Pool) -> None:
+    machine(pool)
+    before = dump(pool.database)
+    with vmdatabase.opened(pool.database, LONGER):
+        assert vmdatabase.database.execute_sql("SELECT id, colour FROM machine").fetchall() == [(1, "red")]
+    (copy,) = pool.folder.glob("vm.db.schema-*")
+    assert re.fullmatch(rf"vm\.db\.schema-{len(MIGRATIONS)}\.\d{{8}}T\d{{6}}Z", copy.name)
+    assert dump(copy) == before
+    assert pool.sql("PRAGMA user_version") == [(len(LONGER),)]
+
+
+def test_a_migrated_file_keeps_its_uuid_and_is_not_copied_again(pool: Pool) -> None:
+    before = pool.uuid
+    for _ in range(2):
+        with vmdatabase.opened(pool.database, LONGER):
+            assert vmdatabase.pool_uuid() == before
+    assert len(list(pool.folder.glob("vm.db.schema-*"))) == 1
+
+
+def test_a_migration_that_fails_leaves_all_as_it_was(pool: Pool) -> None:
+    machine(pool)
+    before = dump(pool.database)
+    failing = (*LONGER, "CREATE TABLE extra (id INTEGER); SELECT 1 FROM nowhere")
+    with pytest.raises(DatabaseError) as caught, vmdatabase.opened(pool.database, failing):
+        pass
+    assert str(caught.value) == f"{pool.database}: no such table: nowhere"
+    assert dump(pool.database) == before
+    pool.run("vmdatabase.py", expect=0)
+
+
+def test_many_that_migrate_at_once_migrate_once(pool: Pool) -> None:
+    script = CREATOR.format(project=str(PROJECT), migrations="(*vmdatabase.MIGRATIONS, 'CREATE TABLE extra (id)')")
+    assert at_once(script, *([str(pool.database)] for _ in range(6))) == [pool.uuid] * 6
+    assert pool.sql("SELECT count(*) FROM extra") == [(0,)]
+
+
+def test_a_newer_file_is_refused_and_left_alone(pool: Pool) -> None:
+    pool.sql(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    before = dump(pool.database)
+    with pytest.raises(ConfigError) as caught, vmdatabase.opened(pool.database):
+        pass
+    assert str(caught.value) == (f"{pool.database}: has schema version {len(MIGRATIONS) + 1}, newer than the "
+                                 f"{len(MIGRATIONS)} known here; use the scripts that made it")
+    assert dump(pool.database) == before
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_tables_of_somebody_else_are_refused_and_left_alone(path: Path, version: int) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE machine (whose TEXT)")
+        connection.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError) as caught, vmdatabase.opened(path):
+        pass
+    assert str(caught.value) == f"{path}: holds tables that devstack-gate did not make; name another file"
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_is_made_a_pool(path: Path) -> None:
+    path.touch()
+    with vmdatabase.opened(path):
+        assert vmdatabase.provider_names() == []
+
+
+# Views and list
+
+
+def test_the_pool_view_counts_the_machines_of_each_image(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=3), image("jammy", min_ready=0)]), provider("two", max_servers=5))
+    counts = {"READY": 1, "BUILDING": 2, "USED": 3, "ERROR": 4, "HOLD": 5, "DELETE": 6}
+    for state, count in counts.items():
+        for _ in range(count):
+            machine(pool, state)
+    machine(pool, provider="two")
+    assert pool.sql("SELECT * FROM pool") == [
+        ("one", "jammy", 0, 0, 0, 0, 0, 0, 0, 10),
+        ("one", "noble", 3, 1, 2, 3, 4, 5, 6, 10),
+        ("two", "noble", 2, 1, 0, 0, 0, 0, 0, 5),
+    ]
+
+
+def test_the_node_view_shows_each_machine(pool: Pool) -> None:
+    machine(pool, ip="192.0.2.1", age=300)
+    machine(pool, "HOLD", age=90_000, hold_reason="bug 7")
+    assert pool.sql("SELECT * FROM node") == [
+        ("one", "noble", "devstack-noble-one-1", "192.0.2.1", "READY", "5 min", None),
+        ("one", "noble", "devstack-noble-one-2", None, "HOLD", "25 h", "bug 7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (-100, {"0 s"}),
+        (0, {"0 s", "1 s", "2 s"}),
+        (110, {"110 s", "111 s", "112 s"}),
+        (130, {"2 min"}),
+        (7150, {"119 min"}),
+        (7300, {"2 h"}),
+        (170_000, {"47 h"}),
+        (172_900, {"2 days"}),
+        (10_000_000, {"115 days"}),
+    ],
+)
+def test_an_age_is_said_in_words(pool: Pool, age: int, words: set[str]) -> None:
+    machine(pool, age=age)
+    ((said,),) = pool.sql("SELECT age FROM node")
+    assert said in words
+
+
+def test_list_prints_a_table(pool: Pool) -> None:
+    machine(pool)
+    table = ("provider  image  min_ready  ready  building  used  error  hold  delete  max_servers\n"
+             "one       noble          2      1         0     0      0     0       0           10\n")
+    assert [pool.run("vmdatabase.py", *words, expect=0).stdout for words in ([], ["list"])] == [table, table]
+
+
+def test_list_json_is_one_object_for_each_provider_and_image(pool: Pool) -> None:
+    machine(pool, "HOLD")
+    expected = {"provider": "one", "image": "noble", "min_ready": 2, "ready": 0, "building": 0, "used": 0, "error": 0,
+                "hold": 1, "delete": 0, "max_servers": 10}
+    assert json.loads(pool.run("vmdatabase.py", "list", "--json", expect=0).stdout) == [expected]
+
+
+def test_the_list_of_an_empty_pool_says_what_to_do(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    lines = pool.run("vmdatabase.py", expect=0).stdout.splitlines()
+    assert lines[1:] == [f"{pool.database} has no providers yet; run: vmdatabase.py load FILE"]
+    assert pool.run("vmdatabase.py", "list", "--json", expect=0).stdout == "[]\n"
+
+
+# load
+
+
+def load(pool: Pool, *providers: Mapping[str, Any], options: tuple[str, ...] = ()) -> list[str]:
+    """What loading a file with these providers prints."""
+    file = pool.folder / "providers.yaml"
+    file.write_text(json.dumps({"providers": providers}))  # JSON is YAML
+    return pool.run("vmdatabase.py", "load", *options, str(file), expect=0).stdout.splitlines()
+
+
+def test_what_is_in_the_file_is_in_the_tables(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    (tmp_path / "data.sh").write_text("#!/bin/sh\n")
+    keys: dict[str, Any] = {
+        "region": "ORD", "calls_per_second": 2.5, "networks": ["a", "b"], "floating_ips": "never", "ssh_port": 2222,
+        "floating_ip_network": "public", "address": "private-v4", "security_groups": ["s"], "max_concurrency": 3,
+        "availability_zones": ["z"]}
+    own = image(flavor="m1.small", user_data="data.sh", max_ready_age=7)
+    assert load(pool, provider(**keys, images=[own])) == [
+        "add provider one: max-servers 10", "add image one/noble: min-ready 2"]
+    names = "name cloud region max_servers boot_timeout max_concurrency calls_per_second networks floating_ips " \
+            "floating_ip_network address ssh_port security_groups availability_zones active"
+    assert pool.sql(f"SELECT {', '.join(names.split())} FROM provider") == [
+        ("one", "pocket-a", "ORD", 10, 30, 3, 2.5, '["a", "b"]', "never", "public", "private-v4", 2222, '["s"]',
+         '["z"]', 1)]
+    names = "name external_id min_ready min_ram flavor username user_data max_ready_age active"
+    assert pool.sql(f"SELECT {', '.join(names.split())} FROM base_image") == [
+        ("noble", "Debian 12", 2, 512, "m1.small", "debian", str(tmp_path / "data.sh"), 7, 1)]
+
+
+def test_the_same_file_again_changes_nothing(pool: Pool) -> None:
+    load(pool, provider(calls_per_second=10, networks=["a"], region=None))
+    before = dump(pool.database)
+    assert load(pool, provider(calls_per_second=10, networks=["a"])) == ["no changes"]
+    assert dump(pool.database) == before
+
+
+CHANGES = [
+    (lambda: [provider(max_servers=20)], ["change provider one: max-servers 10 -> 20"]),
+    (lambda: [provider(region="ORD")], ["change provider one: region None -> ORD"]),
+    (lambda: [provider(networks=["a"])], ['change provider one: networks [] -> ["a"]']),
+    (lambda: [provider(images=[image(min_ready=5)])], ["change image one/noble: min-ready 2 -> 5"]),
+    (lambda: [provider(images=[image(image="Debian 13")])],
+     ["change image one/noble: external-id Debian 12 -> Debian 13"]),
+    (lambda: [provider(images=[image(), image("jammy")])], ["add image one/jammy: min-ready 2"]),
+    (lambda: [provider(), provider("two", images=[])], ["add provider two: max-servers 10"]),
+    (lambda: [provider(images=[])], ["delete image one/noble"]),
+    (lambda: [], ["delete image one/noble", "delete provider one"]),
+]
+
+
+@pytest.mark.parametrize(("file", "lines"), CHANGES, ids=[lines[0].replace(" ", "-") for _, lines in CHANGES])
+def test_each_kind_of_change_is_printed_and_made(pool: Pool, file: Any, lines: list[str]) -> None:
+    before = dump(pool.database)
+    assert load(pool, *file(), options=("--dry-run",)) == [f"would {line}" for line in lines]
+    assert dump(pool.database) == before
+    assert load(pool, *file()) == lines
+    assert load(pool, *file()) == ["no changes"]
+
+
+def test_an_image_with_machines_or_snapshots_is_drained(pool: Pool) -> None:
+    pool.load(provider(images=[image(), image("jammy")]))
+    machine(pool)
+    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "
+             "VALUES (2, 's', 1, 'READY', 1)")
+    assert load(pool, provider(images=[])) == [
+        "drain image one/noble: 1 machines and 0 snapshots are left to the next reaps",
+        "drain image one/jammy: 0 machines and 1 snapshots are left to the next reaps"]
+    assert pool.sql("SELECT name, active, min_ready FROM base_image") == [("noble", 0, 0), ("jammy", 0, 0)]
+    assert load(pool, provider(images=[])) == ["no changes"]
+
+
+def test_a_provider_with_machines_is_drained_and_may_come_back(pool: Pool) -> None:
+    machine(pool)
+    assert load(pool) == ["drain image one/noble: 1 machines and 0 snapshots are left to the next reaps",
+                          "drain provider one: reap deletes it when nothing of it is left"]
+    assert pool.sql("SELECT name, active FROM provider") == [("one", 0)]
+    assert load(pool, provider()) == ["change provider one: back in the file",
+                                      "change image one/noble: min-ready 0 -> 2",
+                                      "change image one/noble: back in the file"]
+    assert pool.sql("SELECT active FROM provider UNION ALL SELECT active FROM base_image") == [(1,), (1,)]
+
+
+def test_a_wrong_file_changes_nothing(pool: Pool) -> None:
+    before = dump(pool.database)
+    file = pool.folder / "providers.yaml"
+    file.write_text(json.dumps({"providers": [provider(max_servers=20), provider("two", max_servers=-1)]}))
+    result = pool.run("vmdatabase.py", "load", str(file), expect=2)
+    message = "provider two: max-servers: expected a whole number, 0 or more, got -1"
+    assert (result.stdout, result.stderr) == ("", f"vmdatabase.py: {file}:1: {message}\n")
+    assert dump(pool.database) == before
+
+
+# hold and unhold
+
+
+@pytest.mark.parametrize("state", ["BUILDING", "READY", "USED", "ERROR"])
+def test_hold_keeps_a_machine_in_any_state_but_delete(pool: Pool, state: str) -> None:
+    name = machine(pool, state, ip="192.0.2.1")
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", expect=0)
+    assert result.stdout == f"{name} jenkins@192.0.2.1\n"
+    assert re.fullmatch(f"{LINE}INFO provider=one image=noble machine=1 node={name} {state} -> HOLD: bug 7\n",
+                        result.stderr)
+    assert pool.sql("SELECT state, hold_reason, hold_until FROM machine") == [("HOLD", "bug 7", None)]
+
+
+def test_hold_of_a_machine_without_an_address_prints_its_name(pool: Pool) -> None:
+    name = machine(pool, "BUILDING")
+    assert pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", expect=0).stdout == f"{name}\n"
+
+
+def test_a_machine_that_is_marked_for_deletion_cannot_be_held(pool: Pool) -> None:
+    name = machine(pool, "DELETE")
+    before = dump(pool.database)
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", expect=2)
+    message = "is marked for deletion and cannot be held any more"
+    assert (result.stdout, result.stderr) == ("", f"vmdatabase.py: {name}: {message}\n")
+    assert dump(pool.database) == before
+
+
+def test_hold_again_changes_reason_and_hours(pool: Pool) -> None:
+    name = machine(pool, "USED")
+    pool.run("vmdatabase.py", "hold", name, "--reason", "one", "--hours", "1", expect=0)
+    before = pool.column(name, "state_time")
+    pool.run("vmdatabase.py", "hold", name, "--reason", "two", expect=0)
+    assert pool.sql("SELECT state, hold_reason, hold_until FROM machine") == [("HOLD", "two", None)]
+    assert pool.column(name, "state_time") == before
+
+
+@pytest.mark.parametrize(("hours", "seconds"), [("2", 7200), ("0.5", 1800), ("100", 360_000)])
+def test_hold_may_end_after_hours(pool: Pool, hours: str, seconds: int) -> None:
+    name = machine(pool, "USED")
+    began = int(time.time())
+    pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--hours", hours, expect=0)
+    assert began + seconds <= pool.column(name, "hold_until") <= time.time() + seconds
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "two", "nan", "inf", "1e9", ""])
+def test_hours_that_are_none_are_refused(pool: Pool, hours: str) -> None:
+    name = machine(pool, "USED")
+    before = dump(pool.database)
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--hours", hours, expect=2)
+    assert result.stderr.startswith(f"vmdatabase.py hold: argument --hours: expected hours above 0, got {hours}; see ")
+    assert dump(pool.database) == before
+
+
+NEITHER = "--ssh-key: {key!r} is neither a public key nor a file with one"
+KEY_EXPECTED = "--ssh-key: expected a public key or a file with one, such as 'ssh-ed25519 AAAA... name'"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("{folder}/missing.pub", NEITHER),
+        ("{folder}", NEITHER),
+        ("{folder}/id_ed25519", KEY_EXPECTED),  # the private one
+        ("ssh-ed25519", KEY_EXPECTED),
+        ("ssh-ed25519 AAAA\nssh-ed25519 BBBB", KEY_EXPECTED),
+        ("~nobody-of-that-name/key", NEITHER),
+        ("", NEITHER),
+        ("{folder}/binary", NEITHER),
+    ],
+    ids=["missing", "folder", "private", "half", "two", "nobody's", "empty", "binary"],
+)
+def test_a_public_key_that_is_none_is_refused_before_anything_is_done(pool: Pool, key: str, message: str) -> None:
+    name = machine(pool, "USED")
+    (pool.folder / "binary").write_bytes(b"\xff\xfe")
+    before = dump(pool.database)
+    key = key.format(folder=pool.folder)
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--ssh-key", key, expect=2)
+    assert (result.stdout, result.stderr) == ("", f"vmdatabase.py: {message.format(key=key)}\n")
+    assert dump(pool.database) == before
+
+
+def test_a_long_key_is_taken_for_a_key_not_for_the_name_of_a_file(pool: Pool) -> None:
+    name = machine(pool, "USED", ip="127.0.0.1")
+    pool.sql("UPDATE provider SET ssh_port = 1")  # nobody listens there
+    key = "ssh-rsa " + "A" * 700 + " somebody"
+    result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--ssh-key", key, expect=1)
+    assert result.stderr.splitlines()[-1].startswith("vmdatabase.py: jenkins@127.0.0.1: no ssh (")
+    assert pool.machines() == {name: "HOLD"}
+
+
+def test_unhold_lets_a_held_machine_be_deleted(pool: Pool) -> None:
+    name = machine(pool, "HOLD", hold_reason="bug 7")
+    result = pool.run("vmdatabase.py", "unhold", name, expect=0)
+    assert re.fullmatch(f"{LINE}INFO provider=one image=noble machine=1 node={name} HOLD -> DELETE\n", result.stderr)
+    assert pool.machines() == {name: "DELETE"}
+
+
+@pytest.mark.parametrize("state", sorted(set(STATES) - {"HOLD"}))
+def test_unhold_of_a_machine_that_is_not_held_is_refused(pool: Pool, state: str) -> None:
+    name = machine(pool, state)
+    result = pool.run("vmdatabase.py", "unhold", name, expect=2)
+    assert result.stderr == f"vmdatabase.py: {name}: is not held, its state is {state}\n"
+    assert pool.machines() == {name: state}
+
+
+# Builds
+
+
+@pytest.mark.parametrize(
+    ("environment", "columns"),
+    [
+        ({}, (None, None, None, None)),
+        ({"JOB_NAME": "gate", "BUILD_NUMBER": "7"}, ("gate", 7, None, None)),
+        ({"GERRIT_CHANGE_NUMBER": "123", "GERRIT_PATCHSET_NUMBER": "4"}, (None, None, 123, 4)),
+        ({"ZUUL_CHANGE": "123", "ZUUL_PATCHSET": "4"}, (None, None, 123, 4)),
+        ({"GERRIT_CHANGE_NUMBER": "1", "ZUUL_CHANGE": "2", "GERRIT_PATCHSET_NUMBER": "3", "ZUUL_PATCHSET": "4"},
+         (None, None, 1, 3)),
+        ({"JOB_NAME": "", "BUILD_NUMBER": "", "ZUUL_CHANGE": "", "ZUUL_PATCHSET": "x"}, (None, None, None, None)),
+        ({"BUILD_NUMBER": "\N{SUPERSCRIPT TWO}", "ZUUL_CHANGE": "9" * 30}, (None, None, None, None)),
+    ],
+    ids=["nothing", "jenkins", "gerrit", "zuul", "both", "empty", "strange"],
+)
+def test_the_build_and_its_change_are_written_down(
+    pool: Pool, environment: dict[str, str], columns: tuple[Any, ...]
+) -> None:
+    name = machine(pool)
+    began = int(time.time())
+    pool.run("devstack-vm-inprogress.py", name, **environment, expect=0)
+    names = "jenkins_job_name, jenkins_build_number, gerrit_change_number, gerrit_patchset_number"
+    assert pool.sql(f"SELECT base_image_id, machine_id, node_name, {names}, end_time, result FROM result") == [
+        (1, 1, name, *columns, None, None)]
+    ((start,),) = pool.sql("SELECT start_time FROM result")
+    assert began <= start <= time.time()
+
+
+@pytest.mark.parametrize("result", ["SUCCESS", "FAILURE", None])
+def test_the_end_of_the_build_is_written_into_its_row(pool: Pool, result: str | None) -> None:
+    name = machine(pool)
+    pool.run("devstack-vm-inprogress.py", name, JOB_NAME="gate", BUILD_NUMBER="7", expect=0)
+    pool.run("devstack-vm-delete.py", name, *(["--result", result] if result else []), expect=0)
+    ((job, start, end, said),) = pool.sql("SELECT jenkins_job_name, start_time, end_time, result FROM result")
+    assert (job, said, start <= end <= time.time()) == ("gate", result, True)
+
+
+def test_a_build_whose_start_nobody_wrote_down_gets_a_row_at_its_end(pool: Pool) -> None:
+    name = machine(pool)
+    pool.run("devstack-vm-delete.py", name, "--result", "ABORTED", JOB_NAME="gate", expect=0)
+    assert pool.sql("SELECT machine_id, node_name, jenkins_job_name, start_time, result FROM result") == [
+        (1, name, "gate", None, "ABORTED")]
+
+
+def test_a_result_that_is_known_is_not_written_over(pool: Pool) -> None:
+    name = machine(pool)
+    pool.run("devstack-vm-inprogress.py", name, expect=0)
+    for result in ("FAILURE", "SUCCESS"):
+        pool.run("devstack-vm-delete.py", name, "--result", result, expect=0)
+    assert pool.sql("SELECT result FROM result") == [("FAILURE",)]
+
+
+def test_a_result_outlives_its_machine_and_its_image(pool: Pool) -> None:
+    name = machine(pool)
+    pool.run("devstack-vm-inprogress.py", name, expect=0)
+    pool.sql("DELETE FROM machine")
+    assert load(pool) == ["delete image one/noble", "delete provider one"]
+    assert pool.sql("SELECT base_image_id, machine_id, node_name FROM result") == [(None, 1, name)]
