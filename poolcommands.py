@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gateconfig
+import jenkinsnodes
+import nodessh
+import providersfile
 import vmdatabase
-from gateconfig import ConfigError, get_log
+from gateconfig import ConfigError, GateError, SecureConfig, get_log
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
@@ -80,8 +83,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _run_load(options: argparse.Namespace) -> int:
-    import providersfile
-
     providers = providersfile.load_providers_file(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
         changes = providersfile.load(providers)
@@ -105,26 +106,33 @@ def _run_hold(options: argparse.Namespace) -> int:
     key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
     config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
+    nodes = _checked_nodes(config) if config and machine.jenkins_name else None
     if config and key:
-        import nodessh
-
         nodessh.load_key(config.node.ssh_key)
-    nodes = None
-    if config and config.jenkins and machine.jenkins_name:
-        import jenkinsnodes
-
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
-        with contextlib.suppress(jenkinsnodes.JenkinsError):  # an outage does not stop a person from holding a machine
-            nodes.check_login()
     until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
     before = vmdatabase.hold(machine, options.reason, until)
-    vmdatabase.machine_log(machine).info("%s -> HOLD: %s", before, options.reason)
-    if nodes:
-        nodes.take_out_of_service(str(machine.jenkins_name), f"held: {options.reason}", missing_ok=True)
+    log = vmdatabase.machine_log(machine)
+    log.info("%s -> HOLD: %s", before, options.reason)
+    code = gateconfig.EXIT_OK
+    try:
+        if nodes:
+            nodes.take_out_of_service(str(machine.jenkins_name), f"held: {options.reason}", missing_ok=True)
+    except GateError as err:
+        log.error("%s; a build that starts there will fail, and reap will see to the node", err)
+        code = gateconfig.EXIT_FAILED
     if config and key:
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
     print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name)
-    return gateconfig.EXIT_OK
+    return code
+
+
+def _checked_nodes(config: SecureConfig) -> jenkinsnodes.Nodes | None:
+    """Return Jenkins' nodes once it has let us in; an outage does not stop a person from holding a machine."""
+    nodes = vmdatabase.nodes_of(config)
+    if nodes:
+        with contextlib.suppress(jenkinsnodes.JenkinsError):
+            nodes.check_login()
+    return nodes
 
 
 def _public_key(text: str) -> str:

@@ -1,5 +1,6 @@
 """A whole pool for a test: a cloud and a Jenkins on loopback, configuration files, and the scripts run as processes."""
 
+import importlib.util
 import os
 import sqlite3
 import subprocess
@@ -139,11 +140,15 @@ class Pool:
         own = {"devstack-gate-pool": self.uuid, "devstack-gate-provider": provider}
         return own | {f"devstack-gate-{name}": str(value) for name, value in more.items()}
 
+    def client(self, cloud: str = "pocket-a") -> Any:
+        """The real client for a cloud, with which a user of the same project works."""
+        assert self.pocket
+        return client(self.pocket.clouds_yaml, cloud)
+
     def boot(self, name: str, metadata: Mapping[str, str] | None = None, cloud: str = "pocket-a", **more: Any) -> str:
         """Have a server that is ACTIVE, as a user of the same project would; returns its id."""
-        assert self.pocket
-        connection = client(self.pocket.clouds_yaml, cloud)
-        image_id = self.pocket.look(cloud)["images"][0]["id"]
+        connection = self.client(cloud)
+        image_id = self.pocket_look(cloud)["images"][0]["id"]
         server = connection.compute.create_server(
             name=name, image_id=image_id, flavor_id="1", metadata=dict(metadata or {}),
             **{"networks": [{"uuid": connection.network.find_network("private").id}], **more})
@@ -152,7 +157,7 @@ class Pool:
             one["id"] == server_id and one["status"] == "ACTIVE" for one in self.servers(cloud)))
         return server_id
 
-    def add_machine(self, state: str = "READY", *, server: bool = True, node: bool = True, age: int = 0,
+    def add_machine(self, state: str = "READY", *, server: bool = True, node: bool = True, age: int = 60,
                     provider: str = "one", image: str = "noble", cloud: str = "pocket-a", **columns: Any) -> str:
         """Have a machine, age seconds in its state, with server and node as launch makes them; returns its name."""
         ((image_id,),) = self.sql("SELECT base_image.id FROM base_image JOIN provider ON provider_id = provider.id "
@@ -233,6 +238,17 @@ class Pool:
         """Whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+def load_script(name: str) -> Any:
+    """A script as a module: importing it has no effect."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py").replace("-", "_"), PROJECT / name)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache

@@ -1,0 +1,171 @@
+"""devstack-vm-delete.py: after any end of a build."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import PROJECT, Pool, provider
+
+DELETE = "devstack-vm-delete.py"
+BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}
+Take = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """One pool for all tests here; each has machines of its own."""
+    pool = Pool(tmp_path_factory.mktemp("busy"), *site)
+    pool.load(provider(max_servers=99))
+    return pool
+
+
+@pytest.fixture
+def machine(busy: Pool) -> Iterator[Take]:
+    """Adds machines without servers; Jenkins is well again when the test is over."""
+    yield lambda *arguments, **columns: busy.add_machine(*arguments, **{"server": False, **columns})
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[])
+
+
+def used(pool: Pool, machine: Take) -> str:
+    """A machine whose build has begun."""
+    name = machine()
+    pool.run("devstack-vm-inprogress.py", name, expect=0, **BUILD)
+    return name
+
+
+@pytest.mark.parametrize(("result", "state"), [
+    ("SUCCESS", "DELETE"), ("ABORTED", "DELETE"), (None, "DELETE"),
+    ("FAILURE", "USED"), ("UNSTABLE", "USED"), ("TIMEOUT", "USED"),
+])
+def test_the_result_says_whether_the_machine_goes_or_stays_for_a_look(
+        busy: Pool, machine: Take, result: str | None, state: str) -> None:
+    name = used(busy, machine)
+
+    busy.run(DELETE, name, *(["--result", result] if result else []), expect=0)
+
+    assert busy.machines()[name] == state
+    assert busy.sql("SELECT jenkins_job_name, jenkins_build_number, result, end_time >= start_time FROM result "
+                    "WHERE node_name = ?", name) == [("gate-tempest", 17, result, 1)]
+    assert not busy.in_service(name)
+
+
+def test_the_24_hours_of_a_failed_build_are_offered_to_be_longer(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+
+    result = busy.run(DELETE, name, "--result", "FAILURE", expect=0)
+
+    assert f"FAILURE: kept for 24 hours; longer with: vmdatabase.py hold {name} --reason TEXT" in result.stderr
+
+
+@pytest.mark.parametrize("result", ["SUCCESS", "FAILURE"])
+def test_a_held_machine_stays_held_and_its_build_is_recorded(busy: Pool, machine: Take, result: str) -> None:
+    name = used(busy, machine)
+    busy.run("vmdatabase.py", "hold", name, "--reason", "bug 1", expect=0)
+
+    busy.run(DELETE, name, "--result", result, expect=0)
+
+    assert (busy.machines()[name], busy.column(name, "hold_reason")) == ("HOLD", "bug 1")
+    assert busy.sql("SELECT result FROM result WHERE node_name = ?", name) == [(result,)]
+
+
+@pytest.mark.parametrize("state", ["ERROR", "DELETE"])
+def test_a_machine_that_goes_already_keeps_its_state(busy: Pool, machine: Take, state: str) -> None:
+    name = machine(state)
+
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0)
+
+    assert busy.machines()[name] == state
+
+
+def test_a_node_that_skipped_inprogress_is_taken_out_of_service_first(busy: Pool, machine: Take) -> None:
+    name = machine()
+
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0, **BUILD)
+
+    assert busy.machines()[name] == "DELETE"
+    node = busy.nodes()[name]
+    assert (node["label"], node["temporarilyOffline"], node["offlineCauseReason"]) == (
+        "devstack-used", True, "its build has ended")
+    assert busy.sql("SELECT jenkins_job_name, start_time, result FROM result WHERE node_name = ?", name) == [
+        ("gate-tempest", None, "SUCCESS")]
+
+
+def test_a_machine_that_still_boots_is_left_alone(busy: Pool, machine: Take) -> None:
+    name = machine("BUILDING", node=False)
+
+    result = busy.run(DELETE, name, "--result", "SUCCESS", expect=1)
+
+    assert f"{name}: is BUILDING, no build can have run on it; left alone" in result.stderr
+    assert busy.machines()[name] == "BUILDING"
+
+
+@pytest.mark.parametrize("answer", [{"status": 401}, {"status": 403}, {"status": 500}, {"status": 503},
+                                    {"kind": "reset"}], ids=str)
+def test_without_jenkins_the_machine_is_marked_and_the_next_run_takes_the_node_out(
+        busy: Pool, machine: Take, answer: dict[str, object]) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": ".*", **answer}])
+
+    result = busy.run(DELETE, name, "--result", "SUCCESS", expect=1)
+
+    assert "reap will see to it" in result.stderr
+    assert (busy.machines()[name], busy.in_service(name)) == ("DELETE", True)
+    busy.jenkins.knobs(answers=[])
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0)
+    assert not busy.in_service(name)
+
+
+def test_with_a_jenkins_that_is_down_the_machine_is_marked_all_the_same(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+    busy.write_secure_config(server="http://127.0.0.1:1/")
+
+    try:
+        busy.run(DELETE, name, "--result", "SUCCESS", expect=1)
+    finally:
+        busy.write_secure_config()
+
+    assert busy.machines()[name] == "DELETE"
+
+
+def test_run_twice_it_keeps_the_first_result(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+    busy.run(DELETE, name, "--result", "FAILURE", expect=0)
+    before = busy.sql("SELECT * FROM result WHERE node_name = ?", name)
+
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0)
+
+    assert busy.sql("SELECT * FROM result WHERE node_name = ?", name) == before
+
+
+def test_a_node_that_jenkins_has_lost_is_no_trouble(busy: Pool, machine: Take) -> None:
+    name = machine("USED", node=False, jenkins_name="gone")
+
+    busy.run(DELETE, name, expect=0)
+
+    assert busy.machines()[name] == "DELETE"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["devstack-noble-one-99999"], "unknown node devstack-noble-one-99999; `select name from node` lists those"),
+    (["node", "--result", "GREEN"], "--result: invalid choice: 'GREEN'"),
+    ([], "the following arguments are required: NODE_NAME"),
+], ids=["node", "result", "nothing"])
+def test_wrong_use_is_named(busy: Pool, arguments: list[str], message: str) -> None:
+    assert message in busy.run(DELETE, *arguments, expect=2).stderr
+
+
+def test_neither_cloud_nor_jenkins_libraries_are_loaded_while_a_build_waits(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+
+    command = [sys.executable, "-X", "importtime", str(PROJECT / DELETE), name]
+    result = subprocess.run(command, env=busy.environment, capture_output=True, text=True, timeout=60, check=True)
+
+    loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "peewee" in loaded
+    assert loaded & {"openstack", "novaclient", "keystoneauth1", "jenkins", "requests", "paramiko"} == set()

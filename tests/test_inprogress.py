@@ -1,0 +1,341 @@
+"""devstack-vm-inprogress.py: one machine, one build."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import Pool, image, provider
+
+INPROGRESS = "devstack-vm-inprogress.py"
+BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}
+Take = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """One pool for all tests here; each takes machines of its own."""
+    pool = Pool(tmp_path_factory.mktemp("busy"), *site)
+    pool.load(provider(max_servers=99), provider("two", "pocket-b"), provider("empty", images=[image("lone")]))
+    return pool
+
+
+@pytest.fixture
+def machine(busy: Pool) -> Iterator[Take]:
+    """Adds machines, which are out of other tests' way when the test is over."""
+    yield lambda *arguments, **columns: busy.add_machine(*arguments, **{"server": False, **columns})
+    busy.sql("UPDATE machine SET state = 'DELETE'")
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[], latency_seconds=0)
+
+
+def out_of_service(pool: Pool, name: str) -> bool:
+    node = pool.nodes()[name]
+    return bool(node["temporarilyOffline"] and node["label"] == "devstack-used")
+
+
+def test_the_node_of_a_build_is_out_of_service_and_its_machine_used(busy: Pool, machine: Take) -> None:
+    name = machine()
+
+    busy.run(INPROGRESS, name, expect=0, **BUILD)
+
+    assert busy.machines()[name] == "USED"
+    node = busy.nodes()[name]
+    assert (node["label"], node["temporarilyOffline"], node["offlineCauseReason"]) == (
+        "devstack-used", True, "in use by gate-tempest #17")
+
+
+@pytest.mark.parametrize(("environment", "change"), [
+    ({"GERRIT_CHANGE_NUMBER": "1234", "GERRIT_PATCHSET_NUMBER": "5"}, (1234, 5)),
+    ({"ZUUL_CHANGE": "4321", "ZUUL_PATCHSET": "6"}, (4321, 6)),
+    ({}, (None, None)),
+    ({"ZUUL_CHANGE": "no number"}, (None, None)),
+], ids=["gerrit", "zuul", "none", "nonsense"])
+def test_the_build_and_its_change_are_written_down(
+        busy: Pool, machine: Take, environment: dict[str, str], change: tuple[int | None, int | None]) -> None:
+    name = machine()
+    before = int(time.time())
+
+    busy.run(INPROGRESS, name, expect=0, **BUILD, **environment)
+
+    ((*row, start),) = busy.sql(
+        "SELECT node_name, jenkins_job_name, jenkins_build_number, gerrit_change_number, gerrit_patchset_number, "
+        "end_time, result, start_time FROM result WHERE node_name = ?", name)
+    assert row == [name, "gate-tempest", 17, *change, None, None]
+    assert before <= start <= time.time()
+
+
+def test_nothing_is_asked_of_the_cloud(busy: Pool, machine: Take) -> None:
+    name = machine()
+    busy.pocket_calls_reset()
+
+    busy.run(INPROGRESS, name, expect=0)
+
+    assert busy.pocket_look()["calls_total"] == {}
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_of_two_at_once_exactly_one_gets_the_node_and_it_stays_out_of_service(
+        busy: Pool, machine: Take, trial: int) -> None:
+    name = machine()
+
+    runs = [busy.start(INPROGRESS, name) for _ in range(2)]
+
+    errors = [run.communicate(timeout=60)[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 1], errors
+    assert busy.machines()[name] == "USED"
+    assert out_of_service(busy, name)
+
+
+@pytest.mark.parametrize("trial", range(5))
+def test_a_person_and_a_build_at_once_never_share_a_machine(busy: Pool, machine: Take, trial: int) -> None:
+    name = machine()
+
+    build, person = busy.start(INPROGRESS, name), busy.start(INPROGRESS, "--image", "noble", "--provider", "one")
+
+    errors = [run.communicate(timeout=60)[1] for run in (build, person)]
+    assert sorted([build.returncode, person.returncode]) == [0, 1], errors
+    assert out_of_service(busy, name)
+
+
+def test_two_persons_at_once_get_two_machines(busy: Pool, machine: Take) -> None:
+    names = {machine(), machine()}
+
+    runs = [busy.start(INPROGRESS, "--image", "noble", "--provider", "one") for _ in range(2)]
+
+    printed = [run.communicate(timeout=60)[0].split()[0] for run in runs]
+    assert set(printed) == names
+
+
+def test_a_toggle_of_somebody_else_is_noticed_and_repaired(busy: Pool, machine: Take) -> None:
+    """Other clients toggle without a lock: twice means online again."""
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(latency_seconds=0.05)
+    run = busy.start(INPROGRESS, name)
+    while run.poll() is None and not busy.nodes()[name]["temporarilyOffline"]:
+        time.sleep(0.005)
+    busy.jenkins.node(name, temporarilyOffline=False)
+
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode in (0, 1), error
+    assert not busy.in_service(name)
+
+
+@pytest.mark.parametrize(("state", "columns", "message"), [
+    ("HOLD", {"hold_reason": "anna looks at bug 1"}, "is HOLD (anna looks at bug 1)"),
+    ("ERROR", {}, "is ERROR"),
+    ("DELETE", {}, "is DELETE"),
+    ("BUILDING", {}, "is BUILDING"),
+    ("USED", {}, "is USED already"),
+])
+def test_a_machine_that_is_not_ready_is_refused_and_left_in_its_state(
+        busy: Pool, machine: Take, state: str, columns: dict[str, str], message: str) -> None:
+    name = machine(state, **columns)
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert result.stderr.endswith(f"devstack-vm-inprogress.py: {name}: {message}; this build must not run on it\n")
+    assert busy.machines()[name] == state
+    assert busy.sql("SELECT * FROM result WHERE node_name = ?", name) == []
+
+
+@pytest.mark.parametrize("state", ["HOLD", "USED", "DELETE", "ERROR"])
+def test_a_node_whose_machine_is_not_to_be_used_serves_no_further_build(busy: Pool, machine: Take, state: str) -> None:
+    """A node left in service by an outage would take one queued build after the other, to fail each."""
+    name = machine(state)
+
+    busy.run(INPROGRESS, name, expect=1)
+
+    assert out_of_service(busy, name)
+
+
+def test_the_second_build_is_told_which_one_has_the_node(busy: Pool, machine: Take) -> None:
+    name = machine()
+    busy.run(INPROGRESS, name, expect=0, **BUILD)
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert f"{name}: is USED already, by gate-tempest #17; this build must not run on it" in result.stderr
+
+
+def test_an_unknown_node_is_wrong_use(busy: Pool) -> None:
+    result = busy.run(INPROGRESS, "devstack-noble-one-99999", expect=2)
+
+    assert result.stderr.endswith(": unknown node devstack-noble-one-99999; `select name from node` lists those "
+                                  "there are\n")
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "user admin or its apikey is wrong"),
+                                               (403, "user admin needs the right hudson.model.Hudson.Read")])
+def test_a_build_is_refused_where_jenkins_does_not_let_us_in_and_nothing_is_changed(
+        busy: Pool, machine: Take, status: int, reason: str) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": ".*", "status": status}])
+
+    result = busy.run(INPROGRESS, name, expect=2)
+
+    assert f"{status}, {reason}\n" in result.stderr
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+    busy.jenkins.knobs(answers=[])
+    busy.run(INPROGRESS, name, expect=0)
+
+
+OUTAGES: dict[str, dict[str, object]] = {
+    "500": {"status": 500}, "503": {"status": 503}, "reset": {"kind": "reset"}, "closed": {"kind": "close"}}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_build_fails_when_jenkins_does_not_take_its_node_out_and_no_other_gets_it(
+        busy: Pool, machine: Take, outage: str) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": ".*", **OUTAGES[outage]}])
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert re.search(r"devstack-vm-inprogress\.py: Jenkins http://\S+: ", result.stderr)
+    busy.jenkins.knobs(answers=[])
+    busy.run(INPROGRESS, name, expect=1)
+    assert out_of_service(busy, name)
+
+
+def test_a_build_fails_when_jenkins_is_down(busy: Pool, machine: Take) -> None:
+    name = machine()
+    busy.write_secure_config(server="http://127.0.0.1:1/")
+
+    try:
+        result = busy.run(INPROGRESS, name, expect=1)
+    finally:
+        busy.write_secure_config()
+
+    assert "no answer (Connection refused)" in result.stderr
+
+
+def test_a_toggle_that_jenkins_only_pretends_to_make_fails_the_build(busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/toggleOffline", "status": 200}])
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert f"node {name} does not stay out of service" in result.stderr
+
+
+def test_a_toggle_whose_answer_was_lost_is_not_made_twice(busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    answer = {"match": "POST /computer/.*/toggleOffline", "kind": "reset", "when": "after", "times": 1}
+    busy.jenkins.knobs(answers=[answer])
+
+    result = busy.run(INPROGRESS, name)
+
+    assert result.returncode in (0, 1), result.stderr
+    assert not busy.in_service(name)
+
+
+def test_a_build_whose_node_jenkins_does_not_know_fails(busy: Pool, machine: Take) -> None:
+    name = machine(node=False, jenkins_name="gone")
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert "has no node gone" in result.stderr
+
+
+def test_a_running_build_goes_on_when_its_node_goes_out_of_service(busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.add_job("long", name, seconds=2)
+    build = busy.jenkins.wait_started(busy.jenkins.build("long"))
+
+    busy.run(INPROGRESS, name, expect=0)
+
+    assert busy.jenkins.wait_build("long", build["number"])["result"] == "SUCCESS"
+
+
+def test_a_killed_inprogress_fails_the_build_and_the_node_is_no_other_builds(busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/config.xml", "kind": "hang"}])
+    run = busy.start(INPROGRESS, name)
+    while busy.machines()[name] != "USED":
+        time.sleep(0.01)
+    run.kill()
+    run.communicate()
+    busy.jenkins.knobs(answers=[])
+
+    assert busy.run(INPROGRESS, name).returncode == 1
+    assert out_of_service(busy, name)
+
+
+# --- for a person ---
+
+
+def test_a_person_gets_the_machine_that_has_waited_longest_and_how_to_log_in(busy: Pool, machine: Take) -> None:
+    machine(ip="127.0.0.51")
+    oldest = machine(age=100, ip="127.0.0.52")
+    machine(age=50, ip="127.0.0.53")
+
+    result = busy.run(INPROGRESS, "--image", "noble", expect=0)
+
+    assert result.stdout == f"{oldest} jenkins@127.0.0.52\n"
+    assert (busy.machines()[oldest], out_of_service(busy, oldest)) == ("USED", True)
+
+
+def test_a_person_does_not_get_a_machine_on_which_a_build_has_just_started(busy: Pool, machine: Take) -> None:
+    building, free = machine(age=100, ip="127.0.0.56"), machine(ip="127.0.0.57")
+    assert busy.jenkins
+    busy.jenkins.add_job("just-started", building, seconds=600)
+    busy.jenkins.wait_started(busy.jenkins.build("just-started"))
+
+    result = busy.run(INPROGRESS, "--image", "noble", expect=0)
+
+    assert result.stdout == f"{free} jenkins@127.0.0.57\n"
+
+
+def test_a_person_may_choose_the_provider(busy: Pool, machine: Take) -> None:
+    machine(age=100)
+    wanted = machine(provider="two", ip="127.0.0.54")
+
+    result = busy.run(INPROGRESS, "--image", "noble", "--provider", "two", expect=0)
+
+    assert result.stdout == f"{wanted} jenkins@127.0.0.54\n"
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (["--image", "lone"], 1, "no READY machine of image lone; see: vmdatabase.py list"),
+    (["--image", "nobel"], 2, "--image: unknown image nobel; did you mean noble?"),
+    (["--image", "noble", "--provider", "tow"], 2, "unknown provider tow; did you mean two?"),
+    (["node", "--provider", "one"], 2, "--provider goes with --image"),
+    ([], 2, "one of the arguments NODE_NAME --image is required"),
+    (["node", "--image", "noble"], 2, "--image: not allowed with argument NODE_NAME"),
+], ids=["none ready", "image", "provider", "provider alone", "nothing", "both"])
+def test_what_a_person_cannot_have_is_said(busy: Pool, arguments: list[str], code: int, message: str) -> None:
+    result = busy.run(INPROGRESS, *arguments, expect=code)
+
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_person_gets_a_machine_that_was_never_in_jenkins(busy: Pool, machine: Take) -> None:
+    name = machine(provider="two", node=False, ip="127.0.0.55")
+
+    result = busy.run(INPROGRESS, "--image", "noble", "--provider", "two", expect=0)
+
+    assert result.stdout == f"{name} jenkins@127.0.0.55\n"
+
+
+def test_without_jenkins_the_machine_is_taken_all_the_same(pool: Pool) -> None:
+    pool.jenkins = None
+    pool.write_secure_config()
+    pool.load(provider())
+    name = pool.add_machine(server=False)
+
+    result = pool.run(INPROGRESS, name, expect=0)
+
+    assert pool.machines() == {name: "USED"}
+    assert "no [jenkins] section" in result.stderr

@@ -1,0 +1,700 @@
+"""devstack-vm-launch.py against a cloud and a Jenkins on loopback."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import Pool, await_that, image, provider
+
+LAUNCH = "devstack-vm-launch.py"
+
+# Runs that take long, all begun by the first test, side by side, and looked at by the last ones.
+LOST_ANSWERS: dict[str, dict[str, Any]] = {
+    "500": {"then": "status", "status": 500},
+    "reset": {"then": "reset"},
+    "close": {"then": "close"},
+    "cut short": {"then": "truncate"},
+    "a page of the load balancer": {"then": "html", "status": 502},
+    "none at all": {"then": "hang"},
+}
+SLOW_BOOTS = {
+    "unknown": "server status UNKNOWN",
+    "stuck": "server status BUILD",
+    "no-address": "active, but without an address",
+    "no-ssh": r"jenkins@127\.\S+: no ssh \(.*(refused|Unable to connect).*\)",
+}
+RATE_LIMITS = {"too many requests": 429, "over limit": 413}
+TOLERATED: dict[str, dict[str, Any]] = {
+    "a token that runs out": {"token_seconds": 1, "boot_seconds": 2.5},
+    "an ssh that comes late": {"ssh_delay_seconds": 2},
+    "a boot that takes its time": {"boot_seconds": 4},
+    "an address that is shown late": {"list_stale_seconds": 2},
+}
+NOT_MADE, JENKINS_REFUSES = "not made", "jenkins refuses"
+
+
+@dataclass
+class Slow:
+    """A run at a cloud of its own."""
+
+    pool: Pool
+    cloud: str
+    process: subprocess.Popen[str]
+
+    def end(self, code: int) -> str:
+        """Wait for the run to end with a code; returns what it printed."""
+        out, err = self.process.communicate(timeout=120)
+        assert self.process.returncode == code, err
+        return out
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Slow]]:
+    knobs: dict[str, dict[str, Any]] = {
+        **{what: {"answers": [{"match": "POST /servers", "kind": "after", "times": 1, **answer}]}
+           for what, answer in LOST_ANSWERS.items()},
+        **{what: {"boot_failure": what, "boot_failure_rate": 1} for what in SLOW_BOOTS},
+        **{what: {"rate_limit": 3, "rate_limit_status": status} for what, status in RATE_LIMITS.items()},
+        **TOLERATED,
+        NOT_MADE: {"answers": [{"match": "POST /servers", "status": 500, "times": 1}]},
+        JENKINS_REFUSES: {},
+    }
+    clouds = {what: f"cloud-{number}" for number, what in enumerate(knobs)}
+    folder = tmp_path_factory.mktemp("slow")
+    refusal = {"match": "POST /computer/doCreateItem", "status": 500}
+    with Pocket(folder, "--machines", "shared-ssh", "--clouds", ",".join(clouds.values())) as pocket, \
+            StandIn(folder / "jenkins", knobs={"connect": "instant", "answers": [refusal]}) as jenkins:
+        runs = {}
+        for what, cloud in clouds.items():
+            pool = Pool(folder / cloud, pocket, jenkins if what == JENKINS_REFUSES else None)
+            timeout = 2 if what in SLOW_BOOTS else 100
+            wanted = 4 if what in RATE_LIMITS else 1
+            seeded(pool, provider("one", cloud, boot_timeout=timeout, images=[image(min_ready=wanted)]))
+            pool.knobs(cloud, **knobs[what])
+            runs[what] = Slow(pool, cloud, pool.start(LAUNCH, "one"))
+        try:
+            yield runs
+        finally:
+            for run in runs.values():
+                run.process.kill()
+                run.process.communicate()
+
+
+def test_a_machine_is_waited_for(slow: dict[str, Slow]) -> None:
+    assert slow[NOT_MADE].process.poll() is None
+
+
+def seeded(pool: Pool, *providers: dict[str, Any]) -> Pool:
+    """Load providers whose image types have a snapshot."""
+    pool.load(*providers)
+    pool.seed_snapshots()
+    return pool
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"devstack-noble-one-{number}" for number in numbers]
+
+
+def test_launch_fills_the_pool_and_registers_each_machine_with_its_host_key(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=3)]))
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 3 of 3 ready\n"
+    assert pool.machines() == dict.fromkeys(names(1, 2, 3), "READY")
+    assert pool.server_names() == names(1, 2, 3)
+    keys = dict(pool.sql("SELECT name, host_key FROM machine"))
+    shown = {name: (node["label"], node["strategy"], node["key"], node["executors"], node["exclusive"])
+             for name, node in pool.nodes().items()}
+    assert shown == {name: ("devstack-noble", "ManuallyProvided", keys[name], 1, True) for name in names(1, 2, 3)}
+
+
+def test_a_full_pool_is_left_as_it_is(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.add_machine("READY")
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 1 of 1 ready\n"
+    assert pool.server_names() == names(1)
+
+
+def test_each_server_carries_the_pool_the_provider_and_its_row(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert {server["name"]: server["metadata"] for server in pool.servers()} == {
+        name: pool.marks(machine=number) for number, name in enumerate(names(1, 2), 1)}
+
+
+def test_the_smallest_flavor_with_enough_memory_is_taken(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1, min_ram=2049)]))
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert [server["flavor"] for server in pool.servers()] == ["m1.medium"]
+
+
+def test_prefix_stands_before_server_node_and_label(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+
+    pool.run(LAUNCH, "one", expect=0, DEVSTACK_GATE_PREFIX="try-")
+
+    assert pool.machines() == {"try-devstack-noble-one-1": "READY"}
+    assert pool.server_names() == ["try-devstack-noble-one-1"]
+    assert {name: node["label"] for name, node in pool.nodes().items()} == {
+        "try-devstack-noble-one-1": "try-devstack-noble"}
+
+
+def test_a_pool_without_jenkins_is_ready_without_nodes(pool: Pool) -> None:
+    pool.jenkins = None
+    pool.write_secure_config()
+    seeded(pool, provider(images=[image(min_ready=1)]))
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert pool.sql("SELECT state, jenkins_name FROM machine") == [("READY", None)]
+    assert "no [jenkins] section" in result.stderr
+
+
+# --- what earlier runs left ---
+
+
+@pytest.mark.parametrize("columns", [{}, {"external_id": None}], ids=["id saved", "id not saved"])
+def test_a_machine_left_building_is_taken_over_and_not_launched_again(pool: Pool, columns: dict[str, Any]) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    name = pool.add_machine("BUILDING", node=False, **columns)
+    (server,) = pool.servers()
+    pool.pocket_calls_reset()
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert pool.machines() == {name: "READY"}
+    assert pool.column(name, "external_id") == server["id"]
+    assert pool.created() == 0
+
+
+def test_a_row_without_a_server_costs_the_pool_no_machine(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.add_machine("BUILDING", server=False, node=False)
+
+    pool.run(LAUNCH, "one")
+    pool.run("devstack-vm-reap.py", "one", expect=0)
+
+    assert list(pool.machines().values()) == ["READY"]
+    assert pool.server_names() == list(pool.machines()) == list(pool.nodes())
+
+
+def test_a_ready_machine_that_jenkins_does_not_know_is_registered(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    name = pool.add_machine("READY", node=False)
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert list(pool.nodes()) == [name]
+    assert pool.in_service(name)
+
+
+def test_a_machine_taken_over_that_does_not_come_up_is_given_up(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=2, images=[image(min_ready=1)]))
+    name = pool.add_machine("BUILDING", node=False, age=599)
+    pool.pocket_server(name, ssh="refused")
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert pool.machines() == {name: "ERROR"}
+    assert "not ready after 2 s (boot-timeout)" in result.stderr
+
+
+# --- how many ---
+
+
+def test_a_short_pool_is_a_failure_though_every_call_worked(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=1, images=[image(min_ready=2)]))
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 2 ready\n"
+    assert pool.machines() == {names(1)[0]: "READY"}
+
+
+def test_without_a_snapshot_the_image_is_reported_and_the_others_are_launched(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1), image("trusty", min_ready=1)]))
+    pool.sql("DELETE FROM snapshot_image WHERE base_image_id = (SELECT id FROM base_image WHERE name = 'trusty')")
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert "image=trusty no more servers are asked for in this run: there is no snapshot yet" in result.stderr
+    assert result.stdout == "one noble: 1 of 1 ready\none trusty: 0 of 1 ready\n"
+
+
+def test_two_images_share_too_little_room_by_their_min_ready(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=3, images=[image("noble", min_ready=4), image("trusty", min_ready=2)]))
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 2 of 4 ready\none trusty: 1 of 2 ready\n"
+
+
+@pytest.mark.parametrize("state", ["USED", "HOLD", "ERROR", "DELETE"])
+def test_max_servers_counts_machines_in_every_state(pool: Pool, state: str) -> None:
+    seeded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
+    pool.add_machine(state, node=False)
+    pool.pocket_calls_reset()
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert (result.stdout, pool.created()) == ("one noble: 0 of 1 ready\n", 0)
+
+
+@pytest.mark.parametrize("marks", [{"machine": 999}, {"snapshot": 999}, {}])
+def test_max_servers_counts_servers_of_ours_without_a_row(pool: Pool, marks: dict[str, Any]) -> None:
+    seeded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
+    pool.boot("leaked", pool.marks(**marks))
+    pool.pocket_calls_reset()
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert (result.stdout, pool.created()) == ("one noble: 0 of 1 ready\n", 0)
+
+
+def test_max_servers_counts_an_image_build_once(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=2, images=[image(min_ready=2)]))
+    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "
+             "VALUES (1, 'today', 2, 'BUILDING', 2)")
+    ((row,),) = pool.sql("SELECT id FROM snapshot_image WHERE name = 'today'")
+    pool.boot("today", pool.marks(snapshot=row))
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 2 ready\n"
+
+
+def test_other_peoples_servers_take_no_room(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
+    pool.boot("devstack-noble-one-1", pool.marks() | {"devstack-gate-pool": "somebody-else"})
+    pool.boot("of-another-provider", pool.marks("two"))
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 1 of 1 ready\n"
+
+
+def test_dry_run_says_what_it_would_do_and_changes_nothing(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    left = pool.add_machine("BUILDING", node=False, external_id=None)
+    before = pool.dump()
+    pool.pocket_calls_reset()
+
+    result = pool.run(LAUNCH, "one", "--dry-run", expect=0)
+
+    assert result.stdout == "would launch a machine of one noble\n"
+    assert pool.dump() == before
+    assert (pool.created(), pool.server_names(), pool.nodes()) == (0, [left], {})
+
+
+def test_no_wait_leaves_the_machines_booting_and_the_next_run_finishes_them(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.knobs(boot_seconds=1.5)
+
+    first = pool.run(LAUNCH, "one", "--no-wait", expect=0)
+    assert first.stdout == "one noble: 0 of 2 ready, 2 booting\n"
+    assert pool.machines() == dict.fromkeys(names(1, 2), "BUILDING")
+    second = pool.run(LAUNCH, "one", expect=0)
+
+    assert second.stdout == "one noble: 2 of 2 ready\n"
+    assert pool.machines() == dict.fromkeys(names(1, 2), "READY")
+    assert (pool.created(), sorted(pool.nodes())) == (2, names(1, 2))
+
+
+# --- two at once ---
+
+
+@pytest.mark.parametrize("other", ["devstack-vm-launch.py", "devstack-vm-reap.py"])
+def test_a_launch_beside_another_run_never_makes_more_machines_nor_loses_one(pool: Pool, other: str) -> None:
+    seeded(pool, provider(images=[image(min_ready=3)]))
+    pool.knobs(boot_seconds=0.3, latency_seconds=0.05)
+
+    runs = [pool.start(script, "one") for script in (LAUNCH, other, other)]
+    outputs = [run.communicate(timeout=60) for run in runs]
+
+    assert [run.returncode for run in runs] == [0, 0, 0], outputs
+    assert pool.machines() == dict.fromkeys(names(1, 2, 3), "READY")
+    assert (pool.created(), pool.server_names(), sorted(pool.nodes())) == (3, names(1, 2, 3), names(1, 2, 3))
+
+
+def test_an_overlapping_launch_steps_aside_and_says_so(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.knobs(boot_seconds=3)
+    first = pool.start(LAUNCH, "one")
+    await_that("the first run's machine", pool.machines)
+
+    second = pool.run(LAUNCH, "one", expect=0)
+
+    assert "another launch is at work on this provider; leaving it to that one" in second.stderr
+    assert (first.wait(30), pool.created()) == (0, 1)
+
+
+def test_machines_that_builds_take_while_launch_runs_are_replaced(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    taken = pool.add_machine("READY")
+    pool.knobs(boot_seconds=2)
+    run = pool.start(LAUNCH, "one")
+    await_that("the run to ask for the second machine", lambda: len(pool.machines()) == 2)
+
+    pool.run("devstack-vm-inprogress.py", taken, expect=0)
+
+    output = run.communicate(timeout=60)
+    assert run.returncode == 0, output
+    assert output[0] == "one noble: 2 of 2 ready\n"
+    assert pool.machines() == dict(zip(names(1, 2, 3), ["USED", "READY", "READY"], strict=True))
+
+
+def test_a_machine_that_a_person_takes_while_it_is_registered_is_out_of_service_in_the_end(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "kind": "hang", "seconds": 1.5, "times": 1}])
+    run = pool.start(LAUNCH, "one")
+    await_that("a READY machine", lambda: "READY" in pool.machines().values())
+
+    pool.run("devstack-vm-inprogress.py", "--image", "noble", expect=0)
+
+    output = run.communicate(timeout=60)
+    assert pool.machines() == dict(zip(names(1, 2), ["USED", "READY"], strict=True)), output
+    assert {name: pool.in_service(name) for name in pool.nodes()} == dict(zip(names(1, 2), [False, True], strict=True))
+
+
+# --- clouds that fail ---
+
+
+def test_a_quota_stops_the_creates_and_leaves_no_rows_of_failure(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=30, max_concurrency=2, images=[image(min_ready=20)]))
+    pool.knobs(quota_instances=1)
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 20 ready\n"
+    assert list(pool.machines().values()) == ["READY"]
+    assert "no more servers are asked for in this run" in result.stderr
+    assert "Quota exceeded for instances" in result.stderr
+    assert pool.calls("POST", "/servers") <= 2 * 2  # one for each worker after the first refusal
+
+
+def test_a_server_that_fails_is_an_error_with_the_clouds_words_and_the_next_run_replaces_it(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.knobs(boot_failure="error", boot_failure_next=1, boot_fault="Build of instance aborted: the disk is on fire")
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 2 ready, 1 failed\n"
+    assert pool.sql("SELECT state, error FROM machine WHERE state <> 'READY'") == [
+        ("ERROR", "the server went to ERROR: Build of instance aborted: the disk is on fire")]
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 2 of 2 ready\n"
+
+
+def test_a_server_without_a_host_stops_further_creates(pool: Pool) -> None:
+    seeded(pool, provider(calls_per_second=4, max_concurrency=1, images=[image(min_ready=8)]))
+    pool.knobs(boot_failure_rate=1, boot_fault="No valid host was found. There are not enough hosts available.")
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert "no more servers are asked for in this run: No valid host was found." in result.stderr
+    assert pool.created() < 8
+    assert pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout.count("would launch") >= 2
+
+
+def test_a_refused_create_leaves_no_row_and_is_not_tried_again_in_this_run(pool: Pool) -> None:
+    seeded(pool, provider(security_groups=["nobody-knows-it"], max_concurrency=1, images=[image(min_ready=5)]))
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert "Unable to find security_group with name or id 'nobody-knows-it'" in result.stderr
+    assert pool.machines() == {}
+    assert pool.calls("POST", "/servers") <= 2
+
+
+def test_a_server_that_vanishes_while_it_boots_is_an_error_and_the_next_run_replaces_it(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.knobs(boot_seconds=2)
+    run = pool.start(LAUNCH, "one")
+    server = await_that("a server whose id is saved", lambda: pool.sql(
+        "SELECT external_id FROM machine WHERE external_id IS NOT NULL"))[0][0]
+    assert pool.pocket
+
+    pool.pocket.server("pocket-a", server, vanish=True)
+
+    assert (run.communicate(timeout=60)[0], run.returncode) == ("one noble: 0 of 1 ready, 1 failed\n", 1)
+    assert pool.sql("SELECT state, error FROM machine") == [("ERROR", "the server is gone")]
+    pool.knobs(boot_seconds=0)
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"
+
+
+def test_the_console_log_of_a_machine_without_ssh_is_saved_in_the_workspace(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=2, images=[image(min_ready=1)]))
+    pool.knobs(boot_failure="no-ssh", boot_failure_rate=1)
+    workspace = pool.folder / "workspace"
+    workspace.mkdir()
+
+    pool.run(LAUNCH, "one", expect=1, WORKSPACE=str(workspace))
+
+    saved = workspace / "console-logs" / "devstack-noble-one-1.txt"
+    assert saved.read_text().endswith("devstack-noble-one-1 login: ")
+
+
+def test_a_strange_state_is_tolerated_for_a_while(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    name = pool.add_machine("BUILDING", node=False)
+    pool.pocket_server(name, status="UNKNOWN")
+    run = pool.start(LAUNCH, "one")
+    await_that("the run to look", lambda: pool.calls("GET", "/servers/detail") >= 2)
+
+    pool.pocket_server(name, status="ACTIVE")
+
+    output = run.communicate(timeout=60)
+    assert (run.returncode, pool.machines()) == (0, {name: "READY"}), output
+
+
+@pytest.mark.parametrize("answer", [{"status": 500}, {"kind": "reset"}], ids=str)
+def test_lists_that_fail_for_a_while_cost_no_machine(pool: Pool, answer: dict[str, Any]) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.knobs(boot_seconds=0.5)
+    run = pool.start(LAUNCH, "one")
+    await_that("a create", pool.created)
+
+    pool.knobs(answers=[{"match": "GET /servers/detail", "times": 1, **answer}])
+
+    output = run.communicate(timeout=60)
+    assert (run.returncode, pool.machines()) == (0, dict.fromkeys(names(1), "READY")), output
+
+
+def test_empty_lists_for_a_while_cost_no_machine(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.knobs(boot_seconds=0.5)
+    run = pool.start(LAUNCH, "one")
+    await_that("a create", pool.created)
+
+    pool.knobs(list_empty=2)
+
+    output = run.communicate(timeout=60)
+    assert (run.returncode, pool.machines(), pool.created()) == (0, dict.fromkeys(names(1), "READY"), 1), output
+
+
+def test_one_list_a_round_shows_all_machines(pool: Pool) -> None:
+    seeded(pool, provider(max_servers=20, max_concurrency=16, images=[image(min_ready=12)]))
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert pool.created() == 12
+    assert pool.pocket
+    calls = pool.pocket.look()["calls"]["compute"]
+    assert calls.get("GET /servers/{id}", 0) == 0
+    assert calls["GET /servers/detail"] < 12
+
+
+def test_one_broken_provider_does_not_stop_the_others(pool: Pool) -> None:
+    seeded(pool, provider("one"), provider("two", "pocket-b", images=[image(min_ready=1)]))
+    pool.knobs(answers=[{"match": ".*", "status": 500}])
+
+    result = pool.run(LAUNCH, "all", expect=1)
+
+    assert result.stdout == "two noble: 1 of 1 ready\n"
+    assert pool.machines() == {"devstack-noble-two-1": "READY"}
+    assert "provider one: list servers: " in result.stderr
+
+
+# --- Jenkins that fails ---
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_jenkins_that_fails_for_a_moment_gets_the_node_all_the_same(pool: Pool, status: int) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "status": status, "times": 2}])
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert (pool.machines(), list(pool.nodes())) == (dict.fromkeys(names(1), "READY"), names(1))
+
+
+@pytest.mark.parametrize("kind", ["status", "reset", "close"])
+def test_a_node_made_though_the_answer_was_lost_is_taken_as_ours(pool: Pool, kind: str) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "kind": kind, "when": "after", "times": 1}])
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert (pool.machines(), list(pool.nodes())) == (dict.fromkeys(names(1), "READY"), names(1))
+
+
+def test_a_node_of_our_name_at_another_address_is_an_error_and_stays_untouched(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.add_node(names(1)[0], "devstack-noble", "127.0.0.99", pool="somebody-else")
+    before = pool.nodes()
+
+    pool.run(LAUNCH, "one", expect=1)
+
+    ((state, error),) = pool.sql("SELECT state, error FROM machine")
+    assert state == "ERROR"
+    assert re.search(r"has a node devstack-noble-one-1 that .*leads to 127\.0\.0\.99:22,", error), error
+    assert pool.nodes() == before
+    pool.run("devstack-vm-reap.py", "one", expect=0)
+    assert (pool.nodes(), pool.machines()) == (before, {})
+
+
+@pytest.mark.parametrize("answer", [{"status": 401}, {"status": 403}, {"status": 500}, {"status": 503},
+                                    {"kind": "reset"}], ids=str)
+def test_without_an_answer_of_jenkins_nothing_is_begun(pool: Pool, answer: dict[str, Any]) -> None:
+    seeded(pool, provider())
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": ".*", **answer}])
+
+    result = pool.run(LAUNCH, "one")
+
+    assert result.returncode == (2 if answer.get("status") in (401, 403) else 1), result.stderr
+    assert re.search(r"devstack-vm-launch\.py: Jenkins http://127\.0\.0\.1:\d+/: list nodes: ", result.stderr)
+    assert (pool.machines(), pool.created()) == ({}, 0)
+
+
+def test_the_next_run_registers_what_a_right_that_was_missing_left_over(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "status": 403}])
+    first = pool.run(LAUNCH, "one")
+    assert first.returncode in (1, 2)
+    assert "user admin needs the right" in first.stderr
+
+    pool.jenkins.knobs(answers=[])
+    pool.run("devstack-vm-reap.py", "one", expect=0)
+    pool.run(LAUNCH, "one", expect=0)
+
+    ready = [name for name, state in pool.machines().items() if state == "READY"]
+    assert (len(ready), pool.server_names(), sorted(pool.nodes())) == (2, sorted(ready), sorted(ready))
+
+
+# --- settings that reach the cloud ---
+
+
+def test_floating_ips_always_gives_each_machine_one_and_uses_it(pool: Pool) -> None:
+    seeded(pool, provider(floating_ips="always", images=[image(min_ready=2)]))
+    pool.knobs(floating_seconds=0.2)
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert pool.pocket
+    truth = pool.pocket.look()
+    servers = {server["port"]: server["id"] for server in truth["servers"]}
+    made = {servers[floating["port"]]: floating["address"] for floating in truth["floating_ips"]}
+    assert dict(pool.sql("SELECT external_id, ip FROM machine")) == made
+    assert {floating["description"] for floating in truth["floating_ips"]} == {
+        f"devstack-gate-pool={pool.uuid} server={server}" for server in made}
+
+
+def test_the_networks_of_the_provider_are_attached(pool: Pool) -> None:
+    seeded(pool, provider(networks=["private"], security_groups=["default"], images=[image(min_ready=1)]))
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert [server["groups"] for server in pool.servers()] == [["default"]]
+    assert [port["device"] for port in pool.pocket_look()["ports"]] == [pool.servers()[0]["id"]]
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"networks": ["no-such-net"]}, "provider one: networks: there is no network no-such-net"),
+    ({"images": [image(flavor="huge")]}, "provider one: no flavor named huge; there are m1.large"),
+    ({"images": [image(min_ram=99999)]}, "provider one: no flavor with 99999 MB or more (min-ram)"),
+    ({"cloud": "nobody"}, "provider one: clouds.yaml: entry nobody: Cloud nobody was not found"),
+], ids=["network", "flavor", "min-ram", "cloud"])
+def test_a_wrong_name_in_the_settings_is_wrong_configuration(pool: Pool, keys: dict[str, Any], message: str) -> None:
+    pool.load(provider(**keys))
+    assert pool.pocket
+    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, state, state_time) "
+             "VALUES (1, 'seeded', 1, ?, 'READY', 1)", pool.pocket.look()["images"][0]["id"])
+
+    result = pool.run(LAUNCH, "one", expect=2)
+
+    assert message in result.stderr
+    assert pool.machines() == {}
+
+
+def test_wrong_credentials_are_wrong_configuration_and_cost_no_machine(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    name = pool.add_machine("BUILDING", node=False)
+    pool.knobs(answers=[{"service": "identity", "match": "POST .*tokens", "status": 401}])
+
+    result = pool.run(LAUNCH, "one", expect=2)
+
+    assert "see entry pocket-a of clouds.yaml" in result.stderr
+    assert pool.machines() == {name: "BUILDING"}
+
+
+# --- what took long ---
+
+
+@pytest.mark.parametrize("failure", SLOW_BOOTS)
+def test_a_machine_that_does_not_come_up_is_an_error_after_boot_timeout(slow: dict[str, Slow], failure: str) -> None:
+    assert slow[failure].end(1) == "one noble: 0 of 1 ready, 1 failed\n"
+
+    ((state, error),) = slow[failure].pool.sql("SELECT state, error FROM machine")
+    assert state == "ERROR"
+    assert re.fullmatch(rf"not ready after 2 s \(boot-timeout\); last seen: {SLOW_BOOTS[failure]}", error), error
+
+
+@pytest.mark.parametrize("answer", LOST_ANSWERS)
+def test_a_server_made_though_the_answer_was_lost_is_adopted_and_not_doubled(
+        slow: dict[str, Slow], answer: str) -> None:
+    assert slow[answer].end(0) == "one noble: 1 of 1 ready\n"
+
+    pool = slow[answer].pool
+    assert pool.machines() == {names(1)[0]: "READY"}
+    assert pool.sql("SELECT name, external_id FROM machine") == [
+        (server["name"], server["id"]) for server in pool.servers(slow[answer].cloud)]
+
+
+@pytest.mark.parametrize("what", TOLERATED)
+def test_what_takes_its_time_is_waited_for(slow: dict[str, Slow], what: str) -> None:
+    assert slow[what].end(0) == "one noble: 1 of 1 ready\n"
+
+    assert slow[what].pool.created(slow[what].cloud) == 1
+
+
+@pytest.mark.parametrize("limit", RATE_LIMITS)
+def test_a_rate_limit_is_obeyed(slow: dict[str, Slow], limit: str) -> None:
+    assert slow[limit].end(0) == "one noble: 4 of 4 ready\n"
+
+    pool, cloud = slow[limit].pool, slow[limit].cloud
+    assert pool.created(cloud) == 4
+    requests = [entry for entry in pool.pocket_look(cloud)["requests"] if entry["service"] == "compute"]
+    refused = [entry["time"] for entry in requests if entry["status"] == RATE_LIMITS[limit]]
+    assert refused, "the limit was never met"
+    # Retry-After said one second; what was under way at that moment may still arrive.
+    early = [entry for entry in requests for moment in refused if 0.2 < entry["time"] - moment < 0.9]
+    assert early == []
+
+
+def test_a_create_that_made_nothing_is_an_error_and_the_next_run_replaces_it(slow: dict[str, Slow]) -> None:
+    assert slow[NOT_MADE].end(1) == "one noble: 0 of 1 ready, 1 failed\n"
+
+    pool = slow[NOT_MADE].pool
+    ((state, error),) = pool.sql("SELECT state, error FROM machine")
+    assert (state, error.partition(":")[0]) == ("ERROR", "no server 30 s after")
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"
+
+
+def test_a_jenkins_that_does_not_take_the_node_makes_the_machine_an_error(slow: dict[str, Slow]) -> None:
+    assert slow[JENKINS_REFUSES].end(1) == "one noble: 0 of 1 ready, 1 failed\n"
+
+    pool = slow[JENKINS_REFUSES].pool
+    ((state, error),) = pool.sql("SELECT state, error FROM machine")
+    assert state == "ERROR"
+    assert re.fullmatch(r"Jenkins http://\S+: create node devstack-noble-one-1: 500 .*", error)
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[])
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"

@@ -1,0 +1,878 @@
+"""devstack-vm-reap.py: cloud, Jenkins and vm.db are made to agree again."""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import ANY_HOST_KEY, Pool, image, load_script, provider
+
+REAP = "devstack-vm-reap.py"
+HOUR = 3600
+NOW = 1_800_000_000
+reap = load_script(REAP)
+launch = load_script("devstack-vm-launch.py")
+vmdatabase = reap.vmdatabase
+novacloud = reap.novacloud
+Node = reap.jenkinsnodes.Node
+
+
+# --- what takes long: started by the first test, looked at by the last ones ---
+
+
+@dataclass
+class Slow:
+    """A stuck delete and nodes whose agents died, each in a run of its own beside the other tests."""
+
+    pool: Pool
+    stuck: subprocess.Popen[str]
+    deaths: subprocess.Popen[str]
+    names: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
+    folder = tmp_path_factory.mktemp("slow")
+    with Pocket(folder, "--machines", "none") as pocket, \
+            StandIn(folder / "jenkins", knobs={"connect": "instant"}) as jenkins:
+        pool = Pool(folder, pocket, jenkins)
+        pool.load(provider("one"), provider("two", "pocket-b"))
+        at_two: dict[str, Any] = {"provider": "two", "cloud": "pocket-b"}
+        names = {what: pool.add_machine("DELETE", delete_time=delete_time) for what, delete_time in
+                 {"stuck": 1, "new": None}.items()}
+        names |= {what: pool.add_machine("READY", **at_two) for what in ("dead", "back", "taken", "well")}
+        pool.knobs(delete_ignored=True)
+        jenkins.knobs(reconnect_seconds=6.0)
+        jenkins.node(names["back"], die=True)
+        jenkins.knobs(reconnect_seconds=900.0)
+        jenkins.node(names["dead"], die=True)
+        jenkins.node(names["taken"], die=True)
+        jenkins.node(names["taken"], temporarilyOffline=True, message="anna looks at it")
+        runs = [pool.start(REAP, name) for name in ("one", "two")]
+        try:
+            yield Slow(pool, runs[0], runs[1], names)
+        finally:
+            for run in runs:
+                run.kill()
+                run.communicate()
+
+
+def test_a_server_that_is_asked_to_go_is_waited_for(slow: Slow) -> None:
+    assert (slow.stuck.poll(), slow.deaths.poll()) == (None, None)
+
+
+# --- the rules ---
+
+
+def machine(state: str, age: int = 0, **columns: Any) -> Any:
+    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "base_image": vmdatabase.BaseImage(id=1)}
+    return vmdatabase.Machine(state=state, state_time=NOW - age, **(values | columns))
+
+
+def server(ident: str = "server", status: str = "ACTIVE", age: float = 0, fault: str = "", **marks: object) -> Any:
+    metadata = {f"devstack-gate-{name}": str(value) for name, value in marks.items()}
+    return novacloud.Server(ident, ident, status, fault, metadata, {}, NOW - age)
+
+
+def node(idle: bool = True) -> Any:
+    return Node("node", "", False, False, idle, "", "", frozenset({"devstack-noble"}))
+
+
+def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | None = None,
+          dead: tuple[str, ...] = ()) -> Any:
+    return reap.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
+
+
+ALIVE = sight(server(), nodes={"node": node()})
+BUILDS = sight(server(), nodes={"node": node(idle=False)})
+NOT_KNOWN = sight(server(), nodes=None)
+
+
+@pytest.mark.parametrize(("one", "seen", "verdict"), [
+    (machine("READY"), ALIVE, None),
+    (machine("READY", 1000 * HOUR), ALIVE, None),
+    (machine("READY"), sight(gone=("server",), nodes={}), ("ERROR", "the server is gone")),
+    (machine("READY"), sight(nodes={}), None),  # not in a list, and nobody has said 404
+    (machine("READY"), sight(server(status="ERROR", fault="fire"), nodes={}), ("ERROR", "the server is ERROR fire")),
+    (machine("READY"), sight(server(status="SHUTOFF"), nodes={}), ("ERROR", "the server is SHUTOFF")),
+    (machine("READY"), sight(server(status="UNKNOWN"), nodes={}), None),
+    (machine("READY"), sight(server(status="REBOOT"), nodes={}), None),
+    (machine("READY"), sight(server(), nodes={}, dead=("node",)), ("ERROR", "its Jenkins node died")),
+    (machine("USED", 24 * HOUR - 1), ALIVE, None),
+    (machine("USED", 24 * HOUR), ALIVE, ("DELETE", "used, and kept for 24 hours")),
+    (machine("USED", 99 * HOUR), BUILDS, None),
+    (machine("USED", 99 * HOUR), NOT_KNOWN, None),
+    (machine("USED", 99 * HOUR, jenkins_name=None), NOT_KNOWN, ("DELETE", "used, and kept for 24 hours")),
+    (machine("HOLD", 999 * HOUR), ALIVE, None),
+    (machine("HOLD", hold_until=NOW + 1), ALIVE, None),
+    (machine("HOLD", hold_until=NOW), ALIVE, ("DELETE", "its hours on hold are over")),
+    (machine("HOLD", hold_until=NOW), NOT_KNOWN, ("DELETE", "its hours on hold are over")),
+    (machine("BUILDING", 900 + 600 - 1), ALIVE, None),
+    (machine("BUILDING", 900 + 600), ALIVE, ("ERROR", "still BUILDING after 1500 s")),
+    (machine("ERROR"), ALIVE, None),
+    (machine("DELETE"), ALIVE, None),
+])
+def test_judge(one: Any, seen: Any, verdict: tuple[str, str] | None) -> None:
+    found = reap.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
+
+    assert (found and (found.machine, found.target, found.why)) == (verdict and (one, *verdict))
+
+
+@pytest.mark.parametrize(("one", "columns", "verdict"), [
+    (machine("READY", 5 * HOUR - 1), {"max_ready_age": 5}, None),
+    (machine("READY", 5 * HOUR), {"max_ready_age": 5}, "ready for more than 5 hours (max-ready-age)"),
+    (machine("READY"), {"active": False}, "its image is no longer in the providers file"),
+    (machine("USED"), {"active": False}, None),
+    (machine("HOLD"), {"active": False}, None),
+    (machine("USED", 5 * HOUR), {"max_ready_age": 5}, None),
+])
+def test_judge_by_the_image(one: Any, columns: dict[str, Any], verdict: str | None) -> None:
+    found = reap.judge(one, vmdatabase.BaseImage(**{"active": True, "max_ready_age": None} | columns), 600, ALIVE, NOW)
+
+    assert (found and (found.target, found.why)) == (verdict and ("DELETE", verdict))
+
+
+@given(state=st.sampled_from(["READY", "USED", "BUILDING", "ERROR", "DELETE", "HOLD"]), age=st.integers(-HOUR, 10**9),
+       seen=st.sampled_from([ALIVE, BUILDS, NOT_KNOWN, sight(gone=("server",), nodes={})]), active=st.booleans(),
+       max_age=st.none() | st.integers(1, 100))
+def test_a_hold_without_hours_is_never_judged_and_a_node_that_builds_never_goes(
+        state: str, age: int, seen: Any, active: bool, max_age: int | None) -> None:
+    found = reap.judge(machine(state, age), vmdatabase.BaseImage(active=active, max_ready_age=max_age), 600, seen, NOW)
+
+    assert found is None or (state != "HOLD" and not (state in ("USED", "READY") and seen in (BUILDS, NOT_KNOWN)))
+
+
+@pytest.mark.parametrize(("missing", "room", "gone"), [
+    (0, 0, []), (1, 0, [3]), (2, 0, [3, 2]), (2, 1, [3]), (2, 2, []), (9, 0, [3, 2, 1]), (1, -5, [3]),
+])
+def test_room_is_made_of_the_oldest_finished_machines_and_only_as_much_as_needed(
+        missing: int, room: int, gone: list[int]) -> None:
+    finished = [machine("USED", age, id=number) for number, age in ((1, 10), (2, 20), (3, 30))]
+
+    verdicts = reap.make_room(finished, missing, room)
+
+    assert [(verdict.machine.id, verdict.target) for verdict in verdicts] == [(number, "DELETE") for number in gone]
+
+
+YOUNG, OLD = 899, 900
+
+
+@pytest.mark.parametrize(("one", "machines", "leaked"), [
+    (server("s", age=OLD, machine=7), {7: "s"}, False),
+    (server("s", age=OLD, machine=7), {7: None}, False),  # its id was not saved
+    (server("s", age=OLD, machine=7), {}, True),
+    (server("s", age=YOUNG, machine=7), {}, False),
+    (server("s", age=OLD, machine=7), {7: "another"}, True),
+    (server("s", age=YOUNG, machine=7), {7: "another"}, True),  # its row is older than it
+    (server("s", age=OLD), {}, True),
+    (server("s", age=OLD, snapshot=1), {}, False),  # BUILDING
+    (server("s", age=0, snapshot=2), {}, True),  # ERROR
+    (server("s", age=0, snapshot=3), {}, True),  # READY
+    (server("s", age=OLD, snapshot=4), {}, True),  # no such row
+    (server("s", age=YOUNG, snapshot=4), {}, False),
+])
+def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool) -> None:
+    snapshots = {number: vmdatabase.SnapshotImage(id=number, state=state)
+                 for number, state in ((1, "BUILDING"), (2, "ERROR"), (3, "READY"))}
+
+    assert reap.leaked_servers([one], machines, snapshots, NOW) == [one] * leaked
+
+
+@pytest.mark.parametrize(("snapshot", "age", "leaked"), [
+    (1, OLD, False),  # BUILDING
+    (2, OLD, True),  # its row knows another image
+    (3, OLD, False),  # its row knows this one
+    (9, OLD, True), (9, YOUNG, False), (None, OLD, True),
+])
+def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
+    rows = {1: vmdatabase.SnapshotImage(id=1, state="BUILDING", external_id=None),
+            2: vmdatabase.SnapshotImage(id=2, state="READY", external_id="another"),
+            3: vmdatabase.SnapshotImage(id=3, state="READY", external_id="image")}
+    one = novacloud.Image("image", "name", "active", snapshot, NOW - age)
+
+    assert reap.leaked_images([one], rows, NOW) == [one] * leaked
+
+
+@pytest.mark.parametrize(("states", "everything", "old"), [
+    ("READY READY", False, []),
+    ("READY READY READY READY", False, [2, 3]),
+    ("ERROR READY ERROR READY ERROR READY", False, [0, 2, 4, 5]),
+    ("BUILDING READY READY READY", False, [3]),
+    ("BUILDING DELETE READY", False, [1]),
+    ("BUILDING READY READY", True, [1, 2]),
+])
+def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
+    rows = [vmdatabase.SnapshotImage(id=number, state=state) for number, state in enumerate(states.split())]
+
+    assert [row.id for row in reap.old_snapshots(rows, everything)] == old
+
+
+@pytest.mark.parametrize(("needs", "room", "plan"), [
+    ([(1, 3, 0)], 10, [1, 1, 1]),
+    ([(1, 3, 3)], 10, []),
+    ([(1, 3, 5)], 10, []),
+    ([(1, 3, 0)], 2, [1, 1]),
+    ([(1, 3, 0)], 0, []),
+    ([(1, 3, 0)], -4, []),
+    ([(1, 0, 0)], 4, []),
+    ([(1, 4, 0), (2, 2, 0)], 3, [1, 2, 1]),
+    ([(1, 100, 99), (2, 1, 0)], 1, [2]),
+    ([(1, 10, 5), (2, 10, 0)], 4, [2, 2, 2, 2]),
+])
+def test_plan_launches(needs: list[tuple[int, int, int]], room: int, plan: list[int]) -> None:
+    assert launch.plan_launches([launch.Need(*need) for need in needs], room) == plan
+
+
+NEEDS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), max_size=6).map(
+    lambda pairs: [launch.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs)])
+
+
+@given(needs=NEEDS, room=st.integers(-5, 100))
+def test_a_plan_fills_the_room_or_the_pool_and_is_never_above_either(needs: list[Any], room: int) -> None:
+    plan = launch.plan_launches(needs, room)
+
+    missing = sum(max(0, need.min_ready - need.present) for need in needs)
+    planned = Counter(plan)
+    assert len(plan) == max(0, min(room, missing))
+    assert all(planned[need.image_id] <= max(0, need.min_ready - need.present) for need in needs)
+
+
+@given(needs=NEEDS, room=st.integers(1, 100))
+def test_no_image_is_starved(needs: list[Any], room: int) -> None:
+    """Whoever still lacks a machine was not passed over for one that is better off by more than that machine."""
+    planned = Counter(launch.plan_launches(needs, room))
+
+    share = {need.image_id: (need.present + planned[need.image_id]) / need.min_ready
+             for need in needs if need.min_ready}
+    short = [need for need in needs if need.present + planned[need.image_id] < need.min_ready]
+    for poor in short:
+        for rich in needs:
+            if planned[rich.image_id]:
+                assert share[rich.image_id] - 1 / rich.min_ready <= share[poor.image_id] + 1e-9
+
+
+# --- machines ---
+
+
+def loaded(pool: Pool, *providers: dict[str, Any]) -> Pool:
+    pool.load(*(providers or (provider(),)))
+    return pool
+
+
+def gone(pool: Pool, name: str) -> bool:
+    """Whether nothing is left of a machine: row, server, node."""
+    left = [name in pool.machines(), name in pool.server_names(), name in pool.nodes()]
+    assert len(set(left)) == 1, f"{name}: row, server, node: {left}"
+    return not any(left)
+
+
+@pytest.mark.parametrize("state", ["DELETE", "ERROR"])
+def test_a_machine_that_is_over_goes_with_server_and_node(pool: Pool, state: str) -> None:
+    name, other = loaded(pool).add_machine(state), pool.add_machine("READY")
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert result.stdout == "one: deleted 1 machine\n"
+    assert (gone(pool, name), gone(pool, other)) == (True, False)
+
+
+def test_a_machine_whose_server_is_gone_already_goes(pool: Pool) -> None:
+    name = loaded(pool).add_machine("DELETE")
+    pool.pocket_server(name, vanish=True)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert gone(pool, name)
+
+
+def test_a_machine_that_never_had_a_server_goes(pool: Pool) -> None:
+    loaded(pool).add_machine("ERROR", server=False, node=False)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {}
+
+
+def test_the_server_of_a_row_without_its_id_is_found_and_goes(pool: Pool) -> None:
+    name = loaded(pool).add_machine("ERROR", node=False, external_id=None)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert gone(pool, name)
+
+
+def test_a_row_stays_until_a_later_look_shows_the_server_gone(pool: Pool) -> None:
+    name = loaded(pool).add_machine("DELETE")
+    pool.knobs(delete_seconds=2)
+    run = pool.start(REAP, "one")
+    while not pool.calls("DELETE", "/servers/{id}"):
+        assert run.poll() is None
+    assert name in pool.machines()
+
+    assert run.communicate(timeout=60)[0] == "one: deleted 1 machine\n"
+    assert gone(pool, name)
+
+
+def test_used_machines_stay_24_hours(pool: Pool) -> None:
+    old, young = loaded(pool).add_machine("USED", age=24 * HOUR + 9), pool.add_machine("USED", age=23 * HOUR)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (gone(pool, old), gone(pool, young)) == (True, False)
+
+
+@pytest.mark.parametrize(("state", "columns", "arguments"), [
+    ("USED", {"age": 99 * HOUR}, []),
+    ("DELETE", {}, []),
+    ("ERROR", {}, []),
+    ("HOLD", {"hold_until": 1}, []),
+    ("READY", {}, ["--all-servers"]),
+], ids=["used", "delete", "error", "hold", "all-servers"])
+def test_a_node_that_builds_is_never_deleted(
+        pool: Pool, state: str, columns: dict[str, Any], arguments: list[str]) -> None:
+    name = loaded(pool).add_machine(state, **columns)
+    assert pool.jenkins
+    job = f"endless-{state}"
+    pool.jenkins.add_job(job, name, seconds=600)
+    build = pool.jenkins.wait_started(pool.jenkins.build(job))
+
+    pool.run(REAP, "one", *arguments, expect=0)
+
+    assert not gone(pool, name)
+    (now,) = [one for one in pool.jenkins.look()["builds"] if (one["job"], one["number"]) == (job, build["number"])]
+    assert now["building"]
+
+
+def test_a_machine_goes_as_soon_as_its_build_has_ended(pool: Pool) -> None:
+    name = loaded(pool).add_machine("DELETE")
+    assert pool.jenkins
+    pool.jenkins.add_job("short", name, seconds=1.5)
+    build = pool.jenkins.wait_started(pool.jenkins.build("short"))
+    pool.run(REAP, "one", expect=0)
+    assert (gone(pool, name), pool.in_service(name)) == (False, False)
+    pool.jenkins.wait_build("short", build["number"])
+
+    pool.run(REAP, "one", expect=0)
+
+    assert gone(pool, name)
+
+
+@pytest.mark.parametrize("change", [{"status": "ERROR", "fault": "fire"}, {"status": "SHUTOFF"}, {"vanish": True}],
+                         ids=str)
+def test_a_ready_machine_that_died_is_replaced(pool: Pool, change: dict[str, Any]) -> None:
+    loaded(pool, provider(images=[image(min_ready=2)]))
+    pool.seed_snapshots()
+    dead, alive = pool.add_machine("READY"), pool.add_machine("READY")
+    pool.pocket_server(dead, **change)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (gone(pool, dead), gone(pool, alive)) == (True, False)
+    assert pool.run("devstack-vm-launch.py", "one", expect=0).stdout == "one noble: 2 of 2 ready\n"
+
+
+def test_a_cloud_that_was_really_emptied_is_found_out_and_the_pool_filled_again(pool: Pool) -> None:
+    loaded(pool, provider(images=[image(min_ready=2)]))
+    pool.seed_snapshots()
+    before = [pool.add_machine(state) for state in ("READY", "READY", "DELETE")]
+    for name in before:
+        pool.pocket_server(name, vanish=True)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (pool.machines(), pool.nodes()) == ({}, {})
+    assert pool.run("devstack-vm-launch.py", "one", expect=0).stdout == "one noble: 2 of 2 ready\n"
+
+
+def test_a_node_that_a_person_took_offline_is_respected(pool: Pool) -> None:
+    name = loaded(pool).add_machine("READY")
+    assert pool.jenkins
+    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks at it")
+    before = pool.nodes()
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (pool.machines(), pool.nodes()) == ({name: "READY"}, before)
+
+
+def test_a_node_that_still_connects_is_not_dead(pool: Pool) -> None:
+    assert pool.jenkins
+    pool.jenkins.knobs(connect="never")
+    name = loaded(pool).add_machine("READY")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert not gone(pool, name)
+
+
+@pytest.mark.parametrize(("hours", "goes"), [({}, False), ({"hold_until": 2**31}, False), ({"hold_until": 1}, True)],
+                         ids=["none", "to come", "over"])
+def test_a_held_machine_stays_until_its_hours_are_over(pool: Pool, hours: dict[str, Any], goes: bool) -> None:
+    name = loaded(pool).add_machine("HOLD", age=999 * HOUR, **hours)
+
+    pool.run(REAP, "one", "--all-servers", expect=0)
+    pool.run(REAP, "one", expect=0)
+
+    assert gone(pool, name) == goes
+
+
+def test_ready_machines_go_by_age_only_when_told(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("aging", max_ready_age=5), image("noble")]))
+    names = {(kind, hours): pool.add_machine("READY", age=hours * HOUR + 60, image=kind)
+             for kind in ("aging", "noble") for hours in (4, 5)}
+
+    pool.run(REAP, "one", expect=0)
+
+    assert {which: gone(pool, name) for which, name in names.items()} == {
+        ("aging", 4): False, ("aging", 5): True, ("noble", 4): False, ("noble", 5): False}
+
+
+def test_a_forgotten_boot_ends_long_after_its_boot_timeout(pool: Pool) -> None:
+    loaded(pool, provider(boot_timeout=100))
+    old, young = (pool.add_machine("BUILDING", age=age) for age in (1001, 900))
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (gone(pool, old), gone(pool, young)) == (True, False)
+
+
+def test_room_is_made_for_a_full_pool_of_the_oldest_ended_builds(pool: Pool) -> None:
+    loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
+    ended = [pool.add_machine("USED", age=age * HOUR) for age in (2, 3, 1)]
+    running = pool.add_machine("USED", age=20 * HOUR)
+    held, ready = pool.add_machine("HOLD", age=20 * HOUR), pool.add_machine("READY")
+    for name in ended:
+        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert {name: gone(pool, name) for name in [*ended, running, held, ready]} == {
+        ended[0]: True, ended[1]: True, ended[2]: False, running: False, held: False, ready: False}
+
+
+def test_no_room_is_made_where_there_is_some(pool: Pool) -> None:
+    loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
+    ended = [pool.add_machine("USED", age=HOUR) for _ in range(3)]
+    for name in ended:
+        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == dict.fromkeys(ended, "USED")
+
+
+@pytest.mark.parametrize("state", ["USED", "HOLD"])
+def test_a_node_left_in_service_by_an_outage_though_its_machine_is_taken_is_taken_out(pool: Pool, state: str) -> None:
+    name = loaded(pool).add_machine(state)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (pool.machines(), pool.in_service(name)) == ({name: state}, False)
+
+
+# --- what is not ours ---
+
+
+def test_servers_without_our_metadata_are_never_touched(pool: Pool) -> None:
+    """Each would go at once if it were ours: its row is over, and knows no server id."""
+    loaded(pool, provider(images=[image(min_ready=0)]))
+    over = [pool.add_machine("DELETE", server=False, node=False) for _ in range(3)]
+    add_snapshot(pool, 1, "ERROR")
+    foreign = {"devstack-gate-pool": "11111111-2222-3333-4444-555555555555"}
+    pool.boot(over[0])
+    pool.boot(over[1], pool.marks(machine=2) | foreign)
+    pool.boot(over[2], pool.marks("two", machine=3))
+    pool.boot("devstack-noble-1.template.openstack.org", pool.marks(snapshot=1) | foreign)
+    pool.boot("devstack-noble-2.template.openstack.org", {"devstack-gate-snapshot": "1"})
+    before = pool.server_names()
+
+    pool.run(REAP, "one", "--all-servers", "--all-images", expect=0)
+
+    assert (pool.server_names(), pool.machines()) == (before, {})
+    assert pool.calls("DELETE", "/servers/{id}") == 0
+
+
+def test_a_server_without_a_row_is_left_its_grace_and_a_template_of_an_ended_build_is_not(pool: Pool) -> None:
+    loaded(pool)
+    pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time) "
+             "VALUES (5, 1, 'failed', 1, 'ERROR', 1)")
+    pool.boot("young", pool.marks(machine=99))
+    pool.boot("template", pool.marks(snapshot=5))
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.server_names() == ["young"]
+
+
+def test_a_users_floating_ips_keypairs_and_images_are_never_touched(pool: Pool) -> None:
+    loaded(pool)
+    cloud = pool.client()
+    network = cloud.network.find_network("public").id
+    cloud.network.create_ip(floating_network_id=network, description="mine")
+    cloud.network.create_ip(floating_network_id=network, description="devstack-gate-pool=another server=x")
+    for name in ("mine", "devstack-gate-another-1", f"devstack-gate-{pool.uuid}", f"devstack-gate-{pool.uuid}-x"):
+        cloud.compute.create_keypair(name=name, public_key=ANY_HOST_KEY)
+    name, current = pool.add_machine("USED", age=99 * HOUR), add_snapshot(pool, 1)
+    inherited = pool.marks(snapshot=1)  # from the snapshot; a second image of that row would be a leak
+    cloud.compute.create_server_image(pool.column(name, "external_id"), "anna's look at bug 1", inherited)
+    cloud.compute.create_server_image(pool.column(name, "external_id"), "x.template.openstack.org")
+
+    pool.run(REAP, "one", expect=0)
+
+    truth = pool.pocket_look()
+    assert sorted(ip["description"] for ip in truth["floating_ips"]) == [
+        "devstack-gate-pool=another server=x", "mine"]
+    assert len(truth["keypairs"]) == 4
+    assert sorted(one["name"] for one in truth["images"]) == [
+        "Debian 12", "anna's look at bug 1", current, "x.template.openstack.org"]
+
+
+def test_keypairs_and_floating_ips_of_ours_are_swept(pool: Pool) -> None:
+    loaded(pool)
+    pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time) "
+             "VALUES (5, 1, 'failed', 1, 'ERROR', 1)")
+    cloud = pool.client()
+    network = cloud.network.find_network("public").id
+    kept = pool.add_machine("READY")
+    for what in ("vanished", pool.column(kept, "external_id")):
+        cloud.network.create_ip(floating_network_id=network,
+                                description=f"devstack-gate-pool={pool.uuid} server={what}")
+    cloud.compute.create_keypair(name=f"devstack-gate-{pool.uuid}-5", public_key=ANY_HOST_KEY)
+
+    result = pool.run(REAP, "one", expect=0)
+
+    truth = pool.pocket_look()
+    assert [ip["description"] for ip in truth["floating_ips"]] == [
+        f"devstack-gate-pool={pool.uuid} server={pool.column(kept, 'external_id')}"]
+    assert truth["keypairs"] == []
+    assert result.stdout == "one: deleted 1 floating IP, 1 keypair, 1 snapshot\n"
+
+
+def test_the_floating_ip_of_a_machine_goes_with_it(pool: Pool) -> None:
+    name = loaded(pool).add_machine("DELETE")
+    cloud = pool.client()
+    cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
+                            description=f"devstack-gate-pool={pool.uuid} server={pool.column(name, 'external_id')}")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (gone(pool, name), pool.pocket_look()["floating_ips"]) == (True, [])
+
+
+def test_stray_nodes_of_ours_go_and_other_peoples_stay(pool: Pool) -> None:
+    loaded(pool)
+    pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
+    pool.add_node("devstack-noble-one-78", "devstack-noble", "127.0.0.78", pool="somebody-else")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert list(pool.nodes()) == ["devstack-noble-one-78"]
+    assert pool.in_service("devstack-noble-one-78")
+
+
+def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
+    loaded(pool)
+    pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
+    assert pool.jenkins
+    pool.jenkins.add_job("on-stray", "devstack-noble-one-77", seconds=600)
+    pool.jenkins.wait_started(pool.jenkins.build("on-stray"))
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert "stray node devstack-noble-one-77: a build runs there; left for the next run" in result.stderr
+    assert list(pool.nodes()) == ["devstack-noble-one-77"]
+
+
+# --- snapshots ---
+
+
+def add_snapshot(pool: Pool, version: int, state: str = "READY", image_type: str = "noble") -> str:
+    """A snapshot row, and an image of it at the cloud unless it is BUILDING; returns its name."""
+    ((base_image, provider_name, cloud),) = pool.sql(
+        "SELECT base_image.id, provider.name, cloud FROM base_image JOIN provider ON provider_id = provider.id "
+        "WHERE base_image.name = ?", image_type)
+    name = f"devstack-{image_type}-{version}.template.openstack.org"
+    ((row,),) = pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "
+                         "VALUES (?, ?, ?, ?, ?) RETURNING id", base_image, name, version, state, version)
+    if state != "BUILDING":
+        made = pool.client(cloud).image.create_image(
+            name, container_format="bare", disk_format="qcow2", allow_duplicates=True,
+            **pool.marks(provider_name, snapshot=row))
+        pool.sql("UPDATE snapshot_image SET external_id = ? WHERE id = ?", made.id, row)
+    return name
+
+
+def images(pool: Pool) -> list[str]:
+    return sorted(one["name"] for one in pool.pocket_look()["images"] if one["name"] != "Debian 12")
+
+
+def test_current_and_previous_snapshot_stay_and_older_and_failed_ones_go(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty")]))
+    for version in (1, 2, 4, 5):
+        add_snapshot(pool, version)
+    add_snapshot(pool, 3, "ERROR")
+    add_snapshot(pool, 1, "READY", "trusty")
+
+    pool.run(REAP, "one", expect=0)
+
+    kept = ["devstack-noble-4.template.openstack.org", "devstack-noble-5.template.openstack.org",
+            "devstack-trusty-1.template.openstack.org"]
+    assert images(pool) == kept
+    assert sorted(name for (name,) in pool.sql("SELECT name FROM snapshot_image")) == kept
+
+
+def test_an_image_build_that_was_killed_ends_and_leaves_nothing(pool: Pool) -> None:
+    loaded(pool)
+    add_snapshot(pool, 1)
+    add_snapshot(pool, 2, "BUILDING")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.sql("SELECT version, state FROM snapshot_image") == [(1, "READY")]
+
+
+def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
+    loaded(pool)
+    add_snapshot(pool, 1)
+    add_snapshot(pool, 2)
+
+    pool.run(REAP, "one", "--all-images", expect=0)
+
+    assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
+
+
+def test_a_snapshot_whose_image_was_deleted_by_a_person_goes(pool: Pool) -> None:
+    loaded(pool)
+    for version in (1, 2, 3):
+        add_snapshot(pool, version)
+    pool.sql("UPDATE snapshot_image SET external_id = 'not-there' WHERE version = 1")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert [version for (version,) in pool.sql("SELECT version FROM snapshot_image ORDER BY version")] == [2, 3]
+
+
+def test_an_image_that_cannot_be_deleted_keeps_its_row_for_the_next_run(pool: Pool) -> None:
+    loaded(pool)
+    for version in (1, 2, 3):
+        add_snapshot(pool, version)
+    pool.knobs(answers=[{"service": "image", "match": "DELETE /images/.*", "status": 500}])
+
+    pool.run(REAP, "one", expect=1)
+    assert len(pool.sql("SELECT * FROM snapshot_image")) == 3
+    pool.knobs(answers=[])
+    pool.run(REAP, "one", expect=0)
+
+    assert len(pool.sql("SELECT * FROM snapshot_image")) == len(images(pool)) == 2
+
+
+# --- the whole ---
+
+
+def test_all_servers_spares_the_held_and_those_that_build(pool: Pool) -> None:
+    loaded(pool)
+    names = {state: pool.add_machine(state) for state in ("READY", "USED", "BUILDING", "HOLD")}
+
+    pool.run(REAP, "one", "--all-servers", expect=0)
+
+    assert pool.machines() == {names["HOLD"]: "HOLD"}
+
+
+def test_dry_run_prints_what_would_go_and_changes_nothing(pool: Pool) -> None:
+    loaded(pool)
+    over, old = pool.add_machine("DELETE"), pool.add_machine("USED", age=25 * HOUR)
+    add_snapshot(pool, 1, "ERROR")
+    pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
+    before = pool.dump(), pool.server_names(), images(pool), pool.nodes()
+
+    result = pool.run(REAP, "one", "--dry-run", expect=0)
+
+    assert result.stdout.splitlines() == [
+        f"would move {old} USED -> DELETE: used, and kept for 24 hours",
+        f"would take node {old} out of service",
+        f"would delete machine {over} (DELETE)",
+        "would delete snapshot devstack-noble-1.template.openstack.org (ERROR)",
+        "would delete stray node devstack-noble-one-77",
+    ]
+    assert (pool.dump(), pool.server_names(), images(pool), pool.nodes()) == before
+
+
+def test_a_drained_image_ends_with_its_row(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty", min_ready=0)]))
+    name = pool.add_machine("READY", image="trusty")
+    add_snapshot(pool, 1, "READY", "trusty")
+    pool.load(provider(images=[image("noble")]))
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (gone(pool, name), images(pool)) == (True, [])
+    assert pool.sql("SELECT name FROM base_image") == [("noble",)]
+
+
+def test_a_drained_provider_ends_when_its_last_build_has(pool: Pool) -> None:
+    loaded(pool, provider("one"), provider("two", "pocket-b"))
+    ready, used = (pool.add_machine(state, provider="two", cloud="pocket-b") for state in ("READY", "USED"))
+    pool.load(provider("one"))
+
+    pool.run(REAP, "two", expect=0)
+    assert pool.machines() == {used: "USED"}
+    pool.run("devstack-vm-delete.py", used, "--result", "SUCCESS", expect=0)
+    pool.run(REAP, "two", expect=0)
+
+    assert (pool.machines(), pool.server_names("pocket-b"), ready in pool.nodes()) == ({}, [], False)
+    assert pool.sql("SELECT name FROM provider") == [("one",)]
+
+
+def test_one_broken_provider_does_not_stop_the_others(pool: Pool) -> None:
+    loaded(pool, provider("one"), provider("two", "pocket-b"))
+    kept = pool.add_machine("DELETE")
+    pool.add_machine("DELETE", provider="two", cloud="pocket-b")
+    pool.knobs(answers=[{"match": ".*", "status": 500}])
+
+    result = pool.run(REAP, "all", expect=1)
+
+    assert (result.stdout, pool.machines()) == ("two: deleted 1 machine\n", {kept: "DELETE"})
+
+
+def test_one_server_that_cannot_be_deleted_does_not_stop_the_others(pool: Pool) -> None:
+    kept, over = loaded(pool).add_machine("DELETE"), pool.add_machine("DELETE")
+    pool.knobs(answers=[{"match": f"DELETE /servers/{pool.column(kept, 'external_id')}", "status": 409}])
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert f"{kept}: provider one: delete server: " in result.stderr
+    assert result.stdout == "one: deleted 1 machine; 1 left for the next run\n"
+    assert (pool.machines(), gone(pool, over)) == ({kept: "DELETE"}, True)
+
+
+def test_an_overlapping_reap_steps_aside_and_says_so(pool: Pool) -> None:
+    loaded(pool).add_machine("DELETE")
+    pool.knobs(delete_seconds=2)
+    first = pool.start(REAP, "one")
+    while not pool.calls("DELETE", "/servers/{id}"):
+        assert first.poll() is None
+
+    second = pool.run(REAP, "one", expect=0)
+
+    assert "another reap is at work on this provider" in second.stderr
+    assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\n"
+
+
+# --- clouds and Jenkins that do not tell ---
+
+CLOUD_TROUBLE: dict[str, dict[str, Any]] = {
+    "401": {"answers": [{"match": ".*", "status": 401}]},
+    "500": {"answers": [{"match": ".*", "status": 500}]},
+    "503": {"answers": [{"match": ".*", "status": 503}]},
+    "load balancer": {"answers": [{"match": ".*", "kind": "html", "status": 502}]},
+    "reset": {"answers": [{"match": ".*", "kind": "reset"}]},
+    "cut short": {"answers": [{"match": "GET /servers/detail", "kind": "truncate"}]},
+    "login refused": {"answers": [{"service": "identity", "match": "POST .*", "status": 401}]},
+    "only shows fail": {"list_empty": 99, "answers": [{"match": "GET /servers/[^/]{36}", "status": 500}]},
+    "deletes are not found, but nothing goes": {
+        "list_empty": 99, "answers": [{"match": "GET /servers/[^/]{36}", "status": 503},
+                                      {"match": "DELETE /servers/.*", "status": 503}]},
+}
+
+
+@pytest.mark.parametrize("trouble", CLOUD_TROUBLE)
+def test_a_cloud_in_trouble_loses_no_machine_and_the_next_run_goes_on(pool: Pool, trouble: str) -> None:
+    ready, over, saved = loaded(pool).add_machine("READY"), pool.add_machine("DELETE"), pool.add_machine("USED")
+    pool.sql("UPDATE machine SET external_id = NULL WHERE name = ?", over)
+    servers = pool.server_names()
+    pool.knobs(**CLOUD_TROUBLE[trouble])
+
+    result = pool.run(REAP, "one")
+
+    assert result.returncode in (1, 2), result.stderr
+    assert pool.machines() == {ready: "READY", over: "DELETE", saved: "USED"}
+    assert (pool.server_names(), pool.in_service(ready)) == (servers, True)
+    pool.knobs(list_empty=0, answers=[])
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == {ready: "READY", saved: "USED"}
+
+
+@pytest.mark.parametrize("empty", [1, 99])
+def test_an_empty_list_for_a_while_loses_no_machine_and_no_server(pool: Pool, empty: int) -> None:
+    ready, _over, unsaved = (loaded(pool).add_machine(state) for state in ("READY", "DELETE", "ERROR"))
+    pool.sql("UPDATE machine SET external_id = NULL WHERE name = ?", unsaved)
+    pool.knobs(list_empty=empty)
+
+    pool.run(REAP, "one", expect=1)
+
+    assert (gone(pool, ready), pool.in_service(ready)) == (False, True)
+    rows = {name for name in pool.machines() if name != ready}
+    assert rows >= set(pool.server_names()) - {ready}, "a server has lost its row"
+    pool.knobs(list_empty=0)
+    pool.run(REAP, "one", expect=0)
+    assert (pool.machines(), pool.server_names()) == ({ready: "READY"}, [ready])
+
+
+JENKINS_TROUBLE: dict[str, dict[str, Any]] = {
+    "401": {"status": 401}, "403": {"status": 403}, "500": {"status": 500}, "503": {"status": 503},
+    "reset": {"kind": "reset"}, "closed": {"kind": "close"},
+}
+
+
+@pytest.mark.parametrize("trouble", JENKINS_TROUBLE)
+def test_a_jenkins_in_trouble_loses_no_machine_and_no_node(pool: Pool, trouble: str) -> None:
+    ready, over, old = (loaded(pool).add_machine(state, age=age) for state, age in (
+        ("READY", 0), ("DELETE", 0), ("USED", 25 * HOUR)))
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": ".*", **JENKINS_TROUBLE[trouble]}])
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert "machines that may have a node are left alone" in result.stderr
+    assert pool.machines() == {ready: "READY", over: "DELETE", old: "USED"}
+    assert sorted(pool.nodes()) == pool.server_names() == [ready, over, old]
+    pool.jenkins.knobs(answers=[])
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == {ready: "READY"}
+
+
+@pytest.mark.parametrize("trouble", ["403", "500", "reset"])
+def test_a_node_that_jenkins_does_not_delete_keeps_its_machine(pool: Pool, trouble: str) -> None:
+    over = loaded(pool).add_machine("DELETE")
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/.*/doDelete", **JENKINS_TROUBLE[trouble]}])
+
+    pool.run(REAP, "one", expect=1)
+
+    assert (pool.machines(), pool.server_names(), list(pool.nodes())) == ({over: "DELETE"}, [over], [over])
+    pool.jenkins.knobs(answers=[])
+    pool.run(REAP, "one", expect=0)
+    assert gone(pool, over)
+
+
+# --- what took long ---
+
+
+def test_a_machine_whose_agent_died_is_deleted_and_those_whose_agent_came_back_or_was_taken_stay(slow: Slow) -> None:
+    output = slow.deaths.communicate(timeout=60)
+
+    assert (slow.deaths.returncode, output[0]) == (0, "two: deleted 1 machine\n"), output
+    left = [name for name in slow.pool.machines() if "-two-" in name]
+    assert left == [slow.names[what] for what in ("back", "taken", "well")]
+    assert f"node={slow.names['dead']} READY -> ERROR: its Jenkins node died" in output[1]
+
+
+def test_a_stuck_delete_is_reported_with_its_age_from_the_first_attempt(slow: Slow) -> None:
+    output = slow.stuck.communicate(timeout=90)
+
+    assert slow.stuck.returncode == 1, output
+    assert re.search(rf"{slow.names['stuck']}: the server is still there, 60 s after its deletion was asked for; "
+                     r"stuck, the first attempt to delete it was \d{8} min ago", output[1])
+    assert re.search(rf"{slow.names['new']}: the server is still there, 60 s after its deletion was asked for\n",
+                     output[1])
+    slow.pool.knobs(delete_ignored=False)
+    slow.pool.run(REAP, "one", expect=0)
+    assert [name for name in slow.pool.machines() if "-one-" in name] == []
