@@ -276,7 +276,7 @@ def run(body: Callable[[], int]) -> NoReturn:
         if sys.stdout:
             sys.stdout.flush()
     except GateError as err:
-        print(f"{Path(sys.argv[0]).name}: {err}", file=sys.stderr)
+        _say(str(err))
         code = err.exit_code
     except (KeyboardInterrupt, StoppedError) as err:
         code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
@@ -288,10 +288,15 @@ def run(body: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
-        print(f"{Path(sys.argv[0]).name}: unforeseen {type(err).__name__}: {err} (-v shows where)", file=sys.stderr)
+        _say(f"unforeseen {type(err).__name__}: {err} (-v shows where)")
         code = EXIT_FAILED
     logging.shutdown()
     os._exit(code)
+
+
+def _say(message: str) -> None:
+    """Write a script's last words in one piece, since scripts of several providers share a console."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
 
 
 def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
