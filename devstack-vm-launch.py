@@ -31,6 +31,7 @@ from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, Sna
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: at first, and at most when nothing happens
 TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
 ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
+UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the server's id
 UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
@@ -77,7 +78,8 @@ class Boot:
     task: Future[Any] | None = None
     retry_at: float = 0.0  # monotonic
     tries: int = 0
-    unseen_since: float = 0.0  # monotonic
+    asked: bool = False  # whether this run has asked for the server
+    give_up_at: float = 0.0  # monotonic; until when a server whose id was not saved is looked for
     ask_at: float | None = None  # monotonic; when to ask for a server by itself that the list leaves out
     server: novacloud.Server | None = None
     last_seen: str = "nothing yet"
@@ -155,21 +157,30 @@ class Launch:
             for server in servers)
 
     def adopt(self, machine: Machine, server: novacloud.Server | None) -> None:
-        """Follow a machine that was left BUILDING; one whose server was never made is asked for again.
-
-        Should its server show up all the same, reap finds two with the mark of one row, and deletes the second.
-        """
+        """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
-        if not machine.external_id:
-            template = self.template(self.images[machine.base_image_id])
-            if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
-                self.create(machine, template)
-            return
         age = max(vmdatabase.now() - machine.state_time, 0)
         left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
+        boot = Boot(machine, time.monotonic() + left, BOOT, give_up_at=time.monotonic() + UNSEEN_BEFORE_SECONDS)
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
-        self.follow(Boot(machine, time.monotonic() + left, BOOT))
+        self.follow(boot)
+
+    def ask_again(self, machine: Machine) -> None:
+        """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
+
+        Should its server show up after all, reap finds two with the mark of one row, and deletes the second.
+        """
+        image = self.images[machine.base_image_id]
+        counts = vmdatabase.count_machines(self.provider)
+        wanted = image.active and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
+            and vmdatabase.count_rows(self.provider) + self.orphans <= self.provider.max_servers
+        template = self.template(image) if wanted else None
+        if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
+            self.create(machine, template)
+        else:
+            self.moved(self.boots[machine.id], ERROR, error="an earlier run ended before the cloud had made a server")
+            self.boots.pop(machine.id, None)
 
     # --- asking for machines ---
 
@@ -229,7 +240,7 @@ class Launch:
     def create(self, machine: Machine, template: Template) -> None:
         """Have a worker ask for the server of a row."""
         self.log_of(machine).info("asking for a server")
-        boot = Boot(machine, time.monotonic() + self.provider.boot_timeout, CREATE)
+        boot = Boot(machine, time.monotonic() + self.provider.boot_timeout, CREATE, asked=True)
         boot.task = self.workers.submit(
             self.cloud.create_server, str(machine.name), str(template.snapshot.external_id), template.flavor_id,
             {novacloud.MACHINE_KEY: str(machine.id)}, user_data=template.user_data,
@@ -268,20 +279,20 @@ class Launch:
             marks = {"NODE_PROVIDER": self.provider.name, "NODE_IMAGE": image.name, "NODE_NAME": machine.name,
                      "NODE_SNAPSHOT": snapshot.name if snapshot else ""}
             text = "".join(f"{key}={value}\n" for key, value in marks.items())
-            boot.task = self.workers.submit(self.log_in, boot.server, str(machine.user), text)
+            boot.task = self.workers.submit(self.log_in, boot.server, str(machine.user), text, boot.deadline)
         elif self.nodes:
             boot.task = self.workers.submit(
                 self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
                 address=str(machine.ip), port=self.provider.ssh_port, host_key=str(machine.host_key),
                 remote_fs=self.config.node.remote_fs)
 
-    def log_in(self, server: novacloud.Server, user: str, marks: str) -> nodessh.Login:
+    def log_in(self, server: novacloud.Server, user: str, marks: str, deadline: float) -> nodessh.Login:
         """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
         address = self.cloud.reachable_address(server)
         if address is None:
             raise nodessh.NotYetError("active, but without an address")
         login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
-        return nodessh.write_node_marks(login, marks)
+        return nodessh.write_node_marks(login, marks, deadline - time.monotonic())
 
     def created(self, boot: Boot, task: Future[str]) -> None:
         """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""
@@ -296,7 +307,7 @@ class Launch:
         except GateError as err:
             self.log_of(boot.machine).warning("%s; looking whether there is a server all the same", err)
             boot.last_seen = str(err)
-        boot.unseen_since = time.monotonic()
+        boot.give_up_at = time.monotonic() + UNSEEN_SECONDS
         boot.stage = BOOT
 
     def forget(self, boot: Boot) -> None:
@@ -313,7 +324,8 @@ class Launch:
             self.fail(boot, str(err))
         except GateError as err:
             boot.last_seen = str(err)
-            self.again(boot)
+            if not self.expired(boot):
+                self.again(boot)
         else:
             name = boot.machine.name if self.nodes else None
             if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name):
@@ -378,18 +390,27 @@ class Launch:
                 self.look_at(boot, by_id.get(boot.machine.external_id))
             elif servers is not None:
                 self.look_for(boot, by_machine.get(boot.machine.id))
-            if boot.machine.id in self.boots and time.monotonic() > boot.deadline and boot.task is None:
-                limit = self.provider.boot_timeout
-                self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
+            if boot.machine.id in self.boots and boot.task is None:
+                self.expired(boot)
         return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
+
+    def expired(self, boot: Boot) -> bool:
+        """Fail a machine whose boot-timeout is over; returns whether it is."""
+        over = time.monotonic() > boot.deadline
+        if over:
+            limit = self.provider.boot_timeout
+            self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
+        return over
 
     def look_for(self, boot: Boot, server: novacloud.Server | None) -> None:
         """Find the server of a create whose answer was lost, or conclude that there is none."""
         if server:
             self.log_of(boot.machine).info("the server is there all the same")
             vmdatabase.set_columns(boot.machine, external_id=server.id)
-        elif time.monotonic() - boot.unseen_since > UNSEEN_SECONDS:
+        elif time.monotonic() > boot.give_up_at and boot.asked:
             self.fail(boot, f"no server {UNSEEN_SECONDS} s after: {boot.last_seen}")
+        elif time.monotonic() > boot.give_up_at:
+            self.ask_again(boot.machine)
 
     def look_at(self, boot: Boot, server: novacloud.Server | None) -> None:
         """Judge one server: ACTIVE goes to the ssh test, ERROR and gone are final, all else has until the deadline."""

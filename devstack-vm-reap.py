@@ -133,14 +133,19 @@ def leaked_servers(
 def leaked_images(
     images: Iterable[novacloud.Image], snapshots: Mapping[int, SnapshotImage], now: float
 ) -> list[novacloud.Image]:
-    """Return the images of ours that no row accounts for: grace for the young without a row, none for a second one."""
+    """Return the images of ours that no row accounts for.
+
+    One without a row is left its grace; a second one of the name that a row has goes at once. An image that a user made
+    of one of our machines inherits the mark of a row, but not its name.
+    """
     leaked = []
     for image in images:
         row = snapshots.get(image.snapshot_id or 0)
         if row is None:
             unaccounted = now - image.created >= GRACE
         else:
-            unaccounted = row.state != BUILDING and row.external_id not in (None, image.id)
+            second = image.name == row.name and row.external_id not in (None, image.id)
+            unaccounted = second and row.state != BUILDING
         if unaccounted:
             leaked.append(image)
     return leaked
@@ -309,13 +314,15 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
         now = vmdatabase.now()
+        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now)
+                  for machine in machines]
+        verdicts = [verdict for verdict in judged if verdict]
         if self.options.all_servers:
-            verdicts = [Verdict(machine, DELETE, "--all-servers") for machine in machines if machine.external_id
-                        and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+            going = {verdict.machine.id for verdict in verdicts}
+            verdicts += [Verdict(machine, DELETE, "--all-servers") for machine in machines if machine.id not in going
+                         and machine.external_id and machine.state in (READY, USED, BUILDING)
+                         and not sight.builds(machine)]
         else:
-            judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now)
-                      for machine in machines]
-            verdicts = [verdict for verdict in judged if verdict]
             verdicts += self.verdicts_for_room(machines, images.values(), verdicts, sight)
         for verdict in verdicts:
             machine, source = verdict.machine, str(verdict.machine.state)
@@ -466,11 +473,11 @@ class Reap:
         by_image = defaultdict(list)
         for row in rows:
             by_image[row.base_image_id].append(row)
-        found = {image.snapshot_id: image.id for image in images}
+        found = {(image.snapshot_id, image.name): image.id for image in images}
         for image_rows in by_image.values():
             image = image_rows[0].base_image
             for row in old_snapshots(image_rows, self.options.all_images or not image.active):
-                self.delete_snapshot(row, row.external_id or found.get(row.id))
+                self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
     def delete_snapshot(self, row: SnapshotImage, image_id: str | None) -> None:
         """Delete a snapshot's image, and its row when the image and the template server are gone."""

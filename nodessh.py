@@ -235,14 +235,14 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
         tries += 1
 
 
-def write_node_marks(login: Login, marks: str) -> Login:
+def write_node_marks(login: Login, marks: str, seconds: float) -> Login:
     """Log in once, leave the marks in /etc/devstack-gate/node, and return the login with its host key.
 
-    This is the ssh test of a new machine: it proves the login, sudo and a writable disk. Raises NotYetError when it
-    is worth another try.
+    This is the ssh test of a new machine: it proves the login, sudo and a writable disk. seconds is what is left for
+    it, of which no more than CONNECT_SECONDS are spent on each wait. Raises NotYetError when it is worth another try.
     """
     try:
-        with session(login) as connection:
+        with session(login, max(1.0, min(CONNECT_SECONDS, seconds))) as connection:
             connection.put("write /etc/devstack-gate/node", "/etc/devstack-gate/node", marks)
             return connection.login
     except StepError as err:

@@ -37,6 +37,7 @@ PROVIDER_KEY = "devstack-gate-provider"
 MACHINE_KEY = "devstack-gate-machine"
 SNAPSHOT_KEY = "devstack-gate-snapshot"
 TEMPLATE_SUFFIX = ".template.openstack.org"
+TEMPLATE_NAME = re.compile(rf"devstack-[a-z0-9-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
 ACTIVE, BUILD, SERVER_ERROR = "ACTIVE", "BUILD", "ERROR"
 DEAD_STATUSES = ("ERROR", "DELETED", "SOFT_DELETED", "SHUTOFF", "SUSPENDED", "PAUSED", "SHELVED", "SHELVED_OFFLOADED")
@@ -336,7 +337,7 @@ class Cloud:
         """
         images = self._ask("list images", lambda: list(self._connection.image.images(visibility="private")))
         return [_image(image) for image in images
-                if self._is_ours(image.properties or {}) and str(image.name).endswith(TEMPLATE_SUFFIX)]
+                if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))]
 
     def delete_image(self, image_id: str) -> None:
         """Delete an image; one that is gone already is fine."""

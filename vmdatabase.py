@@ -226,6 +226,7 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
     """
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
+    path = path.resolve()  # the lock files must not depend on how the path is written
     database.init(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
     try:
         with database.connection_context():
@@ -241,8 +242,8 @@ def _explained(path: Path, err: Exception) -> GateError:
     reason = str(err)
     if "locked" in reason or "busy" in reason:
         return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
-    if "not a database" in reason or "unable to open" in reason or "malformed" in reason:
-        return ConfigError(f"{path}: cannot be opened as a SQLite database ({reason})")
+    if re.search("not a database|unable to open|malformed|readonly", reason):
+        return ConfigError(f"{path}: cannot be opened, and written, as a SQLite database ({reason})")
     return DatabaseError(f"{path}: {reason}")
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -698,3 +699,28 @@ def test_a_jenkins_that_does_not_take_the_node_makes_the_machine_an_error(slow: 
     assert pool.jenkins
     pool.jenkins.knobs(answers=[])
     assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"
+
+
+def test_a_silent_machine_ends_at_boot_timeout_however_long_its_logins_take(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=6, images=[image(min_ready=2)]))
+    pool.knobs(boot_failure="silent-ssh", boot_failure_rate=1)
+
+    before = time.monotonic()
+    pool.run(LAUNCH, "one", expect=1)
+
+    assert list(pool.machines().values()) == ["ERROR", "ERROR"]
+    assert time.monotonic() - before < 25  # it went on for 44 s when each end of a login began the next
+
+
+def test_two_spellings_of_one_database_share_its_locks(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.knobs(latency_seconds=0.3)
+    link = pool.database.with_name("link.db")
+    link.symlink_to(pool.database)
+
+    both = [pool.start(LAUNCH, "one"), pool.start(LAUNCH, "one", DEVSTACK_GATE_DB=str(link))]
+    outputs = [process.communicate(timeout=60) for process in both]
+
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert list(pool.machines().values()) == ["READY", "READY"]
+    assert len(pool.servers()) == 2

@@ -190,12 +190,14 @@ def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool)
     (1, OLD, False),  # BUILDING
     (2, OLD, True),  # its row knows another image
     (3, OLD, False),  # its row knows this one
+    (4, OLD, False),  # a user made it of a machine of that row
     (9, OLD, True), (9, YOUNG, False), (None, OLD, True),
 ])
 def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
-    rows = {1: vmdatabase.SnapshotImage(id=1, state="BUILDING", external_id=None),
-            2: vmdatabase.SnapshotImage(id=2, state="READY", external_id="another"),
-            3: vmdatabase.SnapshotImage(id=3, state="READY", external_id="image")}
+    rows = {1: vmdatabase.SnapshotImage(id=1, name="name", state="BUILDING", external_id=None),
+            2: vmdatabase.SnapshotImage(id=2, name="name", state="READY", external_id="another"),
+            3: vmdatabase.SnapshotImage(id=3, name="name", state="READY", external_id="image"),
+            4: vmdatabase.SnapshotImage(id=4, name="other", state="READY", external_id="another")}
     one = novacloud.Image("image", "name", "active", snapshot, NOW - age)
 
     assert reap.leaked_images([one], rows, NOW) == [one] * leaked

@@ -278,9 +278,9 @@ def garbled(path: Path) -> None:
 
 BAD_DATABASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("This is no database, but long enough to be one." * 100),
-             "cannot be opened as a SQLite database (file is not a database)"),
-    "folder": (Path.mkdir, "cannot be opened as a SQLite database (unable to open database file)"),
-    "garbled": (garbled, "cannot be opened as a SQLite database (...)"),
+             "cannot be opened, and written, as a SQLite database (file is not a database)"),
+    "folder": (Path.mkdir, "cannot be opened, and written, as a SQLite database (unable to open database file)"),
+    "garbled": (garbled, "cannot be opened, and written, as a SQLite database (...)"),
     "newer": (newer, "has schema version 99, newer than the ... known here; use the scripts that made it"),
     "foreign": (foreign, "holds tables that devstack-gate did not make; name another file"),
 }
