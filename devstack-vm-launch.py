@@ -121,7 +121,7 @@ class Launch:
         """Fill the pool, wait for it if asked to, and return the exit code."""
         nodes = None
         if self.nodes:  # first: without Jenkins nothing is begun
-            nodes = {name for name, node in self.nodes.all().items() if self.nodes.is_ours(node)}
+            nodes = {name for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
         self.take_over(self.cloud.list_servers(), nodes)
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
@@ -359,7 +359,7 @@ class Launch:
             return
         try:
             if row is None:
-                self.nodes.remove(str(machine.name), "its machine is gone")
+                self.nodes.remove(str(machine.name), "its machine is gone", machine.ip)
             else:
                 self.nodes.take_out_of_service(str(machine.name), "taken while it was being registered")
         except GateError as err:

@@ -337,15 +337,15 @@ class Reap:
         """Take nodes out of service that are not to serve a build any more, but were left in it by an outage."""
         for machine in vmdatabase.machines_of(self.provider):
             node = (sight.nodes or {}).get(str(machine.jenkins_name))
-            if machine.state not in (USED, HOLD) or self.nodes is None or node is None or node.out_of_service \
-                    or not self.nodes.is_ours(node):
+            if machine.state not in (USED, HOLD) or self.nodes is None or node is None or node.out_of_service:
                 continue
             if self.options.dry_run:
                 print(f"would take node {node.name} out of service")
                 continue
             try:
-                self.nodes.take_out_of_service(node.name, "its machine has been used", missing_ok=True)
-                self.log_of(machine).info("its node is out of service now")
+                if self.nodes.is_ours(node, machine.ip):
+                    self.nodes.take_out_of_service(node.name, "its machine has been used", missing_ok=True)
+                    self.log_of(machine).info("its node is out of service now")
             except GateError as err:
                 self.trouble(err)
 
@@ -396,7 +396,8 @@ class Reap:
                 vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
             if machine.delete_time is None:
                 vmdatabase.set_columns(machine, delete_time=vmdatabase.now())
-            tasks[machine.id] = self.workers.submit(self.delete_one, machine.jenkins_name, machine.external_id)
+            tasks[machine.id] = self.workers.submit(
+                self.delete_one, machine.jenkins_name, machine.ip, machine.external_id)
         asked = []
         for machine in [machine for machine in machines if machine.id in tasks]:
             try:
@@ -415,9 +416,9 @@ class Reap:
                 asked.append(machine)
         return asked
 
-    def delete_one(self, node: str | None, server_id: str | None) -> str:
+    def delete_one(self, node: str | None, address: str | None, server_id: str | None) -> str:
         """Run in a worker: remove a node that builds nothing, then ask for the server's end."""
-        if self.nodes and node and not self.nodes.remove(node, "its machine is being deleted"):
+        if self.nodes and node and not self.nodes.remove(node, "its machine is being deleted", address):
             return BUILDS
         return ASKED if server_id and self.cloud.delete_server(server_id) else GONE
 
@@ -523,7 +524,7 @@ class Reap:
         """Return the nodes that carry this pool's UUID but have no machine."""
         names = vmdatabase.node_names()
         return {node.name: node.name for node in (sight.nodes or {}).values()
-                if self.nodes and self.nodes.is_ours(node) and node.name not in names}
+                if self.nodes and self.nodes.is_marked(node) and node.name not in names}
 
     def remove_node(self, name: str) -> None:
         """Run in a worker: remove a node from Jenkins, but not under a build."""

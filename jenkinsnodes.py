@@ -131,9 +131,20 @@ class Nodes:
         url = f"{self._config.server.rstrip('/')}/{path}"
         return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
 
-    def is_ours(self, node: Node) -> bool:
+    def is_marked(self, node: Node) -> bool:
         """Whether a node carries this pool's mark."""
         return self._mark in node.description
+
+    def is_others(self, node: Node) -> bool:
+        """Whether a node carries the mark of another pool."""
+        return DESCRIPTION in node.description and not self.is_marked(node)
+
+    def is_ours(self, node: Node, address: str | None) -> bool:
+        """Whether a node with a name of ours is ours: by its mark, or without any mark if it leads to our address."""
+        if self.is_marked(node) or self.is_others(node) or not address:
+            return self.is_marked(node)
+        config = self._ask(f"read node {node.name}", lambda server: server.get_node_config(node.name))
+        return config is not None and _element(config, "host") == address
 
     # --- looking ---
 
@@ -162,8 +173,8 @@ class Nodes:
     def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str) -> None:
         """Make a node with one executor, only for builds that ask for the label.
 
-        Jenkins will connect to it only if it shows the host key. A node of ours that is there already with the same
-        address is taken as it is; NodeConflictError for any other of this name.
+        Jenkins will connect to it only if it shows the host key. A node that is there already with the same address is
+        taken as it is; NodeConflictError if it leads elsewhere or is another pool's.
         """
         import jenkins
 
@@ -185,7 +196,8 @@ class Nodes:
         if config is None:
             raise error or JenkinsError(f"Jenkins {self._config.server}: node {name} was created but is not there")
         leads_to = _element(config, "host"), _element(config, "port")
-        if leads_to != (address, str(port)) or self._mark not in _element(config, "description"):
+        mark = _element(config, "description")
+        if leads_to != (address, str(port)) or (DESCRIPTION in mark and self._mark not in mark):
             raise NodeConflictError(f"Jenkins {self._config.server}: has a node {name} that is not ours; it leads to "
                                     f"{':'.join(leads_to)}, ours would lead to {address}:{port}")
 
@@ -233,13 +245,13 @@ class Nodes:
             self._relabel(name)
         raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
 
-    def remove(self, name: str, message: str) -> bool:
+    def remove(self, name: str, message: str, address: str | None = None) -> bool:
         """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.
 
-        A node of that name that is not ours is left alone, as if there were none.
+        A node of that name that is not ours is left alone, as if there were none; address as for is_ours.
         """
         node = self.look(name)
-        if node is None or not self.is_ours(node):
+        if node is None or not self.is_ours(node, address):
             return True
         node = self.take_out_of_service(name, message, missing_ok=True)
         if node is None:

@@ -39,7 +39,7 @@ SNAPSHOT_KEY = "devstack-gate-snapshot"
 TEMPLATE_SUFFIX = ".template.openstack.org"
 TEMPLATE_NAME = re.compile(rf"devstack-[a-z0-9-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
-ACTIVE, BUILD, SERVER_ERROR = "ACTIVE", "BUILD", "ERROR"
+ACTIVE, SERVER_ERROR = "ACTIVE", "ERROR"
 DEAD_STATUSES = ("ERROR", "DELETED", "SOFT_DELETED", "SHUTOFF", "SUSPENDED", "PAUSED", "SHELVED", "SHELVED_OFFLOADED")
 CAPACITY_FAULTS = re.compile(r"no valid host|quota|exceeded maximum number of retries|insufficient", re.IGNORECASE)
 
@@ -479,7 +479,9 @@ def _explained(what: str, cloud: str) -> Iterator[None]:
     except keystoneauth1.exceptions.HttpError as err:
         raise _by_status(what, cloud, err.http_status, err, 0) from err
     except keystoneauth1.exceptions.DiscoveryFailure as err:
-        text = f"{what}: {_one_line(err)}; see entry {cloud} of clouds.yaml"
+        answer = re.search(r"[A-Z][A-Za-z ]+ \(HTTP [0-9]+\)", str(err))
+        text = f"{what}: no identity service answers there: {answer[0] if answer else _one_line(err)}" \
+               f"; see auth_url in entry {cloud} of clouds.yaml"
         raise (CloudConfigError(text) if "HTTP 4" in text else CloudError(text)) from err
     except (keystoneauth1.exceptions.CatalogException, keystoneauth1.exceptions.MissingRequiredOptions,
             keystoneauth1.exceptions.MissingAuthPlugin) as err:

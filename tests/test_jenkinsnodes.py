@@ -609,6 +609,14 @@ def test_a_node_of_another_pool_is_not_removed(nodes: Nodes, stand_in: StandIn, 
     assert state(stand_in) == (False, LABEL)
 
 
+@pytest.mark.parametrize(("address", "left"), [("192.0.2.1", []), ("192.0.2.2", ["n1"]), (None, ["n1"])])
+def test_a_node_without_any_mark_is_ours_only_if_it_leads_to_our_address(
+        nodes: Nodes, stand_in: StandIn, address: str | None, left: list[str]) -> None:
+    stand_in.add_nodes([{"name": "n1", "label": LABEL, "host": "192.0.2.1"}])
+    assert nodes.remove("n1", "gone", address) is True
+    assert list(stand_in.look()["nodes"]) == left
+
+
 def test_a_build_that_starts_just_before_the_removal_is_not_failed(busy_jenkins: StandIn, tmp_path: Path) -> None:
     nodes = Nodes(config_of(busy_jenkins), tmp_path / "locks", "p")
     add_online(nodes, busy_jenkins)
