@@ -1,6 +1,5 @@
 """The demo: the life of a pool of single-use machines, told in steps, on this computer alone."""
 
-import json
 import shutil
 import socket
 import subprocess
@@ -55,8 +54,8 @@ class Story:
 class Demo:
     """The scripts, driven as Jenkins would, against two clouds and a Jenkins on loopback."""
 
-    def __init__(self, folder: Path, running: ExitStack) -> None:
-        self.story = Story()
+    def __init__(self, folder: Path, running: ExitStack, story: Story) -> None:
+        self.story = story
         self.folder = folder
         port = _free_ssh_port()
         self.story.step("Start two OpenStack clouds, north and south, and a Jenkins, all on 127.0.0.0/8.")
@@ -212,23 +211,26 @@ def _left_behind(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    """Run the demo; returns 0 when all went as told and nothing is left running."""
+    """Run the demo; returns 0 when all went as told and nothing is left running, 130 after Ctrl-C."""
     folder = Path(tempfile.mkdtemp(prefix="devstack-gate-demo-"))
-    with ExitStack() as running:
-        demo = Demo(folder, running)
-        demo.tell()
-        demo.story.step("Stop everything.")
-        truth = {name: [server["name"] for server in demo.cloud.look(name)["servers"]] for name in (NORTH, SOUTH)}
+    story = Story()
+    code = 0
+    try:
+        with ExitStack() as running:
+            Demo(folder, running, story).tell()
+            story.step("Stop everything.")
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", flush=True)
+        code = 130
     left = _left_behind(folder)
     if left:
         print("still there:", *left, sep="\n", file=sys.stderr)
         return 1
-    (folder / "servers-at-the-end.json").write_text(json.dumps(truth, indent=2))
     shutil.rmtree(folder / "pocket", ignore_errors=True)
-    demo.story.came(f"no process and no mount is left. Logs and vm.db: {folder} "
-                    "(scripts.log, console-gate-*.txt, pocketcloud.log, jenkins/log)")
-    print(f"\nThe demo took {time.monotonic() - demo.story.started:.0f} s.")
-    return 0
+    story.came(f"no process and no mount is left. Logs and vm.db: {folder} "
+               "(scripts.log, console-gate-*.txt, pocketcloud.log, jenkins/log)")
+    print(f"\nThe demo took {time.monotonic() - story.started:.0f} s.")
+    return code
 
 
 if __name__ == "__main__":
