@@ -42,6 +42,7 @@ main() {
             printf '\nThe checkers above failed; the tests run all the same.\n\n'
         fi
     fi
+    "$PYTHON" -m tests.pocketcloud --base-only
     "$PYTHON" -m pytest "$@" || rc=$?
     if (( rc == 0 && checked )); then
         return 1
