@@ -46,6 +46,8 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
 
     inprogress has done that, so that mostly one look is enough; a build waits for this script.
     """
+    if not config.jenkins:
+        vmdatabase.machine_log(machine).info("no [jenkins] section in %s: there is no node to look after", config.path)
     if not config.jenkins or not machine.jenkins_name:
         return
     import jenkinsnodes
