@@ -55,7 +55,7 @@ def pool(pool: Pool, made: Pool) -> Pool:
     return pool
 
 
-LOCKED_CALLS: list[Call] = [(DELETE, NODE), HOLD, (VMDB, "load", "providers.yaml")]
+LOCKED_CALLS: list[Call] = [(DELETE, "-q", NODE), HOLD, (VMDB, "load", "providers.yaml")]
 
 
 @pytest.fixture(scope="module", autouse=True)
