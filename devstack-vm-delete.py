@@ -52,8 +52,8 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
         return
     import jenkinsnodes
 
-    if not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name):
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
+    in_service = not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name)
+    if in_service and (nodes := vmdatabase.nodes_of(config)):
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 

@@ -204,8 +204,8 @@ class Launch:
             if image.active and not {None, image.id} & self.no_more.keys():
                 present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
                 needs.append(Need(image.id, image.min_ready, present))
-        room = self.provider.max_servers - vmdatabase.count_rows(self.provider) - self.orphans
-        return [self.images[image_id] for image_id in plan_launches(needs, room)]
+        taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
+        return [self.images[image_id] for image_id in plan_launches(needs, self.provider.max_servers - taken)]
 
     def template(self, image: BaseImage) -> Template | None:
         """Return what to boot for an image type, or None when this run cannot."""

@@ -17,7 +17,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -205,7 +205,7 @@ def is_public_key(text: str) -> bool:
     return bool(re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\n]*)?", text))
 
 
-def nearest(word: str, known: Sequence[str] | MutableMapping[str, Any] | dict[str, Any]) -> str:
+def nearest(word: str, known: Collection[str]) -> str:
     """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
     import difflib
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import gateconfig
 import jenkinsnodes
-import nodessh
-import providersfile
 import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
 
@@ -83,6 +81,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _run_load(options: argparse.Namespace) -> int:
+    import providersfile
+
     providers = providersfile.load_providers_file(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
         changes = providersfile.load(providers)
@@ -103,6 +103,8 @@ def _run_load(options: argparse.Namespace) -> int:
 
 def _run_hold(options: argparse.Namespace) -> int:
     """Hold the machine first, so that no script moves it, then take its node out of service and let the person in."""
+    import nodessh
+
     key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
     config = gateconfig.load_secure_config() if machine.jenkins_name or key else None

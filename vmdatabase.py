@@ -232,9 +232,7 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
         with database.connection_context():
             _migrate(path, migrations)
             yield
-    except peewee.DatabaseError as err:
-        raise _explained(path, err) from err
-    except sqlite3.Error as err:
+    except (peewee.DatabaseError, sqlite3.Error) as err:
         raise _explained(path, err) from err
 
 
@@ -298,11 +296,9 @@ def pool_uuid() -> str:
     return str(Setting.get_by_id("pool").value)
 
 
-@contextlib.contextmanager
-def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> Iterator[bool]:
+def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
     """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
-    with gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds) as mine:
-        yield mine
+    return gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds)
 
 
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
@@ -368,7 +364,7 @@ def provider_named(name: str) -> Provider:
     """Return a provider; ConfigError names what is known if there is none."""
     provider = Provider.get_or_none(Provider.name == name) if name.isprintable() else None
     if provider is None:
-        known = [row.name for row in Provider.select().order_by(Provider.name)]
+        known = provider_names()
         hint = gateconfig.nearest(name, known) if known else "; vm.db has none yet, run: vmdatabase.py load FILE"
         raise ConfigError(f"{database.database}: unknown provider {printable(name)}{hint}")
     return provider
@@ -423,11 +419,15 @@ def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
     return Counter({(image_id, state): count for image_id, state, count in rows})
 
 
+def count_templates(provider: Provider) -> int:
+    """Return how many templates of a provider are being built; each has a server, or soon will."""
+    query = SnapshotImage.select().join(BaseImage)
+    return int(query.where((BaseImage.provider == provider) & (SnapshotImage.state == BUILDING)).count())
+
+
 def count_rows(provider: Provider) -> int:
     """Return how many servers the rows of a provider stand for: all machines, and templates being built."""
-    templates = (SnapshotImage.select().join(BaseImage)
-                 .where((BaseImage.provider == provider) & (SnapshotImage.state == BUILDING)).count())
-    return int(count_machines(provider).total() + templates)
+    return count_machines(provider).total() + count_templates(provider)
 
 
 def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
