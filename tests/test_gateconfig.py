@@ -336,7 +336,7 @@ def test_a_lock_is_had_by_one_process_only(tmp_path: Path) -> None:
         began = time.monotonic()
         with gateconfig.file_lock(lock, 0.3) as mine:
             assert mine is False
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -146,11 +146,11 @@ def test_a_jenkins_that_hangs_does_not_tell(
     stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(jenkinsnodes, "CALL_SECONDS", 0.3)  # 30 s would prove the same
-    stand_in.knobs(answers=[{"match": "GET /computer/", "kind": "hang", "seconds": 5}])
+    stand_in.knobs(answers=[{"match": "GET /computer/", "kind": "hang", "seconds": 60}])
     began = time.monotonic()
     with pytest.raises(JenkinsError, match=r": no answer \("):
         CALLS[call](Nodes(config_of(stand_in), tmp_path / "locks", "p"))
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
 
 
 @contextmanager
@@ -690,10 +690,10 @@ def test_a_jenkins_that_is_not_there_is_not_out_of_service(url: str) -> None:
 
 def test_a_jenkins_that_hangs_is_not_out_of_service(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jenkinsnodes, "CALL_SECONDS", 0.3)  # 30 s would prove the same
-    stand_in.knobs(answers=[{"match": "GET /computer/", "kind": "hang", "seconds": 5}])
+    stand_in.knobs(answers=[{"match": "GET /computer/", "kind": "hang", "seconds": 60}])
     began = time.monotonic()
     assert is_out_of_service(config_of(stand_in), "n1") is False
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("path", ["", "/", "/jenkins", "/jenkins/"])

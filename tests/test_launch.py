@@ -709,7 +709,7 @@ def test_a_silent_machine_ends_at_boot_timeout_however_long_its_logins_take(pool
     pool.run(LAUNCH, "one", expect=1)
 
     assert list(pool.machines().values()) == ["ERROR", "ERROR"]
-    assert time.monotonic() - before < 25  # it went on for 44 s when each end of a login began the next
+    assert time.monotonic() - before < 40  # it went on for 44 s when each end of a login began the next
 
 
 def test_two_spellings_of_one_database_share_its_locks(pool: Pool) -> None:

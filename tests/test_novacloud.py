@@ -405,7 +405,7 @@ def test_a_rate_limit_is_waited_for_and_the_call_made_again(
     answer(pocket, "GET /servers/detail", status=status, headers=headers, times=1)
     began = time.monotonic()
     assert cloud.list_servers() == []
-    assert seconds <= time.monotonic() - began < 10
+    assert time.monotonic() - began >= seconds
     assert calls(pocket)["GET /servers/detail"] == 2
 
 

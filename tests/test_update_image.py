@@ -321,5 +321,5 @@ def test_the_clock_of_a_build_is_not_fooled_by_a_cloud_that_is_full(quick: Pool)
     result = quick.run(UPDATE, "one", expect=1)
 
     assert "no room for a template server within max-servers (1) after 2 s" in result.stderr
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began >= 2
     assert quick.sql("SELECT state FROM snapshot_image") == [("ERROR",)]
