@@ -269,6 +269,8 @@ class Build:
     def stop(self) -> None:
         """End a build that another thread works on: nothing of it is to be left when the process ends, right after."""
         self.stopping = True
+        if self.row.state != BUILDING:
+            return
         self.fail("the build was stopped")
         self.clean_up(self.delete_server)
         self.clean_up(lambda: self.cloud.delete_keypair(self.cloud.keypair_name(self.row.id)))
@@ -533,7 +535,7 @@ def _build(cloud: novacloud.Cloud, image: BaseImage, plan: Plan, builds: list[Bu
     log = get_log(provider=cloud.provider.name, image=image.name)
     with vmdatabase.connected():
         try:
-            build = Build(cloud, image, plan)
+            build = gateconfig.guarded(Build, cloud, image, plan)
             builds.append(build)
         except GateError as err:
             log.error("no new snapshot: %s", err)

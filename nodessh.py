@@ -22,6 +22,7 @@ from gateconfig import ConfigError, GateError, NodeConfig, get_log
 
 CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
 STEP_SECONDS = 60
+KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remember a connection
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
 OUTPUT_LINES = 20  # of a failed step, in the error
 
@@ -168,6 +169,7 @@ def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]
             transport = client.get_transport()
             if transport is None:
                 raise EOFError("the connection is closed")
+            transport.set_keepalive(KEEPALIVE_SECONDS)
             seen = transport.get_remote_server_key()
         yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"))
     finally:
