@@ -45,6 +45,8 @@ SNAPSHOT_BOOTS = 4  # a snapshot may take so many times boot-timeout to become a
 GONE_SECONDS = 60
 KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a template, as long as a failed build's machine stays
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
+ALWAYS_DEB, ALWAYS_RPM = ("sudo", "libnss-myhostname"), ("sudo",)  # the second resolves the name of each machine
+CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
 REMOTE_FOLDER = "/var/lib/devstack-gate"
 MARKS = "/etc/devstack-gate/image"
 
@@ -101,14 +103,12 @@ class Template:
 
     def install_packages(self) -> None:
         """Install what every image has; one that does not exist fails the build, but only at its end."""
-        names = ["sudo", *(self.plan.image.packages or self.default_packages())]
-        self.missing = unavailable(self.call("fetch_packages", "install", stdin=names))
+        rpm = devstackfiles.is_rpm(self._distribution)
+        names = self.plan.image.packages or (gateconfig.RPM_PACKAGES if rpm else gateconfig.DEB_PACKAGES)
+        tools = [*(ALWAYS_RPM if rpm else ALWAYS_DEB), *(CACHE_TOOLS if self.plan.checkout else ())]
+        self.missing = unavailable(self.call("fetch_packages", "install", stdin=[*tools, *names]))
         for name in self.missing:
             self.log.error("there is no package %s ([image] packages), which the image must have", name)
-
-    def default_packages(self) -> Sequence[str]:
-        """Return what is installed where the secure configuration does not say."""
-        return gateconfig.RPM_PACKAGES if devstackfiles.is_rpm(self._distribution) else gateconfig.DEB_PACKAGES
 
     def install_headers(self) -> None:
         """Install headers of the newest kernel."""
@@ -449,7 +449,7 @@ def main(argv: list[str] | None = None) -> int:
     """Build the images of one provider, or of each; or print what would be cached."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
-    if options.what:
+    if options.what is not None:
         print(json.dumps(_what(options), indent=2))
         return gateconfig.EXIT_OK
     return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
@@ -582,8 +582,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--what", metavar="DISTRIBUTION",
                         help="print as JSON what would be cached for a distribution (noble, rhel9); needs no cloud")
     options = parser.parse_args(argv)
-    if bool(options.what) == bool(options.provider):
-        parser.error("expected either a PROVIDER or --what DISTRIBUTION")
+    if options.what is None and options.provider is None:
+        parser.error("the following arguments are required: PROVIDER or --what DISTRIBUTION")
+    if options.what is not None and options.provider is not None:
+        parser.error("--what is about a distribution, it takes no PROVIDER")
     return options
 
 

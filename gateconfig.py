@@ -99,9 +99,9 @@ SECURE_KEYS = {
     "image": ("packages", "branches", "puppet_repo", "puppet_modulepath", "puppet_manifest"),
 }
 DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
-# What devstack, a Jenkins agent and the gate scripts cannot do without; libnss-myhostname resolves the machine's name.
+# What devstack, a Jenkins agent and the gate scripts cannot do without.
 DEB_PACKAGES = ("build-essential", "python3-dev", "python3-pip", "python3-venv", "git", "curl", "rsync",
-                "default-jre-headless", "libnss-myhostname")
+                "default-jre-headless")
 RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git", "curl", "rsync", "java-headless")
 DEFAULT_BRANCHES = "master stable/*"
 

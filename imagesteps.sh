@@ -251,6 +251,7 @@ within() {
 make_account() {
     local user=$1 key=$2 remote_fs=$3 home group
     if ! id -u "$user" > /dev/null 2>&1; then
+        mkdir -p -- "$(dirname -- "$remote_fs")" || return
         useradd -m -d "$remote_fs" -s /bin/bash "$user" || return
         usermod -p '*' "$user" || return  # no password, yet not locked
     fi
@@ -291,9 +292,9 @@ clone_projects() {
 }
 
 clone_project() {
-    local base=$1 project=$2
-    if ! retry 3 clone_repository "$base/$project" "workspace-cache/$project" > /dev/null; then
-        printf 'unavailable: %s\n' "$project"
+    local base=$1 project=$2 output
+    if ! output=$(retry 3 clone_repository "$base/$project" "workspace-cache/$project"); then
+        printf 'unavailable: %s (%s)\n' "$project" "${output##*$'\n'}"
     fi
 }
 
@@ -375,7 +376,7 @@ download_pips() {
 
 # Download the URLs that are on standard input into ~/cache/files; nothing half there keeps its name.
 cache_files() {
-    local url name
+    local url name output
     mkdir -p cache/files
     while IFS= read -r url; do
         name=${url%%[?#]*}
@@ -383,11 +384,11 @@ cache_files() {
         if [[ -z $name || -e cache/files/$name ]]; then
             continue
         fi
-        if retry 3 download "$url" "cache/files/$name.part"; then
+        if output=$(retry 3 download "$url" "cache/files/$name.part" 2>&1); then
             mv -- "cache/files/$name.part" "cache/files/$name"
         else
             rm -f -- "cache/files/$name.part"
-            printf 'unavailable: %s\n' "$url"
+            printf 'unavailable: %s (%s)\n' "$url" "${output##*$'\n'}"
         fi
     done
 }
