@@ -82,12 +82,13 @@ class Template:
         self._distribution = ""
         self._wanted: dict[str, Wanted] = {}
 
-    def call(self, function: str, *words: str, stdin: Sequence[str] = (), user: str = "root") -> list[str]:
-        """Run a function of imagesteps.sh and return the lines of its output; StepError if it fails."""
+    def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
+        """Run a function of imagesteps.sh with lines or bytes on stdin, and return its output; StepError if it fails."""
         words = (function, *words) if user == "root" else ("as_user", user, function, *words)
-        return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], "".join(f"{line}\n" for line in stdin))
+        text = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin)
+        return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
 
-    def run(self, words: Sequence[str], stdin: str = "") -> list[str]:
+    def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
         """Run a command as root within the time limit of a step and return the lines of its output."""
         output = self.session.run(self.step, self.session.as_root(words), self.plan.step_seconds, stdin)
         self.log.debug("%s", output.rstrip())
@@ -116,16 +117,30 @@ class Template:
 
     def apply_puppet(self) -> None:
         """Let puppet do what the operator's repository says."""
-        image = self.plan.image
-        self.call("apply_puppet", image.puppet_repo, image.puppet_modulepath, image.puppet_manifest)
+        image, clone = self.plan.image, f"{REMOTE_FOLDER}/puppet"
+        if devstackfiles.is_local(image.puppet_repo):
+            self.call("clone_bundle", image.puppet_repo, clone, stdin=devstackfiles.bundle(image.puppet_repo))
+        else:
+            self.call("clone_puppet", image.puppet_repo, clone)
+        self.call("apply_puppet", clone, image.puppet_modulepath, image.puppet_manifest)
 
     def make_account(self) -> None:
         """Make the account that Jenkins and the tests use."""
         self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
 
     def clone_projects(self) -> None:
-        """Clone the gate's projects, all branches."""
-        self.cache("clone_projects", self.plan.git_base, stdin=self.plan.projects)
+        """Clone the gate's projects, all branches; those of a folder of this host are carried over."""
+        if not devstackfiles.is_local(self.plan.git_base):
+            self.cache("clone_projects", self.plan.git_base, stdin=self.plan.projects)
+            return
+        for project in self.plan.projects:
+            url = f"{self.plan.git_base}/{project}"
+            try:
+                bundle = devstackfiles.bundle(url)
+            except GateError as err:
+                self.log.warning("%s: could not get %s (%s)", self.step, project, err)
+                continue
+            self.cache("clone_bundle", url, f"workspace-cache/{project}", stdin=bundle)
 
     def cache_packages(self, branch: str) -> None:
         """Install what devstack installs first, and download what it installs later."""
@@ -165,7 +180,7 @@ class Template:
             self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
         return self._wanted[branch]
 
-    def cache(self, function: str, *words: str, stdin: Sequence[str]) -> None:
+    def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> None:
         """Run a function that fills a cache; what is missing there costs the tests time, no more."""
         try:
             self.warn(self.call(function, *words, stdin=stdin, user=self.plan.node.user))

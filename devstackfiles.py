@@ -21,7 +21,8 @@ from gateconfig import ConfigError, GateError, get_log
 DEFAULT_BRANCHES = ("master", "stable/*")
 PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
-CALL_SECONDS = 120  # for git, and for what is run of devstack
+CALL_SECONDS = 120  # for what is run of devstack
+GIT_SECONDS = 600
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9.+:_/()-]*")
@@ -220,6 +221,19 @@ def projects_of(environ: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def is_local(url: str) -> bool:
+    """Whether a git URL names a folder of this host, which machines do not see."""
+    return url.startswith(("/", "file://"))
+
+
+def bundle(url: str) -> bytes:
+    """Return all of a repository on this host as a git bundle; GateError if it cannot be read."""
+    folder = Path(url.removeprefix("file://"))
+    if not folder.is_dir():
+        folder = folder.with_name(f"{folder.name}.git")
+    return _git(folder, "bundle", "create", "-q", "-", "--all")
+
+
 # --- the checkout ---------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +278,7 @@ class Checkout:
             self._git("archive", "--format=tar", f"--output={archive}", self._ref(branch))
             tree = Path(folder) / "devstack"
             tree.mkdir()
-            subprocess.run(["tar", "-xf", archive, "-C", tree], check=True, timeout=CALL_SECONDS)
+            subprocess.run(["tar", "-xf", archive, "-C", tree], check=True, timeout=GIT_SECONDS)
             yield tree
 
     def _is_git(self) -> bool:
@@ -285,14 +299,20 @@ class Checkout:
         return remote if self._refs(remote) or branch in self._refs("refs/remotes/origin/") else f"refs/heads/{branch}"
 
     def _git(self, *words: str) -> str:
-        command = ["git", "-c", "safe.directory=*", "-C", str(self.folder), *words]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
-        except subprocess.TimeoutExpired as err:
-            raise GateError(f"git {words[0]} in {self.folder}: not done after {CALL_SECONDS} s") from err
-        if result.returncode:
-            raise GateError(f"git {words[0]} in {self.folder}: {result.stderr.strip() or result.returncode}")
-        return result.stdout
+        return _git(self.folder, *words).decode(errors="replace")
+
+
+def _git(folder: Path, *words: str) -> bytes:
+    command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
+    try:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as err:
+        raise GateError(f"git {words[0]} in {folder}: not done after {GIT_SECONDS} s") from err
+    if result.returncode:
+        reason = result.stderr.decode(errors="replace").strip() or f"exit status {result.returncode}"
+        raise GateError(f"git {words[0]} in {folder}: {reason}")
+    return result.stdout
 
 
 def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:

@@ -214,15 +214,18 @@ install_headers() {
     fi
 }
 
-# Apply a puppet manifest of a repository; relative paths are in it.
+clone_puppet() {
+    retry 5 clone_repository "$@"
+}
+
+# Apply a puppet manifest of a clone; relative paths are in it.
 apply_puppet() {
-    local repo=$1 modulepath=$2 manifest=$3 clone=$HERE/puppet part rc=0
+    local clone=$1 modulepath=$2 manifest=$3 part rc=0
     local -a parts
     if ! has puppet; then
         fetch_packages install <<< puppet-agent || return
         has puppet || fetch_packages install <<< puppet || return
     fi
-    retry 5 clone_repository "$repo" "$clone" || return
     IFS=: read -ra parts <<< "$modulepath"
     modulepath=
     for part in "${parts[@]}"; do
@@ -296,6 +299,17 @@ clone_project() {
     if ! output=$(retry 3 clone_repository "$base/$project" "workspace-cache/$project"); then
         printf 'unavailable: %s (%s)\n' "$project" "${output##*$'\n'}"
     fi
+}
+
+# Clone a repository from a git bundle on standard input, as if it came from its URL.
+clone_bundle() {
+    local url=$1 folder=$2
+    rm -rf -- "$folder"
+    mkdir -p -- "${folder%/*}" || return
+    cat > "$folder.bundle" || return
+    git clone --quiet -- "$folder.bundle" "$folder" < /dev/null || return
+    git -C "$folder" remote set-url origin "$url" || return
+    rm -f -- "$folder.bundle"
 }
 
 clone_repository() {

@@ -75,14 +75,18 @@ class Session:
         self._client = client
         self.login = login
 
-    def run(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> str:
+    def run(
+        self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
+    ) -> str:
         """Run a command as a named step and return its output; StepError if it fails or takes longer."""
         outcome = self.attempt(name, words, seconds, stdin)
         if outcome.status:
             raise StepError(f"{self.login.address}: {name}: exit status {outcome.status}{_tail(outcome.output)}")
         return outcome.output
 
-    def attempt(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> Outcome:
+    def attempt(
+        self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
+    ) -> Outcome:
         """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
         deadline = time.monotonic() + seconds
         output = bytearray()
@@ -95,7 +99,7 @@ class Session:
                 channel.set_combine_stderr(True)
                 channel.settimeout(seconds)
                 channel.exec_command(shlex.join(words))
-                channel.sendall(stdin.encode())
+                channel.sendall(stdin.encode() if isinstance(stdin, str) else stdin)
                 channel.shutdown_write()
                 channel.settimeout(1.0)
                 for chunk in _chunks(channel, deadline):
