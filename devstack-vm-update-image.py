@@ -83,7 +83,7 @@ class Template:
         self._wanted: dict[str, Wanted] = {}
 
     def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
-        """Run a function of imagesteps.sh with lines or bytes on stdin, and return its output; StepError if it fails."""
+        """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
         words = (function, *words) if user == "root" else ("as_user", user, function, *words)
         text = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin)
         return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)

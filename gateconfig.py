@@ -276,7 +276,9 @@ def get_log(**subject: object) -> Log:
 class _Lines(logging.Formatter):
     """Writes time, level and subject before each line of a message: several builds may share a console."""
 
-    converter = time.gmtime
+    def __init__(self) -> None:
+        super().__init__()
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines."""
