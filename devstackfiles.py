@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateconfig import ConfigError, GateError, get_log
+from gateconfig import PACKAGE_NAME, ConfigError, GateError, get_log
 
 DEFAULT_BRANCHES = ("master", "stable/*")
 PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
@@ -25,7 +25,6 @@ CALL_SECONDS = 120  # for what is run of devstack
 GIT_SECONDS = 600
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
-PACKAGE_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9.+:_/()-]*")
 MARKED = r"(.*)#.*{}:([^ ]*)"  # the last of such marks in a line counts
 DEBIAN_CODENAMES = ("wheezy", "jessie", "stretch", "buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid")
 URL = re.compile(r"[a-z]+://[^\s,]+")
@@ -61,32 +60,42 @@ def is_rpm(distribution: str) -> bool:
     return bool(RPM_DISTRIBUTION.match(distribution))
 
 
-def parse_packages(text: str, distribution: str, file: str = "") -> list[Package]:
+def parse_packages(text: str, distribution: str, file: str = "", *, whole_lists: bool = False) -> list[Package]:
     """Return the packages of one of devstack's package files that are for a distribution.
 
     One package a line, a comment after #. `dist:a,b` in the comment limits the line to those distributions, `not:a,b`
     keeps it from them; as in devstack's _parse_package_files, upper and lower case are the same, the last mark of a
     kind counts, and a distribution matches a list that its name is anywhere a part of. `NOPRIME` marks what devstack
     installs later, when a service needs it. `testonly` marks what only unit tests need, which we cache all the same.
+    whole_lists: only a list of just this distribution matches, as in the first devstacks (see matches_whole_lists).
     """
     return [Package(name, file, install="NOPRIME" not in line)
-            for line in text.splitlines() if _is_for(line, distribution)
+            for line in text.splitlines() if _is_for(line, distribution.lower(), whole_lists)
             for name in line.partition("#")[0].split() if PACKAGE_NAME.fullmatch(name)]
 
 
-def _is_for(line: str, distribution: str) -> bool:
+def _is_for(line: str, distribution: str, whole_lists: bool) -> bool:
     only, never = (re.match(MARKED.format(mark), line) for mark in ("dist", "not"))
-    wanted = distribution.lower()
-    return (only is None or wanted in only[2].lower()) and (never is None or wanted not in never[2].lower())
+    if whole_lists:
+        return only is None or only[2].lower() == distribution
+    return (only is None or distribution in only[2].lower()) and (never is None or distribution not in never[2].lower())
+
+
+def matches_whole_lists(tree: Path) -> bool:
+    """Whether a devstack tree is one of before autumn 2012, whose stack.sh takes `dist:a,b` for one word."""
+    files = (tree / "stack.sh", tree / "functions")
+    return any("${distros//,/ }" in _read(file) for file in files if file.is_file())
 
 
 def packages_of(tree: Path, distribution: str) -> list[Package]:
     """Return the packages that all package files of a devstack tree name for a distribution, by name, each once."""
     found: dict[str, Package] = {}
+    whole_lists = matches_whole_lists(tree)
     for folder in PACKAGE_FOLDERS["rpm" if is_rpm(distribution) else "deb"]:
         for path in sorted((tree / folder).glob("*")):
             if path.is_file():
-                for package in parse_packages(_read(path), distribution, f"{folder}/{path.name}"):
+                file = f"{folder}/{path.name}"
+                for package in parse_packages(_read(path), distribution, file, whole_lists=whole_lists):
                     if package.name not in found or package.install > found[package.name].install:
                         found[package.name] = package
     return sorted(found.values(), key=lambda package: package.name)

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
+PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
 
 
@@ -214,7 +215,7 @@ def _image_config(path: Path, parser: configparser.ConfigParser) -> ImageConfig:
     packages, branches, repo, modulepath, manifest = (
         parser.get("image", key, fallback="").strip() for key in SECURE_KEYS["image"])
     for package in packages.split():
-        if not re.fullmatch(r"[A-Za-z0-9@][A-Za-z0-9.+:_@/-]*", package):
+        if not PACKAGE_NAME.fullmatch(package):
             raise ConfigError(f"{path}: [image] packages: {package!r} is no package's name")
     if (modulepath or manifest) and not repo:
         raise ConfigError(f"{path}: [image] puppet_repo is missing, which puppet_modulepath and "
