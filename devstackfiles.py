@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import re
 import subprocess
 import tempfile
@@ -18,11 +19,13 @@ from pathlib import Path
 
 from gateconfig import PACKAGE_NAME, ConfigError, GateError, get_log
 
-DEFAULT_BRANCHES = ("master", "stable/*")
 PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
 CALL_SECONDS = 120  # for what is run of devstack
+TIMED_OUT = (124, 137)  # exit status of timeout
 GIT_SECONDS = 600
+# With these git would look at another repository than the folder's.
+GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
 MARKED = r"(.*)#.*{}:([^ ]*)"  # the last of such marks in a line counts
@@ -190,12 +193,11 @@ def image_urls(tree: Path, distribution: str) -> list[str]:
         return []
     with tempfile.TemporaryDirectory(prefix="devstack-gate-") as folder:
         path = f"{_stand_ins(Path(folder), distribution)}:/usr/sbin:/usr/bin:/sbin:/bin"
-        try:
-            result = subprocess.run(
-                words, cwd=tree, env={"HOME": folder, "PATH": path, "LC_ALL": "C"}, stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, errors="replace", timeout=CALL_SECONDS, check=False)
-        except subprocess.TimeoutExpired as err:
-            raise GateError(f"{what}: not done after {CALL_SECONDS} s") from err
+        result = subprocess.run(  # timeout ends what bash has started, too
+            ["timeout", "-k", "5", str(CALL_SECONDS), *words], cwd=tree, stdin=subprocess.DEVNULL, capture_output=True,
+            env={"HOME": folder, "PATH": path, "LC_ALL": "C"}, text=True, errors="replace", check=False)
+    if result.returncode in TIMED_OUT:
+        raise GateError(f"{what}: not done after {CALL_SECONDS} s")
     urls = sorted(set(URL.findall(result.stdout)))
     if result.returncode and (what != "stackrc" or not urls):  # stackrc alone may well end early, after IMAGE_URLS
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
@@ -253,6 +255,8 @@ class Checkout:
         """Look at the folder; ConfigError if it holds no devstack."""
         self.folder = folder.absolute()
         self.is_git = self._is_git()
+        if not self.is_git and (self.folder / ".git").exists():
+            raise ConfigError(f"{folder}: git cannot read this checkout")
         if not self.is_git and not (self.folder / "stackrc").is_file() and not (self.folder / "files").is_dir():
             raise ConfigError(f"{folder}: holds no devstack checkout")
 
@@ -313,9 +317,10 @@ class Checkout:
 
 def _git(folder: Path, *words: str) -> bytes:
     command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
     try:
-        result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_SECONDS, check=False)
+        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                                timeout=GIT_SECONDS, check=False)
     except subprocess.TimeoutExpired as err:
         raise GateError(f"git {words[0]} in {folder}: not done after {GIT_SECONDS} s") from err
     if result.returncode:
