@@ -25,7 +25,8 @@ CALL_SECONDS = 120  # for what is run of devstack
 TIMED_OUT = (124, 137)  # exit status of timeout
 GIT_SECONDS = 600
 # With these git would look at another repository than the folder's.
-GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
+GIT_VARIABLES = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
 MARKED = r"(.*)#.*{}:([^ ]*)"  # the last of such marks in a line counts
@@ -159,7 +160,8 @@ def local_requirements(branch: str, projects: Sequence[str], cache: Path) -> lis
     """Return the pinned requirements of projects that are cloned in a folder, as the build reads them on the image."""
     requirements, constraints = (
         subprocess.run(["bash", str(STEPS_FILE), function, branch, str(cache)], capture_output=True, text=True,
-                       input="".join(f"{one}\n" for one in projects), timeout=CALL_SECONDS, check=True).stdout
+                       input="".join(f"{one}\n" for one in projects), env=_environment(), timeout=CALL_SECONDS,
+                       check=True).stdout
         for function in ("show_requirements", "show_constraints"))
     return pinned(requirements, constraints)
 
@@ -315,11 +317,14 @@ class Checkout:
         return _git(self.folder, *words).decode(errors="replace")
 
 
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
+
+
 def _git(folder: Path, *words: str) -> bytes:
     command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
-    environment = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
     try:
-        result = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        result = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True,
                                 timeout=GIT_SECONDS, check=False)
     except subprocess.TimeoutExpired as err:
         raise GateError(f"git {words[0]} in {folder}: not done after {GIT_SECONDS} s") from err
