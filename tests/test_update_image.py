@@ -1,8 +1,6 @@
 """devstack-vm-update-image.py on real machines: what is in the image, and what a failed build leaves."""
 
-import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, await_that, image, load_script, make_key, provider
+from tests.pool import Pool, await_that, host, image, load_script, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 SCRIPT = """#!/bin/bash
@@ -31,14 +29,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pocket]:
         yield pocket
 
 
-def ssh(pool: Pool, address: str, *command: str, user: str = "jenkins") -> subprocess.CompletedProcess[str]:
-    """Log in to a machine as Jenkins does, and run a command."""
-    options = ["-i", str(pool.key), "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o",
-               "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"]
-    return subprocess.run(["ssh", *options, f"{user}@{address}", *command], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=60, check=False)
-
-
 @dataclass
 class Built:
     """A pool whose machines come from an image that was built."""
@@ -46,19 +36,11 @@ class Built:
     pool: Pool
     output: str
     log: str
-    host_before: tuple[Any, ...]
+    host_before: dict[str, Any]
 
     @property
     def addresses(self) -> list[str]:
         return [address for (address,) in self.pool.sql("SELECT ip FROM machine ORDER BY id")]
-
-
-def host() -> tuple[Any, ...]:
-    """What a build that went astray would change on this host."""
-    files = [Path(name) for name in ("/etc/passwd", "/etc/hostname", "/etc/hosts", "/var/lib/dpkg/status")]
-    return (os.uname().nodename, *(file.read_bytes() for file in files),
-            sorted(os.listdir("/etc/sudoers.d")) if Path("/etc/sudoers.d").exists() else None,  # noqa: PTH208
-            Path("/etc/made-by-the-custom-script").exists())
 
 
 @pytest.fixture(scope="module")
@@ -96,27 +78,27 @@ def test_nothing_of_the_build_is_left_at_the_cloud(built: Built) -> None:
 
 
 def test_each_phase_is_logged_with_its_time(built: Built) -> None:
-    for phase in ("boot template", "first login", "wait for first boot", "make hostname resolve", "upgrade", "install packages",
-                  "install kernel headers", "make account", "run custom script", "remove cron jobs",
+    for phase in ("boot template", "first login", "wait for first boot", "make hostname resolve", "upgrade",
+                  "install packages", "install kernel headers", "make account", "run custom script", "remove cron jobs",
                   "write /etc/devstack-gate/image", "forget this machine", "snapshot", "boot test machine", "ssh test"):
         assert_found(rf"provider=one image=noble {phase}: \d+\.\d s\n", built.log)
 
 
 def test_the_node_account_logs_in_with_the_configured_key_and_has_sudo(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "id -un; echo $HOME; sudo -n id -un")
+    result = built.pool.ssh(built.addresses[0], "id -un; echo $HOME; sudo -n id -un")
 
     assert (result.stdout, result.returncode) == ("jenkins\n/home/jenkins\nroot\n", 0), result.stderr
 
 
 def test_the_packages_are_installed(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "git --version && rsync --version")
+    result = built.pool.ssh(built.addresses[0], "git --version && rsync --version")
 
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("git version ")
 
 
 def test_the_custom_script_ran_as_root_and_last(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "cat /etc/made-by-the-custom-script")
+    result = built.pool.ssh(built.addresses[0], "cat /etc/made-by-the-custom-script")
 
     assert result.stdout == "made by root\n"
 
@@ -126,7 +108,7 @@ def test_the_host_is_as_it_was(built: Built) -> None:
 
 
 def test_each_machine_has_a_host_key_of_its_own_and_not_the_templates(built: Built) -> None:
-    keys = {ssh(built.pool, address, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
+    keys = {built.pool.ssh(address, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
             for address in built.addresses}
 
     stored = {key.split()[1] for (key,) in built.pool.sql("SELECT host_key FROM machine")}
@@ -135,7 +117,7 @@ def test_each_machine_has_a_host_key_of_its_own_and_not_the_templates(built: Bui
 
 
 def test_each_machine_knows_its_own_name(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[1], "hostname; getent ahostsv4 $(hostname) | head -n 1 | cut -d' ' -f1")
+    result = built.pool.ssh(built.addresses[1], "hostname; getent ahostsv4 $(hostname) | head -n 1 | cut -d' ' -f1")
 
     assert result.stdout.splitlines() == ["devstack-noble-one-2", built.addresses[1]]
 
@@ -143,22 +125,22 @@ def test_each_machine_knows_its_own_name(built: Built) -> None:
 def test_each_machine_is_told_what_it_is(built: Built) -> None:
     ((snapshot,),) = built.pool.sql("SELECT name FROM snapshot_image")
 
-    result = ssh(built.pool, built.addresses[0], "cat /etc/devstack-gate/node; stat -c '%U %a' /etc/devstack-gate/node")
+    result = built.pool.ssh(built.addresses[0], "cat /etc/devstack-gate/node; stat -c '%U %a' /etc/devstack-gate/node")
 
     assert result.stdout == (f"NODE_PROVIDER=one\nNODE_IMAGE=noble\nNODE_NAME=devstack-noble-one-1\n"
                              f"NODE_SNAPSHOT={snapshot}\nroot 644\n")
 
 
 def test_the_key_of_the_build_opens_no_machine(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "sudo sh -c 'cat /root/.ssh/authorized_keys /home/debian/.ssh/"
+    result = built.pool.ssh(built.addresses[0], "sudo sh -c 'cat /root/.ssh/authorized_keys /home/debian/.ssh/"
                  "authorized_keys 2>/dev/null | grep -c ecdsa; ls /root/devstack-gate-custom-script 2>/dev/null'")
 
     assert result.stdout.splitlines()[0] == "0"
 
 
 def test_user_data_reaches_the_machines(built: Built) -> None:
-    await_that("user data to run", lambda: ssh(
-        built.pool, built.addresses[0], "cat /etc/user-data-was-here").stdout == "from user data\n", 10)
+    await_that("user data to run", lambda: built.pool.ssh(
+        built.addresses[0], "cat /etc/user-data-was-here").stdout == "from user data\n", 10)
 
 
 def test_a_root_login_that_only_says_who_to_log_in_as_is_not_taken_for_a_shell(built: Built) -> None:
