@@ -1,5 +1,6 @@
 """A web server on loopback, which the host and its machines can reach: package mirrors, pip index, git, test images."""
 
+import posixpath
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ class Handler(SimpleHTTPRequestHandler):
         super().__init__(*arguments, directory=str(site.folder))  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path = posixpath.normpath(self.path.partition("?")[0])
         if self.site.is_to_fail(path):
             self.send_error(503)
         elif path in self.site.broken:
