@@ -23,6 +23,8 @@ from tests.pocketcloud.knobs import Knobs
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT_SECONDS = 120
+# User data for a template whose packages play no part: apt-get has nothing to do, and says so at once.
+NO_APT = "#!/bin/sh\nprintf '#!/bin/sh\\nexit 0\\n' > /usr/local/sbin/apt-get\nchmod 755 /usr/local/sbin/apt-get\n"
 ANY_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
 SSH_TO_STRANGERS = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
 T = TypeVar("T")

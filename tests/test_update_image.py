@@ -3,14 +3,14 @@
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, await_that, host, image, load_script, make_key, provider
+from tests.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 SCRIPT = """#!/bin/bash
@@ -24,7 +24,7 @@ update_image = load_script(UPDATE)
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pocket]:
     """A cloud with real machines for all tests here."""
-    names = "pocket-a,pocket-b,fails-0,fails-1,fails-2,fails-3,fails-4,fails-5"
+    names = ",".join(["pocket-a", "pocket-b", *(f"fails-{number}" for number in range(len(FAILURES)))])
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "namespace", "--clouds", names) as pocket:
         yield pocket
 
@@ -162,16 +162,39 @@ class Failed:
     log: str
 
 
-FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
-    # what: keys of provider and image, knobs, custom script, message
-    "snapshot killed": ({}, {"snapshot_failure": "killed"}, "", "the snapshot became killed"),
-    "snapshot gone": ({}, {"snapshot_failure": "error"}, "", "No image found with ID|404|Not Found"),
-    "boot error": ({}, {"boot_failure": "error", "boot_failure_rate": 1, "boot_fault": "fire"}, "",
-                   "server went to ERROR: fire"),
-    "no ssh": ({"boot_timeout": 3}, {"boot_failure": "no-ssh", "boot_failure_rate": 1}, "", "no ssh "),
-    "custom script": ({}, {}, "#!/bin/sh\necho no such tree; exit 3\n",
-                      r"run custom script: exit status 3\n.*    no such tree"),
-    "no package": ({}, {}, "no-such-package", r"there is no( package)? no-such-package"),
+@dataclass(frozen=True)
+class Failure:
+    """A build that is to fail, and the message."""
+
+    message: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    script: str = ""
+    packages: str = "git"
+    arguments: tuple[str, ...] = ()
+    boot_timeout: int = 30
+
+
+NO_SSH = {"boot_failure": "no-ssh", "boot_failure_rate": 1}
+FAILURES = {
+    "snapshot killed": Failure("the snapshot became killed", {"snapshot_failure": "killed"}),
+    "snapshot gone": Failure("No image found with ID|404|Not Found", {"snapshot_failure": "error"}),
+    "snapshot never active": Failure("the snapshot is not active after 28 s; last: saving",
+                                     {"snapshot_failure": "stuck"}, boot_timeout=7),
+    "snapshot without ssh": Failure("jenkins@[0-9.]+: no ssh ", {"snapshot_seconds": 8}, boot_timeout=12),
+    "snapshot without the account": Failure("jenkins@[0-9.]+: login refused", script="userdel jenkins",
+                                            boot_timeout=12),
+    "snapshot without sudo": Failure("jenkins@[0-9.]+: let in, but cannot run commands",
+                                     script="rm /etc/sudoers.d/devstack-gate", boot_timeout=12),
+    "snapshot without marks": Failure("does not carry its marks in /etc/devstack-gate/image",
+                                      script="mkdir /etc/devstack-gate; ln -s /run/gone /etc/devstack-gate/image"),
+    "boot error": Failure("server went to ERROR: fire",
+                          {"boot_failure": "error", "boot_failure_rate": 1, "boot_fault": "fire"}),
+    "no ssh": Failure("debian@[0-9.]+: no ssh ", NO_SSH, boot_timeout=3),
+    "custom script": Failure(r"run custom script: exit status 3\n.*    no such tree",
+                             script="echo no such tree; exit 3"),
+    "step that hangs": Failure(r"run custom script: not done after 12 s\n.*    here it stays",
+                               script="echo here it stays; sleep 600", arguments=("--step-timeout", "12")),
+    "no package": Failure("there is no( package)? no-such-package", packages="no-such-package"),
 }
 
 
@@ -179,30 +202,32 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 def failures(cloud: Pocket, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failed]:
     """All failures of the table, side by side, each at a cloud of its own."""
     runs = {}
-    for number, (what, (keys, knobs, script, _)) in enumerate(FAILURES.items()):
+    for number, (what, failure) in enumerate(FAILURES.items()):
         pool = Pool(tmp_path_factory.mktemp(f"fails-{number}"), cloud)
         name = f"fails-{number}"
-        pool.load(provider(cloud=name, **keys))
+        (pool.folder / "user-data.sh").write_text(NO_APT if failure.packages == "git" else "")
+        (pool.folder / "custom.sh").write_text(f"#!/bin/sh\n{failure.script}\n")
+        pool.load(provider(cloud=name, boot_timeout=failure.boot_timeout, images=[image(user_data="user-data.sh")]))
         pool.seed_snapshots()
-        pool.knobs(name, **knobs)
-        arguments = []
-        if script.startswith("#!"):
-            (pool.folder / "custom.sh").write_text(script)
-            arguments = ["--script", str(pool.folder / "custom.sh")]
-        elif script:
-            secure = pool.secure_config.read_text().replace("packages = git", f"packages = {script}")
-            pool.secure_config.write_text(secure)
-        runs[what] = pool, name, pool.start(UPDATE, "one", *arguments)
+        pool.knobs(name, **failure.knobs)
+        pool.secure_config.write_text(pool.secure_config.read_text().replace(
+            "packages = git", f"packages = {failure.packages}"))
+        runs[what] = pool, name, pool.start(
+            UPDATE, "one", "--script", str(pool.folder / "custom.sh"), *failure.arguments)
+    pool, name, run = runs["snapshot without ssh"]
+    await_that("the snapshot to be under way", lambda: run.poll() is not None or pool.sql(
+        "SELECT * FROM snapshot_image WHERE state = 'BUILDING' AND external_id IS NOT NULL"), 90)
+    pool.knobs(name, **NO_SSH)
     done = {}
     for what, (pool, name, run) in runs.items():
-        log = run.communicate(timeout=90)[1]
+        log = run.communicate(timeout=120)[1]
         done[what] = Failed(pool, name, run.returncode, log)
     return done
 
 
 @pytest.mark.parametrize("what", FAILURES)
 def test_a_build_that_fails_is_an_error_with_its_reason(failures: dict[str, Failed], what: str) -> None:
-    failed, message = failures[what], FAILURES[what][3]
+    failed, message = failures[what], FAILURES[what].message
 
     assert failed.code == 1, failed.log
     ((state, error),) = failed.pool.sql("SELECT state, error FROM snapshot_image WHERE name <> 'seeded'")
@@ -226,6 +251,21 @@ def test_a_build_that_fails_leaves_no_server_and_no_keypair_and_the_old_snapshot
     failed.pool.run(REAP, "one", expect=0)
     assert failed.pool.sql("SELECT name, state FROM snapshot_image") == [("seeded", "READY")]
     assert [one["name"] for one in failed.pool.pocket_look(failed.cloud)["images"]] == ["Debian 12"]
+
+
+def test_a_package_that_is_missing_ends_the_build_only_when_all_else_is_done(failures: dict[str, Failed]) -> None:
+    log = failures["no package"].log
+
+    assert "there is no package no-such-package ([image] packages), which the image must have\n" in log
+    assert_found(r"image=noble forget this machine: [0-9.]+ s\n.* BUILDING -> ERROR", log)
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_each_line_of_a_failure_names_its_image(failures: dict[str, Failed], what: str) -> None:
+    lines = failures[what].log.splitlines()
+
+    assert [line for line in lines if " provider=one image=noble " not in line and "no devstack checkout" not in line
+            ] == []
 
 
 # --- more than one ---
@@ -254,7 +294,9 @@ def test_a_second_build_of_a_provider_steps_aside(quick: Pool) -> None:
 
 
 def test_one_image_that_cannot_be_built_does_not_stop_the_others_and_the_next_build_is_current(quick: Pool) -> None:
-    quick.load(provider("one", "pocket-b", images=[image("ancient", image="Debian 3"), image("noble", min_ready=1)]))
+    (quick.folder / "user-data.sh").write_text(NO_APT)
+    quick.load(provider("one", "pocket-b", images=[
+        image("ancient", image="Debian 3"), image("noble", min_ready=1, user_data="user-data.sh")]))
 
     result = quick.run(UPDATE, "one", expect=1)
 
