@@ -47,6 +47,7 @@ KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a template, as long as 
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
 ALWAYS_DEB, ALWAYS_RPM = ("sudo", "libnss-myhostname"), ("sudo",)  # the second resolves the name of each machine
 CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
+ANY_HOST_KEY = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"  # addresses are used again
 REMOTE_FOLDER = "/var/lib/devstack-gate"
 MARKS = "/etc/devstack-gate/image"
 
@@ -330,8 +331,8 @@ class Build:
         except GateError as err:
             self.log.warning("it does not let you in: %s", err)
             return
-        self.log.warning("log in: ssh -i %s -p %d %s@%s",
-                         self.plan.node.ssh_key, self.login.port, self.login.user, self.login.address)
+        self.log.warning("log in: ssh -i %s -p %d %s %s@%s", self.plan.node.ssh_key, self.login.port,
+                         ANY_HOST_KEY, self.login.user, self.login.address)
 
     def clean_up(self, step: Callable[[], None]) -> None:
         """Do a step of tidying up; what cannot be tidied now is left to reap."""

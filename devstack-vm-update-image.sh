@@ -42,7 +42,7 @@ update_checkout() {
 # Print the remote's default branch, or the first of master, main and the others.
 choose_head() {
     local folder=$1 ref
-    for ref in origin/HEAD origin/master origin/main; do
+    for ref in refs/remotes/origin/HEAD refs/remotes/origin/master refs/remotes/origin/main; do
         if git -C "$folder" rev-parse --quiet --verify "$ref^{commit}" > /dev/null; then
             printf '%s\n' "$ref"
             return 0
@@ -59,8 +59,7 @@ choose_head() {
 # Clone beside the old checkout, and put the new one in its place only when it is whole.
 clone_afresh() {
     local url=$1 folder=$2
-    rm -rf -- "$folder.new" || return
-    retry 3 "$GIT_SECONDS" git clone --quiet --no-checkout -- "$url" "$folder.new" || return
+    retry 3 "$GIT_SECONDS" git clone --quiet --no-checkout --origin origin -- "$url" "$folder.new" || return
     update_checkout "$url" "$folder.new" || return
     rm -rf -- "$folder" || return
     mv -- "$folder.new" "$folder"
@@ -69,6 +68,7 @@ clone_afresh() {
 # Bring the checkout up to date; one that is damaged is replaced.
 have_devstack() {
     local url=$1 folder=$2
+    rm -rf -- "$folder.new" || return  # a run that was killed left it
     if [[ -d $folder/.git ]]; then
         if update_checkout "$url" "$folder"; then
             return 0

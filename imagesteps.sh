@@ -231,7 +231,7 @@ apply_puppet() {
     for part in "${parts[@]}"; do
         modulepath+=${modulepath:+:}$(within "$clone" "$part")
     done
-    puppet apply --detailed-exitcodes --modulepath "$modulepath" "$(within "$clone" "$manifest")" || rc=$?
+    puppet apply --color=false --detailed-exitcodes --modulepath "$modulepath" "$(within "$clone" "$manifest")" || rc=$?
     if (( rc == 2 )); then  # changes were made, none failed
         return 0
     fi
@@ -307,7 +307,7 @@ clone_bundle() {
     rm -rf -- "$folder"
     mkdir -p -- "${folder%/*}" || return
     cat > "$folder.bundle" || return
-    git clone --quiet -- "$folder.bundle" "$folder" < /dev/null || return
+    git clone --quiet --origin origin -- "$folder.bundle" "$folder" < /dev/null || return
     git -C "$folder" remote set-url origin "$url" || return
     rm -f -- "$folder.bundle"
 }
@@ -316,7 +316,7 @@ clone_repository() {
     local url=$1 folder=$2
     rm -rf -- "$folder"
     GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
-        timeout -k 10 "$DOWNLOAD_SECONDS" git clone --quiet -- "$url" "$folder" < /dev/null 2>&1
+        timeout -k 10 "$DOWNLOAD_SECONDS" git clone --quiet --origin origin -- "$url" "$folder" < /dev/null 2>&1
 }
 
 # Print a file of a clone as it is on the first of some refs that the clone has.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import NO_APT, SSH_TO_STRANGERS, Pool, await_that, clear_cloud, image, make_key, provider
+from tests.pool import NO_APT, Pool, await_that, clear_cloud, image, make_key, provider
 from tests.repos import write
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
@@ -110,7 +110,7 @@ def test_a_failed_build_keeps_its_server_until_its_time_is_over(make: MakePool, 
     (command,) = re.findall(r"WARNING provider=one image=noble log in: (ssh .*)\n", log)
     words = shlex.split(command)
 
-    into = subprocess.run([words[0], *SSH_TO_STRANGERS, *words[1:], "sudo -n hostname"], stdin=subprocess.DEVNULL,
+    into = subprocess.run([*words, "sudo -n hostname"], stdin=subprocess.DEVNULL,
                           env={"PATH": pool.environment["PATH"]}, capture_output=True, text=True, timeout=60,
                           check=False)
 
