@@ -37,6 +37,20 @@ hide_logins() {
     sed -E 's,(://)[^/@[:space:]]*@,\1,g'
 }
 
+# Hide the secrets that devstack's settings file holds in a text.
+hide_secrets() {
+    FILE=$1 perl -ne '
+        BEGIN {
+            $| = 1;
+            if (open my $settings, "<", $ENV{FILE}) {
+                while (<$settings>) { push @secrets, $2 if /^\s*(export\s+)?\w*(?:PASSWORD|TOKEN|SECRET|HASH|KEY)\w*=["\x27]?([^"\x27\s]{6,})/ }
+            }
+            $any = join "|", map { quotemeta } sort { length $b <=> length $a } @secrets;
+        }
+        s/$any/********/g if length $any;
+        print'
+}
+
 # --- doing things ---
 
 as_root() {
@@ -47,11 +61,11 @@ as_root() {
     fi
 }
 
-# Seconds of a clock that nobody sets.
+# Put seconds of a clock that nobody sets into NOW.
 now() {
-    local up rest
-    read -r up rest < /proc/uptime
-    printf '%s\n' "${up%.*}"
+    local rest
+    read -r NOW rest < /proc/uptime
+    NOW=${NOW%.*}
 }
 
 # retry SECONDS COMMAND...: run it, at most SECONDS each time, again after a growing pause when it fails, unless what
@@ -89,7 +103,8 @@ main_line() {
 git_seconds() {
     local seconds=$GIT_SECONDS_MAX left
     if [[ ${GATE_DEADLINE:-} ]]; then
-        left=$(( (GATE_DEADLINE - $(now)) / 5 ))
+        now
+        left=$(( (GATE_DEADLINE - NOW) / 5 ))
         seconds=$(( left < 1 ? 1 : left < seconds ? left : seconds ))
     fi
     printf '%s\n' "$seconds"
