@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
 
 usage() {
     cat <<'EOT'

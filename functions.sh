@@ -1,25 +1,29 @@
 # shellcheck shell=bash
-# What both gate scripts use: messages, retries, time, and the choice and set-up of one project's code.
-# Settings are those of devstack-vm-gate-wrap.sh --help. Statuses: 2 configuration, 3 the source cannot be prepared.
+# What the bash scripts share: messages, retries, time, and the choice and set-up of one project's code.
+# Sourcing this file has no effect but to define functions and constants. Each function that can fail says so by its
+# status, which its caller looks at; that errexit is off there changes nothing:
+# shellcheck disable=SC2310
 
 ATTEMPTS=3          # of anything that goes over the network
 GIT_SECONDS_MAX=300 # for one git command that does
 # What a server says that has no such repository: no answer could be more final.
 NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not exported|does not exist'
-SAID=    # what the last command run by retry printed, or why the code of a project cannot be had
-ASKED=   # the address that was last fetched from
+SAID=''  # what git printed last, or why the code of a project cannot be had
+ASKED='' # the address that was last fetched from
 
 # Nothing of the user's own git settings or of a repository's hooks may change what is tested.
-GIT=(git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
+GIT=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
     -c fetch.unpackLimit=1 -c commit.gpgSign=false -c merge.ff=true -c init.defaultBranch=master
     -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
 
 # --- messages ---
 
+# Write a line to standard error, with the time.
 log() {
-    TZ=UTC printf '%(%F %T)T %s\n' -1 "$*" >&2
+    printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
 }
 
+# Say why in one line, and exit with a status.
 die() {
     local status=$1
     shift
@@ -68,23 +72,22 @@ now() {
     NOW=${NOW%.*}
 }
 
-# retry SECONDS COMMAND...: run it, at most SECONDS each time, again after a growing pause when it fails, unless what
-# it says matches RETRY_NOT. Returns its last status; SAID holds its output.
+# Run a command until it succeeds, at most so often, each time for at most so many seconds, with growing pauses.
+# Returns the last status; 124 or 137 when the command was stopped.
 retry() {
-    local seconds=$1 attempt rc
-    shift
-    for (( attempt = 1; ; attempt++ )); do
+    local attempts=$1 seconds=$2 pause=2 attempt rc=0
+    shift 2
+    for (( attempt = 1; attempt <= attempts; attempt++ )); do
         rc=0
-        SAID=$(LC_ALL=C timeout -k 5 "$seconds" "$@" 2>&1 < /dev/null) || rc=$?
-        if (( rc == 124 || rc == 137 )); then
-            SAID+="${SAID:+; }no end after $seconds seconds"
+        timeout -k 10 "$seconds" "$@" || rc=$?
+        if (( rc == 0 || attempt == attempts )); then
+            break
         fi
-        if (( rc == 0 || attempt >= ATTEMPTS )) || [[ ${RETRY_NOT:-} && $SAID =~ $RETRY_NOT ]]; then
-            return "$rc"
-        fi
-        log "attempt $attempt of $ATTEMPTS failed ($rc): $(main_line "$SAID" || true)"
-        sleep $(( attempt * 2 ))
+        log "$1 failed with $rc, attempt $attempt of $attempts; again in $pause s"
+        sleep "$pause"
+        pause=$(( pause * 2 ))
     done
+    return "$rc"
 }
 
 # The line of a text that tells why git failed: its first "fatal:" or "error:", otherwise its last.
@@ -287,9 +290,8 @@ fetch_refs() {
         fi
     fi
     fetch "$tree" "$url" "${refspecs[@]}" || return 1
-    if (( ${#wanted[@]} )) && ! RETRY_NOT=$NO_REPOSITORY fetch "$tree" "$zuul" "${wanted[@]}" \
-        && [[ ! $SAID =~ $NO_REPOSITORY ]]; then
-        return 1
+    if (( ${#wanted[@]} )) && ! ATTEMPTS=1 fetch "$tree" "$zuul" "${wanted[@]}" && [[ ! $SAID =~ $NO_REPOSITORY ]]; then
+        fetch "$tree" "$zuul" "${wanted[@]}" || return 1
     fi
     local stale
     stale=$(git -C "$tree" for-each-ref --format='delete %(refname)' refs/store) || return 1
@@ -300,11 +302,14 @@ fetch_refs() {
 
 # fetch TREE URL REFSPEC...
 fetch() {
-    local tree=$1 seconds
+    local tree=$1 seconds rc=0
     ASKED=$2
     shift 2
     seconds=$(git_seconds)
-    retry "$seconds" "${GIT[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@"
+    SAID=$(retry "$ATTEMPTS" "$seconds" "${GIT[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@" 2>&1 < /dev/null) \
+        || rc=$?
+    if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
+    return "$rc"
 }
 
 # check_out TREE REF: REF is one that choose_ref printed; a branch becomes a local branch of that name.

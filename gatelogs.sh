@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: what is left of a run for people to read. Every step does what it can; none
 # changes the verdict. Takes LOGS, BASE, RUN and the functions of functions.sh and the wrap script.
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
 
 LOG_CAP_KB=$(( 1024 * 1024 )) # for all logs together, compressed
 LARGE=$(( 1024 * 1024 ))      # bytes; larger files are compressed

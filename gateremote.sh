@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: HOST given. The run there is in a session of its own and writes to files, so that
 # a lost connection costs nothing; we show what it writes, pass signals on, and bring its logs and its status back.
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
 
 SSH_OPTIONS=(-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=10 -o ServerAliveCountMax=3 -o LogLevel=ERROR)
 LOST_SECONDS=600 # beyond the time limit, after which a silent host is given up
