@@ -200,18 +200,19 @@ watch_clock() {
 # run_phase NAME FILE COMMAND...: the output goes to FILE, and from there to the console: a service that the command
 # leaves running can hold neither the console nor us. Returns the command's status.
 run_phase() {
-    local file=$2 pid rc=0
+    local file=$2 pid size rc=0
     PHASE=$1
     now
     PHASE_STARTED=$NOW
     shift 2
     log "$PHASE" 2>&1
+    size=$(stat -c %s -- "$file" 2> /dev/null) || size=0
     touch -- "$file" || die 1 "$file cannot be written"
     set -m  # a process group of its own, to which SIGINT is as usual
     "$@" >> "$file" 2>&1 < /dev/null &
     pid=$!
     set +m
-    follow "$file" "$pid" &
+    follow "$file" "$size" "$pid" &
     FOLLOWER=$!
     watch_clock "$GATE_DEADLINE" &
     WATCH=$!
@@ -220,9 +221,10 @@ run_phase() {
     return "$rc"
 }
 
+# follow FILE BYTES PID: show what is added to a file beyond its first bytes, until a process has ended.
 follow() {
     trap '' TERM INT HUP USR1
-    tail -n +1 -s 0.1 -f --pid="$2" -- "$1" | stamp
+    tail -c "+$(( $2 + 1 ))" -s 0.1 -f --pid="$3" -- "$1" | stamp
 }
 
 end_phase() {
@@ -412,8 +414,10 @@ run_local() {
     trap 'STOPPED=timeout; exit 124' USR1
     trap 'STOPPED=INT; exit 130' INT
     trap 'STOPPED=TERM; exit 143' TERM HUP
-    mkdir -p -- "$LOGS" || exit 1
     cd -- "$WORKSPACE"
+    # An earlier build's logs would be taken for ours.
+    if [[ ! ${RE_EXEC:-} ]]; then rm -rf -- "$LOGS"; fi
+    mkdir -p -- "$LOGS"
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     print_node
     write_reproduce

@@ -31,9 +31,9 @@ die() {
     exit "$status"
 }
 
-# Put the time (UTC) before each line of stdin, as soon as it is there.
+# Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there.
 stamp() {
-    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print strftime("%F %T | ", gmtime), $_'
+    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print /^\d{4}-\d\d-\d\dT/ ? "" : strftime("%FT%TZ ", gmtime), $_'
 }
 
 # Take logins out of the URLs of a text: https://user:secret@host/.

@@ -7,7 +7,7 @@
 LOG_CAP_KB=$(( 1024 * 1024 )) # for all logs together, compressed
 LARGE=$(( 1024 * 1024 ))      # bytes; larger files are compressed
 SERVICE_LOGS=(apache2 httpd ceph libvirt mysql mariadb openvswitch ovn postgresql rabbitmq)
-declare -A SAVED=()           # what has been copied already, by its real path
+declare -gA SAVED=()          # what has been copied already, by its real path
 
 # reproduce.sh runs the same thing again: our settings and hooks, and what was tested.
 write_reproduce() {

@@ -14,6 +14,7 @@ if [[ ${FAIL_WITH:-} ]]; then
     exit "$FAIL_WITH"
 fi
 # It keeps the console open, as services that were not meant to do.
+rm -f "$DATA_DIR/adderd.socket"
 setsid python3 adderd.py "$DATA_DIR/adderd.socket" "$DEST/adder" 2>> "$LOGDIR/screen-adderd.log" &
 for _ in {1..100}; do
     if [[ -S $DATA_DIR/adderd.socket ]]; then break; fi
