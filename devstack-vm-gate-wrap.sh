@@ -197,15 +197,19 @@ watch_clock() {
     kill -USR1 "$$"
 }
 
+begin_phase() {
+    PHASE=$1
+    now
+    PHASE_STARTED=$NOW
+    log "$PHASE" 2>&1
+}
+
 # run_phase NAME FILE COMMAND...: the output goes to FILE, and from there to the console: a service that the command
 # leaves running can hold neither the console nor us. Returns the command's status.
 run_phase() {
     local file=$2 pid size rc=0
-    PHASE=$1
-    now
-    PHASE_STARTED=$NOW
+    begin_phase "$1"
     shift 2
-    log "$PHASE" 2>&1
     size=$(stat -c %s -- "$file" 2> /dev/null) || size=0
     touch -- "$file" || die 1 "$file cannot be written"
     set -m  # a process group of its own, to which SIGINT is as usual
@@ -385,6 +389,7 @@ run_gate() {
     if declare -F gate_hook > /dev/null; then
         run_phase gate_hook "$LOGS/gate_hook.txt" bash -c gate_hook
     else
+        # shellcheck disable=SC2016  # expanded by the stack user's bash
         run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" run_as_stack \
             bash -c '. "$1/settings" && exec bash "$1/devstack-vm-gate.sh"' bash "$BASE/gate"
     fi
@@ -493,7 +498,8 @@ main() {
     shopt -s inherit_errexit
     unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
     export GIT_TERMINAL_PROMPT=0
-    HERE=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+    HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
+    HERE=${HERE%/*}
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     # shellcheck source=gatehost.sh
@@ -509,7 +515,6 @@ main() {
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
     check_settings
     if [[ ${1:-} ]]; then
-        HOST=$1
         run_there "$1"
     elif [[ ${GATE_ADOPTS:-} != "$PPID" ]]; then
         check_machine

@@ -66,7 +66,11 @@ print_settings() {
     for name in "${settings[@]}"; do
         if ! grep -qsE "^[[:blank:]]*(export[[:blank:]]+)?${name%%=*}=" -- "$file"; then printf '%s\n' "$name"; fi
     done
-    if [[ ${ENABLED_SERVICES:-} ]]; then printf 'ENABLED_SERVICES+=,%s\n' "$ENABLED_SERVICES"; fi
+    if [[ ${ENABLED_SERVICES:-} =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then
+        printf 'ENABLED_SERVICES+=,%s\n' "$ENABLED_SERVICES"
+    elif [[ ${ENABLED_SERVICES:-} ]]; then
+        printf 'ENABLED_SERVICES+=,%q\n' "$ENABLED_SERVICES"
+    fi
     if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then printf 'ENABLED_SERVICES+=,tempest\n'; fi
 }
 
@@ -174,8 +178,11 @@ main() {
         -h | --help) usage; return 0 ;;
         *) printf '%s: unknown argument %s; see --help\n' "${0##*/}" "$1" >&2; return 2 ;;
     esac
+    local here
+    here=$(readlink -f -- "${BASH_SOURCE[0]}")
+    here=${here%/*}
     # shellcheck source=functions.sh
-    . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/functions.sh"
+    . "$here/functions.sh"
     check_settings
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade

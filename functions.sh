@@ -20,7 +20,7 @@ GIT=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/
 
 # Write a line to standard error, with the time.
 log() {
-    printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
+    printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ || true)" "$*" >&2
 }
 
 # Say why in one line, and exit with a status.

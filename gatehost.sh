@@ -100,7 +100,9 @@ install_scripts() {
 # The environment of devstack-vm-gate.sh: our settings and how to reach package indexes.
 print_stack_settings() {
     local name home
-    home=$(getent passwd stack | cut -d: -f6) || return
+    home=$(getent passwd stack) || return
+    home=${home%:*}
+    home=${home##*:}
     print_settings
     printf 'export PIP_FIND_LINKS=%q HOME=%q GATE_STEP=%q\n' "$BASE/cache/pip" "$home" "$BASE/gate/step"
     for name in http_proxy https_proxy no_proxy "${!PIP_@}"; do

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: what is left of a run for people to read. Every step does what it can; none
-# changes the verdict. Takes LOGS, BASE, RUN and the functions of functions.sh and the wrap script.
+# changes the verdict, so nobody looks at most of their statuses. Takes LOGS, BASE, RUN and the functions of functions.sh and the wrap script.
 # Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
 # shellcheck disable=SC2310
+# shellcheck disable=SC2153  # LOGS is the wrap script's
 
 LOG_CAP_KB=$(( 1024 * 1024 )) # for all logs together, compressed
 LARGE=$(( 1024 * 1024 ))      # bytes; larger files are compressed
@@ -16,10 +17,13 @@ write_reproduce() {
         printf '#!/usr/bin/env bash\n'
         printf '# Runs this test again: [WORKSPACE=FOLDER] [DEVSTACK_GATE=FOLDER] reproduce.sh [[USER@]HOST]\n'
         printf '# DEVSTACK_GATE is a checkout of devstack-gate. Secrets are left out.\n\n'
+        # shellcheck disable=SC2016  # expanded when it runs
         printf 'folder=${WORKSPACE:-%q}\n' "$WORKSPACE"
         WORKSPACE='' DEVSTACK_GATE_THIS_HOST='' print_settings leave_out_secrets
         print_hooks
+        # shellcheck disable=SC2016
         printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
+        # shellcheck disable=SC2016
         printf 'exec "${DEVSTACK_GATE:-%q}/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:\n' "$HERE"
     } > "$file"
     chmod 755 -- "$file"
@@ -27,15 +31,13 @@ write_reproduce() {
 
 # Of a value: logins in URLs, and what is assigned to names that sound secret.
 leave_out_secrets() {
-    hide_logins | sed -E 's/^(.*(PASSWORD|PASSWD|SECRET|TOKEN|APIKEY|API_KEY|PRIVATE_KEY|CREDENTIAL)[A-Z_0-9]*[[:blank:]]*[=:]).*/\1left-out/I'
+    sed -E -e 's,(://)[^/@[:space:]]*@,\1,g' -e 's/^(.*(PASSWORD|PASSWD|SECRET|TOKEN|APIKEY|API_KEY|PRIVATE_KEY|CREDENTIAL)[A-Z_0-9]*[[:blank:]]*[=:]).*/\1left-out/I'
 }
 
 # Collect within what is left of the time limit, but at least 10 seconds.
 finish_logs() {
     local pid until
-    PHASE=cleanup-host
-    now
-    PHASE_STARTED=$NOW
+    begin_phase cleanup-host
     until=$(( GATE_STOP > NOW + 10 ? GATE_STOP : NOW + 10 ))
     set -m
     collect_logs >> "$LOGS/cleanup-host.txt" 2>&1 < /dev/null &
@@ -57,7 +59,9 @@ finish_logs() {
 collect_logs() {
     set +eu
     log 'state of the machine'
-    { df -h; free -m; ps -e -o pid,ppid,user,rss,etime,args; } 2>&1 | cut -c 1-300
+    df -h
+    free -m
+    ps -e -ww -o pid,ppid,user,rss,etime,args
     save_devstack
     save_tree "$BASE/logs" "$LOGS"
     save_tree "$BASE/new/logs" "$LOGS"
@@ -78,7 +82,7 @@ save_devstack() {
     done
     if [[ $settings ]]; then
         as_root cat -- "$settings" > "$RUN/settings"
-        hide_secrets "$RUN/settings" < "$RUN/settings" > "$LOGS/local_conf.txt"
+        save "$settings" "$LOGS/local_conf.txt" "$devstack"
     fi
     for file in "$BASE/new/devstacklog.txt" "$BASE/logs/devstacklog.txt" "$BASE/logs/stack.sh.log"; do
         if as_root test -f "$file"; then
@@ -108,6 +112,7 @@ save() {
 
 copy_bytes() {
     local file=$1 size=$2 copy=$3
+    # shellcheck disable=SC2312  # pipefail
     if [[ $copy == *.gz ]]; then
         as_root head -c "$size" -- "$file" | hide_secrets "$RUN/settings" | gzip > "$copy"
     else
@@ -125,28 +130,25 @@ save_tree() {
             case $name in
                 *.log) name=${name%.log}.txt ;;
             esac
-            save "$file" "$to/$(printf '%s' "$name" | tr '[:cntrl:][:blank:]:' '_')" "$folder"
-        done < <(as_root find "$folder" -type "$kind" -print0)
+            save "$file" "$to/${name//[[:cntrl:][:blank:]:]/_}" "$folder"
+        done < <(as_root find "$folder" -type "$kind" -print0 || true)
     done
 }
 
 # syslog.txt, and a file for each of devstack's services where systemd runs them.
 save_journal() {
-    local start unit
-    start=$(cat -- "$RUN/journal-start" 2> /dev/null) || start=$(date +%s)
+    local start unit name
+    start=$(cat -- "$RUN/journal-start" 2> /dev/null) || return
     if [[ -d /run/systemd/system ]]; then
         as_root journalctl --no-pager -o short-precise --since "@$start" > "$LOGS/syslog.txt"
         while read -r unit _; do
-            as_root journalctl --no-pager -o short-precise --since "@$start" -u "$unit" > "$LOGS/$(unit_name "$unit").txt"
-        done < <(systemctl list-units --all --no-legend --plain 'devstack@*')
+            name=${unit#devstack@}
+            name=${name%.service}
+            as_root journalctl --no-pager -o short-precise --since "@$start" -u "$unit" > "$LOGS/$name.txt"
+        done < <(systemctl list-units --all --no-legend --plain 'devstack@*' || true)
     elif as_root test -f /var/log/syslog; then
         save /var/log/syslog "$LOGS/syslog.txt" /var/log
     fi
-}
-
-unit_name() {
-    local name=${1#devstack@}
-    printf '%s\n' "${name%.service}"
 }
 
 # Results as JUnit XML for Jenkins, and as HTML, where the tools that make them exist.
@@ -170,17 +172,18 @@ run_tool() {
 
 # Whatever is in the folder now, from hooks too: readable, no links out of it, plain names, compressed, not too much.
 tidy_logs() {
-    local file real user group
-    user=$(id -u) group=$(id -g)
-    as_root chown -R -h "$user:$group" "$LOGS"
+    local file real group logs
+    group=$(id -g)
+    logs=$(readlink -e -- "$LOGS")
+    as_root chown -R -h "$EUID:$group" "$LOGS"
     chmod -R u+rwX "$LOGS"
     while IFS= read -r -d '' file; do
         real=$(readlink -e -- "$file")
-        if [[ $real != "$(readlink -e -- "$LOGS")"/* ]]; then
+        if [[ $real != "$logs"/* ]]; then
             log "$file leads out of the logs, removed"
             rm -f -- "$file"
         fi
-    done < <(find "$LOGS" -type l -print0)
+    done < <(find "$LOGS" -type l -print0 || true)
     find "$LOGS" ! -type d ! -type f ! -type l -delete
     rename_logs
     find "$LOGS" -type f -size "+${LARGE}c" ! -name '*.gz' ! -name '*.xz' ! -name '*.bz2' ! -name '*.zip' ! -name '*.tgz' \
@@ -191,10 +194,11 @@ tidy_logs() {
 rename_logs() {
     local file name
     while IFS= read -r -d '' file; do
-        name=$(printf '%s' "${file##*/}" | tr '[:cntrl:][:blank:]:' '_')
+        name=${file##*/}
+        name=${name//[[:cntrl:][:blank:]:]/_}
         while [[ -e ${file%/*}/$name ]]; do name=_$name; done
         mv -- "$file" "${file%/*}/$name"
-    done < <(LC_ALL=C find "$LOGS" -mindepth 1 -depth -name '*[[:cntrl:][:blank:]:]*' -print0)
+    done < <(LC_ALL=C find "$LOGS" -mindepth 1 -depth -name '*[[:cntrl:][:blank:]:]*' -print0 || true)
 }
 
 # Drop the biggest until the rest is within the cap.
@@ -207,6 +211,6 @@ cap_logs() {
         file=${file#* }
         rm -f -- "$file"
         total=$(( total - size ))
-        printf 'Dropped %s (%s KB): more than %s KB of logs.\n' "${file#"$LOGS"/}" "$size" "$LOG_CAP_KB" | tee -a "$RUN/dropped"
-    done < <(find "$LOGS" -type f -printf '%k %p\0' | sort -z -rn)
+        printf 'Dropped %s (%s KB): more than %s KB of logs.\n' "${file#"$LOGS"/}" "$size" "$LOG_CAP_KB" >> "$RUN/dropped"
+    done < <(find "$LOGS" -type f -printf '%k %p\0' | sort -z -rn || true)
 }

@@ -7,7 +7,7 @@ awk '/^\[\[/ { ours = ($0 == "[[local|localrc]]"); next } ours' "$top/local.conf
 . "$top/.localrc.auto"
 : "${DEST:?}" "${DATA_DIR:?}" "${LOGDIR:?}"
 echo "installing into $DATA_DIR"
-sudo -n install -d -o "$(id -un)" "$DATA_DIR" "$LOGDIR"
+sudo -n install -d -o stack "$DATA_DIR" "$LOGDIR"
 cd "$DEST/adderd"
 if [[ ${FAIL_WITH:-} ]]; then
     echo "failing, as told"
