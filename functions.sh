@@ -12,7 +12,7 @@ SAID=''  # what git printed last, or why the code of a project cannot be had
 ASKED='' # the address that was last fetched from
 
 # Nothing of the user's own git settings or of a repository's hooks may change what is tested.
-GIT=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
+GIT_COMMAND=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
     -c fetch.unpackLimit=1 -c commit.gpgSign=false -c merge.ff=true -c init.defaultBranch=master
     -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
 
@@ -217,7 +217,7 @@ make_tree() {
 answers() {
     local seconds
     seconds=$(git_seconds)
-    timeout -k 5 "$seconds" "${GIT[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
+    timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
 }
 
 # The repository that saves fetching a project again, if any; not one that has only a part of the history.
@@ -238,7 +238,7 @@ find_store() {
 start_tree() {
     local tree=$1 url=$2 store=${3:-} refs
     rm -rf -- "$tree"
-    SAID=$("${GIT[@]}" init -q --template= -- "$tree" 2>&1 && git -C "$tree" remote add origin "$url" 2>&1) || return 1
+    SAID=$("${GIT_COMMAND[@]}" init -q --template= -- "$tree" 2>&1 && git -C "$tree" remote add origin "$url" 2>&1) || return 1
     if [[ ! $store ]]; then
         return 0
     fi
@@ -306,7 +306,7 @@ fetch() {
     ASKED=$2
     shift 2
     seconds=$(git_seconds)
-    SAID=$(retry "$ATTEMPTS" "$seconds" "${GIT[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@" 2>&1 < /dev/null) \
+    SAID=$(retry "$ATTEMPTS" "$seconds" "${GIT_COMMAND[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@" 2>&1 < /dev/null) \
         || rc=$?
     if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
     return "$rc"
@@ -324,7 +324,7 @@ check_out() {
         SAID="$ref is no commit"
         return 1
     fi
-    SAID=$("${GIT[@]}" -C "$tree" checkout -q -f "${how[@]}" "$commit" -- 2>&1) || return 1
+    SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f "${how[@]}" "$commit" -- 2>&1) || return 1
 }
 
 # Merge the Gerrit changes of a project and branch, as Gerrit itself would.
@@ -334,7 +334,7 @@ merge_changes() {
     for ref in $refs; do
         fetch_change "$project" "$ref" "$tree" || return
         rc=0
-        SAID=$("${GIT[@]}" -C "$tree" merge -q -s resolve --no-edit "refs/gerrit/$ref" 2>&1) || rc=$?
+        SAID=$("${GIT_COMMAND[@]}" -C "$tree" merge -q -s resolve --no-edit "refs/gerrit/$ref" 2>&1) || rc=$?
         if (( rc > 2 )); then  # git itself failed
             return 1
         elif (( rc )); then
@@ -371,6 +371,6 @@ describe_project() {
         refs/zuul/*) ref=${ref#refs/zuul/} ref=${ref%/*} ;;
         *) ref=${ref#refs/*/} ;;
     esac
-    commit=$("${GIT[@]}" -c log.showSignature=false -C "$tree" log -1 --format='%h %s') || return
+    commit=$("${GIT_COMMAND[@]}" -c log.showSignature=false -C "$tree" log -1 --format='%h %s') || return
     printf '%s %s %s\n' "$project" "$ref" "${commit//[[:cntrl:]]/}"
 }

@@ -50,7 +50,7 @@ got() {
 
 # set_up PROJECT BRANCH: in a shell of its own, as the gate does; what is got must then be told by `got`.
 set_up() {
-    bash -c 'sleep() { :; }; . "$1/functions.sh"; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
+    bash -c '. "$1/functions.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
 }
 
 zuul() {
