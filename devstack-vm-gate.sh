@@ -20,6 +20,8 @@ SUDOERS=/etc/sudoers.d/50_stack_sh
 
 check_settings() {
     : "${BASE:=/opt/stack}" "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_GRENADE:=0}" "${KEEP_LOCALRC:=0}"
+    # What is added to devstack's settings must not also reach it by the environment, where it would replace them.
+    export -n ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
     if [[ ! -x $DEVSTACK/stack.sh ]]; then
