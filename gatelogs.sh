@@ -204,13 +204,13 @@ rename_logs() {
 # Drop the biggest until the rest is within the cap.
 cap_logs() {
     local total size file
-    total=$(du -sk -- "$LOGS")
+    total=$(du -s --apparent-size --block-size=1K -- "$LOGS")
     total=${total%%[[:space:]]*}
     while (( total > LOG_CAP_KB )) && IFS= read -r -d '' file; do
-        size=${file%% *}
+        size=$(( ${file%% *} / 1024 ))
         file=${file#* }
         rm -f -- "$file"
         total=$(( total - size ))
         printf 'Dropped %s (%s KB): more than %s KB of logs.\n' "${file#"$LOGS"/}" "$size" "$LOG_CAP_KB" >> "$RUN/dropped"
-    done < <(find "$LOGS" -type f -printf '%k %p\0' | sort -z -rn || true)
+    done < <(find "$LOGS" -type f -printf '%s %p\0' | sort -z -rn || true)
 }

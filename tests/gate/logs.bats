@@ -74,14 +74,14 @@ files() {
 }
 
 @test "the biggest go first when there is too much, and that is said" {
-    LOG_CAP_KB=300
+    LOG_CAP_KB=400 # the state of the machine takes some, too
     local size
     for size in 100 150 200; do head -c "${size}000" /dev/urandom > "$BASE/logs/$size"; done
     collect
     run -0 files
     [[ $output == $'./100\n./150\n./cleanup-host.txt' ]]
     run -0 cat "$RUN/dropped"
-    [[ $output == 'Dropped 200 ('*'): more than 300 KB of logs.' ]]
+    [[ $output == 'Dropped 200 ('*'): more than 400 KB of logs.' ]]
 }
 
 @test "devstack's settings and its log, without the passwords" {
