@@ -45,7 +45,7 @@ def node(pool: Pool, repositories: Path, request: pytest.FixtureRequest) -> Node
 
 
 def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> None:
-    node.check("mkdir -p ~/cache/files ~/cache/pip && echo image > ~/cache/files/test.img && echo wheel > ~/cache/pip/a.whl")
+    node.check("mkdir -p ~/cache/files ~/cache/pip && touch ~/cache/files/test.img ~/cache/pip/a.whl")
     adder = node.check("git -C ~/git/sample/adder rev-parse --short refs/zuul/master/Zgood").strip()
 
     run = node.gate(**GOOD)
@@ -101,7 +101,8 @@ def test_a_machine_without_a_mark_is_left_alone(node: Node) -> None:
 
 
 def test_a_source_that_cannot_be_had_is_3_and_no_test_runs(node: Node) -> None:
-    run = node.gate(**ZUUL, ZUUL_REF="refs/zuul/master/Znone", hooks="gate_hook() { echo tested; }; export -f gate_hook")
+    hooks = "gate_hook() { echo tested; }; export -f gate_hook"
+    run = node.gate(**ZUUL, ZUUL_REF="refs/zuul/master/Znone", hooks=hooks)
 
     assert run.returncode == 3
     assert "sample/adder: the change under test is missing: there is no refs/zuul/master/Znone" in run.stdout
@@ -179,7 +180,8 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
 def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Path) -> None:
     tree = tmp_path / "git/openstack/grenade"
     tree.mkdir(parents=True)
-    (tree / "grenade.sh").write_text("#!/bin/bash\n. ./localrc\ngit -C $BASE_RELEASE_DIR/adder log -1 --format='old: %s'\n"
+    (tree / "grenade.sh").write_text("#!/bin/bash\n. ./localrc\n"
+                                     "git -C $BASE_RELEASE_DIR/adder log -1 --format='old: %s'\n"
                                      "git -C $TARGET_RELEASE_DIR/adder log -1 --format='new: %s'\nexit 17\n")
     (tree / "grenade.sh").chmod(0o755)
     git(tree, "init", "-q", "-b", "master")

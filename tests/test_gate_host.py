@@ -17,7 +17,10 @@ from tests.sampleprojects import add_change, make_projects
 
 RUN_SECONDS = 120
 ODD = "with  blanks, 'single' and \"double\" quotes, $HOME, `date`, $(date), \\ and *\n\nand lines\n# end"
-SHOW = """pre_test_hook() { printf '%s' "$DEVSTACK_GATE_TEMPEST_REGEX" > "$WORKSPACE/logs/value"; env > "$WORKSPACE/logs/env"; }
+SHOW = """pre_test_hook() {
+    printf '%s' "$DEVSTACK_GATE_TEMPEST_REGEX" > "$WORKSPACE/logs/value"
+    env > "$WORKSPACE/logs/env"
+}
 export -f pre_test_hook
 """
 
@@ -59,11 +62,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One machine for all tests here, since it takes rsync, which is installed."""
     folder = tmp_path_factory.mktemp("host")
     make_projects(folder / "git")
-    add_change(folder / "git/sample/adder", "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total", "def whole")
+    add_change(folder / "git/sample/adder", "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total",
+               "def whole")
     with Pocket(folder, "--machines", "namespace") as pocket:
         made = boot_node(Pool(folder, pocket), "host")
         made.put(folder, ["git"], "/home/jenkins")
-        made.check("sudo apt-get -qq update && sudo apt-get -qq -y install --no-install-recommends rsync > /dev/null 2>&1")
+        made.check("sudo apt-get -qq update && sudo apt-get -qq -y install rsync > /dev/null 2>&1")
         yield made
 
 

@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2317  # called by the tests
 # Real repositories under BATS_TEST_TMPDIR: $SERVER/PROJECT is what a server has, $TREES what the gate makes of it.
 
 setup_gate() {

@@ -1,5 +1,7 @@
 #!/usr/bin/env bats
 # Logs: what is collected, in a folder of the test.
+# Each test has an environment of its own, and what is in single quotes is for other shells:
+# shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
 load helper.bash

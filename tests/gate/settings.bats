@@ -1,6 +1,8 @@
 #!/usr/bin/env bats
 # Settings of devstack-vm-gate-wrap.sh, run as a process. Should one be let through, the machine is refused for lack of
 # a single-use mark: nothing here changes this host.
+# Each test has an environment of its own, and what is in single quotes is for other shells:
+# shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
 load helper.bash
