@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.pool import PROJECT, Pool, await_that
+from tests.sampleprojects import GATE_FILES
 
-GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh", "gatehost.sh", "gatelogs.sh",
-              "gateremote.sh", "projects.txt"]
 RUN_SECONDS = 120
 ACCOUNT = """#!/bin/bash
 useradd -m -s /bin/bash jenkins

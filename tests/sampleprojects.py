@@ -2,21 +2,31 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 SAMPLE = Path(__file__).parent / "sample"
 PROJECTS = ("sample/devstack", "sample/adder", "sample/adderd")
+GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh", "gatehost.sh", "gatelogs.sh",
+              "gateremote.sh", "projects.txt"]
 WHO = ["-c", "user.name=sample", "-c", "user.email=sample@localhost"]
 
 
 def make_projects(folder: Path) -> None:
     """Make the repositories under `folder`, each with one commit on master."""
     for project in PROJECTS:
-        tree = folder / project
-        shutil.copytree(SAMPLE / tree.name, tree, ignore=shutil.ignore_patterns("__pycache__"))
-        git(tree, "init", "-q", "-b", "master")
-        git(tree, "add", ".")
-        git(tree, *WHO, "commit", "-q", "-m", f"Start of {tree.name}")
+        source = SAMPLE / project.rpartition("/")[2]
+        commit_files(folder / project, source, [file.name for file in source.iterdir() if file.is_file()])
+
+
+def commit_files(tree: Path, source: Path, names: Sequence[str]) -> None:
+    """Make a repository with one commit on master that holds these files of a folder."""
+    tree.mkdir(parents=True)
+    for name in names:
+        shutil.copy(source / name, tree / name)
+    git(tree, "init", "-q", "-b", "master")
+    git(tree, "add", ".")
+    git(tree, *WHO, "commit", "-q", "-m", f"Start of {tree.name}")
 
 
 def add_change(tree: Path, ref: str, subject: str, file: str, old: str, new: str, *, base: str = "master") -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gatenode import GATE_FILES, Node, boot_node, gate_script
+from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
 from tests.pool import PROJECT, Pool, await_that
-from tests.sampleprojects import WHO, add_change, git, make_projects
+from tests.sampleprojects import GATE_FILES, add_change, commit_files, make_projects
 
 ZUUL = {"ZUUL_URL": "file:///home/jenkins/git", "ZUUL_BRANCH": "master", "ZUUL_PROJECT": "sample/adder"}
 GOOD = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zgood"}
@@ -152,13 +152,7 @@ def test_a_signal_stops_all_of_the_test_and_keeps_its_logs(node: Node, name: str
 
 def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path: Path) -> None:
     tree = tmp_path / "git/sample/devstack-gate"
-    tree.mkdir(parents=True)
-    for name in GATE_FILES:
-        (tree / name).write_bytes((PROJECT / name).read_bytes())
-        (tree / name).chmod(0o755)
-    git(tree, "init", "-q", "-b", "master")
-    git(tree, "add", ".")
-    git(tree, *WHO, "commit", "-q", "-m", "Start")
+    commit_files(tree, PROJECT, GATE_FILES)
     add_change(tree, "refs/zuul/master/Zgate", "New words", "devstack-vm-gate-wrap.sh", "print_node() {",
                "print_node() {\n    echo changed words")
     node.put(tmp_path, ["git"], "/home/jenkins")
@@ -178,15 +172,11 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
 
 
 def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Path) -> None:
-    tree = tmp_path / "git/openstack/grenade"
-    tree.mkdir(parents=True)
-    (tree / "grenade.sh").write_text("#!/bin/bash\n. ./localrc\n"
-                                     "git -C $BASE_RELEASE_DIR/adder log -1 --format='old: %s'\n"
-                                     "git -C $TARGET_RELEASE_DIR/adder log -1 --format='new: %s'\nexit 17\n")
-    (tree / "grenade.sh").chmod(0o755)
-    git(tree, "init", "-q", "-b", "master")
-    git(tree, "add", ".")
-    git(tree, *WHO, "commit", "-q", "-m", "Start")
+    (tmp_path / "grenade.sh").write_text("#!/bin/bash\n. ./localrc\n"
+                                         "git -C $BASE_RELEASE_DIR/adder log -1 --format='old: %s'\n"
+                                         "git -C $TARGET_RELEASE_DIR/adder log -1 --format='new: %s'\nexit 17\n")
+    (tmp_path / "grenade.sh").chmod(0o755)
+    commit_files(tmp_path / "git/openstack/grenade", tmp_path, ["grenade.sh"])
     node.put(tmp_path, ["git"], "/home/jenkins")
     node.check("git -C ~/git/sample/adder branch stable/one")
 
