@@ -20,16 +20,6 @@ could not be prepared, 124 the time limit was reached, 130 and 143 interrupted.
 EOT
 }
 
-# The documented variables: what reproduce.sh holds, and what another host or the stack user gets. Beside them
-# OVERRIDE_*_PROJECT_BRANCH, OVERRIDE_*_GIT_BASE and the hooks.
-SETTINGS=(WORKSPACE BASE GIT_BASE PROJECTS DEVSTACK_GATE_PROJECTS
-    ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH ZUUL_REF ZUUL_CHANGE ZUUL_PATCHSET ZUUL_CHANGES ZUUL_UUID ZUUL_PIPELINE
-    GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC GERRIT_CHANGE_NUMBER GERRIT_PATCHSET_NUMBER
-    GERRIT_HOST GERRIT_PORT GERRIT_SCHEME GERRIT_CHANGES
-    BRANCH_OVERRIDE SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT DEVSTACK_GATE_EXERCISES
-    DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX
-    DEVSTACK_GATE_TEMPEST_TESTS TEMPEST_CONCURRENCY DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH
-    ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
 HOOKS=(pre_test_hook gate_hook post_test_hook)
 SCRIPTS=(devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gatehost.sh gatelogs.sh gateremote.sh projects.txt)
 MARK=/etc/devstack-gate/node
@@ -227,10 +217,12 @@ run_phase() {
     return "$rc"
 }
 
-# follow FILE BYTES PID: show what is added to a file beyond its first bytes, until a process has ended.
+# follow FILE BYTES PID: show what is added to a file beyond its first bytes, until a process has ended. When the console
+# goes before that, nobody waits for the run any more.
 follow() {
     trap '' TERM INT HUP USR1
     tail -c "+$(( $2 + 1 ))" -s 0.1 -f --pid="$3" -- "$1" | stamp
+    if kill -0 "$3" 2> /dev/null; then kill -s PIPE "$$"; fi
 }
 
 end_phase() {
@@ -247,11 +239,12 @@ end_phase() {
     FOLLOWER=''
 } 2> /dev/null
 
-# The processes of the run: all that descends from this one, which adopts orphans, and all of the stack user.
+# The processes of the run: all that descends from this one, which adopts orphans, and when it was stopped all of the
+# stack user.
 list_processes() {
     local stack all
     stack=$(id -u stack 2> /dev/null) || stack=-1
-    if (( stack == EUID )); then stack=-1; fi
+    if [[ ! $STOPPED ]] || (( stack == EUID )); then stack=-1; fi
     all=$(ps -e -o pid= -o ppid= -o ruid= -o euid= -o stat=)
     awk -v me="$$" -v skip="$BASHPID,${FOLLOWER:--},${WATCH:--}" -v stack="$stack" '
         BEGIN { n = split(skip, list, ","); for (i = 1; i <= n; i++) ours[list[i]] = 1 }
@@ -363,20 +356,6 @@ go_on_as() {
 
 # --- the test ---
 
-# Print the documented settings that are given, as bash reads them; each value after the filter COMMAND, if any.
-print_settings() {
-    local name value
-    for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
-        case $name in
-            OVERRIDE_ZUUL_BRANCH | OVERRIDE_*_PROJECT_BRANCH | OVERRIDE_*_GIT_BASE) ;;
-            OVERRIDE_*) continue ;;
-        esac
-        value=${!name:-}
-        if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
-        if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
-    done
-}
-
 print_hooks() {
     local hook
     for hook in "${HOOKS[@]}"; do
@@ -391,18 +370,7 @@ run_gate() {
     if declare -F gate_hook > /dev/null; then
         run_phase gate_hook "$LOGS/gate_hook.txt" bash -c gate_hook
     else
-        # shellcheck disable=SC2016  # expanded by the stack user's bash
-        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" run_as_stack \
-            bash -c '. "$1/settings" && exec bash "$1/devstack-vm-gate.sh"' bash "$BASE/gate"
-    fi
-}
-
-run_as_stack() {
-    cd / || return
-    if (( EUID == 0 )); then
-        exec runuser -u stack -- "$@"
-    else
-        exec sudo -n -H -u stack -- "$@"
+        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
     fi
 }
 
@@ -420,6 +388,7 @@ run_local() {
     trap 'STOPPED=timeout; exit 124' USR1
     trap 'STOPPED=INT; exit 130' INT
     trap 'STOPPED=TERM; exit 143' TERM HUP
+    trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
     # An earlier build's logs would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then rm -rf -- "$LOGS"; fi
@@ -449,7 +418,7 @@ print_node() {
 finish() {
     local rc=$1 step=$PHASE words=PASS
     trap - EXIT
-    trap '' INT TERM HUP USR1
+    trap '' INT TERM HUP PIPE USR1
     set +e
     if [[ $STOPPED || $PHASE == setup-* ]]; then stop_processes; fi
     if [[ $FOLLOWER ]]; then end_phase; fi

@@ -7,7 +7,7 @@ usage() {
 Usage: devstack-vm-gate.sh
 
 Configures and runs the devstack in $BASE/new/devstack, then its exercises or tempest, or an upgrade with grenade.
-devstack-vm-gate-wrap.sh runs it as the user stack, when no gate_hook replaces it.
+devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it. It goes on as the user who owns that devstack: stack.
 
 Settings are environment variables, see README.md: BASE, DEVSTACK_GATE_EXERCISES, DEVSTACK_GATE_TEMPEST and its kin,
 DEVSTACK_GATE_GRENADE, ENABLED_SERVICES, DEVSTACK_LOCAL_CONFIG, KEEP_LOCALRC.
@@ -19,11 +19,9 @@ EOT
 SUDOERS=/etc/sudoers.d/50_stack_sh
 
 check_settings() {
-    : "${BASE:=/opt/stack}" "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_GRENADE:=0}" "${KEEP_LOCALRC:=0}"
+    : "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_GRENADE:=0}" "${KEEP_LOCALRC:=0}"
     # What is added to devstack's settings must not also reach it by the environment, where it would replace them.
     export -n ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG
-    NEW=$BASE/new
-    DEVSTACK=$NEW/devstack
     if [[ ! -x $DEVSTACK/stack.sh ]]; then
         die 2 "PROJECTS: expected a devstack among them, there is no $DEVSTACK/stack.sh"
     elif [[ $DEVSTACK_GATE_GRENADE == 1 && ! -x $NEW/grenade/grenade.sh ]]; then
@@ -36,6 +34,32 @@ check_settings() {
         if [[ -x $DEVSTACK/exercise.sh && $DEVSTACK_GATE_TEMPEST != 1 ]]; then DEVSTACK_GATE_EXERCISES=1; fi
     elif [[ $DEVSTACK_GATE_EXERCISES == 1 && ! -x $DEVSTACK/exercise.sh ]]; then
         die 2 "DEVSTACK_GATE_EXERCISES: there is no $DEVSTACK/exercise.sh"
+    fi
+}
+
+# Go on as devstack's owner, with the documented settings and what it takes to reach package indexes.
+become_owner() {
+    local owner=$1 script=$2 name
+    # shellcheck disable=SC2016,SC2119  # the owner's bash expands it; no filter
+    {
+        print_settings
+        for name in http_proxy https_proxy no_proxy "${!PIP_@}"; do
+            if [[ ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
+        done
+        if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
+    } | as_user "$owner" bash -c 'set -e; eval "$(cat)"; exec bash "$1" < /dev/null' bash "$script"
+}
+
+as_user() {
+    local user=$1 home
+    shift
+    cd /
+    if (( EUID )); then
+        sudo -n -H -u "$user" -- "$@"
+    else
+        home=$(getent passwd "$user")
+        home=${home%:*}
+        runuser -u "$user" -- env -i PATH="$PATH" LANG="${LANG:-C.UTF-8}" HOME="${home##*:}" USER="$user" "$@"
     fi
 }
 
@@ -57,7 +81,7 @@ random() {
 }
 
 # Our settings, of which those that the file has already are left out.
-print_settings() {
+print_localrc() {
     local file=$1 dest=$2 name secret
     local -a settings=("DEST=$dest" "DATA_DIR=$BASE/data" "LOGDIR=$BASE/logs" "SCREEN_LOGDIR=$BASE/logs" VERBOSE=True LOG_COLOR=False
         ERROR_ON_CLONE=True RECLONE=no USE_SCREEN=False SWIFT_REPLICAS=1 NOVNC_FROM_PACKAGE=True ROOTSLEEP=0)
@@ -81,7 +105,7 @@ write_settings() {
     local file dest=$2 ours
     file=$(settings_file "$1")
     if [[ $KEEP_LOCALRC != 1 ]]; then rm -f -- "$1/local.conf" "$1/localrc"; fi
-    ours=$(print_settings "$file" "$dest")
+    ours=$(print_localrc "$file" "$dest")
     (
         umask 077
         {
@@ -99,7 +123,7 @@ write_settings() {
 # step NAME: what runs now, for the last line of the wrap script.
 step() {
     log "$1"
-    if [[ ${GATE_STEP:-} ]]; then printf '%s\n' "$1" > "$GATE_STEP"; fi
+    if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
 # part NAME FOLDER COMMAND...: run it there; the script ends with its status if that is not 0.
@@ -180,11 +204,19 @@ main() {
         -h | --help) usage; return 0 ;;
         *) printf '%s: unknown argument %s; see --help\n' "${0##*/}" "$1" >&2; return 2 ;;
     esac
-    local here
+    local here owner
     here=$(readlink -f -- "${BASH_SOURCE[0]}")
     here=${here%/*}
     # shellcheck source=functions.sh
     . "$here/functions.sh"
+    : "${BASE:=/opt/stack}"
+    NEW=$BASE/new
+    DEVSTACK=$NEW/devstack
+    if [[ -d $DEVSTACK && ! -O $DEVSTACK ]]; then
+        owner=$(stat -c %U -- "$DEVSTACK")
+        become_owner "$owner" "$here/devstack-vm-gate.sh"
+        return
+    fi
     check_settings
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade

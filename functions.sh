@@ -16,6 +16,17 @@ GIT_COMMAND=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hoo
     -c fetch.unpackLimit=1 -c commit.gpgSign=false -c merge.ff=true -c init.defaultBranch=master
     -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
 
+# The documented variables: what reproduce.sh holds, and what another host or the stack user gets. Beside them
+# OVERRIDE_*_PROJECT_BRANCH, OVERRIDE_*_GIT_BASE and the hooks.
+SETTINGS=(WORKSPACE BASE GIT_BASE PROJECTS DEVSTACK_GATE_PROJECTS
+    ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH ZUUL_REF ZUUL_CHANGE ZUUL_PATCHSET ZUUL_CHANGES ZUUL_UUID ZUUL_PIPELINE
+    GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC GERRIT_CHANGE_NUMBER GERRIT_PATCHSET_NUMBER
+    GERRIT_HOST GERRIT_PORT GERRIT_SCHEME GERRIT_CHANGES
+    BRANCH_OVERRIDE SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT DEVSTACK_GATE_EXERCISES
+    DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX
+    DEVSTACK_GATE_TEMPEST_TESTS TEMPEST_CONCURRENCY DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH
+    ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
+
 # --- messages ---
 
 # Write a line to standard error, with the time.
@@ -111,6 +122,22 @@ git_seconds() {
         seconds=$(( left < 1 ? 1 : left < seconds ? left : seconds ))
     fi
     printf '%s\n' "$seconds"
+}
+
+# --- settings ---
+
+# Print the documented settings that are given, as bash reads them; each value after the filter COMMAND, if any.
+print_settings() {
+    local name value
+    for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
+        case $name in
+            OVERRIDE_ZUUL_BRANCH | OVERRIDE_*_PROJECT_BRANCH | OVERRIDE_*_GIT_BASE) ;;
+            OVERRIDE_*) continue ;;
+        esac
+        value=${!name:-}
+        if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
+        if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
+    done
 }
 
 # --- which code ---
@@ -266,6 +293,10 @@ take_code() {
     fi
     if ! chosen=$(choose_ref "$branch" "$id" <<< "$refs"); then
         SAID="there is neither a branch $branch nor a branch master at $url"
+        return 3
+    fi
+    if [[ ${GERRIT_REFSPEC:-} && $project == "$GERRIT_PROJECT" && $branch == "$GERRIT_BRANCH" && $chosen != "refs/heads/$branch" ]]; then
+        SAID="the change under test cannot be merged: there is no branch $branch at $url"
         return 3
     fi
     check_out "$tree" "$chosen" || return

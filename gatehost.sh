@@ -92,20 +92,5 @@ install_scripts() {
     fi
     as_root install -d -m 755 "$BASE/gate" || return
     for name in "${SCRIPTS[@]}"; do as_root install -m 755 -- "$HERE/$name" "$BASE/gate/$name" || return; done
-    print_stack_settings > "$RUN/settings" || return
-    as_root install -m 400 -o stack -- "$RUN/settings" "$BASE/gate/settings" || return
     as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step"
-}
-
-# The environment of devstack-vm-gate.sh: our settings and how to reach package indexes.
-print_stack_settings() {
-    local name home
-    home=$(getent passwd stack) || return
-    home=${home%:*}
-    home=${home##*:}
-    print_settings
-    printf 'export PIP_FIND_LINKS=%q HOME=%q GATE_STEP=%q\n' "$BASE/cache/pip" "$home" "$BASE/gate/step"
-    for name in http_proxy https_proxy no_proxy "${!PIP_@}"; do
-        if [[ ${!name:-} && $name != PIP_FIND_LINKS ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
-    done
 }

@@ -188,6 +188,27 @@ def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Pat
     assert run.stdout.splitlines()[-1].startswith("FAIL (17) in devstack-vm-gate.sh: grenade.sh. ")
 
 
+def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(node: Node) -> None:
+    hooks = ("gate_hook() { export DEVSTACK_LOCAL_CONFIG=$'A=1\\nFAIL_WITH=23'; "
+             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; export -f gate_hook")
+
+    run = node.gate(hooks=hooks, **GOOD)
+
+    assert run.returncode == 23, run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (23) in gate_hook. ")
+
+
+def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_more(node: Node) -> None:
+    hooks = "gate_hook() { for i in {1..300}; do echo tick; sleep 0.1; done; echo whole; }; export -f gate_hook"
+    node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
+
+    node.check("bash job.sh | sed /tick/q > /dev/null; true")
+
+    await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0, 60)
+    assert "tick" in node.file(f"{LOGS}/gate_hook.txt")
+    assert "whole" not in node.file(f"{LOGS}/gate_hook.txt")
+
+
 def test_a_second_run_on_the_same_machine_shows_its_own_results_only(node: Node) -> None:
     assert node.gate(**GOOD).returncode == 0
     node.check(f"touch {LOGS}/left-by-an-earlier-build.txt")

@@ -243,6 +243,13 @@ corrupt_cache() {
     refused 'unrelated histories'
 }
 
+@test "a Gerrit change for a branch that is gone is not tested on master without it" {
+    git -C "$SERVER/openstack/nova" update-ref refs/changes/01/1/1 stable/essex
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=feature/gone GERRIT_REFSPEC=refs/changes/01/1/1
+    run set_up feature/gone
+    refused 'the change under test cannot be merged: there is no branch feature/gone'
+}
+
 @test "a repository whose default branch is not master, with and without a master" {
     git -C "$SERVER/openstack/nova" symbolic-ref HEAD refs/heads/stable/essex
     run -0 set_up
