@@ -250,7 +250,7 @@ answers() {
 # The repository that saves fetching a project again, if any; not one that has only a part of the history.
 find_store() {
     local project=$1 tree=$2 folder
-    for folder in "$tree" "$HOME/workspace-cache/$project" "$HOME/workspace-cache/${project##*/}" \
+    for folder in "$tree" "${HOME:-}/workspace-cache/$project" "${HOME:-}/workspace-cache/${project##*/}" \
         "/opt/git/$project" "/opt/git/$project.git"; do
         if [[ -d $folder/.git ]]; then folder=$folder/.git; fi
         if [[ -d $folder/objects && ! -e $folder/shallow ]] && ! compgen -G "$folder/objects/pack/*.promisor" > /dev/null; then

@@ -128,3 +128,18 @@ END
 <x>
 hook 'quoted' \"\$HOME\"" ]] || { printf '%s\n' "$output"; return 1; }
 }
+
+@test "results of tempest as JUnit XML and HTML, made by the tools that it brings" {
+    local tools=$BASE/new/tempest/.tox/tempest/bin
+    mkdir -p "$tools" "$BASE/new/tempest/.stestr"
+    printf '#!/bin/sh\n[ "$*" = "last --subunit" ] && [ -d .stestr ] && echo stream\n' > "$tools/stestr"
+    printf '#!/bin/sh\nread line; echo "<testsuite>$line</testsuite>"\n' > "$tools/subunit2junitxml"
+    printf '#!/bin/sh\nread line < "$1"; echo "<html>$line</html>" > "$2"\n' > "$tools/subunit2html"
+    chmod +x "$tools/"*
+    collect
+    [[ $(< "$LOGS/tempest-results.xml") == '<testsuite>stream</testsuite>' ]]
+    [[ $(< "$LOGS/tempest-results.html") == '<html>stream</html>' ]]
+    rm "$tools/subunit2html" "$LOGS/"*
+    collect
+    [[ -e $LOGS/tempest-results.xml && ! -e $LOGS/tempest-results.html ]]
+}
