@@ -213,7 +213,7 @@ class Launch:
             try:
                 snapshot = vmdatabase.current_snapshot(image)
                 if snapshot is None:
-                    raise GateError("there is no snapshot yet; run devstack-vm-update-image.py")
+                    raise GateError("there is no snapshot yet; run devstack-vm-update-image.sh")
                 self.cloud.network_ids()
                 self.templates[image.id] = Template(
                     snapshot, self.cloud.flavor_id(image), novacloud.read_user_data(image))

@@ -114,13 +114,13 @@ def leaked_servers(
     """Return the servers of ours that no row accounts for.
 
     machines is {row id: server id or None}. A server without a row is left its grace; not so one beside the server that
-    its row knows, nor a template server whose snapshot is no longer BUILDING.
+    its row knows, nor a template server whose snapshot is no longer built, nor kept for a person.
     """
     leaked = []
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id or 0)
         if snapshot:
-            unaccounted = snapshot.state != BUILDING
+            unaccounted = not snapshot.has_server(now)
         elif (server.machine_id or 0) in machines:
             unaccounted = machines[server.machine_id or 0] not in (None, server.id)
         else:
@@ -151,14 +151,14 @@ def leaked_images(
     return leaked
 
 
-def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool) -> list[SnapshotImage]:
+def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:
     """Return which snapshots of one image type go, of a list with the newest first.
 
-    The failed ones and those beyond current and previous; everything: all that are not being built.
+    The failed ones and those beyond current and previous; everything: all but those being built or kept for a person.
     """
     ready = [row for row in snapshots if row.state == READY]
     kept = [] if everything else ready[:SNAPSHOTS_KEPT]
-    return [row for row in snapshots if row.state != BUILDING and row not in kept]
+    return [row for row in snapshots if not row.has_server(now) and row not in kept]
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -477,7 +477,7 @@ class Reap:
         found = {(image.snapshot_id, image.name): image.id for image in images}
         for image_rows in by_image.values():
             image = image_rows[0].base_image
-            for row in old_snapshots(image_rows, self.options.all_images or not image.active):
+            for row in old_snapshots(image_rows, self.options.all_images or not image.active, time.time()):
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
     def delete_snapshot(self, row: SnapshotImage, image_id: str | None) -> None:

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Build and snapshot the image from which a provider's machines boot.
+"""Build and snapshot the images from which a provider's machines boot.
 
-Run by the job devstack-update-vm-image every day, once for each provider (or `all`). Boots the provider's base image
-with a temporary key, makes the node account with sudo and the configured public key, installs packages, runs the custom
-script, snapshots the machine, and proves the snapshot: a machine booted from it must pass the ssh test. Until then the
-previous one stays in use; old ones are left to devstack-vm-reap. Changes: a template server, a keypair and an image at
-the provider, rows in vm.db.
+Run by the job devstack-update-vm-image every day, once for each provider (or `all`), by way of
+devstack-vm-update-image.sh, which checks devstack out. Boots the provider's base image with a temporary key, upgrades
+it, installs packages, makes the node account, fills caches with what each branch of devstack wants (packages, pip
+packages, test images, git repositories), runs the custom script, clears what is the machine's own, snapshots it, and
+proves the snapshot: a machine booted from it must pass the ssh test. Until then the previous one stays in use; old ones
+are left to devstack-vm-reap. The images of a provider are built side by side. Changes: a template server, a keypair and
+an image at the provider, rows in vm.db.
+
+Without a devstack checkout ($WORKSPACE/devstack, or --devstack) nothing is cached, all else is done.
 
 Exit codes: 0 done, 1 an image could not be built (nothing of it is left but its row), 2 wrong use or configuration.
 """
@@ -13,82 +17,240 @@ Exit codes: 0 done, 1 an image could not be built (nothing of it is left but its
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
 
+import devstackfiles
 import gateconfig
 import nodessh
 import novacloud
 import vmdatabase
-from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from devstackfiles import Checkout, Wanted
+from gateconfig import ConfigError, GateError, ImageConfig, NodeConfig, SecureConfig, get_log
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImage
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
 LOCK_SECONDS = 10  # reap holds the same lock for a moment
 POLL_SECONDS = 1
-STEP_SECONDS = 1800  # for a step that installs packages or runs the custom script
-SNAPSHOT_SECONDS = 3600
+STEP_SECONDS = 3600  # for a step on the template
+SNAPSHOT_BOOTS = 4  # a snapshot may take so many times boot-timeout to become active
 GONE_SECONDS = 60
+KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a template, as long as a failed build's machine stays
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
+ALWAYS_DEB, ALWAYS_RPM = ("sudo", "libnss-myhostname"), ("sudo",)  # the second resolves the name of each machine
+CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
+REMOTE_FOLDER = "/var/lib/devstack-gate"
+MARKS = "/etc/devstack-gate/image"
 
-# No prompt can stop these: apt keeps configuration files as they are and waits for whoever holds its lock.
-INSTALL = """set -eu
-if command -v apt-get >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a
-    set -- -y -q -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Acquire::Retries=3 install "$@"
-    apt-get -q -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 update
-    apt-get "$@"
-elif command -v dnf >/dev/null; then
-    dnf -y install "$@"
-else
-    echo "neither apt-get nor dnf is here" >&2
-    exit 1
-fi
-"""
-ACCOUNT = """set -eu
-user=$1 key=$2 home=$3
-id -u "$user" >/dev/null 2>&1 || useradd -m -d "$home" -s /bin/bash "$user"
-home=$(getent passwd "$user" | cut -d: -f6)
-install -d -m 700 -o "$user" -g "$(id -gn "$user")" "$home/.ssh"
-printf '%s\\n' "$key" > "$home/.ssh/authorized_keys"
-chown "$user" "$home/.ssh/authorized_keys"
-chmod 600 "$home/.ssh/authorized_keys"
-if [ "$user" != root ]; then
-    printf '%s ALL=(ALL) NOPASSWD:ALL\\n' "$user" > /etc/sudoers.d/devstack-gate
-    chmod 440 /etc/sudoers.d/devstack-gate
-fi
-"""
-# Each machine makes host keys of its own at its first boot (cloud-init does); the build's key opens none of them.
-FORGET = """set -eu
-for file in /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys; do
-    if [ -f "$file" ]; then sed -i "\\\\|$1|d" "$file"; fi
-done
-if command -v cloud-init >/dev/null; then cloud-init clean --logs; fi
-rm -f /etc/ssh/ssh_host_*
-sync
-"""
+
+@dataclass(frozen=True)
+class Plan:
+    """What all images of a run are made with; checkout is None where nothing is to be cached."""
+
+    node: NodeConfig
+    image: ImageConfig
+    public_key: str
+    script: str | None
+    checkout: Checkout | None
+    branches: Sequence[str]
+    projects: Sequence[str]
+    git_base: str
+    step_seconds: int
+    keep_failed: bool
+
+
+# --- what is run on the template ---
+
+
+class Template:
+    """The machine that becomes the snapshot; each step is a method, run over one ssh session."""
+
+    def __init__(self, session: nodessh.Session, plan: Plan, log: gateconfig.Log) -> None:
+        self.session = session
+        self.plan = plan
+        self.log = log
+        self.step = ""  # the name of the step that runs
+        self.missing: list[str] = []  # required packages that the distribution does not have
+        self._distribution = ""
+        self._wanted: dict[str, Wanted] = {}
+
+    def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
+        """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
+        words = (function, *words) if user == "root" else ("as_user", user, function, *words)
+        text = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin)
+        return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
+
+    def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
+        """Run a command as root within the time limit of a step and return the lines of its output."""
+        output = self.session.run(self.step, self.session.as_root(words), self.plan.step_seconds, stdin)
+        self.log.debug("%s", output.rstrip())
+        return output.splitlines()
+
+    def copy_steps(self) -> None:
+        """Bring the steps to the machine, and wait for its first boot to be over."""
+        text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
+        self.session.put(self.step, f"{REMOTE_FOLDER}/imagesteps.sh", text, "0755")
+        self.call("wait_for_boot")
+        self._distribution = self.call("print_distribution")[-1]
+        self.log.info("the distribution is %s", self._distribution)
+
+    def install_packages(self) -> None:
+        """Install what every image has; one that does not exist fails the build, but only at its end."""
+        rpm = devstackfiles.is_rpm(self._distribution)
+        names = self.plan.image.packages or (gateconfig.RPM_PACKAGES if rpm else gateconfig.DEB_PACKAGES)
+        tools = [*(ALWAYS_RPM if rpm else ALWAYS_DEB), *(CACHE_TOOLS if self.plan.checkout else ())]
+        self.missing = unavailable(self.call("fetch_packages", "install", stdin=[*tools, *names]))
+        for name in self.missing:
+            self.log.error("there is no package %s ([image] packages), which the image must have", name)
+
+    def install_headers(self) -> None:
+        """Install headers of the newest kernel."""
+        self.warn(self.call("install_headers"))
+
+    def apply_puppet(self) -> None:
+        """Let puppet do what the operator's repository says."""
+        image, clone = self.plan.image, f"{REMOTE_FOLDER}/puppet"
+        if devstackfiles.is_local(image.puppet_repo):
+            self.call("clone_bundle", image.puppet_repo, clone, stdin=devstackfiles.bundle(image.puppet_repo))
+        else:
+            self.call("clone_puppet", image.puppet_repo, clone)
+        self.call("apply_puppet", clone, image.puppet_modulepath, image.puppet_manifest)
+
+    def make_account(self) -> None:
+        """Make the account that Jenkins and the tests use."""
+        self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
+
+    def clone_projects(self) -> None:
+        """Clone the gate's projects, all branches; those of a folder of this host are carried over."""
+        if not devstackfiles.is_local(self.plan.git_base):
+            self.cache("clone_projects", self.plan.git_base, stdin=self.plan.projects)
+            return
+        for project in self.plan.projects:
+            url = f"{self.plan.git_base}/{project}"
+            try:
+                bundle = devstackfiles.bundle(url)
+            except GateError as err:
+                self.log.warning("%s: could not get %s (%s)", self.step, project, err)
+                continue
+            self.cache("clone_bundle", url, f"workspace-cache/{project}", stdin=bundle)
+
+    def cache_packages(self, branch: str) -> None:
+        """Install what devstack installs first, and download what it installs later."""
+        packages = self.wanted(branch).packages
+        files = {package.name: package.file for package in packages}
+        for mode, install in (("install", True), ("download", False)):
+            names = [package.name for package in packages if package.install == install]
+            for name in unavailable(self.call("fetch_packages", mode, stdin=names)):
+                self.log.warning("there is no package %s (%s of %s)", name, files.get(name, "?"), branch)
+
+    def cache_pips(self, branch: str) -> None:
+        """Download pip packages: devstack's own list, or what the projects require under the upper constraints."""
+        pips = self.wanted(branch).pips
+        user = self.plan.node.user
+        if pips is None:
+            requirements, constraints = (
+                "\n".join(self.call(function, branch, "workspace-cache", stdin=self.plan.projects, user=user))
+                for function in ("show_requirements", "show_constraints"))
+            pips = devstackfiles.pinned(requirements, constraints)
+        if pips:
+            self.cache("cache_pips", branch, stdin=pips)
+
+    def cache_files(self) -> None:
+        """Download the test images of all branches."""
+        urls = dict.fromkeys(url for branch in self.plan.branches for url in self.wanted(branch).images)
+        self.cache("cache_files", stdin=list(urls))
+
+    def run_custom_script(self) -> None:
+        """Run the operator's own script, last of all that changes the machine."""
+        path = f"{REMOTE_FOLDER}/custom-script"
+        self.session.put(self.step, path, self.plan.script or "", "0755")
+        self.run([path])
+
+    def wanted(self, branch: str) -> Wanted:
+        """Return what a branch wants cached here."""
+        if branch not in self._wanted and self.plan.checkout:
+            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
+        return self._wanted[branch]
+
+    def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> None:
+        """Run a function that fills a cache; what is missing there costs the tests time, no more."""
+        try:
+            self.warn(self.call(function, *words, stdin=stdin, user=self.plan.node.user))
+        except nodessh.StepError as err:
+            self.log.warning("%s; the image is made without", err)
+
+    def warn(self, output: Sequence[str]) -> None:
+        """Log what a step could not get."""
+        for name in unavailable(output):
+            self.log.warning("%s: could not get %s", self.step, name)
+
+
+def unavailable(output: Sequence[str]) -> list[str]:
+    """Return the names that a step printed as unavailable."""
+    return [line.removeprefix("unavailable: ") for line in output if line.startswith("unavailable: ")]
+
+
+Step = tuple[str, Callable[[Template], object]]
+
+
+def steps_of(plan: Plan, build_key: str, marks: str) -> list[Step]:
+    """Return the named steps that make a machine a template, in their order; build_key is the base64 of its key."""
+    steps: list[Step] = [
+        ("wait for first boot", Template.copy_steps),
+        ("make hostname resolve", lambda template: template.call("resolve_hostname")),
+        ("upgrade", lambda template: template.call("upgrade")),
+        ("install packages", Template.install_packages),
+        ("install kernel headers", Template.install_headers),
+    ]
+    if plan.image.puppet_repo:
+        steps.append(("apply puppet", Template.apply_puppet))
+    steps.append(("make account", Template.make_account))
+    if plan.checkout:
+        steps += [(f"cache packages of {branch}", _for(Template.cache_packages, branch)) for branch in plan.branches]
+        steps.append((f"clone {len(plan.projects)} projects", Template.clone_projects))
+        steps += [(f"cache pip packages of {branch}", _for(Template.cache_pips, branch)) for branch in plan.branches]
+        steps.append(("cache test images", Template.cache_files))
+    if plan.script is not None:
+        steps.append(("run custom script", Template.run_custom_script))
+    return [
+        *steps,
+        ("remove cron jobs", lambda template: template.call("remove_cron_jobs")),
+        (f"write {MARKS}", lambda template: template.session.put(template.step, MARKS, marks)),
+        ("forget this machine", lambda template: template.call("forget_machine", build_key)),
+    ]
+
+
+def _for(step: Callable[[Template, str], object], branch: str) -> Callable[[Template], object]:
+    return lambda template: step(template, branch)
+
+
+# --- one image ---
 
 
 class Build:
     """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
 
-    def __init__(self, cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> None:
+    def __init__(self, cloud: novacloud.Cloud, image: BaseImage, plan: Plan) -> None:
         self.cloud = cloud
         self.provider: Provider = image.provider
         self.image = image
-        self.config = config
-        self.script = script
+        self.plan = plan
         self.log = get_log(provider=self.provider.name, image=image.name)
-        version = vmdatabase.now()
+        self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
+        self.stopping = False
         self.base_id = cloud.find_base_image(image.external_id)
         self.flavor_id = cloud.flavor_id(image)
         self.user_data = novacloud.read_user_data(image)
         cloud.network_ids()
+        version = vmdatabase.now()
         self.row = SnapshotImage.create(
             base_image=image, version=version, state=BUILDING, state_time=version,
             name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{novacloud.TEMPLATE_SUFFIX}")
@@ -101,33 +263,75 @@ class Build:
             self.wait_for_room()
             self.cloud.create_keypair(keypair, f"{self.key.get_name()} {self.key.get_base64()}")
             with self.server("template", self.base_id, keypair) as (server_id, address):
-                self.prepare(self.first_login(address))
+                self.prepare(address)
                 image_id = self.snapshot(server_id)
             self.see_gone(server_id)
             with self.server("test machine", image_id, None) as (_, address):
                 self.prove(address)
             vmdatabase.move(self.row, BUILDING, READY)
             self.log.info("BUILDING -> READY: %s %s", self.row.name, image_id)
-        except BaseException as err:
-            vmdatabase.move(self.row, BUILDING, ERROR, error=str(err) or type(err).__name__)
-            self.log.info("BUILDING -> ERROR: %s", self.row.name)
+        except Exception as err:
+            self.fail(str(err) or type(err).__name__)
             raise
         finally:
             self.clean_up(lambda: self.cloud.delete_keypair(keypair))
 
+    def fail(self, reason: str) -> None:
+        """Write down that the build failed."""
+        if vmdatabase.move(self.row, BUILDING, ERROR, error=reason):
+            self.log.info("BUILDING -> ERROR: %s", self.row.name)
+
+    def stop(self) -> None:
+        """End a build that another thread works on: nothing of it is to be left when the process ends, right after."""
+        self.stopping = True
+        if self.row.state != BUILDING:
+            return
+        self.fail("the build was stopped")
+        self.clean_up(self.delete_server)
+        self.clean_up(lambda: self.cloud.delete_keypair(self.cloud.keypair_name(self.row.id)))
+
     @contextmanager
     def server(self, what: str, image_id: str, keypair: str | None) -> Iterator[tuple[str, str]]:
-        """Boot a server for the build, yield its id and address, and see that it does not outlive its use."""
+        """Boot a server for the build, yield its id and address, and see that it does not outlive its use.
+
+        After a failure it stays for a while if that was asked for.
+        """
+        self.login = None
         try:
             with gateconfig.phase(self.log, f"boot {what}"):
+                if self.stopping:
+                    raise GateError("the build was stopped")
                 server_id = self.cloud.create_server(
                     self.row.name, image_id, self.flavor_id, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
                     key_name=keypair, user_data=self.user_data)
                 vmdatabase.set_columns(self.row, server_external_id=server_id)
                 address = self.reach(server_id)
             yield server_id, address
-        finally:
+        except Exception:
+            if self.plan.keep_failed and self.row.server_external_id:
+                self.keep_server(what)
+            else:
+                self.clean_up(self.delete_server)
+            raise
+        else:
             self.clean_up(self.delete_server)
+
+    def keep_server(self, what: str) -> None:
+        """Keep the server of a failed build for a person, who may log in with the node's key, and say how."""
+        vmdatabase.set_columns(self.row, keep_until=vmdatabase.now() + KEEP_SECONDS)
+        self.log.warning("keeping the %s (server %s) for %d hours, then reap deletes it",
+                         what, self.row.server_external_id, KEEP_SECONDS // 3600)
+        if self.login is None:
+            self.log.warning("it let nobody in; its console is all there is: openstack console log show %s",
+                             self.row.server_external_id)
+            return
+        try:
+            nodessh.authorize(self.login, self.plan.public_key)
+        except GateError as err:
+            self.log.warning("it does not let you in: %s", err)
+            return
+        self.log.warning("log in: ssh -i %s -p %d %s@%s",
+                         self.plan.node.ssh_key, self.login.port, self.login.user, self.login.address)
 
     def clean_up(self, step: Callable[[], None]) -> None:
         """Do a step of tidying up; what cannot be tidied now is left to reap."""
@@ -184,6 +388,18 @@ class Build:
             time.sleep(POLL_SECONDS)
         raise GateError(f"the server has no address after {self.provider.boot_timeout} s; last seen: {last}")
 
+    def prepare(self, address: str) -> None:
+        """Run the steps that make the machine what its snapshot is to be."""
+        self.login = self.first_login(address)
+        with nodessh.session(self.login) as session:
+            template = Template(session, self.plan, self.log)
+            for name, step in steps_of(self.plan, self.key.get_base64(), self.marks()):
+                template.step = name
+                with gateconfig.phase(self.log, name):
+                    step(template)
+        if template.missing:
+            raise GateError(f"install packages: there is no {', '.join(template.missing)}")
+
     def first_login(self, address: str) -> nodessh.Login:
         """Return the login that the base image lets in and lets run commands."""
         users = (self.image.username,) if self.image.username else FIRST_LOGINS
@@ -191,38 +407,37 @@ class Build:
         with gateconfig.phase(self.log, "first login"):
             return nodessh.wait_for_session(logins, time.monotonic() + self.provider.boot_timeout, is_shell)
 
-    def prepare(self, login: nodessh.Login) -> None:
-        """Run the steps that make the machine what its snapshot is to be."""
-        node = self.config.node
-        public_key = gateconfig.require_ssh_key(self.config)
-        with nodessh.session(login) as session:
-            steps: list[tuple[str, list[str]]] = [
-                ("install packages", ["sh", "-c", INSTALL, "sh", "sudo", *self.config.image_packages]),
-                ("make account", ["sh", "-c", ACCOUNT, "sh", node.user, public_key, node.remote_fs]),
-            ]
-            if self.script is not None:
-                session.put("copy custom script", "/root/devstack-gate-custom-script", self.script, "0755")
-                steps.append(("run custom script", ["/root/devstack-gate-custom-script"]))
-            steps.append(("forget this machine", ["sh", "-c", FORGET, "sh", self.key.get_base64()]))
-            for name, words in steps:
-                with gateconfig.phase(self.log, name):
-                    self.log.debug("%s", session.run(name, session.as_root(words), STEP_SECONDS))
+    def marks(self) -> str:
+        """Return what the image says of itself, one KEY=VALUE a line; lists are separated by commas."""
+        made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.row.version))
+        branches, sha1s = self.plan.branches, []
+        if self.plan.checkout:
+            sha1s = [f"{branch}:{self.plan.checkout.sha1(branch)}" for branch in branches]
+        return (f"IMAGE_SNAPSHOT={self.row.name}\nIMAGE_TIME={made}\nIMAGE_BRANCHES={','.join(branches)}\n"
+                f"IMAGE_DEVSTACK={','.join(sha1s)}\n")
 
     def prove(self, address: str) -> None:
-        """Log in to a machine booted from the snapshot as the builds will, and see that sudo works there."""
-        node = self.config.node
+        """Log in to a machine booted from the snapshot as builds will; see that sudo works and the marks are there."""
+        node = self.plan.node
         login = nodessh.Login(address, self.provider.ssh_port, node.user, node.ssh_key)
+        seen = {}
+
+        def test(session: nodessh.Session) -> bool:
+            seen["marks"] = session.attempt("read marks", ["cat", MARKS]).output
+            return session.attempt("ssh test", session.as_root(["true"])).status == 0
+
         with gateconfig.phase(self.log, "ssh test"):
-            nodessh.wait_for_session(
-                [login], time.monotonic() + self.provider.boot_timeout,
-                lambda session: session.attempt("ssh test", session.as_root(["true"])).status == 0)
+            self.login = nodessh.wait_for_session([login], time.monotonic() + self.provider.boot_timeout, test)
+            if f"IMAGE_SNAPSHOT={self.row.name}\n" not in seen["marks"]:
+                raise GateError(f"a machine booted from the snapshot does not carry its marks in {MARKS}")
 
     def snapshot(self, server_id: str) -> str:
         """Snapshot the template server and return the image's id once it is active."""
         with gateconfig.phase(self.log, "snapshot"):
             image_id = self.cloud.create_image(server_id, self.row.name, self.row.id)
             vmdatabase.set_columns(self.row, external_id=image_id)
-            deadline = time.monotonic() + SNAPSHOT_SECONDS
+            seconds = SNAPSHOT_BOOTS * self.provider.boot_timeout
+            deadline = time.monotonic() + seconds
             last = "nothing yet"
             while time.monotonic() < deadline:
                 try:
@@ -236,7 +451,7 @@ class Build:
                 if last in FAILED_IMAGE:
                     raise GateError(f"the snapshot became {last}")
                 time.sleep(POLL_SECONDS)
-            raise GateError(f"the snapshot is not active after {SNAPSHOT_SECONDS} s; last: {last}")
+            raise GateError(f"the snapshot is not active after {seconds} s; last: {last}")
 
 
 def is_shell(session: nodessh.Session) -> bool:
@@ -246,18 +461,38 @@ def is_shell(session: nodessh.Session) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the images of one provider, or of each."""
+    """Build the images of one provider, or of each; or print what would be cached."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
+    if options.what is not None:
+        print(json.dumps(_what(options), indent=2))
+        return gateconfig.EXIT_OK
     return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
 
 
+def _what(options: argparse.Namespace) -> dict[str, dict[str, list[str]]]:
+    """Return what would be cached for a distribution, by branch."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.what):
+        raise ConfigError(f"--what: expected a distribution such as noble, bookworm or rhel9, got {options.what!r}")
+    checkout = _checkout(options)
+    if checkout is None:
+        raise ConfigError("--what: there is no devstack checkout in $WORKSPACE/devstack; name one with --devstack DIR")
+    patterns = options.branch or gateconfig.load_image_config().branches
+    projects = devstackfiles.projects_of(os.environ)
+    return devstackfiles.describe(checkout, options.what, checkout.branches(patterns), projects)
+
+
+def _checkout(options: argparse.Namespace) -> Checkout | None:
+    """Return the devstack checkout that --devstack names, or the one in the workspace if it is there."""
+    if options.devstack:
+        return Checkout(options.devstack)
+    workspace = os.environ.get("WORKSPACE")
+    folder = Path(workspace) / "devstack" if workspace else None
+    return Checkout(folder) if folder and folder.is_dir() else None
+
+
 def _update(provider: Provider, options: argparse.Namespace) -> int:
-    config = gateconfig.load_secure_config()
-    public_key = gateconfig.require_ssh_key(config)
-    nodessh.check_key_pair(config.node.ssh_key, public_key)
-    gateconfig.name_prefix()
-    script = _read_script(options.script)
+    plan = _plan(options)
     images = [image for image in vmdatabase.images_of(provider) if image.active]
     if options.image:
         known = [image.name for image in images]
@@ -265,32 +500,66 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
         if not images:
             raise ConfigError(f"--image: provider {provider.name} has no image {options.image}"
                               f"{gateconfig.nearest(options.image, known)}")
-    return vmdatabase.run_alone(
-        "update-image", provider, lambda: _build_all(provider, images, config, script), LOCK_SECONDS)
+    if options.dry_run:
+        names = ["boot template", "first login", *(name for name, _ in steps_of(plan, "", "")), "snapshot",
+                 "boot test machine", "ssh test"]
+        for image in images:
+            print("\n".join(f"{provider.name} {image.name}: {name}" for name in names))
+        return gateconfig.EXIT_OK
+    if plan.checkout is None:
+        get_log(provider=provider.name).warning(
+            "there is no devstack checkout in $WORKSPACE/devstack, so nothing is cached; devstack-vm-update-image.sh "
+            "makes one")
+    return vmdatabase.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LOCK_SECONDS)
 
 
-def _build_all(provider: Provider, images: list[BaseImage], config: SecureConfig, script: str | None) -> int:
-    """Build the images one after the other and return one exit code for all."""
+def _plan(options: argparse.Namespace) -> Plan:
+    """Read and check all settings."""
+    config: SecureConfig = gateconfig.load_secure_config()
+    public_key = gateconfig.require_ssh_key(config)
+    nodessh.check_key_pair(config.node.ssh_key, public_key)
+    gateconfig.name_prefix()
+    checkout = _checkout(options)
+    return Plan(
+        node=config.node, image=config.image, public_key=public_key, script=_read_script(options.script),
+        checkout=checkout, branches=checkout.branches(options.branch or config.image.branches) if checkout else (),
+        projects=devstackfiles.projects_of(os.environ),
+        git_base=(os.environ.get("GIT_BASE") or "https://opendev.org").rstrip("/"),
+        step_seconds=options.step_timeout, keep_failed=options.keep_failed)
+
+
+def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> int:
+    """Build the images side by side and return one exit code for all."""
     cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
-    codes = {_build(cloud, image, config, script) for image in images}
+    builds: list[Build] = []
+    workers = gateconfig.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
+    futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]
+    try:
+        codes = {future.result() for future in futures}
+    except BaseException:
+        for build in builds:
+            build.stop()
+        raise
     if len(codes) > 1:
         return gateconfig.EXIT_FAILED
     return codes.pop() if codes else gateconfig.EXIT_OK
 
 
-def _build(cloud: novacloud.Cloud, image: BaseImage, config: SecureConfig, script: str | None) -> int:
+def _build(cloud: novacloud.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
     """Build one image and return an exit code; one that fails stops no other."""
     log = get_log(provider=cloud.provider.name, image=image.name)
-    try:
-        build = Build(cloud, image, config, script)
-    except GateError as err:
-        log.error("no new snapshot: %s", err)
-        return err.exit_code
-    try:
-        gateconfig.guarded(build.run)
-    except GateError as err:
-        log.error("no new snapshot: %s", err)
-        return gateconfig.EXIT_FAILED
+    with vmdatabase.connected():
+        try:
+            build = gateconfig.guarded(Build, cloud, image, plan)
+            builds.append(build)
+        except GateError as err:
+            log.error("no new snapshot: %s", err)
+            return err.exit_code
+        try:
+            gateconfig.guarded(build.run)
+        except GateError as err:
+            log.error("no new snapshot: %s", err)
+            return gateconfig.EXIT_FAILED
     print(f"{cloud.provider.name} {image.name}: {build.row.name}")
     return gateconfig.EXIT_OK
 
@@ -304,14 +573,35 @@ def _read_script(path: Path | None) -> str | None:
         raise ConfigError(f"--script or DEVSTACK_GATE_CUSTOM_SCRIPT: {path} cannot be read") from err
 
 
+def _seconds(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", text):
+        raise argparse.ArgumentTypeError(f"expected seconds, a whole number, got {text!r}")
+    return int(text)
+
+
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateconfig.make_parser(__doc__)
-    parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
+    parser.add_argument("provider", metavar="PROVIDER", nargs="?", help="a provider of vm.db, or all")
     parser.add_argument("--image", metavar="NAME", help="this image type only (default: all of the provider)")
     custom = os.environ.get("DEVSTACK_GATE_CUSTOM_SCRIPT")
     parser.add_argument("--script", metavar="FILE", type=Path, default=Path(custom) if custom else None,
                         help="run this on the template, last ($DEVSTACK_GATE_CUSTOM_SCRIPT)")
-    return parser.parse_args(argv)
+    parser.add_argument("--devstack", metavar="DIR", type=Path, help="devstack checkout (default: $WORKSPACE/devstack)")
+    parser.add_argument("--branch", metavar="PATTERN", action="append",
+                        help="cache for these branches of devstack ([image] branches; default: master and stable/*)")
+    parser.add_argument("--step-timeout", metavar="SECONDS", type=_seconds, default=STEP_SECONDS,
+                        help=f"time limit of each step on the template (default: {STEP_SECONDS})")
+    parser.add_argument("--keep-failed", action="store_true",
+                        help="keep the server of a failed build for a day, and say how to get in")
+    parser.add_argument("--dry-run", action="store_true", help="print the steps, change nothing")
+    parser.add_argument("--what", metavar="DISTRIBUTION",
+                        help="print as JSON what would be cached for a distribution (noble, rhel9); needs no cloud")
+    options = parser.parse_args(argv)
+    if options.what is None and options.provider is None:
+        parser.error("the following arguments are required: PROVIDER or --what DISTRIBUTION")
+    if options.what is not None and options.provider is not None:
+        parser.error("--what is about a distribution, it takes no PROVIDER")
+    return options
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
+PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
 
 
@@ -73,23 +74,37 @@ class NodeConfig:
 
 
 @dataclass(frozen=True)
+class ImageConfig:
+    """What every image is made of; packages are empty for the distribution's default, puppet_repo for no puppet."""
+
+    packages: tuple[str, ...]
+    branches: tuple[str, ...]  # shell patterns
+    puppet_repo: str
+    puppet_modulepath: str
+    puppet_manifest: str
+
+
+@dataclass(frozen=True)
 class SecureConfig:
     """The secure configuration; jenkins is None where there is no [jenkins] section."""
 
     path: Path
     jenkins: JenkinsConfig | None
     node: NodeConfig
-    image_packages: tuple[str, ...]
+    image: ImageConfig
 
 
 SECURE_KEYS = {
     "jenkins": ("server", "user", "apikey", "credentials_id"),
     "node": ("user", "ssh_key", "remote_fs"),
-    "image": ("packages",),
+    "image": ("packages", "branches", "puppet_repo", "puppet_modulepath", "puppet_manifest"),
 }
 DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
-# What a Jenkins agent and the gate scripts cannot do without.
-DEFAULT_IMAGE_PACKAGES = "default-jre-headless git python3 rsync"
+# What devstack, a Jenkins agent and the gate scripts cannot do without.
+DEB_PACKAGES = ("build-essential", "python3-dev", "python3-pip", "python3-venv", "git", "curl", "rsync",
+                "default-jre-headless")
+RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git", "curl", "rsync", "java-headless")
+DEFAULT_BRANCHES = "master stable/*"
 
 
 def database_path() -> Path:
@@ -113,10 +128,15 @@ def name_prefix() -> str:
     return prefix
 
 
-def load_secure_config() -> SecureConfig:
-    """Read $DEVSTACK_GATE_SECURE_CONFIG, default ~/devstack-gate-secure.conf; ConfigError names file and key."""
+def secure_config_path() -> Path:
+    """Return the path of the secure configuration: $DEVSTACK_GATE_SECURE_CONFIG, or ~/devstack-gate-secure.conf."""
     variable = "DEVSTACK_GATE_SECURE_CONFIG"
-    path = expanded(os.environ.get(variable) or "~/devstack-gate-secure.conf", variable)
+    return expanded(os.environ.get(variable) or "~/devstack-gate-secure.conf", variable)
+
+
+def load_secure_config() -> SecureConfig:
+    """Read the secure configuration; ConfigError names file and key."""
+    path = secure_config_path()
     parser = configparser.ConfigParser(interpolation=None)
     try:
         with path.open(encoding="utf-8") as stream:
@@ -135,8 +155,14 @@ def load_secure_config() -> SecureConfig:
         path=path,
         jenkins=_jenkins_config(path, parser) if parser.has_section("jenkins") else None,
         node=_node_config(path, parser),
-        image_packages=tuple(parser.get("image", "packages", fallback=DEFAULT_IMAGE_PACKAGES).split()),
+        image=_image_config(path, parser),
     )
+
+
+def load_image_config() -> ImageConfig:
+    """Return section [image] of the secure configuration, with all defaults where there is no such file."""
+    path = secure_config_path()
+    return load_secure_config().image if path.exists() else _image_config(path, configparser.ConfigParser())
 
 
 def _refuse_unknown(path: Path, parser: configparser.ConfigParser) -> None:
@@ -185,6 +211,20 @@ def _node_config(path: Path, parser: configparser.ConfigParser) -> NodeConfig:
     )
 
 
+def _image_config(path: Path, parser: configparser.ConfigParser) -> ImageConfig:
+    packages, branches, repo, modulepath, manifest = (
+        parser.get("image", key, fallback="").strip() for key in SECURE_KEYS["image"])
+    for package in packages.split():
+        if not PACKAGE_NAME.fullmatch(package):
+            raise ConfigError(f"{path}: [image] packages: {package!r} is no package's name")
+    if (modulepath or manifest) and not repo:
+        raise ConfigError(f"{path}: [image] puppet_repo is missing, which puppet_modulepath and "
+                          "puppet_manifest belong to")
+    return ImageConfig(
+        packages=tuple(packages.split()), branches=tuple((branches or DEFAULT_BRANCHES).split()),
+        puppet_repo=repo, puppet_modulepath=modulepath or "modules", puppet_manifest=manifest or "manifests/site.pp")
+
+
 def require_ssh_key(config: SecureConfig) -> str:
     """Return the public key beside [node] ssh_key, one line; ConfigError when a file is missing or is no such key."""
     public = Path(f"{config.node.ssh_key}.pub")
@@ -220,9 +260,9 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     """A logger that puts provider, image, machine id and node name before each message."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Prefix the message with what is known of the subject."""
-        subject = " ".join(f"{key}={value}" for key, value in (self.extra or {}).items())
-        return f"{subject.replace('%', '%%')} {msg}" if subject else msg, kwargs
+        """Give the record what is known of the subject."""
+        kwargs["extra"] = {"subject": "".join(f"{key}={value} " for key, value in (self.extra or {}).items())}
+        return msg, kwargs
 
     def bind(self, **subject: object) -> Log:
         """Return a logger that names this subject too."""
@@ -234,12 +274,26 @@ def get_log(**subject: object) -> Log:
     return Log(logging.getLogger("devstack-gate"), subject)
 
 
+class _Lines(logging.Formatter):
+    """Writes time, level and subject before each line of a message: several builds may share a console."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        head = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}Z {record.levelname} {getattr(record, 'subject', '')}"
+        text = record.getMessage()
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return "\n".join(f"{head}{line}" for line in text.splitlines() or [""])
+
+
 def setup_logging(verbosity: int) -> None:
     """Send log lines to stderr in UTC; verbosity -1 warnings only, 0 changes, 1 everything."""
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(_Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("devstack-gate").setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
     # These repeat in tracebacks and warnings what the scripts report in their own words.

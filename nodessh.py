@@ -22,6 +22,7 @@ from gateconfig import ConfigError, GateError, NodeConfig, get_log
 
 CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
 STEP_SECONDS = 60
+KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remember a connection
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
 OUTPUT_LINES = 20  # of a failed step, in the error
 
@@ -74,14 +75,18 @@ class Session:
         self._client = client
         self.login = login
 
-    def run(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> str:
+    def run(
+        self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
+    ) -> str:
         """Run a command as a named step and return its output; StepError if it fails or takes longer."""
         outcome = self.attempt(name, words, seconds, stdin)
         if outcome.status:
             raise StepError(f"{self.login.address}: {name}: exit status {outcome.status}{_tail(outcome.output)}")
         return outcome.output
 
-    def attempt(self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str = "") -> Outcome:
+    def attempt(
+        self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
+    ) -> Outcome:
         """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
         deadline = time.monotonic() + seconds
         output = bytearray()
@@ -94,7 +99,7 @@ class Session:
                 channel.set_combine_stderr(True)
                 channel.settimeout(seconds)
                 channel.exec_command(shlex.join(words))
-                channel.sendall(stdin.encode())
+                channel.sendall(stdin.encode() if isinstance(stdin, str) else stdin)
                 channel.shutdown_write()
                 channel.settimeout(1.0)
                 for chunk in _chunks(channel, deadline):
@@ -168,6 +173,7 @@ def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]
             transport = client.get_transport()
             if transport is None:
                 raise EOFError("the connection is closed")
+            transport.set_keepalive(KEEPALIVE_SECONDS)
             seen = transport.get_remote_server_key()
         yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"))
     finally:

@@ -92,6 +92,8 @@ MIGRATIONS = (
                   JOIN provider ON base_image.provider_id = provider.id)
         ORDER BY provider, image, id;
     """,
+    # Until then the server of a failed image build is kept for a person.
+    "ALTER TABLE snapshot_image ADD COLUMN keep_until INTEGER",
 )
 
 
@@ -175,6 +177,11 @@ class SnapshotImage(Model):
     state = peewee.TextField()
     state_time = peewee.IntegerField()
     error = peewee.TextField(null=True)
+    keep_until = peewee.IntegerField(null=True)
+
+    def has_server(self, clock: float) -> bool:
+        """Whether a server is to be there for it: its build runs, or a person looks at what is left of it."""
+        return self.state == BUILDING or (self.keep_until or 0) > clock
 
 
 class Machine(Model):
@@ -234,6 +241,12 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
             yield
     except (peewee.DatabaseError, sqlite3.Error) as err:
         raise _explained(path, err) from err
+
+
+def connected() -> contextlib.AbstractContextManager[None]:
+    """Open vm.db, which `opened` has opened already, for the thread that calls this."""
+    context: contextlib.AbstractContextManager[None] = database.connection_context()
+    return context
 
 
 def _explained(path: Path, err: Exception) -> GateError:
@@ -420,13 +433,12 @@ def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
 
 
 def count_templates(provider: Provider) -> int:
-    """Return how many templates of a provider are being built; each has a server, or soon will."""
-    query = SnapshotImage.select().join(BaseImage)
-    return int(query.where((BaseImage.provider == provider) & (SnapshotImage.state == BUILDING)).count())
+    """Return how many templates of a provider have a server, or soon will: those being built or kept for a person."""
+    return sum(snapshot.has_server(now()) for snapshot in snapshots_of(provider))
 
 
 def count_rows(provider: Provider) -> int:
-    """Return how many servers the rows of a provider stand for: all machines, and templates being built."""
+    """Return how many servers the rows of a provider stand for: all machines, and templates that have a server."""
     return count_machines(provider).total() + count_templates(provider)
 
 

@@ -23,7 +23,10 @@ from tests.pocketcloud.knobs import Knobs
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT_SECONDS = 120
+# User data for a template whose packages play no part: apt-get has nothing to do, and says so at once.
+NO_APT = "#!/bin/sh\nprintf '#!/bin/sh\\nexit 0\\n' > /usr/local/sbin/apt-get\nchmod 755 /usr/local/sbin/apt-get\n"
 ANY_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
+SSH_TO_STRANGERS = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
 T = TypeVar("T")
 
 
@@ -99,9 +102,16 @@ class Pool:
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a script as Jenkins does."""
-        command = [sys.executable, str(PROJECT / script), *arguments]
+        command = ["bash" if script.endswith(".sh") else sys.executable, str(PROJECT / script), *arguments]
         return subprocess.Popen(command, env=self.environment | environment, cwd=self.folder, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def ssh(self, address: str, *command: str, user: str = "jenkins") -> subprocess.CompletedProcess[str]:
+        """Log in to a machine as Jenkins does, and run a command."""
+        options = ["-i", str(self.key), "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+                   *SSH_TO_STRANGERS]
+        return subprocess.run(["ssh", *options, f"{user}@{address}", *command], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=60, check=False)
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run one statement on vm.db as a person would."""
@@ -238,6 +248,20 @@ class Pool:
         """Whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+def host() -> dict[str, Any]:
+    """What a build that went astray would change on this host."""
+    files = ("/etc/passwd", "/etc/group", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/crontab",
+             "/etc/pip.conf", "/etc/os-release", "/var/lib/dpkg/status", "/root/.ssh/authorized_keys",
+             "/etc/made-by-the-custom-script")
+    folders = ("/etc/sudoers.d", "/etc/cron.d", "/etc/cron.daily", "/etc/ssh", "/etc/apt/sources.list.d", "/home",
+               "/boot", "/var/cache/apt/archives", "/var/spool/cron", "/etc/devstack-gate", "/var/lib/devstack-gate",
+               "/var/lib/rpm")
+    state: dict[str, Any] = {name: Path(name).read_bytes() if Path(name).exists() else None for name in files}
+    state |= {name: sorted(path.name for path in Path(name).iterdir()) if Path(name).is_dir() else None
+              for name in folders}
+    return state | {"name": os.uname().nodename}
 
 
 def load_script(name: str) -> Any:

@@ -7,17 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gateconfig
-from gateconfig import ConfigError, JenkinsConfig, NodeConfig, SecureConfig
+from gateconfig import ConfigError, ImageConfig, JenkinsConfig, NodeConfig, SecureConfig
 from tests.pool import PROJECT, Pool, provider
 
 JENKINS = "[jenkins]\nserver = https://jenkins.example.org/\nuser = gate\napikey = s3cr3t\ncredentials_id = nodes\n"
-DEFAULT_PACKAGES = tuple(gateconfig.DEFAULT_IMAGE_PACKAGES.split())
+IMAGE_DEFAULTS = ImageConfig((), ("master", "stable/*"), "", "modules", "manifests/site.pp")
 
 
 @pytest.fixture
@@ -68,27 +70,48 @@ NODE_DEFAULTS = {"user": "jenkins", "ssh_key": "id_ed25519", "remote_fs": "/home
 
 
 @pytest.mark.parametrize(
-    ("text", "jenkins", "node", "packages"),
+    ("text", "jenkins", "node", "image"),
     [
-        ("", None, NODE_DEFAULTS, DEFAULT_PACKAGES),
-        (JENKINS, JenkinsConfig("https://jenkins.example.org/", "gate", "s3cr3t", "nodes"), NODE_DEFAULTS,
-         DEFAULT_PACKAGES),
-        ("[node]\nuser = zuul\n", None, NODE_DEFAULTS | {"user": "zuul", "remote_fs": "/home/zuul"}, DEFAULT_PACKAGES),
-        ("[node]\nuser = root\n", None, NODE_DEFAULTS | {"user": "root", "remote_fs": "/root"}, DEFAULT_PACKAGES),
+        ("", None, NODE_DEFAULTS, {}),
+        (JENKINS, JenkinsConfig("https://jenkins.example.org/", "gate", "s3cr3t", "nodes"), NODE_DEFAULTS, {}),
+        ("[node]\nuser = zuul\n", None, NODE_DEFAULTS | {"user": "zuul", "remote_fs": "/home/zuul"}, {}),
+        ("[node]\nuser = root\n", None, NODE_DEFAULTS | {"user": "root", "remote_fs": "/root"}, {}),
         ("[node]\nssh_key = ~/other\nremote_fs = /srv/jenkins\n", None,
-         NODE_DEFAULTS | {"ssh_key": "../other", "remote_fs": "/srv/jenkins"}, DEFAULT_PACKAGES),
-        ("[image]\npackages = git\n    vim\n", None, NODE_DEFAULTS, ("git", "vim")),
+         NODE_DEFAULTS | {"ssh_key": "../other", "remote_fs": "/srv/jenkins"}, {}),
+        ("[image]\npackages = git\n    vim\n", None, NODE_DEFAULTS, {"packages": ("git", "vim")}),
+        ("[image]\npackages = @development-tools gcc-c++ glibc.i686\n", None, NODE_DEFAULTS,
+         {"packages": ("@development-tools", "gcc-c++", "glibc.i686")}),
+        ("[image]\nbranches = main\n  stable/2025.*\n", None, NODE_DEFAULTS, {"branches": ("main", "stable/2025.*")}),
+        ("[image]\npackages =\nbranches =\npuppet_repo =\n", None, NODE_DEFAULTS, {}),
+        ("[image]\npuppet_repo = https://example.org/puppet\n", None, NODE_DEFAULTS,
+         {"puppet_repo": "https://example.org/puppet"}),
+        ("[image]\npuppet_repo = x\npuppet_modulepath = a:/b\npuppet_manifest = node.pp\n", None, NODE_DEFAULTS,
+         {"puppet_repo": "x", "puppet_modulepath": "a:/b", "puppet_manifest": "node.pp"}),
     ],
-    ids=["empty", "jenkins", "user", "root", "paths", "packages"],
+    ids=["empty", "jenkins", "user", "root", "paths", "packages", "rpm packages", "branches", "empty values", "puppet",
+         "all of puppet"],
 )
 def test_what_the_secure_configuration_leaves_out_has_its_default(
-    secure: Path, text: str, jenkins: JenkinsConfig | None, node: dict[str, str], packages: tuple[str, ...]
+    secure: Path, text: str, jenkins: JenkinsConfig | None, node: dict[str, str], image: dict[str, Any]
 ) -> None:
     secure.write_text(text)
     secure.chmod(0o600)
     key = (secure.parent / ".ssh" / node["ssh_key"]).resolve()
-    expected = SecureConfig(secure, jenkins, NodeConfig(node["user"], key, node["remote_fs"]), packages)
+    expected = SecureConfig(
+        secure, jenkins, NodeConfig(node["user"], key, node["remote_fs"]), replace(IMAGE_DEFAULTS, **image))
     assert gateconfig.load_secure_config() == expected
+
+
+def test_the_settings_of_images_have_defaults_where_there_is_no_file(secure: Path) -> None:
+    assert gateconfig.load_image_config() == IMAGE_DEFAULTS
+    secure.write_text("[image]\nbranches = main\n")
+    assert gateconfig.load_image_config() == replace(IMAGE_DEFAULTS, branches=("main",))
+
+
+@pytest.mark.parametrize("packages", [gateconfig.DEB_PACKAGES, gateconfig.RPM_PACKAGES], ids=["deb", "rpm"])
+def test_the_default_packages_are_words_that_the_file_could_hold(secure: Path, packages: tuple[str, ...]) -> None:
+    secure.write_text(f"[image]\npackages = {' '.join(packages)}\n")
+    assert gateconfig.load_image_config().packages == packages
 
 
 def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
@@ -105,6 +128,13 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
         ("[x]\n", "unknown section [x]; known are jenkins, node, image"),
         ("[node]\nusr = jenkins\n", "[node] unknown key usr; did you mean user?"),
         ("[node]\nuser = Jenkins User\n", "[node] user: expected an account name, got 'Jenkins User'"),
+        ("[image]\nbranch = master\n", "[image] unknown key branch; did you mean branches?"),
+        ("[image]\npackages = git -y\n", "[image] packages: '-y' is no package's name"),
+        ("[image]\npackages = git, vim\n", "[image] packages: 'git,' is no package's name"),
+        ("[image]\npuppet_manifest = site.pp\n",
+         "[image] puppet_repo is missing, which puppet_modulepath and puppet_manifest belong to"),
+        ("[image]\npuppet_modulepath = modules\n",
+         "[image] puppet_repo is missing, which puppet_modulepath and puppet_manifest belong to"),
         (JENKINS.replace("apikey = s3cr3t", ""), "[jenkins] apikey is missing"),
         (JENKINS.replace("s3cr3t", ""), "[jenkins] apikey is missing"),
         (JENKINS.replace("credentials_id = nodes", ""), "[jenkins] credentials_id is missing"),
@@ -121,7 +151,8 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
         (JENKINS + "user = twice\n", "not an INI file: While reading from {path!r} [line 6]: option 'user' in section "
                                      "'jenkins' already exists"),
     ],
-    ids=["section", "far section", "key", "account", "no key", "empty key", "no credential", "ftp", "no scheme",
+    ids=["section", "far section", "key", "account", "image key", "option", "comma", "manifest", "modules", "no key",
+         "empty key", "no credential", "ftp", "no scheme",
          "no host", "port", "high port", "no section", "twice"],
 )
 def test_a_wrong_secure_configuration_is_named_with_section_and_key(secure: Path, text: str, message: str) -> None:
@@ -214,6 +245,38 @@ def test_log_lines_have_the_time_in_utc_the_level_and_the_subject(pool: Pool) ->
     assert text == f"INFO provider=one image=noble machine=1 node={name} USED -> HOLD: 100% of it"
     assert abs(datetime.fromisoformat(stamp).replace(tzinfo=UTC) - datetime.now(UTC)) < timedelta(seconds=30)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", stamp)
+
+
+MANY_LINES = """
+import sys
+sys.path.insert(0, {project!r})
+import gateconfig
+
+gateconfig.setup_logging(0)
+gateconfig.get_log(provider="one", image="noble").error("%s", {message!r})
+"""
+
+
+@pytest.mark.parametrize(("message", "lines"), [
+    ("one\ntwo", ["one", "two"]),
+    ("one\r\n\ntwo\n", ["one", "", "two"]),
+    ("", [""]),
+    ("50% of\n{it}", ["50% of", "{it}"]),
+], ids=["two", "blank", "none", "signs"])
+def test_each_line_of_a_message_has_time_level_and_subject(message: str, lines: list[str]) -> None:
+    script = MANY_LINES.format(project=str(PROJECT), message=message)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert [line.split("Z ", 1)[1] for line in result.stderr.splitlines()] == [
+        f"ERROR provider=one image=noble {line}" for line in lines]
+
+
+def test_each_line_of_a_traceback_has_time_level_and_subject() -> None:
+    script = MANY_LINES.format(project=str(PROJECT), message="x") + \
+        "\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    gateconfig.get_log(image='b').warning('w', exc_info=True)\n"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    lines = [line.split("Z ", 1)[1] for line in result.stderr.splitlines()][1:]
+    assert lines[:2] == ["WARNING image=b w", "WARNING image=b Traceback (most recent call last):"]
+    assert lines[-1] == "WARNING image=b ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize(("option", "levels"), [("-q", ["WARNING"]), ("-v", ["INFO", "WARNING"])])

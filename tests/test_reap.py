@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -178,10 +179,13 @@ YOUNG, OLD = 899, 900
     (server("s", age=0, snapshot=3), {}, True),  # READY
     (server("s", age=OLD, snapshot=4), {}, True),  # no such row
     (server("s", age=YOUNG, snapshot=4), {}, False),
+    (server("s", age=OLD, snapshot=5), {}, False),  # ERROR, kept for a person
+    (server("s", age=OLD, snapshot=6), {}, True),  # no longer
 ])
 def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool) -> None:
-    snapshots = {number: vmdatabase.SnapshotImage(id=number, state=state)
-                 for number, state in ((1, "BUILDING"), (2, "ERROR"), (3, "READY"))}
+    snapshots = {number: vmdatabase.SnapshotImage(id=number, state=state, keep_until=keep_until)
+                 for number, state, keep_until in ((1, "BUILDING", None), (2, "ERROR", None), (3, "READY", None),
+                                                   (5, "ERROR", NOW + 1), (6, "ERROR", NOW))}
 
     assert reap.leaked_servers([one], machines, snapshots, NOW) == [one] * leaked
 
@@ -210,11 +214,18 @@ def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
     ("BUILDING READY READY READY", False, [3]),
     ("BUILDING DELETE READY", False, [1]),
     ("BUILDING READY READY", True, [1, 2]),
+    ("ERROR+1 READY ERROR READY", False, [2]),
+    ("ERROR+1 READY READY", True, [1, 2]),
+    ("ERROR+0 READY READY", False, [0]),
 ])
 def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
-    rows = [vmdatabase.SnapshotImage(id=number, state=state) for number, state in enumerate(states.split())]
+    """STATE+N is a template that is kept for N seconds more."""
+    rows = []
+    for number, word in enumerate(states.split()):
+        state, _, kept = word.partition("+")
+        rows.append(vmdatabase.SnapshotImage(id=number, state=state, keep_until=NOW + int(kept) if kept else None))
 
-    assert [row.id for row in reap.old_snapshots(rows, everything)] == old
+    assert [row.id for row in reap.old_snapshots(rows, everything, NOW)] == old
 
 
 @pytest.mark.parametrize(("needs", "room", "plan"), [
@@ -649,6 +660,65 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
     pool.run(REAP, "one", "--all-images", expect=0)
 
     assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
+
+
+def add_kept_template(pool: Pool, keep_until: float) -> None:
+    """What a failed build with --keep-failed leaves: a row in ERROR, its server and the server's floating IP."""
+    pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time, error, keep_until) "
+             "VALUES (5, 1, 'kept', 1, 'ERROR', 1, 'no such package', ?)", int(keep_until))
+    server_id = pool.boot("kept", pool.marks(snapshot=5))
+    pool.sql("UPDATE snapshot_image SET server_external_id = ?", server_id)
+    cloud = pool.client()
+    cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
+                            description=f"devstack-gate-pool={pool.uuid} server={server_id}")
+
+
+@pytest.mark.parametrize("options", [[], ["--all-images"], ["--all-servers"]], ids=" ".join)
+def test_a_template_kept_for_a_person_stays_with_row_server_and_address(pool: Pool, options: list[str]) -> None:
+    add_kept_template(loaded(pool), time.time() + HOUR)
+
+    result = pool.run(REAP, "one", *options, expect=0)
+
+    assert pool.server_names() == ["kept"]
+    assert pool.sql("SELECT state, error FROM snapshot_image") == [("ERROR", "no such package")]
+    assert len(pool.pocket_look()["floating_ips"]) == 1
+    assert result.stdout == "one: deleted nothing\n"
+
+
+def test_a_kept_template_goes_when_its_hours_are_over(pool: Pool) -> None:
+    add_kept_template(loaded(pool), time.time() - 1)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (pool.server_names(), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
+    assert pool.run(REAP, "one", expect=0).stdout in ("one: deleted 1 floating IP\n", "one: deleted nothing\n")
+    assert pool.pocket_look()["floating_ips"] == []
+
+
+def test_a_kept_template_of_an_image_that_left_the_providers_file_stays_its_hours(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty")]))
+    add_kept_template(pool, time.time() + HOUR)
+    pool.load(provider(images=[image("trusty")]))
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.server_names() == ["kept"]
+    assert pool.sql("SELECT name, active FROM base_image ORDER BY name") == [("noble", 0), ("trusty", 1)]
+
+
+@pytest.mark.parametrize("hours", [1, -1], ids=["kept", "over, not reaped"])
+def test_a_kept_template_takes_room_as_long_as_it_is_there(pool: Pool, hours: int) -> None:
+    loaded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
+    add_kept_template(pool, time.time() + hours * HOUR)
+    pool.seed_snapshots()
+
+    pool.run("devstack-vm-launch.py", "one", expect=1)
+    assert (pool.machines(), pool.server_names()) == ({}, ["kept"])
+    pool.sql("UPDATE snapshot_image SET keep_until = 1 WHERE id = 5")
+    pool.run(REAP, "one", expect=0)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert pool.server_names() == ["devstack-noble-one-1"]
 
 
 def test_a_snapshot_whose_image_was_deleted_by_a_person_goes(pool: Pool) -> None:

@@ -1,18 +1,16 @@
 """devstack-vm-update-image.py on real machines: what is in the image, and what a failed build leaves."""
 
-import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, await_that, image, load_script, make_key, provider
+from tests.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 SCRIPT = """#!/bin/bash
@@ -26,17 +24,9 @@ update_image = load_script(UPDATE)
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pocket]:
     """A cloud with real machines for all tests here."""
-    names = "pocket-a,pocket-b,fails-0,fails-1,fails-2,fails-3,fails-4,fails-5"
+    names = ",".join(["pocket-a", "pocket-b", *(f"fails-{number}" for number in range(len(FAILURES)))])
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "namespace", "--clouds", names) as pocket:
         yield pocket
-
-
-def ssh(pool: Pool, address: str, *command: str, user: str = "jenkins") -> subprocess.CompletedProcess[str]:
-    """Log in to a machine as Jenkins does, and run a command."""
-    options = ["-i", str(pool.key), "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o",
-               "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"]
-    return subprocess.run(["ssh", *options, f"{user}@{address}", *command], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=60, check=False)
 
 
 @dataclass
@@ -46,19 +36,11 @@ class Built:
     pool: Pool
     output: str
     log: str
-    host_before: tuple[Any, ...]
+    host_before: dict[str, Any]
 
     @property
     def addresses(self) -> list[str]:
         return [address for (address,) in self.pool.sql("SELECT ip FROM machine ORDER BY id")]
-
-
-def host() -> tuple[Any, ...]:
-    """What a build that went astray would change on this host."""
-    files = [Path(name) for name in ("/etc/passwd", "/etc/hostname", "/etc/hosts", "/var/lib/dpkg/status")]
-    return (os.uname().nodename, *(file.read_bytes() for file in files),
-            sorted(os.listdir("/etc/sudoers.d")) if Path("/etc/sudoers.d").exists() else None,  # noqa: PTH208
-            Path("/etc/made-by-the-custom-script").exists())
 
 
 @pytest.fixture(scope="module")
@@ -96,25 +78,27 @@ def test_nothing_of_the_build_is_left_at_the_cloud(built: Built) -> None:
 
 
 def test_each_phase_is_logged_with_its_time(built: Built) -> None:
-    for phase in ("boot", "first login", "install packages", "account", "run custom script", "snapshot"):
-        assert_found(rf"provider=one image=noble .*{phase}.*: \d+\.\d s\n", built.log)
+    for phase in ("boot template", "first login", "wait for first boot", "make hostname resolve", "upgrade",
+                  "install packages", "install kernel headers", "make account", "run custom script", "remove cron jobs",
+                  "write /etc/devstack-gate/image", "forget this machine", "snapshot", "boot test machine", "ssh test"):
+        assert_found(rf"provider=one image=noble {phase}: \d+\.\d s\n", built.log)
 
 
 def test_the_node_account_logs_in_with_the_configured_key_and_has_sudo(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "id -un; echo $HOME; sudo -n id -un")
+    result = built.pool.ssh(built.addresses[0], "id -un; echo $HOME; sudo -n id -un")
 
     assert (result.stdout, result.returncode) == ("jenkins\n/home/jenkins\nroot\n", 0), result.stderr
 
 
 def test_the_packages_are_installed(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "git --version && rsync --version")
+    result = built.pool.ssh(built.addresses[0], "git --version && rsync --version")
 
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("git version ")
 
 
 def test_the_custom_script_ran_as_root_and_last(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "cat /etc/made-by-the-custom-script")
+    result = built.pool.ssh(built.addresses[0], "cat /etc/made-by-the-custom-script")
 
     assert result.stdout == "made by root\n"
 
@@ -124,7 +108,7 @@ def test_the_host_is_as_it_was(built: Built) -> None:
 
 
 def test_each_machine_has_a_host_key_of_its_own_and_not_the_templates(built: Built) -> None:
-    keys = {ssh(built.pool, address, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
+    keys = {built.pool.ssh(address, "cat /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
             for address in built.addresses}
 
     stored = {key.split()[1] for (key,) in built.pool.sql("SELECT host_key FROM machine")}
@@ -133,7 +117,7 @@ def test_each_machine_has_a_host_key_of_its_own_and_not_the_templates(built: Bui
 
 
 def test_each_machine_knows_its_own_name(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[1], "hostname; getent hosts $(hostname) | cut -d' ' -f1")
+    result = built.pool.ssh(built.addresses[1], "hostname; getent ahostsv4 $(hostname) | head -n 1 | cut -d' ' -f1")
 
     assert result.stdout.splitlines() == ["devstack-noble-one-2", built.addresses[1]]
 
@@ -141,22 +125,22 @@ def test_each_machine_knows_its_own_name(built: Built) -> None:
 def test_each_machine_is_told_what_it_is(built: Built) -> None:
     ((snapshot,),) = built.pool.sql("SELECT name FROM snapshot_image")
 
-    result = ssh(built.pool, built.addresses[0], "cat /etc/devstack-gate/node; stat -c '%U %a' /etc/devstack-gate/node")
+    result = built.pool.ssh(built.addresses[0], "cat /etc/devstack-gate/node; stat -c '%U %a' /etc/devstack-gate/node")
 
     assert result.stdout == (f"NODE_PROVIDER=one\nNODE_IMAGE=noble\nNODE_NAME=devstack-noble-one-1\n"
                              f"NODE_SNAPSHOT={snapshot}\nroot 644\n")
 
 
 def test_the_key_of_the_build_opens_no_machine(built: Built) -> None:
-    result = ssh(built.pool, built.addresses[0], "sudo sh -c 'cat /root/.ssh/authorized_keys /home/debian/.ssh/"
+    result = built.pool.ssh(built.addresses[0], "sudo sh -c 'cat /root/.ssh/authorized_keys /home/debian/.ssh/"
                  "authorized_keys 2>/dev/null | grep -c ecdsa; ls /root/devstack-gate-custom-script 2>/dev/null'")
 
     assert result.stdout.splitlines()[0] == "0"
 
 
 def test_user_data_reaches_the_machines(built: Built) -> None:
-    await_that("user data to run", lambda: ssh(
-        built.pool, built.addresses[0], "cat /etc/user-data-was-here").stdout == "from user data\n", 10)
+    await_that("user data to run", lambda: built.pool.ssh(
+        built.addresses[0], "cat /etc/user-data-was-here").stdout == "from user data\n", 10)
 
 
 def test_a_root_login_that_only_says_who_to_log_in_as_is_not_taken_for_a_shell(built: Built) -> None:
@@ -178,16 +162,39 @@ class Failed:
     log: str
 
 
-FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
-    # what: keys of provider and image, knobs, custom script, message
-    "snapshot killed": ({}, {"snapshot_failure": "killed"}, "", "the snapshot became killed"),
-    "snapshot gone": ({}, {"snapshot_failure": "error"}, "", "No image found with ID|404|Not Found"),
-    "boot error": ({}, {"boot_failure": "error", "boot_failure_rate": 1, "boot_fault": "fire"}, "",
-                   "server went to ERROR: fire"),
-    "no ssh": ({"boot_timeout": 3}, {"boot_failure": "no-ssh", "boot_failure_rate": 1}, "", "no ssh "),
-    "custom script": ({}, {}, "#!/bin/sh\necho no such tree; exit 3\n",
-                      r"run custom script: exit status 3\n +no such tree"),
-    "no package": ({}, {}, "no-such-package", r"install packages: exit status 100\n(.*\n)*.*no-such-package"),
+@dataclass(frozen=True)
+class Failure:
+    """A build that is to fail, and the message."""
+
+    message: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    script: str = ""
+    packages: str = "git"
+    arguments: tuple[str, ...] = ()
+    boot_timeout: int = 30
+
+
+NO_SSH = {"boot_failure": "no-ssh", "boot_failure_rate": 1}
+FAILURES = {
+    "snapshot killed": Failure("the snapshot became killed", {"snapshot_failure": "killed"}),
+    "snapshot gone": Failure("No image found with ID|404|Not Found", {"snapshot_failure": "error"}),
+    "snapshot never active": Failure("the snapshot is not active after 28 s; last: saving",
+                                     {"snapshot_failure": "stuck"}, boot_timeout=7),
+    "snapshot without ssh": Failure("jenkins@[0-9.]+: no ssh ", {"snapshot_seconds": 8}, boot_timeout=12),
+    "snapshot without the account": Failure("jenkins@[0-9.]+: login refused", script="userdel jenkins",
+                                            boot_timeout=12),
+    "snapshot without sudo": Failure("jenkins@[0-9.]+: let in, but cannot run commands",
+                                     script="rm /etc/sudoers.d/devstack-gate", boot_timeout=12),
+    "snapshot without marks": Failure("does not carry its marks in /etc/devstack-gate/image",
+                                      script="mkdir /etc/devstack-gate; ln -s /run/gone /etc/devstack-gate/image"),
+    "boot error": Failure("server went to ERROR: fire",
+                          {"boot_failure": "error", "boot_failure_rate": 1, "boot_fault": "fire"}),
+    "no ssh": Failure("debian@[0-9.]+: no ssh ", NO_SSH, boot_timeout=3),
+    "custom script": Failure(r"run custom script: exit status 3\n.*    no such tree",
+                             script="echo no such tree; exit 3"),
+    "step that hangs": Failure(r"run custom script: not done after 12 s\n.*    here it stays",
+                               script="echo here it stays; sleep 600", arguments=("--step-timeout", "12")),
+    "no package": Failure("there is no( package)? no-such-package", packages="no-such-package"),
 }
 
 
@@ -195,30 +202,32 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
 def failures(cloud: Pocket, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failed]:
     """All failures of the table, side by side, each at a cloud of its own."""
     runs = {}
-    for number, (what, (keys, knobs, script, _)) in enumerate(FAILURES.items()):
+    for number, (what, failure) in enumerate(FAILURES.items()):
         pool = Pool(tmp_path_factory.mktemp(f"fails-{number}"), cloud)
         name = f"fails-{number}"
-        pool.load(provider(cloud=name, **keys))
+        (pool.folder / "user-data.sh").write_text(NO_APT if failure.packages == "git" else "")
+        (pool.folder / "custom.sh").write_text(f"#!/bin/sh\n{failure.script}\n")
+        pool.load(provider(cloud=name, boot_timeout=failure.boot_timeout, images=[image(user_data="user-data.sh")]))
         pool.seed_snapshots()
-        pool.knobs(name, **knobs)
-        arguments = []
-        if script.startswith("#!"):
-            (pool.folder / "custom.sh").write_text(script)
-            arguments = ["--script", str(pool.folder / "custom.sh")]
-        elif script:
-            secure = pool.secure_config.read_text().replace("packages = git", f"packages = {script}")
-            pool.secure_config.write_text(secure)
-        runs[what] = pool, name, pool.start(UPDATE, "one", *arguments)
+        pool.knobs(name, **failure.knobs)
+        pool.secure_config.write_text(pool.secure_config.read_text().replace(
+            "packages = git", f"packages = {failure.packages}"))
+        runs[what] = pool, name, pool.start(
+            UPDATE, "one", "--script", str(pool.folder / "custom.sh"), *failure.arguments)
+    pool, name, run = runs["snapshot without ssh"]
+    await_that("the snapshot to be under way", lambda: run.poll() is not None or pool.sql(
+        "SELECT * FROM snapshot_image WHERE state = 'BUILDING' AND external_id IS NOT NULL"), 90)
+    pool.knobs(name, **NO_SSH)
     done = {}
     for what, (pool, name, run) in runs.items():
-        log = run.communicate(timeout=90)[1]
+        log = run.communicate(timeout=120)[1]
         done[what] = Failed(pool, name, run.returncode, log)
     return done
 
 
 @pytest.mark.parametrize("what", FAILURES)
 def test_a_build_that_fails_is_an_error_with_its_reason(failures: dict[str, Failed], what: str) -> None:
-    failed, message = failures[what], FAILURES[what][3]
+    failed, message = failures[what], FAILURES[what].message
 
     assert failed.code == 1, failed.log
     ((state, error),) = failed.pool.sql("SELECT state, error FROM snapshot_image WHERE name <> 'seeded'")
@@ -242,6 +251,21 @@ def test_a_build_that_fails_leaves_no_server_and_no_keypair_and_the_old_snapshot
     failed.pool.run(REAP, "one", expect=0)
     assert failed.pool.sql("SELECT name, state FROM snapshot_image") == [("seeded", "READY")]
     assert [one["name"] for one in failed.pool.pocket_look(failed.cloud)["images"]] == ["Debian 12"]
+
+
+def test_a_package_that_is_missing_ends_the_build_only_when_all_else_is_done(failures: dict[str, Failed]) -> None:
+    log = failures["no package"].log
+
+    assert "there is no package no-such-package ([image] packages), which the image must have\n" in log
+    assert_found(r"image=noble forget this machine: [0-9.]+ s\n.* BUILDING -> ERROR", log)
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_each_line_of_a_failure_names_its_image(failures: dict[str, Failed], what: str) -> None:
+    lines = failures[what].log.splitlines()
+
+    assert [line for line in lines if " provider=one image=noble " not in line and "no devstack checkout" not in line
+            ] == []
 
 
 # --- more than one ---
@@ -270,7 +294,9 @@ def test_a_second_build_of_a_provider_steps_aside(quick: Pool) -> None:
 
 
 def test_one_image_that_cannot_be_built_does_not_stop_the_others_and_the_next_build_is_current(quick: Pool) -> None:
-    quick.load(provider("one", "pocket-b", images=[image("ancient", image="Debian 3"), image("noble", min_ready=1)]))
+    (quick.folder / "user-data.sh").write_text(NO_APT)
+    quick.load(provider("one", "pocket-b", images=[
+        image("ancient", image="Debian 3"), image("noble", min_ready=1, user_data="user-data.sh")]))
 
     result = quick.run(UPDATE, "one", expect=1)
 

@@ -64,7 +64,7 @@ def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> Non
     [
         ("provider", "name max_servers"),
         ("base_image", "provider_id name external_id min_ready min_ram"),
-        ("snapshot_image", "base_image_id name version external_id server_external_id state state_time"),
+        ("snapshot_image", "base_image_id name version external_id server_external_id state state_time keep_until"),
         ("machine", "base_image_id external_id name jenkins_name ip user state state_time"),
         ("result", "base_image_id machine_id jenkins_job_name jenkins_build_number gerrit_change_number "
                    "gerrit_patchset_number start_time end_time result"),
@@ -242,6 +242,7 @@ def test_writing_columns_leaves_a_state_that_somebody_else_wrote_meanwhile(pool:
 
 # Migrations
 
+SCHEMA_1 = PROJECT / "tests/data/vm-schema-1.sql"  # as the first release made it, with some rows
 LONGER = (*MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT; UPDATE machine SET colour = 'red'")
 
 
@@ -254,6 +255,36 @@ def test_an_older_file_is_migrated_after_a_copy_beside_it(pool: Pool) -> None:
     assert re.fullmatch(rf"vm\.db\.schema-{len(MIGRATIONS)}\.\d{{8}}T\d{{6}}Z", copy.name)
     assert dump(copy) == before
     assert pool.sql("PRAGMA user_version") == [(len(LONGER),)]
+
+
+def test_a_file_of_schema_1_is_migrated_with_all_that_is_in_it(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(SCHEMA_1.read_text())
+    before = dump(path)
+    with vmdatabase.opened(path):
+        assert vmdatabase.pool_uuid() == "b86473a9-a579-4d51-ae11-6514028df466"
+        assert vmdatabase.machine_named("devstack-noble-one-1").hold_reason == "bug 1; a look"
+        assert [(row.id, row.keep_until) for row in vmdatabase.SnapshotImage.select()] == [(1, None), (2, None)]
+    (copy,) = path.parent.glob("vm.db.schema-1.*")
+    assert dump(copy) == before
+    rows = [line for line in before if line.startswith("INSERT INTO") and "snapshot_image" not in line]
+    assert [line for line in dump(path) if line in rows] == rows
+
+
+def test_a_new_file_and_a_migrated_one_are_alike(path: Path) -> None:
+    old = path.with_name("old.db")
+    with closing(sqlite3.connect(old)) as connection:
+        connection.executescript(SCHEMA_1.read_text())
+    found = []
+    for file in (old, path):
+        with vmdatabase.opened(file):
+            pass
+        with closing(sqlite3.connect(file)) as connection:
+            tables = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
+            columns = [connection.execute(f"PRAGMA table_info({name})").fetchall() for (name,) in tables]
+            found.append((connection.execute("PRAGMA user_version").fetchone(), tables, columns))
+    assert found[0] == found[1]
+    assert found[0][0] == (len(MIGRATIONS),)
 
 
 def test_a_migrated_file_keeps_its_uuid_and_is_not_copied_again(pool: Pool) -> None:

@@ -21,6 +21,8 @@ PACKAGES = "openssh-server,sudo,ca-certificates,git,iproute2,procps,python3-mini
 RECIPE_VERSION = 1  # count up when what FINISH or _configure do changes
 FINISH = """set -e
 update-ca-certificates > /dev/null
+apt-get -q -y update
+apt-get -q -y dist-upgrade
 groupadd --gid 1000 debian
 useradd --uid 1000 --gid 1000 --groups adm,sudo --create-home --shell /bin/bash --comment 'Debian' debian
 echo 'debian ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/90-cloud-init-users
