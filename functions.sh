@@ -1,9 +1,37 @@
 # shellcheck shell=bash
-# What the bash scripts share. Sourcing this file has no effect but to define functions.
+# What the bash scripts share: messages, retries, time, and the choice and set-up of one project's code.
+# Sourcing this file has no effect but to define functions and constants. Each function that can fail says so by its
+# status, which its caller looks at; that errexit is off there changes nothing:
+# shellcheck disable=SC2310
+
+ATTEMPTS=3          # of anything that goes over the network
+GIT_SECONDS_MAX=300 # for one git command that does
+# What a server says that has no such repository: no answer could be more final.
+NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not exported|does not exist'
+SAID=''  # what git printed last, or why the code of a project cannot be had
+ASKED='' # the address that was last fetched from
+
+# Nothing of the user's own git settings or of a repository's hooks may change what is tested.
+GIT_COMMAND=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
+    -c fetch.unpackLimit=1 -c commit.gpgSign=false -c merge.ff=true -c init.defaultBranch=master
+    -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
+
+# The documented variables: what reproduce.sh holds, and what another host or the stack user gets. Beside them
+# OVERRIDE_*_PROJECT_BRANCH, OVERRIDE_*_GIT_BASE and the hooks.
+SETTINGS=(WORKSPACE BASE GIT_BASE PROJECTS DEVSTACK_GATE_PROJECTS
+    ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH ZUUL_REF ZUUL_CHANGE ZUUL_PATCHSET ZUUL_CHANGES ZUUL_UUID ZUUL_PIPELINE
+    GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC GERRIT_CHANGE_NUMBER GERRIT_PATCHSET_NUMBER
+    GERRIT_HOST GERRIT_PORT GERRIT_SCHEME GERRIT_CHANGES
+    BRANCH_OVERRIDE SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT DEVSTACK_GATE_EXERCISES
+    DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX
+    DEVSTACK_GATE_TEMPEST_TESTS TEMPEST_CONCURRENCY DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH
+    ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
+
+# --- messages ---
 
 # Write a line to standard error, with the time.
 log() {
-    printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$*" >&2
+    printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ || true)" "$*" >&2
 }
 
 # Say why in one line, and exit with a status.
@@ -12,6 +40,47 @@ die() {
     shift
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit "$status"
+}
+
+# Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there.
+stamp() {
+    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print /^\d{4}-\d\d-\d\dT/ ? "" : strftime("%FT%TZ ", gmtime), $_'
+}
+
+# Take logins out of the URLs of a text: https://user:secret@host/.
+hide_logins() {
+    sed -E 's,(://)[^/@[:space:]]*@,\1,g'
+}
+
+# Hide the secrets that devstack's settings file holds in a text.
+hide_secrets() {
+    FILE=$1 perl -ne '
+        BEGIN {
+            $| = 1;
+            if (open my $settings, "<", $ENV{FILE}) {
+                while (<$settings>) { push @secrets, $2 if /^\s*(export\s+)?\w*(?:PASSWORD|TOKEN|SECRET|HASH|KEY)\w*=["\x27]?([^"\x27\s]{6,})/ }
+            }
+            $any = join "|", map { quotemeta } sort { length $b <=> length $a } @secrets;
+        }
+        s/$any/********/g if length $any;
+        print'
+}
+
+# --- doing things ---
+
+as_root() {
+    if (( EUID == 0 )); then
+        "$@"
+    else
+        sudo -n -- "$@"
+    fi
+}
+
+# Put seconds of a clock that nobody sets into NOW.
+now() {
+    local rest
+    read -r NOW rest < /proc/uptime
+    NOW=${NOW%.*}
 }
 
 # Run a command until it succeeds, at most so often, each time for at most so many seconds, with growing pauses.
@@ -30,4 +99,309 @@ retry() {
         pause=$(( pause * 2 ))
     done
     return "$rc"
+}
+
+# The line of a text that tells why git failed: its first "fatal:" or "error:", otherwise its last.
+main_line() {
+    local line found=${1##*$'\n'}
+    while IFS= read -r line; do
+        if [[ $line == *fatal:* || $line == *error:* ]]; then
+            found=$line
+            break
+        fi
+    done <<< "$1"
+    hide_logins <<< "$found"
+}
+
+# What one git command may take: a part of what is left of the run, so that several failures still end before it does.
+git_seconds() {
+    local seconds=$GIT_SECONDS_MAX left
+    if [[ ${GATE_DEADLINE:-} ]]; then
+        now
+        left=$(( (GATE_DEADLINE - NOW) / 5 ))
+        seconds=$(( left < 1 ? 1 : left < seconds ? left : seconds ))
+    fi
+    printf '%s\n' "$seconds"
+}
+
+# --- settings ---
+
+# Print the documented settings that are given, as bash reads them; each value after the filter COMMAND, if any.
+print_settings() {
+    local name value
+    for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
+        case $name in
+            OVERRIDE_ZUUL_BRANCH | OVERRIDE_*_PROJECT_BRANCH | OVERRIDE_*_GIT_BASE) ;;
+            OVERRIDE_*) continue ;;
+        esac
+        value=${!name:-}
+        if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
+        if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
+    done
+}
+
+# --- which code ---
+
+# choose_ref BRANCH ID < refs: of the refs that exist, the one to test on a branch, in the order that README.md gives.
+# ID is the last part of ZUUL_REF, or empty. Fails when there is none.
+choose_ref() {
+    local branch=$1 id=$2 refs candidate
+    local -a candidates=()
+    refs=$'\n'$(cat)$'\n'
+    if [[ $id ]]; then candidates+=("refs/zuul/$branch/$id"); fi
+    candidates+=("refs/heads/$branch")
+    if [[ $id ]]; then candidates+=("refs/zuul/master/$id"); fi
+    if [[ $branch == stable/* ]]; then candidates+=("refs/tags/${branch#stable/}-eol"); fi
+    candidates+=(refs/heads/master)
+    for candidate in "${candidates[@]}"; do
+        if [[ $refs == *$'\n'"$candidate"$'\n'* ]]; then
+            printf '%s\n' "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# project_setting PROJECT NAME: the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
+project_setting() {
+    local name=${1##*/}
+    name=${name^^}
+    name=OVERRIDE_${name//[-.]/_}_$2
+    printf '%s\n' "${!name:-}"
+}
+
+# indicated_branch PROJECT BRANCH: the branch to test of a project when the run is about BRANCH.
+indicated_branch() {
+    local own
+    own=$(project_setting "$1" PROJECT_BRANCH)
+    printf '%s\n' "${own:-$2}"
+}
+
+project_url() {
+    local base
+    base=$(project_setting "$1" GIT_BASE)
+    base=${base:-${GIT_BASE:-https://opendev.org}}
+    printf '%s/%s\n' "${base%/}" "$1"
+}
+
+# changes_of PROJECT BRANCH: the refs of the Gerrit changes to be merged there, in order; the triggering one is last.
+changes_of() {
+    local project=$1 branch=$2 change trigger=''
+    local -a changes=()
+    IFS='^' read -r -a changes <<< "${GERRIT_CHANGES:-}"
+    if [[ ${GERRIT_REFSPEC:-} ]]; then
+        trigger=$GERRIT_PROJECT:$GERRIT_BRANCH:$GERRIT_REFSPEC
+        case ^${GERRIT_CHANGES:-}^ in *"^$trigger^"*) ;; *) changes+=("$trigger") ;; esac
+    fi
+    for change in ${changes[@]+"${changes[@]}"}; do
+        if [[ $change == "$project:$branch:"* ]]; then
+            printf '%s\n' "${change##*:}"
+        fi
+    done
+}
+
+# --- a project's tree ---
+
+# setup_project PROJECT BRANCH FOLDER: have its code in FOLDER, and print its line. Starts from what is there: a tree of
+# an earlier run or a cache, which only saves fetching; when that is damaged, from nothing.
+setup_project() {
+    local project=$1 branch tree=$3/${1##*/} url store rc=0
+    branch=$(indicated_branch "$project" "$2")
+    url=$(project_url "$project")
+    SAID=
+    rm -rf -- "$tree.making"
+    store=$(find_store "$project" "$tree")
+    if [[ $store ]]; then
+        make_tree "$project" "$branch" "$tree.making" "$url" "$store" || rc=$?
+        # Is the server to blame, or what was here before?
+        if (( rc == 1 )) && answers "$ASKED"; then
+            log "$project: cloning anew, $store is of no use: $(main_line "$SAID" || true)"
+            store=
+        fi
+    fi
+    if [[ ! $store ]]; then
+        rc=0
+        make_tree "$project" "$branch" "$tree.making" "$url" || rc=$?
+    fi
+    if (( rc )); then
+        rm -rf -- "$tree.making"
+        if (( rc == 1 )); then SAID="git failed with $(hide_logins <<< "$ASKED" || true): $(main_line "$SAID" || true)"; fi
+        printf '%s: %s: %s\n' "${0##*/}" "$project" "$SAID" >&2
+        return 3
+    fi
+    { rm -rf -- "$tree" && mv -- "$tree.making" "$tree"; } || return 3
+    describe_project "$project" "$tree"
+}
+
+# make_tree PROJECT BRANCH TREE URL [STORE]
+make_tree() {
+    local project=$1 branch=$2 tree=$3 url=$4 store=${5:-}
+    ASKED=$url
+    start_tree "$tree" "$url" "$store" || return 1
+    take_code "$project" "$branch" "$tree" "$url"
+}
+
+answers() {
+    local seconds
+    seconds=$(git_seconds)
+    timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
+}
+
+# The repository that saves fetching a project again, if any; not one that has only a part of the history.
+find_store() {
+    local project=$1 tree=$2 folder
+    for folder in "$tree" "${HOME:-}/workspace-cache/$project" "${HOME:-}/workspace-cache/${project##*/}" \
+        "/opt/git/$project" "/opt/git/$project.git"; do
+        if [[ -d $folder/.git ]]; then folder=$folder/.git; fi
+        if [[ -d $folder/objects && ! -e $folder/shallow ]] && ! compgen -G "$folder/objects/pack/*.promisor" > /dev/null; then
+            printf '%s\n' "$folder"
+            return 0
+        fi
+    done
+}
+
+# start_tree TREE URL [STORE]: an empty repository with the objects of STORE, by hard links where that can be, and its
+# refs under refs/store, which tell the server what is here. No setting, hook or index of STORE comes along.
+start_tree() {
+    local tree=$1 url=$2 store=${3:-} refs
+    rm -rf -- "$tree"
+    SAID=$("${GIT_COMMAND[@]}" init -q --template= -- "$tree" 2>&1 && git -C "$tree" remote add origin "$url" 2>&1) || return 1
+    if [[ ! $store ]]; then
+        return 0
+    fi
+    SAID=$(cp -al -- "$store/objects/." "$tree/.git/objects/" 2>&1) \
+        || SAID=$(cp -a -- "$store/objects/." "$tree/.git/objects/" 2>&1) || return 1
+    refs=$(git --git-dir="$store" for-each-ref --format='create refs/store/%(refname) %(objectname)' 2>&1) \
+        || { SAID=$refs; return 1; }
+    if [[ $refs ]]; then
+        SAID=$(git -C "$tree" update-ref --stdin 2>&1 <<< "$refs") || return 1
+    fi
+}
+
+# take_code PROJECT BRANCH TREE URL: fetch, choose, check out, merge. SAID tells why not: 1 git failed, 3 for good.
+take_code() {
+    local project=$1 branch=$2 tree=$3 url=$4 id=${ZUUL_REF:-} chosen
+    id=${id##*/}
+    fetch_refs "$project" "$branch" "$tree" "$url" || return
+    local refs
+    refs=$(git -C "$tree" for-each-ref --format='%(refname)' refs/remotes/origin refs/tags refs/zuul 2>&1) \
+        || { SAID=$refs; return 1; }
+    refs=${refs//refs\/remotes\/origin\//refs/heads/}
+    if [[ $id && $project == "${ZUUL_PROJECT:-}" && $'\n'$refs$'\n' != *$'\n'"$ZUUL_REF"$'\n'* ]]; then
+        SAID="the change under test is missing: there is no $ZUUL_REF at ${ZUUL_URL%/}/$project"
+        return 3
+    fi
+    if ! chosen=$(choose_ref "$branch" "$id" <<< "$refs"); then
+        SAID="there is neither a branch $branch nor a branch master at $url"
+        return 3
+    fi
+    if [[ ${GERRIT_REFSPEC:-} && $project == "$GERRIT_PROJECT" && $branch == "$GERRIT_BRANCH" && $chosen != "refs/heads/$branch" ]]; then
+        SAID="the change under test cannot be merged: there is no branch $branch at $url"
+        return 3
+    fi
+    check_out "$tree" "$chosen" || return
+    merge_changes "$project" "${chosen#refs/heads/}" "$tree" || return
+    printf '%s\n' "$chosen" > "$tree/.git/gate-ref"
+}
+
+# Fetch all branches and tags, and what Zuul has for this run. A pattern that matches nothing is no error to git, so
+# that every failure is the server's or the disk's.
+fetch_refs() {
+    local project=$1 branch=$2 tree=$3 url=$4 zuul=${ZUUL_URL:-} id=${ZUUL_REF:-} name
+    local -a refspecs=('+refs/heads/*:refs/remotes/origin/*' '+refs/tags/*:refs/tags/*') wanted=()
+    zuul=${zuul%/}/$project
+    id=${id##*/}
+    if [[ $id ]]; then
+        for name in "$branch" "$ZUUL_BRANCH" master; do
+            wanted+=("+refs/zuul/$name/$id*:refs/zuul/$name/$id*")
+        done
+        if [[ $zuul == "$url" ]]; then
+            refspecs+=("${wanted[@]}")
+            wanted=()
+        fi
+    fi
+    fetch "$tree" "$url" "${refspecs[@]}" || return 1
+    if (( ${#wanted[@]} )) && ! ATTEMPTS=1 fetch "$tree" "$zuul" "${wanted[@]}" && [[ ! $SAID =~ $NO_REPOSITORY ]]; then
+        fetch "$tree" "$zuul" "${wanted[@]}" || return 1
+    fi
+    local stale
+    stale=$(git -C "$tree" for-each-ref --format='delete %(refname)' refs/store) || return 1
+    if [[ $stale ]]; then
+        SAID=$(git -C "$tree" update-ref --stdin 2>&1 <<< "$stale") || return 1
+    fi
+}
+
+# fetch TREE URL REFSPEC...
+fetch() {
+    local tree=$1 seconds rc=0
+    ASKED=$2
+    shift 2
+    seconds=$(git_seconds)
+    SAID=$(retry "$ATTEMPTS" "$seconds" "${GIT_COMMAND[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@" 2>&1 < /dev/null) \
+        || rc=$?
+    if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
+    return "$rc"
+}
+
+# check_out TREE REF: REF is one that choose_ref printed; a branch becomes a local branch of that name.
+check_out() {
+    local tree=$1 ref=$2 branch commit
+    local -a how=(--detach)
+    case $ref in
+        refs/heads/*) how=(-B "${ref#refs/heads/}"); ref=refs/remotes/origin/${ref#refs/heads/} ;;
+        refs/zuul/*) branch=${ref#refs/zuul/}; how=(-B "${branch%/*}") ;;
+    esac
+    if ! commit=$(git -C "$tree" rev-parse --verify -q "$ref^{commit}" 2> /dev/null); then
+        SAID="$ref is no commit"
+        return 1
+    fi
+    SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f "${how[@]}" "$commit" -- 2>&1) || return 1
+}
+
+# Merge the Gerrit changes of a project and branch, as Gerrit itself would.
+merge_changes() {
+    local project=$1 branch=$2 tree=$3 ref refs rc
+    refs=$(changes_of "$project" "$branch")
+    for ref in $refs; do
+        fetch_change "$project" "$ref" "$tree" || return
+        rc=0
+        SAID=$("${GIT_COMMAND[@]}" -C "$tree" merge -q -s resolve --no-edit "refs/gerrit/$ref" 2>&1) || rc=$?
+        if (( rc > 2 )); then  # git itself failed
+            return 1
+        elif (( rc )); then
+            log "$project: $SAID"
+            SAID="the change $ref does not merge into $branch"
+            return 3
+        fi
+    done
+}
+
+# Fetch a change from where the branches come from or, when it is not there, from Gerrit.
+fetch_change() {
+    local project=$1 ref=$2 tree=$3 gerrit=''
+    if [[ ${GERRIT_HOST:-} ]]; then
+        gerrit=${GERRIT_SCHEME:-https}://$GERRIT_HOST${GERRIT_PORT:+:$GERRIT_PORT}/$project
+    fi
+    local from url
+    url=$(project_url "$project")
+    for from in "$url" ${gerrit:+"$gerrit"}; do
+        fetch "$tree" "$from" "+$ref*:refs/gerrit/$ref*" || return
+        if git -C "$tree" rev-parse --verify -q "refs/gerrit/$ref^{commit}" > /dev/null; then
+            return 0
+        fi
+    done
+    SAID="the change to be merged is missing: there is no $ref at $url${gerrit:+ or $gerrit}"
+    return 3
+}
+
+# The line of a project: name, branch (or tag), short sha1, subject.
+describe_project() {
+    local project=$1 tree=$2 ref commit
+    ref=$(< "$tree/.git/gate-ref")
+    case $ref in
+        refs/zuul/*) ref=${ref#refs/zuul/} ref=${ref%/*} ;;
+        *) ref=${ref#refs/*/} ;;
+    esac
+    commit=$("${GIT_COMMAND[@]}" -c log.showSignature=false -C "$tree" log -1 --format='%h %s') || return
+    printf '%s %s %s\n' "$project" "$ref" "${commit//[[:cntrl:]]/}"
 }

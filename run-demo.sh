@@ -6,7 +6,8 @@ Usage: run-demo.sh
 
 Shows a pool of single-use test machines at work, on this machine alone: two OpenStack clouds and a Jenkins run on
 loopback, their virtual machines are Linux namespaces with a Debian of their own. Builds images, fills the pool, runs
-three builds, loses a provider, cleans up. Takes under 4 minutes the first time, then under 45 seconds.
+three builds of the gate on sample projects, loses a provider, cleans up. Takes under 4 minutes the first time, then
+under 45 seconds.
 
 Needs root on Debian 12 or Ubuntu. Installs what it needs and says so: Debian packages, Python packages into .venv, and
 a Debian tree of about 300 MB in ~/.cache/pocketcloud. Leaves nothing running or mounted; it prints where the logs are.

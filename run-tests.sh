@@ -16,7 +16,7 @@ EOF
 run_checkers() {
     local -a scripts
     local rc=0
-    mapfile -t scripts < <(git ls-files -- '*.sh' '*.bash' .ci/run)
+    mapfile -t scripts < <(git ls-files -- '*.sh' '*.bash' '*.bats' .ci/run)
     shellcheck -x "${scripts[@]}" || rc=1
     "$PYTHON" -m ruff check . || rc=1
     "$PYTHON" -m mypy || rc=1
@@ -33,7 +33,7 @@ main() {
     cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
     # shellcheck source=tests/prepare.sh
     . tests/prepare.sh
-    install_packages debootstrap git iproute2 openssh-client openssh-server procps python3 python3-venv shellcheck sqlite3
+    install_packages bats debootstrap git iproute2 openssh-client openssh-server procps python3 python3-venv rsync shellcheck sqlite3
     make_venv requirements-test.txt
     local checked=0 rc=0
     if (( $# == 0 )); then

@@ -1,31 +1,32 @@
 """The demo: the life of a pool of single-use machines, told in steps, on this computer alone."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, image, make_key, provider
+from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.sampleprojects import GATE_FILES, PROJECTS, add_change, commit_files, make_projects
 
 NORTH, SOUTH = "north", "south"
 LABEL = "devstack-bookworm"
 BUILD_SECONDS = 60
-# What a build of the demo does on its machine; the real one runs devstack-vm-gate-wrap.sh.
+CHANGE_GOOD, CHANGE_BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
+# What the gate job runs on its node: the build step of the real job, with the sample projects instead of OpenStack's.
 SCRIPT = """
-. /etc/devstack-gate/node
-echo "building on $NODE_NAME of $NODE_PROVIDER, whose hostname is $(hostname)"
-git --version
-test ! -e ~/used-before || { echo 'another build was here!'; exit 3; }
-touch ~/used-before
-sleep 1
-test "$CHANGE" != broken
+mkdir -p "$WORKSPACE"
+git clone -q "$GIT_BASE/openstack/devstack-gate" "$WORKSPACE/devstack-gate"
+exec "$WORKSPACE/devstack-gate/devstack-vm-gate-wrap.sh"
 """
 
 
@@ -64,6 +65,7 @@ class Demo:
             Pocket(folder, "--clouds", clouds, "--machines", "namespace", "--ssh-port", str(port)))
         self.jenkins = running.enter_context(
             StandIn(folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))}))
+        self.git_base = running.enter_context(_served(folder / "git"))
         self.pool = Pool(folder, self.cloud, self.jenkins)
         self.ssh_port = port
         self.story.came(f"clouds at {self.cloud.url}, Jenkins at {self.jenkins.url}")
@@ -121,21 +123,27 @@ class Demo:
         self.story.step("Run two builds. First step of each: take its node out of service. Last: mark the machine.")
         python = sys.executable
         settings = {name: value for name, value in self.pool.environment.items() if name.startswith("DEVSTACK_GATE_")}
+        settings |= {"GIT_BASE": self.git_base, "DEVSTACK_GATE_PROJECTS": " ".join(PROJECTS), "ZUUL_URL": self.git_base,
+                     "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master"}
         self.jenkins.add_job(
             "gate", LABEL, script=SCRIPT, environment=settings,
             before=[python, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
             after=[python, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
-        first, second = self.build("good", "SUCCESS"), self.build("broken", "FAILURE")
+        self.story.came("between them devstack-vm-gate-wrap.sh sets up three projects with the change, prepares the")
+        self.story.show("machine, and runs a small devstack, which starts a service, and the test that uses it")
+        first, second = self.build(CHANGE_GOOD, "SUCCESS"), self.build(CHANGE_BREAKING, "FAILURE")
         if first["node"] == second["node"]:
             raise SystemExit("one machine served two builds")
-        self.story.came(f"gate #{first['number']} {first['result']} on {first['node']}")
+        self.story.came(f"gate #{first['number']} {first['result']} on {first['node']}; from its console:")
+        self.story.show(_told(first["console"], "sample/", "1 + 2", "PASS."))
         self.story.came(f"gate #{second['number']} {second['result']} on {second['node']}, another machine: "
-                        "each serves one build")
+                        "each serves one build. Its change breaks another project:")
+        self.story.show(_told(second["console"], "sample/", "1 + 2", "FAIL ("))
         self.failed_node = str(second["node"])
 
     def build(self, change: str, expect: str) -> dict[str, Any]:
         """Run one build to its end, and keep its console."""
-        started = self.jenkins.wait_started(self.jenkins.build("gate", CHANGE=change), BUILD_SECONDS)
+        started = self.jenkins.wait_started(self.jenkins.build("gate", ZUUL_REF=change), BUILD_SECONDS)
         build = self.jenkins.wait_build("gate", started["number"], BUILD_SECONDS)
         (self.folder / f"console-gate-{build['number']}.txt").write_text(build["console"])
         if build["result"] != expect:
@@ -149,7 +157,7 @@ class Demo:
         self.story.came(f"{self.failed_node} is kept for 24 hours, for whoever wants to look; the good build's is gone")
         command = ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no", "-o",
                    "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", f"jenkins@{self.address(self.failed_node)}",
-                   "hostname; cat /etc/devstack-gate/node"]
+                   "cat /etc/devstack-gate/node; tail -n 1 ~/workspace/gate/logs/screen-adderd.txt"]
         self.story.came("a look by plain ssh:")
         self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -164,7 +172,7 @@ class Demo:
         down = [{"service": service, "match": ".*", "status": 503} for service in services]
         self.cloud.knobs(NORTH, answers=down)
         output = self.run("devstack-vm-launch.py", "all", expect=1)
-        third = self.build("good", "SUCCESS")
+        third = self.build(CHANGE_GOOD, "SUCCESS")
         self.story.came("launch filled south all the same, and exited with 1 so that its Jenkins job turns red:")
         self.story.show(output)
         self.story.came(f"gate #{third['number']} {third['result']} on {third['node']}")
@@ -190,6 +198,39 @@ class Demo:
     def show_pool(self) -> None:
         """Show the table that vmdatabase.py prints."""
         self.story.show(self.run("vmdatabase.py"))
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """Have the sample projects, two changes and these scripts as repositories on a server; gives its address."""
+    make_projects(folder)
+    adder = folder / "sample/adder"
+    add_change(adder, CHANGE_GOOD, "Say it better", "adder.py", "the numbers", "all numbers")
+    add_change(adder, CHANGE_BREAKING, "A better name", "adder.py", "def total", "def whole")
+    commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", f"--port={port}",
+               f"--base-path={folder}", str(folder)]
+    with (folder.parent / "git-daemon.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        await_that("the git server", lambda: _listens(port))
+        yield f"git://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _told(console: str, *parts: str) -> str:
+    """The lines of a console that hold one of these."""
+    return "\n".join(line for line in console.splitlines() if any(part in line for part in parts))
 
 
 def _free_ssh_port() -> int:

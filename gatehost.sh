@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+# Sourced by devstack-vm-gate-wrap.sh: make the machine ready to run devstack. It is changed for good.
+# Takes BASE, HERE, RUN (a folder for this run's own files) and the functions of functions.sh and the wrap script.
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
+
+STACK_RIGHTS='stack ALL=(ALL) NOPASSWD:ALL
+Defaults:stack !requiretty
+Defaults:stack env_keep += "http_proxy https_proxy no_proxy PIP_FIND_LINKS"'
+SUDOERS=/etc/sudoers.d/50_stack_sh
+SWAP_FILE=/devstack-gate.swap
+
+setup_host() {
+    link_cache ~/cache/files "$BASE/new/devstack/files"
+    link_cache ~/cache/pip "$BASE/cache/pip"
+    start_syslog_afresh
+    add_swap || log "no swap: $SWAP_FILE could not be used"
+    install_cached_headers
+    make_stack_user || return
+    install_scripts || return
+    as_root chown stack:stack "$BASE" && as_root chown -R stack:stack "$BASE/new" && as_root chmod go+rx "$BASE" "$BASE/new" || return
+    if [[ -d $BASE/old ]]; then as_root chown -R stack:stack "$BASE/old" || return; fi
+}
+
+# Hard links where that can be; what is there already stays.
+link_cache() {
+    local from=$1 to=$2
+    if [[ ! -d $from ]]; then return 0; fi
+    as_root mkdir -p -- "$to"
+    as_root cp -aln -- "$from/." "$to/" 2> /dev/null || as_root cp -an -- "$from/." "$to/" \
+        || log "$from could not be put into $to"
+}
+
+# What was logged before is not this run's. The journal is read from this moment on.
+start_syslog_afresh() {
+    date +%s > "$RUN/journal-start"
+    if [[ -f /var/log/syslog ]]; then
+        as_root cp -a /var/log/syslog /var/log/syslog-before-devstack-gate
+        as_root truncate -s 0 /var/log/syslog
+    fi
+}
+
+# A file on the root disk, as large as the memory, at most 8 GB and a quarter of what is free; only where there is no swap.
+add_swap() {
+    local swaps free megabytes memory
+    swaps=$(wc -l < /proc/swaps)
+    if (( swaps > 1 )) || [[ -e $SWAP_FILE ]]; then return 0; fi
+    memory=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
+    free=$(df -m --output=avail /) || return
+    free=${free##*[[:space:]]}
+    megabytes=$(( memory < 8192 ? memory : 8192 ))
+    megabytes=$(( megabytes < free / 4 ? megabytes : free / 4 ))
+    if (( megabytes < 64 )); then return 1; fi
+    if as_root fallocate -l "${megabytes}M" "$SWAP_FILE" && as_root chmod 600 "$SWAP_FILE" \
+        && as_root mkswap -q "$SWAP_FILE" && as_root swapon "$SWAP_FILE"; then
+        log "swap: $megabytes MB in $SWAP_FILE"
+        return 0
+    fi
+    as_root rm -f "$SWAP_FILE"
+    return 1
+}
+
+install_cached_headers() {
+    local package
+    package=$(uname -r)
+    package=linux-headers-$package
+    if compgen -G "/var/cache/apt/archives/${package}_*.deb" > /dev/null && [[ ! -d /usr/src/$package ]]; then
+        DEBIAN_FRONTEND=noninteractive as_root apt-get -q -y install --no-download "$package" || log "$package could not be installed"
+    fi
+}
+
+# The user that devstack runs as. devstack-vm-gate.sh takes the sudo away again before the tests.
+make_stack_user() {
+    if ! id -u stack > /dev/null 2>&1; then
+        as_root useradd --user-group --shell /bin/bash --home-dir "$BASE" --no-create-home stack || return
+    fi
+    local rule=$RUN/50_stack_sh
+    printf '%s\n' "$STACK_RIGHTS" > "$rule"
+    as_root install -o root -g root -m 440 -- "$rule" "$SUDOERS" || return
+    as_root visudo -cqf "$SUDOERS" || { as_root rm -f "$SUDOERS"; return 1; }
+}
+
+# These scripts, where the stack user can read them whatever the workspace's permissions; hooks find them in
+# $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
+install_scripts() {
+    local folder=$BASE/new/devstack-gate name
+    if [[ ! -d $folder || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+        mkdir -p -- "$folder" || return
+        for name in "${SCRIPTS[@]}"; do
+            if [[ ! $HERE/$name -ef $folder/$name ]]; then cp -- "$HERE/$name" "$folder/$name" || return; fi
+        done
+    fi
+    as_root install -d -m 755 "$BASE/gate" || return
+    for name in "${SCRIPTS[@]}"; do as_root install -m 755 -- "$HERE/$name" "$BASE/gate/$name" || return; done
+    as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step"
+}

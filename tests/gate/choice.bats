@@ -1,0 +1,260 @@
+#!/usr/bin/env bats
+# Which code a project gets, on repositories that really hold the refs.
+# Each test has an environment of its own, and what is in single quotes is for other shells:
+# shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
+
+bats_require_minimum_version 1.5.0
+load helper.bash
+
+setup() {
+    setup_gate
+}
+
+# choose BRANCH ID REF...: what choose_ref takes of these.
+choose() {
+    printf '%s\n' "${@:3}" | choose_ref "$1" "$2"
+}
+
+# expect PROJECT BRANCH SUBJECT
+expect() {
+    run -0 set_up "$1" "$2"
+    local subject
+    subject=$(got "$1")
+    [[ $subject == "$3" ]] || { printf '%s on %s: got %s, not %s\n' "$1" "$2" "$subject" "$3"; return 1; }
+}
+
+@test "choose_ref takes the first that exists of: Zuul on the branch, the branch, Zuul on master, eol tag, master" {
+    local all=(refs/zuul/stable/havana/ZA refs/heads/stable/havana refs/zuul/master/ZA refs/tags/havana-eol refs/heads/master)
+    local order=("${all[@]}")
+    while (( ${#order[@]} )); do
+        run -0 choose stable/havana ZA "${order[@]}" refs/heads/other
+        [[ $output == "${order[0]}" ]]
+        order=("${order[@]:1}")
+    done
+    run -1 choose stable/havana ZA refs/heads/other
+}
+
+@test "choose_ref compares whole names" {
+    run -0 choose stable/e '' refs/heads/stable/essex refs/tags/essex-eol refs/heads/master
+    [[ $output == refs/heads/master ]]
+    run -0 choose stable/essex ZA refs/zuul/stable/essex/ZAB refs/zuul/stable/essexZA refs/heads/stable/essex
+    [[ $output == refs/heads/stable/essex ]]
+    run -0 choose 'rel*' '' refs/heads/release refs/heads/master
+    [[ $output == refs/heads/master ]]
+    run -0 choose essex '' refs/tags/essex-eol refs/tags/essex refs/heads/master
+    [[ $output == refs/heads/master ]]
+}
+
+@test "one change on master" {
+    make_project openstack/devstack-gate master
+    make_ref openstack/devstack-gate refs/zuul/master/ZA
+    zuul openstack/devstack-gate master refs/zuul/master/ZA
+    expect openstack/devstack-gate master refs/zuul/master/ZA
+}
+
+@test "two changes on master: each project as Zuul prepared it for the later one, others at their tips" {
+    make_project openstack/devstack-gate master
+    make_project openstack/glance master
+    make_project openstack/swift master
+    make_ref openstack/devstack-gate refs/zuul/master/ZA
+    make_ref openstack/devstack-gate refs/zuul/master/ZB refs/zuul/master/ZA
+    make_ref openstack/glance refs/zuul/master/ZB
+    zuul openstack/glance master refs/zuul/master/ZB
+    expect openstack/devstack-gate master refs/zuul/master/ZB
+    expect openstack/glance master refs/zuul/master/ZB
+    expect openstack/swift master 'tip of master'
+}
+
+@test "changes on several branches, the last on master: a change to stable does not come in" {
+    make_project openstack/devstack-gate master
+    make_project openstack/glance master stable/havana
+    make_project openstack/python-glanceclient master
+    make_ref openstack/devstack-gate refs/zuul/master/ZC
+    make_ref openstack/glance refs/zuul/stable/havana/ZB stable/havana
+    make_ref openstack/glance refs/zuul/stable/havana/ZC stable/havana
+    make_ref openstack/python-glanceclient refs/zuul/master/ZC
+    zuul openstack/python-glanceclient master refs/zuul/master/ZC
+    expect openstack/devstack-gate master refs/zuul/master/ZC
+    expect openstack/glance master 'tip of master'
+    expect openstack/python-glanceclient master refs/zuul/master/ZC
+}
+
+@test "a change on stable, with a project override: branchless projects from Zuul's master, else stable, else master" {
+    make_project openstack/devstack-gate master
+    make_project openstack/glance master stable/havana
+    make_project openstack/python-glanceclient master
+    make_project openstack/tempest master stable/havana
+    make_project openstack/nova master stable/havana
+    make_project openstack/oslo.config master
+    make_ref openstack/devstack-gate refs/zuul/master/ZD
+    make_ref openstack/python-glanceclient refs/zuul/master/ZD
+    make_ref openstack/glance refs/zuul/stable/havana/ZD stable/havana
+    zuul openstack/glance stable/havana refs/zuul/stable/havana/ZD
+    export OVERRIDE_TEMPEST_PROJECT_BRANCH=master
+    expect openstack/devstack-gate stable/havana refs/zuul/master/ZD
+    expect openstack/glance stable/havana refs/zuul/stable/havana/ZD
+    expect openstack/python-glanceclient stable/havana refs/zuul/master/ZD
+    expect openstack/tempest stable/havana 'tip of master'
+    expect openstack/nova stable/havana 'tip of stable/havana'
+    expect openstack/oslo.config stable/havana 'tip of master'
+}
+
+@test "only stable: a change there, and others without that branch" {
+    make_project openstack/devstack-gate master
+    make_project openstack/glance master stable/havana
+    make_project openstack/python-glanceclient master
+    make_ref openstack/devstack-gate refs/zuul/master/ZB
+    make_ref openstack/glance refs/zuul/stable/havana/ZB stable/havana
+    zuul openstack/glance stable/havana refs/zuul/stable/havana/ZB
+    expect openstack/devstack-gate stable/havana refs/zuul/master/ZB
+    expect openstack/glance stable/havana refs/zuul/stable/havana/ZB
+    expect openstack/python-glanceclient stable/havana 'tip of master'
+}
+
+grenade_projects() {
+    make_project openstack/devstack-gate master
+    make_project openstack/nova master stable/havana
+    make_project openstack/keystone master stable/havana
+    make_project openstack/glance master stable/havana
+    make_project openstack/swift master stable/havana
+    make_project openstack/python-glanceclient master
+    make_ref openstack/devstack-gate refs/zuul/master/ZE
+    make_ref openstack/keystone refs/zuul/stable/havana/ZE stable/havana
+    make_ref openstack/keystone refs/zuul/master/ZE master
+}
+
+@test "upgrade backward: the change is on master, the old trees are stable with what is queued there" {
+    grenade_projects
+    make_ref openstack/nova refs/zuul/stable/havana/ZE stable/havana
+    make_ref openstack/glance refs/zuul/master/ZE master
+    zuul openstack/glance master refs/zuul/master/ZE
+    expect openstack/devstack-gate stable/havana refs/zuul/master/ZE
+    expect openstack/nova stable/havana refs/zuul/stable/havana/ZE
+    expect openstack/keystone stable/havana refs/zuul/stable/havana/ZE
+    expect openstack/glance stable/havana 'tip of stable/havana'
+    expect openstack/swift stable/havana 'tip of stable/havana'
+    expect openstack/python-glanceclient stable/havana 'tip of master'
+    expect openstack/devstack-gate master refs/zuul/master/ZE
+    expect openstack/nova master 'tip of master'
+    expect openstack/keystone master refs/zuul/master/ZE
+    expect openstack/glance master refs/zuul/master/ZE
+    expect openstack/swift master 'tip of master'
+    expect openstack/python-glanceclient master 'tip of master'
+}
+
+@test "upgrade forward: the change is on stable, the new trees are master with what is queued there" {
+    grenade_projects
+    make_ref openstack/nova refs/zuul/master/ZE master
+    make_ref openstack/glance refs/zuul/stable/havana/ZE stable/havana
+    zuul openstack/glance stable/havana refs/zuul/stable/havana/ZE
+    expect openstack/nova stable/havana 'tip of stable/havana'
+    expect openstack/keystone stable/havana refs/zuul/stable/havana/ZE
+    expect openstack/glance stable/havana refs/zuul/stable/havana/ZE
+    expect openstack/nova master refs/zuul/master/ZE
+    expect openstack/keystone master refs/zuul/master/ZE
+    expect openstack/glance master 'tip of master'
+    expect openstack/swift master 'tip of master'
+}
+
+@test "branch override: all on another branch than the change's" {
+    make_project openstack/devstack-gate master
+    make_project openstack/glance master stable/havana
+    make_project openstack/swift master stable/havana
+    make_project openstack/python-glanceclient master
+    make_ref openstack/devstack-gate refs/zuul/master/ZB
+    make_ref openstack/glance refs/zuul/stable/havana/ZB stable/havana
+    zuul openstack/devstack-gate master refs/zuul/master/ZB
+    expect openstack/devstack-gate stable/havana refs/zuul/master/ZB
+    expect openstack/glance stable/havana refs/zuul/stable/havana/ZB
+    expect openstack/swift stable/havana 'tip of stable/havana'
+    expect openstack/python-glanceclient stable/havana 'tip of master'
+}
+
+@test "periodic: a branch and no ref" {
+    make_project openstack/glance master stable/havana
+    export ZUUL_PROJECT=openstack/glance ZUUL_BRANCH=stable/havana
+    expect openstack/glance stable/havana 'tip of stable/havana'
+}
+
+@test "another git base for one project; its Zuul ref still comes from Zuul" {
+    make_project openstack/glance master
+    make_project fork/openstack/glance master
+    commit fork/openstack/glance fork 'the fork'
+    make_ref openstack/glance refs/zuul/master/ZA
+    export OVERRIDE_GLANCE_GIT_BASE=file://$SERVER/fork/
+    expect openstack/glance master 'the fork'
+    run -0 git -C "$TREES/glance" remote get-url origin
+    [[ $output == "file://$SERVER/fork/openstack/glance" ]]
+    zuul openstack/glance master refs/zuul/master/ZA
+    expect openstack/glance master refs/zuul/master/ZA
+}
+
+@test "a Zuul ref that only Zuul's own server has, which does not know all projects" {
+    make_project openstack/glance master
+    make_project openstack/swift master
+    git clone -q --mirror "$SERVER/openstack/glance" "$SERVER/zuul/openstack/glance"
+    make_ref zuul/openstack/glance refs/zuul/master/ZA
+    zuul openstack/glance master refs/zuul/master/ZA
+    export ZUUL_URL=file://$SERVER/zuul
+    expect openstack/glance master refs/zuul/master/ZA
+    expect openstack/swift master 'tip of master'
+}
+
+@test "stable/essex gone: its eol tag; stable/e is not stable/essex" {
+    make_project openstack/nova master stable/essex
+    expect openstack/nova stable/e 'tip of master'
+    git -C "$SERVER/openstack/nova" checkout -q master
+    git -C "$SERVER/openstack/nova" tag -a -m eol essex-eol stable/essex
+    git -C "$SERVER/openstack/nova" branch -q -D stable/essex
+    run -0 set_up openstack/nova stable/essex
+    [[ $output == "openstack/nova essex-eol "*" tip of stable/essex" ]]
+}
+
+@test "a tag with the branch's name does not hide the branch" {
+    make_project openstack/nova master stable/essex
+    git -C "$SERVER/openstack/nova" tag stable/essex master
+    git -C "$SERVER/openstack/nova" tag origin/stable/essex master
+    expect openstack/nova stable/essex 'tip of stable/essex'
+}
+
+@test "a project with a dot, a branch with slashes and odd letters" {
+    make_project openstack/oslo.config master 'feature/a.b/c+d%s@x'
+    make_ref openstack/oslo.config 'refs/zuul/feature/a.b/c+d%s@x/ZA' 'feature/a.b/c+d%s@x'
+    expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of feature/a.b/c+d%s@x'
+    zuul openstack/oslo.config 'feature/a.b/c+d%s@x' 'refs/zuul/feature/a.b/c+d%s@x/ZA'
+    run -0 set_up openstack/oslo.config 'feature/a.b/c+d%s@x'
+    [[ $output == 'openstack/oslo.config feature/a.b/c+d%s@x '*' refs/zuul/feature/a.b/c+d%s@x/ZA' ]]
+    export OVERRIDE_OSLO_CONFIG_PROJECT_BRANCH=master
+    expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of master'
+}
+
+@test "Gerrit's changes are merged in order, only where project and branch match, the triggering one too" {
+    make_project openstack/nova master stable/essex
+    for number in 1 2 3; do
+        git -C "$SERVER/openstack/nova" checkout -q --detach master
+        printf 'x\n' > "$SERVER/openstack/nova/change$number"
+        git -C "$SERVER/openstack/nova" add .
+        git -C "$SERVER/openstack/nova" commit -q -m "change $number"
+        git -C "$SERVER/openstack/nova" update-ref "refs/changes/0$number/$number/1" HEAD
+    done
+    make_ref openstack/nova refs/changes/04/4/1 stable/essex
+    git -C "$SERVER/openstack/nova" checkout -q master
+    commit openstack/nova newer 'newer tip'
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/03/3/1
+    export GERRIT_CHANGES=openstack/nova:master:refs/changes/02/2/1^openstack/nova:stable/essex:refs/changes/04/4/1^openstack/glance:master:refs/changes/01/1/1
+    run -0 set_up openstack/nova master
+    run -0 git -C "$TREES/nova" log --first-parent --format=%s
+    [[ ${lines[0]} == *refs/changes/03/3/1* && ${lines[1]} == *refs/changes/02/2/1* && ${lines[2]} == 'newer tip' ]]
+    [[ ! -e $TREES/nova/change1 && -e $TREES/nova/change2 && -e $TREES/nova/change3 ]]
+    expect openstack/nova stable/essex refs/changes/04/4/1
+}
+
+@test "a Gerrit change that is only at Gerrit's own address" {
+    make_project openstack/nova master
+    git clone -q --mirror "$SERVER/openstack/nova" "$SERVER/gerrit/openstack/nova"
+    make_ref gerrit/openstack/nova refs/changes/01/1/1
+    git config --global "url.file://$SERVER/gerrit/.insteadOf" https://review.example.org:8443/
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
+    export GERRIT_SCHEME=https GERRIT_HOST=review.example.org GERRIT_PORT=8443
+    expect openstack/nova master refs/changes/01/1/1
+}

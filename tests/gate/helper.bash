@@ -1,0 +1,58 @@
+# shellcheck shell=bash disable=SC2317  # called by the tests
+# Real repositories under BATS_TEST_TMPDIR: $SERVER/PROJECT is what a server has, $TREES what the gate makes of it.
+
+setup_gate() {
+    PROJECT_FOLDER=$(cd -- "$BATS_TEST_DIRNAME/../.." && pwd)
+    local name
+    for name in "${!ZUUL_@}" "${!GERRIT_@}" "${!OVERRIDE_@}" "${!DEVSTACK_GATE_@}" "${!GRENADE_@}" "${!TEMPEST_@}" "${!JENKINS_@}" \
+        PROJECTS BASE BRANCH_OVERRIDE ENABLED_SERVICES KEEP_LOCALRC BUILD_TAG JOB_NAME BUILD_NUMBER RE_EXEC; do
+        unset "$name"
+    done
+    export HOME=$BATS_TEST_TMPDIR/home SERVER=$BATS_TEST_TMPDIR/git TREES=$BATS_TEST_TMPDIR/trees
+    export GIT_CONFIG_NOSYSTEM=1 GIT_BASE=file://$SERVER
+    export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@localhost GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@localhost
+    mkdir -p "$HOME" "$SERVER" "$TREES"
+    # shellcheck source=functions.sh
+    . "$PROJECT_FOLDER/functions.sh"
+    sleep() { :; } # pauses between attempts
+}
+
+# make_project PROJECT BRANCH...: a repository with one commit of its own on each branch.
+make_project() {
+    local project=$1 branch
+    shift
+    git init -q -b "${1:-master}" -- "$SERVER/$project"
+    for branch in "$@"; do
+        git -C "$SERVER/$project" checkout -q --orphan "$branch"
+        commit "$project" "$branch" "tip of $branch"
+    done
+}
+
+# commit PROJECT CONTENT SUBJECT: on what is checked out there; prints nothing.
+commit() {
+    printf '%s\n' "$2" > "$SERVER/$1/file"
+    git -C "$SERVER/$1" add file
+    git -C "$SERVER/$1" commit -q --allow-empty -m "$3"
+}
+
+# make_ref PROJECT REF [BASE]: a commit of its own on a ref, on top of BASE, whose subject is the ref.
+make_ref() {
+    local project=$1 ref=$2 base=${3:-HEAD} tree commit
+    tree=$(git -C "$SERVER/$project" rev-parse "$base^{tree}")
+    commit=$(git -C "$SERVER/$project" commit-tree -p "$base" -m "$ref" "$tree")
+    git -C "$SERVER/$project" update-ref "$ref" "$commit"
+}
+
+# The subject of what the gate checked out of a project.
+got() {
+    git -C "$TREES/${1##*/}" log -1 --format=%s
+}
+
+# set_up PROJECT BRANCH: in a shell of its own, as the gate does; what is got must then be told by `got`.
+set_up() {
+    bash -c '. "$1/functions.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
+}
+
+zuul() {
+    export ZUUL_URL=file://$SERVER ZUUL_PROJECT=$1 ZUUL_BRANCH=$2 ZUUL_REF=$3
+}

@@ -1,0 +1,216 @@
+#!/usr/bin/env bats
+# Settings of devstack-vm-gate-wrap.sh, run as a process. Should one be let through, the machine is refused for lack of
+# a single-use mark: nothing here changes this host.
+# Each test has an environment of its own, and what is in single quotes is for other shells:
+# shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
+
+bats_require_minimum_version 1.5.0
+load helper.bash
+
+setup() {
+    setup_gate
+    export WORKSPACE=$BATS_TEST_TMPDIR/workspace
+    mkdir "$WORKSPACE"
+    if [[ -e /etc/devstack-gate/node ]]; then printf 'this host is marked as a test node\n'; return 1; fi
+}
+
+teardown() {
+    # Whatever the settings, nothing was written.
+    [[ ! -e $WORKSPACE/logs ]]
+}
+
+# refused NAME... : with one line that begins so, after the script's name.
+refused() {
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ ${#lines[@]} -eq 1 && $output == "devstack-vm-gate-wrap.sh: $1"* ]] || { printf '%s\n' "$output"; return 1; }
+}
+
+# Settings that are right; what is refused then is the machine.
+accepted() {
+    refused 'DEVSTACK_GATE_THIS_HOST: expected 1'
+}
+
+
+@test "--help, unknown options, too many arguments, a strange host" {
+    run -0 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" --help
+    [[ $output == "Usage: devstack-vm-gate-wrap.sh"* ]]
+    run -0 "$PROJECT_FOLDER/devstack-vm-gate.sh" --help
+    [[ $output == "Usage: devstack-vm-gate.sh"* ]]
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" --hlep
+    [[ $output == *'unknown option --hlep'* ]]
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" one two
+    [[ $output == *'at most one HOST'* ]]
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" 'host -oProxyCommand=x'
+    [[ $output == *'HOST: expected [USER@]HOST'* ]]
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate.sh" --hlep
+    [[ $output == *'unknown argument --hlep'* ]]
+}
+
+@test "through a symlink, from another directory" {
+    ln -s "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" "$BATS_TEST_TMPDIR/link"
+    cd /
+    run -2 "$BATS_TEST_TMPDIR/link"
+    [[ $output == 'link: DEVSTACK_GATE_THIS_HOST: '* ]]
+}
+
+@test "a machine that is neither marked nor told nor run by Jenkins is left alone" {
+    accepted
+}
+
+@test "WORKSPACE" {
+    local here=$WORKSPACE
+    for WORKSPACE in '' relative "$here/missing" /dev/null; do refused WORKSPACE; done
+    export WORKSPACE=$here
+    unset WORKSPACE
+    refused WORKSPACE
+    export WORKSPACE=$here
+}
+
+@test "BASE" {
+    export BASE
+    for BASE in / relative '/opt/with blank' /opt/../etc; do refused BASE; done
+    BASE=/srv/gate
+    accepted
+}
+
+@test "DEVSTACK_GATE_TIMEOUT" {
+    export DEVSTACK_GATE_TIMEOUT
+    for DEVSTACK_GATE_TIMEOUT in 0 -5 1.5 two 010 1000000 '1 2'; do refused DEVSTACK_GATE_TIMEOUT; done
+    for DEVSTACK_GATE_TIMEOUT in '' 1 120; do accepted; done
+}
+
+@test "ZUUL_REF needs the other three" {
+    local name
+    for name in ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH; do
+        zuul openstack/nova master refs/zuul/master/ZA
+        accepted
+        unset "$name"
+        refused "$name: expected a value, since ZUUL_REF is given"
+    done
+}
+
+@test "without ZUUL_REF the others may be there: a periodic job" {
+    export ZUUL_BRANCH=stable/essex ZUUL_PROJECT=openstack/nova ZUUL_URL=https://zuul.example.org/p ZUUL_REF=
+    accepted
+}
+
+@test "ZUUL_REF and ZUUL_BRANCH must agree" {
+    local ref
+    for ref in refs/zuul/stable/essex/ZA refs/zuul/masterful/ZA refs/zuul/master/ refs/zuul/master refs/heads/master master/ZA; do
+        zuul openstack/nova master "$ref"
+        refused 'ZUUL_REF'
+    done
+    zuul openstack/nova stable refs/zuul/stable/essex/ZA
+    refused ZUUL_REF
+    zuul openstack/nova stable/essex refs/zuul/stable/essex/ZA
+    accepted
+}
+
+@test "the Gerrit form is whole or not at all" {
+    local name
+    for name in GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC; do
+        export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
+        accepted
+        unset "$name"
+        refused "$name: expected a value"
+    done
+    unset GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC
+    export GERRIT_CHANGES=openstack/nova:master:refs/changes/01/1/1
+    refused GERRIT_PROJECT
+}
+
+@test "GERRIT_CHANGES and GERRIT_REFSPEC that cannot be" {
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
+    export GERRIT_CHANGES
+    for GERRIT_CHANGES in x openstack/nova:master 'a:b:refs/x^' 'a:b:refs/x^a:b' 'a:b:refs/../x'; do
+        case $GERRIT_CHANGES in *'^') continue ;; esac
+        refused GERRIT_CHANGES
+    done
+    GERRIT_CHANGES=a:b:refs/changes/02/2/1^openstack/nova:master:refs/changes/01/1/1
+    accepted
+    GERRIT_REFSPEC=changes/1
+    refused GERRIT_REFSPEC
+}
+
+@test "the change under test twice" {
+    zuul openstack/nova master refs/zuul/master/ZA
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
+    refused 'ZUUL_REF and GERRIT_REFSPEC'
+}
+
+@test "branches" {
+    local name
+    for name in ZUUL_BRANCH OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE OVERRIDE_NOVA_PROJECT_BRANCH GRENADE_OLD_BRANCH; do
+        export "$name=with blank"
+        refused "$name: expected the name of a branch"
+        export "$name=-x"
+        refused "$name: expected the name of a branch"
+        unset "$name"
+    done
+    export OVERRIDE_ZUUL_BRANCH=stable/a BRANCH_OVERRIDE=stable/b
+    refused 'OVERRIDE_ZUUL_BRANCH and BRANCH_OVERRIDE'
+    BRANCH_OVERRIDE=stable/a
+    accepted
+}
+
+@test "projects" {
+    export DEVSTACK_GATE_PROJECTS
+    for DEVSTACK_GATE_PROJECTS in ../etc a//b -x 'a/.git' '*' 'a;b' 'openstack/nova fork/nova'; do refused PROJECTS; done
+    DEVSTACK_GATE_PROJECTS=$'openstack/nova\n  openstack/oslo.config openstack/nova'
+    accepted
+    export ZUUL_PROJECT=../nova ZUUL_BRANCH=master ZUUL_URL=x ZUUL_REF=refs/zuul/master/ZA
+    refused PROJECTS
+}
+
+@test "the list of projects: PROJECTS in front, DEVSTACK_GATE_PROJECTS instead, the one under test always" {
+    projects() {
+        HERE=$PROJECT_FOLDER
+        # shellcheck source=devstack-vm-gate-wrap.sh
+        . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+        check_projects
+        printf '%s\n' "${RUN_PROJECTS[*]}"
+    }
+    run -0 projects
+    [[ " $output " == *' openstack/devstack '* && " $output " == *' openstack/nova '* && $output != *'#'* ]]
+    local builtin=$output
+    PROJECTS='mine/heat openstack/nova' run -0 projects
+    [[ $output == "mine/heat openstack/nova ${builtin/ openstack\/nova/}" ]]
+    DEVSTACK_GATE_PROJECTS='a/one b/two' run -0 projects
+    [[ $output == 'a/one b/two' ]]
+    zuul c/three master refs/zuul/master/ZA
+    DEVSTACK_GATE_PROJECTS='a/one b/two' run -0 projects
+    [[ $output == 'a/one b/two c/three' ]]
+}
+
+@test "switches are 0 or 1" {
+    local name
+    for name in SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_GRENADE KEEP_LOCALRC \
+        DEVSTACK_GATE_THIS_HOST; do
+        export "$name=yes"
+        refused "$name: expected 0 or 1, not 'yes'"
+        unset "$name"
+    done
+}
+
+@test "what tempest runs" {
+    export DEVSTACK_GATE_TEMPEST_FULL=1
+    refused 'DEVSTACK_GATE_TEMPEST: expected 1, since DEVSTACK_GATE_TEMPEST_FULL is given'
+    export DEVSTACK_GATE_TEMPEST=1
+    accepted
+    export DEVSTACK_GATE_TEMPEST_REGEX=api
+    refused 'DEVSTACK_GATE_TEMPEST_FULL and DEVSTACK_GATE_TEMPEST_REGEX'
+    export DEVSTACK_GATE_TEMPEST_FULL=0 TEMPEST_CONCURRENCY=many
+    refused TEMPEST_CONCURRENCY
+}
+
+@test "an upgrade needs its old branch" {
+    export DEVSTACK_GATE_GRENADE=1
+    refused 'GRENADE_OLD_BRANCH: expected a value, since DEVSTACK_GATE_GRENADE is given'
+    export GRENADE_OLD_BRANCH=stable/essex
+    accepted
+}
+
+@test "sourcing the scripts does nothing" {
+    run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gatehost.sh"' bash "$PROJECT_FOLDER"
+    [[ ! $output ]]
+}

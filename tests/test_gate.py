@@ -1,0 +1,226 @@
+"""The gate on machines of its own, which it may change as it likes: the sample projects through all of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gatenode import Node, boot_node, gate_script
+from tests.pocketcloud.client import Pocket
+from tests.pool import PROJECT, Pool, await_that
+from tests.sampleprojects import GATE_FILES, add_change, commit_files, make_projects
+
+ZUUL = {"ZUUL_URL": "file:///home/jenkins/git", "ZUUL_BRANCH": "master", "ZUUL_PROJECT": "sample/adder"}
+GOOD = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zgood"}
+BREAKING = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zbreaking"}
+LOGS = "/home/jenkins/workspace/logs"
+MakeNode = Callable[[], Node]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A cloud with real machines."""
+    folder = tmp_path_factory.mktemp("gate")
+    with Pocket(folder, "--machines", "namespace") as pocket:
+        yield Pool(folder, pocket)
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample projects with two changes to the library: one that is right, one that breaks the service."""
+    folder = tmp_path_factory.mktemp("repositories")
+    make_projects(folder / "git")
+    adder = folder / "git/sample/adder"
+    add_change(adder, "refs/zuul/master/Zgood", "Say it better", "adder.py", "the numbers", "all numbers")
+    add_change(adder, "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total", "def whole")
+    return folder
+
+
+@pytest.fixture
+def node(pool: Pool, repositories: Path, request: pytest.FixtureRequest) -> Node:
+    """A fresh machine that has the repositories."""
+    made = boot_node(pool, request.node.name.replace("_", "-")[:50])
+    made.put(repositories, ["git"], "/home/jenkins")
+    return made
+
+
+def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> None:
+    node.check("mkdir -p ~/cache/files ~/cache/pip && touch ~/cache/files/test.img ~/cache/pip/a.whl")
+    adder = node.check("git -C ~/git/sample/adder rev-parse --short refs/zuul/master/Zgood").strip()
+
+    run = node.gate(**GOOD)
+
+    assert run.returncode == 0, run.stdout
+    lines = run.stdout.splitlines()
+    assert lines[:2] == ["NODE_PROVIDER=one", "NODE_IMAGE=noble"]
+    assert f"sample/adder master {adder} Say it better" in lines
+    assert "1 + 2 + 39 = 42" in run.stdout
+    assert lines[-1].startswith("PASS. Minutes: setup-workspace 0.")
+    password = node.check("sudo sed -n s/^ADMIN_PASSWORD=//p /opt/stack/new/devstack/local.conf").strip()
+    assert len(password) == 24
+    assert password not in run.stdout
+    assert password not in node.check(f"cat {LOGS}/*")
+    assert node.check(f"ls {LOGS}").split() == [
+        "cleanup-host.txt", "devstack-vm-gate.txt", "devstacklog.txt", "local_conf.txt", "reproduce.sh",
+        "screen-adderd.txt", "setup-host.txt", "setup-workspace.txt"]
+    assert "asked for [1, 2, 39]" in node.file(f"{LOGS}/screen-adderd.txt")
+    assert f"# sample/adder master {adder} Say it better" in node.file(f"{LOGS}/reproduce.sh")
+    assert node.check("sudo ls /etc/sudoers.d | grep -c 50_stack || true").strip() == "0", "sudo was not taken away"
+    assert node.check("sudo stat -c %U /opt/stack/new/adder/adder.py").strip() == "stack"
+    assert node.check("[[ ~/cache/files/test.img -ef /opt/stack/new/devstack/files/test.img ]] "
+                      "&& [[ ~/cache/pip/a.whl -ef /opt/stack/cache/pip/a.whl ]] && echo linked").strip() == "linked"
+
+
+def test_a_change_that_breaks_another_project_fails(node: Node) -> None:
+    run = node.gate(**BREAKING)
+
+    assert run.returncode == 1, run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (1) in devstack-vm-gate.sh: exercise.sh. Minutes: ")
+    assert "cannot add" in node.file(f"{LOGS}/screen-adderd.txt")
+
+
+def test_stack_failing_with_42_is_42_even_when_no_log_can_be_kept(node: Node) -> None:
+    hooks = "pre_test_hook() { rm -rf $WORKSPACE/logs; touch $WORKSPACE/logs; }; export -f pre_test_hook"
+
+    run = node.gate(hooks=hooks, DEVSTACK_LOCAL_CONFIG="FAIL_WITH=42", **GOOD)
+
+    assert run.returncode == 42, run.stdout
+    assert "failing, as told" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (42) in devstack-vm-gate.sh: stack.sh. Minutes: ")
+
+
+def test_a_machine_without_a_mark_is_left_alone(node: Node) -> None:
+    node.check("sudo rm /etc/devstack-gate/node")
+
+    run = node.gate(**GOOD)
+
+    assert run.returncode == 2
+    assert run.stdout.startswith("devstack-vm-gate-wrap.sh: DEVSTACK_GATE_THIS_HOST: expected 1")
+    assert node.check("ls -d /opt/stack ~/workspace/logs 2> /dev/null; id -u stack 2> /dev/null; true") == ""
+    assert node.gate(DEVSTACK_GATE_THIS_HOST="1", **GOOD).returncode == 0
+
+
+def test_a_source_that_cannot_be_had_is_3_and_no_test_runs(node: Node) -> None:
+    hooks = "gate_hook() { echo tested; }; export -f gate_hook"
+    run = node.gate(**ZUUL, ZUUL_REF="refs/zuul/master/Znone", hooks=hooks)
+
+    assert run.returncode == 3
+    assert "sample/adder: the change under test is missing: there is no refs/zuul/master/Znone" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (3) in setup-workspace. ")
+    assert "tested" not in run.stdout
+    assert "Znone" in node.file(f"{LOGS}/setup-workspace.txt")
+
+
+HOOKS = """
+pre_test_hook() { echo "pre $PWD"; return ${PRE:-0}; }
+gate_hook() { echo gate; ls /opt/stack/new/devstack-gate; return ${GATE:-0}; }
+post_test_hook() { echo post; return ${POST:-0}; }
+export -f pre_test_hook gate_hook post_test_hook
+"""
+
+
+def test_hooks_run_in_their_order_and_their_statuses_count(node: Node) -> None:
+    def ran(**statuses: str) -> tuple[int, list[str]]:
+        exports = "".join(f"export {name}={value}\n" for name, value in statuses.items())
+        run = node.gate(hooks=HOOKS + exports)
+        words = [line.split()[-1] for line in run.stdout.splitlines() if "Z " in line]
+        return run.returncode, [word for word in words if word in ("/home/jenkins/workspace", "gate", "post")]
+
+    assert ran() == (0, ["/home/jenkins/workspace", "gate", "post"])
+    assert ran(PRE="5") == (5, ["/home/jenkins/workspace"])
+    assert ran(GATE="6") == (6, ["/home/jenkins/workspace", "gate"])
+    assert ran(POST="7") == (7, ["/home/jenkins/workspace", "gate", "post"])
+    assert "post" in node.file(f"{LOGS}/post_test_hook.txt")
+    assert "devstack-vm-gate.sh" in node.file(f"{LOGS}/gate_hook.txt")
+
+
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])
+def test_a_signal_stops_all_of_the_test_and_keeps_its_logs(node: Node, name: str, status: int) -> None:
+    hooks = ("pre_test_hook() { (setsid sleep 8001 & sudo setsid sleep 8002 &); echo started; sleep 8003; }\n"
+             "export -f pre_test_hook")
+    node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
+
+    output = node.check("bash job.sh > console 2>&1 & until grep -q 'Z started' console; do sleep 0.1; done\n"
+                        f"kill -{name} $!; wait $!; echo status $?; pgrep -a sleep | grep 800; true")
+
+    assert output.splitlines() == [f"status {status}"]
+    console = node.file("/home/jenkins/console").splitlines()
+    assert console[-1].startswith(f"FAIL ({status}) in pre_test_hook. ")
+    assert f"SIG{name} came during pre_test_hook; everything was stopped." in console
+    assert "started" in node.file(f"{LOGS}/pre_test_hook.txt")
+
+
+def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path: Path) -> None:
+    tree = tmp_path / "git/sample/devstack-gate"
+    commit_files(tree, PROJECT, GATE_FILES)
+    add_change(tree, "refs/zuul/master/Zgate", "New words", "devstack-vm-gate-wrap.sh", "print_node() {",
+               "print_node() {\n    echo changed words")
+    node.put(tmp_path, ["git"], "/home/jenkins")
+    projects = "sample/devstack-gate sample/devstack sample/adder sample/adderd"
+    change = {**ZUUL, "ZUUL_PROJECT": "sample/devstack-gate", "ZUUL_REF": "refs/zuul/master/Zgate",
+              "DEVSTACK_GATE_PROJECTS": projects}
+
+    run = node.gate(**change)
+
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.count("changed words") == 1
+    assert run.stdout.count("devstack-gate is under test") == 1
+    run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1")
+    assert (run.returncode, "changed words" in run.stdout) == (0, False)
+    run = node.gate(**GOOD, DEVSTACK_GATE_PROJECTS=projects)
+    assert (run.returncode, "changed words" in run.stdout) == (0, False)
+
+
+def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "grenade.sh").write_text("#!/bin/bash\n. ./localrc\n"
+                                         "git -C $BASE_RELEASE_DIR/adder log -1 --format='old: %s'\n"
+                                         "git -C $TARGET_RELEASE_DIR/adder log -1 --format='new: %s'\nexit 17\n")
+    (tmp_path / "grenade.sh").chmod(0o755)
+    commit_files(tmp_path / "git/openstack/grenade", tmp_path, ["grenade.sh"])
+    node.put(tmp_path, ["git"], "/home/jenkins")
+    node.check("git -C ~/git/sample/adder branch stable/one")
+
+    run = node.gate(DEVSTACK_GATE_GRENADE="1", GRENADE_OLD_BRANCH="stable/one", **GOOD)
+
+    assert run.returncode == 17, run.stdout
+    assert "old: Start of adder" in run.stdout
+    assert "new: Say it better" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (17) in devstack-vm-gate.sh: grenade.sh. ")
+
+
+def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(node: Node) -> None:
+    hooks = ("gate_hook() { export DEVSTACK_LOCAL_CONFIG=$'A=1\\nFAIL_WITH=23'; "
+             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; export -f gate_hook")
+
+    run = node.gate(hooks=hooks, **GOOD)
+
+    assert run.returncode == 23, run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (23) in gate_hook. ")
+
+
+def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_more(node: Node) -> None:
+    hooks = "gate_hook() { for i in {1..300}; do echo tick; sleep 0.1; done; echo whole; }; export -f gate_hook"
+    node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
+
+    node.check("bash job.sh | sed /tick/q > /dev/null; true")
+
+    await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0, 60)
+    assert "tick" in node.file(f"{LOGS}/gate_hook.txt")
+    assert "whole" not in node.file(f"{LOGS}/gate_hook.txt")
+
+
+def test_a_second_run_on_the_same_machine_shows_its_own_results_only(node: Node) -> None:
+    assert node.gate(**GOOD).returncode == 0
+    node.check(f"touch {LOGS}/left-by-an-earlier-build.txt")
+
+    run = node.gate(**BREAKING)
+
+    assert run.returncode == 1, run.stdout
+    assert "Say it better" not in run.stdout
+    assert "left-by" not in node.check(f"ls {LOGS}")
+
+
+def test_services_that_the_test_leaves_running_stay_for_a_look(node: Node) -> None:
+    assert node.gate(**GOOD).returncode == 0
+
+    await_that("the service", lambda: node.run("pgrep -u stack python3").returncode == 0)
