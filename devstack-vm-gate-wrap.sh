@@ -463,13 +463,28 @@ adopt_orphans() {
         "$number" bash "${BASH_SOURCE[0]}" "$@"
 }
 
+# Fills HERE, the folder of our other scripts: this one's, or the checkout beside a copy of this one, which is what the
+# gate job runs, since the run may change the checkout.
+find_scripts() {
+    local own folder
+    own=$(readlink -f -- "${BASH_SOURCE[0]}")
+    own=${own%/*}
+    for folder in "$own" "$own/devstack-gate" "${WORKSPACE:-$own}/devstack-gate"; do
+        if [[ -r $folder/functions.sh ]]; then
+            HERE=$folder
+            return 0
+        fi
+    done
+    printf '%s: functions.sh is neither in %s nor in a checkout devstack-gate there\n' "${0##*/}" "$own" >&2
+    exit 2
+}
+
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
     unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
     export GIT_TERMINAL_PROMPT=0
-    HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
-    HERE=${HERE%/*}
+    find_scripts
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     # shellcheck source=gatehost.sh

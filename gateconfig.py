@@ -103,7 +103,8 @@ DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
 # What devstack, a Jenkins agent and the gate scripts cannot do without.
 DEB_PACKAGES = ("build-essential", "python3-dev", "python3-pip", "python3-venv", "git", "curl", "rsync",
                 "default-jre-headless")
-RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git", "curl", "rsync", "java-headless")
+RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git", "curl", "rsync", "java-headless",
+                "perl-interpreter", "perl-POSIX")
 DEFAULT_BRANCHES = "master stable/*"
 
 

@@ -82,7 +82,8 @@ class Site:
         expected = dict(line.split() for line in lines.splitlines())
         assert self.branches() == expected
         assert (head, git(self.checkout, "status", "--porcelain", "--ignored")) == (expected[branch], "")
-        assert self.files().keys() == set(git(remote, "ls-tree", "-r", "--name-only", branch).splitlines())
+        names = git(remote, "ls-tree", "-r", "--name-only", f"refs/heads/{branch}").splitlines()
+        assert self.files().keys() == set(names)
         return True
 
 

@@ -53,6 +53,19 @@ accepted() {
     [[ $output == 'link: DEVSTACK_GATE_THIS_HOST: '* ]]
 }
 
+@test "a copy of the script finds the others in the checkout beside it, or in the workspace's" {
+    mkdir "$BATS_TEST_TMPDIR/elsewhere"
+    cp "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" "$WORKSPACE/safe-devstack-vm-gate-wrap.sh"
+    cp "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" "$BATS_TEST_TMPDIR/elsewhere/safe.sh"
+    run -2 "$WORKSPACE/safe-devstack-vm-gate-wrap.sh"
+    [[ $output == "safe-devstack-vm-gate-wrap.sh: functions.sh is neither in $WORKSPACE nor in a checkout devstack-gate there" ]]
+    ln -s "$PROJECT_FOLDER" "$WORKSPACE/devstack-gate"
+    run -2 "$WORKSPACE/safe-devstack-vm-gate-wrap.sh"
+    [[ $output == 'safe-devstack-vm-gate-wrap.sh: DEVSTACK_GATE_THIS_HOST: '* ]]
+    run -2 "$BATS_TEST_TMPDIR/elsewhere/safe.sh"
+    [[ $output == 'safe.sh: DEVSTACK_GATE_THIS_HOST: '* ]]
+}
+
 @test "a machine that is neither marked nor told nor run by Jenkins is left alone" {
     accepted
 }
