@@ -223,11 +223,11 @@ def _stand_ins(folder: Path, distribution: str) -> Path:
 
 
 def projects_of(environ: Mapping[str, str]) -> list[str]:
-    """Return the gate's projects: DEVSTACK_GATE_PROJECTS, or PROJECTS and those of projects.txt, each once."""
-    names = environ.get("DEVSTACK_GATE_PROJECTS", "").split()
-    if not names:
-        text = PROJECTS_FILE.read_text(encoding="utf-8")
-        names = environ.get("PROJECTS", "").split() + re.sub(r"#.*", "", text).split()
+    """Return the gate's projects: PROJECTS, then DEVSTACK_GATE_PROJECTS or those of projects.txt, each once."""
+    listed = environ.get("DEVSTACK_GATE_PROJECTS", "").split()
+    if not listed:
+        listed = re.sub(r"#.*", "", PROJECTS_FILE.read_text(encoding="utf-8")).split()
+    names = environ.get("PROJECTS", "").split() + listed
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", name):
             raise ConfigError(f"PROJECTS or DEVSTACK_GATE_PROJECTS: {name!r} is no project's name")

@@ -462,7 +462,7 @@ def test_the_projects_are_those_of_the_file_each_once() -> None:
         ({"PROJECTS": "openstack/x  other/y\nopenstack/devstack"}, ["openstack/x", "other/y", "openstack/devstack",
                                                                    "openstack/requirements"], False),
         ({"DEVSTACK_GATE_PROJECTS": "openstack/nova openstack/nova a"}, ["openstack/nova", "a"], True),
-        ({"DEVSTACK_GATE_PROJECTS": "a", "PROJECTS": "b"}, ["a"], True),
+        ({"DEVSTACK_GATE_PROJECTS": "a", "PROJECTS": "b"}, ["b", "a"], True),
         ({"DEVSTACK_GATE_PROJECTS": " ", "PROJECTS": "b"}, ["b", "openstack/devstack"], False),
     ],
     ids=["more", "instead", "both", "blank"],
