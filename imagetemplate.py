@@ -1,0 +1,200 @@
+"""The machine that becomes an image: the steps that are run on it, in their order.
+
+The steps themselves are the functions of imagesteps.sh, which is copied to the machine; what they are told, and what is
+made of what they say, is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import devstackfiles
+import gateconfig
+import nodessh
+from devstackfiles import Checkout, Wanted
+from gateconfig import GateError, ImageConfig, NodeConfig
+
+ALWAYS_DEB = ("sudo", "libnss-myhostname")  # the latter resolves the name of each machine
+ALWAYS_RPM = ("sudo",)
+CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
+REMOTE_FOLDER = "/var/lib/devstack-gate"
+MARKS = "/etc/devstack-gate/image"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all images of a run are made with; checkout is None where nothing is to be cached."""
+
+    node: NodeConfig
+    image: ImageConfig
+    public_key: str
+    script: str | None
+    checkout: Checkout | None
+    branches: Sequence[str]
+    projects: Sequence[str]
+    git_base: str
+    step_seconds: int
+    keep_failed: bool
+
+
+class Template:
+    """The machine that becomes the snapshot; each step is a method, run over one ssh session."""
+
+    def __init__(self, session: nodessh.Session, plan: Plan, log: gateconfig.Log) -> None:
+        self.session = session
+        self.plan = plan
+        self.log = log
+        self.step = ""  # the name of the step that runs
+        self.missing: list[str] = []  # required packages that the distribution does not have
+        self._distribution = ""
+        self._wanted: dict[str, Wanted] = {}
+
+    def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
+        """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
+        words = (function, *words) if user == "root" else ("as_user", user, function, *words)
+        text = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin)
+        return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
+
+    def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
+        """Run a command as root within the time limit of a step and return the lines of its output."""
+        output = self.session.run(self.step, self.session.as_root(words), self.plan.step_seconds, stdin)
+        self.log.debug("%s", output.rstrip())
+        return output.splitlines()
+
+    def copy_steps(self) -> None:
+        """Bring the steps to the machine, and wait for its first boot to be over."""
+        text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
+        self.session.put(self.step, f"{REMOTE_FOLDER}/imagesteps.sh", text, "0755")
+        self.call("wait_for_boot")
+        self._distribution = self.call("print_distribution")[-1]
+        self.log.info("the distribution is %s", self._distribution)
+
+    def install_packages(self) -> None:
+        """Install what every image has; one that does not exist fails the build, but only at its end."""
+        rpm = devstackfiles.is_rpm(self._distribution)
+        names = self.plan.image.packages or (gateconfig.RPM_PACKAGES if rpm else gateconfig.DEB_PACKAGES)
+        tools = [*(ALWAYS_RPM if rpm else ALWAYS_DEB), *(CACHE_TOOLS if self.plan.checkout else ())]
+        self.missing = unavailable(self.call("fetch_packages", "install", stdin=[*tools, *names]))
+        for name in self.missing:
+            self.log.error("there is no package %s ([image] packages), which the image must have", name)
+
+    def install_headers(self) -> None:
+        """Install headers of the newest kernel."""
+        self.warn(self.call("install_headers"))
+
+    def apply_puppet(self) -> None:
+        """Let puppet do what the operator's repository says."""
+        image, clone = self.plan.image, f"{REMOTE_FOLDER}/puppet"
+        if devstackfiles.is_local(image.puppet_repo):
+            self.call("clone_bundle", image.puppet_repo, clone, stdin=devstackfiles.bundle(image.puppet_repo))
+        else:
+            self.call("clone_puppet", image.puppet_repo, clone)
+        self.call("apply_puppet", clone, image.puppet_modulepath, image.puppet_manifest)
+
+    def make_account(self) -> None:
+        """Make the account that Jenkins and the tests use."""
+        self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
+
+    def clone_projects(self) -> None:
+        """Clone the gate's projects, all branches; those of a folder of this host are carried over."""
+        if not devstackfiles.is_local(self.plan.git_base):
+            self.cache("clone_projects", self.plan.git_base, stdin=self.plan.projects)
+            return
+        for project in self.plan.projects:
+            url = f"{self.plan.git_base}/{project}"
+            try:
+                bundle = devstackfiles.bundle(url)
+            except GateError as err:
+                self.log.warning("%s: could not get %s (%s)", self.step, project, err)
+                continue
+            self.cache("clone_bundle", url, f"workspace-cache/{project}", stdin=bundle)
+
+    def cache_packages(self, branch: str) -> None:
+        """Install what devstack installs first, and download what it installs later."""
+        packages = self.wanted(branch).packages
+        files = {package.name: package.file for package in packages}
+        for mode, install in (("install", True), ("download", False)):
+            names = [package.name for package in packages if package.install == install]
+            for name in unavailable(self.call("fetch_packages", mode, stdin=names)):
+                self.log.warning("there is no package %s (%s of %s)", name, files.get(name, "?"), branch)
+
+    def cache_pips(self, branch: str) -> None:
+        """Download pip packages: devstack's own list, or what the projects require under the upper constraints."""
+        pips = self.wanted(branch).pips
+        user = self.plan.node.user
+        if pips is None:
+            requirements, constraints = (
+                "\n".join(self.call(function, branch, "workspace-cache", stdin=self.plan.projects, user=user))
+                for function in ("show_requirements", "show_constraints"))
+            pips = devstackfiles.pinned(requirements, constraints)
+        if pips:
+            self.cache("cache_pips", branch, stdin=pips)
+
+    def cache_files(self) -> None:
+        """Download the test images of all branches."""
+        urls = dict.fromkeys(url for branch in self.plan.branches for url in self.wanted(branch).images)
+        self.cache("cache_files", stdin=list(urls))
+
+    def run_custom_script(self) -> None:
+        """Run the operator's own script, last of all that changes the machine."""
+        path = f"{REMOTE_FOLDER}/custom-script"
+        self.session.put(self.step, path, self.plan.script or "", "0755")
+        self.run([path])
+
+    def wanted(self, branch: str) -> Wanted:
+        """Return what a branch wants cached here."""
+        if branch not in self._wanted and self.plan.checkout:
+            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
+        return self._wanted[branch]
+
+    def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> None:
+        """Run a function that fills a cache; what is missing there costs the tests time, no more."""
+        try:
+            self.warn(self.call(function, *words, stdin=stdin, user=self.plan.node.user))
+        except nodessh.StepError as err:
+            self.log.warning("%s; the image is made without", err)
+
+    def warn(self, output: Sequence[str]) -> None:
+        """Log what a step could not get."""
+        for name in unavailable(output):
+            self.log.warning("%s: could not get %s", self.step, name)
+
+
+def unavailable(output: Sequence[str]) -> list[str]:
+    """Return the names that a step printed as unavailable."""
+    return [line.removeprefix("unavailable: ") for line in output if line.startswith("unavailable: ")]
+
+
+Step = tuple[str, Callable[[Template], object]]
+
+
+def steps_of(plan: Plan, build_key: str, marks: str) -> list[Step]:
+    """Return the named steps that make a machine a template, in their order; build_key is the base64 of its key."""
+    steps: list[Step] = [
+        ("wait for first boot", Template.copy_steps),
+        ("make hostname resolve", lambda template: template.call("resolve_hostname")),
+        ("upgrade", lambda template: template.call("upgrade")),
+        ("install packages", Template.install_packages),
+        ("install kernel headers", Template.install_headers),
+    ]
+    if plan.image.puppet_repo:
+        steps.append(("apply puppet", Template.apply_puppet))
+    steps.append(("make account", Template.make_account))
+    if plan.checkout:
+        steps += [(f"cache packages of {branch}", _for(Template.cache_packages, branch)) for branch in plan.branches]
+        steps.append((f"clone {len(plan.projects)} projects", Template.clone_projects))
+        steps += [(f"cache pip packages of {branch}", _for(Template.cache_pips, branch)) for branch in plan.branches]
+        steps.append(("cache test images", Template.cache_files))
+    if plan.script is not None:
+        steps.append(("run custom script", Template.run_custom_script))
+    return [
+        *steps,
+        ("remove cron jobs", lambda template: template.call("remove_cron_jobs")),
+        (f"write {MARKS}", lambda template: template.session.put(template.step, MARKS, marks)),
+        ("forget this machine", lambda template: template.call("forget_machine", build_key)),
+    ]
+
+
+def _for(step: Callable[[Template, str], object], branch: str) -> Callable[[Template], object]:
+    return lambda template: step(template, branch)
