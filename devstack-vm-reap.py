@@ -304,10 +304,8 @@ class Reap:
     def end_dead_builds(self) -> None:
         """Move snapshots that no running devstack-vm-update-image builds any more to ERROR."""
         with vmdatabase.provider_lock("update-image", self.provider.name) as no_build_runs:
-            for snapshot in vmdatabase.snapshots_of(self.provider):
-                if no_build_runs and snapshot.state == BUILDING and not self.options.dry_run:
-                    self.log.info("snapshot %s: BUILDING -> ERROR, its build ended early", snapshot.name)
-                    vmdatabase.move(snapshot, BUILDING, ERROR, error="its build ended early")
+            if no_build_runs and not self.options.dry_run:
+                vmdatabase.end_dead_builds(self.provider)
 
     def move_machines(self, sight: Sight) -> None:
         """Apply the rules to every machine."""

@@ -23,6 +23,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import paramiko
@@ -34,7 +35,7 @@ import novacloud
 import vmdatabase
 from devstackfiles import Checkout
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
-from imagetemplate import MARKS, Plan, Template, steps_of
+from imagetemplate import FORGET, MARKS, Plan, Template, steps_of
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImage
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
@@ -59,6 +60,7 @@ class Build:
         self.log = get_log(provider=self.provider.name, image=image.name)
         self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
         self.stopping = False
+        self.cleared = False  # whether the template has forgotten who may log in
         self.base_id = cloud.find_base_image(image.external_id)
         self.flavor_id = cloud.flavor_id(image)
         self.user_data = novacloud.read_user_data(image)
@@ -78,6 +80,7 @@ class Build:
             with self.server("template", self.base_id, keypair) as (server_id, address):
                 self.prepare(address)
                 image_id = self.snapshot(server_id)
+            self.cleared = False
             self.see_gone(server_id)
             with self.server("test machine", image_id, None) as (_, address):
                 self.prove(address)
@@ -109,7 +112,7 @@ class Build:
 
         After a failure it stays for a while if that was asked for.
         """
-        self.login = None
+        self.login, server_id = None, ""
         try:
             with gateconfig.phase(self.log, f"boot {what}"):
                 if self.stopping:
@@ -121,9 +124,11 @@ class Build:
                 address = self.reach(server_id)
             yield server_id, address
         except Exception:
-            if self.plan.keep_failed and self.row.server_external_id:
+            if self.plan.keep_failed and server_id and not self.cleared:
                 self.keep_server(what)
             else:
+                if self.plan.keep_failed and self.cleared:
+                    self.log.warning("the %s has forgotten who may log in, so it is not kept", what)
                 self.clean_up(self.delete_server)
             raise
         else:
@@ -134,17 +139,18 @@ class Build:
         vmdatabase.set_columns(self.row, keep_until=vmdatabase.now() + KEEP_SECONDS)
         self.log.warning("keeping the %s (server %s) for %d hours, then reap deletes it",
                          what, self.row.server_external_id, KEEP_SECONDS // 3600)
-        if self.login is None:
-            self.log.warning("it let nobody in; its console is all there is: openstack console log show %s",
-                             self.row.server_external_id)
+        node = self.plan.node
+        for login in [self.login, replace(self.login, user=node.user, key=node.ssh_key)] if self.login else []:
+            try:
+                nodessh.authorize(login, self.plan.public_key)
+            except GateError as err:
+                self.log.info("%s", err)
+                continue
+            self.log.warning("log in: ssh -i %s -p %d %s %s@%s", node.ssh_key, login.port, ANY_HOST_KEY, login.user,
+                             login.address)
             return
-        try:
-            nodessh.authorize(self.login, self.plan.public_key)
-        except GateError as err:
-            self.log.warning("it does not let you in: %s", err)
-            return
-        self.log.warning("log in: ssh -i %s -p %d %s %s@%s", self.plan.node.ssh_key, self.login.port,
-                         ANY_HOST_KEY, self.login.user, self.login.address)
+        self.log.warning("it lets nobody in; its console is all there is: openstack console log show %s",
+                         self.row.server_external_id)
 
     def clean_up(self, step: Callable[[], None]) -> None:
         """Do a step of tidying up; what cannot be tidied now is left to reap."""
@@ -163,10 +169,23 @@ class Build:
                     self.cloud.delete_floating_ip(ip.id)
 
     def wait_for_room(self) -> None:
-        """Return when the provider has room for the template; launch leaves it free once our row is there."""
-        deadline = time.monotonic() + self.provider.boot_timeout
-        while vmdatabase.count_rows(self.provider) > self.provider.max_servers:
-            if time.monotonic() > deadline:
+        """Return when the provider has room for the template; launch leaves it free once our row is there.
+
+        Builds go in the order of their rows, and may take as long as they like; for anything else we wait boot-timeout.
+        """
+        deadline, said = time.monotonic() + self.provider.boot_timeout, False
+        while True:
+            ahead = [one for one in vmdatabase.snapshots_of(self.provider) if one.has_server(time.time())
+                     and (one.id < self.row.id or (one.server_external_id and one.id != self.row.id))]
+            taken = vmdatabase.count_machines(self.provider).total() + len(ahead)
+            if taken < self.provider.max_servers:
+                return
+            if not said:
+                self.log.info("waiting for room: %d of max-servers (%d) are taken", taken, self.provider.max_servers)
+            said = True
+            if any(one.state == BUILDING for one in ahead):
+                deadline = time.monotonic() + self.provider.boot_timeout
+            if time.monotonic() > deadline or self.stopping:
                 raise GateError(f"provider {self.provider.name}: no room for a template server within max-servers "
                                 f"({self.provider.max_servers}) after {self.provider.boot_timeout} s")
             time.sleep(POLL_SECONDS)
@@ -208,10 +227,11 @@ class Build:
             template = Template(session, self.plan, self.log)
             for name, step in steps_of(self.plan, self.key.get_base64(), self.marks()):
                 template.step = name
+                if template.missing and name == FORGET:
+                    raise GateError(f"install packages: there is no {', '.join(template.missing)}")
                 with gateconfig.phase(self.log, name):
                     step(template)
-        if template.missing:
-            raise GateError(f"install packages: there is no {', '.join(template.missing)}")
+        self.cleared = True
 
     def first_login(self, address: str) -> nodessh.Login:
         """Return the login that the base image lets in and lets run commands."""
@@ -344,6 +364,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> int:
     """Build the images side by side and return one exit code for all."""
     cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
+    vmdatabase.end_dead_builds(provider)
     builds: list[Build] = []
     workers = gateconfig.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]

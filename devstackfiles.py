@@ -270,8 +270,12 @@ class Checkout:
         """
         if not self.is_git:
             return ["master"]
-        names = self._refs("refs/remotes/origin/") or self._refs("refs/heads/")
+        names = self._refs("refs/remotes/origin/")
+        if not names and self._refs("refs/remotes/"):
+            raise ConfigError(f"{self.folder}: has no remote called origin, whose branches count")
+        names = names or self._refs("refs/heads/")
         if not names:
+            self.sha1("HEAD")
             return ["HEAD"]
         found = [name for pattern in patterns for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
         if not found:
@@ -280,7 +284,12 @@ class Checkout:
 
     def sha1(self, branch: str) -> str:
         """Return the commit of a branch, empty for a plain folder."""
-        return self._git("rev-parse", self._ref(branch)).strip() if self.is_git else ""
+        if not self.is_git:
+            return ""
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", f"{self._ref(branch)}^{{commit}}").strip()
+        except GateError as err:
+            raise ConfigError(f"{self.folder}: there is no commit on {branch}") from err
 
     @contextlib.contextmanager
     def tree(self, branch: str) -> Iterator[Path]:

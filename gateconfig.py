@@ -205,10 +205,13 @@ def _node_config(path: Path, parser: configparser.ConfigParser) -> NodeConfig:
     if not re.fullmatch(r"[a-z_][a-z0-9_-]*", user):
         raise ConfigError(f"{path}: [node] user: expected an account name, got {user!r}")
     home = "/root" if user == "root" else f"/home/{user}"
+    remote_fs = _secure_value(path, parser, "node", "remote_fs", home)
+    if not re.fullmatch(r"/[^:\n]+", remote_fs):
+        raise ConfigError(f"{path}: [node] remote_fs: expected an absolute path on the nodes, got {remote_fs!r}")
     return NodeConfig(
         user=user,
         ssh_key=expanded(_secure_value(path, parser, "node", "ssh_key", DEFAULT_SSH_KEY), f"{path}: [node] ssh_key"),
-        remote_fs=_secure_value(path, parser, "node", "remote_fs", home),
+        remote_fs=remote_fs,
     )
 
 

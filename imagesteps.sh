@@ -5,7 +5,7 @@
 
 HERE=/var/lib/devstack-gate
 APT=(apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold
-    -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 -o APT::Update::Error-Mode=any)
+    -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 -o APT::Cmd::Pattern-Only=true -o APT::Update::Error-Mode=any)
 DOWNLOAD_SECONDS=1800  # for one clone or download; the step as a whole has its own limit
 
 # Run a command or function until it succeeds, at most so often, with growing pauses; returns the last status.
@@ -34,7 +34,7 @@ has() {
 # Wait until the first boot's own work is over: it holds apt's lock and writes the files that we change.
 wait_for_boot() {
     if has cloud-init; then
-        timeout 600 cloud-init status --wait < /dev/null > /dev/null || true
+        timeout --foreground 600 cloud-init status --wait < /dev/null > /dev/null || true
     fi
 }
 
@@ -314,9 +314,10 @@ clone_bundle() {
 
 clone_repository() {
     local url=$1 folder=$2
-    rm -rf -- "$folder"
+    rm -rf -- "$folder" "$folder.part"
     GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
-        timeout -k 10 "$DOWNLOAD_SECONDS" git clone --quiet --origin origin -- "$url" "$folder" < /dev/null 2>&1
+        timeout --foreground -k 10 "$DOWNLOAD_SECONDS" git clone --quiet --origin origin -- "$url" "$folder.part" < /dev/null 2>&1 || return
+    mv -- "$folder.part" "$folder"
 }
 
 # Print a file of a clone as it is on the first of some refs that the clone has.
@@ -384,7 +385,7 @@ cache_pips() {
 }
 
 download_pips() {
-    timeout -k 10 "$DOWNLOAD_SECONDS" python3 -m pip --disable-pip-version-check --no-input download --quiet \
+    timeout --foreground -k 10 "$DOWNLOAD_SECONDS" python3 -m pip --disable-pip-version-check --no-input download --quiet \
         --no-cache-dir --dest cache/pip "$@" < /dev/null
 }
 

@@ -19,6 +19,7 @@ ALWAYS_DEB = ("sudo", "libnss-myhostname")  # the latter resolves the name of ea
 ALWAYS_RPM = ("sudo",)
 CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
 REMOTE_FOLDER = "/var/lib/devstack-gate"
+FORGET = "forget this machine"  # the last step, after which nobody can log in
 MARKS = "/etc/devstack-gate/image"
 
 
@@ -58,7 +59,7 @@ class Template:
 
     def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
         """Run a command as root within the time limit of a step and return the lines of its output."""
-        output = self.session.run(self.step, self.session.as_root(words), self.plan.step_seconds, stdin)
+        output = self.session.run_as_root(self.step, words, self.plan.step_seconds, stdin)
         self.log.debug("%s", output.rstrip())
         return output.splitlines()
 
@@ -192,7 +193,7 @@ def steps_of(plan: Plan, build_key: str, marks: str) -> list[Step]:
         *steps,
         ("remove cron jobs", lambda template: template.call("remove_cron_jobs")),
         (f"write {MARKS}", lambda template: template.session.put(template.step, MARKS, marks)),
-        ("forget this machine", lambda template: template.call("forget_machine", build_key)),
+        (FORGET, lambda template: template.call("forget_machine", build_key)),
     ]
 
 

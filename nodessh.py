@@ -22,6 +22,10 @@ from gateconfig import ConfigError, GateError, NodeConfig, get_log
 
 CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
 STEP_SECONDS = 60
+KILL_SECONDS = 10  # what a command that takes too long is given to end before it is killed
+TIMED_OUT = (124, 137)  # exit status of timeout
+BACKGROUND_SECONDS = 5  # how long we listen on to what a command that has ended left running
+LINE_LENGTH = 500  # of output, in the error
 KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remember a connection
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
 OUTPUT_LINES = 20  # of a failed step, in the error
@@ -79,7 +83,17 @@ class Session:
         self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
     ) -> str:
         """Run a command as a named step and return its output; StepError if it fails or takes longer."""
-        outcome = self.attempt(name, words, seconds, stdin)
+        return self._output(name, self.attempt(name, words, seconds, stdin))
+
+    def run_as_root(self, name: str, words: Sequence[str], seconds: int, stdin: str | bytes = "") -> str:
+        """Run a command of root's as a named step, which is ended there, with all of its own, when it takes longer."""
+        limited = ["timeout", "-k", str(KILL_SECONDS), str(seconds), *words]
+        outcome = self.attempt(name, self.as_root(limited), seconds + 2 * KILL_SECONDS, stdin)
+        if outcome.status in TIMED_OUT:
+            raise StepError(f"{self.login.address}: {name}: not done after {seconds} s{_tail(outcome.output)}")
+        return self._output(name, outcome)
+
+    def _output(self, name: str, outcome: Outcome) -> str:
         if outcome.status:
             raise StepError(f"{self.login.address}: {name}: exit status {outcome.status}{_tail(outcome.output)}")
         return outcome.output
@@ -126,13 +140,20 @@ class Session:
 
 
 def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
-    """Yield output until the command closes it, TimeoutError after the deadline."""
+    """Yield output until the command closes it, or has ended and is silent; TimeoutError after the deadline."""
+    ended = None
     while True:
+        if ended is None and channel.exit_status_ready():
+            ended = time.monotonic()
+        if ended is not None and time.monotonic() > ended + BACKGROUND_SECONDS:
+            return
         if time.monotonic() > deadline:
             raise TimeoutError
         try:
             chunk = channel.recv(65536)
         except TimeoutError:
+            if channel.exit_status_ready():
+                return
             continue
         if not chunk:
             if not channel.status_event.wait(max(0.0, deadline - time.monotonic())):
@@ -143,7 +164,7 @@ def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
 
 def _tail(output: str) -> str:
     lines = output.rstrip().splitlines()[-OUTPUT_LINES:]
-    return "".join(f"\n    {line}" for line in lines)
+    return "".join(f"\n    {line if len(line) <= LINE_LENGTH else f'{line[:LINE_LENGTH]}...'}" for line in lines)
 
 
 def _reason(err: BaseException) -> str:

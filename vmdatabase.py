@@ -479,6 +479,13 @@ def snapshots_of(provider: Provider) -> list[SnapshotImage]:
     return list(query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()))
 
 
+def end_dead_builds(provider: Provider) -> None:
+    """Move the snapshots of a provider that are being built to ERROR: who calls this has the lock of those builds."""
+    for snapshot in snapshots_of(provider):
+        if move(snapshot, BUILDING, ERROR, error="its build ended early"):
+            get_log(provider=provider.name).info("snapshot %s: BUILDING -> ERROR, its build ended early", snapshot.name)
+
+
 def current_snapshot(image: BaseImage) -> SnapshotImage | None:
     """Return the newest READY snapshot of an image type, or None if there is none yet."""
     query = SnapshotImage.select().where((SnapshotImage.base_image == image) & (SnapshotImage.state == READY))

@@ -530,6 +530,20 @@ def test_a_pattern_that_no_branch_matches_is_an_error_that_names_the_branches(cl
                                  "stable/2025.1")
 
 
+def test_a_clone_whose_remote_is_not_origin_is_an_error(clone: Path) -> None:
+    git(clone, "remote", "rename", "origin", "upstream")
+    with pytest.raises(ConfigError) as caught:
+        Checkout(clone).branches(["master"])
+    assert str(caught.value) == f"{clone}: has no remote called origin, whose branches count"
+
+
+def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet", "empty")
+    with pytest.raises(ConfigError) as caught:
+        Checkout(tmp_path / "empty").branches(["master"])
+    assert str(caught.value) == f"{tmp_path / 'empty'}: there is no commit on HEAD"
+
+
 def test_each_branch_has_its_own_files_and_commit(clone: Path) -> None:
     (clone / "stackrc").write_text("changed")
     checkout = Checkout(clone)

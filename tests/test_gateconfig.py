@@ -128,6 +128,7 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
         ("[x]\n", "unknown section [x]; known are jenkins, node, image"),
         ("[node]\nusr = jenkins\n", "[node] unknown key usr; did you mean user?"),
         ("[node]\nuser = Jenkins User\n", "[node] user: expected an account name, got 'Jenkins User'"),
+        ("[node]\nremote_fs = ~/x\n", "[node] remote_fs: expected an absolute path on the nodes, got '~/x'"),
         ("[image]\nbranch = master\n", "[image] unknown key branch; did you mean branches?"),
         ("[image]\npackages = git -y\n", "[image] packages: '-y' is no package's name"),
         ("[image]\npackages = git, vim\n", "[image] packages: 'git,' is no package's name"),
@@ -151,7 +152,8 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
         (JENKINS + "user = twice\n", "not an INI file: While reading from {path!r} [line 6]: option 'user' in section "
                                      "'jenkins' already exists"),
     ],
-    ids=["section", "far section", "key", "account", "image key", "option", "comma", "manifest", "modules", "no key",
+    ids=["section", "far section", "key", "account", "folder", "image key",
+         "option", "comma", "manifest", "modules", "no key",
          "empty key", "no credential", "ftp", "no scheme",
          "no host", "port", "high port", "no section", "twice"],
 )

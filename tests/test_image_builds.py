@@ -92,7 +92,52 @@ def left(pool: Pool, cloud: str) -> tuple[list[str], list[str], list[str]]:
 NOTHING: tuple[list[str], list[str], list[str]] = ([], [], ["Debian 12"])
 
 
+# --- room ---
+
+
+def test_builds_wait_for_the_room_that_another_one_takes(make: MakePool) -> None:
+    keys = {"images": [image(name, user_data="user-data.sh") for name in ("noble", "jammy")]}
+    pool = make("room", "cloud-0", max_servers=2, boot_timeout=4, **keys)
+    pool.add_machine("READY", node=False, cloud="cloud-0")
+
+    log = pool.run(UPDATE, "one", *script(pool, "sleep 5"), expect=0).stderr
+
+    assert re.search(r"image=\w+ waiting for room: 2 of max-servers \(2\) are taken\n", log), log
+    assert pool.sql("SELECT state FROM snapshot_image WHERE name <> 'seeded'") == [("READY",), ("READY",)]
+
+
+def test_a_build_does_not_wait_for_one_that_was_killed(make: MakePool) -> None:
+    pool = make("killed", "cloud-0", max_servers=1)
+    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "
+             "VALUES (1, 'dead', 2, 'BUILDING', 1)")
+
+    pool.run(UPDATE, "one", expect=0)
+
+    assert pool.sql("SELECT name, state, error FROM snapshot_image WHERE version = 2") == [
+        ("dead", "ERROR", "its build ended early")]
+
+
 # --- kept for a person ---
+
+
+def test_a_template_that_has_forgotten_who_may_log_in_is_not_kept(make: MakePool) -> None:
+    pool = make("forgot", "cloud-0")
+    pool.knobs("cloud-0", snapshot_failure="killed")
+
+    log = pool.run(UPDATE, "one", "--keep-failed", expect=1).stderr
+
+    assert "the template has forgotten who may log in, so it is not kept\n" in log
+    assert pool.server_names("cloud-0") == []
+    assert pool.sql("SELECT keep_until FROM snapshot_image WHERE name <> 'seeded'") == [(None,)]
+
+
+def test_the_node_s_key_is_tried_where_the_build_s_own_is_gone(make: MakePool) -> None:
+    pool = make("account", "cloud-0")
+    pool.secure_config.write_text(pool.secure_config.read_text().replace("user = jenkins", "user = debian", 1))
+
+    log = pool.run(UPDATE, "one", "--keep-failed", *script(pool, "exit 3"), expect=1).stderr
+
+    assert re.search(r"WARNING provider=one image=noble log in: ssh -i \S+ -p 22 .* debian@127\.\S+\n", log), log
 
 
 @pytest.mark.parametrize(("what", "text"), [

@@ -309,6 +309,28 @@ def test_a_file_is_put_with_its_folder_and_mode(session: nodessh.Session, tmp_pa
     assert (file.read_text(), oct(file.stat().st_mode)[-4:]) == ("text\n$HOME\n", mode)
 
 
+def test_a_step_ends_with_its_command_whatever_that_leaves_running(session: nodessh.Session) -> None:
+    began = time.monotonic()
+    assert session.run("start", ["sh", "-c", "echo started; (sleep 61; echo late) & exit 0"]) == "started\n"
+    assert session.run("start", ["sh", "-c", "(while :; do echo more; sleep 0.1; done) & sleep 1; exit 0"])
+    assert time.monotonic() - began < 50
+
+
+def test_a_step_of_roots_that_takes_too_long_is_ended_with_all_of_its_own(session: nodessh.Session) -> None:
+    script = "echo begun; setpriv sleep 4711 & sleep 4712"
+    with pytest.raises(StepError) as caught:
+        session.run_as_root("stack", ["sh", "-c", script], 1)
+    assert str(caught.value).endswith(": stack: not done after 1 s\n    begun")
+    left = session.attempt("look", ["pgrep", "-f", "^sleep 471[12]$"])
+    assert (left.status, left.output) == (1, "")
+
+
+def test_the_error_of_a_step_is_short_whatever_it_printed(session: nodessh.Session) -> None:
+    with pytest.raises(StepError) as caught:
+        session.run("print", ["sh", "-c", "head -c 5000000 /dev/zero | tr '\\0' x; exit 4"])
+    assert str(caught.value).splitlines()[1] == "    " + "x" * 500 + "..."
+
+
 @pytest.mark.parametrize(("user", "words"), [("root", ["id"]), ("jenkins", ["sudo", "-n", "id"])])
 def test_a_step_of_roots_needs_sudo_for_others_only(session: nodessh.Session, user: str, words: list[str]) -> None:
     session.login = Login("127.0.0.1", 22, user, session.login.key)
