@@ -16,6 +16,8 @@ Exit code: that of the first part that failed; 2 wrong settings.
 EOT
 }
 
+declare -gA SECRETS=()
+SETTINGS_FILES=()  # of devstack, as they are written
 SUDOERS=/etc/sudoers.d/50_stack_sh
 
 check_settings() {
@@ -80,17 +82,25 @@ random() {
     od -An -v -N 12 -t x1 /dev/urandom | tr -d ' \n'
 }
 
+# One set for the run: an upgrade goes on with what the old cloud was given.
+make_secrets() {
+    local name
+    for name in ADMIN_PASSWORD DATABASE_PASSWORD RABBIT_PASSWORD SERVICE_PASSWORD SERVICE_TOKEN SWIFT_HASH; do
+        SECRETS[$name]=$(random) || return
+    done
+    SECRETS[MYSQL_PASSWORD]=${SECRETS[DATABASE_PASSWORD]}  # older devstacks' name for it
+}
+
 # Our settings, of which those that the file has already are left out.
 print_localrc() {
-    local file=$1 dest=$2 name secret
+    local file=$1 dest=$2 name given
     local -a settings=("DEST=$dest" "DATA_DIR=$BASE/data" "LOGDIR=$BASE/logs" "SCREEN_LOGDIR=$BASE/logs" VERBOSE=True LOG_COLOR=False
         ERROR_ON_CLONE=True RECLONE=no USE_SCREEN=False SWIFT_REPLICAS=1 NOVNC_FROM_PACKAGE=True ROOTSLEEP=0)
-    for name in ADMIN_PASSWORD DATABASE_PASSWORD MYSQL_PASSWORD RABBIT_PASSWORD SERVICE_PASSWORD SERVICE_TOKEN SWIFT_HASH; do
-        secret=$(random)
-        settings+=("$name=$secret")
-    done
+    for name in "${!SECRETS[@]}"; do settings+=("$name=${SECRETS[$name]}"); done
     for name in "${settings[@]}"; do
-        if ! grep -qsE "^[[:blank:]]*(export[[:blank:]]+)?${name%%=*}=" -- "$file"; then printf '%s\n' "$name"; fi
+        given=${name%%=*}
+        if [[ $given == @(DATABASE|MYSQL)_PASSWORD ]]; then given='(DATABASE|MYSQL)_PASSWORD'; fi
+        if ! grep -qsE "^[[:blank:]]*(export[[:blank:]]+)?$given=" -- "$file"; then printf '%s\n' "$name"; fi
     done
     if [[ ${ENABLED_SERVICES:-} =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then
         printf 'ENABLED_SERVICES+=,%s\n' "$ENABLED_SERVICES"
@@ -104,7 +114,12 @@ print_localrc() {
 write_settings() {
     local file dest=$2 ours
     file=$(settings_file "$1")
-    if [[ $KEEP_LOCALRC != 1 ]]; then rm -f -- "$1/local.conf" "$1/localrc"; fi
+    if [[ $KEEP_LOCALRC != 1 ]]; then
+        rm -f -- "$1/local.conf" "$1/localrc"
+    elif [[ -e $file && ! -O $file ]]; then
+        sudo -n chown "$EUID" -- "$file"  # a hook wrote it
+    fi
+    SETTINGS_FILES+=("$file")
     ours=$(print_localrc "$file" "$dest")
     (
         umask 077
@@ -126,31 +141,23 @@ step() {
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
-# part NAME FOLDER COMMAND...: run it there; the script ends with its status if that is not 0.
+# part NAME FILE FOLDER COMMAND...: run it there; the script ends with its status if that is not 0. Its output goes to the
+# file, and without secrets to the console: services that it starts may keep the file open.
 part() {
-    local name=$1 folder=$2 rc=0
-    shift 2
+    local name=$1 file=$2 folder=$3 pid rc=0
+    shift 3
     step "$name"
-    (cd -- "$folder" && exec "$@") || rc=$?
-    if (( rc )); then
-        printf '%s: %s failed with %s\n' "${0##*/}" "$name" "$rc" >&2
-        exit "$rc"
-    fi
-}
-
-# Its output goes to devstacklog.txt, and without secrets to the console. Services that it starts may keep the file open.
-run_stack() {
-    local file=$NEW/devstacklog.txt pid rc=0 settings
-    step stack.sh
-    settings=$(settings_file "$DEVSTACK")
+    rm -f -- "$file"
     (umask 077; : > "$file")
-    (cd -- "$DEVSTACK" && exec ./stack.sh) >> "$file" 2>&1 < /dev/null &
+    set -m  # a process group of its own, to which SIGINT is as usual
+    (cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
     pid=$!
-    tail -n +1 -s 0.1 -f --pid="$pid" -- "$file" | hide_secrets "$settings" &
+    set +m
+    tail -n +1 -s 0.1 -f --pid="$pid" -- "$file" | hide_secrets "${SETTINGS_FILES[@]}" &
     wait "$pid" || rc=$?
     wait "$!" || true
     if (( rc )); then
-        printf '%s: stack.sh failed with %s\n' "${0##*/}" "$rc" >&2
+        printf '%s: %s failed with %s\n' "${0##*/}" "$name" "$rc" >&2
         exit "$rc"
     fi
 }
@@ -178,7 +185,7 @@ run_tempest() {
     elif [[ ${DEVSTACK_GATE_TEMPEST_FULL:-} == 1 ]]; then
         environment=full
     fi
-    part "tempest $environment" "$NEW/tempest" tox -e "$environment" -- "${arguments[@]}"
+    part "tempest $environment" "$NEW/tempest.txt" "$NEW/tempest" tox -e "$environment" -- "${arguments[@]}"
 }
 
 run_grenade() {
@@ -193,7 +200,7 @@ TARGET_RELEASE_DIR=$NEW
 TARGET_DEVSTACK_DIR=$DEVSTACK
 SAVE_DIR=$BASE/save
 EOT
-    part grenade.sh "$NEW/grenade" ./grenade.sh
+    part grenade.sh "$NEW/grenade.txt" "$NEW/grenade" ./grenade.sh
 }
 
 main() {
@@ -218,14 +225,15 @@ main() {
         return
     fi
     check_settings
+    make_secrets
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
         revoke_sudo
     else
         write_settings "$DEVSTACK" "$NEW"
-        run_stack
+        part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
         revoke_sudo
-        if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$DEVSTACK" ./exercise.sh; fi
+        if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$NEW/exercise.txt" "$DEVSTACK" ./exercise.sh; fi
         if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then run_tempest; fi
     fi
 }

@@ -87,7 +87,7 @@ class Build:
             vmdatabase.move(self.row, BUILDING, READY)
             self.log.info("BUILDING -> READY: %s %s", self.row.name, image_id)
         except Exception as err:
-            self.fail(str(err) or type(err).__name__)
+            self.fail(f"{gateconfig.phase_of(err)}{err or type(err).__name__}")
             raise
         finally:
             self.clean_up(lambda: self.cloud.delete_keypair(keypair))
@@ -327,7 +327,7 @@ def _checkout(options: argparse.Namespace) -> Checkout | None:
 def _update(provider: Provider, options: argparse.Namespace) -> int:
     plan = _plan(options)
     images = [image for image in vmdatabase.images_of(provider) if image.active]
-    if options.image:
+    if options.image is not None:
         known = [image.name for image in images]
         images = [image for image in images if image.name == options.image]
         if not images:
@@ -392,19 +392,20 @@ def _build(cloud: novacloud.Cloud, image: BaseImage, plan: Plan, builds: list[Bu
         try:
             gateconfig.guarded(build.run)
         except GateError as err:
-            log.error("no new snapshot: %s", err)
+            log.error("no new snapshot: %s%s", gateconfig.phase_of(err), err)
             return gateconfig.EXIT_FAILED
     print(f"{cloud.provider.name} {image.name}: {build.row.name}")
     return gateconfig.EXIT_OK
 
 
-def _read_script(path: Path | None) -> str | None:
+def _read_script(path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"--script or DEVSTACK_GATE_CUSTOM_SCRIPT: {path} cannot be read") from err
+        return path.read_bytes()
+    except OSError as err:
+        raise ConfigError(
+            f"--script or DEVSTACK_GATE_CUSTOM_SCRIPT: {path} cannot be read ({err.strerror})") from err
 
 
 def _seconds(text: str) -> int:

@@ -103,7 +103,7 @@ main() {
     set_up_git
     exec {lock}> "$WORKSPACE/devstack.lock"
     flock -w "$LOCK_SECONDS" "$lock" || die 1 "another run has held $WORKSPACE/devstack.lock for $LOCK_SECONDS s"
-    have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $url; nothing was built"
+    have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $(hide_logins <<< "$url"); nothing was built"
     exec {lock}>&-
     exec "$here/devstack-vm-update-image.py" "$@"
 }

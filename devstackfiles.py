@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateconfig import PACKAGE_NAME, ConfigError, GateError, get_log
+from gateconfig import PACKAGE_NAME, ConfigError, GateError, Log, get_log
 
 PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
@@ -242,8 +242,9 @@ def is_local(url: str) -> bool:
 def bundle(url: str) -> bytes:
     """Return all of a repository on this host as a git bundle; GateError if it cannot be read."""
     folder = Path(url.removeprefix("file://"))
-    if not folder.is_dir():
-        folder = folder.with_name(f"{folder.name}.git")
+    with_suffix = folder.with_name(f"{folder.name}.git")
+    if with_suffix.is_dir() and not folder.is_dir():
+        folder = with_suffix
     return _git(folder, "bundle", "create", "-q", "-", "--all")
 
 
@@ -343,13 +344,13 @@ def _git(folder: Path, *words: str) -> bytes:
     return result.stdout
 
 
-def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:
+def wanted(checkout: Checkout, branch: str, distribution: str, log: Log) -> Wanted:
     """Return what one branch wants cached for a distribution, by the name that devstack gives it."""
     with checkout.tree(branch) as tree:
         try:
             images = image_urls(tree, distribution)
         except GateError as err:
-            get_log().warning("branch %s: its test images are not known: %s", branch, err)
+            log.warning("branch %s: its test images are not known: %s", branch, err)
             images = []
         return Wanted(packages_of(tree, distribution), pips_of(tree), images)
 
@@ -363,7 +364,7 @@ def describe(
     """
     found = {}
     for branch in branches:
-        wants = wanted(checkout, branch, distribution)
+        wants = wanted(checkout, branch, distribution, get_log())
         pips = wants.pips
         if pips is None:
             pips = local_requirements(branch, projects, checkout.folder.parent)

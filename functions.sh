@@ -44,7 +44,8 @@ die() {
 
 # Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there.
 stamp() {
-    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print /^\d{4}-\d\d-\d\dT/ ? "" : strftime("%FT%TZ ", gmtime), $_'
+    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print /^\d{4}-\d\d-\d\dT/ ? "" : strftime("%FT%TZ ", gmtime), $_;
+        $open = !/\n\z/; END { print "\n" if $open }'
 }
 
 # Take logins out of the URLs of a text: https://user:secret@host/.
@@ -52,13 +53,17 @@ hide_logins() {
     sed -E 's,(://)[^/@[:space:]]*@,\1,g'
 }
 
-# Hide the secrets that devstack's settings file holds in a text.
+# hide_secrets FILE...: hide the secrets that settings files hold in a text.
 hide_secrets() {
-    FILE=$1 perl -ne '
+    local IFS=$'\n'
+    FILES=$* perl -ne '
         BEGIN {
             $| = 1;
-            if (open my $settings, "<", $ENV{FILE}) {
-                while (<$settings>) { push @secrets, $2 if /^\s*(export\s+)?\w*(?:PASSWORD|TOKEN|SECRET|HASH|KEY)\w*=["\x27]?([^"\x27\s]{6,})/ }
+            for my $file (split /\n/, $ENV{FILES}) {
+                open my $settings, "<", $file or next;
+                while (<$settings>) {
+                    push @secrets, $1 if /^\s*(?:export\s+)?\w*(?:PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|SWIFT_HASH|API_?KEY|PRIVATE_KEY)\d*\s*[=:]\s*(?|"([^"]{6,})"|\x27([^\x27]{6,})\x27|(\S{6,}))/i;
+                }
             }
             $any = join "|", map { quotemeta } sort { length $b <=> length $a } @secrets;
         }
@@ -298,6 +303,10 @@ take_code() {
     if [[ ${GERRIT_REFSPEC:-} && $project == "$GERRIT_PROJECT" && $branch == "$GERRIT_BRANCH" && $chosen != "refs/heads/$branch" ]]; then
         SAID="the change under test cannot be merged: there is no branch $branch at $url"
         return 3
+    fi
+    if [[ ${ZUUL_REF:+$ZUUL_PROJECT} == "$project" && $chosen != refs/zuul/* || ${GERRIT_REFSPEC:+$GERRIT_PROJECT:$GERRIT_BRANCH} == "$project:"* \
+        && ${GERRIT_BRANCH:-} != "$branch" ]]; then
+        log "$project: the change under test is not in what is tested: the run asks for branch $branch of it"
     fi
     check_out "$tree" "$chosen" || return
     merge_changes "$project" "${chosen#refs/heads/}" "$tree" || return

@@ -446,7 +446,15 @@ def phase(log: Log, name: str) -> Iterator[None]:
     log.debug("%s ...", name)
     try:
         yield
-    except Exception:
+    except Exception as err:
         log.info("%s: failed after %.1f s", name, time.monotonic() - start)
+        if not hasattr(err, "phase"):
+            err.phase = name  # type: ignore[attr-defined]
         raise
     log.info("%s: %.1f s", name, time.monotonic() - start)
+
+
+def phase_of(err: BaseException) -> str:
+    """Return "name: " of the innermost phase that an error ended, empty if there was none or the message says so."""
+    name = getattr(err, "phase", "")
+    return f"{name}: " if name and name not in str(err) else ""

@@ -20,7 +20,7 @@ write_reproduce() {
         # shellcheck disable=SC2016  # expanded when it runs
         printf 'folder=${WORKSPACE:-%q}\n' "$WORKSPACE"
         WORKSPACE='' DEVSTACK_GATE_THIS_HOST='' print_settings leave_out_secrets
-        print_hooks
+        print_hooks | leave_out_secrets
         # shellcheck disable=SC2016
         printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
         # shellcheck disable=SC2016
@@ -61,15 +61,16 @@ collect_logs() {
     log 'state of the machine'
     df -h
     free -m
-    ps -e -ww -o pid,ppid,user,rss,etime,args
     save_devstack
+    ps -e -ww -o pid,ppid,user,rss,etime,args > "$RUN/processes"
+    hide_secrets "$RUN/settings" < "$RUN/processes"
+    save_journal
+    save_results
     save_tree "$BASE/logs" "$LOGS"
     save_tree "$BASE/new/logs" "$LOGS"
     save_tree "$BASE/new/screen-logs" "$LOGS"
     save_tree "$BASE/old/logs" "$LOGS/old"
     save_tree "$BASE/old/screen-logs" "$LOGS/old"
-    save_journal
-    save_results
     local name
     for name in "${SERVICE_LOGS[@]}"; do save_tree "/var/log/$name" "$LOGS/$name"; done
     tidy_logs
@@ -77,11 +78,13 @@ collect_logs() {
 
 save_devstack() {
     local file devstack=$BASE/new/devstack settings=''
-    for file in "$devstack/localrc" "$devstack/local.conf"; do
+    for file in "$BASE/old/devstack"/local{rc,.conf} "$devstack"/local{rc,.conf}; do
+        if as_root test -f "$file"; then as_root cat -- "$file"; fi
+    done > "$RUN/settings"
+    for file in "$devstack"/local{rc,.conf}; do
         if as_root test -f "$file"; then settings=$file; fi
     done
     if [[ $settings ]]; then
-        as_root cat -- "$settings" > "$RUN/settings"
         save "$settings" "$LOGS/local_conf.txt" "$devstack"
     fi
     for file in "$BASE/new/devstacklog.txt" "$BASE/logs/devstacklog.txt" "$BASE/logs/stack.sh.log"; do
@@ -103,6 +106,7 @@ save() {
     if [[ ${SAVED[$real]:-} ]] || ! as_root test -f "$real"; then return; fi
     SAVED[$real]=1
     size=$(as_root stat -c %s -- "$real") && mkdir -p -- "${copy%/*}" || return
+    while [[ -e $copy || -e $copy.gz ]]; do copy=${copy%/*}/_${copy##*/}; done  # ours, or another one's
     if (( size > LARGE )); then copy+=.gz; fi
     if ! copy_bytes "$real" "$size" "$copy"; then
         log "$file could not be copied"

@@ -253,9 +253,13 @@ within() {
 # Make the node account, with its key, sudo and the folder in which Jenkins works.
 make_account() {
     local user=$1 key=$2 remote_fs=$3 home group
+    local -a in_group=()
     if ! id -u "$user" > /dev/null 2>&1; then
         mkdir -p -- "$(dirname -- "$remote_fs")" || return
-        useradd -m -d "$remote_fs" -s /bin/bash "$user" || return
+        if getent group "$user" > /dev/null; then
+            in_group=(-g "$user")
+        fi
+        useradd -m -d "$remote_fs" -s /bin/bash "${in_group[@]}" "$user" || return
         usermod -p '*' "$user" || return  # no password, yet not locked
     fi
     home=$(getent passwd "$user" | cut -d: -f6)

@@ -30,7 +30,7 @@ class Plan:
     node: NodeConfig
     image: ImageConfig
     public_key: str
-    script: str | None
+    script: bytes | None
     checkout: Checkout | None
     branches: Sequence[str]
     projects: Sequence[str]
@@ -140,13 +140,13 @@ class Template:
     def run_custom_script(self) -> None:
         """Run the operator's own script, last of all that changes the machine."""
         path = f"{REMOTE_FOLDER}/custom-script"
-        self.session.put(self.step, path, self.plan.script or "", "0755")
+        self.session.put(self.step, path, self.plan.script or b"", "0755")
         self.run([path])
 
     def wanted(self, branch: str) -> Wanted:
         """Return what a branch wants cached here."""
         if branch not in self._wanted and self.plan.checkout:
-            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
+            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution, self.log)
         return self._wanted[branch]
 
     def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> None:

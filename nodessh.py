@@ -133,7 +133,7 @@ class Session:
         """Return the command with sudo before it, unless the login is root's."""
         return list(words) if self.login.user == "root" else ["sudo", "-n", *words]
 
-    def put(self, name: str, path: str, text: str, mode: str = "0644") -> None:
+    def put(self, name: str, path: str, text: str | bytes, mode: str = "0644") -> None:
         """Write a file of root's on the machine as a named step, its folder with it."""
         script = 'umask 022; mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
         self.run(name, self.as_root(["sh", "-c", script, "sh", path, mode]), stdin=text)

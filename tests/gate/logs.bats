@@ -49,6 +49,23 @@ files() {
     [[ $(gzip -dc "$LOGS/screen-n-cpu.txt.gz" | wc -c) -eq 2000000 ]]
 }
 
+@test "no file takes the place of another one" {
+    printf 'ours\n' > "$LOGS/setup-host.txt"
+    printf 'theirs\n' > "$BASE/logs/setup-host.txt"
+    printf '1\n' > "$BASE/logs/a b.log"
+    printf '2\n' > "$BASE/logs/a_b.log"
+    printf '3\n' > "$BASE/logs/a_b.txt"
+    collect
+    [[ $(< "$LOGS/setup-host.txt") == ours && $(< "$LOGS/_setup-host.txt") == theirs ]]
+    run -0 sort "$LOGS/a_b.txt" "$LOGS/_a_b.txt" "$LOGS/__a_b.txt"
+    [[ $output == $'1\n2\n3' ]]
+}
+
+@test "a line without an end is a line" {
+    run -0 bash -c '. "$1/functions.sh"; printf "one\ntwo" | stamp | wc -l' bash "$PROJECT_FOLDER"
+    [[ $output == 2 ]]
+}
+
 @test "links are followed within the tree only" {
     printf 'today\n' > "$BASE/logs/screen-key.2026.log"
     ln -s screen-key.2026.log "$BASE/logs/screen-key.log"
