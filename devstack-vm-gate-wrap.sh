@@ -45,7 +45,7 @@ check_workspace() {
     : "${BASE:=/opt/stack}" "${GIT_BASE:=https://opendev.org}" "${DEVSTACK_GATE_TIMEOUT:=120}"
     if [[ ${WORKSPACE:-} != /* || ! -d $WORKSPACE || ! -w $WORKSPACE ]]; then
         die 2 "WORKSPACE: expected the job's folder, an absolute path that exists and can be written, not '${WORKSPACE:-}'"
-    elif [[ $BASE != /?* || $BASE == *[[:space:]]* || /$BASE/ == */../* ]]; then
+    elif [[ $BASE =~ ^/*$ || $BASE != /* || $BASE == *[[:space:]]* || /$BASE/ == */../* ]]; then
         die 2 "BASE: expected an absolute path without blanks, not '$BASE'"
     elif [[ ! $DEVSTACK_GATE_TIMEOUT =~ ^[1-9][0-9]{0,4}$ ]]; then
         die 2 "DEVSTACK_GATE_TIMEOUT: expected minutes, a whole number from 1, not '$DEVSTACK_GATE_TIMEOUT'"
@@ -58,9 +58,11 @@ check_change() {
         need ZUUL_REF ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH
         if [[ ${ZUUL_REF%/*} != "refs/zuul/$ZUUL_BRANCH" || ! ${ZUUL_REF##*/} ]]; then
             die 2 "ZUUL_REF: expected refs/zuul/$ZUUL_BRANCH/ID as ZUUL_BRANCH says, not '$ZUUL_REF'"
-        elif [[ ${GERRIT_REFSPEC:-} ]]; then
+        elif [[ ${GERRIT_REFSPEC:-} || ${GERRIT_CHANGES:-} ]]; then
             die 2 "ZUUL_REF and GERRIT_REFSPEC: expected one of them, the change under test is given twice"
         fi
+    elif [[ ${GERRIT_REFSPEC:-} && ${ZUUL_BRANCH:-${GERRIT_BRANCH:-}} != "${GERRIT_BRANCH:-}" ]]; then
+        die 2 "ZUUL_BRANCH and GERRIT_BRANCH: expected one of them, or the same branch in both"
     fi
     for name in GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC GERRIT_CHANGES; do
         if [[ ${!name:-} && ! ${ZUUL_REF:-} ]]; then need "$name" GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC; fi
@@ -117,7 +119,7 @@ check_projects() {
     local -A taken=()
     if [[ ${ZUUL_REF:-} ]]; then trigger=$ZUUL_PROJECT; else trigger=${GERRIT_PROJECT:-}; fi
     listed=${DEVSTACK_GATE_PROJECTS:-$(sed 's/#.*//' "$HERE/projects.txt" || true)}
-    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 ]]; then listed+=' openstack/grenade'; fi
+    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && " $listed ${PROJECTS:-} $trigger " != *'/grenade'[[:space:]]* ]]; then listed+=' openstack/grenade'; fi
     RUN_PROJECTS=()
     set -f
     # shellcheck disable=SC2086  # a list of words
@@ -158,8 +160,9 @@ check_tests() {
 
 # No machine is changed that somebody may still need.
 check_machine() {
-    if [[ -e $MARK || ${DEVSTACK_GATE_THIS_HOST:-} == 1 || ${JENKINS_URL:-} || ${BUILD_TAG:-} ]]; then return; fi
-    if [[ ${JOB_NAME:-} && ${BUILD_NUMBER:-} ]]; then return; fi
+    if [[ -e $MARK || ${DEVSTACK_GATE_THIS_HOST:-} == 1 ]]; then return; fi
+    # Each build has these; JENKINS_URL people have in their shells, too.
+    if [[ ${BUILD_TAG:-} || ${BUILD_URL:-} || ${BUILD_NUMBER:-} ]]; then return; fi
     die 2 "DEVSTACK_GATE_THIS_HOST: expected 1 to have this machine changed for good: it has no single-use mark ($MARK)" \
         "and Jenkins did not start this"
 }
@@ -332,16 +335,18 @@ print_projects() {
 
 # When a change to devstack-gate itself is under test, go on as the changed script; once.
 use_changed_gate() {
-    local project changed=$BASE/new/devstack-gate ref changes
+    local project changed=$BASE/new/devstack-gate ref changes script
     for project in "${RUN_PROJECTS[@]}"; do
         if [[ ${project##*/} != devstack-gate || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 || ${RE_EXEC:-} ]]; then continue; fi
         ONLY_GATE=1 run_phase setup-devstack-gate "$LOGS/setup-workspace.txt" setup_workspace "$project" || return
         ref=$(< "$changed/.git/gate-ref")
         changes=$(changes_of "$project" "${ref#refs/heads/}")
         if [[ $ref != refs/zuul/* && ! $changes ]]; then return 0; fi
-        if ! bash -n "$changed/devstack-vm-gate-wrap.sh"; then
-            die 3 "$project: the change under test leaves no devstack-vm-gate-wrap.sh that can run"
-        fi
+        for script in "${SCRIPTS[@]}"; do
+            if [[ $script == *.sh ]] && ! bash -n "$changed/$script"; then
+                die 3 "$project: the change under test leaves no $script that can run"
+            fi
+        done
         go_on_as "$changed/devstack-vm-gate-wrap.sh"
     done
 }
@@ -390,8 +395,11 @@ run_local() {
     trap 'STOPPED=TERM; exit 143' TERM HUP
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
-    # An earlier build's logs would be taken for ours.
-    if [[ ! ${RE_EXEC:-} ]]; then rm -rf -- "$LOGS"; fi
+    # An earlier run's logs would be taken for ours.
+    if [[ ! ${RE_EXEC:-} ]]; then
+        rm -rf -- "$LOGS"
+        as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt,{new,old}/devstack/local{.conf,rc}} || true
+    fi
     mkdir -p -- "$LOGS"
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     print_node

@@ -171,11 +171,17 @@ revoke_sudo() {
 }
 
 run_tempest() {
-    local environment=smoke
+    local environment=smoke expression
+    local -a tests
     local -a arguments=(--concurrency "${TEMPEST_CONCURRENCY:-$(nproc || true)}")
     if [[ ${DEVSTACK_GATE_TEMPEST_TESTS:-} ]]; then
         environment=all
-        arguments=("(${DEVSTACK_GATE_TEMPEST_TESTS//+([[:space:],])/|})" "${arguments[@]}")
+        read -r -d '' -a tests <<< "${DEVSTACK_GATE_TEMPEST_TESTS}" || true
+        tests=("${tests[@]%%\[*}")  # the ids of a test are no part of its name
+        tests=("${tests[@]%,}")
+        tests=("${tests[@]//./\\.}")
+        expression=$(IFS='|'; printf '(%s)' "${tests[*]}")
+        arguments=("$expression" "${arguments[@]}")
     elif [[ ${DEVSTACK_GATE_TEMPEST_REGEX:-} ]]; then
         environment=all
         arguments=("$DEVSTACK_GATE_TEMPEST_REGEX" "${arguments[@]}")

@@ -24,7 +24,7 @@ write_reproduce() {
         # shellcheck disable=SC2016
         printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
         # shellcheck disable=SC2016
-        printf 'exec "${DEVSTACK_GATE:-%q}/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:\n' "$HERE"
+        printf 'gate=${DEVSTACK_GATE:-%q}\nexec "$gate/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:\n' "$HERE"
     } > "$file"
     chmod 755 -- "$file"
 }
@@ -116,12 +116,11 @@ save() {
 
 copy_bytes() {
     local file=$1 size=$2 copy=$3
+    local -a filter=(hide_secrets "$RUN/settings") pack=(cat)
+    if ! as_root grep -qI '' -- "$file"; then filter=(cat); fi  # no text: it may be one endless line
+    if [[ $copy == *.gz ]]; then pack=(gzip); fi
     # shellcheck disable=SC2312  # pipefail
-    if [[ $copy == *.gz ]]; then
-        as_root head -c "$size" -- "$file" | hide_secrets "$RUN/settings" | gzip > "$copy"
-    else
-        as_root head -c "$size" -- "$file" | hide_secrets "$RUN/settings" > "$copy"
-    fi
+    as_root head -c "$size" -- "$file" | "${filter[@]}" | "${pack[@]}" > "$copy"
 }
 
 # All files of a folder; links first: devstack's have the better names.

@@ -11,6 +11,7 @@ SSH_OPTIONS=(-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=10 -o 
 LOST_SECONDS=600   # beyond the time limit, after which a silent host is given up
 SIGNAL_SECONDS=180 # the same, once a signal has been passed on
 THERE=''           # the run's folder on the host
+ATTENDED=''        # the process that is being attended, if any
 GIVE_UP=0          # when a silent host is given up, on the clock of now
 
 # Prepares the folder on the host and prints it.
@@ -18,7 +19,7 @@ REMOTE_FOLDER='umask 077
 command -v rsync > /dev/null || { echo "rsync is missing there" >&2; exit 1; }
 mkdir -p ~/devstack-gate && cd ~/devstack-gate || exit
 if [[ -e pid && ! -e status ]] && kill -0 "$(cat pid)" 2> /dev/null; then echo "another run is under way there" >&2; exit 1; fi
-rm -f status pid console
+rm -rf status pid console workspace/logs
 mkdir -p -m 755 workspace gate && pwd'
 
 # The session of the run on the host. The status file appears last.
@@ -53,7 +54,7 @@ run_there() {
     LOGS=$WORKSPACE/logs
     # Addresses of single-use machines are used again: the key seen first is the one for this run.
     SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="$RUN/known_hosts")
-    trap 'rm -rf -- "$RUN"' EXIT
+    trap 'leave_there' EXIT
     trap 'exit 143' TERM HUP
     trap 'exit 130' INT
     send_workspace "$host" || die 1 "$host: the workspace could not be copied there"
@@ -70,6 +71,12 @@ run_there() {
     return "$rc"
 }
 
+# Nothing of ours stays behind on this side.
+leave_there() {
+    if [[ $ATTENDED ]]; then kill -- "-$ATTENDED" 2> /dev/null || true; fi
+    rm -rf -- "$RUN"
+}
+
 check_host() {
     if [[ ! $1 =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:.][A-Za-z0-9_:.-]*$ ]]; then
         die 2 "HOST: expected [USER@]HOST, not '$1'"
@@ -83,10 +90,14 @@ attend() {
     local rc pid
     setsid "$@" < /dev/null &
     pid=$!
+    ATTENDED=$pid
     while :; do
         rc=0
         wait "$pid" || rc=$?
-        if ! kill -0 "$pid" 2> /dev/null; then return "$rc"; fi
+        if ! kill -0 "$pid" 2> /dev/null; then
+            ATTENDED=''
+            return "$rc"
+        fi
     done
 }
 

@@ -108,7 +108,9 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
     DEVSTACK_GATE_TEMPEST_REGEX='api.(x|y) z' run -0 gate
     [[ $output == *'<-e> <all> <--> <api.(x|y) z> <--concurrency> <3>'* ]]
     DEVSTACK_GATE_TEMPEST_TESTS=$'a.b.c d.e\nf' run -0 gate
-    [[ $output == *'<-e> <all> <--> <(a.b.c|d.e|f)> <--concurrency> <3>'* ]]
+    [[ $output == *'<-e> <all> <--> <(a\.b\.c|d\.e|f)> <--concurrency> <3>'* ]]
+    DEVSTACK_GATE_TEMPEST_TESTS=$'a.b[id-9a,smoke]\nc.d \n' run -0 gate
+    [[ $output == *'<-e> <all> <--> <(a\.b|c\.d)> <--concurrency> <3>'* ]]
     TOX_STATUS=9 run -9 gate
     grep -q '^ENABLED_SERVICES+=,tempest$' "$DEVSTACK/local.conf"
 }
