@@ -20,7 +20,7 @@ command -v rsync > /dev/null || { echo "rsync is missing there" >&2; exit 1; }
 mkdir -p ~/devstack-gate && cd ~/devstack-gate || exit
 if [[ -e pid && ! -e status ]] && kill -0 "$(cat pid)" 2> /dev/null; then echo "another run is under way there" >&2; exit 1; fi
 rm -rf status pid console workspace/logs
-mkdir -p -m 755 workspace gate && pwd'
+mkdir -p -m 755 workspace gate && mkdir workspace/logs && pwd'
 
 # The session of the run on the host. The status file appears last.
 REMOTE_RUN='cd "$1" || exit

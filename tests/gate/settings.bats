@@ -75,12 +75,12 @@ accepted() {
 }
 
 @test "a change that is given twice, or for two branches, is refused" {
-    export GERRIT_PROJECT=o/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/02/2/1
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/02/2/1
     ZUUL_BRANCH=stable/x refused 'ZUUL_BRANCH and GERRIT_BRANCH: expected one of them'
     ZUUL_BRANCH=master accepted
-    zuul o/nova master refs/zuul/master/Z1
+    zuul openstack/nova master refs/zuul/master/Z1
     unset GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC
-    GERRIT_CHANGES=o/nova:master:refs/changes/02/2/1 refused 'ZUUL_REF and GERRIT_REFSPEC: '
+    GERRIT_CHANGES=openstack/nova:master:refs/changes/02/2/1 refused 'ZUUL_REF and GERRIT_REFSPEC: '
 }
 
 @test "a machine that is neither marked nor told nor run by Jenkins is left alone" {
