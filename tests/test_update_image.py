@@ -257,7 +257,7 @@ def test_a_package_that_is_missing_ends_the_build_only_when_all_else_is_done(fai
     log = failures["no package"].log
 
     assert "there is no package no-such-package ([image] packages), which the image must have\n" in log
-    assert_found(r"image=noble forget this machine: [0-9.]+ s\n.* BUILDING -> ERROR", log)
+    assert_found(r"image=noble write /etc/devstack-gate/image: [0-9.]+ s\n.* BUILDING -> ERROR", log)
 
 
 @pytest.mark.parametrize("what", FAILURES)

@@ -214,7 +214,7 @@ def test_an_unknown_node_is_2_and_named(pool: Pool, call: Call) -> None:
         ((INPROGRESS, "--image", "nobel"), "--image: unknown image nobel; did you mean noble?"),
         ((INPROGRESS, "--image", "noble", "--provider", "onne"), "{db}: unknown provider onne; did you mean one?"),
         ((UPDATE, "one", "--image", "nobel"), "--image: provider one has no image nobel; did you mean noble?"),
-        ((UPDATE, "one", "--script", "missing"), "--script ...missing cannot be read"),
+        ((UPDATE, "one", "--script", "missing"), "--script ...missing cannot be read (No such file or directory)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -223,7 +223,7 @@ def test_what_an_option_names_must_be_there(pool: Pool, call: Call, message: str
 
 
 def test_a_script_that_a_variable_names_is_reported_by_the_variable(pool: Pool) -> None:
-    message = "...DEVSTACK_GATE_CUSTOM_SCRIPT...missing cannot be read"
+    message = "...DEVSTACK_GATE_CUSTOM_SCRIPT...missing cannot be read (No such file or directory)"
     check_refused(pool, (UPDATE, "one"), 2, message, DEVSTACK_GATE_CUSTOM_SCRIPT="missing")
 
 
