@@ -353,6 +353,9 @@ def _plan(options: argparse.Namespace) -> Plan:
     nodessh.check_key_pair(config.node.ssh_key, public_key)
     gateconfig.name_prefix()
     checkout = _checkout(options)
+    repo = config.image.puppet_repo
+    if devstackfiles.is_local(repo) and not Path(repo.removeprefix("file://")).is_dir():
+        raise ConfigError(f"{config.path}: [image] puppet_repo: there is no folder {repo}")
     return Plan(
         node=config.node, image=config.image, public_key=public_key, script=_read_script(options.script),
         checkout=checkout, branches=checkout.branches(options.branch or config.image.branches) if checkout else (),

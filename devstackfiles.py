@@ -258,6 +258,7 @@ class Checkout:
         """Look at the folder; ConfigError if it holds no devstack."""
         self.folder = folder.absolute()
         self.is_git = self._is_git()
+        self._sha1s: dict[str, str] = {}
         if not self.is_git and (self.folder / ".git").exists():
             raise ConfigError(f"{folder}: git cannot read this checkout")
         if not self.is_git and not (self.folder / "stackrc").is_file() and not (self.folder / "files").is_dir():
@@ -267,7 +268,7 @@ class Checkout:
         """Return the branches that match one of the shell patterns, in the order of the patterns.
 
         They are those of the remote, or the local ones where there is no remote; a checkout without any branch has its
-        HEAD, a plain folder is master. ConfigError if none matches.
+        HEAD, a plain folder is master. From now on each means the commit that it has now. ConfigError if none matches.
         """
         if not self.is_git:
             return ["master"]
@@ -281,16 +282,22 @@ class Checkout:
         found = [name for pattern in patterns for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
         if not found:
             raise ConfigError(f"{self.folder}: no branch matches {' '.join(patterns)}; there are {', '.join(names)}")
-        return list(dict.fromkeys(found))
+        branches = list(dict.fromkeys(found))
+        for branch in branches:
+            self.sha1(branch)
+        return branches
 
     def sha1(self, branch: str) -> str:
-        """Return the commit of a branch, empty for a plain folder."""
+        """Return the commit of a branch when it was first asked for, empty for a plain folder."""
         if not self.is_git:
             return ""
-        try:
-            return self._git("rev-parse", "--verify", "--quiet", f"{self._ref(branch)}^{{commit}}").strip()
-        except GateError as err:
-            raise ConfigError(f"{self.folder}: there is no commit on {branch}") from err
+        if branch not in self._sha1s:  # another job may bring the checkout up to date while we build
+            try:
+                sha1 = self._git("rev-parse", "--verify", "--quiet", f"{self._ref(branch)}^{{commit}}")
+            except GateError as err:
+                raise ConfigError(f"{self.folder}: there is no commit on {branch}") from err
+            self._sha1s[branch] = sha1.strip()
+        return self._sha1s[branch]
 
     @contextlib.contextmanager
     def tree(self, branch: str) -> Iterator[Path]:
@@ -300,7 +307,7 @@ class Checkout:
             return
         with tempfile.TemporaryDirectory(prefix="devstack-gate-") as folder:
             archive = Path(folder) / "tree.tar"
-            self._git("archive", "--format=tar", f"--output={archive}", self._ref(branch))
+            self._git("archive", "--format=tar", f"--output={archive}", self.sha1(branch))
             tree = Path(folder) / "devstack"
             tree.mkdir()
             subprocess.run(["tar", "-xf", archive, "-C", tree], check=True, timeout=GIT_SECONDS)

@@ -292,7 +292,7 @@ as_user() {
 # Clone the projects that are named on standard input into ~/workspace-cache, four at once, with all their branches.
 clone_projects() {
     local base=$1
-    export -f clone_project clone_repository retry
+    export -f clone_project clone_repository hide_login retry
     export DOWNLOAD_SECONDS
     mkdir -p workspace-cache
     xargs -r -P 4 -I '{}' bash -c 'clone_project "$@"' clone "$base" '{}'
@@ -312,8 +312,13 @@ clone_bundle() {
     mkdir -p -- "${folder%/*}" || return
     cat > "$folder.bundle" || return
     git clone --quiet --origin origin -- "$folder.bundle" "$folder" < /dev/null || return
-    git -C "$folder" remote set-url origin "$url" || return
+    git -C "$folder" remote set-url origin "$(hide_login "$url")" || return
     rm -f -- "$folder.bundle"
+}
+
+# Print a URL without its login: the tests can read what is on the image.
+hide_login() {
+    sed -E 's,(://)[^/@]*@,\1,' <<< "$1"
 }
 
 clone_repository() {
@@ -321,6 +326,7 @@ clone_repository() {
     rm -rf -- "$folder" "$folder.part"
     GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
         timeout --foreground -k 10 "$DOWNLOAD_SECONDS" git clone --quiet --origin origin -- "$url" "$folder.part" < /dev/null 2>&1 || return
+    git -C "$folder.part" remote set-url origin "$(hide_login "$url")" || return
     mv -- "$folder.part" "$folder"
 }
 

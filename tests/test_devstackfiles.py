@@ -544,6 +544,13 @@ def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'empty'}: there is no commit on HEAD"
 
 
+def test_a_branch_stays_what_it_was_when_the_build_began(clone: Path) -> None:
+    checkout = Checkout(clone)
+    checkout.branches(["master"])
+    git(clone, "update-ref", "-d", "refs/remotes/origin/master")
+    assert content(checkout, "master") == "m"
+
+
 def test_each_branch_has_its_own_files_and_commit(clone: Path) -> None:
     (clone / "stackrc").write_text("changed")
     checkout = Checkout(clone)

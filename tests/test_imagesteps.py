@@ -92,6 +92,16 @@ def test_a_relative_path_is_in_the_folder(tmp_path: Path, path: str, expected: s
     assert lines(tmp_path, "within", "/clone", path) == [expected]
 
 
+@pytest.mark.parametrize(("url", "shown"), [
+    ("https://me:secret@example.org/a/b", "https://example.org/a/b"),
+    ("https://example.org/a@b", "https://example.org/a@b"),
+    ("git@example.org:a/b", "git@example.org:a/b"),
+    ("file:///srv/a", "file:///srv/a"),
+])
+def test_no_login_is_left_in_the_url_of_a_clone(tmp_path: Path, url: str, shown: str) -> None:
+    assert lines(tmp_path, "hide_login", url) == [shown]
+
+
 @pytest.mark.parametrize(
     ("there", "expected"),
     [
