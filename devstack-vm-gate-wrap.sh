@@ -398,7 +398,8 @@ run_local() {
     # An earlier run's logs would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
         rm -rf -- "$LOGS"
-        as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt,{new,old}/devstack/local{.conf,rc}} || true
+        as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true
+        if [[ ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi
     mkdir -p -- "$LOGS"
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT

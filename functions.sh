@@ -234,6 +234,7 @@ setup_project() {
         printf '%s: %s: %s\n' "${0##*/}" "$project" "$SAID" >&2
         return 3
     fi
+    if [[ ${KEEP_LOCALRC:-} == 1 ]]; then keep_settings "$tree" "$tree.making" || return 3; fi
     { rm -rf -- "$tree" && mv -- "$tree.making" "$tree"; } || return 3
     describe_project "$project" "$tree"
 }
@@ -250,6 +251,14 @@ answers() {
     local seconds
     seconds=$(git_seconds)
     timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
+}
+
+# keep_settings OLD NEW: a devstack's settings stay with it.
+keep_settings() {
+    local name
+    for name in local.conf localrc; do
+        if [[ ${1##*/} == devstack && -f $1/$name && ! -e $2/$name ]]; then cp -p -- "$1/$name" "$2/$name" || return; fi
+    done
 }
 
 # The repository that saves fetching a project again, if any; not one that has only a part of the history.

@@ -23,6 +23,16 @@ expect() {
     [[ $subject == "$3" ]] || { printf '%s on %s: got %s, not %s\n' "$1" "$2" "$subject" "$3"; return 1; }
 }
 
+@test "KEEP_LOCALRC keeps the settings of the devstack that is there" {
+    make_project openstack/devstack master
+    set_up openstack/devstack master
+    printf 'A=1\n' > "$TREES/devstack/local.conf"
+    KEEP_LOCALRC=1 set_up openstack/devstack master
+    [[ $(< "$TREES/devstack/local.conf") == A=1 ]]
+    set_up openstack/devstack master
+    [[ ! -e $TREES/devstack/local.conf ]]
+}
+
 @test "choose_ref takes the first that exists of: Zuul on the branch, the branch, Zuul on master, eol tag, master" {
     local all=(refs/zuul/stable/havana/ZA refs/heads/stable/havana refs/zuul/master/ZA refs/tags/havana-eol refs/heads/master)
     local order=("${all[@]}")
