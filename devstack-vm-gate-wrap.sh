@@ -287,19 +287,20 @@ stop_processes() {
 
 # setup_trees BRANCH FOLDER LINES PROJECT...: side by side; their lines go to files in LINES.
 setup_trees() {
-    local branch=$1 folder=$2 lines=$3 project most running=0
+    local branch=$1 folder=$2 lines=$3 project most pid
+    local -a pids=()
     shift 3
     most=$(nproc)
     most=$(( most > 4 ? most : 4 ))
     for project in "$@"; do
-        if (( running == most )); then
-            wait -n || return 3
-            running=$(( running - 1 ))
+        if (( ${#pids[@]} == most )); then
+            wait "${pids[0]}" || return 3  # by its number: wait -n forgets one that ended between two calls
+            pids=("${pids[@]:1}")
         fi
         setup_project "$project" "$branch" "$folder" > "$lines/${project##*/}" &
-        running=$(( running + 1 ))
+        pids+=("$!")
     done
-    for (( ; running; running-- )); do wait -n || return 3; done
+    for pid in "${pids[@]}"; do wait "$pid" || return 3; done
 }
 
 # A folder of ours to put trees in, whoever made those that are there.
