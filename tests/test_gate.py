@@ -140,7 +140,7 @@ def test_a_signal_stops_all_of_the_test_and_keeps_its_logs(node: Node, name: str
              "export -f pre_test_hook")
     node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
 
-    output = node.check("bash job.sh > console 2>&1 & until grep -q 'Z started' console; do sleep 0.1; done\n"
+    output = node.check("bash job.sh > console 2>&1 & until grep -qs 'Z started' console; do sleep 0.1; done\n"
                         f"kill -{name} $!; wait $!; echo status $?; pgrep -a sleep | grep 800; true")
 
     assert output.splitlines() == [f"status {status}"]
