@@ -492,11 +492,11 @@ find_scripts() {
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
-    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
     export GIT_TERMINAL_PROMPT=0
     find_scripts
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
+    unset_git_variables
     # shellcheck source=gatehost.sh
     . "$HERE/gatehost.sh"
     # shellcheck source=gatelogs.sh

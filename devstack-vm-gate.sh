@@ -211,7 +211,7 @@ EOT
 
 main() {
     set -euo pipefail
-    shopt -s inherit_errexit extglob
+    shopt -s inherit_errexit
     case ${1:-} in
         '') ;;
         -h | --help) usage; return 0 ;;

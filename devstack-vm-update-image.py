@@ -70,14 +70,14 @@ class Build:
             base_image=image, version=version, state=BUILDING, state_time=version,
             name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{novacloud.TEMPLATE_SUFFIX}")
         self.key = paramiko.ECDSAKey.generate()
+        self.keypair = cloud.keypair_name(self.row.id)
 
     def run(self) -> None:
         """Build the snapshot, READY in the end; on any failure the row is ERROR and the rest is gone."""
-        keypair = self.cloud.keypair_name(self.row.id)
         try:
             self.wait_for_room()
-            self.cloud.create_keypair(keypair, f"{self.key.get_name()} {self.key.get_base64()}")
-            with self.server("template", self.base_id, keypair) as (server_id, address):
+            self.cloud.create_keypair(self.keypair, f"{self.key.get_name()} {self.key.get_base64()}")
+            with self.server("template", self.base_id, self.keypair) as (server_id, address):
                 self.prepare(address)
                 image_id = self.snapshot(server_id)
             self.cleared = False
@@ -90,7 +90,7 @@ class Build:
             self.fail(f"{gateconfig.phase_of(err)}{err or type(err).__name__}")
             raise
         finally:
-            self.clean_up(lambda: self.cloud.delete_keypair(keypair))
+            self.clean_up(self.delete_keypair)
 
     def fail(self, reason: str) -> None:
         """Write down that the build failed."""
@@ -104,7 +104,7 @@ class Build:
             return
         self.fail("the build was stopped")
         self.clean_up(self.delete_server)
-        self.clean_up(lambda: self.cloud.delete_keypair(self.cloud.keypair_name(self.row.id)))
+        self.clean_up(self.delete_keypair)
 
     @contextmanager
     def server(self, what: str, image_id: str, keypair: str | None) -> Iterator[tuple[str, str]]:
@@ -158,6 +158,10 @@ class Build:
             step()
         except GateError as err:
             self.log.warning("%s; left to devstack-vm-reap", err)
+
+    def delete_keypair(self) -> None:
+        """Delete the keypair of this build."""
+        self.cloud.delete_keypair(self.keypair)
 
     def delete_server(self) -> None:
         """Delete the server of this build and its floating IP."""

@@ -19,7 +19,7 @@ LOCK_SECONDS=1800  # two jobs may share a workspace
 
 # No questions, no transfer that stands still, checkouts whoever owns them, and no repository above a damaged one.
 set_up_git() {
-    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE
+    unset_git_variables
     GIT_CEILING_DIRECTORIES=$(readlink -f -- "$WORKSPACE")
     export GIT_CEILING_DIRECTORIES
     export GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateconfig import PACKAGE_NAME, ConfigError, GateError, Log, get_log
+from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, Log, get_log
 
 PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
 CALL_SECONDS = 120  # for what is run of devstack
-TIMED_OUT = (124, 137)  # exit status of timeout
 GIT_SECONDS = 600
 # With these git would look at another repository than the folder's.
 GIT_VARIABLES = (
@@ -327,8 +326,8 @@ class Checkout:
     def _ref(self, branch: str) -> str:
         if branch == "HEAD":
             return branch
-        remote = f"refs/remotes/origin/{branch}"
-        return remote if self._refs(remote) or branch in self._refs("refs/remotes/origin/") else f"refs/heads/{branch}"
+        remotes = "refs/remotes/origin/"
+        return f"{remotes if branch in self._refs(remotes) else 'refs/heads/'}{branch}"
 
     def _git(self, *words: str) -> str:
         return _git(self.folder, *words).decode(errors="replace")

@@ -73,6 +73,11 @@ hide_secrets() {
 
 # --- doing things ---
 
+# With these set, git would look at another repository than the one that it is pointed at.
+unset_git_variables() {
+    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE
+}
+
 as_root() {
     if (( EUID == 0 )); then
         "$@"

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
+TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
 

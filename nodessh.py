@@ -18,12 +18,11 @@ from typing import Any
 
 import paramiko
 
-from gateconfig import ConfigError, GateError, NodeConfig, get_log
+from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log
 
 CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
 STEP_SECONDS = 60
 KILL_SECONDS = 10  # what a command that takes too long is given to end before it is killed
-TIMED_OUT = (124, 137)  # exit status of timeout
 BACKGROUND_SECONDS = 5  # how long we listen on to what a command that has ended left running
 LINE_LENGTH = 500  # of output, in the error
 KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remember a connection
