@@ -292,7 +292,8 @@ class Launch:
         if address is None:
             raise nodessh.NotYetError("active, but without an address")
         login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
-        return nodessh.write_node_marks(login, marks, deadline - time.monotonic())
+        jenkins_login = self.config.jenkins.node_login if self.config.jenkins else ""
+        return nodessh.write_node_marks(login, marks, deadline - time.monotonic(), jenkins_login)
 
     def created(self, boot: Boot, task: Future[str]) -> None:
         """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""

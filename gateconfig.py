@@ -57,12 +57,16 @@ class StoppedError(BaseException):
 
 @dataclass(frozen=True)
 class JenkinsConfig:
-    """How to reach Jenkins, and the credential with which Jenkins reaches the nodes."""
+    """How to reach Jenkins, and the credential with which Jenkins reaches the nodes.
+
+    node_login is USER:APIKEY for builds that call Jenkins from their node, empty where none do.
+    """
 
     server: str
     user: str
     apikey: str = field(repr=False)
     credentials_id: str
+    node_login: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class SecureConfig:
 
 
 SECURE_KEYS = {
-    "jenkins": ("server", "user", "apikey", "credentials_id"),
+    "jenkins": ("server", "user", "apikey", "credentials_id", "node_user", "node_apikey"),
     "node": ("user", "ssh_key", "remote_fs"),
     "image": ("packages", "branches", "puppet_repo", "puppet_modulepath", "puppet_manifest"),
 }
@@ -186,11 +190,14 @@ def _secure_value(
 
 
 def _jenkins_config(path: Path, parser: configparser.ConfigParser) -> JenkinsConfig:
-    values = [_secure_value(path, parser, "jenkins", key) for key in SECURE_KEYS["jenkins"]]
-    server, user, apikey, credentials_id = values
+    server, user, apikey, credentials_id = (
+        _secure_value(path, parser, "jenkins", key) for key in ("server", "user", "apikey", "credentials_id"))
     if not _is_url(server):
         raise ConfigError(f"{path}: [jenkins] server: expected an http(s) URL, got {server!r}")
-    return JenkinsConfig(server, user, apikey, credentials_id)
+    node_login = ""
+    if parser.get("jenkins", "node_user", fallback="") or parser.get("jenkins", "node_apikey", fallback=""):
+        node_login = ":".join(_secure_value(path, parser, "jenkins", key) for key in ("node_user", "node_apikey"))
+    return JenkinsConfig(server, user, apikey, credentials_id, node_login)
 
 
 def _is_url(text: str) -> bool:

@@ -261,15 +261,19 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
         tries += 1
 
 
-def write_node_marks(login: Login, marks: str, seconds: float) -> Login:
+def write_node_marks(login: Login, marks: str, seconds: float, jenkins_login: str = "") -> Login:
     """Log in once, leave the marks in /etc/devstack-gate/node, and return the login with its host key.
 
     This is the ssh test of a new machine: it proves the login, sudo and a writable disk. seconds is what is left for
-    it, of which no more than CONNECT_SECONDS are spent on each wait. Raises NotYetError when it is worth another try.
+    it, of which no more than CONNECT_SECONDS are spent on each wait. jenkins_login, if there is one, is left in the
+    account's ~/.devstack-gate-jenkins, for it alone. Raises NotYetError when it is worth another try.
     """
     try:
         with session(login, max(1.0, min(CONNECT_SECONDS, seconds))) as connection:
             connection.put("write /etc/devstack-gate/node", "/etc/devstack-gate/node", marks)
+            if jenkins_login:
+                script = "umask 077; rm -f ~/.devstack-gate-jenkins && cat > ~/.devstack-gate-jenkins"
+                connection.run("write ~/.devstack-gate-jenkins", ["sh", "-c", script], stdin=f"{jenkins_login}\n")
             return connection.login
     except StepError as err:
         raise NotYetError(str(err)) from err
