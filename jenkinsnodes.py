@@ -32,6 +32,7 @@ USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
+BUILD_FIELDS = "builtOn,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
 
@@ -72,8 +73,20 @@ class Node:
         return self.offline and not self.temporarily_offline and self.cause in ("LaunchFailed", "ChannelTermination")
 
 
+@dataclass(frozen=True)
+class Build:
+    """A build as Jenkins last showed it: where it ran, how it ended (None while it runs), which builds it followed."""
+
+    node: str
+    result: str | None
+    upstream: tuple[tuple[str, int], ...]  # job and number
+
+
 class Nodes:
-    """The nodes of one Jenkins. Every method raises JenkinsError or JenkinsConfigError when it cannot tell."""
+    """The nodes of one Jenkins, and builds.
+
+    Every method raises JenkinsError or JenkinsConfigError when it cannot tell.
+    """
 
     def __init__(self, config: JenkinsConfig, lock_folder: Path, pool: str) -> None:
         """Take the settings and the pool's UUID, which marks our nodes; nothing is asked of Jenkins yet."""
@@ -163,6 +176,11 @@ class Nodes:
     def look(self, name: str) -> Node | None:
         """Return a node, or None if Jenkins says 404."""
         return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, _node)
+
+    def build(self, job: str, number: int) -> Build | None:
+        """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""
+        path = "".join(f"job/{quote(part, safe='')}/" for part in job.split("/"))
+        return self._fetch(f"look at {job} #{number}", f"{path}{number}/api/json", BUILD_FIELDS, _build)
 
     def _fetch(self, what: str, path: str, tree: str, parse: Callable[[Any], T]) -> T | None:
         ask = self._request("GET", path, params={"tree": tree})
@@ -305,6 +323,16 @@ def _node(raw: dict[str, Any]) -> Node:
         cause=re.split(r"[.$]", str(cause.get("_class", "")))[-1],
         reason=str(raw.get("offlineCauseReason") or ""),
         labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels", [])),
+    )
+
+
+def _build(raw: dict[str, Any]) -> Build:
+    causes = [cause for action in raw.get("actions", []) if action for cause in action.get("causes", [])]
+    return Build(
+        node=str(raw.get("builtOn") or ""),
+        result=str(raw["result"]) if raw.get("result") else None,
+        upstream=tuple((str(cause["upstreamProject"]), int(cause["upstreamBuild"]))
+                       for cause in causes if cause.get("upstreamProject")),
     )
 
 

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Run devstack-vm-delete.py for a gate build that has ended: find out which node it had and how it ended.
+
+Run by the job devstack-vm-delete, on the host of vm.db. The build is told by GATE_JOB_NAME and GATE_BUILD_NUMBER with
+GATE_NODE_NAME; without these it is each build that this one follows in Jenkins, by the variables JOB_NAME and
+BUILD_NUMBER of this one. GATE_RESULT is how it ended; Jenkins is asked where that is empty. With GATE_NODE_NAME alone
+the machine is marked without a result.
+
+Exit codes: those of devstack-vm-delete.py, the highest where there are several builds; 1 also if Jenkins does not tell.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import gateconfig
+import vmdatabase
+from gateconfig import ConfigError, GateError
+from jenkinsnodes import Nodes
+
+DELETE = Path(__file__).resolve().parent.parent / "devstack-vm-delete.py"
+END_SECONDS = 60  # a build that triggers this job has ended but for its last bookkeeping
+POLL_SECONDS = 1
+RESULT_OF = {"NOT_BUILT": "ABORTED"}  # the others are called as devstack-vm-delete.py calls them
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A build that has ended; result is empty where nobody knows it."""
+
+    node: str
+    result: str
+    job: str = ""
+    number: str = ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Find the builds, and run devstack-vm-delete.py for each."""
+    options = gateconfig.make_parser(__doc__).parse_args(argv)
+    gateconfig.setup_logging(options.verbosity)
+    return max(delete(build) for build in ended_builds())
+
+
+def ended_builds() -> list[Ended]:
+    """Return the builds that this run is about."""
+    node, result = os.environ.get("GATE_NODE_NAME", ""), os.environ.get("GATE_RESULT", "")
+    job, number = build_named("GATE_JOB_NAME", "GATE_BUILD_NUMBER")
+    if node and (result or not job):
+        return [Ended(node, result, job, str(number or ""))]
+    config = gateconfig.load_secure_config()
+    with vmdatabase.opened(gateconfig.database_path()):
+        nodes = vmdatabase.nodes_of(config)
+    if nodes is None:
+        raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")
+    if job and number:
+        return [end_of(nodes, job, number, node)]
+    return [end_of(nodes, job, number, "") for job, number in followed(nodes)]
+
+
+def build_named(job_variable: str, number_variable: str) -> tuple[str, int | None]:
+    """Return job and number as two variables tell them, or nothing; ConfigError if they make no sense."""
+    job, number = os.environ.get(job_variable, ""), os.environ.get(number_variable, "")
+    if not job and not number:
+        return "", None
+    if not re.fullmatch(r"[0-9]{1,9}", number) or not job:
+        raise ConfigError(f"{job_variable} and {number_variable}: expected a job and the number of a build, "
+                          f"got {job!r} and {number!r}")
+    return job, int(number)
+
+
+def followed(nodes: Nodes) -> list[tuple[str, int]]:
+    """Return the builds that this one follows; Jenkins makes one of several that wait."""
+    job, number = build_named("JOB_NAME", "BUILD_NUMBER")
+    this = nodes.build(job, number) if number else None
+    if this is None or not this.upstream:
+        raise ConfigError("GATE_NODE_NAME: expected the node of a build, since this one follows no other")
+    return list(dict.fromkeys(this.upstream))
+
+
+def end_of(nodes: Nodes, job: str, number: int, node: str) -> Ended:
+    """Return how a build ended and where it ran, node if that is known; GateError if Jenkins does not tell."""
+    deadline = time.monotonic() + END_SECONDS
+    while True:
+        build = nodes.build(job, number)
+        if build is None:
+            raise GateError(f"Jenkins knows no {job} #{number}; its machine is left to devstack-vm-reap")
+        if build.result:
+            return Ended(node or build.node, RESULT_OF.get(build.result, build.result), job, str(number))
+        if time.monotonic() > deadline:
+            raise GateError(f"{job} #{number} still runs after {END_SECONDS} s")
+        time.sleep(POLL_SECONDS)
+
+
+def delete(build: Ended) -> int:
+    """Run devstack-vm-delete.py as that build's last step, and return its exit code."""
+    result = [f"--result={build.result}"] if build.result else []
+    settings = {"JOB_NAME": build.job, "BUILD_NUMBER": build.number}
+    return subprocess.run([sys.executable, DELETE, *result, "--", build.node], env={**os.environ, **settings},
+                          check=False).returncode
+
+
+if __name__ == "__main__":
+    gateconfig.run(main)

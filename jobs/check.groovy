@@ -1,0 +1,39 @@
+// Run by check.py in the script console of Jenkins, by an administrator. Reads only, and prints one line of JSON: who may do
+// what, whether the credential is there, and the address that Jenkins calls itself by. ASKED is JSON in base64.
+
+import com.cloudbees.plugins.credentials.CredentialsProvider
+import com.cloudbees.plugins.credentials.common.StandardUsernameCredentials
+import groovy.json.JsonOutput
+import groovy.json.JsonSlurper
+import hudson.model.Computer
+import hudson.model.Item
+import hudson.model.User
+import hudson.security.ACL
+import jenkins.model.Jenkins
+
+def asked = new JsonSlurper().parseText(new String('ASKED'.decodeBase64(), 'UTF-8'))
+def jenkins = Jenkins.get()
+def permissions = [
+    'Overall/Read': Jenkins.READ,
+    'Agent/Create': Computer.CREATE, 'Agent/Configure': Computer.CONFIGURE, 'Agent/Connect': Computer.CONNECT,
+    'Agent/Disconnect': Computer.DISCONNECT, 'Agent/Delete': Computer.DELETE,
+    'Job/Create': Item.CREATE, 'Job/Configure': Item.CONFIGURE, 'Job/Read': Item.READ, 'Job/Build': Item.BUILD,
+]
+
+// A right is 'Agent/Create', or 'Job/Build JOB' for one job; where that is not there yet, the right to all jobs counts.
+def has = { login, right ->
+    def (name, job) = right.split(' ', 2) + [null]
+    def scope = (job ? jenkins.getItemByFullName(job) : null) ?: jenkins
+    return scope.getACL().hasPermission(login, permissions[name])
+}
+def rights = asked.users.collectEntries { user, wanted ->
+    def login = User.getById(user, false)?.impersonate()
+    return [user, login ? wanted.findAll { has(login, it) } : null]
+}
+def credential = CredentialsProvider.lookupCredentials(StandardUsernameCredentials, jenkins, ACL.SYSTEM, [])
+    .find { it.id == asked.credential }
+println(JsonOutput.toJson([
+    url: jenkins.getRootUrl(),
+    rights: rights,
+    credential: credential ? [kind: credential.getClass().getSimpleName(), user: credential.username] : null,
+]))

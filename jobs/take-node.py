@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""First step of a gate build, on its node, where Jenkins lacks the plugin Parameterized Trigger (plugins: core).
+
+Has Jenkins run devstack-vm-inprogress for this node, and waits for it. It logs in with what devstack-vm-launch.py has
+left in ~/.devstack-gate-jenkins, a user that may do nothing else, and removes that file first: the change under test,
+which runs later, does not get to see it. Uses nothing but Python's own library.
+
+Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+JOB = "devstack-vm-inprogress"
+LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY
+FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
+CALL_SECONDS = 30
+WAIT_SECONDS = 1200  # for an executor, and for what the script allows itself
+POLL_SECONDS = 1
+
+
+class FailedError(Exception):
+    """Why this build must not go on."""
+
+
+def main() -> int:
+    """Take the node out of service; the reason for a failure is one line on stderr."""
+    try:
+        jenkins = Jenkins(os.environ.get("JENKINS_URL", ""), read_login())
+        item = start(jenkins)
+        print(f"asked for {JOB}, waiting for it", flush=True)
+        number = wait_for_start(jenkins, item)
+        result = wait_for_end(jenkins, number)
+    except FailedError as err:
+        print(f"{err}; this build must not run on this node", file=sys.stderr)
+        return 1
+    if result != "SUCCESS":
+        print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
+        print(f"{JOB} #{number} ended {result}; this build must not run on this node", file=sys.stderr)
+        return 1
+    print(f"{JOB} #{number}: {os.environ['NODE_NAME']} is out of service, it belongs to this build")
+    return 0
+
+
+def read_login() -> str:
+    """Return USER:APIKEY, and remove it from the node."""
+    try:
+        login = LOGIN_FILE.read_text(encoding="utf-8").strip()
+        LOGIN_FILE.unlink()
+    except FileNotFoundError:
+        raise FailedError(f"there is no {LOGIN_FILE}: a build has run here before, or the secure configuration had no "
+                          "[jenkins] node_user and node_apikey when devstack-vm-launch.py made this node") from None
+    return login
+
+
+class Jenkins:
+    """The Jenkins that runs this build."""
+
+    def __init__(self, url: str, login: str) -> None:
+        if not url:
+            raise FailedError("JENKINS_URL is not set: give Jenkins its address (Manage Jenkins, System)")
+        self.url = url.rstrip("/") + "/"
+        self.headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
+        self.deadline = time.monotonic() + WAIT_SECONDS
+
+    def ask(self, path: str) -> str:
+        """Return what is at a path; an answer that does not come is asked for again until the deadline."""
+        while True:
+            try:
+                return self.request(path).read().decode("utf-8", "replace")
+            except (OSError, http.client.HTTPException) as err:
+                if isinstance(err, urllib.error.HTTPError) and err.code < 500 and err.code != 404:  # noqa: PLR2004
+                    raise FailedError(f"{self.url}{path}: {reason_of(err)}") from err
+                if time.monotonic() > self.deadline:
+                    raise FailedError(f"{self.url}{path}: {reason_of(err)}, for {WAIT_SECONDS} s") from err
+            time.sleep(POLL_SECONDS)
+
+    def request(self, path: str, form: dict[str, str] | None = None) -> http.client.HTTPResponse:
+        """Make one request, a POST if there is a form."""
+        data = urllib.parse.urlencode(form).encode() if form is not None else None
+        request = urllib.request.Request(self.url + path, data, self.headers)
+        answer = urllib.request.urlopen(request, timeout=CALL_SECONDS)
+        assert isinstance(answer, http.client.HTTPResponse)
+        return answer
+
+    def wait(self, path: str, tree: str, key: str) -> object:
+        """Return the value of a key of an object of Jenkins' as soon as it has one."""
+        while True:
+            found = json.loads(self.ask(f"{path}/api/json?tree={tree}"))
+            if found.get("cancelled"):
+                raise FailedError(f"{JOB} was cancelled in the queue")
+            if found.get(key):
+                return found[key]
+            if time.monotonic() > self.deadline:
+                raise FailedError(f"{JOB} is not done after {WAIT_SECONDS} s: {found.get('why') or 'it still runs'}")
+            time.sleep(POLL_SECONDS)
+
+
+def start(jenkins: Jenkins) -> str:
+    """Ask for a build of the job and return the path of its place in the queue; asked once, since one is enough."""
+    form = {"GATE_NODE_NAME": os.environ["NODE_NAME"], "GATE_JOB_NAME": os.environ["JOB_NAME"],
+            "GATE_BUILD_NUMBER": os.environ["BUILD_NUMBER"]}
+    form.update({name: os.environ[name] for name in FOR_RESULT if os.environ.get(name)})
+    path = f"job/{JOB}/buildWithParameters?delay=0sec"
+    try:
+        location = jenkins.request(path, form).headers.get("Location", "")
+    except (OSError, http.client.HTTPException) as err:
+        raise FailedError(f"{jenkins.url}{path}: {reason_of(err)}") from err
+    found = location.partition("/queue/item/")[2].strip("/")
+    if not found.isdigit():
+        raise FailedError(f"{jenkins.url}{path}: expected a place in the queue, got {location!r}")
+    return f"queue/item/{found}"
+
+
+def wait_for_start(jenkins: Jenkins, item: str) -> int:
+    """Return the number of the build that the place in the queue became."""
+    executable = jenkins.wait(item, "cancelled,why,executable[number]", "executable")
+    assert isinstance(executable, dict)
+    return int(executable["number"])
+
+
+def wait_for_end(jenkins: Jenkins, number: int) -> object:
+    """Return the result of the build."""
+    return jenkins.wait(f"job/{JOB}/{number}", "result", "result")
+
+
+def reason_of(err: Exception) -> str:
+    """Return in a few words why there was no answer."""
+    if isinstance(err, urllib.error.HTTPError):
+        right = err.headers.get("X-Required-Permission")
+        return f"{err.code} {err.reason}" + (f", the user needs {right}" if right else "")
+    return str(getattr(err, "reason", "") or err or type(err).__name__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
