@@ -217,7 +217,7 @@ def run_script(
     except (paramiko.SSHException, EOFError, OSError):
         return None
     try:
-        _copy_output(channel, out, stop)
+        copy_output(channel, out, stop)
         ended = channel.exit_status_ready() and channel.recv_exit_status() >= 0
         return channel.recv_exit_status() if ended else None
     finally:
@@ -234,7 +234,8 @@ def _command(script: str, environment: Mapping[str, str]) -> str:
     return shlex.join(["bash", "-c", step])
 
 
-def _copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) -> None:
+def copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) -> None:
+    """Print the lines of a channel until its end, or until `stop` is set."""
     rest = b""
     while not stop.is_set():
         try:

@@ -1,9 +1,11 @@
 """The objects of Jenkins' JSON API, made from the model, with the keys that the recordings have."""
 
+from collections.abc import Callable
 from typing import Any
 
-from tests.pocketcloud.jenkins_builds import Build, Item, Job
-from tests.pocketcloud.jenkins_model import Model
+from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job
+from tests.pocketcloud.jenkins_jobxml import Parameter
+from tests.pocketcloud.jenkins_model import MASTER, Model
 from tests.pocketcloud.jenkins_nodes import JNLP_LAUNCHER, Node
 from tests.pocketcloud.jenkins_pages import quoted
 from tests.pocketcloud.jenkins_tree import Export, Inline
@@ -19,7 +21,6 @@ LOAD = Export(
     {"_class": "hudson.model.Label$1"},
     lambda: {**{f"{name}Executors": DIAGRAM for name in LOADS}, "queueLength": DIAGRAM},
 )
-MASTER_EXECUTORS = 2
 USER_PROPERTIES = (
     "jenkins.security.ApiTokenProperty",
     "com.cloudbees.plugins.credentials.UserCredentialsProvider$UserCredentialsProperty",
@@ -35,26 +36,28 @@ USER_PROPERTIES = (
 
 
 class Api:
-    """Exports for one request: `url` is the address that the client used, `full` whether it may see everything."""
+    """Exports for one request: `url` is the address that the client used, `full` whether it may see everything,
+    `sees` whether it may see a job.
+    """
 
-    def __init__(self, model: Model, url: str, full: bool, sees_jobs: bool) -> None:
+    def __init__(self, model: Model, url: str, full: bool, sees: Callable[[str], bool]) -> None:
         self.model = model
         self.url = url
         self.full = full
-        self.sees_jobs = sees_jobs
+        self.sees = sees
 
     def root(self) -> Export:
         model = self.model
-        jobs = [self.job(job) for _, job in sorted(model.jobs.items())] if self.sees_jobs else []
+        jobs = [self.job(job) for name, job in sorted(model.jobs.items()) if self.sees(name)]
         view = Export({"_class": "hudson.model.AllView", "name": "all", "url": self.url})
         return Export(
             {
                 "_class": "hudson.model.Hudson",
-                "assignedLabels": [Export({"name": "master"})],
+                "assignedLabels": [Export({"name": name}) for name in self._master().labels()],
                 "mode": "NORMAL",
                 "nodeDescription": "the master Jenkins node",
                 "nodeName": "",
-                "numExecutors": MASTER_EXECUTORS,
+                "numExecutors": model.knobs.master_executors,
                 "description": None,
                 "jobs": jobs,
                 "overallLoad": {},
@@ -65,7 +68,7 @@ class Api:
                 "url": self.url,
                 "useCrumbs": True,
                 "useSecurity": True,
-                "views": [view] if self.sees_jobs else [],
+                "views": [view] if self.sees("") else [],
             }
         )
 
@@ -89,36 +92,43 @@ class Api:
         nodes = list(self.model.nodes.values())
         nodes.sort(key=lambda node: node.name)
         working = [node for node in nodes if not node.offline]
-        busy = sum(len(self.model.running.get(node.name, ())) for node in working)
+        busy = sum(len(self.model.running.get(name, ())) for name in [MASTER, *(node.name for node in working)])
         return Export(
             {
                 "_class": "hudson.model.ComputerSet",
                 "busyExecutors": busy,
                 "computer": Inline([self.master(), *(self.computer(node) for node in nodes)]),
                 "displayName": "Nodes",
-                "totalExecutors": MASTER_EXECUTORS + sum(node.config.executors for node in working),
+                "totalExecutors": self.model.knobs.master_executors + sum(node.config.executors for node in working),
             }
         )
 
+    def _master(self) -> Node:
+        return self.model.all_nodes()[0]
+
     def master(self) -> Export:
-        label = Export({"name": "master"})
+        builds = {build.executor: build for build in self.model.running.get(MASTER, [])}
+        executors = self.model.knobs.master_executors
         return Export(
             {
                 "_class": "hudson.model.Hudson$MasterComputer",
                 "actions": [],
-                "assignedLabels": [label],
+                "assignedLabels": [Export({"name": name}) for name in self._master().labels()],
                 "description": "the master Jenkins node",
                 "displayName": "master",
-                "executors": [_executor(number, None) for number in range(MASTER_EXECUTORS)],
+                "executors": [
+                    _executor(number, self.build(builds[number]) if number in builds else None)
+                    for number in range(executors)
+                ],
                 "icon": "computer.png",
                 "iconClassName": "icon-computer",
-                "idle": True,
+                "idle": not builds,
                 "jnlpAgent": False,
                 "launchSupported": True,
                 "loadStatistics": LOAD,
                 "manualLaunchAllowed": True,
                 "monitorData": dict(NO_MONITOR_DATA) if self.full else {},
-                "numExecutors": MASTER_EXECUTORS,
+                "numExecutors": executors,
                 "offline": False,
                 "offlineCause": None,
                 "offlineCauseReason": "",
@@ -167,7 +177,7 @@ class Api:
             working = [node for node in nodes if not node.offline]
             busy = sum(len(self.model.running.get(node.name, ())) for node in working)
             total = sum(node.config.executors for node in working)
-            jobs = [job for _, job in sorted(self.model.jobs.items()) if job.label == name] if self.sees_jobs else []
+            jobs = [job for _, job in sorted(self.model.jobs.items()) if job.label == name and self.sees(job.name)]
             return {
                 "actions": [],
                 "busyExecutors": busy,
@@ -196,8 +206,8 @@ class Api:
         )
 
     def job(self, job: Job) -> Export:
-        url = f"{self.url}job/{job.name}/"
-        reference = {"_class": job.kind, "name": job.name, "url": url, "color": job.color()}
+        url = f"{self.url}{job.path}"
+        reference = {"_class": job.kind, "name": job.base_name, "url": url, "color": job.color()}
         return Export(reference, lambda: self._job_details(job), lambda: {"allBuilds": self._builds_of(job)})
 
     def _builds_of(self, job: Job) -> list[Export]:
@@ -218,12 +228,12 @@ class Api:
                 {"_class": "org.jenkinsci.plugins.displayurlapi.actions.JobDisplayAction"},
                 {"_class": "com.cloudbees.plugins.credentials.ViewCredentialsAction"},
             ],
-            "description": None,
+            "description": (job.config.description or None) if job.config else None,
             "displayName": job.name,
             "displayNameOrNull": None,
             "fullDisplayName": job.name,
             "fullName": job.name,
-            "buildable": True,
+            "buildable": not job.disabled,
             "builds": self._builds_of(job),
             "firstBuild": latest(builds[-1:]),
             "healthReport": [],
@@ -237,18 +247,19 @@ class Api:
             "lastUnstableBuild": latest(done, "UNSTABLE"),
             "lastUnsuccessfulBuild": latest(done, "FAILURE", "UNSTABLE", "ABORTED"),
             "nextBuildNumber": builds[0].number + 1 if builds else 1,
-            "property": [],
+            "property": _property(job.config.parameters) if job.config else [],
             "queueItem": self.item(queued) if queued else None,
             "concurrentBuild": job.concurrent,
-            "disabled": False,
+            "disabled": job.disabled,
             "downstreamProjects": [],
             "labelExpression": job.label or None,
+            **({"activeConfigurations": [self.job(cell) for cell in job.cells.values()]} if job.cells else {}),
             "scm": {"_class": "hudson.scm.NullSCM"},
             "upstreamProjects": [],
         }
 
     def build(self, build: Build) -> Export:
-        url = f"{self.url}job/{build.job.name}/{build.number}/"
+        url = f"{self.url}{build.job.path}{build.number}/"
         reference = {"_class": build.job.build_kind, "number": build.number, "url": url}
         return Export(reference, lambda: self._build_details(build))
 
@@ -256,23 +267,27 @@ class Api:
         durations = [other.duration_ms() for other in build.job.builds if other.result]
         display = {"_class": "org.jenkinsci.plugins.displayurlapi.actions.RunDisplayAction"}
         return {
-            "actions": [*_parameters(build.item), *_causes(build.item), {}, display],
-            "artifacts": [],
+            "actions": [*_parameters(build.item), *_causes(build.item), {}, display, *_tests(build)],
+            "artifacts": [
+                {"displayPath": name.rpartition("/")[2], "fileName": name.rpartition("/")[2], "relativePath": name}
+                for name in build.artifacts
+            ],
             "building": build.result is None,
             "description": None,
-            "displayName": f"#{build.number}",
+            "displayName": build.display_name,
             "duration": build.duration_ms(),
             "estimatedDuration": sum(durations) // len(durations) if durations else -1,
             "executor": None if build.result else {},
-            "fullDisplayName": f"{build.job.name} #{build.number}",
+            "fullDisplayName": build.full_name,
             "id": str(build.number),
             "keepLog": False,
             "queueId": build.item.id,
             "result": build.result,
             "timestamp": round(build.started * 1000),
-            "builtOn": build.node_name,
+            "builtOn": "" if build.node_name == MASTER else build.node_name,
             "changeSet": {"_class": "hudson.scm.EmptyChangeLogSet", "items": [], "kind": None},
             "culprits": [],
+            **({"runs": [self.build(run) for run in build.runs]} if build.runs else {}),
         }
 
     def queue(self) -> Export:
@@ -316,7 +331,7 @@ class Api:
         """Why a buildable item waits, in the words of hudson.model.Queue."""
         if self.model.quieting_down:
             return "Jenkins is about to shut down"
-        if not label or not self.model.nodes:
+        if not label or (not self.model.nodes and nodes):
             return "Waiting for next available executor"
         if not nodes:
             return f"There are no nodes with the label {quoted(label)}"
@@ -347,21 +362,61 @@ def _executor(number: int, build: Export | None) -> Export:
 
 
 def _causes(item: Item) -> list[dict[str, Any]]:
-    causes = [
-        {
-            "_class": "hudson.model.Cause$UserIdCause",
-            "shortDescription": f"Started by user {user}",
-            "userId": user,
-            "userName": user,
+    return [{"_class": "hudson.model.CauseAction", "causes": [Export(_cause(cause)) for cause in item.causes]}]
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    if cause.project:
+        return {
+            "_class": "hudson.model.Cause$UpstreamCause",
+            "shortDescription": cause.text,
+            "upstreamBuild": cause.number,
+            "upstreamProject": cause.project,
+            "upstreamUrl": f"job/{cause.project}/",
         }
-        for user in item.users
-    ]
-    return [{"_class": "hudson.model.CauseAction", "causes": causes}]
+    return {
+        "_class": "hudson.model.Cause$UserIdCause",
+        "shortDescription": cause.text,
+        "userId": cause.user,
+        "userName": cause.user,
+    }
 
 
-def _parameters(item: Item) -> list[dict[str, Any]]:
-    values = [
-        {"_class": "hudson.model.StringParameterValue", "name": name, "value": value}
-        for name, value in item.parameters.items()
+def _parameters(item: Item) -> list[Export]:
+    defined = {one.name: one for one in item.job.config.parameters} if item.job.config else {}
+    values = [_value(defined.get(name), name, value) for name, value in item.parameters.items()]
+    return [Export({"_class": "hudson.model.ParametersAction", "parameters": values})] if values else []
+
+
+def _value(defined: Parameter | None, name: str, value: str) -> Export:
+    """A parameter of a build; of a secret one only the name is shown."""
+    kind = (defined.kind if defined else "hudson.model.StringParameter") + "Value"
+    kind = "hudson.model.StringParameterValue" if "Choice" in kind else kind
+    if defined and defined.secret:
+        return Export({"_class": kind, "name": name})
+    return Export({"_class": kind, "name": name, "value": value == "true" if "Boolean" in kind else value})
+
+
+def _property(parameters: tuple[Parameter, ...]) -> list[Export]:
+    definitions = [
+        Export(
+            {
+                "_class": one.kind + "Definition",
+                "defaultParameterValue": _value(one, one.name, one.default),
+                "description": one.description,
+                "name": one.name,
+                "type": one.kind.rpartition(".")[2] + "Definition",
+                **({"choices": list(one.choices)} if one.choices else {}),
+            }
+        )
+        for one in parameters
     ]
-    return [{"_class": "hudson.model.ParametersAction", "parameters": values}] if values else []
+    kind = "hudson.model.ParametersDefinitionProperty"
+    return [Export({"_class": kind, "parameterDefinitions": definitions})] if definitions else []
+
+
+def _tests(build: Build) -> list[Export]:
+    if not build.tests["totalCount"]:
+        return []
+    counts = {name: build.tests[name] for name in ("failCount", "skipCount", "totalCount")}
+    return [Export({"_class": "hudson.tasks.junit.TestResultAction", **counts, "urlName": "testReport"})]

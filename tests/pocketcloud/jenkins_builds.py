@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,18 @@ from pathlib import Path
 import paramiko
 
 from tests.pocketcloud.jenkins_agent import run_script
+from tests.pocketcloud.jenkins_jobxml import JobConfig
 
 STOP_GRACE_SECONDS = 5.0
 
 
 @dataclass
 class Job:
-    """A job: on the Jenkins host `before`, on the node `script` (or just `seconds` of it), on the host `after`."""
+    """A job: what its `config` says, or, for one that a test has described, on the Jenkins host `before`, on the node
+    `script` (or just `seconds` of it), on the host `after`.
+
+    A cell of a matrix is a job with a `parent`.
+    """
 
     name: str
     label: str = ""
@@ -31,30 +37,86 @@ class Job:
     concurrent: bool = True
     kind: str = "hudson.model.FreeStyleProject"
     config_xml: str = "<project/>"
+    config: JobConfig | None = None
+    parent: "Job | None" = None
+    cells: dict[str, "Job"] = field(default_factory=dict)
     builds: list["Build"] = field(default_factory=list)
 
     @property
+    def disabled(self) -> bool:
+        return self.config is not None and self.config.disabled
+
+    @property
+    def base_name(self) -> str:
+        return self.name.rpartition("/")[2]
+
+    @property
+    def display_name(self) -> str:
+        """As people read it: of a cell the matrix and the values of the axes."""
+        if self.parent is None:
+            return self.name
+        values = ",".join(part.partition("=")[2] for part in self.base_name.split(","))
+        return f"{self.parent.name} \N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK} {values}"
+
+    @property
+    def path(self) -> str:
+        """Its address below that of Jenkins."""
+        return f"{self.parent.path}{self.base_name}/" if self.parent else f"job/{self.name}/"
+
+    @property
+    def workspace(self) -> str:
+        """Its folder below the workspaces of a node."""
+        return self.name.replace("=", "/").replace(",", "/") if self.parent else self.name
+
+    @property
     def build_kind(self) -> str:
-        return "hudson.model.FreeStyleBuild" if "FreeStyle" in self.kind else "hudson.matrix.MatrixBuild"
+        kinds = {"MatrixProject": "hudson.matrix.MatrixBuild", "MatrixConfiguration": "hudson.matrix.MatrixRun"}
+        return kinds.get(self.kind.rpartition(".")[2], "hudson.model.FreeStyleBuild")
 
     def color(self) -> str:
         done = next((build for build in reversed(self.builds) if build.result), None)
-        colors = {"SUCCESS": "blue", "FAILURE": "red", "ABORTED": "aborted", "UNSTABLE": "yellow"}
+        colors = {"SUCCESS": "blue", "FAILURE": "red", "ABORTED": "aborted", "UNSTABLE": "yellow",
+                  "NOT_BUILT": "notbuilt"}
         color = colors[done.result] if done and done.result else "notbuilt"
         return color + "_anime" if any(not build.result for build in self.builds) else color
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Why there is a build: a person, or a build of another job, with the causes of that one."""
+
+    user: str = ""
+    project: str = ""
+    number: int = 0
+    before: tuple["Cause", ...] = ()
+
+    @property
+    def text(self) -> str:
+        if self.project:
+            return f'Started by upstream project "{self.project}" build number {self.number}'
+        return f"Started by user {self.user}"
+
+    def lines(self, indent: str = "") -> list[str]:
+        """What the console of the build begins with."""
+        more = [line for cause in self.before for line in cause.lines(indent + " ")]
+        return [indent + self.text, *([f"{indent}originally caused by:", *more] if more else [])]
+
+
 @dataclass
 class Item:
-    """A place in the queue, kept after the build has left it."""
+    """A place in the queue, kept after the build has left it. `given` are parameters as asked for, known or not."""
 
     id: int
     job: Job
     parameters: dict[str, str]
-    users: list[str]
+    causes: list[Cause]
+    given: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    number: int | None = None  # of a cell's build, which has that of its matrix
     since: float = field(default_factory=time.time)
     build: "Build | None" = None
     cancelled: bool = False
+    done: threading.Event = field(default_factory=threading.Event)  # the build has ended, or there will be none
 
 
 @dataclass
@@ -77,6 +139,21 @@ class Build:
     crashed: bool = False  # Jenkins went away under it: no further step runs
     process: subprocess.Popen[bytes] | None = None
     console: list[str] = field(default_factory=list)
+    display_name: str = ""
+    artifacts: list[str] = field(default_factory=list)
+    tests: Counter[str] = field(default_factory=Counter)
+    runs: list["Build"] = field(default_factory=list)  # of a matrix: the builds of its cells
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.job.display_name} {self.display_name}"
+
+    def folder(self, root: Path) -> Path:
+        """Where Jenkins keeps what is left of it."""
+        return root / "jobs" / self.job.name / "builds" / str(self.number)
+
+    def __post_init__(self) -> None:
+        self.display_name = self.display_name or f"#{self.number}"
 
     def say(self, text: str) -> None:
         self.console.append(text)

@@ -3,9 +3,10 @@
 import heapq
 import itertools
 import logging
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import paramiko
 
 from tests.pocketcloud.jenkins_agent import KeyStore, LaunchError, check_settings, connect, describe
-from tests.pocketcloud.jenkins_builds import Build, Item, Job, kill_step, run_build
+from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job, kill_step, run_build
+from tests.pocketcloud.jenkins_environment import build_environment
+from tests.pocketcloud.jenkins_labels import fits
+from tests.pocketcloud.jenkins_matrix import MatrixRun
 from tests.pocketcloud.jenkins_nodes import (
     CHANNEL_LOST,
     CHANNEL_LOST_TEXT,
@@ -25,9 +29,14 @@ from tests.pocketcloud.jenkins_nodes import (
     NodeConfig,
     OfflineCause,
 )
+from tests.pocketcloud.jenkins_parameters import settle
+from tests.pocketcloud.jenkins_plugins import RECORDED
+from tests.pocketcloud.jenkins_steps import Run
+from tests.pocketcloud.jenkins_workplace import AgentPlace, HostPlace, NowherePlace, Place
 
 log = logging.getLogger(__name__)
 
+MASTER = "master"
 WATCH_SECONDS = 0.1  # a lost connection is noticed within this time; the real one took 0.2 s
 START_SECONDS = 0.01  # from being queued, or from an executor coming up, to the start of a build
 
@@ -47,7 +56,12 @@ class Knobs:
     starting_up: bool = False
     create_races: bool = False  # two creates of one name at once both succeed
     race_seconds: float = 0.1  # how long such a create looks away
-    rights: dict[str, list[str]] = field(default_factory=dict)  # who is not listed may do everything
+    rights: dict[str, list[str]] = field(default_factory=dict)  # also "Item.Build/JOB"; not listed: may do everything
+    plugins: dict[str, str] = field(default_factory=lambda: dict(RECORDED))  # versions by short name
+    master_label: str = ""  # of the Jenkins host, beside "master"
+    master_executors: int = 2
+    master_environment: dict[str, str] = field(default_factory=dict)  # of the steps that run there
+    minute_seconds: float = 60.0  # how long a minute of the build timeout plugin is
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -88,6 +102,7 @@ class Model:
         self.lock = threading.RLock()
         self.knobs = Knobs()
         self.nodes: dict[str, Node] = {}
+        self.master = Node(MASTER, NodeConfig(remote_fs=str(root), exclusive=False), online=True)
         self.jobs: dict[str, Job] = {}
         self.queue: list[Item] = []
         self.items: list[Item] = []
@@ -252,27 +267,55 @@ class Model:
         if self.queue:
             self.clock.call_in(START_SECONDS, self._dispatch)
 
-    def add_build(self, job: Job, parameters: dict[str, str], user: str) -> Item:
+    def find_job(self, name: str) -> Job | None:
+        return self.jobs.get(name)
+
+    def minute_seconds(self) -> float:
+        return self.knobs.minute_seconds
+
+    def add_build(self, job: Job, given: Mapping[str, str], cause: Cause) -> Item:
         """Queue a build; one that is queued already with the same parameters is joined, as Jenkins does."""
+        parameters = settle(job.config.parameters, given) if job.config else dict(given)
         with self.lock:
             for item in self.queue:
-                if item.job is job and item.parameters == parameters:
-                    item.users.append(user)
+                if item.job is job and item.parameters == parameters and item.given == given:
+                    item.causes.append(cause)
                     return item
-            item = Item(len(self.items) + 1, job, parameters, [user])
-            self.items.append(item)
-            self.queue.append(item)
-        self.kick()
+            item = Item(len(self.items) + 1, job, parameters, [cause], dict(given))
+            self._enqueue(item)
         return item
+
+    def add_cell(self, build: Build, name: str, label: str, axes: Mapping[str, str]) -> Item:
+        """Queue the build of a cell, with the number and the parameters of its matrix's build."""
+        job, causes = build.job, [Cause(project=build.job.name, number=build.number, before=tuple(build.item.causes))]
+        with self.lock:
+            cell = job.cells.setdefault(name, Job(f"{job.name}/{name}", parent=job))
+            cell.kind, cell.label, cell.config = "hudson.matrix.MatrixConfiguration", label, job.config
+            cell.concurrent = job.concurrent
+            item = Item(len(self.items) + 1, cell, build.item.parameters, causes, axes=dict(axes), number=build.number)
+            self._enqueue(item)
+        return item
+
+    def _enqueue(self, item: Item) -> None:
+        self.items.append(item)
+        self.queue.append(item)
+        self.kick()
 
     def cancel(self, item: Item) -> None:
         with self.lock:
             if item in self.queue:
                 self.queue.remove(item)
                 item.cancelled = True
+                item.done.set()
 
     def label_nodes(self, label: str) -> list[Node]:
-        return [node for node in self.nodes.values() if node.name == label or label in node.config.label.split()]
+        return [node for node in self.all_nodes() if fits(label, node.labels())]
+
+    def all_nodes(self) -> list[Node]:
+        """The Jenkins host, then the agents."""
+        self.master.config.label = self.knobs.master_label
+        self.master.config.executors = self.knobs.master_executors
+        return [self.master, *self.nodes.values()]
 
     def blocked_by(self, job: Job) -> Build | None:
         """The build that a job without concurrent builds waits for."""
@@ -286,88 +329,98 @@ class Model:
                 return
             if not self.queue:
                 return
-            free = self._free_nodes()
+            free = [node for node in self.all_nodes() if self._has_room(node)]
+            candidates: dict[str, list[Node]] = {}
             for item in list(self.queue):
                 if self.blocked_by(item.job):
                     continue
-                candidates = free.get(item.job.label, [])
-                while candidates and len(self.running.get(candidates[0].name, [])) >= candidates[0].config.executors:
-                    candidates.pop(0)
-                if candidates:
-                    self._start(item, candidates[0])
+                label = item.job.label
+                if item.job.config and item.job.config.axes and not item.job.parent:
+                    self._start(item, self.master, own_executor=True)
+                    continue
+                if label not in candidates:
+                    candidates[label] = [node for node in free if _takes(node, label)]
+                fit = candidates[label]
+                while fit and not self._has_room(fit[0]):
+                    fit.pop(0)
+                if fit:
+                    self._start(item, fit[0])
 
-    def _free_nodes(self) -> dict[str, list[Node]]:
-        """Nodes with a free executor by label; a job without a label runs on what is not exclusive."""
-        now = time.monotonic()
-        free: dict[str, list[Node]] = {}
-        for node in self.nodes.values():
-            busy = len(self.running.get(node.name, ())) >= node.config.executors
-            if node.offline or busy or node.free_at > now:
-                continue
-            for label in [*node.labels(), *([] if node.config.exclusive else [""])]:
-                free.setdefault(label, []).append(node)
-        return free
+    def _has_room(self, node: Node) -> bool:
+        busy = len(self.running.get(node.name, ())) >= node.config.executors
+        return not (node.offline or busy or node.free_at > time.monotonic())
 
-    def _start(self, item: Item, node: Node) -> None:
+    def _start(self, item: Item, node: Node, own_executor: bool = False) -> None:
+        """Start a build; the parent of a matrix has an executor of its own, beside those of the Jenkins host."""
         job = item.job
-        number = job.builds[-1].number + 1 if job.builds else 1
-        taken = {build.executor for build in self.running.get(node.name, [])}
-        executor = next(number for number in itertools.count() if number not in taken)
-        environment = self._environment(item, node, number, executor)
+        number = item.number or (job.builds[-1].number + 1 if job.builds else 1)
+        running = self.running.setdefault(node.name, [])
+        executor = -1 if own_executor else _first_free({build.executor for build in running})
+        workspaces = {build.environment["WORKSPACE"] for build in running}
+        environment = build_environment(item, node, number, executor, self.url, self.root, workspaces)
         build = Build(job, number, item, node.name, executor, environment)
-        build.console += [f"Started by user {user}" for user in item.users] + ["Running as SYSTEM"]
+        build.console += [line for cause in item.causes for line in cause.lines()] + ["Running as SYSTEM"]
         others = " ".join(label for label in node.labels() if label != node.name)
         where = f"{node.name} ({others})" if others else node.name
-        build.say(f"Building remotely on {where} in workspace {environment['WORKSPACE']}")
+        place = f"in workspace {environment['WORKSPACE']}"
+        build.say(f"Building on master {place}" if node is self.master else f"Building remotely on {where} {place}")
         self.queue.remove(item)
         item.build = build
         job.builds.append(build)
         self.builds.append(build)
-        self.running.setdefault(node.name, []).append(build)
-        link = self._links.get(node.name)
-        build.stepwise = bool(job.before or job.after or (link and job.script))
-        if build.stepwise:
-            arguments = (build, link, self.root, lambda result: self.finish(build, result))
-            threading.Thread(target=run_build, args=arguments, daemon=True).start()
+        if not own_executor:
+            running.append(build)
+        self._run(build, node)
+
+    def _run(self, build: Build, node: Node) -> None:
+        job, link = build.job, self._links.get(node.name)
+        build.stepwise = bool(job.config or job.before or job.after or (link and job.script))
+        if job.config and job.config.axes and not job.parent:
+            self._in_background(MatrixRun(build, job.config, self).run)
+        elif job.config:
+            self._in_background(Run(build, job.config, self._place(build, node, link), self).run)
+        elif build.stepwise:
+            self._in_background(lambda: run_build(build, link, self.root, lambda result: self.finish(build, result)))
         else:
             self.clock.call_in(job.seconds, lambda: self.finish(build, "SUCCESS"))
 
-    def _environment(self, item: Item, node: Node, number: int, executor: int) -> dict[str, str]:
-        name = item.job.name
-        return {
-            **item.job.environment,
-            "JENKINS_URL": self.url,
-            "JOB_NAME": name,
-            "JOB_URL": f"{self.url}job/{name}/",
-            "BUILD_NUMBER": str(number),
-            "BUILD_ID": str(number),
-            "BUILD_TAG": f"jenkins-{name}-{number}",
-            "BUILD_URL": f"{self.url}job/{name}/{number}/",
-            "NODE_NAME": node.name,
-            "NODE_LABELS": " ".join(node.labels()),
-            "EXECUTOR_NUMBER": str(executor),
-            "WORKSPACE": f"{node.config.remote_fs.rstrip('/')}/workspace/{name}",
-            **item.parameters,
-        }
+    def _in_background(self, what: Callable[[], None]) -> None:
+        threading.Thread(target=what, daemon=True).start()
 
-    def finish(self, build: Build, result: str) -> None:
-        """A build has ended; the first result stays."""
+    def _place(self, build: Build, node: Node, link: paramiko.Transport | None) -> Place:
+        def started(process: subprocess.Popen[bytes] | None) -> None:
+            build.process = process
+
+        if node is self.master:
+            return HostPlace(self.root / "tmp", self.knobs.master_environment, started)
+        return AgentPlace(link) if link else NowherePlace(build.job.seconds)
+
+    def finish(self, build: Build, result: str, last: Callable[[], None] | None = None) -> None:
+        """A build has ended; the first result stays. `last` is what is still to be done when the result stands."""
         with self.lock:
             if build.result is not None:
                 return
             build.ended_at = time.monotonic()
-            build.say(f"Finished: {result}")
             build.result = result
-            self.running[build.node_name].remove(build)
-            node = self.nodes.get(build.node_name)
+            if last:
+                last()
+            build.say(f"Finished: {result}")
+            if build in self.running[build.node_name]:
+                self.running[build.node_name].remove(build)
+            node = self.master if build.node_name == MASTER else self.nodes.get(build.node_name)
             if node:
                 node.free_at = build.ended_at + self.knobs.gap_seconds
+            build.item.done.set()
         self.clock.call_in(self.knobs.gap_seconds, self._dispatch)
+
+    def end_build(self, build: Build, result: str, last: Callable[[], None]) -> None:
+        self.finish(build, result, last)
 
     def stop_build(self, build: Build) -> None:
         with self.lock:
             build.force("ABORTED", "Aborted by a person")
-            kill_step(build)
+            if not build.job.config:
+                kill_step(build)  # a step of a job from config.xml is ended by its own thread, SIGTERM first
             if not build.stepwise:
                 self.finish(build, "ABORTED")
 
@@ -375,7 +428,7 @@ class Model:
         """Builds of a lost node fail; unless the node is gone for good, only after their post-build step."""
         for build in list(self.running.get(node.name, [])):
             build.force("FAILURE", *lines)
-            if at_once or not build.stepwise:
+            if (at_once and not build.job.config) or not build.stepwise:
                 self.finish(build, "FAILURE")
 
     # The whole
@@ -419,3 +472,12 @@ def _channel_closed(name: str) -> tuple[str, ...]:
         "Caused: hudson.remoting.Channel$OrderlyShutdown",
         f"Caused: java.io.IOException: Backing channel '{name}' is disconnected.",
     )
+
+
+def _takes(node: Node, label: str) -> bool:
+    """Whether a node is for jobs of this label; a job without one runs on what is not exclusive."""
+    return fits(label, node.labels()) if label else not node.config.exclusive
+
+
+def _first_free(taken: set[int]) -> int:
+    return next(number for number in itertools.count() if number not in taken)

@@ -1,11 +1,12 @@
 """The URLs of Jenkins and what each does."""
 
+import mimetypes
 from collections.abc import Callable
 from urllib.parse import quote
-from xml.etree import ElementTree
 
 from tests.pocketcloud import jenkins_pages as pages
-from tests.pocketcloud.jenkins_builds import Item, Job
+from tests.pocketcloud.jenkins_builds import Cause, Item, Job
+from tests.pocketcloud.jenkins_jobxml import BadJobError, Reader
 from tests.pocketcloud.jenkins_nodes import (
     BadNodeError,
     Node,
@@ -15,8 +16,10 @@ from tests.pocketcloud.jenkins_nodes import (
     config_to_xml,
 )
 from tests.pocketcloud.jenkins_pages import Reply
+from tests.pocketcloud.jenkins_parameters import IllegalChoiceError
+from tests.pocketcloud.jenkins_plugins import listing
 from tests.pocketcloud.jenkins_site import COOKIE, CRUMB, Refusal, Request, Site
-from tests.pocketcloud.jenkins_tree import Export
+from tests.pocketcloud.jenkins_tree import Export, Inline
 
 MASTER = "(master)"
 KINDS = {
@@ -49,7 +52,9 @@ def _check_target(site: Site, request: Request, template: str, names: tuple[str,
     """A node, job or build that is not there is 404, whatever was to be done with it."""
     if template.startswith("/computer/{name}") and names[0] != MASTER:
         site.node(request, names[0])
-    elif template.startswith("/job/{name}/{number}"):
+    elif template == "/job/{name}/{number}/api/json" and "=" in names[1]:
+        site.cell(request, names)
+    elif template.startswith("/job/{name}/{"):
         site.build_of(request, names)
     elif template.startswith("/job/{name}"):
         site.job(request, names[0])
@@ -106,12 +111,8 @@ def quiet_down(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 def show_plugins(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Overall.Administer")
-    versions = {"ssh-slaves": "1.31.5", "credentials": "2.3.15", "matrix-project": "1.18"}
-    plugins = [
-        {"active": True, "enabled": True, "shortName": name, "longName": name, "version": version}
-        for name, version in versions.items()
-    ]
-    return pages.json_reply({"_class": "hudson.LocalPluginManager", "plugins": plugins})
+    plugins = Inline([Export(plugin) for plugin in listing(site.model.knobs.plugins)])
+    return site.show(request, Export({"_class": "hudson.LocalPluginManager", "plugins": plugins}))
 
 
 # Computers
@@ -252,24 +253,26 @@ def create_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def store_job(site: Site, request: Request, job: Job) -> Reply:
-    """Take label, first shell step and kind from a posted config.xml."""
+    """Take a posted config.xml; it is kept as it came but for its declaration, as recorded."""
     text = request.body.decode("utf-8", "replace")
     try:
-        root = ElementTree.fromstring(text.partition("?>")[2] if text.lstrip().startswith("<?xml") else text)
-    except ElementTree.ParseError as err:
+        config = Reader(site.model.knobs.plugins).read(text)
+    except BadJobError as err:
         return pages.server_error(str(err))
-    job.kind = KINDS.get(root.tag, KINDS["project"])
-    job.label = root.findtext("assignedNode") or ""
-    job.script = root.findtext("builders/hudson.tasks.Shell/command") or ""
-    job.concurrent = root.findtext("concurrentBuild") == "true"
-    job.config_xml = text
     with site.model.lock:
+        job.kind, job.label, job.concurrent, job.config = KINDS[config.kind], config.label, config.concurrent, config
+        job.config_xml = f'<?xml version="1.0" encoding="UTF-8"?>{without_declaration(text)}'
         site.model.jobs[job.name] = job
     return Reply(200)
 
 
+def without_declaration(text: str) -> str:
+    text = text.strip()
+    return text.partition("?>")[2].strip() if text.startswith("<?xml") else text
+
+
 def change_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    site.require(request, "Item.Configure")
+    site.require(request, "Item.Configure", names[0])
     return store_job(site, request, site.job(request, names[0]))
 
 
@@ -278,7 +281,7 @@ def show_job_config(site: Site, request: Request, names: tuple[str, ...]) -> Rep
 
 
 def delete_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    site.require(request, "Item.Delete")
+    site.require(request, "Item.Delete", names[0])
     with site.model.lock:
         job = site.model.jobs.pop(names[0])
         for item in [item for item in site.model.queue if item.job is job]:
@@ -298,17 +301,39 @@ def show_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def build_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    site.require(request, "Item.Build")
+    """Queue a build. What is refused, and how, is from Jenkins' documentation and sources, not recorded."""
+    site.require(request, "Item.Build", names[0])
     job = site.job(request, names[0])
     given = {**request.query, **request.form()} if request.segments[-1] == "buildWithParameters" else {}
-    parameters = {name: value for name, value in given.items() if name not in {"token", "delay", CRUMB}}
-    item = site.model.add_build(job, parameters, request.user or "anonymous")
+    given = {name: value for name, value in given.items() if name not in {"token", "delay", CRUMB}}
+    if job.disabled:
+        return pages.jenkins_page(409, "Error", f"{job.name} is not buildable")
+    if job.config and job.config.parameters and request.segments[-1] == "build":
+        return pages.jenkins_page(400, "Error", "Nothing is submitted")
+    if job.config and not job.config.parameters and request.segments[-1] == "buildWithParameters":
+        return pages.server_error("java.lang.IllegalStateException: This build is not parameterized!")
+    try:
+        item = site.model.add_build(job, given, Cause(user=request.user or "anonymous"))
+    except IllegalChoiceError as err:
+        return pages.bad_request(str(err))
     return Reply(201, headers=(("Location", f"{request.url}queue/item/{item.id}/"),))
 
 
 def show_build(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    """A build, or, as its address looks alike, a cell of a matrix."""
     with site.model.lock:
-        return site.show(request, site.api(request).build(site.build_of(request, names)))
+        api = site.api(request)
+        if len(names) == 2 and "=" in names[1]:
+            return site.show(request, api.job(site.cell(request, names)))
+        return site.show(request, api.build(site.build_of(request, names)))
+
+
+def show_artifact(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    build, name = site.build_of(request, names), names[-1]
+    if name not in build.artifacts:
+        return pages.not_found(request.path)
+    data = (build.folder(site.model.root) / "archive" / name).read_bytes()
+    return Reply(200, data, mimetypes.guess_type(name)[0] or "application/octet-stream")
 
 
 def console_text(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
@@ -317,15 +342,16 @@ def console_text(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 def console_progress(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     build = site.build_of(request, names)
-    return progressive(request, build.console, under_way=build.result is None)
+    with site.model.lock:
+        return progressive(request, build.console, under_way=build.result is None)
 
 
 def stop_build(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    site.require(request, "Item.Cancel")
+    site.require(request, "Item.Cancel", names[0])
     build = site.build_of(request, names)
     if build.result is None:
         site.model.stop_build(build)
-    return pages.redirect(f"{request.url}job/{build.job.name}/{build.number}/")
+    return pages.redirect(f"{request.url}{build.job.path}{build.number}/")
 
 
 def show_queue(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
@@ -335,9 +361,10 @@ def show_queue(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 def find_item(site: Site, request: Request, number: str) -> Item:
     items = site.model.items
-    if not number.isdigit() or not 0 < int(number) <= len(items) or not site.may(request, "Item.Read"):
+    item = items[int(number) - 1] if number.isdigit() and 0 < int(number) <= len(items) else None
+    if item is None or not site.may(request, "Item.Read", item.job.name.partition("/")[0]):
         raise Refusal(pages.not_found(request.path))
-    return items[int(number) - 1]
+    return item
 
 
 def show_item(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
@@ -346,8 +373,9 @@ def show_item(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def cancel_item(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    site.require(request, "Item.Cancel")
-    site.model.cancel(find_item(site, request, request.query.get("id", "")))
+    item = find_item(site, request, request.query.get("id", ""))
+    site.require(request, "Item.Cancel", item.job.name)
+    site.model.cancel(item)
     return pages.redirect(f"{request.url}queue/")
 
 
@@ -387,6 +415,11 @@ ROUTES: dict[str, dict[str, Action]] = {
     "/job/{name}/{number}/consoleText": {"GET": console_text},
     "/job/{name}/{number}/logText/progressiveText": {"GET": console_progress, "POST": console_progress},
     "/job/{name}/{number}/stop": {"POST": stop_build},
+    "/job/{name}/{number}/artifact/{path}": {"GET": show_artifact},
+    "/job/{name}/{cell}/{number}/api/json": {"GET": show_build},
+    "/job/{name}/{cell}/{number}/consoleText": {"GET": console_text},
+    "/job/{name}/{cell}/{number}/stop": {"POST": stop_build},
+    "/job/{name}/{cell}/{number}/artifact/{path}": {"GET": show_artifact},
     "/queue/api/json": {"GET": show_queue},
     "/queue/item/{number}/api/json": {"GET": show_item},
     "/queue/cancelItem": {"POST": cancel_item},
@@ -396,6 +429,9 @@ PATTERNS = [(template, tuple(part for part in template.split("/") if part)) for 
 
 def find_route(segments: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
     """The template that fits a path, and what stands in its braces; literal parts win over braces."""
+    if "artifact" in segments[3:5]:  # what comes after it is one path
+        number = segments.index("artifact", 3) + 1
+        segments = (*segments[:number], "/".join(segments[number:]))
     for template, parts in PATTERNS:
         if len(parts) != len(segments):
             continue

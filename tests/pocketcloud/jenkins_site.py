@@ -109,12 +109,13 @@ class Site:
         given = request.headers.get(CRUMB) or request.form().get(CRUMB)
         return session is not None and given == self.crumb(request, session)
 
-    def may(self, request: Request, right: str) -> bool:
+    def may(self, request: Request, right: str, job: str = "") -> bool:
+        """Whether the user has a right, everywhere or, as "Item.Build/JOB", on that job."""
         rights = self.model.knobs.rights.get(request.user or "")
-        return rights is None or right in rights or "Overall.Administer" in rights
+        return rights is None or not {right, f"{right}/{job}", "Overall.Administer"}.isdisjoint(rights)
 
-    def require(self, request: Request, right: str) -> None:
-        if not self.may(request, right):
+    def require(self, request: Request, right: str, job: str = "") -> None:
+        if not self.may(request, right, job):
             permission = "hudson.model." + right.replace("Overall.", "Hudson.")
             raise Refusal(pages.permission_missing(request.user or "anonymous", permission))
 
@@ -127,21 +128,31 @@ class Site:
         return node
 
     def job(self, request: Request, name: str) -> Job:
-        job = self.model.jobs.get(name) if self.may(request, "Item.Read") else None
+        job = self.model.jobs.get(name) if self.may(request, "Item.Read", name) else None
         if job is None:
             raise Refusal(pages.not_found(request.path))
         return job
 
+    def cell(self, request: Request, names: tuple[str, ...]) -> Job:
+        """The cell of a matrix: names are job and combination."""
+        cell = self.job(request, names[0]).cells.get(names[1])
+        if cell is None:
+            raise Refusal(pages.not_found(request.path))
+        return cell
+
     def build_of(self, request: Request, names: tuple[str, ...]) -> Build:
-        job = self.job(request, names[0])
-        build = next((build for build in job.builds if str(build.number) == names[1]), None)
+        """A build: names are job and number, with the combination between for a cell's."""
+        cell = "=" in names[1]
+        job = self.cell(request, names) if cell else self.job(request, names[0])
+        number = names[2] if cell else names[1]
+        build = next((build for build in job.builds if str(build.number) == number), None)
         if build is None:
             raise Refusal(pages.not_found(request.path))
         return build
 
     def api(self, request: Request) -> Api:
         full = self.may(request, "Computer.Connect")
-        return Api(self.model, request.url, full, self.may(request, "Item.Read"))
+        return Api(self.model, request.url, full, lambda job: self.may(request, "Item.Read", job))
 
     def show(self, request: Request, export: Export) -> Reply:
         """An object as JSON, cut by depth or tree."""

@@ -1,0 +1,47 @@
+"""The environment of a build's steps, as Jenkins' own page /env-vars.html lists it.
+
+Not set: what plugins beside the modelled ones add, and the cookies by which Jenkins finds leaked processes.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from tests.pocketcloud.jenkins_builds import Item
+from tests.pocketcloud.jenkins_nodes import Node
+
+
+def build_environment(
+    item: Item, node: Node, number: int, executor: int, url: str, home: Path, taken: Collection[str]
+) -> dict[str, str]:
+    """Parameters win over what Jenkins sets; `taken` are the workspaces of the node's running builds."""
+    job = item.job
+    return {
+        **job.environment,
+        "JENKINS_HOME": str(home),
+        "HUDSON_HOME": str(home),
+        "JENKINS_URL": url,
+        "HUDSON_URL": url,
+        "JOB_NAME": job.name,
+        "JOB_BASE_NAME": job.base_name,
+        "JOB_URL": f"{url}{job.path}",
+        "BUILD_NUMBER": str(number),
+        "BUILD_ID": str(number),
+        "BUILD_DISPLAY_NAME": f"#{number}",
+        "BUILD_TAG": f"jenkins-{job.name.replace('/', '-')}-{number}",
+        "BUILD_URL": f"{url}{job.path}{number}/",
+        "NODE_NAME": node.name,
+        "NODE_LABELS": " ".join(node.labels()),
+        "EXECUTOR_NUMBER": str(executor),
+        "WORKSPACE": _workspace(f"{node.config.remote_fs.rstrip('/')}/workspace/{job.workspace}", taken),
+        **item.axes,
+        **item.parameters,
+    }
+
+
+def _workspace(path: str, taken: Collection[str]) -> str:
+    """Concurrent builds of a job on one node have workspaces of their own: path, path@2, ..."""
+    number, free = 1, path
+    while free in taken:
+        number += 1
+        free = f"{path}@{number}"
+    return free
