@@ -22,7 +22,7 @@ from gateconfig import GateError, JenkinsConfig
 from jenkinsnodes import JenkinsConfigError, JenkinsError, Node, NodeConflictError, Nodes, is_out_of_service
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import ANY_HOST_KEY, PROJECT, await_that, clear_jenkins
-from tests.test_jenkins_standin import free_address
+from tests.sshserver import free_address
 
 LABEL, USED = "devstack-noble", "devstack-used"
 WAIT_SECONDS = 10.0

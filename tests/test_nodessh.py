@@ -16,7 +16,7 @@ import nodessh
 from gateconfig import ConfigError, GateError, NodeConfig
 from nodessh import HostKeyError, Login, NotYetError, Outcome, StepError
 from tests.pool import await_that, make_key
-from tests.test_jenkins_standin import Sshd, free_address
+from tests.sshserver import Sshd, free_address
 
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
 

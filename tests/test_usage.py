@@ -19,7 +19,7 @@ from _pytest.mark import ParameterSet
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
-from tests.test_jenkins_standin import free_address
+from tests.sshserver import free_address
 
 NODE = "devstack-noble-one-1"
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"

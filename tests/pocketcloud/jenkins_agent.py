@@ -18,6 +18,7 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 Print = Callable[[str], None]
 CHUNK_BYTES = 32768
+LEAK_SECONDS = 2.0
 RUN_IN_WORKSPACE = """
 mkdir -p "$WORKSPACE" 2>/dev/null && cd "$WORKSPACE" 2>/dev/null || {
     export WORKSPACE="$HOME/workspace/$JOB_NAME"
@@ -237,10 +238,14 @@ def _command(script: str, environment: Mapping[str, str]) -> str:
 def copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) -> None:
     """Print the lines of a channel until its end, or until `stop` is set."""
     rest = b""
+    silent_since = time.monotonic()
     while not stop.is_set():
         try:
             data = channel.recv(CHUNK_BYTES)
+            silent_since = time.monotonic()
         except TimeoutError:
+            if channel.exit_status_ready() and time.monotonic() - silent_since > LEAK_SECONDS:
+                break  # something in the background has the output open; Jenkins does not wait for it either
             continue
         if not data:
             break

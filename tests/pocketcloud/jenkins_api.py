@@ -362,7 +362,7 @@ def _executor(number: int, build: Export | None) -> Export:
 
 
 def _causes(item: Item) -> list[dict[str, Any]]:
-    return [{"_class": "hudson.model.CauseAction", "causes": [Export(_cause(cause)) for cause in item.causes]}]
+    return [{"_class": "hudson.model.CauseAction", "causes": [_cause(cause) for cause in item.causes]}]
 
 
 def _cause(cause: Cause) -> dict[str, Any]:
@@ -382,41 +382,39 @@ def _cause(cause: Cause) -> dict[str, Any]:
     }
 
 
-def _parameters(item: Item) -> list[Export]:
+def _parameters(item: Item) -> list[dict[str, Any]]:
     defined = {one.name: one for one in item.job.config.parameters} if item.job.config else {}
     values = [_value(defined.get(name), name, value) for name, value in item.parameters.items()]
-    return [Export({"_class": "hudson.model.ParametersAction", "parameters": values})] if values else []
+    return [{"_class": "hudson.model.ParametersAction", "parameters": values}] if values else []
 
 
-def _value(defined: Parameter | None, name: str, value: str) -> Export:
+def _value(defined: Parameter | None, name: str, value: str) -> dict[str, Any]:
     """A parameter of a build; of a secret one only the name is shown."""
     kind = (defined.kind if defined else "hudson.model.StringParameter") + "Value"
     kind = "hudson.model.StringParameterValue" if "Choice" in kind else kind
     if defined and defined.secret:
-        return Export({"_class": kind, "name": name})
-    return Export({"_class": kind, "name": name, "value": value == "true" if "Boolean" in kind else value})
+        return {"_class": kind, "name": name}
+    return {"_class": kind, "name": name, "value": value == "true" if "Boolean" in kind else value}
 
 
-def _property(parameters: tuple[Parameter, ...]) -> list[Export]:
+def _property(parameters: tuple[Parameter, ...]) -> list[dict[str, Any]]:
     definitions = [
-        Export(
-            {
-                "_class": one.kind + "Definition",
-                "defaultParameterValue": _value(one, one.name, one.default),
-                "description": one.description,
-                "name": one.name,
-                "type": one.kind.rpartition(".")[2] + "Definition",
-                **({"choices": list(one.choices)} if one.choices else {}),
-            }
-        )
+        {
+            "_class": one.kind + "Definition",
+            "defaultParameterValue": _value(one, one.name, one.default),
+            "description": one.description,
+            "name": one.name,
+            "type": one.kind.rpartition(".")[2] + "Definition",
+            **({"choices": list(one.choices)} if one.choices else {}),
+        }
         for one in parameters
     ]
     kind = "hudson.model.ParametersDefinitionProperty"
-    return [Export({"_class": kind, "parameterDefinitions": definitions})] if definitions else []
+    return [{"_class": kind, "parameterDefinitions": definitions}] if definitions else []
 
 
-def _tests(build: Build) -> list[Export]:
+def _tests(build: Build) -> list[dict[str, Any]]:
     if not build.tests["totalCount"]:
         return []
     counts = {name: build.tests[name] for name in ("failCount", "skipCount", "totalCount")}
-    return [Export({"_class": "hudson.tasks.junit.TestResultAction", **counts, "urlName": "testReport"})]
+    return [{"_class": "hudson.tasks.junit.TestResultAction", **counts, "urlName": "testReport"}]

@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import logging
+import shutil
 import subprocess
 import threading
 import time
@@ -308,6 +309,19 @@ class Model:
                 item.cancelled = True
                 item.done.set()
 
+    def delete_job(self, job: Job) -> None:
+        """Forget a job with its builds, which are aborted if they run."""
+        family = [job, *job.cells.values()]
+        with self.lock:
+            self.jobs.pop(job.name, None)
+            for item in [item for item in self.queue if item.job in family]:
+                self.cancel(item)
+            for build in [build for build in self.builds if build.job in family]:
+                if build.result is None:
+                    self.stop_build(build)
+                self.builds.remove(build)
+            shutil.rmtree(self.root / "jobs" / job.name, ignore_errors=True)
+
     def label_nodes(self, label: str) -> list[Node]:
         return [node for node in self.all_nodes() if fits(label, node.labels())]
 
@@ -376,16 +390,26 @@ class Model:
         job, link = build.job, self._links.get(node.name)
         build.stepwise = bool(job.config or job.before or job.after or (link and job.script))
         if job.config and job.config.axes and not job.parent:
-            self._in_background(MatrixRun(build, job.config, self).run)
+            self._in_background(build, MatrixRun(build, job.config, self).run)
         elif job.config:
-            self._in_background(Run(build, job.config, self._place(build, node, link), self).run)
+            self._in_background(build, Run(build, job.config, self._place(build, node, link), self).run)
         elif build.stepwise:
-            self._in_background(lambda: run_build(build, link, self.root, lambda result: self.finish(build, result)))
+            self._in_background(
+                build, lambda: run_build(build, link, self.root, lambda result: self.finish(build, result))
+            )
         else:
             self.clock.call_in(job.seconds, lambda: self.finish(build, "SUCCESS"))
 
-    def _in_background(self, what: Callable[[], None]) -> None:
-        threading.Thread(target=what, daemon=True).start()
+    def _in_background(self, build: Build, what: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                what()
+            except Exception as err:  # the boundary of one build; Jenkins goes on
+                log.exception("A build of the stand-in for Jenkins failed")
+                build.say(f"FATAL: {err!r}")
+                self.finish(build, "FAILURE")
+
+        threading.Thread(target=run, daemon=True).start()
 
     def _place(self, build: Build, node: Node, link: paramiko.Transport | None) -> Place:
         def started(process: subprocess.Popen[bytes] | None) -> None:

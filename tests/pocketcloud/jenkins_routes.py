@@ -282,12 +282,7 @@ def show_job_config(site: Site, request: Request, names: tuple[str, ...]) -> Rep
 
 def delete_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Item.Delete", names[0])
-    with site.model.lock:
-        job = site.model.jobs.pop(names[0])
-        for item in [item for item in site.model.queue if item.job is job]:
-            site.model.cancel(item)
-        for build in [build for build in job.builds if build.result is None]:
-            site.model.stop_build(build)
+    site.model.delete_job(site.job(request, names[0]))
     return pages.redirect(request.url)
 
 

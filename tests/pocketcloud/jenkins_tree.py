@@ -51,6 +51,8 @@ def by_depth(value: Any, level: int) -> Any:
         return [by_depth(member, level) for member in value.members]
     if isinstance(value, list):
         return [by_depth(member, level) for member in value]
+    if isinstance(value, dict):
+        return {name: by_depth(member, level) for name, member in value.items()}
     return value
 
 
@@ -62,6 +64,8 @@ def by_tree(value: Any, selection: Selection) -> Any:
         return [by_tree(member, selection) for member in value[selection.first : selection.last]]
     if isinstance(value, Export):
         return _selected(value, selection)
+    if isinstance(value, dict):
+        return _selected(Export(value), selection)
     return value
 
 

@@ -1,7 +1,8 @@
 """Where the steps of a build run: on the Jenkins host, on an agent over its ssh connection, or on no machine at all.
 
 As in Jenkins a shell step is a file: a first line with #! names its interpreter, any other script is for /bin/sh -xe.
-What an ended or aborted build has left running is ended, too (on the Jenkins host by process group, not by cookie).
+An aborted step gets SIGTERM, and SIGKILL if that is not enough. What a build on the Jenkins host has left running ends
+with it (by process group; the real one looks for a cookie in the environment, and does so on agents, too).
 """
 
 import contextlib
@@ -22,11 +23,10 @@ from typing import Protocol
 
 import paramiko
 
-from tests.pocketcloud.jenkins_agent import RUN_IN_WORKSPACE, copy_output
+from tests.pocketcloud.jenkins_agent import LEAK_SECONDS, RUN_IN_WORKSPACE, copy_output
 
 Print = Callable[[str], None]
 TERM_GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
-LEAK_SECONDS = 2.0  # for the last output of a step whose background processes hold its pipe
 FIND = r"find . \( -type f -o -xtype f \) -printf '%P\0'"
 PACK = "tar -chf - --null --verbatim-files-from -T -"
 WIPE = "find . -mindepth 1 -delete"
