@@ -600,11 +600,12 @@ def test_what_the_stand_in_does_not_model_is_said_and_a_pipeline_fails(standin: 
 
 
 def test_a_build_can_be_named(standin: StandIn, load: Load) -> None:
-    name = '    wrappers: [timestamps, {build-name: {name: "#${{BUILD_NUMBER}} of ${{ENV,var=\\"JOB_NAME\\"}}"}}]\n'
+    macros = '#${{BUILD_NUMBER}} of ${{ENV,var="JOB_NAME"}}${{ENV,var="UNSET"}}'
+    name = f"    wrappers: [timestamps, {{build-name: {{name: '{macros}'}}}}]\n"
     load(shell("gate", "true", more=name))
     run(standin, "gate")
     shown = ask(standin, "job/gate/1/", tree="displayName,fullDisplayName")
-    assert (shown["displayName"], shown["fullDisplayName"]) == ("1 of gate", "gate 1 of gate")
+    assert (shown["displayName"], shown["fullDisplayName"]) == ("#1 of gate", "gate #1 of gate")
 
 
 MATRIX = """

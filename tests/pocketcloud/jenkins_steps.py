@@ -106,10 +106,12 @@ class Run:
         self.result = worse(self.result, result)
 
     def _name(self) -> None:
-        """The build name setter, whose macros are those of the token macro plugin."""
-        template = re.sub(r'\$\{ENV, *var="(\w+)"\}', r"${\1}", self.config.display_name.replace("#${", "${"))
+        """The build name setter; of the token macros just variables, and ENV, which gives nothing for an unset one."""
+        template = self.config.display_name
         if template:
-            self.build.display_name = replace_macros(template, self.build.environment)
+            known = self.build.environment
+            template = re.sub(r'\$\{ENV, *var="(\w+)"\}', lambda found: known.get(found[1], ""), template)
+            self.build.display_name = replace_macros(template, known)
             self.build.say(f"New run name is '{self.build.display_name}'")
 
     def _build(self) -> None:
