@@ -637,6 +637,7 @@ def test_a_matrix_is_a_build_of_each_combination_and_as_bad_as_the_worst(
     console = requests.get(f"{standin.url}job/matrix/PROVIDER=two/1/consoleText", auth=("admin", "admin-token"),
                            timeout=CALL_SECONDS).text
     assert f"two on master in {standin.root}/workspace/matrix/PROVIDER/two" in console.splitlines()
+    assert "Triggering" not in console
 
 
 def test_the_label_axis_of_a_matrix_chooses_nodes(standin: StandIn, load: Load) -> None:

@@ -230,7 +230,7 @@ class Run:
 
     def trigger_others(self) -> None:
         """Trigger the jobs that are due after a build with this result."""
-        for trigger in self.config.triggers:
+        for trigger in () if self.build.job.parent else self.config.triggers:  # a matrix triggers, not its cells
             if isinstance(trigger, PlainTrigger):
                 due, given = ORDINALS[self.result] <= ORDINALS[trigger.threshold], None
             else:
