@@ -18,7 +18,7 @@ import yaml
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pocketcloud.jenkins_model import Knobs as JenkinsKnobs
+from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
 
 PROJECT = Path(__file__).resolve().parents[1]

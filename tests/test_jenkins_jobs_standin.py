@@ -550,12 +550,15 @@ def test_a_step_that_ignores_sigterm_is_killed(standin: StandIn, load: Load, tmp
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
-def test_a_build_that_takes_too_long_is_aborted(standin: StandIn, load: Load) -> None:
+@pytest.mark.parametrize(("fail", "result"), [("false", "ABORTED"), ("true", "FAILURE")])
+def test_a_build_that_takes_too_long_is_ended(standin: StandIn, load: Load, fail: str, result: str) -> None:
     standin.knobs(minute_seconds=0.05)
-    load(shell("gate", "sleep 60", more="    wrappers: [{timeout: {timeout: 3}}]\n" + DELETE) + shell("delete", "true"))
+    limit = f"    wrappers: [{{timeout: {{timeout: 3, fail: {fail}}}}}]\n"
+    load(shell("gate", "sleep 60", more=limit + DELETE) + shell("delete", "true"))
     build = run(standin, "gate")
-    assert build["result"] == "ABORTED"
-    assert "Build timed out (after 3 minutes). Marking the build as aborted." in build["console"]
+    assert build["result"] == result
+    word = "failed" if fail == "true" else "aborted"
+    assert f"Build timed out (after 3 minutes). Marking the build as {word}." in build["console"]
     assert ended(standin, "delete")["result"] == "SUCCESS"
 
 
@@ -573,15 +576,36 @@ def test_a_lost_node_fails_the_build_and_the_triggers_after_it_are_due(
     assert ended(standin, "delete")["result"] == "SUCCESS"
 
 
+def test_stopping_jenkins_ends_the_steps_on_its_host(tmp_path: Path) -> None:
+    command = f"echo $$ &gt;{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 60"
+    step = f"<hudson.tasks.Shell><command>{command}</command></hudson.tasks.Shell>"
+    xml = f"<project><builders>{step}</builders></project>"
+    with StandIn(tmp_path / "jenkins") as standin:
+        client(standin).create_job("gate", xml)
+        standin.build("gate")
+        await_that("the step", (tmp_path / "pid").exists)
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+def test_what_the_stand_in_does_not_model_is_said_and_a_pipeline_fails(standin: StandIn) -> None:
+    standin.knobs(plugins={**PLUGINS, "workflow-job": "2.40"})
+    client(standin).create_job("other", "<project><builders><hudson.tasks.Maven/></builders></project>")
+    client(standin).create_job("pipeline", "<flow-definition/>")
+    build = run(standin, "other")
+    assert (build["result"], said(build)) == ("SUCCESS", ["The stand-in for Jenkins does not model hudson.tasks.Maven"])
+    assert run(standin, "pipeline")["result"] == "FAILURE"
+
+
 # Names, matrices, rights
 
 
 def test_a_build_can_be_named(standin: StandIn, load: Load) -> None:
-    name = '    wrappers: [timestamps, {build-name: {name: "#${{BUILD_NUMBER}} of ${{ENV,var=\\"JOB_NAME\\"}}"}}]\n'
+    macros = '#${{BUILD_NUMBER}} of ${{ENV,var="JOB_NAME"}}${{ENV,var="UNSET"}}'
+    name = f"    wrappers: [timestamps, {{build-name: {{name: '{macros}'}}}}]\n"
     load(shell("gate", "true", more=name))
     run(standin, "gate")
     shown = ask(standin, "job/gate/1/", tree="displayName,fullDisplayName")
-    assert (shown["displayName"], shown["fullDisplayName"]) == ("1 of gate", "gate 1 of gate")
+    assert (shown["displayName"], shown["fullDisplayName"]) == ("#1 of gate", "gate #1 of gate")
 
 
 MATRIX = """
@@ -613,6 +637,7 @@ def test_a_matrix_is_a_build_of_each_combination_and_as_bad_as_the_worst(
     console = requests.get(f"{standin.url}job/matrix/PROVIDER=two/1/consoleText", auth=("admin", "admin-token"),
                            timeout=CALL_SECONDS).text
     assert f"two on master in {standin.root}/workspace/matrix/PROVIDER/two" in console.splitlines()
+    assert "Triggering" not in console
 
 
 def test_the_label_axis_of_a_matrix_chooses_nodes(standin: StandIn, load: Load) -> None:

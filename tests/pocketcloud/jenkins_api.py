@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job
-from tests.pocketcloud.jenkins_jobxml import Parameter
+from tests.pocketcloud.jenkins_actions import causes_of, definitions_of, parameters_of, tests_of
+from tests.pocketcloud.jenkins_builds import Build, Item, Job
 from tests.pocketcloud.jenkins_model import MASTER, Model
 from tests.pocketcloud.jenkins_nodes import JNLP_LAUNCHER, Node
 from tests.pocketcloud.jenkins_pages import quoted
@@ -247,7 +247,7 @@ class Api:
             "lastUnstableBuild": latest(done, "UNSTABLE"),
             "lastUnsuccessfulBuild": latest(done, "FAILURE", "UNSTABLE", "ABORTED"),
             "nextBuildNumber": builds[0].number + 1 if builds else 1,
-            "property": _property(job.config.parameters) if job.config else [],
+            "property": definitions_of(job.config.parameters) if job.config else [],
             "queueItem": self.item(queued) if queued else None,
             "concurrentBuild": job.concurrent,
             "disabled": job.disabled,
@@ -267,7 +267,7 @@ class Api:
         durations = [other.duration_ms() for other in build.job.builds if other.result]
         display = {"_class": "org.jenkinsci.plugins.displayurlapi.actions.RunDisplayAction"}
         return {
-            "actions": [*_parameters(build.item), *_causes(build.item), {}, display, *_tests(build)],
+            "actions": [*parameters_of(build.item), *causes_of(build.item), {}, display, *tests_of(build)],
             "artifacts": [
                 {"displayPath": name.rpartition("/")[2], "fileName": name.rpartition("/")[2], "relativePath": name}
                 for name in build.artifacts
@@ -297,7 +297,7 @@ class Api:
     def item(self, item: Item) -> Export:
         shown: dict[str, Any] = {
             "_class": "hudson.model.Queue$LeftItem",
-            "actions": _parameters(item) + _causes(item),
+            "actions": parameters_of(item) + causes_of(item),
             "blocked": False,
             "buildable": False,
             "id": item.id,
@@ -359,62 +359,3 @@ def _executor(number: int, build: Export | None) -> Export:
             "progress": -1,
         },
     )
-
-
-def _causes(item: Item) -> list[dict[str, Any]]:
-    return [{"_class": "hudson.model.CauseAction", "causes": [_cause(cause) for cause in item.causes]}]
-
-
-def _cause(cause: Cause) -> dict[str, Any]:
-    if cause.project:
-        return {
-            "_class": "hudson.model.Cause$UpstreamCause",
-            "shortDescription": cause.text,
-            "upstreamBuild": cause.number,
-            "upstreamProject": cause.project,
-            "upstreamUrl": f"job/{cause.project}/",
-        }
-    return {
-        "_class": "hudson.model.Cause$UserIdCause",
-        "shortDescription": cause.text,
-        "userId": cause.user,
-        "userName": cause.user,
-    }
-
-
-def _parameters(item: Item) -> list[dict[str, Any]]:
-    defined = {one.name: one for one in item.job.config.parameters} if item.job.config else {}
-    values = [_value(defined.get(name), name, value) for name, value in item.parameters.items()]
-    return [{"_class": "hudson.model.ParametersAction", "parameters": values}] if values else []
-
-
-def _value(defined: Parameter | None, name: str, value: str) -> dict[str, Any]:
-    """A parameter of a build; of a secret one only the name is shown."""
-    kind = (defined.kind if defined else "hudson.model.StringParameter") + "Value"
-    kind = "hudson.model.StringParameterValue" if "Choice" in kind else kind
-    if defined and defined.secret:
-        return {"_class": kind, "name": name}
-    return {"_class": kind, "name": name, "value": value == "true" if "Boolean" in kind else value}
-
-
-def _property(parameters: tuple[Parameter, ...]) -> list[dict[str, Any]]:
-    definitions = [
-        {
-            "_class": one.kind + "Definition",
-            "defaultParameterValue": _value(one, one.name, one.default),
-            "description": one.description,
-            "name": one.name,
-            "type": one.kind.rpartition(".")[2] + "Definition",
-            **({"choices": list(one.choices)} if one.choices else {}),
-        }
-        for one in parameters
-    ]
-    kind = "hudson.model.ParametersDefinitionProperty"
-    return [{"_class": kind, "parameterDefinitions": definitions}] if definitions else []
-
-
-def _tests(build: Build) -> list[dict[str, Any]]:
-    if not build.tests["totalCount"]:
-        return []
-    counts = {name: build.tests[name] for name in ("failCount", "skipCount", "totalCount")}
-    return [{"_class": "hudson.tasks.junit.TestResultAction", **counts, "urlName": "testReport"}]

@@ -70,7 +70,11 @@ class Job:
 
     @property
     def build_kind(self) -> str:
-        kinds = {"MatrixProject": "hudson.matrix.MatrixBuild", "MatrixConfiguration": "hudson.matrix.MatrixRun"}
+        kinds = {
+            "MatrixProject": "hudson.matrix.MatrixBuild",
+            "MatrixConfiguration": "hudson.matrix.MatrixRun",
+            "WorkflowJob": "org.jenkinsci.plugins.workflow.job.WorkflowRun",
+        }
         return kinds.get(self.kind.rpartition(".")[2], "hudson.model.FreeStyleBuild")
 
     def color(self) -> str:

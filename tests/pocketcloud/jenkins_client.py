@@ -38,7 +38,7 @@ class StandIn:
     """A Jenkins of one's own: a process with its files in `root`, stopped at the end of the `with` block.
 
     `users` are name -> (password, API token), the first being the one that `user`, `password` and `token` give;
-    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in jenkins_model.py; port 0 is any.
+    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in jenkins_knobs.py; port 0 is any.
     """
 
     def __init__(

@@ -8,7 +8,8 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from tests.pocketcloud.jenkins_builds import Build, Job
-from tests.pocketcloud.jenkins_model import Knobs, Model
+from tests.pocketcloud.jenkins_knobs import Knobs
+from tests.pocketcloud.jenkins_model import Model
 from tests.pocketcloud.jenkins_nodes import Launcher, Node, NodeConfig
 from tests.pocketcloud.jenkins_pages import Reply
 

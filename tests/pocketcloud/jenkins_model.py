@@ -1,6 +1,5 @@
 """What the stand-in for Jenkins knows and does over time: agents, queue, executors, builds."""
 
-import heapq
 import itertools
 import logging
 import shutil
@@ -8,15 +7,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import paramiko
 
 from tests.pocketcloud.jenkins_agent import KeyStore, LaunchError, check_settings, connect, describe
 from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job, kill_step, run_build
+from tests.pocketcloud.jenkins_clock import Clock
 from tests.pocketcloud.jenkins_environment import build_environment
+from tests.pocketcloud.jenkins_knobs import Knobs
 from tests.pocketcloud.jenkins_labels import fits
 from tests.pocketcloud.jenkins_matrix import MatrixRun
 from tests.pocketcloud.jenkins_nodes import (
@@ -31,7 +30,6 @@ from tests.pocketcloud.jenkins_nodes import (
     OfflineCause,
 )
 from tests.pocketcloud.jenkins_parameters import settle
-from tests.pocketcloud.jenkins_plugins import RECORDED
 from tests.pocketcloud.jenkins_steps import Run
 from tests.pocketcloud.jenkins_workplace import AgentPlace, HostPlace, NowherePlace, Place
 
@@ -40,57 +38,6 @@ log = logging.getLogger(__name__)
 MASTER = "master"
 WATCH_SECONDS = 0.1  # a lost connection is noticed within this time; the real one took 0.2 s
 START_SECONDS = 0.01  # from being queued, or from an executor coming up, to the start of a build
-
-
-@dataclass
-class Knobs:
-    """What tests may change while it runs (`PATCH /control`)."""
-
-    connect: str = "ssh"  # or "instant": online without a machine; or "never": connecting for ever
-    connect_seconds: float = 0.0  # before a connection is made or, with "instant", the node is online
-    reconnect_seconds: float = 12.0  # from the loss of an agent to the next launch, as measured
-    relaunch_seconds: float = 60.0  # from a failed launch to the next one, which the retention strategy asks for
-    retry_seconds: float | None = None  # instead of the launcher's retryWaitTime
-    gap_seconds: float = 0.018  # an executor between two builds; 17-22 ms were measured
-    restart_seconds: float = 1.0  # how long a restart answers 503
-    latency_seconds: float = 0.0
-    starting_up: bool = False
-    create_races: bool = False  # two creates of one name at once both succeed
-    race_seconds: float = 0.1  # how long such a create looks away
-    rights: dict[str, list[str]] = field(default_factory=dict)  # also "Item.Build/JOB"; not listed: may do everything
-    plugins: dict[str, str] = field(default_factory=lambda: dict(RECORDED))  # versions by short name
-    master_label: str = ""  # of the Jenkins host, beside "master"
-    master_executors: int = 2
-    master_environment: dict[str, str] = field(default_factory=dict)  # of the steps that run there
-    minute_seconds: float = 60.0  # how long a minute of the build timeout plugin is
-    answers: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Clock:
-    """One thread that calls things at their time."""
-
-    def __init__(self) -> None:
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._changed = threading.Condition()
-        threading.Thread(target=self._run, name="clock", daemon=True).start()
-
-    def call_in(self, seconds: float, what: Callable[[], None]) -> None:
-        with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), what))
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._due or self._due[0][0] > time.monotonic():
-                    wait_seconds = self._due[0][0] - time.monotonic() if self._due else None
-                    self._changed.wait(wait_seconds)
-                what = heapq.heappop(self._due)[2]
-            try:
-                what()
-            except Exception:  # the boundary of one event; the clock goes on
-                log.exception("An event of the stand-in for Jenkins failed")
 
 
 class Model:

@@ -1,0 +1,30 @@
+"""What tests may change about the stand-in for Jenkins."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.pocketcloud.jenkins_plugins import RECORDED
+
+
+@dataclass
+class Knobs:
+    """What tests may change while it runs (`PATCH /control`)."""
+
+    connect: str = "ssh"  # or "instant": online without a machine; or "never": connecting for ever
+    connect_seconds: float = 0.0  # before a connection is made or, with "instant", the node is online
+    reconnect_seconds: float = 12.0  # from the loss of an agent to the next launch, as measured
+    relaunch_seconds: float = 60.0  # from a failed launch to the next one, which the retention strategy asks for
+    retry_seconds: float | None = None  # instead of the launcher's retryWaitTime
+    gap_seconds: float = 0.018  # an executor between two builds; 17-22 ms were measured
+    restart_seconds: float = 1.0  # how long a restart answers 503
+    latency_seconds: float = 0.0
+    starting_up: bool = False
+    create_races: bool = False  # two creates of one name at once both succeed
+    race_seconds: float = 0.1  # how long such a create looks away
+    rights: dict[str, list[str]] = field(default_factory=dict)  # also "Item.Build/JOB"; not listed: may do everything
+    plugins: dict[str, str] = field(default_factory=lambda: dict(RECORDED))  # versions by short name
+    master_label: str = ""  # of the Jenkins host, beside "master"
+    master_executors: int = 2
+    master_environment: dict[str, str] = field(default_factory=dict)  # of the steps that run there
+    minute_seconds: float = 60.0  # how long a minute of the build timeout plugin is
+    answers: list[dict[str, Any]] = field(default_factory=list)
