@@ -1,33 +1,28 @@
 """The demo: the life of a pool of single-use machines, told in steps, on this computer alone."""
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.jobsite import load, make_site
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
+from tests.pocketcloud.jenkins_plugins import RECORDED
 from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import GATE_FILES, PROJECTS, add_change, commit_files, make_projects
+from tests.sampleprojects import PROJECTS, served
 
 NORTH, SOUTH = "north", "south"
-LABEL = "devstack-bookworm"
+GATE = "gate-integration-tests-devstack-vm"
+PLUGINS = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8",
+           "build-name-setter": "2.1.0", **RECORDED}
 BUILD_SECONDS = 60
 CHANGE_GOOD, CHANGE_BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
-# What the gate job runs on its node: the build step of the real job, with the sample projects instead of OpenStack's.
-SCRIPT = """
-mkdir -p "$WORKSPACE"
-git clone -q "$GIT_BASE/openstack/devstack-gate" "$WORKSPACE/devstack-gate"
-exec "$WORKSPACE/devstack-gate/devstack-vm-gate-wrap.sh"
-"""
 
 
 class Story:
@@ -63,9 +58,12 @@ class Demo:
         clouds = f"{NORTH},{SOUTH}"
         self.cloud = running.enter_context(
             Pocket(folder, "--clouds", clouds, "--machines", "namespace", "--ssh-port", str(port)))
-        self.jenkins = running.enter_context(
-            StandIn(folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))}))
-        self.git_base = running.enter_context(_served(folder / "git"))
+        self.jenkins = running.enter_context(StandIn(
+            folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))},
+            knobs={"plugins": PLUGINS, "master_label": "devstack-gate-host", "master_executors": 10,
+                   "master_environment": {"DEVSTACK_GATE_DB": str(folder / "vm.db"), "HOME": str(folder),
+                                          "DEVSTACK_GATE_SECURE_CONFIG": str(folder / "secure.conf")}}))
+        self.git_base = running.enter_context(served(folder / "git", CHANGE_GOOD, CHANGE_BREAKING))
         self.pool = Pool(folder, self.cloud, self.jenkins)
         self.ssh_port = port
         self.story.came(f"clouds at {self.cloud.url}, Jenkins at {self.jenkins.url}")
@@ -120,15 +118,14 @@ class Demo:
 
     def use_once(self) -> None:
         """Two builds, two machines."""
-        self.story.step("Run two builds. First step of each: take its node out of service. Last: mark the machine.")
-        python = sys.executable
-        settings = {name: value for name, value in self.pool.environment.items() if name.startswith("DEVSTACK_GATE_")}
-        settings |= {"GIT_BASE": self.git_base, "DEVSTACK_GATE_PROJECTS": " ".join(PROJECTS), "ZUUL_URL": self.git_base,
-                     "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master"}
-        self.jenkins.add_job(
-            "gate", LABEL, script=SCRIPT, environment=settings,
-            before=[python, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
-            after=[python, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
+        self.story.step("Load the jobs of jobs/ into Jenkins, and run two builds of the gate job.")
+        settings = f"export GIT_BASE={self.git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'"
+        jobs = make_site(self.folder, {"suffix": [{"": {"image": "bookworm"}}]}, providers=[NORTH, SOUTH],
+                         scripts=str(PROJECT), gate_settings=settings,
+                         gate_repository=f"{self.git_base}/openstack/devstack-gate")
+        load(jobs, self.jenkins.url, self.jenkins.user, self.jenkins.token)
+        self.story.came("`jenkins-jobs update jobs/` made six jobs. The gate's first step has its node taken out of")
+        self.story.show("service, and waits for that; after any end its machine is marked for deletion")
         self.story.came("between them devstack-vm-gate-wrap.sh sets up three projects with the change, prepares the")
         self.story.show("machine, and runs a small devstack, which starts a service, and the test that uses it")
         first, second = self.build(CHANGE_GOOD, "SUCCESS"), self.build(CHANGE_BREAKING, "FAILURE")
@@ -143,9 +140,12 @@ class Demo:
 
     def build(self, change: str, expect: str) -> dict[str, Any]:
         """Run one build to its end, and keep its console."""
-        started = self.jenkins.wait_started(self.jenkins.build("gate", ZUUL_REF=change), BUILD_SECONDS)
-        build = self.jenkins.wait_build("gate", started["number"], BUILD_SECONDS)
+        zuul = {"ZUUL_URL": self.git_base, "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master", "ZUUL_REF": change}
+        started = self.jenkins.wait_started(self.jenkins.build(GATE, **zuul), BUILD_SECONDS)
+        build = self.jenkins.wait_build(GATE, started["number"], BUILD_SECONDS)
         (self.folder / f"console-gate-{build['number']}.txt").write_text(build["console"])
+        await_that("devstack-vm-delete", lambda: self.pool.sql(
+            "SELECT 1 FROM result WHERE node_name = ? AND end_time IS NOT NULL", build["node"]))
         if build["result"] != expect:
             raise SystemExit(f"gate #{build['number']} ended {build['result']}, expected {expect}:\n{build['console']}")
         return build
@@ -157,7 +157,7 @@ class Demo:
         self.story.came(f"{self.failed_node} is kept for 24 hours, for whoever wants to look; the good build's is gone")
         command = ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no", "-o",
                    "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", f"jenkins@{self.address(self.failed_node)}",
-                   "cat /etc/devstack-gate/node; tail -n 1 ~/workspace/gate/logs/screen-adderd.txt"]
+                   f"cat /etc/devstack-gate/node; tail -n 1 ~/workspace/{GATE}/logs/screen-adderd.txt"]
         self.story.came("a look by plain ssh:")
         self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -198,34 +198,6 @@ class Demo:
     def show_pool(self) -> None:
         """Show the table that vmdatabase.py prints."""
         self.story.show(self.run("vmdatabase.py"))
-
-
-@contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    """Have the sample projects, two changes and these scripts as repositories on a server; gives its address."""
-    make_projects(folder)
-    adder = folder / "sample/adder"
-    add_change(adder, CHANGE_GOOD, "Say it better", "adder.py", "the numbers", "all numbers")
-    add_change(adder, CHANGE_BREAKING, "A better name", "adder.py", "def total", "def whole")
-    commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", f"--port={port}",
-               f"--base-path={folder}", str(folder)]
-    with (folder.parent / "git-daemon.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        await_that("the git server", lambda: _listens(port))
-        yield f"git://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _told(console: str, *parts: str) -> str:

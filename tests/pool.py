@@ -64,9 +64,9 @@ class Pool:
             self.environment["OS_CLIENT_CONFIG_FILE"] = str(pocket.clouds_yaml)
         self.write_secure_config()
 
-    def write_secure_config(self, **changes: str) -> None:
+    def write_secure_config(self, packages: str = "git", **changes: str) -> None:
         """Write the secure configuration; changes are keys of [jenkins]."""
-        text = f"[node]\nuser = jenkins\nssh_key = {self.key}\n[image]\npackages = git\n"
+        text = f"[node]\nuser = jenkins\nssh_key = {self.key}\n[image]\npackages = {packages}\n"
         if self.jenkins:
             keys = {"server": self.jenkins.url, "user": self.jenkins.user, "apikey": self.jenkins.token,
                     "credentials_id": "nodes", **changes}

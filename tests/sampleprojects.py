@@ -1,9 +1,15 @@
 """The sample projects as git repositories that are made on the fly, with changes as Zuul and Gerrit offer them."""
 
+import os
 import shutil
+import signal
+import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.pool import PROJECT, await_that
 
 SAMPLE = Path(__file__).parent / "sample"
 PROJECTS = ("sample/devstack", "sample/adder", "sample/adderd")
@@ -41,6 +47,37 @@ def add_change(tree: Path, ref: str, subject: str, file: str, old: str, new: str
     sha1 = git(tree, "rev-parse", "HEAD")
     git(tree, "checkout", "-q", "master")
     return sha1
+
+
+@contextmanager
+def served(folder: Path, good: str, breaking: str) -> Iterator[str]:
+    """Have the sample projects and these scripts as repositories on a git server; gives its address.
+
+    Two refs of sample/adder hold changes: a good one, and one that breaks another project.
+    """
+    make_projects(folder)
+    adder = folder / "sample/adder"
+    add_change(adder, good, "Say it better", "adder.py", "the numbers", "all numbers")
+    add_change(adder, breaking, "A better name", "adder.py", "def total", "def whole")
+    commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["git", "daemon", "--reuseaddr", "--export-all", "--listen=127.0.0.1", f"--port={port}",
+               f"--base-path={folder}", str(folder)]
+    with (folder.parent / "git-daemon.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        await_that("the git server", lambda: _listens(port))
+        yield f"git://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def git(tree: Path, *words: str) -> str:

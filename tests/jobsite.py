@@ -1,0 +1,56 @@
+"""The jobs of jobs/ as a site has them: with its own defaults.yaml, rendered or loaded by the real jenkins-jobs."""
+
+import configparser
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from tests.pool import PROJECT
+
+JOBS = PROJECT / "jobs"
+JENKINS_JOBS = Path(sys.executable).with_name("jenkins-jobs")
+RUN_SECONDS = 120
+
+
+def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults: Any) -> Path:
+    """Copy jobs/ and change its defaults.yaml: variables, and keys of the project of gate jobs; returns the copy."""
+    site = folder / "jobs"
+    shutil.copytree(JOBS, site, ignore=shutil.ignore_patterns("__pycache__"))
+    parts = yaml.safe_load((JOBS / "defaults.yaml").read_text())
+    known = next(part["defaults"] for part in parts if "defaults" in part)
+    assert defaults.keys() <= known.keys(), "no such variable"
+    known |= defaults
+    next(part["project"] for part in parts if "project" in part).update(project or {})
+    (site / "defaults.yaml").write_text(yaml.safe_dump(parts))
+    return site
+
+
+def render(site: Path, into: Path) -> dict[str, ElementTree.Element]:
+    """The jobs' config.xml by name."""
+    run_jenkins_jobs("test", str(site), "-o", str(into), "--config-xml")
+    return {file.parent.name: ElementTree.fromstring(file.read_text()) for file in into.glob("*/config.xml")}
+
+
+def load(site: Path, url: str, user: str, password: str) -> str:
+    """Load the jobs into a Jenkins; returns what jenkins-jobs says."""
+    conf = site.parent / "jenkins_jobs.ini"
+    parser = configparser.ConfigParser(interpolation=None)
+    parser["jenkins"] = {"url": url, "user": user, "password": password}
+    with conf.open("w") as stream:
+        parser.write(stream)
+    return run_jenkins_jobs("update", str(site), conf=conf)
+
+
+def run_jenkins_jobs(*words: str, conf: Path | None = None) -> str:
+    """Run jenkins-jobs; returns what it says."""
+    command = [str(JENKINS_JOBS), "--conf", str(conf or "/dev/null"), *words]
+    done = subprocess.run(command, check=False, text=True, timeout=RUN_SECONDS, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}"
+    return done.stdout

@@ -1,0 +1,237 @@
+"""The jobs of jobs/, loaded by jenkins-jobs, on a Jenkins with a pool of real machines behind it."""
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.jobsite import load, make_site
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pocketcloud.jenkins_plugins import RECORDED
+from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.sampleprojects import PROJECTS, served
+
+GATE = "gate-integration-tests-devstack-vm"
+GOOD, BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
+BUILD_SECONDS = 90
+FULL = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8", "build-name-setter": "2.1.0"}
+NODE_TOKEN = "a0b1c2d3-what-nodes-may"
+USERS = {"admin": ("admin-password", "admin-token"), "scripts": ("scripts-password", "scripts-token"),
+         "node": ("node-password", NODE_TOKEN)}
+# The least that works, as README.md tells.
+RIGHTS = {
+    "scripts": ["Overall.Read", "Computer.Create", "Computer.Configure", "Computer.Disconnect", "Computer.Delete",
+                f"Item.Read/{GATE}", "Item.Read/devstack-vm-delete"],
+    "node": ["Overall.Read", "Item.Read/devstack-vm-inprogress", "Item.Build/devstack-vm-inprogress"],
+}
+SLEEP = """if [[ $ZUUL_PIPELINE == sleep ]]; then
+    gate_hook() {{ echo asleep; sleep 300; }}
+    export -f gate_hook
+fi"""
+HOSTILE = ["x; touch /tmp/owned-by-a-parameter", "$(touch /tmp/owned-by-a-parameter)", "a\nGATE_NODE_NAME=other"]
+
+
+@pytest.fixture(scope="module", params=["full", "core"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A pool of one machine, and a Jenkins with its jobs and the plugins that they need."""
+    folder = tmp_path_factory.mktemp(f"driven-{request.param}")
+    plugins = RECORDED | (FULL if request.param == "full" else {})
+    knobs = {"plugins": plugins, "master_label": "devstack-gate-host", "master_executors": 8, "rights": RIGHTS,
+             "master_environment": {name: str(folder / file) for name, file in {
+                 "DEVSTACK_GATE_DB": "vm.db", "DEVSTACK_GATE_SECURE_CONFIG": "secure.conf", "HOME": ".",
+                 "OS_CLIENT_CONFIG_FILE": "clouds.yaml"}.items()}}
+    with Pocket(folder, "--machines", "namespace") as pocket, served(folder / "git", GOOD, BREAKING) as git_base, \
+            StandIn(folder / "jenkins", USERS, {"nodes": ("jenkins", make_key(folder))}, knobs) as jenkins:
+        (folder / "clouds.yaml").write_bytes(pocket.clouds_yaml.read_bytes())
+        pool = Pool(folder, pocket, jenkins)
+        pool.write_secure_config("git python3", user="scripts", apikey="scripts-token", **(
+            {"node_user": "node", "node_apikey": NODE_TOKEN} if request.param == "core" else {}))
+        pool.load(provider(images=[image(min_ready=1)]))
+        settings = f"export GIT_BASE={git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'\n{SLEEP}"
+        jobs = make_site(folder, plugins=request.param, providers=["one"], scripts=str(PROJECT),
+                         gate_repository=f"{git_base}/openstack/devstack-gate", gate_settings=settings)
+        load(jobs, jenkins.url, "admin", "admin-token")
+        pool.environment["GIT_BASE"] = git_base
+        pool.run("devstack-vm-update-image.py", "one", expect=0)
+        yield pool
+
+
+@pytest.fixture
+def pool(site: Pool) -> Pool:
+    """The pool, with one machine ready and its agent online; the jobs by the clock are run by hand."""
+    run_job(site, "devstack-reap-vms")
+    run_job(site, "devstack-launch-vms")
+    assert site.jenkins
+    (ready,) = [name for name, state in site.machines().items() if state == "READY"]
+    site.jenkins.wait_node(ready, "online")
+    return site
+
+
+def run_job(pool: Pool, name: str, expect: str = "SUCCESS", **parameters: str) -> dict[str, Any]:
+    """Run a job to its end."""
+    build = end(pool, name, start(pool, name, **parameters))
+    assert build["result"] == expect, build["console"]
+    return build
+
+
+def start(pool: Pool, name: str, **parameters: str) -> int:
+    """Ask for a build; returns its place in the queue."""
+    assert pool.jenkins
+    return pool.jenkins.build(name, **parameters)
+
+
+def end(pool: Pool, name: str, item: int) -> dict[str, Any]:
+    """Wait for the end of a build."""
+    assert pool.jenkins
+    started = pool.jenkins.wait_started(item, BUILD_SECONDS)
+    return pool.jenkins.wait_build(name, started["number"], BUILD_SECONDS)
+
+
+def change(pool: Pool, ref: str) -> dict[str, str]:
+    """What Zuul sends for a change to the sample projects."""
+    return {"ZUUL_URL": pool.environment["GIT_BASE"], "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master",
+            "ZUUL_REF": ref, "ZUUL_CHANGE": "12", "ZUUL_PATCHSET": "3"}
+
+
+def builds_of(pool: Pool, name: str) -> list[dict[str, Any]]:
+    """All builds of a job."""
+    assert pool.jenkins
+    return [build for build in pool.jenkins.look()["builds"] if build["job"] == name]
+
+
+def await_given_back(pool: Pool, build: dict[str, Any]) -> None:
+    """Wait until devstack-vm-delete has written down how a gate build ended."""
+    await_that("the build's end in vm.db", lambda: pool.sql(
+        "SELECT 1 FROM result WHERE jenkins_job_name = ? AND jenkins_build_number = ? AND end_time IS NOT NULL",
+        build["job"], build["number"]), 30)
+
+
+def test_two_queued_builds_run_on_two_machines_and_the_failed_ones_stays(pool: Pool) -> None:
+    first, second = (start(pool, GATE, **change(pool, ref)) for ref in (GOOD, BREAKING))
+
+    good = end(pool, GATE, first)
+    assert (good["result"], "sample/adder master" in good["console"]) == ("SUCCESS", True), good["console"]
+    await_given_back(pool, good)
+    assert pool.machines()[good["node"]] == "DELETE"
+    run_job(pool, "devstack-reap-vms")  # max-servers has room, but so the good one's goes before the other is there
+    assert good["node"] not in pool.machines()
+    run_job(pool, "devstack-launch-vms")
+    bad = end(pool, GATE, second)
+    await_given_back(pool, bad)
+
+    assert (bad["result"], "FAIL (1)" in bad["console"]) == ("FAILURE", True), bad["console"]
+    assert bad["node"] != good["node"]
+    run_job(pool, "devstack-reap-vms")
+    assert (pool.machines()[bad["node"]], pool.in_service(bad["node"])) == ("USED", False)
+    rows = pool.sql("SELECT node_name, jenkins_job_name, jenkins_build_number, gerrit_change_number, "
+                    "gerrit_patchset_number, result FROM result WHERE node_name IN (?, ?) ORDER BY id",
+                    good["node"], bad["node"])
+    assert rows == [(build["node"], GATE, build["number"], 12, 3, build["result"]) for build in (good, bad)]
+
+
+def test_the_node_is_out_of_service_before_the_build_does_anything_else(pool: Pool) -> None:
+    build = run_job(pool, GATE, **change(pool, GOOD))
+
+    console = build["console"]
+    assert console.index("devstack-vm-inprogress") < console.index("NODE_PROVIDER=")
+    (claim,) = [one for one in builds_of(pool, "devstack-vm-inprogress")
+                if one["parameters"]["GATE_NODE_NAME"] == build["node"]]
+    assert (claim["result"], claim["parameters"]["GATE_JOB_NAME"]) == ("SUCCESS", GATE)
+    assert build["started"] < claim["started"] < claim["ended"] < build["ended"]
+    assert "~/.devstack-gate-jenkins" not in console
+    await_given_back(pool, build)
+
+
+def test_a_build_whose_node_cannot_be_taken_fails_and_runs_nothing_of_the_change(pool: Pool) -> None:
+    (node,) = [name for name, state in pool.machines().items() if state == "READY"]
+    pool.sql("UPDATE machine SET state = 'HOLD', hold_reason = 'a look' WHERE name = ?", node)
+
+    build = run_job(pool, GATE, "FAILURE", **change(pool, GOOD))
+
+    assert build["node"] == node
+    assert "NODE_PROVIDER=" not in build["console"]
+    (claim,) = [one for one in builds_of(pool, "devstack-vm-inprogress")
+                if one["parameters"]["GATE_NODE_NAME"] == node]
+    assert (claim["result"], "is HOLD (a look)" in claim["console"]) == ("FAILURE", True)
+    await_that("the node to be out of service", lambda: not pool.in_service(node))
+    assert pool.machines()[node] == "HOLD"
+    pool.run("vmdatabase.py", "unhold", node, expect=0)
+
+
+def test_an_aborted_build_gives_its_machine_up(pool: Pool) -> None:
+    assert pool.jenkins
+    item = start(pool, GATE, **change(pool, GOOD) | {"ZUUL_PIPELINE": "sleep"})
+    started = pool.jenkins.wait_started(item, BUILD_SECONDS)
+    node = started["node"]
+    await_that("the tests", lambda: "asleep" in builds_of(pool, GATE)[-1]["console"], 30)
+
+    requests.post(f"{pool.jenkins.url}job/{GATE}/{started['number']}/stop", auth=("admin", "admin-token"), timeout=30)
+
+    build = pool.jenkins.wait_build(GATE, started["number"], BUILD_SECONDS)
+    assert build["result"] == "ABORTED", build["console"]
+    await_given_back(pool, build)
+    assert pool.machines()[node] == "DELETE"
+
+
+def test_hostile_values_in_every_parameter_do_nothing(pool: Pool) -> None:
+    assert pool.jenkins
+    owned = Path("/tmp/owned-by-a-parameter")
+    answer = requests.get(f"{pool.jenkins.url}job/{GATE}/api/json", auth=("admin", "admin-token"), timeout=30,
+                          params={"tree": "property[parameterDefinitions[name]]"})
+    names = [one["name"] for part in answer.json()["property"] for one in part.get("parameterDefinitions", [])]
+    assert "ZUUL_REF" in names
+
+    build = run_job(pool, GATE, "FAILURE", **dict(zip(names, cycle(HOSTILE), strict=False)))
+    await_given_back(pool, build)
+    for value in HOSTILE:
+        for job in ("devstack-vm-inprogress", "devstack-vm-delete"):
+            run_job(pool, job, "FAILURE", GATE_NODE_NAME=value, GATE_RESULT=value, GATE_JOB_NAME=value,
+                    GATE_BUILD_NUMBER="1")
+
+    assert not owned.exists()
+    assert not pool.ssh(pool.column(build["node"], "ip"), f"ls {owned}").stdout
+    assert "expected" in build["console"], "the gate refuses such settings"
+    (claim,) = [one for one in builds_of(pool, "devstack-vm-inprogress")
+                if one["parameters"]["GATE_JOB_NAME"] == GATE
+                and one["parameters"]["GATE_BUILD_NUMBER"] == str(build["number"])]
+    assert claim["parameters"]["GATE_NODE_NAME"] == build["node"]
+
+
+def test_the_login_of_the_node_is_gone_before_the_change_runs(pool: Pool) -> None:
+    build = run_job(pool, GATE, "FAILURE", **change(pool, BREAKING))
+
+    left = pool.ssh(pool.column(build["node"], "ip"),
+                    f"ls -a ~; sudo grep -rl {NODE_TOKEN} /home /opt /etc /tmp /var")
+
+    assert ".devstack-gate-jenkins" not in left.stdout.split()
+    assert "/" not in left.stdout
+    assert NODE_TOKEN not in build["console"]
+    await_given_back(pool, build)
+
+
+def test_logs_are_archived(pool: Pool) -> None:
+    assert pool.jenkins
+    build = run_job(pool, GATE, **change(pool, GOOD))
+    answer = requests.get(f"{pool.jenkins.url}job/{GATE}/{build['number']}/api/json", auth=("admin", "admin-token"),
+                          params={"tree": "artifacts[relativePath]"}, timeout=30)
+    paths = {one["relativePath"] for one in answer.json()["artifacts"]}
+    assert {"logs/devstacklog.txt", "logs/reproduce.sh", "logs/setup-workspace.txt"} <= paths
+    await_given_back(pool, build)
+
+
+def test_a_second_update_changes_nothing(pool: Pool, tmp_path: Path) -> None:
+    assert pool.jenkins
+
+    def configs() -> dict[str, str]:
+        assert pool.jenkins
+        return {name: requests.get(f"{pool.jenkins.url}job/{name}/config.xml", auth=("admin", "admin-token"),
+                                   timeout=30).text for name in pool.jenkins.look()["jobs"]}
+
+    before = configs()
+    said = load(pool.folder / "jobs", pool.jenkins.url, "admin", "admin-token")
+    assert configs() == before
+    assert "Number of jobs updated: 0" in said, said
