@@ -58,6 +58,10 @@ class Knobs:
     race_seconds: float = 0.1  # how long such a create looks away
     rights: dict[str, list[str]] = field(default_factory=dict)  # also "Item.Build/JOB"; not listed: may do everything
     plugins: dict[str, str] = field(default_factory=lambda: dict(RECORDED))  # versions by short name
+    inactive: list[str] = field(default_factory=list)  # which of them are switched off
+    passwords: dict[str, str] = field(default_factory=dict)  # user by id: credentials of kind username with password
+    departed: list[str] = field(default_factory=list)  # users of Jenkins' that its user directory no longer knows
+    has_address: bool = True  # Manage Jenkins, System: otherwise builds are not told where Jenkins is
     master_label: str = ""  # of the Jenkins host, beside "master"
     master_executors: int = 2
     master_environment: dict[str, str] = field(default_factory=dict)  # of the steps that run there
@@ -115,6 +119,14 @@ class Model:
         self._watching = False
 
     # Nodes
+
+    def address(self) -> str:
+        """Where builds are told that Jenkins is, empty if it does not know."""
+        return self.url if self.knobs.has_address else ""
+
+    def installed(self) -> dict[str, str]:
+        """The plugins that are there and on, with their versions."""
+        return {name: version for name, version in self.knobs.plugins.items() if name not in self.knobs.inactive}
 
     def starting(self) -> bool:
         return self.knobs.starting_up or time.monotonic() < self.up_at
@@ -357,7 +369,7 @@ class Model:
         running = self.running.setdefault(node.name, [])
         executor = -1 if own_executor else _first_free({build.executor for build in running})
         workspaces = {build.environment["WORKSPACE"] for build in running}
-        environment = build_environment(item, node, number, executor, self.url, self.root, workspaces)
+        environment = build_environment(item, node, number, executor, self.address(), self.root, workspaces)
         build = Build(job, number, item, node.name, executor, environment)
         build.console += [line for cause in item.causes for line in cause.lines()] + ["Running as SYSTEM"]
         others = " ".join(label for label in node.labels() if label != node.name)
