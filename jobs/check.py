@@ -271,7 +271,7 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
     if response is None:
         # What python-jenkins says without an answer of Jenkins' behind it is a script's output: its error comes first.
         said = " ".join(line.strip() for line in str(err).split("\n\tat ")[0].splitlines()[:2])
-        return said[:200] if type(err) is jenkins.JenkinsException and said else short_reason(err)
+        return said[:200] if type(err) is jenkins.JenkinsException and said else f"no answer ({short_reason(err)})"
     status, right = response.status_code, response.headers.get("X-Required-Permission", "")
     if status == 401:  # noqa: PLR2004
         return "401, user or password (API key) is wrong"

@@ -392,8 +392,7 @@ def test_the_password_of_another_jenkins_is_not_sent_to_this_one(desk: Desk) -> 
 @pytest.mark.parametrize(("knobs", "start"), [
     ({"answers": [{"match": "POST /scriptText", "status": 500}]}, "500 Server Error"),
     ({"plugins": without("credentials")},
-     "org.codehaus.groovy.control.MultipleCompilationErrorsException: startup failed: Script1.groovy: 4: unable to "
-     "resolve class com.cloudbees"),
+     "org.codehaus.groovy.control.MultipleCompilationErrorsException: startup failed: Script1.groovy: "),
 ])
 def test_a_script_that_fails_leaves_the_rest_told(desk: Desk, knobs: dict[str, Any], start: str) -> None:
     desk.standin.knobs(**knobs)
@@ -492,7 +491,7 @@ def test_the_console_runs_what_is_posted(console: jenkins.Jenkins) -> None:
 
 @pytest.mark.parametrize(("script", "error"), [
     ("throw new IllegalStateException('so')", r"java\.lang\.IllegalStateException: so\n\tat "),
-    ("no such thing", r"groovy\.lang\.MissingPropertyException: No such property: no"),
+    ("nothing", r"groovy\.lang\.MissingPropertyException: No such property: nothing"),
     ("println((", r"org\.codehaus\.groovy\.control\.MultipleCompilationErrorsException: startup failed"),
 ])
 def test_the_console_shows_where_a_script_failed(console: jenkins.Jenkins, script: str, error: str) -> None:
