@@ -115,7 +115,7 @@ class Nodes:
             except jenkins.NotFoundException:
                 return None
             except (jenkins.JenkinsException, requests.RequestException) as err:
-                response = _response_of(err)
+                response = response_of(err)
                 if response is not None and response.status_code == 403 and "crumb" in response.text \
                         and not fresh_crumb:  # noqa: PLR2004
                     self._jenkins.crumb = None
@@ -128,7 +128,7 @@ class Nodes:
     def _explained(self, what: str, err: Exception, response: requests.Response | None) -> GateError:
         where = f"Jenkins {self._config.server}: {what}"
         if response is None:
-            return JenkinsError(f"{where}: no answer ({_short(err)})")
+            return JenkinsError(f"{where}: no answer ({short_reason(err)})")
         status = response.status_code
         if status == 401:  # noqa: PLR2004
             return JenkinsConfigError(f"{where}: 401, user {self._config.user} or its apikey is wrong")
@@ -344,7 +344,7 @@ def _element(config: str, tag: str) -> str:
     return html.unescape(found[1]).strip() if found else ""
 
 
-def _response_of(err: BaseException) -> requests.Response | None:
+def response_of(err: BaseException) -> requests.Response | None:
     """Return the answer behind an exception of python-jenkins, which hides the status in its text."""
     seen: BaseException | None = err
     while seen is not None:
@@ -355,7 +355,7 @@ def _response_of(err: BaseException) -> requests.Response | None:
     return None
 
 
-def _short(err: Exception) -> str:
+def short_reason(err: Exception) -> str:
     """Return the reason of a connection error without the layers that the libraries wrap round it."""
     text = str(err)
     errno = re.search(r"\[Errno [-\d]+\] ([^\"')]+)", text)

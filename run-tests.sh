@@ -33,7 +33,8 @@ main() {
     cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
     # shellcheck source=tests/prepare.sh
     . tests/prepare.sh
-    install_packages bats debootstrap git iproute2 openssh-client openssh-server procps python3 python3-venv rsync shellcheck sqlite3
+    install_packages bats debootstrap default-jre-headless git groovy iproute2 openssh-client openssh-server procps python3 python3-venv rsync \
+        shellcheck sqlite3
     make_venv requirements-test.txt
     local checked=0 rc=0
     if (( $# == 0 )); then

@@ -1,5 +1,5 @@
-// Run by check.py in the script console of Jenkins, by an administrator. Reads only, and prints one line of JSON: who may do
-// what, whether the credential is there, and the address that Jenkins calls itself by. ASKED is JSON in base64.
+// Run by check.py in the script console of Jenkins, by an administrator. Reads only, and prints one line of JSON: who may
+// do what, whether the credential is there, and the address that Jenkins calls itself by. ASKED is JSON in base64.
 
 import com.cloudbees.plugins.credentials.CredentialsProvider
 import com.cloudbees.plugins.credentials.common.StandardUsernameCredentials
@@ -10,16 +10,26 @@ import hudson.model.Item
 import hudson.model.User
 import hudson.security.ACL
 import jenkins.model.Jenkins
+import jenkins.model.JenkinsLocationConfiguration
+import org.acegisecurity.userdetails.UsernameNotFoundException
 
 def asked = new JsonSlurper().parseText(new String('ASKED'.decodeBase64(), 'UTF-8'))
 def jenkins = Jenkins.get()
 def permissions = [
     'Overall/Read': Jenkins.READ,
-    'Agent/Create': Computer.CREATE, 'Agent/Configure': Computer.CONFIGURE, 'Agent/Connect': Computer.CONNECT,
-    'Agent/Disconnect': Computer.DISCONNECT, 'Agent/Delete': Computer.DELETE,
-    'Job/Create': Item.CREATE, 'Job/Configure': Item.CONFIGURE, 'Job/Read': Item.READ, 'Job/Build': Item.BUILD,
+    'Agent/Create': Computer.CREATE, 'Agent/Configure': Computer.CONFIGURE, 'Agent/Disconnect': Computer.DISCONNECT,
+    'Agent/Delete': Computer.DELETE,
+    'Job/Read': Item.READ, 'Job/Build': Item.BUILD,
 ]
 
+// Null for a user whom Jenkins has never seen, or whom its directory of users knows no more.
+def loginOf = { id ->
+    try {
+        return User.getById(id, false)?.impersonate()
+    } catch (UsernameNotFoundException ignored) {
+        return null
+    }
+}
 // A right is 'Agent/Create', or 'Job/Build JOB' for one job; where that is not there yet, the right to all jobs counts.
 def has = { login, right ->
     def (name, job) = right.split(' ', 2) + [null]
@@ -27,13 +37,15 @@ def has = { login, right ->
     return scope.getACL().hasPermission(login, permissions[name])
 }
 def rights = asked.users.collectEntries { user, wanted ->
-    def login = User.getById(user, false)?.impersonate()
+    def login = loginOf(user)
     return [user, login ? wanted.findAll { has(login, it) } : null]
 }
 def credential = CredentialsProvider.lookupCredentials(StandardUsernameCredentials, jenkins, ACL.SYSTEM, [])
     .find { it.id == asked.credential }
 println(JsonOutput.toJson([
-    url: jenkins.getRootUrl(),
+    // Not getRootUrl(): that gives the address by which this request came, where Jenkins has been told none.
+    url: JenkinsLocationConfiguration.get().getUrl(),
     rights: rights,
-    credential: credential ? [kind: credential.getClass().getSimpleName(), user: credential.username] : null,
+    credential: credential ? [kind: credential.getClass().getSimpleName(), named: credential.descriptor.displayName,
+                              user: credential.username] : null,
 ]))

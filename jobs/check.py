@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Say what a Jenkins lacks for the jobs of this folder: plugins, credential, label, rights. Changes nothing there.
 
-Reads the secure configuration, defaults.yaml beside this file, and the login with which jenkins-jobs loads jobs
-(--conf, or the places where jenkins-jobs looks itself), which must be an administrator's for the whole answer: rights
-and credentials are looked up by check.groovy in Jenkins' script console. Prints a line for each thing: ok, missing, or
-unknown with the reason.
+Run by hand on the host of vm.db, before jobs are loaded. Reads the secure configuration, vm.db, defaults.yaml beside
+this file, and the jenkins_jobs.ini with which jenkins-jobs loads jobs (--conf, or where jenkins-jobs looks itself). The
+user in that must be an administrator for the whole answer: check.groovy looks up rights and credential in Jenkins'
+script console.
 
-Exit codes: 0 everything is there, 1 something is missing or could not be looked up, 2 wrong use or configuration.
+Prints a line for each thing: ok, missing, wrong (with what is expected), or unknown (with the reason).
+
+Exit codes: 0 all is well, 1 something is missing, wrong or unknown, 2 wrong use or configuration.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import argparse
 import base64
 import configparser
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -29,16 +32,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import gateconfig
 import vmdatabase
 from gateconfig import ConfigError, JenkinsConfig
+from jenkinsnodes import response_of, short_reason
 
 if TYPE_CHECKING:
     import jenkins
+    import requests
 
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 CONF_PLACES = ("~/.config/jenkins_jobs/jenkins_jobs.ini", "/etc/jenkins_jobs/jenkins_jobs.ini")  # as jenkins-jobs does
 CALL_SECONDS = 30
-OK, MISSING, UNKNOWN = "ok", "missing", "unknown"
+OK, MISSING, WRONG, UNKNOWN = "ok", "missing", "wrong", "unknown"
 
 # The oldest versions that what these jobs use is known from.
 CORE_PLUGINS = {"credentials": "2.3", "ssh-credentials": "1.18", "ssh-slaves": "1.31", "matrix-project": "1.18",
@@ -47,19 +52,39 @@ FULL_PLUGINS = {"parameterized-trigger": "2.35", "build-timeout": "1.19", "times
                 "build-name-setter": "2.0"}
 PIPELINE_PLUGINS = {"workflow-job": "2.40", "workflow-cps": "2.80", "workflow-durable-task-step": "2.35",
                     "workflow-basic-steps": "2.20", "pipeline-build-step": "2.12", "timestamper": "1.9"}
+GERRIT_PLUGINS = {"gerrit-trigger": "2.30"}
 SCRIPT_RIGHTS = ("Overall/Read", "Agent/Create", "Agent/Configure", "Agent/Disconnect", "Agent/Delete")
+RIGHT_PLACES = {"hudson.model.Hudson.": "Overall/", "hudson.model.Computer.": "Agent/", "hudson.model.Item.": "Job/"}
+KEY_KIND = "SSH Username with private key"
 
 
 @dataclass(frozen=True)
 class Site:
     """What defaults.yaml says: gate_jobs maps the names of gate jobs to their image types."""
 
+    path: Path
     providers: Sequence[str]
     host: str
     core: bool
+    freestyle: bool
     pipeline: bool
     gerrit: bool
-    gate_jobs: dict[str, str]
+    gate_jobs: Mapping[str, str]
+
+    @property
+    def nodes_call(self) -> bool:
+        """Whether gate builds call Jenkins from their nodes."""
+        return self.core and self.freestyle
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The login with which jenkins-jobs loads jobs; server is empty where the file does not say."""
+
+    path: Path
+    user: str
+    password: str = field(repr=False)
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,17 +96,18 @@ class Line:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Look for everything and print what there is."""
+    """Look for everything and print what there is, a line as soon as it is known."""
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
     site = read_site(options.defaults)
     config = gateconfig.load_secure_config()
     if config.jenkins is None:
         raise ConfigError(f"{config.path}: [jenkins] is missing; without Jenkins there are no jobs")
-    lines = list(check(site, config.jenkins, config.node.user, read_conf(options.conf)))
-    for line in lines:
-        print(f"{line.state:8} {line.what}")
-    return gateconfig.EXIT_OK if all(line.state == OK for line in lines) else gateconfig.EXIT_FAILED
+    fine = True
+    for line in check(site, config.jenkins, config.node.user, read_loader(options.conf)):
+        print(f"{line.state:8} {line.what}", flush=True)
+        fine = fine and line.state == OK
+    return gateconfig.EXIT_OK if fine else gateconfig.EXIT_FAILED
 
 
 # --- what is wanted ---
@@ -91,55 +117,82 @@ def read_site(path: Path) -> Site:
     """Return what defaults.yaml says; ConfigError names the key."""
     try:
         parts = yaml.safe_load(path.read_text(encoding="utf-8"))
-        defaults = next(part["defaults"] for part in parts if "defaults" in part)
-        gate = next(part["project"] for part in parts if part.get("project", {}).get("name") == "gate")
-        suffixes = {suffix: values["image"] for entry in gate["suffix"] for suffix, values in entry.items()}
-        return Site(
-            providers=list(defaults["providers"]), host=str(defaults["host"]), core=_is_core(path, defaults["plugins"]),
-            pipeline="gate-pipeline" in gate["jobs"], gerrit="gerrit" in str(defaults["gate_triggers"]),
-            gate_jobs={f"gate-integration-tests-devstack-vm{suffix}": str(image) for suffix, image in suffixes.items()})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(err).split())})") from err
-    except (KeyError, TypeError, AttributeError, StopIteration) as err:
-        raise ConfigError(f"{path}: expected the keys of the file that comes with the project, got {err!r}") from err
-
-
-def _is_core(path: Path, plugins: object) -> bool:
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read ({err.strerror})") from err
+    except (UnicodeDecodeError, yaml.YAMLError) as err:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
+    defaults = _part(path, parts, "defaults", "global")
+    gate = _part(path, parts, "project", "gate")
+    plugins = _value(path, defaults, "plugins", str)
     if plugins not in ("full", "core"):
         raise ConfigError(f"{path}: plugins: expected full or core, got {plugins!r}")
-    return plugins == "core"
+    jobs = [next(iter(job)) if isinstance(job, dict) and job else job for job in _value(path, gate, "jobs", list)]
+    return Site(
+        path=path, providers=[str(name) for name in _value(path, defaults, "providers", list)],
+        host=_value(path, defaults, "host", str), core=plugins == "core", freestyle="gate-freestyle" in jobs,
+        pipeline="gate-pipeline" in jobs, gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
+        gate_jobs=dict(_gate_jobs(path, gate)))
 
 
-def read_conf(path: Path | None) -> tuple[str, str] | None:
-    """Return user and password with which jenkins-jobs loads jobs, None if there is no such file and none was named."""
+def _part(path: Path, parts: object, kind: str, name: str) -> dict[str, Any]:
+    """Return the part of a file of jenkins-jobs that defines something: - KIND: {name: NAME, ...}."""
+    for part in parts if isinstance(parts, list) else ():
+        found = part.get(kind) if isinstance(part, dict) else None
+        if isinstance(found, dict) and found.get("name") == name:
+            return found
+    raise ConfigError(f"{path}: expected '- {kind}:' with 'name: {name}', as in the file that comes with the project")
+
+
+def _value(path: Path, part: dict[str, Any], key: str, kind: type[T]) -> T:
+    if key not in part:
+        raise ConfigError(f"{path}: {key} is missing")
+    value = part[key]
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path}: {key}: expected a {'list' if kind is list else 'word'}, got {value!r}")
+    return value
+
+
+def _gate_jobs(path: Path, gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for entry in _value(path, gate, "suffix", list):
+        for suffix, values in entry.items() if isinstance(entry, dict) else [(entry, None)]:
+            if not isinstance(values, dict) or "image" not in values:
+                raise ConfigError(f"{path}: suffix {suffix!r}: image is missing")
+            yield f"gate-integration-tests-devstack-vm{suffix}", str(values["image"])
+
+
+def read_loader(path: Path | None) -> Loader | None:
+    """Return the login with which jenkins-jobs loads jobs, None if there is no such file and none was named."""
+    if path is None and os.environ.get("JJB_CONF"):
+        path = Path(os.environ["JJB_CONF"])
     places = [path] if path else [place for name in CONF_PLACES if (place := Path(name).expanduser()).exists()]
     if not places:
         return None
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(places[0].read_text(encoding="utf-8"))
-        return parser["jenkins"]["user"], parser["jenkins"]["password"]
-    except (OSError, UnicodeDecodeError, configparser.Error) as err:
-        raise ConfigError(f"{places[0]}: cannot be read ({' '.join(str(err).split())})") from err
-    except KeyError as err:
-        raise ConfigError(f"{places[0]}: [jenkins] user and password: expected both, {err} is missing") from err
+    except OSError as err:
+        raise ConfigError(f"{places[0]}: cannot be read ({err.strerror})") from err
+    except (UnicodeDecodeError, configparser.Error) as err:
+        raise ConfigError(f"{places[0]}: not an INI file ({' '.join(str(err).split())})") from err
+    user, password, url = (parser.get("jenkins", key, fallback="") for key in ("user", "password", "url"))
+    if not user or not password:
+        raise ConfigError(f"{places[0]}: [jenkins] {'password' if user else 'user'} is missing")
+    return Loader(places[0], user, password, url)
 
 
 def wanted_plugins(site: Site) -> dict[str, str]:
     """Return the plugins that the jobs need, with their oldest versions."""
-    plugins = {**CORE_PLUGINS, **({} if site.core else FULL_PLUGINS)}
-    if site.pipeline:
-        plugins |= PIPELINE_PLUGINS
-    return {**plugins, "gerrit-trigger": "2.30"} if site.gerrit else plugins
+    return {**CORE_PLUGINS, **({} if site.core else FULL_PLUGINS), **(PIPELINE_PLUGINS if site.pipeline else {}),
+            **(GERRIT_PLUGINS if site.gerrit else {})}
 
 
 def wanted_rights(site: Site, config: JenkinsConfig) -> dict[str, list[str]]:
     """Return the rights that each user of the scripts needs: 'Agent/Create', or 'Job/Read JOB' for one job."""
     rights = {config.user: [*SCRIPT_RIGHTS, *(f"Job/Read {job}" for job in (*site.gate_jobs, "devstack-vm-delete"))]}
-    if site.core:
-        user = config.node_login.partition(":")[0]
-        rights[user] = ["Overall/Read", "Job/Read devstack-vm-inprogress", "Job/Build devstack-vm-inprogress"]
-    return rights
+    if site.nodes_call and config.node_login:
+        wanted = rights.setdefault(config.node_login.partition(":")[0], [])
+        wanted += ["Overall/Read", "Job/Read devstack-vm-inprogress", "Job/Build devstack-vm-inprogress"]
+    return {user: list(dict.fromkeys(wanted)) for user, wanted in rights.items()}
 
 
 # --- what there is ---
@@ -149,28 +202,38 @@ class NoAnswerError(Exception):
     """Jenkins did not tell; the message is one short line."""
 
 
-def check(site: Site, config: JenkinsConfig, node_user: str, conf: tuple[str, str] | None) -> Iterator[Line]:
-    """Yield a line for each thing that is looked for."""
+def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | None) -> Iterator[Line]:
+    """Yield a line for each thing that is looked for; after a login that fails there is nothing more to ask."""
+    yield from check_providers(site)
     api = connect(config.server, config.user, config.apikey)
-    who = f"lets user {config.user} of the secure configuration in"
     try:
         ask(api.get_whoami)
+        version = ask(api.get_version)
     except NoAnswerError as err:
-        yield Line(MISSING, f"Jenkins {config.server} {who}: {err}")
+        yield Line(UNKNOWN, f"Jenkins {config.server}, asked as user {config.user} of the secure configuration: {err}")
         return
-    yield from or_unknown("version", check_version(api, f"Jenkins {config.server} {who}"))
-    yield from check_providers(site)
+    yield Line(OK, f"Jenkins {config.server} {version}, user {config.user}")
     yield from or_unknown(f"label {site.host}", check_host(api, site))
-    if site.core and not config.node_login:
-        yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration, with which gate builds "
-                            "call Jenkins (plugins: core)")
-    elif conf is None:
-        yield Line(UNKNOWN, "plugins, rights, credential: expected the login that loads jobs, --conf jenkins_jobs.ini")
-    else:
-        admin = connect(config.server, *conf)
-        yield from or_unknown(f"plugins, as user {conf[0]}", check_plugins(admin, site))
-        yield from or_unknown(f"rights and credential, as user {conf[0]}, who must be an administrator",
-                              check_with_script(admin, site, config, node_user))
+    if site.nodes_call and not config.node_login:
+        yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration: with plugins: core gate "
+                            "builds call Jenkins from their nodes")
+    if loader is None:
+        yield Line(UNKNOWN, "plugins, rights, credential, address: only an administrator can tell; name the "
+                            "jenkins_jobs.ini with which you load jobs: --conf FILE")
+        return
+    if loader.server.rstrip("/") not in ("", config.server.rstrip("/")):
+        yield Line(WRONG, f"url {loader.server} in {loader.path}: expected {config.server}, the server of the secure "
+                          "configuration, so that jobs are loaded where the scripts work")
+        return
+    admin = connect(config.server, loader.user, loader.password)
+    asked_as = f"asked as user {loader.user} of {loader.path}"
+    try:
+        plugins = ask(admin.get_plugins)
+    except NoAnswerError as err:
+        yield Line(UNKNOWN, f"plugins, rights, credential, address, {asked_as}: {err}")
+        return
+    yield from check_plugins({str(plugin["shortName"]): plugin for plugin in plugins.values()}, site)
+    yield from or_unknown(f"rights, credential, address, {asked_as}", check_with_script(admin, site, config, node_user))
 
 
 def or_unknown(what: str, lines: Iterator[Line]) -> Iterator[Line]:
@@ -195,14 +258,29 @@ def ask(call: Callable[[], T]) -> T:
 
     try:
         return call()
-    except (jenkins.JenkinsException, requests.RequestException, ValueError) as err:
-        text = " ".join(re.sub(r"<[^>]*>", " ", str(err)).split())
-        raise NoAnswerError(text[:160] or type(err).__name__) from err
+    except (jenkins.JenkinsException, requests.RequestException) as err:
+        raise NoAnswerError(_reason(err, response_of(err))) from err
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise NoAnswerError("the answer makes no sense; is this the address of a Jenkins?") from err
 
 
-def check_version(api: jenkins.Jenkins, text: str) -> Iterator[Line]:
-    """Say that the login works, and which Jenkins it is."""
-    yield Line(OK, f"{text}; it is a {ask(api.get_version)}")
+def _reason(err: Exception, response: requests.Response | None) -> str:
+    """Return in a few words why there is no answer."""
+    import jenkins
+
+    if response is None:
+        # What python-jenkins says without an answer of Jenkins' behind it is a script's output: its error comes first.
+        said = " ".join(line.strip() for line in str(err).split("\n\tat ")[0].splitlines()[:2])
+        return said[:200] if type(err) is jenkins.JenkinsException and said else f"no answer ({short_reason(err)})"
+    status, right = response.status_code, response.headers.get("X-Required-Permission", "")
+    if status == 401:  # noqa: PLR2004
+        return "401, user or password (API key) is wrong"
+    if status == 403 and right:  # noqa: PLR2004
+        for theirs, shown in RIGHT_PLACES.items():
+            right = right.replace(theirs, shown)
+        return f"403, this user needs the right {right}"
+    hints = {404: "; is this the address of a Jenkins?", 503: "; Jenkins is starting, or a proxy does not reach it"}
+    return f"{status} {response.reason}{hints.get(status, '')}"
 
 
 def check_providers(site: Site) -> Iterator[Line]:
@@ -216,59 +294,82 @@ def check_providers(site: Site) -> Iterator[Line]:
                  for provider in vmdatabase.Provider.select() if provider.active}
     for name in sorted(known.keys() | set(site.providers)):
         if name not in known:
-            yield Line(MISSING, f"provider {name} of defaults.yaml in {path}")
+            yield Line(MISSING, f"provider {name}: in {site.path.name}, but not in {path}: load a file that has it")
         elif name not in site.providers:
-            yield Line(MISSING, f"provider {name} of {path} in defaults.yaml: no job would look after it")
+            yield Line(MISSING, f"provider {name}: in {path}, but not in {site.path.name}: no job would look after it")
         else:
             yield Line(OK, f"provider {name}")
-    for image in sorted({image for images in known.values() for image in images} | set(site.gate_jobs.values())):
-        jobs = [job for job, wanted in site.gate_jobs.items() if wanted == image]
-        if jobs and any(image in images for images in known.values()):
-            yield Line(OK, f"image {image}: {', '.join(jobs)}")
+    had = {image for images in known.values() for image in images}
+    for image in sorted(had | set(site.gate_jobs.values())):
+        jobs = ", ".join(job for job, wanted in site.gate_jobs.items() if wanted == image)
+        if image not in had:
+            yield Line(MISSING, f"image {image}: {jobs} runs on it, but no provider in {path} has it")
+        elif not jobs:
+            yield Line(MISSING, f"image {image}: in {path}, but no gate job in {site.path.name} runs on it")
         else:
-            yield Line(MISSING, f"image {image}: {'a provider that has it' if jobs else 'a gate job in defaults.yaml'}")
+            yield Line(OK, f"image {image}: {jobs}")
 
 
 def check_host(api: jenkins.Jenkins, site: Site) -> Iterator[Line]:
     """Look for the node with the label of the host of vm.db, and count its executors."""
-    import requests
-
-    tree = "computer[displayName,offline,numExecutors,assignedLabels[name]]"
-    request = requests.Request("GET", f"{api.server}computer/api/json?tree={tree}")
-    carrying = [node for node in ask(lambda: json.loads(api.jenkins_open(request)))["computer"]
-                if site.host in {label["name"] for label in node["assignedLabels"]}]
-    names = ", ".join(node["displayName"] for node in carrying)
-    executors = sum(node["numExecutors"] for node in carrying)
+    carrying = ask(lambda: _nodes_with_label(api, site.host))
     wanted = 3 * len(site.providers) + 4
     if not carrying:
         yield Line(MISSING, f"label {site.host}: no node carries it; give it to the one on the host of vm.db")
-    elif len(carrying) > 1:
-        yield Line(MISSING, f"label {site.host}: expected one node, the host of vm.db; it is on {names}")
-    elif carrying[0]["offline"]:
-        yield Line(MISSING, f"label {site.host}: {names} is offline")
+        return
+    names = ", ".join(sorted(name for name, _, _ in carrying))
+    _, offline, executors = carrying[0]
+    if len(carrying) > 1:
+        yield Line(WRONG, f"label {site.host}: on {names}; expected on one node, the one on the host of vm.db")
+    elif offline:
+        yield Line(WRONG, f"label {site.host}: its node {names} is offline")
     elif executors < wanted:
-        yield Line(MISSING, f"label {site.host}: {names} has {executors} executors, expected {wanted}: gate builds "
-                            "would wait for timed jobs")
+        yield Line(WRONG, f"label {site.host}: its node {names} has {executors} executors, expected {wanted} for "
+                          f"{len(site.providers)} providers: gate builds would wait for timed jobs")
     else:
-        yield Line(OK, f"label {site.host}: {names}, {executors} executors")
+        yield Line(OK, f"label {site.host}: node {names}, {executors} executors")
 
 
-def check_plugins(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Compare the plugins that Jenkins has with those that the jobs need."""
-    found = ask(admin.get_plugins)
-    versions = {plugin["shortName"]: str(plugin["version"]) for plugin in found.values() if plugin["active"]}
+def _nodes_with_label(api: jenkins.Jenkins, label: str) -> list[tuple[str, bool, int]]:
+    """Return name, whether it is offline, and executors of each node with a label."""
+    import requests
+
+    tree = "computer[displayName,offline,numExecutors,assignedLabels[name]]"
+    request = requests.Request("GET", f"{api.server}computer/api/json", params={"tree": tree})
+    return [(node["displayName"], node["offline"], node["numExecutors"])
+            for node in json.loads(api.jenkins_open(request))["computer"]
+            if label in {one["name"] for one in node["assignedLabels"]}]
+
+
+def check_plugins(found: Mapping[str, Mapping[str, Any]], site: Site) -> Iterator[Line]:
+    """Compare the plugins that Jenkins has, by their names, with those that the jobs need."""
     for name, oldest in sorted(wanted_plugins(site).items()):
-        if name not in versions:
-            yield Line(MISSING, f"plugin {name} {oldest} or later{', or set plugins: core' * (name in FULL_PLUGINS)}")
-        elif _numbers(versions[name]) < _numbers(oldest):
-            yield Line(MISSING, f"plugin {name} {oldest} or later: it is {versions[name]}")
+        plugin = found.get(name)
+        instead = ", or set plugins: core" if name in FULL_PLUGINS and not (
+            site.pipeline and name in PIPELINE_PLUGINS) else ""
+        if plugin is None:
+            yield Line(MISSING, f"plugin {name}: install {oldest} or later{instead}")
+        elif _numbers(str(plugin["version"])) < _numbers(oldest):
+            yield Line(WRONG, f"plugin {name} {plugin['version']}: expected {oldest} or later")
+        elif not plugin["active"]:
+            yield Line(WRONG, f"plugin {name} {plugin['version']}: it is not active; enable it and restart Jenkins")
         else:
-            yield Line(OK, f"plugin {name} {versions[name]}")
+            yield Line(OK, f"plugin {name} {plugin['version']}")
 
 
 def _numbers(version: str) -> list[int]:
-    """Return what versions are compared by: 1.31.5 or 1254.v3f64639b_11dd."""
-    return [int(part) for part in re.findall(r"(?:^|\.)([0-9]+)(?=\.|$|-)", version)]
+    """Return what versions are compared by: their numbers up to the first word, as in 3.28-1 or 1254.v3f64639b_11dd.
+
+    Zeros at the end do not count: 2.0 is 2.
+    """
+    numbers: list[int] = []
+    for part in re.split("[. -]", version):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig, node_user: str) -> Iterator[Line]:
@@ -276,33 +377,35 @@ def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig,
     rights = wanted_rights(site, config)
     asked = json.dumps({"users": rights, "credential": config.credentials_id})
     script = (HERE / "check.groovy").read_text(encoding="utf-8")
-    encoded = base64.b64encode(asked.encode()).decode()
-    script = script.replace("'ASKED'", f"'{encoded}'")
+    script = script.replace("'ASKED'", f"'{base64.b64encode(asked.encode()).decode()}'")
     seen = ask(lambda: json.loads(admin.run_script(script)))
     for user, wanted in rights.items():
         has = seen["rights"][user]
         if has is None:
-            yield Line(MISSING, f"user {user}")
+            yield Line(MISSING, f"user {user}: Jenkins knows no such user, or knows it no more")
         for right in wanted if has is not None else ():
             yield Line(OK if right in has else MISSING, f"right {right} of user {user}")
     yield _credential_line(seen["credential"], config.credentials_id, node_user)
-    yield Line(OK, f"address {seen['url']}") if seen["url"] else Line(
-        MISSING, "the address of Jenkins (Manage Jenkins, System): builds are told no JENKINS_URL")
+    if seen["url"]:
+        yield Line(OK, f"address {seen['url']}")
+    elif site.nodes_call:
+        yield Line(MISSING, "address of Jenkins: enter it under Manage Jenkins, System; without it gate builds have no "
+                            "JENKINS_URL to call")
 
 
 def _credential_line(found: dict[str, str] | None, name: str, node_user: str) -> Line:
     if found is None:
-        return Line(MISSING, f"credential {name}, of kind SSH username with private key, for user {node_user}")
+        return Line(MISSING, f"credential {name}: add one with this id, of kind {KEY_KIND}, user {node_user}")
     if found["kind"] != "BasicSSHUserPrivateKey":
-        return Line(MISSING, f"credential {name}: expected SSH username with private key, it is a {found['kind']}")
+        return Line(WRONG, f"credential {name}: expected kind {KEY_KIND}, it is {found['named']}")
     if found["user"] != node_user:
-        return Line(MISSING, f"credential {name}: expected user {node_user} as [node] user says, it is {found['user']}")
-    return Line(OK, f"credential {name} for user {node_user}")
+        return Line(WRONG, f"credential {name}: expected user {node_user}, as [node] user says, it is {found['user']}")
+    return Line(OK, f"credential {name}, user {node_user}")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateconfig.make_parser(__doc__)
-    parser.add_argument("--conf", metavar="FILE", type=Path, help="the jenkins_jobs.ini of jenkins-jobs")
+    parser.add_argument("--conf", metavar="FILE", type=Path, help="the jenkins_jobs.ini of jenkins-jobs [JJB_CONF]")
     parser.add_argument("--defaults", metavar="FILE", type=Path, default=HERE / "defaults.yaml",
                         help="instead of the defaults.yaml beside this file")
     return parser.parse_args(argv)

@@ -13,22 +13,28 @@ from tests.pocketcloud.jenkins_nodes import Node
 def build_environment(
     item: Item, node: Node, number: int, executor: int, url: str, home: Path, taken: Collection[str]
 ) -> dict[str, str]:
-    """Parameters win over what Jenkins sets; `taken` are the workspaces of the node's running builds."""
+    """Parameters win over what Jenkins sets; `taken` are the workspaces of the node's running builds.
+
+    url is empty where Jenkins does not know its own address; then there are no variables with addresses.
+    """
     job = item.job
-    return {
-        **job.environment,
-        "JENKINS_HOME": str(home),
-        "HUDSON_HOME": str(home),
+    addresses = {
         "JENKINS_URL": url,
         "HUDSON_URL": url,
+        "JOB_URL": f"{url}{job.path}",
+        "BUILD_URL": f"{url}{job.path}{number}/",
+    }
+    return {
+        **job.environment,
+        **(addresses if url else {}),
+        "JENKINS_HOME": str(home),
+        "HUDSON_HOME": str(home),
         "JOB_NAME": job.name,
         "JOB_BASE_NAME": job.base_name,
-        "JOB_URL": f"{url}{job.path}",
         "BUILD_NUMBER": str(number),
         "BUILD_ID": str(number),
         "BUILD_DISPLAY_NAME": f"#{number}",
         "BUILD_TAG": f"jenkins-{job.name.replace('/', '-')}-{number}",
-        "BUILD_URL": f"{url}{job.path}{number}/",
         "NODE_NAME": node.name,
         "NODE_LABELS": " ".join(node.labels()),
         "EXECUTOR_NUMBER": str(executor),

@@ -23,6 +23,10 @@ class Knobs:
     race_seconds: float = 0.1  # how long such a create looks away
     rights: dict[str, list[str]] = field(default_factory=dict)  # also "Item.Build/JOB"; not listed: may do everything
     plugins: dict[str, str] = field(default_factory=lambda: dict(RECORDED))  # versions by short name
+    inactive: list[str] = field(default_factory=list)  # which of them are switched off
+    passwords: dict[str, str] = field(default_factory=dict)  # user by id: credentials of kind username with password
+    departed: list[str] = field(default_factory=list)  # users of Jenkins' that its user directory no longer knows
+    has_address: bool = True  # Manage Jenkins, System: otherwise builds are not told where Jenkins is
     master_label: str = ""  # of the Jenkins host, beside "master"
     master_executors: int = 2
     master_environment: dict[str, str] = field(default_factory=dict)  # of the steps that run there

@@ -64,6 +64,14 @@ class Model:
 
     # Nodes
 
+    def address(self) -> str:
+        """Where builds are told that Jenkins is, empty if it does not know."""
+        return self.url if self.knobs.has_address else ""
+
+    def installed(self) -> dict[str, str]:
+        """The plugins that are there and on, with their versions."""
+        return {name: version for name, version in self.knobs.plugins.items() if name not in self.knobs.inactive}
+
     def starting(self) -> bool:
         return self.knobs.starting_up or time.monotonic() < self.up_at
 
@@ -318,7 +326,7 @@ class Model:
         running = self.running.setdefault(node.name, [])
         executor = -1 if own_executor else _first_free({build.executor for build in running})
         workspaces = {build.environment["WORKSPACE"] for build in running}
-        environment = build_environment(item, node, number, executor, self.url, self.root, workspaces)
+        environment = build_environment(item, node, number, executor, self.address(), self.root, workspaces)
         build = Build(job, number, item, node.name, executor, environment)
         build.console += [line for cause in item.causes for line in cause.lines()] + ["Running as SYSTEM"]
         others = " ".join(label for label in node.labels() if label != node.name)

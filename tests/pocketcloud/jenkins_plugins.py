@@ -4,7 +4,7 @@ The default versions are the recorded ones. junit was installed too, in a versio
 the least that matrix-project 1.18 takes. The long names are those of the plugins' own pages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 RECORDED = {
@@ -56,18 +56,18 @@ def resolves(element: str, installed: Mapping[str, str]) -> bool:
     return element.startswith(CORE)
 
 
-def listing(installed: Mapping[str, str]) -> list[dict[str, Any]]:
+def listing(installed: Mapping[str, str], inactive: Collection[str]) -> list[dict[str, Any]]:
     """What the plugin manager says of each, with the keys that were recorded."""
     return [
         {
-            "active": True,
+            "active": name not in inactive,
             "backupVersion": None,
             "bundled": False,
             "deleted": False,
             "dependencies": [],
             "detached": False,
             "downgradable": False,
-            "enabled": True,
+            "enabled": name not in inactive,
             "hasUpdate": False,
             "longName": LONG_NAMES.get(name, name),
             "minimumJavaVersion": "1.8",

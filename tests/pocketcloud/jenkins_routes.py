@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from tests.pocketcloud import jenkins_pages as pages
 from tests.pocketcloud.jenkins_builds import Cause, Item, Job
+from tests.pocketcloud.jenkins_console import run_script
 from tests.pocketcloud.jenkins_jobxml import BadJobError, Reader
 from tests.pocketcloud.jenkins_nodes import (
     BadNodeError,
@@ -111,8 +112,15 @@ def quiet_down(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 def show_plugins(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Overall.Administer")
-    plugins = Inline([Export(plugin) for plugin in listing(site.model.knobs.plugins)])
+    plugins = Inline([Export(plugin) for plugin in listing(site.model.knobs.plugins, site.model.knobs.inactive)])
     return site.show(request, Export({"_class": "hudson.LocalPluginManager", "plugins": plugins}))
+
+
+def run_in_console(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    """What a script prints, its errors included: in either case the status is 200."""
+    site.require(request, "Overall.Administer")
+    script = request.form().get("script", "")
+    return pages.text_reply(run_script(script, site.model, list(site.users), request.url))
 
 
 # Computers
@@ -256,7 +264,7 @@ def store_job(site: Site, request: Request, job: Job) -> Reply:
     """Take a posted config.xml; it is kept as it came but for its declaration, as recorded."""
     text = request.body.decode("utf-8", "replace")
     try:
-        config = Reader(site.model.knobs.plugins).read(text)
+        config = Reader(site.model.installed()).read(text)
     except BadJobError as err:
         return pages.server_error(str(err))
     with site.model.lock:
@@ -382,6 +390,7 @@ ROUTES: dict[str, dict[str, Action]] = {
     "/whoAmI/api/json": {"GET": who_am_i},
     "/crumbIssuer/api/json": {"GET": issue_crumb},
     "/pluginManager/api/json": {"GET": show_plugins},
+    "/scriptText": {"POST": run_in_console},
     "/quietDown": {"POST": quiet_down},
     "/cancelQuietDown": {"POST": quiet_down},
     "/createItem": {"POST": create_job},

@@ -1,0 +1,5 @@
+package hudson.security
+
+interface AccessControlled {
+    ACL getACL()
+}

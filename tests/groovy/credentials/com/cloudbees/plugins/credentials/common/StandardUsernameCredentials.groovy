@@ -1,0 +1,7 @@
+package com.cloudbees.plugins.credentials.common
+
+interface StandardUsernameCredentials {
+    String getId()
+
+    String getUsername()
+}
