@@ -55,6 +55,8 @@ PIPELINE_PLUGINS = {"workflow-job": "2.40", "workflow-cps": "2.80", "workflow-du
 GERRIT_PLUGINS = {"gerrit-trigger": "2.30"}
 SCRIPT_RIGHTS = ("Overall/Read", "Agent/Create", "Agent/Configure", "Agent/Disconnect", "Agent/Delete")
 RIGHT_PLACES = {"hudson.model.Hudson.": "Overall/", "hudson.model.Computer.": "Agent/", "hudson.model.Item.": "Job/"}
+# What a pipeline has from the Jenkinsfile beside this file, where other jobs have it from defaults.yaml.
+PIPELINE_CONSTANTS = {"gate_repository": "REPOSITORY", "gate_timeout": "MINUTES", "gate_job_timeout": "JOB_MINUTES"}
 KEY_KIND = "SSH Username with private key"
 
 
@@ -70,6 +72,7 @@ class Site:
     pipeline: bool
     gerrit: bool
     gate_jobs: Mapping[str, str]
+    settings: Mapping[str, str]  # of gate builds
 
     @property
     def nodes_call(self) -> bool:
@@ -131,7 +134,8 @@ def read_site(path: Path) -> Site:
         path=path, providers=[str(name) for name in _value(path, defaults, "providers", list)],
         host=_value(path, defaults, "host", str), core=plugins == "core", freestyle="gate-freestyle" in jobs,
         pipeline="gate-pipeline" in jobs, gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
-        gate_jobs=dict(_gate_jobs(path, gate)))
+        gate_jobs=dict(_gate_jobs(path, gate)),
+        settings={key: str(defaults.get(key) or "") for key in (*PIPELINE_CONSTANTS, "gate_settings")})
 
 
 def _part(path: Path, parts: object, kind: str, name: str) -> dict[str, Any]:
@@ -205,6 +209,8 @@ class NoAnswerError(Exception):
 def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | None) -> Iterator[Line]:
     """Yield a line for each thing that is looked for; after a login that fails there is nothing more to ask."""
     yield from check_providers(site)
+    if site.pipeline:
+        yield from check_pipeline(site)
     api = connect(config.server, config.user, config.apikey)
     try:
         ask(api.get_whoami)
@@ -308,6 +314,22 @@ def check_providers(site: Site) -> Iterator[Line]:
             yield Line(MISSING, f"image {image}: in {path}, but no gate job in {site.path.name} runs on it")
         else:
             yield Line(OK, f"image {image}: {jobs}")
+
+
+def check_pipeline(site: Site) -> Iterator[Line]:
+    """Compare the constants of the Jenkinsfile with defaults.yaml, from which the other jobs have them."""
+    text = (HERE / "Jenkinsfile").read_text(encoding="utf-8")
+    fine = not site.settings["gate_settings"]
+    if not fine:
+        yield Line(WRONG, f"gate_settings in {site.path.name}: pipelines do not take it; write it into the Jenkinsfile")
+    for key, constant in PIPELINE_CONSTANTS.items():
+        found = re.search(rf"(?m)^final \w+ {constant} = '?([^'\n]*)'?$", text)
+        if found is None or found[1] != site.settings[key]:
+            fine = False
+            yield Line(WRONG, f"{constant} in the Jenkinsfile: expected {site.settings[key]}, as {key} in "
+                              f"{site.path.name} says, it is {found[1] if found else 'missing'}")
+    if fine:
+        yield Line(OK, f"Jenkinsfile, as {site.path.name} says")
 
 
 def check_host(api: jenkins.Jenkins, site: Site) -> Iterator[Line]:

@@ -174,8 +174,18 @@ def test_pipelines_take_plugins_of_their_own_and_no_login_for_builds(desk: Desk)
     options = desk.core(("- gate-freestyle", "- gate-pipeline"), node_user="", node_apikey="")
     desk.standin.knobs(plugins={**PLUGINS, **PIPELINE, "timestamper": "1.9"}, has_address=False)
     lines = desk.check(*options, expect=0)
+    assert "ok       Jenkinsfile, as defaults.yaml says" in lines
     assert [line for line in lines if "workflow" in line] == [
         f"ok       plugin {name} {PIPELINE[name]}" for name in sorted(PIPELINE) if "workflow" in name]
+
+
+def test_what_a_pipeline_does_not_take_from_the_defaults_file_is_told(desk: Desk) -> None:
+    options = desk.defaults(("- gate-freestyle", "- gate-pipeline"), ("gate_timeout: 120", "gate_timeout: 90"),
+                            ("gate_settings: ''", "gate_settings: export PROJECTS=x"))
+    desk.standin.knobs(plugins={**PLUGINS, **FULL, **PIPELINE})
+    assert wrong(desk.check(*options, expect=1)) == [
+        "wrong    gate_settings in defaults.yaml: pipelines do not take it; write it into the Jenkinsfile",
+        "wrong    MINUTES in the Jenkinsfile: expected 90, as gate_timeout in defaults.yaml says, it is 120"]
 
 
 def test_the_places_where_jenkins_jobs_looks_are_looked_at(desk: Desk) -> None:
