@@ -46,23 +46,23 @@ def main(argv: list[str] | None = None) -> int:
     """Find the builds, and run devstack-vm-delete.py for each."""
     options = gateconfig.make_parser(__doc__).parse_args(argv)
     gateconfig.setup_logging(options.verbosity)
-    return max(delete(build) for build in ended_builds())
-
-
-def ended_builds() -> list[Ended]:
-    """Return the builds that this run is about."""
     node, result = os.environ.get("GATE_NODE_NAME", ""), os.environ.get("GATE_RESULT", "")
     job, number = build_named("GATE_JOB_NAME", "GATE_BUILD_NUMBER")
-    if node and (result or not job):
-        return [Ended(node, result, job, str(number or ""))]
+    if node and (result or not number):
+        return delete(Ended(node, result, job, str(number or "")))
+    nodes = open_jenkins()
+    builds = [(job, number)] if number else followed(nodes)
+    return max(delete_after(nodes, job, number, node) for job, number in builds)
+
+
+def open_jenkins() -> Nodes:
+    """Return the Jenkins of the secure configuration; ConfigError if there is none."""
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_path()):
         nodes = vmdatabase.nodes_of(config)
     if nodes is None:
         raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")
-    if job and number:
-        return [end_of(nodes, job, number, node)]
-    return [end_of(nodes, job, number, "") for job, number in followed(nodes)]
+    return nodes
 
 
 def build_named(job_variable: str, number_variable: str) -> tuple[str, int | None]:
@@ -97,6 +97,15 @@ def end_of(nodes: Nodes, job: str, number: int, node: str) -> Ended:
         if time.monotonic() > deadline:
             raise GateError(f"{job} #{number} still runs after {END_SECONDS} s")
         time.sleep(POLL_SECONDS)
+
+
+def delete_after(nodes: Nodes, job: str, number: int, node: str) -> int:
+    """Do for one build of several what is to be done, and return the exit code; a failure does not keep the others."""
+    try:
+        return delete(end_of(nodes, job, number, node))
+    except GateError as err:
+        gateconfig.get_log().error("%s", err)
+        return err.exit_code
 
 
 def delete(build: Ended) -> int:

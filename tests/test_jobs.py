@@ -80,7 +80,7 @@ def test_a_timed_job_has_a_combination_for_each_provider_on_the_host_and_never_o
     assert job.tag == "matrix-project"
     axes = {axis.findtext("name"): (axis.tag, [value.text for value in axis.iterfind("values/string")])
             for axis in job.iterfind("axes/*")}
-    assert axes == {"HOST": ("hudson.matrix.LabelExpAxis", ["devstack-gate-host"]),
+    assert axes == {"GATE_HOST": ("hudson.matrix.LabelExpAxis", ["devstack-gate-host"]),
                     "PROVIDER": ("hudson.matrix.TextAxis", ["rax-ord", "ovh-gra"])}
     assert job.findtext("assignedNode") == "devstack-gate-host"
     assert job.findtext("concurrentBuild") == "false"
