@@ -395,6 +395,24 @@ def test_the_steps_after_a_build_that_was_waited_for_know_of_it(standin: StandIn
         "shortDescription": 'Started by upstream project "caller" build number 1'}]]
 
 
+def test_a_value_with_a_newline_gives_no_second_parameter(standin: StandIn, load: Load) -> None:
+    """The plugin reads the properties first, and replaces variables in their values then."""
+    load("""
+- job:
+    name: caller
+    node: controller
+    parameters: [{string: {name: NOTE}}]
+    builders: [{trigger-builds: [{project: the-callee, block: true, predefined-parameters: COPY=$NOTE}]}]
+- job:
+    name: the-callee
+    node: lab
+    parameters: [{string: {name: COPY}}, {string: {name: OWN, default: untouched}}]
+    builders: [{shell: 'true'}]
+""")
+    run(standin, "caller", NOTE="a\\tb\nOWN=other")
+    assert ended(standin, "the-callee")["parameters"] == {"COPY": "a\\tb\nOWN=other", "OWN": "untouched"}
+
+
 def test_a_job_that_is_not_there_fails_the_step_that_calls_it(standin: StandIn, load: Load) -> None:
     load(CALLER % ("FAILURE", "UNSTABLE", "FAILURE"))
     build = run(standin, "caller")

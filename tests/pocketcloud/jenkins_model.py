@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MASTER = "master"
 WATCH_SECONDS = 0.1  # a lost connection is noticed within this time; the real one took 0.2 s
+END_SECONDS = 8.0  # for the builds when it stops: a step gets 5 s after SIGTERM
 START_SECONDS = 0.01  # from being queued, or from an executor coming up, to the start of a build
 
 
@@ -61,6 +62,7 @@ class Model:
         self.clock = Clock()
         self._links: dict[str, paramiko.Transport] = {}
         self._watching = False
+        self._at_work: list[threading.Thread] = []
 
     # Nodes
 
@@ -364,7 +366,9 @@ class Model:
                 build.say(f"FATAL: {err!r}")
                 self.finish(build, "FAILURE")
 
-        threading.Thread(target=run, daemon=True).start()
+        thread = threading.Thread(target=run, daemon=True)
+        self._at_work = [*(one for one in self._at_work if one.is_alive()), thread]
+        thread.start()
 
     def _place(self, build: Build, node: Node, link: paramiko.Transport | None) -> Place:
         def started(process: subprocess.Popen[bytes] | None) -> None:
@@ -442,6 +446,10 @@ class Model:
             self._end_builds()
             for node in self.nodes.values():
                 self._cut(node, "disconnected")
+        # A build may have been about to start a command when the commands were killed: its thread ends that one.
+        deadline = time.monotonic() + END_SECONDS
+        for thread in self._at_work:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _channel_closed(name: str) -> tuple[str, ...]:
