@@ -13,12 +13,6 @@ from tests.pool import Pool, clear_cloud, clear_jenkins, make_key
 MakePool = Callable[..., Pool]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let tests/test_contract.py be held against real services."""
-    parser.addoption("--real", action="store_true",
-                     help="test_contract.py: against the real OpenStack services of tests/realcloud, not pocketcloud")
-
-
 @pytest.fixture
 def make_pool(tmp_path: Path) -> Iterator[MakePool]:
     """Make a pool against a cloud with machines of a kind, by default with a Jenkins whose nodes are online at once."""

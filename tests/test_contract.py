@@ -1,4 +1,4 @@
-"""What the scripts rely on in OpenStack: one contract, kept by pocketcloud and by the real services (pytest --real).
+"""What the scripts rely on in OpenStack: one contract, kept here by pocketcloud, in tests/realcloud by real services.
 
 Real clients as novacloud uses them, python-novaclient at 2.1 and openstacksdk on one session; bare calls on the same
 session where the shape of an answer is the point. What has to be provoked differently is in contract.py.
@@ -22,7 +22,7 @@ from keystoneauth1.identity.v3 import Password
 from keystoneauth1.session import Session
 
 import novacloud
-from tests.contract import Clients, PocketSide, RealSide, Side, waited
+from tests.contract import Clients, PocketSide, Side, waited
 from tests.pocketcloud.client import Pocket
 from vmdatabase import Provider
 
@@ -47,36 +47,21 @@ FLOATING_FIELDS = {
     "id", "tenant_id", "project_id", "floating_ip_address", "floating_network_id", "router_id", "port_id",
     "fixed_ip_address", "status", "description", "port_details", "tags", "created_at", "updated_at", "revision_number",
 }  # fmt: skip
-POCKET_ONLY = pytest.mark.parametrize("cloud", ["pocketcloud"], indirect=True)  # what stock services do not do
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Hold each test against the one cloud or the other, but for those that choose themselves."""
-    chosen = any("cloud" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
-    if "cloud" in metafunc.fixturenames and not chosen:
-        metafunc.parametrize("cloud", ["real" if metafunc.config.getoption("--real") else "pocketcloud"], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def pocketcloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+    """The one of the two clouds that the contract is held against."""
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "none", "--clouds", "pocket-a") as pocket:
         yield PocketSide(pocket)
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    from tests.realcloud.client import RealCloud  # type: ignore[import-not-found,unused-ignore]
-
-    with RealCloud(tmp_path_factory.mktemp("cloud"), "--ssh-port", "2022") as running:
-        yield RealSide(running.clouds_yaml)
-
-
 @pytest.fixture
-def cloud(request: pytest.FixtureRequest) -> Iterator[Clients]:
+def cloud(side: Side) -> Iterator[Clients]:
     """The clients of a project that has nothing; what the test leaves goes."""
-    clients: Clients = request.getfixturevalue(request.param).clients()
+    clients = side.clients()
     yield clients
-    clients.side.clear()
+    side.clear()
     clients.clear()
 
 
@@ -1091,10 +1076,9 @@ def test_a_delete_during_the_boot_waits_for_its_end(cloud: Clients) -> None:
 # What providers put in front of Nova
 
 
-@POCKET_ONLY
 @pytest.mark.parametrize("status", [429, 413])
-def test_a_rate_limit_says_retry_after_which_stock_nova_never_does(cloud: Clients, status: int) -> None:
-    """Nova lost its rate limits long ago; providers add them in front, so there is nothing real to hold this to."""
+def test_a_rate_limit_of_pocketcloud_alone_says_retry_after(cloud: Clients, status: int) -> None:
+    """Stock Nova says neither 429 nor Retry-After; providers do so in front of it. Nothing real to hold this to."""
     assert isinstance(cloud.side, PocketSide)
     cloud.flavor  # noqa: B018  (asked for before calls are limited)
     cloud.side.knobs(rate_limit=0.1, rate_limit_status=status)
