@@ -10,7 +10,7 @@ from tests.test_contract import *  # noqa: F403
 del test_a_rate_limit_of_pocketcloud_alone_says_retry_after  # noqa: F821
 
 
-@pytest.fixture(scope="module")
-def side(real: Any) -> Side:  # type: ignore[no-redef]  # instead of the one that was imported
+@pytest.fixture(scope="module")  # type: ignore[no-redef]  # instead of the one that was imported
+def side(real: Any) -> Side:
     """The one of the two clouds that the contract is held against."""
     return RealSide(real.clouds_yaml)
