@@ -295,9 +295,9 @@ def _console(call: Call, server: Server, wish: Any) -> Answer:
     if wanted is not None and not re.fullmatch("-?[0-9]+", str(wanted)):
         raise invalid_input("length", wanted, f"{wanted!r} does not match '^-?[0-9]+$'")
     _check_host(server)
-    lines = console_text(call.cloud, server).splitlines(keepends=True)
+    lines = console_text(call.cloud, server).split("\n")  # as Nova does: what is behind the last newline counts, too
     length = len(lines) if wanted is None or int(wanted) < 0 else int(wanted)
-    return Answer(200, {"output": "".join(lines[-length:] if length else [])})
+    return Answer(200, {"output": "\n".join(lines[-length:] if length else [])})
 
 
 def _create_image(call: Call, server: Server, wish: Any) -> Answer:
