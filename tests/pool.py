@@ -306,7 +306,7 @@ def clear_cloud(pocket: Pocket, cloud: str) -> None:
             connection.network.delete_ip(floating)
         for keypair in connection.compute.keypairs():
             connection.compute.delete_keypair(keypair)
-        for image in connection.image.images(visibility="private"):
+        for image in connection.image.images(owner=connection.current_project_id):
             connection.image.delete_image(image)
 
 

@@ -529,7 +529,7 @@ def test_images_of_others_and_of_users_are_not_ours(pocket: Pocket, cloud: Cloud
     for name, properties in [(names[0], ours), (names[1], {}), (names[1], ours | {POOL_KEY: OTHER_POOL}),
                              (names[1], ours | {PROVIDER_KEY: "two"})]:
         image.create_image(name, data=b"x", disk_format="raw", container_format="bare", allow_duplicates=True,
-                           **properties)
+                           visibility="private", **properties)
     assert cloud.list_snapshots() == []
 
 

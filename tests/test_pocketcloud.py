@@ -104,7 +104,7 @@ class Client:
             self.pocket.server(self.name, server["id"], vanish=True)
         for floating in self.sdk.network.ips():
             self.sdk.network.delete_ip(floating)
-        for image in self.sdk.image.images(visibility="private"):
+        for image in self.sdk.image.images(owner=self.session.get_project_id()):
             self.sdk.image.delete_image(image)
 
 
@@ -349,7 +349,11 @@ def test_an_uploaded_image_can_be_changed_and_deleted(cloud: Client) -> None:
     cloud.sdk.image.create_image("up", data=b"x" * 1000, disk_format="raw", container_format="bare", wait=True)
     made = cloud.sdk.image.find_image("up")
     assert (made.status, made.size) == ("active", 1000)
-    cloud.sdk.image.update_image(made, colour="red")
+    # openstacksdk's update_image asks Glance to remove the field stores, too, which is a 409, here as in the real one.
+    kind = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
+    patch = json.dumps([{"op": "add", "path": "/colour", "value": "red"}])
+    change = cloud.raw("image", "PATCH", f"/v2/images/{made.id}", data=patch, headers=kind)
+    assert (change.status_code, change.json()["colour"]) == (200, "red")
     assert cloud.raw("image", "GET", f"/v2/images/{made.id}").json()["colour"] == "red"
     assert [image.id for image in cloud.sdk.image.images(name="up")] == [made.id]
     cloud.sdk.image.delete_image(made)

@@ -617,7 +617,7 @@ def add_snapshot(pool: Pool, version: int, state: str = "READY", image_type: str
                          "VALUES (?, ?, ?, ?, ?) RETURNING id", base_image, name, version, state, version)
     if state != "BUILDING":
         made = pool.client(cloud).image.create_image(
-            name, container_format="bare", disk_format="qcow2", allow_duplicates=True,
+            name, container_format="bare", disk_format="qcow2", allow_duplicates=True, visibility="private",
             **pool.marks(provider_name, snapshot=row))
         pool.sql("UPDATE snapshot_image SET external_id = ? WHERE id = ?", made.id, row)
     return name

@@ -20,6 +20,7 @@ FIELDS = {  # as Glance names them: as Image names them
     "os_hidden": "hidden",
     "tags": "tags",
 }
+VISIBILITIES = ("all", "community", "private", "public", "shared")
 READ_ONLY = {"id", "status", "owner", "size", "checksum", "created_at", "updated_at", "self", "file", "schema"}
 PAGING = {"limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "os_hidden", "tag"}
 
@@ -28,6 +29,7 @@ def describe(image: Image) -> dict[str, Any]:
     """Return the image as Glance shows it: its properties stand beside its fields."""
     path = f"/v2/images/{image.id}"
     has_data = image.status in ("active", "killed")
+    stored = {"stores": "disk"} if has_data else {}
     return {
         **image.properties,
         **{theirs: getattr(image, ours) for theirs, ours in FIELDS.items()},
@@ -35,7 +37,7 @@ def describe(image: Image) -> dict[str, Any]:
         "status": image.status,
         "owner": image.owner,
         "size": image.size,
-        "virtual_size": None,
+        "virtual_size": image.size,
         "checksum": image.checksum,
         "os_hash_algo": "sha512" if has_data else None,
         "os_hash_value": hashlib.sha512(image.id.encode()).hexdigest() if has_data else None,
@@ -44,12 +46,13 @@ def describe(image: Image) -> dict[str, Any]:
         "self": path,
         "file": f"{path}/file",
         "schema": "/v2/schemas/image",
+        **stored,
     }
 
 
 def visible(call: Call) -> list[Image]:
     """Return the images that the caller may see, newest first."""
-    seen = [i for i in call.cloud.images.values() if i.visibility != "private" or i.owner == call.project]
+    seen = [i for i in call.cloud.images.values() if i.visibility == "public" or i.owner == call.project]
     return sorted(seen, key=lambda i: (i.created, i.id), reverse=True)
 
 
@@ -77,14 +80,19 @@ def _versions(call: Call) -> Answer:
 
 
 def _list(call: Call) -> Answer:
+    if not (call.first("limit") or "0").isdigit():
+        raise RefusalError(400, "limit param must be an integer")
+    if call.first("visibility", "all") not in VISIBILITIES:
+        raise RefusalError(400, f"Invalid visibility value: {call.first('visibility')}")
     with call.cloud.lock:
         found = [i for i in (describe(image) for image in visible(call)) if _wanted(call, i)]
     found = _sorted(call, found)
     page, more = _page(call, found)
-    answer: dict[str, Any] = {"images": page, "first": "/v2/images", "schema": "/v2/schemas/images"}
+    kept = {name: values for name, values in call.query.items() if name != "marker"}
+    first = f"/v2/images?{urlencode(kept, doseq=True)}" if kept else "/v2/images"
+    answer: dict[str, Any] = {"images": page, "first": first, "schema": "/v2/schemas/images"}
     if more:
-        query = {name: values for name, values in call.query.items() if name != "marker"} | {"marker": page[-1]["id"]}
-        answer["next"] = f"/v2/images?{urlencode(query, doseq=True)}"
+        answer["next"] = f"/v2/images?{urlencode(kept | {'marker': page[-1]['id']}, doseq=True)}"
     return Answer(200, answer)
 
 
@@ -101,7 +109,7 @@ def _page(call: Call, found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     if marker:
         places = [place for place, image in enumerate(found) if image["id"] == marker]
         if not places:
-            raise RefusalError(400, f"Invalid marker. Image {marker} could not be found.")
+            raise RefusalError(400, f"No image found with ID {marker}")
         start = places[0] + 1
     limit = min(int(call.first("limit") or PAGE), LARGEST_PAGE)
     return found[start : start + limit], len(found) > start + limit
@@ -128,7 +136,7 @@ def _show(call: Call) -> Answer:
 def _create(call: Call) -> Answer:
     wish = dict(call.json())
     image = Image(
-        wish.pop("id", None) or new_id(), wish.pop("name", ""), call.project, disk_format=None, container_format=None
+        wish.pop("id", None) or new_id(), wish.pop("name", ""), call.project, visibility="shared"
     )
     for theirs, ours in FIELDS.items():
         if theirs in wish:
@@ -153,6 +161,8 @@ def _upload(call: Call) -> Answer:
         image = _own(call, "upload_image")
         if image.status != "queued":
             raise RefusalError(409, f"Image status transition from {image.status} to saving is not allowed")
+        if not (image.disk_format and image.container_format):
+            raise RefusalError(400, "Properties disk_format, container_format must be set prior to saving data.")
         image.size, image.checksum = len(call.body), hashlib.md5(call.body).hexdigest()
         image.status, image.updated = "active", time.time()
     return Answer(204)
@@ -169,7 +179,8 @@ def _update(call: Call) -> Answer:
                 setattr(image, FIELDS[name], change["value"])
             elif change["op"] == "remove":
                 if image.properties.pop(name, None) is None:
-                    raise RefusalError(409, f"Property {name} does not exist.")
+                    conflict = "There was a conflict when trying to complete your request."
+                    raise RefusalError(409, conflict, detail=f"Property {name} does not exist.")
             else:
                 image.properties[name] = change["value"]
         image.updated = time.time()
@@ -178,6 +189,8 @@ def _update(call: Call) -> Answer:
 
 def _delete(call: Call) -> Answer:
     with call.cloud.lock:
+        if call.args["id"] not in {image.id for image in visible(call)}:
+            raise not_found(f"Failed to find image {call.args['id']} to delete")
         image = _own(call, "delete_image")
         if image.protected:
             raise RefusalError(403, f"Image {image.id} is protected and cannot be deleted.")

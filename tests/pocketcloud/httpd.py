@@ -1,6 +1,7 @@
 """HTTP: connections, requests and answers, the tables of what is answered where, and the scripted answers."""
 
 import contextlib
+import html
 import json
 import logging
 import re
@@ -21,6 +22,7 @@ from tests.pocketcloud.state import Cloud, Token
 log = logging.getLogger(__name__)
 IDLE_SECONDS = 300  # a kept connection without a request
 HANG_SECONDS = 3600
+NEWEST = (2, 96)  # the highest microversion that novaclient 18 speaks
 TRUNCATED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4096\r\n\r\n{"servers": ['
 COMPUTE_FAULTS = {
     400: "badRequest",
@@ -34,6 +36,17 @@ COMPUTE_FAULTS = {
     501: "notImplemented",
     503: "serviceUnavailable",
 }
+UNAUTHORIZED = "The request you have made requires authentication."
+UNVERIFIED = (  # Glance's own words for the same
+    "This server could not verify that you are authorized to access the document you requested. Either you supplied "
+    "the wrong credentials (e.g., bad password), or your browser does not understand how to supply the credentials "
+    "required."
+)
+NO_SUCH_PAGE = (  # Keystone's
+    "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n"
+    "<p>The requested URL was not found on the server. "
+    "If you entered the URL manually please check your spelling and try again.</p>\n"
+)
 UNEXPECTED = (
     "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log if "
     "possible.\n<class 'oslo_messaging.exceptions.MessagingTimeout'>"
@@ -52,9 +65,9 @@ class Answer:
 class RefusalError(Exception):
     """The call is refused; shaped as an error of its service when it is answered."""
 
-    def __init__(self, status: int, message: str, kind: str = "") -> None:
+    def __init__(self, status: int, message: str, kind: str = "", detail: str = "") -> None:
         super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
+        self.status, self.message, self.kind, self.detail = status, message, kind, detail
 
 
 def not_found(message: str, kind: str = "") -> RefusalError:
@@ -76,6 +89,7 @@ class Call:
     base: str  # http://127.0.0.1:PORT/CLOUD
     token: Token | None = None
     microversion: tuple[int, int] = (2, 1)
+    negotiated: bool = False  # the microversion has been found in the headers
     args: dict[str, str] = field(default_factory=dict)  # what the path named
     unversioned: bool = False  # the service's root: which versions are there?
 
@@ -86,8 +100,21 @@ class Call:
             for name in path:
                 found = found[name]
         except (ValueError, KeyError, TypeError):
-            raise RefusalError(400, f"Malformed request body: expected {'/'.join(path) or 'JSON'}") from None
+            raise RefusalError(400, self._malformed(path)) from None
         return found
+
+    def _malformed(self, path: tuple[str, ...]) -> str:
+        if self.service == "network":
+            return "Resource body required"
+        if self.service == "identity":
+            return (
+                f"Expecting to find {path[0] if path else 'JSON'} in request body. The server could not comply with "
+                "the request since it is either malformed or otherwise incorrect. The client is assumed to be in error."
+            )
+        with contextlib.suppress(ValueError):
+            if path and isinstance(json.loads(self.body or b"null"), dict):
+                return f"'{path[0]}' is a required property"
+        return "Malformed request body"
 
     def first(self, name: str, default: str | None = None) -> str | None:
         """Return the first value of a query parameter."""
@@ -174,17 +201,34 @@ class Site:
     def _carry_out(self, call: Call, template: str, handler: Handler | None) -> Answer:
         try:
             authenticate(call, needed=template not in self.services[call.service].public)
-            if handler is None:
-                raise RefusalError(404, "The resource could not be found.")
-            if call.service == "compute":
-                call.microversion = _microversion(call)
-            answer = handler(call)
+            answer = handler(call) if _is_spoken(call, handler) and handler else _no_such_page(call)
         except RefusalError as err:
-            answer = refuse(call.service, err)
+            answer = refuse(call, err)
         except Exception:
             log.exception("%s %s %s", call.cloud.name, call.method, call.path)
-            answer = refuse(call.service, RefusalError(500, UNEXPECTED))
+            answer = refuse(call, RefusalError(500, UNEXPECTED))
         return _with_service_headers(call, answer)
+
+
+def _is_spoken(call: Call, handler: Handler | None) -> bool:
+    """Find out the microversion of a call to Nova, which looks for it where it has something to answer only."""
+    if call.service == "compute" and handler is not None:
+        call.microversion = _microversion(call)
+        call.negotiated = True
+        if not (2, 1) <= call.microversion <= NEWEST:
+            asked, newest = (".".join(map(str, version)) for version in (call.microversion, NEWEST))
+            message = f"Version {asked} is not supported by the API. Minimum is 2.1 and maximum is {newest}."
+            raise RefusalError(406, message)
+    return True
+
+
+def _no_such_page(call: Call) -> Answer:
+    """Return the 404 for a path that a service does not have."""
+    if call.service == "identity":
+        return Answer(404, NO_SUCH_PAGE, {"Content-Type": "text/html; charset=utf-8"})
+    if call.service == "compute":
+        return Answer(404, html_error(404, "The resource could not be found."))
+    return refuse(call, RefusalError(404, "The resource could not be found."))
 
 
 def authenticate(call: Call, *, needed: bool = True) -> None:
@@ -193,30 +237,30 @@ def authenticate(call: Call, *, needed: bool = True) -> None:
     if token and token.expires > time.time():
         call.token = token
     elif needed:
-        raise RefusalError(401, "The request you have made requires authentication.")
+        raise RefusalError(401, UNVERIFIED if call.service == "image" else UNAUTHORIZED)
 
 
-def refuse(service: str, err: RefusalError) -> Answer:
+def refuse(call: Call, err: RefusalError) -> Answer:
     """Shape an error as the service does."""
-    if err.status == 401 or service == "identity":
+    headers = {"WWW-Authenticate": f'Keystone uri="{call.base}/identity/v3"'} if err.status == 401 else {}
+    if call.service == "image":
+        return Answer(err.status, html_error(err.status, err.message, err.detail), headers)
+    if err.status == 401 or call.service == "identity":
         title = HTTPStatus(err.status).phrase
-        headers = {"WWW-Authenticate": 'Keystone uri="http://127.0.0.1"'} if err.status == 401 else {}
         return Answer(err.status, {"error": {"code": err.status, "title": title, "message": err.message}}, headers)
-    if service == "image":
-        return Answer(err.status, html_error(err.status, err.message))
-    if service == "network":
+    if call.service == "network":
         kind = err.kind or f"HTTP{HTTPStatus(err.status).phrase.replace(' ', '')}"
         return Answer(err.status, {"NeutronError": {"type": kind, "message": err.message, "detail": ""}})
     fault = {COMPUTE_FAULTS.get(err.status, "computeFault"): {"code": err.status, "message": err.message}}
     return Answer(err.status, fault, {"Content-Type": "application/json; charset=UTF-8"})
 
 
-def html_error(status: int, message: str) -> str:
+def html_error(status: int, message: str, detail: str = "") -> str:
     """Return the page that Glance and load balancers send with an error."""
     title = f"{status} {HTTPStatus(status).phrase}"
     return (
-        f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n  {message}<br /><br />"
-        "\n\n\n\n </body>\n</html>"
+        f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n  {html.escape(message)}"
+        f"<br /><br />\n{html.escape(detail)}\n\n\n </body>\n</html>"
     )
 
 
@@ -224,27 +268,25 @@ def _microversion(call: Call) -> tuple[int, int]:
     text = call.headers.get("openstack-api-version", "").removeprefix("compute").strip()
     text = text or call.headers.get("x-openstack-nova-api-version", "2.1")
     if text == "latest":
-        return 2, 96
+        return NEWEST
     found = re.fullmatch(r"(\d+)\.(\d+)", text)
     if not found:
         raise RefusalError(400, f"API Version String {text} is of invalid format. Must be of format MajorNum.MinorNum.")
-    version = int(found[1]), int(found[2])
-    if not (2, 1) <= version <= (2, 96):
-        raise RefusalError(406, f"Version {text} is not supported by the API. Minimum is 2.1 and maximum is 2.96.")
-    return version
+    return int(found[1]), int(found[2])
 
 
 def _with_service_headers(call: Call, answer: Answer) -> Answer:
     request = f"req-{uuid.uuid4()}"
     answer.headers["x-openstack-request-id"] = request
-    if call.service == "compute":
+    if call.negotiated:
         version = f"{call.microversion[0]}.{call.microversion[1]}"
         answer.headers |= {
             "Openstack-Api-Version": f"compute {version}",
             "X-Openstack-Nova-Api-Version": version,
             "Vary": "OpenStack-API-Version, X-OpenStack-Nova-API-Version",
-            "x-compute-request-id": request,
         }
+    if call.service == "compute":
+        answer.headers["x-compute-request-id"] = request
     return answer
 
 
@@ -298,7 +340,7 @@ def _perform(call: Call, script: dict[str, Any]) -> Answer | Trick:
         body = script.get("body") or html_error(status, "The server is temporarily unable to service your request.")
         return Answer(status, body, dict(script.get("headers", {})))
     message = UNEXPECTED if call.service == "compute" and status == 500 else HTTPStatus(status).phrase
-    answer = refuse(call.service, RefusalError(status, message))
+    answer = refuse(call, RefusalError(status, message))
     if script.get("body") is not None:
         answer.body = script["body"]
     answer.headers |= script.get("headers", {})

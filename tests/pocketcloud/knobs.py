@@ -47,6 +47,7 @@ class Knobs:
     list_stale_seconds: float = 0.0  # server lists come from a copy, made now and renewed so often
     snapshot_seconds: float = 0.0
     snapshot_failure: str | None = None  # stays queued, stays saving (stuck), killed, or is gone again (error)
+    second_network: str | None = None  # name of a network beside private, between which a create then has to choose
     floating_seconds: float = 1.0  # from a floating IP's binding until the server shows it and it answers
     floating_quota: int | None = None
     token_seconds: float = 3600.0  # how long the tokens issued from now on are good

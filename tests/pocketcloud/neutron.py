@@ -16,7 +16,26 @@ EXTENSIONS = (
     "quotas",
     "project-id",
 )
-LIST_WORDS = {"limit", "marker", "page_reverse", "fields", "sort_key", "sort_dir", "tags"}
+LIST_WORDS = {
+    "limit", "marker", "page_reverse", "fields", "sort_key", "sort_dir", "tags", "tags-any", "not-tags", "not-tags-any",
+}  # fmt: skip
+OWNED = {
+    "id", "name", "tenant_id", "project_id", "status", "description", "revision_number", "created_at", "updated_at",
+}  # fmt: skip
+KNOWN_FIELDS = {  # what may be filtered by; anything else is refused
+    "networks": OWNED | {
+        "admin_state_up", "shared", "router:external", "is_default", "mtu", "provider:network_type",
+        "provider:physical_network", "provider:segmentation_id", "ipv4_address_scope", "ipv6_address_scope",
+        "port_security_enabled", "subnets", "availability_zone_hints",
+    },
+    "ports": OWNED | {
+        "admin_state_up", "binding:host_id", "device_id", "device_owner", "fixed_ips", "ip_allocation", "mac_address",
+        "network_id", "port_security_enabled", "security_groups", "binding:vnic_type",
+    },
+    "floatingips": OWNED | {
+        "floating_ip_address", "floating_network_id", "router_id", "port_id", "fixed_ip_address",
+    },
+}  # fmt: skip
 
 
 def _versions(call: Call) -> Answer:
@@ -25,6 +44,10 @@ def _versions(call: Call) -> Answer:
 
 
 def _filtered(call: Call, name: str, found: list[dict[str, Any]]) -> Answer:
+    fields = KNOWN_FIELDS.get(name)
+    strange = sorted(set(call.query) - LIST_WORDS - fields) if fields else []
+    if strange:
+        raise RefusalError(400, f"{strange} is invalid attribute for filtering")
     kept = [one for one in found if all(_fits(one, key, values) for key, values in call.query.items())]
     return Answer(200, {name: kept})
 
@@ -45,10 +68,9 @@ def _fits(one: dict[str, Any], key: str, values: list[str]) -> bool:
 
 def _networks(call: Call) -> list[dict[str, Any]]:
     cloud = call.cloud
-    return [
-        _network(call, cloud.private_network, "private", cloud.private_subnet, external=False),
-        _network(call, cloud.public_network, "public", cloud.public_subnet, external=True),
-    ]
+    subnets = {cloud.private_network: cloud.private_subnet, cloud.second_network: cloud.second_subnet}
+    inner = [_network(call, ident, name, subnets[ident], external=False) for ident, name in cloud.networks().items()]
+    return [*inner, _network(call, cloud.public_network, "public", cloud.public_subnet, external=True)]
 
 
 def _network(call: Call, network: str, name: str, subnet: str, *, external: bool) -> dict[str, Any]:
@@ -77,10 +99,13 @@ def _network(call: Call, network: str, name: str, subnet: str, *, external: bool
 
 def _subnets(call: Call) -> list[dict[str, Any]]:
     cloud = call.cloud
-    places = (
+    names = cloud.networks()
+    places = [
         (cloud.private_subnet, cloud.private_network, "private-subnet", cloud.fixed),
         (cloud.public_subnet, cloud.public_network, "public-subnet", cloud.public),
-    )
+    ]
+    if cloud.second_network in names:
+        places.append((cloud.second_subnet, cloud.second_network, f"{names[cloud.second_network]}-subnet", cloud.fixed))
     return [
         {
             "id": subnet,
@@ -126,10 +151,12 @@ def _group(call: Call) -> dict[str, Any]:
 
 def describe_port(call: Call, port: Port) -> dict[str, Any]:
     """Return the port as Neutron shows it."""
+    cloud, private = call.cloud, port.network == "private"
+    subnet = cloud.private_subnet if private else cloud.second_subnet
     return {
         "id": port.id,
         "name": port.name,
-        "network_id": call.cloud.private_network,
+        "network_id": cloud.private_network if private else cloud.second_network,
         "tenant_id": port.project,
         "project_id": port.project,
         "mac_address": port.mac,
@@ -137,7 +164,7 @@ def describe_port(call: Call, port: Port) -> dict[str, Any]:
         "status": "ACTIVE" if port.device else "DOWN",
         "device_id": port.device,
         "device_owner": "compute:nova" if port.device else "",
-        "fixed_ips": [{"subnet_id": call.cloud.private_subnet, "ip_address": port.address}],
+        "fixed_ips": [{"subnet_id": subnet, "ip_address": port.address}],
         "allowed_address_pairs": [],
         "extra_dhcp_opts": [],
         "security_groups": [call.cloud.group],
@@ -157,10 +184,11 @@ def _ports(call: Call) -> list[dict[str, Any]]:
 
 def _create_port(call: Call) -> Answer:
     wish = call.json("port")
-    if wish.get("network_id") != call.cloud.private_network:
+    network = call.cloud.networks().get(wish.get("network_id"))
+    if network is None:
         raise not_found(f"Network {wish.get('network_id')} could not be found.", "NetworkNotFound")
     with call.cloud.lock:
-        port = call.cloud.add_port(call.project, wish.get("name", ""))
+        port = call.cloud.add_port(call.project, wish.get("name", ""), network=network)
         return Answer(201, {"port": describe_port(call, port)})
 
 
@@ -214,7 +242,7 @@ def _find_floating(call: Call) -> FloatingIP:
     return floating
 
 
-def _checked_port(call: Call, wish: dict[str, Any], own: FloatingIP | None = None) -> str | None:
+def _checked_port(call: Call, wish: dict[str, Any], own: FloatingIP) -> str | None:
     wanted: str | None = wish.get("port_id")
     if wanted is None:
         return None
@@ -226,10 +254,10 @@ def _checked_port(call: Call, wish: dict[str, Any], own: FloatingIP | None = Non
         raise RefusalError(400, f"Bad floatingip request: {message}", "BadRequest")
     for floating in call.cloud.floating_ips.values():
         if floating.port == wanted and floating is not own:
-            this = f"{own.address} ({own.id})" if own else "None"
             message = (
-                f"Cannot associate floating IP {this} with port {wanted} using fixed IP {port.address}, as that fixed "
-                f"IP already has a floating IP on external network {call.cloud.public_network}."
+                f"Cannot associate floating IP {own.address} ({own.id}) with port {wanted} using fixed IP "
+                f"{port.address}, as that fixed IP already has a floating IP on external network "
+                f"{call.cloud.public_network}."
             )
             raise RefusalError(409, message, "FloatingIPPortAlreadyAssociated")
     return wanted
@@ -237,17 +265,22 @@ def _checked_port(call: Call, wish: dict[str, Any], own: FloatingIP | None = Non
 
 def _create_floating(call: Call) -> Answer:
     wish, cloud = call.json("floatingip"), call.cloud
-    if wish.get("floating_network_id") not in (cloud.public_network, cloud.private_network):
-        raise not_found(f"Network {wish.get('floating_network_id')} could not be found.", "NetworkNotFound")
-    if wish["floating_network_id"] == cloud.private_network:
-        message = f"Bad floatingip request: Network {cloud.private_network} is not a valid external network."
+    network = wish.get("floating_network_id")
+    if network in cloud.networks():
+        message = f"Bad floatingip request: Network {network} is not a valid external network."
         raise RefusalError(400, message, "BadRequest")
+    if network != cloud.public_network:
+        raise not_found(f"Network {network} could not be found.", "NetworkNotFound")
     with cloud.lock:
         mine = sum(f.project == call.project for f in cloud.floating_ips.values())
         if cloud.knobs.floating_quota is not None and mine >= cloud.knobs.floating_quota:
             raise RefusalError(409, "Quota exceeded for resources: ['floatingip'].", "OverQuota")
-        port = _checked_port(call, wish)
         floating = FloatingIP(new_id(), call.project, cloud.public.take(), description=wish.get("description") or "")
+        try:
+            port = _checked_port(call, wish, floating)
+        except RefusalError:
+            cloud.public.give_back(floating.address)
+            raise
         cloud.floating_ips[floating.id] = floating
         if port:
             cloud.bind(floating, port)

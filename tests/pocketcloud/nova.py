@@ -2,16 +2,29 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
-from tests.pocketcloud.httpd import Answer, Call, RefusalError, Routes, not_found
+from tests.pocketcloud.httpd import NEWEST, Answer, Call, RefusalError, Routes, not_found
 from tests.pocketcloud.keystone import project_name
+from tests.pocketcloud.neutron import describe_port
 from tests.pocketcloud.novacreate import checked_metadata, create_server, invalid_input
 from tests.pocketcloud.novarest import REST
 from tests.pocketcloud.novaviews import console_text, describe_server, nova_links
 from tests.pocketcloud.records import Image, Server, new_id
 
 LARGEST_PAGE = 1000
+MICROVERSION = ".".join(map(str, NEWEST))
+SORT_KEYS: dict[str, Callable[[Server], Any]] = {
+    "created_at": lambda server: server.created,
+    "display_name": lambda server: server.name,
+    "launched_at": lambda server: server.launched or 0,
+    "updated_at": lambda server: server.updated,
+    "uuid": lambda server: server.id,
+    "vm_state": lambda server: server.vm_state,
+    "task_state": lambda server: server.task_state or "",
+    "key_name": lambda server: server.key_name or "",
+}
 LIST_WORDS = {  # what 2.75 and later know; anything else is refused there and ignored before
     "limit", "marker", "sort_key", "sort_dir", "all_tenants", "changes-since", "changes-before", "metadata", "deleted",
     "name", "status", "image", "flavor", "ip", "ip6", "tags", "tags-any", "not-tags", "not-tags-any", "locked", "host",
@@ -24,7 +37,7 @@ def _versions(call: Call) -> Answer:
     version = {
         "id": "v2.1",
         "status": "CURRENT",
-        "version": "2.96",
+        "version": MICROVERSION,
         "min_version": "2.1",
         "updated": "2013-07-23T11:33:21Z",
         "links": [{"rel": "self", "href": f"{call.base}/compute/v2.1/"}],
@@ -43,9 +56,10 @@ def _find(call: Call) -> Server:
 
 
 def _list(call: Call, *, detailed: bool) -> Answer:
-    _check_list_words(call)
+    _check_list_words(call, detailed=detailed)
     with call.cloud.lock:
         found = [server for server in call.cloud.list_servers(call.project) if _wanted(call, server)]
+        found = _sorted(call, found)
         page, more = _page(call, found)
         servers = [describe_server(call, s) if detailed else _brief(call, s) for s in page]
     answer: dict[str, Any] = {"servers": servers}
@@ -61,34 +75,70 @@ def _brief(call: Call, server: Server) -> dict[str, Any]:
     return {"id": server.id, "name": server.name, "links": nova_links(call, "servers", server.id)}
 
 
-def _check_list_words(call: Call) -> None:
+def _check_list_words(call: Call, *, detailed: bool) -> None:
     strange = sorted(set(call.query) - LIST_WORDS)
     if strange and call.microversion >= (2, 75):
-        reason = f"Additional properties are not allowed ({', '.join(map(repr, strange))} was unexpected)"
-        raise RefusalError(
-            400, f"Invalid input for query parameters {strange[0]}. Value: {call.first(strange[0])}. {reason}"
-        )
+        raise RefusalError(400, f"{strange[0]!r} does not match any of the regexes: '^_'")
+    if (call.first("all_tenants") or "0").lower() in ("1", "true"):
+        policy = f"os_compute_api:servers:{'detail' if detailed else 'index'}:get_all_tenants"
+        raise RefusalError(403, f"Policy doesn't allow {policy} to be performed.")
     if (call.first("status") or "").upper() == "DELETED":
         raise RefusalError(403, "Only administrators may list deleted instances")
-    limit = call.first("limit") or "0"
-    if not limit.isdigit():
-        raise RefusalError(
-            400, f"Invalid input for query parameters limit. Value: {limit}. {limit!r} does not match '^[0-9]*$'"
-        )
+    limit, since, name = (call.first(word) or "" for word in ("limit", "changes-since", "name"))
+    if not re.fullmatch("[0-9]*", limit):
+        raise _invalid_query("limit", limit, "does not match '^[0-9]*$'")
+    if since and _moment(since) is None:
+        raise _invalid_query("changes-since", since, "is not a 'date-time'")
+    try:
+        re.compile(name)
+    except re.error:
+        raise _invalid_query("name", name, "is not a 'regex'") from None
+    for key in call.query.get("sort_key", []):
+        if key not in SORT_KEYS:
+            raise _invalid_query("sort_key", key, f"is not one of {sorted(SORT_KEYS)}")
+
+
+def _invalid_query(name: str, value: str, reason: str) -> RefusalError:
+    return RefusalError(400, f"Invalid input for query parameters {name}. Value: {value}. {value!r} {reason}")
+
+
+def _moment(text: str) -> float | None:
+    """Read a time as Unix seconds, UTC if it does not say; None if it is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _wanted(call: Call, server: Server) -> bool:
+    since = _moment(call.first("changes-since") or "")
+    if since is not None and server.updated < since:
+        return False
     tests: dict[str, Callable[[str], bool]] = {
+        "uuid": lambda value: server.id == value,
         "name": lambda value: re.search(value, server.name) is not None,
         "status": lambda value: server.status == value.upper(),
         "image": lambda value: server.image == value,
         "flavor": lambda value: server.flavor.id == value,
         "ip": lambda value: server.address is not None and re.search(value, server.address) is not None,
     }
-    try:
-        return all(any(map(test, call.query[name])) for name, test in tests.items() if name in call.query)
-    except re.error:
-        raise RefusalError(400, "Invalid filter pattern") from None
+    if call.microversion >= (2, 26):
+        tests |= {"tags": lambda _: False, "tags-any": lambda _: False}  # nothing here has any
+    if call.microversion >= (2, 73):
+        tests["locked"] = lambda value: value.lower() in ("false", "0")
+    if call.microversion >= (2, 83):
+        tests["key_name"] = lambda value: server.key_name == value
+    return all(any(map(test, call.query[name])) for name, test in tests.items() if name in call.query)
+
+
+def _sorted(call: Call, found: list[Server]) -> list[Server]:
+    """Sort by the keys that are asked for, the last one first; without any it is as they come, newest first."""
+    keys, ways = call.query.get("sort_key", []), call.query.get("sort_dir", [])
+    for place, key in reversed(list(enumerate(keys))):
+        way = ways[place] if place < len(ways) else "desc"
+        found = sorted(found, key=SORT_KEYS[key], reverse=way == "desc")
+    return found
 
 
 def _page(call: Call, found: list[Server]) -> tuple[list[Server], bool]:
@@ -98,10 +148,9 @@ def _page(call: Call, found: list[Server]) -> tuple[list[Server], bool]:
         if not places:
             raise RefusalError(400, f"marker [{marker}] not found")
         start = places[0] + 1
-    wanted = int(call.first("limit") or 0) or LARGEST_PAGE
-    limit = min(wanted, LARGEST_PAGE)
+    limit = min(int(call.first("limit") or LARGEST_PAGE), LARGEST_PAGE)
     page = found[start : start + limit]
-    return page, len(page) == limit
+    return page, len(page) == limit > 0
 
 
 # One server
@@ -163,18 +212,18 @@ def _delete_metadata_item(call: Call) -> Answer:
 def _interfaces(call: Call) -> Answer:
     with call.cloud.lock:
         server = _find(call)
-        port = call.cloud.ports.get(server.port or "")
-        if port is None:
-            return Answer(200, {"interfaceAttachments": []})
-        place = {"subnet_id": call.cloud.private_subnet, "ip_address": port.address}
-        attachment = {
-            "port_id": port.id,
-            "port_state": "ACTIVE",
-            "net_id": call.cloud.private_network,
-            "mac_addr": port.mac,
-            "fixed_ips": [place],
+        ports = [describe_port(call, port) for port in call.cloud.ports.values() if port.device == server.id]
+    attachments = [
+        {
+            "port_id": port["id"],
+            "port_state": port["status"],
+            "net_id": port["network_id"],
+            "mac_addr": port["mac_address"],
+            "fixed_ips": port["fixed_ips"],
         }
-        return Answer(200, {"interfaceAttachments": [attachment]})
+        for port in ports
+    ]
+    return Answer(200, {"interfaceAttachments": attachments})
 
 
 def _server_groups_of(call: Call) -> Answer:
@@ -195,11 +244,18 @@ def _volumes_of(call: Call) -> Answer:
 
 def _act(call: Call) -> Answer:
     wish = call.json()
-    action = next(iter(wish or {"": None}))
+    if not isinstance(wish, dict) or len(wish) != 1:
+        raise RefusalError(400, "Malformed request body")
+    (action,) = wish
     if action not in ACTIONS:
         raise RefusalError(400, f"There is no such action: {action}")
     with call.cloud.lock:
         return ACTIONS[action](call, _find(call), wish[action])
+
+
+def _check_host(server: Server) -> None:
+    if not server.hosted:
+        raise RefusalError(409, f"Instance {server.id} is not ready")
 
 
 def _check_state(server: Server, action: str, *statuses: str) -> None:
@@ -212,12 +268,14 @@ def _check_state(server: Server, action: str, *statuses: str) -> None:
 
 
 def _stop(call: Call, server: Server, _wish: Any) -> Answer:
+    _check_host(server)
     _check_state(server, "stop", "ACTIVE", "ERROR")
     call.cloud.stop_server(server)
     return Answer(202)
 
 
 def _start(call: Call, server: Server, _wish: Any) -> Answer:
+    _check_host(server)
     _check_state(server, "start", "SHUTOFF")
     call.cloud.start_server(server)
     return Answer(202)
@@ -226,17 +284,20 @@ def _start(call: Call, server: Server, _wish: Any) -> Answer:
 def _reboot(call: Call, server: Server, wish: Any) -> Answer:
     if not isinstance(wish, dict) or wish.get("type", "").upper() not in ("SOFT", "HARD"):
         raise invalid_input("reboot", wish, "'type' is a required property")
-    _check_state(server, "reboot", "ACTIVE", "SHUTOFF", "ERROR", "UNKNOWN")
-    call.cloud.reboot_server(server)
+    hard = wish["type"].upper() == "HARD"
+    _check_state(server, "reboot", "ACTIVE", "UNKNOWN", *(("SHUTOFF", "ERROR") if hard else ()))
+    call.cloud.reboot_server(server, hard=hard)
     return Answer(202)
 
 
 def _console(call: Call, server: Server, wish: Any) -> Answer:
-    if server.status == "BUILD":
-        raise RefusalError(409, f"Instance {server.id} is not ready")
-    lines = console_text(call.cloud, server).splitlines(keepends=True)
-    length = int((wish or {}).get("length") or len(lines))
-    return Answer(200, {"output": "".join(lines[-length:] if length else [])})
+    wanted = (wish or {}).get("length")
+    if wanted is not None and not re.fullmatch("-?[0-9]+", str(wanted)):
+        raise invalid_input("length", wanted, f"{wanted!r} does not match '^-?[0-9]+$'")
+    _check_host(server)
+    lines = console_text(call.cloud, server).split("\n")  # as Nova does: what is behind the last newline counts, too
+    length = len(lines) if wanted is None or int(wanted) < 0 else int(wanted)
+    return Answer(200, {"output": "\n".join(lines[-length:] if length else [])})
 
 
 def _create_image(call: Call, server: Server, wish: Any) -> Answer:
@@ -260,8 +321,9 @@ def _create_image(call: Call, server: Server, wish: Any) -> Answer:
         **metadata,
     }
     call.cloud.snapshot_server(server, image)
-    location = {"Location": f"{call.base}/image/v2/images/{image.id}"}
-    return Answer(202, {"image_id": image.id} if call.microversion >= (2, 45) else None, location)
+    if call.microversion >= (2, 45):
+        return Answer(202, {"image_id": image.id})
+    return Answer(202, None, {"Location": f"{call.base}/image//images/{image.id}"})
 
 
 ACTIONS: dict[str, Callable[[Call, Server, Any], Answer]] = {

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from typing import Any
 
 from tests.pocketcloud.glance import visible
@@ -10,6 +11,14 @@ from tests.pocketcloud.novaviews import nova_links
 from tests.pocketcloud.records import FLAVORS, Flavor, Image, Keypair, Port, Server, new_id
 from tests.pocketcloud.state import Cloud, QuotaError
 
+UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
+ZONE = "nova"
+WISHES = {  # what a create may say about a server
+    "name", "imageRef", "flavorRef", "networks", "metadata", "key_name", "user_data", "availability_zone",
+    "security_groups", "description", "adminPass", "accessIPv4", "accessIPv6", "block_device_mapping",
+    "block_device_mapping_v2", "config_drive", "min_count", "max_count", "return_reservation_id", "personality",
+    "OS-DCF:diskConfig", "tags", "trusted_image_certificates", "host", "hypervisor_hostname", "hostname",
+}  # fmt: skip
 METADATA_LENGTH = 255
 METADATA_ITEMS = 128
 USER_DATA_LENGTH = 65535
@@ -18,21 +27,26 @@ USER_DATA_LENGTH = 65535
 def create_server(call: Call) -> Answer:
     """Let a server boot, or refuse it."""
     wish = call.json("server")
-    if not isinstance(wish, dict) or not isinstance(wish.get("name"), str) or not wish["name"].strip():
-        raise invalid_input("name", (wish or {}).get("name"), "it is a required property with 1 to 255 characters")
+    _check_words(call, wish)
     with call.cloud.lock:
         flavor, image = _wish_flavor(wish), _wish_image(call, wish)
         _check_sizes(flavor, image)
         server = Server(new_id(), wish["name"], call.project, image.id, flavor, call.cloud.knobs.machines, image.layers)
         server.metadata = checked_metadata(wish.get("metadata", {}))
         server.user_data = _wish_user_data(wish)
-        server.description = wish.get("description")
+        server.description = wish.get("description") if call.microversion >= (2, 19) else wish["name"]
         server.groups = _wish_groups(call.cloud, wish)
         key = _wish_key(call, wish)
         server.key_name, server.public_key = (key.name, key.public_key) if key else (None, "")
-        network, port = _wish_network(call, wish)
+        _check_zone(wish)
+        networks, port = _wish_network(call, wish)
         _check_quota(call)
-        call.cloud.add_server(server, port, network=network)
+        if call.cloud.public_network in networks:
+            server.boot_fault = "Build of instance {id} aborted: Failed to allocate the network(s), not rescheduling."
+            networks = []
+        known = call.cloud.networks()
+        made = [call.cloud.add_port(call.project, network=known[one], made_by_nova=True) for one in networks]
+        call.cloud.add_server(server, [port] if port else made)
     created = {
         "id": server.id,
         "links": nova_links(call, "servers", server.id),
@@ -48,6 +62,36 @@ def invalid_input(name: str, value: object, reason: str) -> RefusalError:
     return RefusalError(400, f"Invalid input for field/attribute {name}. Value: {value}. {reason}")
 
 
+def _check_words(call: Call, wish: object) -> None:
+    """Refuse what does not fit the schema of a create."""
+    if not isinstance(wish, dict):
+        raise invalid_input("server", wish, f"{wish} is not of type 'object'")
+    needed = ["name", "flavorRef", *(["networks"] if call.microversion >= (2, 37) else [])]
+    for name in needed:
+        if name not in wish:
+            raise invalid_input("server", wish, f"'{name}' is a required property")
+    strange = sorted(set(wish) - WISHES)
+    if strange:
+        reason = f"Additional properties are not allowed ({', '.join(map(repr, strange))} was unexpected)"
+        raise invalid_input("server", wish, reason)
+    check_name(wish["name"])
+    if "imageRef" not in wish and "block_device_mapping_v2" not in wish:
+        raise RefusalError(400, "Missing imageRef attribute")
+
+
+def check_name(name: object) -> None:
+    """Refuse what is no name of a server or keypair."""
+    if not isinstance(name, str):
+        raise invalid_input("name", name, f"{name} is not of type 'string'")
+    if not name.strip():
+        raise invalid_input("name", name, f"{name!r} should be non-empty")
+
+
+def _check_zone(wish: dict[str, Any]) -> None:
+    if wish.get("availability_zone") not in (None, ZONE):
+        raise RefusalError(400, "The requested availability zone is not available")
+
+
 def _wish_flavor(wish: dict[str, Any]) -> Flavor:
     wanted = str(wish.get("flavorRef", "")).rsplit("/", 1)[-1]
     for flavor in FLAVORS:
@@ -58,6 +102,9 @@ def _wish_flavor(wish: dict[str, Any]) -> Flavor:
 
 def _wish_image(call: Call, wish: dict[str, Any]) -> Image:
     wanted = str(wish.get("imageRef", "")).rsplit("/", 1)[-1]
+    if not UUID.fullmatch(wanted):
+        reason = f"{wanted!r} is not valid under any of the given schemas"
+        raise invalid_input("imageRef", wanted, reason)
     for image in visible(call):
         if image.id == wanted:
             if image.status != "active":
@@ -98,7 +145,7 @@ def _wish_user_data(wish: dict[str, Any]) -> bytes:
     if len(text) > USER_DATA_LENGTH:
         raise invalid_input("user_data", text, f"{text!r} is too long")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text)
     except (binascii.Error, TypeError):
         raise invalid_input("user_data", text, f"{text!r} is not a 'base64'") from None
 
@@ -119,22 +166,27 @@ def _wish_key(call: Call, wish: dict[str, Any]) -> Keypair | None:
     return key
 
 
-def _wish_network(call: Call, wish: dict[str, Any]) -> tuple[bool, Port | None]:
-    networks = wish.get("networks")
-    if networks is None and call.microversion >= (2, 37):
-        raise invalid_input("server", wish, "'networks' is a required property")
+def _wish_network(call: Call, wish: dict[str, Any]) -> tuple[list[str], Port | None]:
+    """Return the networks for which ports are to be made, or the port that there is."""
+    networks, known = wish.get("networks"), call.cloud.networks()
     if isinstance(networks, str):
         if networks not in ("auto", "none") or call.microversion < (2, 37):
             raise invalid_input("networks", networks, f"'{networks}' is not of type 'array'")
-        return networks == "auto", None
-    for network in networks or []:
+        if networks == "none":
+            return [], None
+    if not networks or networks == "auto":
+        if len(known) > 1:
+            raise RefusalError(409, "Multiple possible networks found, use a Network ID to be more specific.")
+        return list(known), None
+    for network in networks:
         if "port" in network:
-            return True, _wish_port(call, network["port"])
-        if network.get("uuid") == call.cloud.public_network:
-            raise RefusalError(403, f"It is not allowed to create an interface on external network {network['uuid']}")
-        if network.get("uuid") != call.cloud.private_network:
-            raise RefusalError(400, f"Network {network.get('uuid')} could not be found.")
-    return True, None
+            return [], _wish_port(call, network["port"])
+        wanted = network.get("uuid")
+        if not UUID.fullmatch(str(wanted)):
+            raise RefusalError(400, f"Bad networks format: network uuid is not in proper format ({wanted})")
+        if wanted not in (*known, call.cloud.public_network):
+            raise RefusalError(400, f"Network {wanted} could not be found.")
+    return [network["uuid"] for network in networks], None
 
 
 def _wish_port(call: Call, wanted: str) -> Port:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.pocketcloud.glance import visible
 from tests.pocketcloud.httpd import Answer, Call, Handler, RefusalError, not_found
-from tests.pocketcloud.novacreate import METADATA_ITEMS, invalid_input
+from tests.pocketcloud.novacreate import METADATA_ITEMS, check_name, invalid_input
 from tests.pocketcloud.novaviews import nova_image, nova_links
 from tests.pocketcloud.records import FLAVORS, Flavor, Keypair, stamp
 from tests.pocketcloud.state import Cloud
@@ -76,7 +76,8 @@ def _list_keypairs(call: Call) -> Answer:
 
 def _create_keypair(call: Call) -> Answer:
     wish = call.json("keypair")
-    name, public = wish.get("name", ""), wish.get("public_key")
+    name, public = wish.get("name"), wish.get("public_key")
+    check_name(name)
     if not public:
         raise invalid_input("keypair", wish, "'public_key' is a required property")
     with call.cloud.lock:

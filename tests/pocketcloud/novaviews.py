@@ -7,7 +7,8 @@ from tests.pocketcloud.httpd import Call
 from tests.pocketcloud.records import Image, Server, stamp
 from tests.pocketcloud.state import Cloud
 
-POWER_STATES = {"ACTIVE": 1, "REBOOT": 1, "PAUSED": 3, "SHUTOFF": 4}
+PROGRESS_STATUSES = ("ACTIVE", "BUILD")
+POWER_STATES = {"ACTIVE": 1, "REBOOT": 1, "HARD_REBOOT": 1, "PAUSED": 3, "SHUTOFF": 4}
 IMAGE_STATUSES = {"queued": "SAVING", "saving": "SAVING", "active": "ACTIVE", "killed": "ERROR"}
 CONSOLE = """[    0.000000] Linux version 6.1.0-pocketcloud (debian@pocketcloud)
 [    1.000000] Booting {name} from image {image}
@@ -29,6 +30,7 @@ def nova_links(call: Call, kind: str, ident: str) -> list[dict[str, str]]:
 def describe_server(call: Call, server: Server) -> dict[str, Any]:
     """Return the server as the caller's microversion shows it."""
     launched = stamp(server.launched, micro=True) if server.launched else None
+    hosted = server.hosted or launched
     shown: dict[str, Any] = {
         "id": server.id,
         "name": server.name,
@@ -36,7 +38,7 @@ def describe_server(call: Call, server: Server) -> dict[str, Any]:
         "tenant_id": server.project,
         "user_id": call.user,
         "metadata": dict(server.metadata),
-        "hostId": hashlib.sha224(server.project.encode()).hexdigest() if launched else "",
+        "hostId": hashlib.sha224(server.project.encode()).hexdigest() if hosted else "",
         "image": {"id": server.image, "links": nova_links(call, "images", server.image)[1:]},
         "flavor": _flavor_of(call, server),
         "created": stamp(server.created),
@@ -46,7 +48,7 @@ def describe_server(call: Call, server: Server) -> dict[str, Any]:
         "accessIPv6": "",
         "links": nova_links(call, "servers", server.id),
         "OS-DCF:diskConfig": "MANUAL",
-        "OS-EXT-AZ:availability_zone": "nova" if launched else "",
+        "OS-EXT-AZ:availability_zone": "nova" if hosted else "",
         "config_drive": "",
         "key_name": server.key_name,
         "OS-SRV-USG:launched_at": launched,
@@ -56,9 +58,9 @@ def describe_server(call: Call, server: Server) -> dict[str, Any]:
         "OS-EXT-STS:power_state": POWER_STATES.get(server.status, 0),
         "os-extended-volumes:volumes_attached": [],
     }
-    if server.status != "ERROR" or launched:
+    if hosted:
         shown["security_groups"] = [{"name": name} for name in server.groups]
-    if server.status not in ("ERROR", "DELETED") or not server.fault:
+    if server.status in PROGRESS_STATUSES:
         shown["progress"] = 0
     if server.fault and server.status in ("ERROR", "DELETED"):
         shown["fault"] = server.fault | {"created": stamp(server.fault["created"])}
@@ -90,13 +92,14 @@ def _flavor_of(call: Call, server: Server) -> dict[str, Any]:
 def _addresses(server: Server) -> dict[str, Any]:
     if not server.addresses_shown:
         return {}
-    known = [("fixed", server.address), *(("floating", address) for address in server.floating)]
-    return {
-        "private": [
-            {"version": 4, "addr": address, "OS-EXT-IPS:type": kind, "OS-EXT-IPS-MAC:mac_addr": server.mac}
-            for kind, address in known
-        ]
-    }
+    known = [(server.network, "fixed", server.address, server.mac)]
+    known += [(server.network, "floating", address, server.mac) for address in server.floating]
+    known += [(port.network, "fixed", port.address, port.mac) for port in server.others]
+    shown: dict[str, Any] = {}
+    for network, kind, address, mac in known:
+        one = {"version": 4, "addr": address, "OS-EXT-IPS:type": kind, "OS-EXT-IPS-MAC:mac_addr": mac}
+        shown.setdefault(network, []).append(one)
+    return shown
 
 
 def nova_image(call: Call, image: Image) -> dict[str, Any]:

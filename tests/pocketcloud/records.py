@@ -46,6 +46,8 @@ class Server:
     user_data: bytes = b""
     groups: tuple[str, ...] = ("default",)
     description: str | None = None
+    network: str = "private"  # the name of the one it is on first
+    others: list["Port"] = field(default_factory=list)  # on further networks; nobody answers there
     port: str | None = None
     address: str | None = None  # fixed; None when booted without a network
     mac: str = ""
@@ -53,6 +55,8 @@ class Server:
     task_state: str | None = "scheduling"
     fault: dict[str, Any] | None = None
     failure: str | None = None  # how this boot is going to fail
+    boot_fault: str | None = None  # why it is going to fail whatever the knobs say
+    hosted: bool = False  # a host has taken it
     addresses_shown: bool = False
     floating: list[str] = field(default_factory=list)  # as far as the server knows them
     ssh: str = "none"  # none, up, refused, silent, reset
@@ -78,8 +82,8 @@ class Image:
     visibility: str = "private"
     size: int | None = None
     checksum: str | None = None
-    disk_format: str | None = "qcow2"
-    container_format: str | None = "bare"
+    disk_format: str | None = None  # a snapshot gets its formats with its data
+    container_format: str | None = None
     min_disk: int = 0
     min_ram: int = 0
     protected: bool = False
@@ -112,6 +116,7 @@ class Port:
     address: str
     mac: str
     name: str = ""
+    network: str = "private"
     device: str = ""
     made_by_nova: bool = False
     created: float = field(default_factory=time.time)

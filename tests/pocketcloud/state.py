@@ -79,6 +79,7 @@ class Cloud:
         self.user, self.other_user = new_id().replace("-", ""), new_id().replace("-", "")
         self.private_network, self.public_network = new_id(), new_id()
         self.private_subnet, self.public_subnet, self.group = new_id(), new_id(), new_id()
+        self.second_network, self.second_subnet = new_id(), new_id()
         self._stale: tuple[float, list[Server]] | None = None
         self._layers: set[str] = set()  # made by snapshots and not yet dropped
         self._add_base_image()
@@ -107,14 +108,16 @@ class Cloud:
         if limit is not None and used >= limit:
             raise QuotaError(f"Quota exceeded for instances: Requested 1, but already used {used} of {limit} instances")
 
-    def add_server(self, server: Server, port: Port | None, *, network: bool) -> None:
-        """Take a new server in and let it boot; without a port of the user's it gets one, if it wants the network."""
+    def add_server(self, server: Server, ports: list[Port]) -> None:
+        """Take a new server in and let it boot on these ports."""
         knobs = self.knobs
-        server.failure = self._draw_failure()
-        if network and port is None:
-            port = self.add_port(server.project, made_by_nova=True)
-        if port:
-            port.device, server.port, server.address, server.mac = server.id, port.id, port.address, port.mac
+        server.failure = "error" if server.boot_fault else self._draw_failure()
+        server.hosted = True
+        for port in ports:
+            port.device = server.id
+        if ports:
+            first, *server.others = ports
+            server.network, server.port, server.address, server.mac = first.network, first.id, first.address, first.mac
         seconds = knobs.boot_seconds + self.random.uniform(0, knobs.boot_jitter)
         server.task_state = "spawning"
         self.servers[server.id] = server
@@ -146,9 +149,9 @@ class Cloud:
         server.task_state = "powering-on"
         self._hand(server, lambda kind: kind.boot(server), then=lambda: self._settle(server, "ACTIVE", "up"))
 
-    def reboot_server(self, server: Server) -> None:
-        """Switch it off and on; REBOOT meanwhile."""
-        server.status, server.task_state = "REBOOT", "rebooting"
+    def reboot_server(self, server: Server, *, hard: bool) -> None:
+        """Switch it off and on; REBOOT or HARD_REBOOT meanwhile."""
+        server.status, server.task_state = ("HARD_REBOOT", "rebooting_hard") if hard else ("REBOOT", "rebooting")
 
         def restart(kind: Kind) -> None:
             kind.halt(server)
@@ -189,13 +192,15 @@ class Cloud:
 
     def _spawn(self, server: Server) -> None:
         if server.failure == "error":
-            self._fail(server, self.knobs.boot_fault.replace("{id}", server.id), self.knobs.boot_fault_code)
+            fault, code = (server.boot_fault, 500) if server.boot_fault else (
+                self.knobs.boot_fault, self.knobs.boot_fault_code)
+            self._fail(server, fault.replace("{id}", server.id), code)
             return
         self._hand(server, lambda kind: kind.boot(server), then=lambda: self._booted(server))
 
     def _fail(self, server: Server, message: str, code: int) -> None:
         with self.lock:
-            server.status, server.task_state, server.booting = "ERROR", None, False
+            server.status, server.task_state, server.booting, server.hosted = "ERROR", None, False, False
             self.set_fault(server, message, code)
             self._drop_port(server)
 
@@ -274,14 +279,14 @@ class Cloud:
     def snapshot_server(self, server: Server, image: Image) -> None:
         """Make an image of a server: queued, saving, active, or as snapshot_failure says."""
         self.images[image.id] = image
-        server.task_state = "image_snapshot"
+        server.task_state = "image_snapshot_pending"
         end = time.monotonic() + self.knobs.snapshot_seconds
         self.workshop.schedule.later(self.knobs.snapshot_seconds / 3, lambda: self._save(server, image, end))
 
     def _save(self, server: Server, image: Image, end: float) -> None:
         if self.knobs.snapshot_failure != "queued":
             image.status = "saving"
-        if server.task_state == "image_snapshot":
+        if server.task_state == "image_snapshot_pending":
             server.task_state = "image_uploading"
 
         def copy_disk(kind: Kind) -> None:
@@ -314,6 +319,7 @@ class Cloud:
             else:
                 image.status = SNAPSHOT_FAILED_STATUS.get(failure or "", "active")
             if image.status == "active":
+                image.disk_format, image.container_format = "qcow2", "bare"
                 image.size, image.checksum = 1 << 30, new_id().replace("-", "")
                 image.properties["image_state"] = "available"
             self._drop_layers()
@@ -342,15 +348,21 @@ class Cloud:
             "default_username": "debian",
         }
         image = Image(new_id(), "Debian 12", self.other_project, "active", "public", properties=properties)
+        image.disk_format, image.container_format = "qcow2", "bare"
         image.size, image.checksum, image.min_disk = 400 << 20, new_id().replace("-", ""), 1
         self.images[image.id] = image
 
     # Network
 
-    def add_port(self, project: str, name: str = "", *, made_by_nova: bool = False) -> Port:
-        """Take an address of the fixed network."""
+    def networks(self) -> dict[str, str]:
+        """Return the networks for servers, {id: name}."""
+        second = {self.second_network: self.knobs.second_network} if self.knobs.second_network else {}
+        return {self.private_network: "private", **second}
+
+    def add_port(self, project: str, name: str = "", *, network: str = "private", made_by_nova: bool = False) -> Port:
+        """Take a fixed address."""
         mac = "fa:16:3e:" + ":".join(f"{self.random.randrange(256):02x}" for _ in range(3))
-        port = Port(new_id(), project, self.fixed.take(), mac, name, made_by_nova=made_by_nova)
+        port = Port(new_id(), project, self.fixed.take(), mac, name, network, made_by_nova=made_by_nova)
         self.ports[port.id] = port
         return port
 
@@ -405,5 +417,5 @@ class Cloud:
 
 
 def _server_truth(server: Server) -> dict[str, Any]:
-    hidden = {"user_data", "flavor", "booting", "addresses_shown"}
+    hidden = {"user_data", "flavor", "booting", "addresses_shown", "others"}
     return {name: value for name, value in vars(server).items() if name not in hidden} | {"flavor": server.flavor.name}

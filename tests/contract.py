@@ -1,0 +1,330 @@
+"""Two clouds behind one set of methods: pocketcloud, and the real services. What has to be provoked in them differs."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import keystoneauth1.adapter
+import novaclient.client
+import novaclient.exceptions
+import openstack
+import openstack.config
+import requests
+from keystoneauth1.identity.v3 import ApplicationCredential
+
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.knobs import Knobs
+from tests.pool import await_that
+
+HANG_SECONDS = 120.0  # nothing takes so long
+SECOND_RANGE = "127.95.7.0/24"
+Options = dict[str, Any]
+T = TypeVar("T")
+
+
+class Side(Protocol):
+    """How to provoke what the tests look at; options are given to `Clients.boot`."""
+
+    def clients(self) -> "Clients":
+        """Return the clients of a project without quotas."""
+
+    def small(self, instances: int) -> "contextlib.AbstractContextManager[Clients]":
+        """Give the clients of a project that may have so many servers."""
+
+    def without_floating(self) -> "contextlib.AbstractContextManager[Clients]":
+        """Give the clients of a project that may have no floating IP."""
+
+    def second_network(self) -> contextlib.AbstractContextManager[tuple[str, str]]:
+        """Let the project have a second network, (id, name), while in the context."""
+
+    def slow_boot(self, seconds: float) -> Options:
+        """Return what makes a boot take so long."""
+
+    def slow_delete(self, seconds: float) -> Options:
+        """Return what makes the delete of a server take so long."""
+
+    def slow_snapshot(self, seconds: float) -> Options:
+        """Return what makes the snapshot of a server take so long."""
+
+    def failing_snapshot(self) -> Options:
+        """Return what makes the snapshot of a server fail after a second."""
+
+    def failing_boot(self, how: str) -> Options:
+        """Return what makes a boot fail: no-host, abort, retry."""
+
+    def ending_token(self, seconds: int) -> Any:
+        """Return an AccessInfo with a token that ends so soon."""
+
+    def clear(self) -> None:
+        """Provoke nothing any more."""
+
+
+@dataclass
+class Clients:
+    """The real clients for one project of one cloud."""
+
+    clouds_yaml: Path
+    name: str
+    base_name: str
+    side: Side
+
+    @cached_property
+    def config(self) -> Any:
+        return read_clouds(self.clouds_yaml).get_one(cloud=self.name)
+
+    @cached_property
+    def sdk(self) -> Any:
+        connect: Callable[..., Any] = openstack.connection.Connection
+        return connect(config=self.config)
+
+    @property
+    def session(self) -> Any:
+        return self.sdk.session
+
+    @cached_property
+    def nova(self) -> Any:
+        return novaclient.client.Client("2.1", session=self.session)
+
+    @cached_property
+    def project(self) -> str:
+        return str(self.session.get_project_id())
+
+    @cached_property
+    def base(self) -> str:
+        """The id of the base image."""
+        return str(next(iter(self.sdk.image.images(name=self.base_name))).id)
+
+    @cached_property
+    def network(self) -> str:
+        return str(self.sdk.network.find_network("private").id)
+
+    @cached_property
+    def public_network(self) -> str:
+        return str(self.sdk.network.find_network("public").id)
+
+    @cached_property
+    def flavors(self) -> dict[str, str]:
+        return {flavor.name: flavor.id for flavor in self.nova.flavors.list()}
+
+    @property
+    def flavor(self) -> str:
+        return self.flavors["m1.tiny"]
+
+    def raw(self, service: str, method: str, path: str, **options: Any) -> requests.Response:
+        """Make one call on the session and return the answer, whatever it is."""
+        adapter = keystoneauth1.adapter.Adapter(self.session, service_type=service)
+        answer: requests.Response = adapter.request(path, method, raise_exc=False, **options)
+        return answer
+
+    def with_token(self, service: str, path: str, token: str) -> requests.Response:
+        """Make one call with another token than the session's, which does not notice."""
+        return self.raw(service, "GET", path, authenticated=False, headers={"X-Auth-Token": token})
+
+    def act(self, server_id: str, action: Mapping[str, Any], **options: Any) -> requests.Response:
+        """Ask for an action on a server."""
+        return self.raw("compute", "POST", f"/servers/{server_id}/action", json=dict(action), **options)
+
+    def boot(self, name: str = "one", **options: Any) -> Any:
+        """Ask for a server as novacloud does."""
+        options = {"nics": [{"net-id": self.network}], "meta": {}, **options}
+        flavor, image = options.pop("flavor", self.flavor), options.pop("image", self.base)
+        return self.nova.servers.create(name, image, flavor, **options)
+
+    def booted(self, name: str = "one", *, status: str = "ACTIVE", **options: Any) -> Any:
+        """Ask for a server and wait until it has a status."""
+        return self.in_status(self.boot(name, **options).id, status)
+
+    def until(self, server_id: str, look: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """Wait until a server as the cloud shows it is as told, and return that."""
+        return waited(f"a change of {server_id}", partial(self._shown_if, server_id, look))
+
+    def _shown_if(self, server_id: str, look: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        shown = self.show(server_id)
+        return shown if look(shown) else {}
+
+    def in_status(self, server_id: str, status: str) -> Any:
+        """Wait until a server has a status."""
+        def look() -> Any:
+            server = self.nova.servers.get(server_id)
+            return server if server.status == status and not self.task(server) else None
+
+        return waited(f"{status} of {server_id}", look)
+
+    @staticmethod
+    def task(server: Any) -> Any:
+        return getattr(server, "OS-EXT-STS:task_state")
+
+    def show(self, server_id: str, **options: Any) -> dict[str, Any]:
+        """Return a server as the cloud shows it."""
+        shown: dict[str, Any] = self.raw("compute", "GET", f"/servers/{server_id}", **options).json()["server"]
+        return shown
+
+    def listed(self, query: str = "", **options: Any) -> list[str]:
+        """Return the names of listed servers in the order they come in."""
+        answer = self.raw("compute", "GET", f"/servers/detail?{query}", **options)
+        assert answer.status_code == 200, answer.text
+        return [server["name"] for server in answer.json()["servers"]]
+
+    def is_gone(self, server_id: str) -> bool:
+        try:
+            self.nova.servers.get(server_id)
+        except novaclient.exceptions.NotFound:
+            return True
+        return False
+
+    def clear(self) -> None:
+        """Give the project back as it was found."""
+        servers = [server.id for server in self.nova.servers.list()]
+        for server_id in servers:
+            with contextlib.suppress(novaclient.exceptions.NotFound):
+                self.nova.servers.delete(server_id)
+        for server_id in servers:
+            waited(f"the end of {server_id}", partial(self.is_gone, server_id))
+        for floating in self.sdk.network.ips():
+            self.sdk.network.delete_ip(floating)
+        for image in self.sdk.image.images(owner=self.project):
+            self.sdk.image.delete_image(image)
+        for pair in self.nova.keypairs.list():
+            self.nova.keypairs.delete(pair.name)
+
+
+def read_clouds(clouds_yaml: Path) -> Any:
+    """Read this clouds.yaml, not the one that the environment names."""
+    return openstack.config.OpenStackConfig(config_files=[str(clouds_yaml)], load_envvars=False)
+
+
+def waited(what: str, look: Callable[[], T]) -> T:
+    """Return what look gives as soon as it is true; finds what hangs, and times nothing."""
+    return await_that(what, look, HANG_SECONDS)
+
+
+class PocketSide:
+    """pocketcloud: its knobs provoke."""
+
+    def __init__(self, pocket: Pocket, cloud: str = "pocket-a") -> None:
+        self._pocket, self._cloud = pocket, cloud
+
+    def clients(self) -> Clients:
+        return Clients(self._pocket.clouds_yaml, self._cloud, "Debian 12", self)
+
+    def knobs(self, **values: Any) -> Options:
+        self._pocket.knobs(self._cloud, **values)
+        return {}
+
+    @contextlib.contextmanager
+    def small(self, instances: int) -> Iterator[Clients]:
+        self.knobs(quota_instances=instances)
+        yield self.clients()
+
+    @contextlib.contextmanager
+    def without_floating(self) -> Iterator[Clients]:
+        self.knobs(floating_quota=0)
+        yield self.clients()
+
+    @contextlib.contextmanager
+    def second_network(self) -> Iterator[tuple[str, str]]:
+        self.knobs(second_network="second")
+        yield str(self.clients().sdk.network.find_network("second").id), "second"
+
+    def slow_boot(self, seconds: float) -> Options:
+        return self.knobs(boot_seconds=seconds)
+
+    def slow_delete(self, seconds: float) -> Options:
+        return self.knobs(delete_seconds=seconds)
+
+    def slow_snapshot(self, seconds: float) -> Options:
+        return self.knobs(snapshot_seconds=seconds)
+
+    def failing_snapshot(self) -> Options:
+        return self.knobs(snapshot_seconds=1, snapshot_failure="error")
+
+    def failing_boot(self, how: str) -> Options:
+        aborted = "Build of instance {id} aborted: as told"
+        retries = ("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for "
+                   "instance {id}.")
+        fault = {"no-host": Knobs().boot_fault, "abort": aborted, "retry": retries}[how]
+        return self.knobs(boot_failure="error", boot_failure_next=1, boot_fault=fault)
+
+    def ending_token(self, seconds: int) -> Any:
+        self.knobs(token_seconds=seconds)
+        session = self.clients().session
+        try:
+            return session.auth.get_access(session)
+        finally:
+            self.knobs(token_seconds=Knobs().token_seconds)
+
+    def clear(self) -> None:
+        self.knobs(**{name: value for name, value in Knobs().as_dict().items() if name != "machines"})
+
+
+class RealSide:
+    """Real services: the hypervisor driver takes its orders from a server's metadata; the clients do the rest."""
+
+    def __init__(self, clouds_yaml: Path) -> None:
+        self._clouds_yaml = clouds_yaml
+
+    def clients(self, name: str = "real") -> Clients:
+        return Clients(self._clouds_yaml, name, "Debian 12", self)
+
+    @contextlib.contextmanager
+    def small(self, instances: int) -> Iterator[Clients]:
+        small, admin = self.clients("real-small"), self.clients("real-admin")
+        before = small.nova.limits.get().to_dict()["absolute"]["maxTotalInstances"]
+        admin.sdk.compute.update_quota_set(small.project, instances=instances)
+        try:
+            yield small
+        finally:
+            small.clear()
+            admin.sdk.compute.update_quota_set(small.project, instances=before)
+
+    @contextlib.contextmanager
+    def without_floating(self) -> Iterator[Clients]:
+        small, admin = self.clients("real-small"), self.clients("real-admin")
+        admin.sdk.network.update_quota(small.project, floating_ips=0)
+        try:
+            yield small
+        finally:
+            admin.sdk.network.delete_quota(small.project)
+
+    @contextlib.contextmanager
+    def second_network(self) -> Iterator[tuple[str, str]]:
+        clients = self.clients()
+        made = clients.sdk.network.create_network(name="second")
+        try:
+            clients.sdk.network.create_subnet(
+                name="second-subnet", network_id=made.id, ip_version=4, cidr=SECOND_RANGE, enable_dhcp=False)
+            yield str(made.id), "second"
+        finally:
+            clients.clear()  # a network in use stays
+            clients.sdk.network.delete_network(made)
+
+    def slow_boot(self, seconds: float) -> Options:
+        return {"meta": {"real.boot_seconds": str(seconds)}}
+
+    def slow_delete(self, seconds: float) -> Options:
+        return {"meta": {"real.delete_seconds": str(seconds)}}
+
+    def slow_snapshot(self, seconds: float) -> Options:
+        return {"meta": {"real.snapshot_seconds": str(seconds)}}
+
+    def failing_snapshot(self) -> Options:
+        return {"meta": {"real.snapshot_seconds": "1", "real.snapshot_failure": "yes"}}
+
+    def failing_boot(self, how: str) -> Options:
+        return {"meta": {"real.boot_failure": how}}
+
+    def ending_token(self, seconds: int) -> Any:
+        clients = self.clients()
+        end = datetime.now(UTC) + timedelta(seconds=seconds)
+        made = clients.sdk.identity.create_application_credential(
+            clients.session.get_user_id(), name=f"until-{time.time()}", expires_at=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        login = ApplicationCredential(clients.config.config["auth"]["auth_url"], made.secret, made.id)
+        return login.get_access(clients.session)
+
+    def clear(self) -> None:
+        """Nothing outlives its server."""
