@@ -37,8 +37,8 @@ def owned(root: Path, names: Sequence[str] = OURS, what: str = "pocketcloud") ->
         finally:
             _clean(root, names)
             lock.unlink()
-    with contextlib.suppress(OSError):  # somebody else's files are in it
-        root.rmdir()
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                root.rmdir()
 
 
 def _clean(root: Path, names: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from tests.pocketcloud.client import CloudProcess
 from tests.realcloud.configuration import MEMBER, SMALL
 
-KNOBS = ("boot_seconds", "boot_failure", "snapshot_seconds")  # as in driver.py
+# As in driver.py.
+KNOBS = ("boot_seconds", "boot_failure", "delete_seconds", "snapshot_seconds", "snapshot_failure")
 
 
 class RealCloud(CloudProcess):

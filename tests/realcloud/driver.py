@@ -14,10 +14,11 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from nova import exception
 from nova.compute import task_states
@@ -46,16 +47,18 @@ class Knobs:
 
     boot_seconds: float = 0.0
     boot_failure: str = ""  # no-host: the scheduler finds none; abort: the build fails on the host
+    delete_seconds: float = 0.0
     snapshot_seconds: float = 0.0
+    snapshot_failure: str = ""  # anything: it fails
 
     @classmethod
-    def of(cls, metadata: dict[str, str] | None) -> "Knobs":
+    def of(cls, metadata: Mapping[str, str] | None) -> "Knobs":
         """Return what holds for a server."""
         values = json.loads(KNOBS.read_text()) if KNOBS.exists() else {}
         values |= {name.removeprefix(PREFIX): value for name, value in (metadata or {}).items()
                    if name.startswith(PREFIX)}
-        return cls(float(values.get("boot_seconds", 0)), str(values.get("boot_failure", "")),
-                   float(values.get("snapshot_seconds", 0)))
+        kinds = get_type_hints(cls)
+        return cls(**{name: kinds[name](value) for name, value in values.items() if name in kinds})
 
 
 @dataclass
@@ -126,6 +129,7 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
             raise exception.BuildAbortException(instance_uuid=instance.uuid, reason=str(err)) from err
 
     def destroy(self, context: Any, instance: Any, network_info: Any, *args: Any, **more: Any) -> None:
+        time.sleep(Knobs.of(instance.metadata).delete_seconds)
         guest = self._guests.pop(instance.uuid, None)
         if guest:
             self._machines.remove(guest)
@@ -149,7 +153,10 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
         if guest is None:
             raise exception.InstanceNotRunning(instance_id=instance.uuid)
         update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
-        time.sleep(Knobs.of(instance.metadata).snapshot_seconds)
+        knobs = Knobs.of(instance.metadata)
+        time.sleep(knobs.snapshot_seconds)
+        if knobs.snapshot_failure:
+            raise exception.NovaException("the snapshot fails as told")
         with tempfile.TemporaryFile(dir=self._folder) as data:
             try:
                 self._pack(guest, data)
