@@ -61,7 +61,7 @@ class Visit(socketserver.BaseRequestHandler):
 
 
 class Region:
-    """A region named after a cloud, whose entry in clouds.yaml it changes; ends with the `with` block."""
+    """A region named after a cloud, whose entry in clouds.yaml leads to it; ends with the `with` block."""
 
     def __init__(self, real: RealCloud, cloud: str) -> None:
         self._running = ExitStack()
@@ -73,7 +73,9 @@ class Region:
                 url = self._open(endpoint.url)
                 admin.identity.create_endpoint(
                     service_id=endpoint.service_id, interface="public", region_id=cloud, url=url)
-        config = yaml.safe_load(real.clouds_yaml.read_text())
+        text = real.clouds_yaml.read_text()
+        self._running.callback(real.clouds_yaml.write_text, text)
+        config = yaml.safe_load(text)
         entry = config["clouds"][cloud]
         entry["region_name"] = cloud
         entry["auth"]["auth_url"] = self._open(entry["auth"]["auth_url"])

@@ -13,6 +13,8 @@ from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, await_that, client, image, make_key, provider
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import MEMBER, SMALL
+from tests.realcloud.regions import Region
+from tests.realcloud.seed import connect
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 BOOT_SECONDS = 90  # time-out: Nova takes its time when the machine has other things to do
@@ -145,12 +147,19 @@ def test_a_server_that_was_deleted_behind_our_back_is_replaced(pool: Pool, real:
 
 
 @pytest.fixture
+def north(real: RealCloud) -> Iterator[Region]:
+    """A region of its own."""
+    with Region(real, "north") as region:
+        yield region
+
+
+@pytest.fixture
 def other(real: RealCloud, tmp_path: Path) -> Iterator[Pool]:
     """A pool of its own without Jenkins, whose machines need no image build and go at the end."""
     yield Pool(tmp_path, real)
     real.knobs()
-    for cloud in (MEMBER, SMALL):
-        api = client(real.clouds_yaml, cloud).compute
+    for cloud in (MEMBER, SMALL, "north"):
+        api = connect(real.clouds_yaml, cloud).compute
         ours = [server for server in api.servers() if server.name.startswith("devstack-plain")]
         for server in ours:
             api.delete_server(server)
@@ -158,18 +167,19 @@ def other(real: RealCloud, tmp_path: Path) -> Iterator[Pool]:
             api.wait_for_delete(server, interval=0.2, wait=BOOT_SECONDS)
 
 
-def load_plain(pool: Pool, real: RealCloud, name: str, cloud: str, **keys: Any) -> None:
-    """Have a provider with an image type that needs no build: the base image, in which user data makes the account."""
+def load_plain(pool: Pool, real: RealCloud, clouds: dict[str, str], min_ready: int) -> None:
+    """Have providers with an image type that needs no build: the base image, in which user data makes the account."""
     script = pool.folder / "account.sh"
     script.write_text(ACCOUNT.format(key=pool.key.with_suffix(".pub").read_text().strip(), name="plain"))
-    pool.load(at(name, cloud, images=[image("plain", user_data=str(script), **keys)], max_concurrency=1))
-    found = client(real.clouds_yaml, cloud).image.find_image("Debian 12").id
+    images = [image("plain", user_data=str(script), min_ready=min_ready)]
+    pool.load(*(at(name, cloud, images=images, max_concurrency=1) for name, cloud in clouds.items()))
+    found = client(real.clouds_yaml, MEMBER).image.find_image("Debian 12").id
     pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, state, state_time) "
              "SELECT id, 'seeded', 1, ?, 'READY', 1 FROM base_image", found)
 
 
 def test_novas_quota_ends_the_creates_though_it_may_let_one_too_many_begin(other: Pool, real: RealCloud) -> None:
-    load_plain(other, real, "small", SMALL, min_ready=5)
+    load_plain(other, real, {"small": SMALL}, min_ready=5)
 
     result = other.run(LAUNCH, "small", expect=1)
 
@@ -188,7 +198,7 @@ def test_novas_quota_ends_the_creates_though_it_may_let_one_too_many_begin(other
 ])
 def test_novas_fault_is_in_the_row_and_the_next_run_does_better(
         other: Pool, real: RealCloud, failure: str, fault: str) -> None:
-    load_plain(other, real, "one", MEMBER, min_ready=1)
+    load_plain(other, real, {"one": MEMBER}, min_ready=1)
     real.knobs(boot_failure=failure)
 
     other.run(LAUNCH, "one", expect=1)
@@ -198,3 +208,22 @@ def test_novas_fault_is_in_the_row_and_the_next_run_does_better(
     assert (state, error.startswith("the server went to ERROR: "), fault in error) == ("ERROR", True, True)
     assert other.run(LAUNCH, "one", expect=0).stdout == "one plain: 1 of 1 ready\n"
     other.run(REAP, "one", expect=0)
+
+
+def test_a_region_that_is_down_stops_no_other_and_costs_no_machine(
+        north: Region, other: Pool, real: RealCloud) -> None:
+    load_plain(other, real, {"north": "north", "one": MEMBER}, min_ready=1)
+    assert other.run(LAUNCH, "all", expect=0).stdout == "north plain: 1 of 1 ready\none plain: 1 of 1 ready\n"
+    for node in other.machines():
+        other.run("devstack-vm-delete.py", node, expect=0)
+
+    north.turn(down=True)
+    other.run(REAP, "all", expect=1)
+    other.run(LAUNCH, "all", expect=1)
+
+    assert [state for node, state in other.machines().items() if "north" in node] == ["DELETE"]
+    assert [state for node, state in other.machines().items() if "one" in node] == ["READY"]
+    north.turn(down=False)
+    await_that("the end of the north's machine",
+               lambda: other.run(REAP, "all", expect=0) and "DELETE" not in other.machines().values(), BOOT_SECONDS)
+    assert other.run(LAUNCH, "all", expect=0).stdout == "north plain: 1 of 1 ready\none plain: 1 of 1 ready\n"
