@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
+        if os.geteuid():
+            raise KindError("it needs root, to make namespaces")
         made = environment.ensure(options.cache)
         if options.prepare_only:
             return 0

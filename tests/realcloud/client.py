@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from tests.pocketcloud.client import CloudProcess
-from tests.realcloud.configuration import MEMBER, SMALL
 
 # As in driver.py.
 KNOBS = ("boot_seconds", "boot_failure", "delete_seconds", "snapshot_seconds", "snapshot_failure")
@@ -28,5 +27,3 @@ class RealCloud(CloudProcess):
         new.write_text(json.dumps(values))
         new.rename(self.root / "state/knobs.json")
 
-
-__all__ = ["MEMBER", "SMALL", "RealCloud"]

@@ -46,7 +46,7 @@ class Knobs:
     """What tests may want of servers."""
 
     boot_seconds: float = 0.0
-    boot_failure: str = ""  # no-host: the scheduler finds none; abort: the build fails on the host
+    boot_failure: str = ""  # no-host: the scheduler finds none; abort, retry: the host gives up, or has others tried
     delete_seconds: float = 0.0
     snapshot_seconds: float = 0.0
     snapshot_failure: str = ""  # anything: it fails
@@ -79,7 +79,10 @@ class KnobFilter(BaseHostFilter):  # type: ignore[misc]  # Nova has no types
     """Finds no host for servers whose knob says so."""
 
     def host_passes(self, _host: Any, spec: Any) -> bool:
-        request = BuildRequest.get_by_instance_uuid(spec._context, spec.instance_uuid)
+        try:
+            request = BuildRequest.get_by_instance_uuid(spec._context, spec.instance_uuid)
+        except exception.BuildRequestNotFound:  # it has been booted before
+            return True
         return Knobs.of(request.instance.metadata).boot_failure != "no-host"
 
 
@@ -112,6 +115,8 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
         time.sleep(knobs.boot_seconds)
         if knobs.boot_failure == "abort":
             raise exception.BuildAbortException(instance_uuid=instance.uuid, reason="as told")
+        if knobs.boot_failure == "retry":
+            raise exception.ComputeResourcesUnavailable(reason="as told")
         super().spawn(context, instance, image_meta, injected_files, admin_password, allocations, network_info, **more)
         addresses = [fixed["address"] for vif in network_info or [] for fixed in vif.fixed_ips()]
         try:

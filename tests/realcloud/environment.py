@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.pocketcloud.basetree import PRIVATE
+from tests.pocketcloud.records import FLAVORS
 from tests.realcloud import template
 from tests.realcloud.services import ServiceError
 
@@ -39,7 +40,7 @@ def ensure(cache: Path) -> Environment:
     cache.mkdir(parents=True, exist_ok=True)
     python = f"{sys.version_info.major}.{sys.version_info.minor} {ENTRY_POINTS}"
     venv = cache / f"venv-{_digest(python, [REQUIREMENTS])}"
-    made = cache / f"template-{_digest(python, [REQUIREMENTS, *TEMPLATE_PARTS])}"
+    made = cache / f"template-{_digest(f'{python} {FLAVORS}', [REQUIREMENTS, *TEMPLATE_PARTS])}"
     with _lock(cache / "lock"):
         _make("the services", venv, _install)
         _make("their databases", made, lambda state: template.make(state, venv))

@@ -200,6 +200,8 @@ def test_the_small_project_has_room_for_two(users: dict[str, User]) -> None:
 @pytest.mark.parametrize(("failure", "fault"), [
     ("no-host", "No valid host was found. There are not enough hosts available."),
     ("abort", "Build of instance {id} aborted: as told"),
+    ("retry", "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for "
+              "instance {id}."),
 ])
 def test_boots_fail_as_told_for_all_and_for_one(user: User, failure: str, fault: str) -> None:
     def failed(server: Any) -> Any:
