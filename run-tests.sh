@@ -2,11 +2,15 @@
 
 usage() {
     cat <<'EOF'
-Usage: run-tests.sh [PYTEST ARGUMENTS]
+Usage: run-tests.sh [--real | --all] [PYTEST ARGUMENTS]
 
 Runs every check of the project: shellcheck, ruff, mypy, and the tests, against clouds and a Jenkins on loopback whose
 machines are namespaces of this one. Installs what that takes on a bare Debian 12 or Ubuntu machine (as root): Debian
 packages, and Python packages into .venv. With arguments only pytest runs, with these: run-tests.sh -k launch
+
+  --real   only the tests against real OpenStack services, which are installed first, 600 MB in
+           ~/.cache/devstack-gate-realcloud (or the folder that DEVSTACK_GATE_REALCLOUD names)
+  --all    every check and all tests, these too
 
 Exit code: 0 all passed, 1 something failed.
 EOF
@@ -30,6 +34,15 @@ main() {
         usage
         return 0
     fi
+    local -a tests=()
+    local checkers=1
+    case ${1:-} in
+        --real) tests=(tests/realcloud) checkers=0; shift ;;
+        --all) tests=(tests tests/realcloud); shift ;;
+    esac
+    if (( $# )); then
+        checkers=0
+    fi
     cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
     # shellcheck source=tests/prepare.sh
     . tests/prepare.sh
@@ -37,14 +50,17 @@ main() {
         shellcheck sqlite3
     make_venv requirements-test.txt
     local checked=0 rc=0
-    if (( $# == 0 )); then
+    if (( checkers )); then
         run_checkers || checked=1
         if (( checked )); then
             printf '\nThe checkers above failed; the tests run all the same.\n\n'
         fi
     fi
     "$PYTHON" -m tests.pocketcloud --base-only
-    "$PYTHON" -m pytest "$@" || rc=$?
+    if (( ${#tests[@]} )); then
+        "$PYTHON" -m tests.realcloud --prepare-only
+    fi
+    "$PYTHON" -m pytest "${tests[@]}" "$@" || rc=$?
     if (( rc == 0 && checked )); then
         return 1
     fi

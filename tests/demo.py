@@ -1,17 +1,23 @@
-"""The demo: the life of a pool of single-use machines, told in steps, on this computer alone."""
+"""The demo: the life of a pool of single-use machines, told in steps, on this computer alone.
 
+With --real the clouds are two regions of a real OpenStack control plane, tests/realcloud.
+"""
+
+import argparse
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.jobsite import load, make_site
-from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_plugins import RECORDED
 from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
@@ -23,6 +29,35 @@ PLUGINS = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestampe
            "build-name-setter": "2.1.0", **RECORDED}
 BUILD_SECONDS = 60
 CHANGE_GOOD, CHANGE_BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
+
+
+@dataclass
+class Clouds:
+    """North and south."""
+
+    process: CloudProcess
+    turn_north: Callable[[bool], object]  # True: down
+    boot_seconds: int  # time-out of a machine's boot
+
+    @classmethod
+    def pocket(cls, folder: Path, ssh_port: int, running: ExitStack) -> "Clouds":
+        """Two clouds of one pocketcloud."""
+        pocket = running.enter_context(
+            Pocket(folder, "--clouds", f"{NORTH},{SOUTH}", "--machines", "namespace", "--ssh-port", str(ssh_port)))
+        failing = [{"service": service, "match": ".*", "status": 503}
+                   for service in ("identity", "compute", "image", "network")]
+        return cls(pocket, lambda down: pocket.knobs(NORTH, answers=failing if down else []), 30)
+
+    @classmethod
+    def real(cls, folder: Path, ssh_port: int, running: ExitStack) -> "Clouds":
+        """Two regions of one real control plane."""
+        from tests.realcloud.client import RealCloud
+        from tests.realcloud.regions import Region
+
+        real = running.enter_context(
+            RealCloud(folder, "--clouds", f"{NORTH},{SOUTH}", "--ssh-port", str(ssh_port)))
+        north, _south = (running.enter_context(Region(real, name)) for name in (NORTH, SOUTH))
+        return cls(real, lambda down: north.turn(down=down), 120)
 
 
 class Story:
@@ -50,23 +85,22 @@ class Story:
 class Demo:
     """The scripts, driven as Jenkins would, against two clouds and a Jenkins on loopback."""
 
-    def __init__(self, folder: Path, running: ExitStack, story: Story) -> None:
+    def __init__(self, folder: Path, running: ExitStack, story: Story, *, real: bool) -> None:
         self.story = story
         self.folder = folder
         port = _free_ssh_port()
-        self.story.step("Start two OpenStack clouds, north and south, and a Jenkins, all on 127.0.0.0/8.")
-        clouds = f"{NORTH},{SOUTH}"
-        self.cloud = running.enter_context(
-            Pocket(folder, "--clouds", clouds, "--machines", "namespace", "--ssh-port", str(port)))
+        what = "two regions of a real OpenStack" if real else "two OpenStack clouds"
+        self.story.step(f"Start {what}, north and south, and a Jenkins, all on 127.0.0.0/8.")
+        self.clouds = (Clouds.real if real else Clouds.pocket)(folder, port, running)
         self.jenkins = running.enter_context(StandIn(
             folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))},
             knobs={"plugins": PLUGINS, "master_label": "devstack-gate-host", "master_executors": 10,
                    "master_environment": {"DEVSTACK_GATE_DB": str(folder / "vm.db"), "HOME": str(folder),
                                           "DEVSTACK_GATE_SECURE_CONFIG": str(folder / "secure.conf")}}))
         self.git_base = running.enter_context(served(folder / "git", CHANGE_GOOD, CHANGE_BREAKING))
-        self.pool = Pool(folder, self.cloud, self.jenkins)
+        self.pool = Pool(folder, self.clouds.process, self.jenkins)
         self.ssh_port = port
-        self.story.came(f"clouds at {self.cloud.url}, Jenkins at {self.jenkins.url}")
+        self.story.came(f"clouds at {self.clouds.process.url}, Jenkins at {self.jenkins.url}")
         self.story.came("each virtual machine will be a Debian of its own (Linux namespaces), reached by real ssh")
 
     def run(self, script: str, *arguments: str, expect: int = 0) -> str:
@@ -93,8 +127,8 @@ class Demo:
         """Providers and images."""
         self.story.step("Tell the pool about them: a providers file asks for 2 ready machines at each provider.")
         wanted = [image("bookworm", min_ready=2)]
-        self.pool.load(*(provider(name, cloud=name, max_servers=6, ssh_port=self.ssh_port, images=wanted)
-                         for name in (NORTH, SOUTH)))
+        keys = {"max_servers": 6, "ssh_port": self.ssh_port, "boot_timeout": self.clouds.boot_seconds, "images": wanted}
+        self.pool.load(*(provider(name, cloud=name, **keys) for name in (NORTH, SOUTH)))
         self.story.came("`vmdatabase.py load providers.yaml` wrote them to vm.db, one SQLite file")
 
     def build_images(self) -> None:
@@ -168,9 +202,7 @@ class Demo:
     def lose_a_provider(self) -> None:
         """One provider down."""
         self.story.step("North's cloud goes down, every request fails. Launch, and run a third build.")
-        services = ("identity", "compute", "image", "network")
-        down = [{"service": service, "match": ".*", "status": 503} for service in services]
-        self.cloud.knobs(NORTH, answers=down)
+        self.clouds.turn_north(True)
         output = self.run("devstack-vm-launch.py", "all", expect=1)
         third = self.build(CHANGE_GOOD, "SUCCESS")
         self.story.came("launch filled south all the same, and exited with 1 so that its Jenkins job turns red:")
@@ -180,7 +212,7 @@ class Demo:
     def reap(self) -> None:
         """All agree again."""
         self.story.step("North is back. Reap, and launch again, as the timers would.")
-        self.cloud.knobs(NORTH, answers=[])
+        self.clouds.turn_north(False)
         self.story.show(self.run("devstack-vm-reap.py", "all"))
         self.run("devstack-vm-launch.py", "all")
         self.story.came("the pool is full again:")
@@ -223,14 +255,17 @@ def _left_behind(folder: Path) -> list[str]:
     return mounts + processes.stdout.splitlines()
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns 0 when all went as told and nothing is left running, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
+    parser.add_argument("--real", action="store_true", help="the clouds are real OpenStack services")
+    options = parser.parse_args(argv)
     folder = Path(tempfile.mkdtemp(prefix="devstack-gate-demo-"))
     story = Story()
     code = 0
     try:
         with ExitStack() as running:
-            Demo(folder, running, story).tell()
+            Demo(folder, running, story, real=options.real).tell()
             story.step("Stop everything.")
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", flush=True)
@@ -241,7 +276,7 @@ def main() -> int:
         return 1
     shutil.rmtree(folder / "pocket", ignore_errors=True)
     story.came(f"no process and no mount is left. Logs and vm.db: {folder} "
-               "(scripts.log, console-gate-*.txt, pocketcloud.log, jenkins/log)")
+               "(scripts.log, console-gate-*.txt, *cloud.log, jenkins/log)")
     print(f"\nThe demo took {time.monotonic() - story.started:.0f} s.")
     return code
 

@@ -16,7 +16,7 @@ import openstack
 import requests
 import yaml
 
-from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
@@ -47,9 +47,9 @@ def _kebab(keys: Mapping[str, Any]) -> dict[str, Any]:
 class Pool:
     """The scripts with their settings in a folder, against a cloud and, where given, a Jenkins."""
 
-    def __init__(self, folder: Path, pocket: Pocket | None = None, jenkins: StandIn | None = None) -> None:
+    def __init__(self, folder: Path, cloud: CloudProcess | None = None, jenkins: StandIn | None = None) -> None:
         self.folder = folder
-        self.pocket = pocket
+        self.pocket = cloud if isinstance(cloud, Pocket) else None
         self.jenkins = jenkins
         self.database = folder / "vm.db"
         self.secure_config = folder / "secure.conf"
@@ -60,8 +60,8 @@ class Pool:
             self.environment.pop(name, None)
         self.environment |= {"DEVSTACK_GATE_DB": str(self.database), "HOME": str(folder),
                              "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config)}
-        if pocket:
-            self.environment["OS_CLIENT_CONFIG_FILE"] = str(pocket.clouds_yaml)
+        if cloud:
+            self.environment["OS_CLIENT_CONFIG_FILE"] = str(cloud.clouds_yaml)
         self.write_secure_config()
 
     def write_secure_config(self, packages: str = "git", **changes: str) -> None:

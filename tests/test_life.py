@@ -1,23 +1,16 @@
 """A whole life on real machines: image, pool, builds over ssh, deletion, with Jenkins as it runs the jobs."""
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 import requests
 
+from tests.gatejob import LABEL, add_gate_job, build
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.pool import Pool, await_that, image, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
-LABEL = "devstack-noble"
-SCRIPT = """set -eu
-test ! -e /var/tmp/somebody-was-here
-touch /var/tmp/somebody-was-here
-cat /etc/devstack-gate/node
-sleep 1
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +37,6 @@ def pool(site: Pool) -> Pool:
         if state == "READY":
             site.jenkins.wait_node(name, "online")
     return site
-
-
-def add_gate_job(pool: Pool, name: str, script: str = SCRIPT) -> None:
-    """The gate job as jobs/ defines it: inprogress before, the script on the node, delete after any end."""
-    assert pool.jenkins
-    variables = {key: value for key, value in pool.environment.items()
-                 if key in ("DEVSTACK_GATE_DB", "DEVSTACK_GATE_SECURE_CONFIG", "HOME")}
-    pool.jenkins.add_job(
-        name, LABEL, script=script, environment=variables,
-        before=[sys.executable, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
-        after=[sys.executable, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
-
-
-def build(pool: Pool, name: str, **parameters: str) -> tuple[str, str, str]:
-    """Run a build to its end; returns its result, its node and its console."""
-    assert pool.jenkins
-    started = pool.jenkins.wait_started(pool.jenkins.build(name, **parameters))
-    ended = pool.jenkins.wait_build(name, started["number"])
-    return ended["result"], ended["node"], ended["console"]
 
 
 def test_a_build_runs_on_a_machine_of_its_own_which_goes_after_it(pool: Pool) -> None:

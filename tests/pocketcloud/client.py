@@ -1,4 +1,4 @@
-"""Start a pocketcloud as a process of its own and turn its knobs: what the tests use."""
+"""Start a cloud as a process of its own and turn its knobs: what the tests use."""
 
 import json
 import os
@@ -13,28 +13,24 @@ from types import TracebackType
 from typing import Any, Self
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 300.0  # the first start of all makes the base tree
+START_SECONDS = 600.0  # the first start of all makes the base tree, and the services of a real cloud
 STOP_SECONDS = 30.0
 
 
 class PocketError(Exception):
-    """The pocketcloud did not start, stopped by itself or refused a knob."""
+    """The cloud did not start, stopped by itself or refused a knob."""
 
 
-class Pocket:
-    """A running pocketcloud with its state under `folder`/pocket; leaves nothing behind after `stop`.
+class CloudProcess:
+    """A running cloud on loopback; leaves nothing behind after `stop`. Raises PocketError when it does not start."""
 
-    `options` are those of `python -m tests.pocketcloud`, for example "--machines", "none", "--set", "boot_seconds=2".
-    The clouds are pocket-a and pocket-b unless the options say otherwise. Raises PocketError when it does not start.
-    """
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.root = folder / "pocket"
-        self.log = folder / "pocketcloud.log"
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tests.pocketcloud", "--root", str(self.root), *options]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log)
+    def __init__(self, module: str, root: Path, log: Path, *options: str) -> None:
+        self.root, self.log = root, log
+        self._module = module
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", module, "--root", str(self.root), *options]
+        with self.log.open("ab") as log_file:
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=log_file)
         self.ready: dict[str, Any] = self._wait_until_ready()
         self.url: str = self.ready["url"]
 
@@ -57,6 +53,54 @@ class Pocket:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
         return kept | {"OS_CLIENT_CONFIG_FILE": str(self.clouds_yaml)}
 
+    def kill(self) -> None:
+        """End it as `kill -9` does: nothing is cleaned up by itself."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """End it and wait until everything it made is gone; harmless when it is not running any more."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise PocketError(f"{self._module} did not stop within {STOP_SECONDS:.0f} s:\n{self._last_log()}") from None
+
+    def _wait_until_ready(self) -> dict[str, Any]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise PocketError(f"{self._module} ended with {self.process.returncode}:\n{self._last_log()}")
+            ready = self._read_ready()
+            if ready:
+                return ready
+            time.sleep(0.02)
+        self.kill()
+        raise PocketError(f"{self._module} was not ready after {START_SECONDS:.0f} s:\n{self._last_log()}")
+
+    def _read_ready(self) -> dict[str, Any]:
+        try:
+            ready: dict[str, Any] = json.loads((self.root / "ready").read_text())
+        except FileNotFoundError:
+            return {}
+        return ready if ready["pid"] == self.process.pid else {}  # another pid: left by a killed run
+
+    def _last_log(self) -> str:
+        return self.log.read_text()[-3000:]
+
+
+class Pocket(CloudProcess):
+    """A running pocketcloud with its state under `folder`/pocket; leaves nothing behind after `stop`.
+
+    `options` are those of `python -m tests.pocketcloud`, for example "--machines", "none", "--set", "boot_seconds=2".
+    The clouds are pocket-a and pocket-b unless the options say otherwise. Raises PocketError when it does not start.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__("tests.pocketcloud", folder / "pocket", folder / "pocketcloud.log", *options)
+
     def look(self, cloud: str = "pocket-a") -> dict[str, Any]:
         """What one cloud knows: knobs, calls, calls_total, requests, servers, images, keypairs, floating_ips, ports."""
         return self._control("GET", cloud)
@@ -73,43 +117,6 @@ class Pocket:
     def server(self, cloud: str, server_id: str, /, **change: Any) -> dict[str, Any]:
         """Change one server behind the clients' back: status, fault, ssh ("up|refused|silent|reset"), vanish=True."""
         return self._control("POST", f"{cloud}/servers/{server_id}", change)
-
-    def kill(self) -> None:
-        """End it as `kill -9` does: nothing is cleaned up by itself."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
-
-    def stop(self) -> None:
-        """End it and wait until everything it made is gone; harmless when it is not running any more."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise PocketError(f"pocketcloud did not stop within {STOP_SECONDS:.0f} s:\n{self._last_log()}") from None
-
-    def _wait_until_ready(self) -> dict[str, Any]:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise PocketError(f"pocketcloud ended with {self.process.returncode}:\n{self._last_log()}")
-            ready = self._read_ready()
-            if ready:
-                return ready
-            time.sleep(0.02)
-        self.kill()
-        raise PocketError(f"pocketcloud was not ready after {START_SECONDS:.0f} s:\n{self._last_log()}")
-
-    def _read_ready(self) -> dict[str, Any]:
-        try:
-            ready: dict[str, Any] = json.loads((self.root / "ready").read_text())
-        except FileNotFoundError:
-            return {}
-        return ready if ready["pid"] == self.process.pid else {}  # another pid: left by a killed run
-
-    def _last_log(self) -> str:
-        return self.log.read_text()[-3000:]
 
     def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()

@@ -1,4 +1,4 @@
-"""The folder --root: one pocketcloud at a time, and what a killed one left there is ended and removed first."""
+"""The folder --root: one cloud at a time, and what a killed one left there is ended and removed first."""
 
 import contextlib
 import fcntl
@@ -7,11 +7,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-LOCK = "pocketcloud.lock"  # also the sign that the folder is ours
 OURS = ("machines", "shared", "clouds.yaml", "ready", "ready.new")
 END_SECONDS = 10.0
 
@@ -21,29 +20,30 @@ class RootError(Exception):
 
 
 @contextlib.contextmanager
-def owned(root: Path) -> Iterator[None]:
-    """Own the folder, empty; leave nothing of ours in it afterwards. Raises RootError."""
-    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / LOCK).exists())):
-        raise RootError(f"--root {root}: expected an empty or a missing folder, or one left by a pocketcloud")
+def owned(root: Path, names: Sequence[str] = OURS, what: str = "pocketcloud") -> Iterator[None]:
+    """Own the folder, in which `names` are ours; leave nothing of ours in it afterwards. Raises RootError."""
+    lock = root / f"{what}.lock"  # also the sign that the folder is ours
+    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not lock.exists())):
+        raise RootError(f"--root {root}: expected an empty or a missing folder, or one left by a {what}")
     root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("w") as lock:
+    with lock.open("w") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RootError(f"--root {root}: another pocketcloud is running there") from None
-        _clean(root)
+            raise RootError(f"--root {root}: another {what} is running there") from None
+        _clean(root, names)
         try:
             yield
         finally:
-            _clean(root)
-            (root / LOCK).unlink()
-    with contextlib.suppress(OSError):  # somebody else's files are in it
-        root.rmdir()
+            _clean(root, names)
+            lock.unlink()
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                root.rmdir()
 
 
-def _clean(root: Path) -> None:
+def _clean(root: Path, names: Sequence[str]) -> None:
     _end_processes(root)
-    for name in OURS:
+    for name in names:
         path = root / name
         if path.is_dir():
             shutil.rmtree(path)

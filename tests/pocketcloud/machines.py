@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.pocketcloud.doors import Doors, Greet
-from tests.pocketcloud.records import BASE_LAYER, BootError, KindError, Server, SnapshotError
+from tests.pocketcloud.records import BASE_LAYER, BootError, Guest, KindError, SnapshotError
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ class Namespaces:
         self._resolver = Path("/etc/resolv.conf").read_text()
         self._probe()
 
-    def boot(self, server: Server) -> None:
+    def boot(self, server: Guest) -> None:
         """Start the machine, for the first time or again; raises BootError with the end of its console."""
         machine = self._machines.setdefault(server.id, Machine(self._folder / server.id))
         with machine.lock:
@@ -76,7 +76,7 @@ class Namespaces:
                     raise BootError(f"the machine did not come up: {_console(machine)[-CONSOLE_TAIL:]}")
             machine.pid = int((machine.folder / "pid").read_text())
 
-    def apply_ssh(self, server: Server) -> None:
+    def apply_ssh(self, server: Guest) -> None:
         """Start or stop the machine's own sshd and answer for it where it must not."""
         machine = self._machines.get(server.id)
         if machine is None or server.address is None:
@@ -92,7 +92,7 @@ class Namespaces:
             for address in server.floating:
                 self._set_door(address, (lambda _, link: _serve(machine, link)) if server.ssh == "up" else greet)
 
-    def halt(self, server: Server) -> None:
+    def halt(self, server: Guest) -> None:
         """Kill everything in the machine; its disk stays."""
         machine = self._machines.get(server.id)
         if machine is None:
@@ -103,32 +103,38 @@ class Namespaces:
                 if address:
                     self._doors.close(address)
 
-    def remove(self, server: Server) -> None:
+    def remove(self, server: Guest) -> None:
         """Kill everything in the machine and remove its disk."""
         self.halt(server)
         machine = self._machines.pop(server.id, None)
         if machine:
             shutil.rmtree(machine.folder, ignore_errors=True)
 
-    def snapshot(self, server: Server, layer: str) -> bool:
+    def snapshot(self, server: Guest, layer: str) -> bool:
         """Copy what the machine has changed; it stands still meanwhile. Raises SnapshotError."""
-        machine = self._machines.get(server.id)
-        if machine is None:
-            raise SnapshotError("the machine is gone")
-        with machine.lock, _frozen(machine):
-            command = ["cp", "-a", "--reflink=auto", str(machine.folder / "upper"), str(self._layers / layer)]
+        with self.standing_still(server) as folder:
+            command = ["cp", "-a", "--reflink=auto", str(folder / "upper"), str(self._layers / layer)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(self._layers / layer, ignore_errors=True)
             raise SnapshotError(done.stderr[-CONSOLE_TAIL:])
         return True
 
+    @contextlib.contextmanager
+    def standing_still(self, server: Guest) -> Iterator[Path]:
+        """Stop everything in the machine for a while; gives its folder, in which upper/ is what it has changed."""
+        machine = self._machines.get(server.id)
+        if machine is None:
+            raise SnapshotError("the machine is gone")
+        with machine.lock, _frozen(machine):
+            yield machine.folder
+
     def drop_layers(self, unused: set[str]) -> None:
         """Remove the layers that no image and no server uses any more."""
         for layer in unused:
             shutil.rmtree(self._layers / layer)
 
-    def console(self, server: Server) -> str | None:
+    def console(self, server: Guest) -> str | None:
         """Return the machine's console log."""
         machine = self._machines.get(server.id)
         return _console(machine) if machine else ""
@@ -153,7 +159,7 @@ class Namespaces:
                 f"{self._folder} (else: --machines shared-ssh or none): {done.stderr.strip()}"
             )
 
-    def _write_seed(self, machine: Machine, server: Server) -> None:
+    def _write_seed(self, machine: Machine, server: Guest) -> None:
         for name in ("upper", "work", "root", "seed"):
             (machine.folder / name).mkdir(parents=True, exist_ok=True)
         listen = f"Port {self._doors.port}\nListenAddress {server.address or '127.0.0.1'}\nUseDNS no\n"

@@ -136,6 +136,19 @@ class FloatingIP:
     updated: float = field(default_factory=time.time)
 
 
+class Guest(Protocol):
+    """What a machine must be told of the server that it is."""
+
+    id: str
+    name: str
+    layers: tuple[str, ...]  # of its image, topmost first
+    public_key: str
+    user_data: bytes
+    address: str | None  # fixed
+    floating: list[str]
+    ssh: str  # none, up, refused, silent, reset
+
+
 class KindError(Exception):
     """Servers of this kind cannot be had on this host."""
 

@@ -1,0 +1,32 @@
+"""A gate job in Jenkins, as the builds of a pool's machines run it."""
+
+import sys
+
+from tests.pool import PROJECT, Pool
+
+LABEL = "devstack-noble"
+SCRIPT = """set -eu
+test ! -e /var/tmp/somebody-was-here
+touch /var/tmp/somebody-was-here
+cat /etc/devstack-gate/node
+sleep 1
+"""
+
+
+def add_gate_job(pool: Pool, name: str, script: str = SCRIPT) -> None:
+    """The gate job as jobs/ defines it: inprogress before, the script on the node, delete after any end."""
+    assert pool.jenkins
+    variables = {key: value for key, value in pool.environment.items()
+                 if key in ("DEVSTACK_GATE_DB", "DEVSTACK_GATE_SECURE_CONFIG", "HOME")}
+    pool.jenkins.add_job(
+        name, LABEL, script=script, environment=variables,
+        before=[sys.executable, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
+        after=[sys.executable, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
+
+
+def build(pool: Pool, name: str, **parameters: str) -> tuple[str, str, str]:
+    """Run a build to its end; returns its result, its node and its console."""
+    assert pool.jenkins
+    started = pool.jenkins.wait_started(pool.jenkins.build(name, **parameters))
+    ended = pool.jenkins.wait_build(name, started["number"])
+    return ended["result"], ended["node"], ended["console"]

@@ -1,0 +1,124 @@
+"""Run one service of the control plane: python -m tests.realcloud.serve NAME FD, FD being its listening socket.
+
+Runs in the services' own virtual environment. The API is a WSGI application that waitress serves; Nova's other parts
+(conductor, scheduler, compute) are threads of the same process, so that messages need no broker.
+"""
+
+import collections
+import contextlib
+import importlib
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import waitress
+
+APPLICATIONS = {
+    "keystone": "keystone.wsgi.api",
+    "glance": "glance.wsgi.api",
+    "placement": "placement.wsgi.api",
+    "neutron": "neutron.wsgi.api",
+    "nova": "nova.wsgi.osapi_compute",
+}
+THREADS = 16
+UPLOAD_LIMIT = 1 << 40
+
+
+def main() -> int:
+    """Serve until killed."""
+    name, handle = sys.argv[1], int(sys.argv[2])
+    sys.argv = [name]  # the services read it themselves
+    queue_writers()
+    application = importlib.import_module(APPLICATIONS[name]).application
+    if name == "neutron":
+        know_all_models()
+    if name == "nova":
+        # The API answers meanwhile: starting takes services that may not be up yet.
+        threading.Thread(target=start_workers_or_end, daemon=True).start()
+    waitress.serve(
+        application,
+        sockets=[socket.socket(fileno=handle)],
+        threads=THREADS,
+        ident=name,
+        connection_limit=1000,
+        channel_timeout=300,
+        max_request_body_size=UPLOAD_LIMIT,
+    )
+    return 0
+
+
+def queue_writers() -> None:
+    """Let a database's writers come one after the other: SQLite has one at a time, and refuses the others at last.
+
+    Each database belongs to one process, so a lock here is enough; readers go on beside it.
+    """
+    from oslo_db.sqlalchemy import enginefacade
+
+    guard = threading.Lock()
+    locks: dict[str, threading.RLock] = collections.defaultdict(threading.RLock)
+    manager = enginefacade._TransactionContextManager
+    scope = manager._transaction_scope
+
+    @contextlib.contextmanager
+    def queued(self: Any, context: Any) -> Iterator[Any]:
+        lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self._mode is enginefacade._WRITER:
+            with guard:
+                lock = locks[str(self.writer.get_engine().url)]
+        with lock, scope(self, context) as resource:
+            yield resource
+
+    manager._transaction_scope = queued
+
+
+def know_all_models() -> None:
+    """Without this the first list of ports, if it comes before other queries, is answered with 500."""
+    importlib.import_module("neutron.db.models.port_forwarding")
+    importlib.import_module("sqlalchemy.orm").configure_mappers()
+
+
+def start_workers_or_end() -> None:
+    """Let a failure be the end of the process: what is left of it would look like one that works."""
+    started = False
+    try:
+        start_workers()
+        started = True
+    finally:
+        if not started:
+            traceback.print_exc()
+            os._exit(1)
+
+
+def start_workers() -> None:
+    """Start Nova's conductor, scheduler and compute in this process."""
+    import nova.conf
+    import os_brick
+    import os_vif
+    from nova import objects, service
+    from nova.compute import rpcapi as compute
+    from nova.conductor import rpcapi as conductor
+    from nova.scheduler import rpcapi as scheduler
+    from nova.scheduler.client import report
+
+    # Nova loads drivers from nova.virt only.
+    sys.modules["nova.virt.loopback"] = importlib.import_module("tests.realcloud.driver")
+    # At each boot and delete Nova reads all servers' allocations, one request each, which only drivers with PCI devices
+    # need.
+    report.SchedulerReportClient.get_allocations_for_provider_tree = lambda *_: {}
+    os_brick.setup(nova.conf.CONF)
+    os_vif.initialize()
+    objects.Service.enable_min_version_cache()
+    for binary, more in (
+        ("nova-conductor", {"topic": conductor.RPC_TOPIC}),
+        ("nova-scheduler", {"topic": scheduler.RPC_TOPIC}),
+        ("nova-compute", {"topic": compute.RPC_TOPIC, "topic_alt": compute.RPC_TOPIC_ALT}),
+    ):
+        service.Service.create(binary=binary, **more).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

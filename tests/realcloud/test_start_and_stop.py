@@ -1,0 +1,84 @@
+"""However a control plane ends, nothing of it is left."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.pocketcloud.client import PocketError
+from tests.pool import await_that
+from tests.realcloud.client import RealCloud
+from tests.realcloud.configuration import MEMBER
+from tests.realcloud.processes import alive, family
+from tests.realcloud.seed import connect
+
+SECONDS = 90
+
+
+def boot(real: RealCloud) -> None:
+    """Have a server."""
+    api = connect(real.clouds_yaml, MEMBER)
+    server = api.compute.create_server(
+        name="one", image_id=api.image.find_image("Debian 12").id, flavor_id="1",
+        networks=[{"uuid": api.network.find_network("private").id}])
+    api.compute.wait_for_server(server, interval=0.2, wait=SECONDS)
+
+
+def left(real: RealCloud, pids: set[int]) -> tuple[set[int], list[str]]:
+    """Return the processes and mounts that are still there."""
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(real.root) in line]
+    return alive(pids), mounts
+
+
+def test_a_killed_one_leaves_nothing_that_runs_and_the_next_starts_from_nothing(tmp_path: Path) -> None:
+    killed = RealCloud(tmp_path)
+    boot(killed)
+    pids = family(killed.process.pid)
+    assert len(pids) >= 8, "the starter, five services, a machine's setpriv and init"
+
+    killed.kill()
+
+    await_that("the end of all processes", lambda: left(killed, pids) == (set(), []), SECONDS)
+    with RealCloud(tmp_path) as again:
+        assert list(connect(again.clouds_yaml, MEMBER).compute.servers()) == []
+        boot(again)
+        pids = family(again.process.pid)
+
+        again.process.send_signal(signal.SIGINT)
+        assert again.process.wait(SECONDS) == 0
+
+        assert left(again, pids) == (set(), [])
+        assert not again.root.exists()
+
+
+def test_a_service_that_ends_is_the_end_of_all_and_its_log_is_told(tmp_path: Path) -> None:
+    with RealCloud(tmp_path) as real:
+        pids = family(real.process.pid)
+        (glance,) = [pid for pid in pids if b"\0glance\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+        os.kill(glance, signal.SIGKILL)
+
+        assert real.process.wait(SECONDS) == 1
+        assert f"glance ended with -9: {real.root}/state/log/glance.log\n" in real.log.read_text()
+        assert left(real, pids) == (set(), [])
+        assert (tmp_path / "realcloud-logs/glance.log").exists()
+
+
+def test_services_that_cannot_be_installed_are_1_and_in_pips_words(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+
+    with pytest.raises(PocketError, match=r"ended with 1:\n(?s:.*)pip failed with 1: (?s:.*)No matching distribution"):
+        RealCloud(tmp_path, "--cache", str(tmp_path / "cache"))
+
+
+def test_a_folder_of_somebody_elses_is_2_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "realcloud").mkdir()
+    (tmp_path / "realcloud/thesis").touch()
+
+    with pytest.raises(PocketError, match=r"ended with 2:\n.*expected an empty or a missing folder"):
+        RealCloud(tmp_path)
+    assert (tmp_path / "realcloud/thesis").exists()
