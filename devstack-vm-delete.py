@@ -3,8 +3,10 @@
 
 Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
 of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; reap
-deletes them then. Changes: the machine USED -> DELETE, the build's row in the table result; the node's label and
-offline mark in Jenkins if it should still be in service. The machine itself is deleted by the next devstack-vm-reap.
+deletes them then. Where GATE_JOB_NAME and GATE_BUILD_NUMBER name the build, a machine that by now belongs to another
+build or to a person is left alone. Changes: the machine USED -> DELETE, the build's row in the table result; the node's
+label and offline mark in Jenkins if it should still be in service. The machine itself is deleted by the next
+devstack-vm-reap.
 
 Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), 2 wrong use or configuration.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 
 import gateconfig
 import vmdatabase
@@ -61,6 +64,9 @@ def record(machine: Machine, result: str | None) -> None:
     """Write down the result and, unless the machine is kept for a look, mark it; HOLD is never overwritten."""
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
+        if owner := other_owner(machine, os.environ):
+            log.info("belongs to %s; left alone", owner)
+            return
         vmdatabase.record_end(machine, os.environ, result)
         machine = vmdatabase.refreshed(machine)
         if machine.state == READY:
@@ -72,6 +78,15 @@ def record(machine: Machine, result: str | None) -> None:
         else:
             vmdatabase.move(machine, USED, DELETE)
             log.info("USED -> DELETE")
+
+
+def other_owner(machine: Machine, environ: Mapping[str, str]) -> str:
+    """Return who else has the machine: another build than the one that has ended, or a person; empty if nobody."""
+    taken = vmdatabase.open_result(machine)
+    told = environ.get("GATE_JOB_NAME"), environ.get("GATE_BUILD_NUMBER")
+    if taken is None or not all(told) or told == (taken.jenkins_job_name, str(taken.jenkins_build_number)):
+        return ""
+    return vmdatabase.build_of(taken) or "a person"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -88,9 +88,8 @@ def why_not(machine: Machine) -> str:
     if machine.state != USED:
         return f"is {machine.state}" + f" ({machine.hold_reason})" * bool(machine.hold_reason)
     last = Result.select().where(Result.machine_id == machine.id).order_by(Result.id.desc()).first()
-    if last is None or not last.jenkins_job_name:
-        return "is USED already"
-    return f"is USED already, by {last.jenkins_job_name} #{last.jenkins_build_number}"
+    build = vmdatabase.build_of(last) if last else ""
+    return f"is USED already, by {build}" if build else "is USED already"
 
 
 def candidates(image: str, provider: str | None) -> list[Machine]:

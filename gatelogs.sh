@@ -190,7 +190,7 @@ tidy_logs() {
     find "$LOGS" ! -type d ! -type f ! -type l -delete
     rename_logs
     find "$LOGS" -type f -size "+${LARGE}c" ! -name '*.gz' ! -name '*.xz' ! -name '*.bz2' ! -name '*.zip' ! -name '*.tgz' \
-        ! -name cleanup-host.txt -exec gzip -f -- {} +
+        ! -name cleanup-host.txt ! -name tempest-results.xml -exec gzip -f -- {} +
     cap_logs
 }
 

@@ -32,7 +32,7 @@ USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
-BUILD_FIELDS = "builtOn,result,actions[causes[upstreamProject,upstreamBuild]]"
+BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
 
@@ -75,7 +75,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Build:
-    """A build as Jenkins last showed it: where it ran, how it ended (None while it runs), which builds it followed."""
+    """A build as Jenkins last showed it: where it ran, how it ended, which builds it followed.
+
+    result is None while it runs: what Jenkins shows until then may still get worse.
+    """
 
     node: str
     result: str | None
@@ -330,7 +333,7 @@ def _build(raw: dict[str, Any]) -> Build:
     causes = [cause for action in raw.get("actions", []) if action for cause in action.get("causes", [])]
     return Build(
         node=str(raw.get("builtOn") or ""),
-        result=str(raw["result"]) if raw.get("result") else None,
+        result=None if raw["building"] or not raw.get("result") else str(raw["result"]),
         upstream=tuple((str(cause["upstreamProject"]), int(cause["upstreamBuild"]))
                        for cause in causes if cause.get("upstreamProject")),
     )

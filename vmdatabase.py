@@ -536,6 +536,18 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
     })
 
 
+def open_result(machine: Machine) -> Result | None:
+    """Return the row of the build, or the person, that has the machine now; None if nobody has it."""
+    running = (Result.machine_id == machine.id) & Result.end_time.is_null()
+    found: Result | None = Result.select().where(running).order_by(Result.id.desc()).first()
+    return found
+
+
+def build_of(result: Result) -> str:
+    """Return JOB #NUMBER; empty for a person."""
+    return f"{result.jenkins_job_name} #{result.jenkins_build_number}" if result.jenkins_job_name else ""
+
+
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
     """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
     ended = {"end_time": now(), "result": result}

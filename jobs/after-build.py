@@ -111,7 +111,8 @@ def delete_after(nodes: Nodes, job: str, number: int, node: str) -> int:
 def delete(build: Ended) -> int:
     """Run devstack-vm-delete.py as that build's last step, and return its exit code."""
     result = [f"--result={build.result}"] if build.result else []
-    settings = {"JOB_NAME": build.job, "BUILD_NUMBER": build.number}
+    settings = {"JOB_NAME": build.job, "BUILD_NUMBER": build.number, "GATE_JOB_NAME": build.job,
+                "GATE_BUILD_NUMBER": build.number}
     return subprocess.run([sys.executable, DELETE, *result, "--", build.node], env={**os.environ, **settings},
                           check=False).returncode
 

@@ -27,6 +27,7 @@ FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PA
 CALL_SECONDS = 30
 WAIT_SECONDS = 1200  # for an executor, and for what the script allows itself
 POLL_SECONDS = 1
+LOST_SECONDS = 30  # a node that is of no use any more fails no builds in a row before devstack-vm-delete takes it out
 
 
 class FailedError(Exception):
@@ -58,6 +59,7 @@ def read_login() -> str:
         login = LOGIN_FILE.read_text(encoding="utf-8").strip()
         LOGIN_FILE.unlink()
     except FileNotFoundError:
+        time.sleep(LOST_SECONDS)
         raise FailedError(f"there is no {LOGIN_FILE}: a build has run here before, or the secure configuration had no "
                           "[jenkins] node_user and node_apikey when devstack-vm-launch.py made this node") from None
     return login

@@ -320,7 +320,7 @@ class RealSide:
 
     def ending_token(self, seconds: int) -> Any:
         clients = self.clients()
-        end = datetime.now(UTC) + timedelta(seconds=seconds)
+        end = datetime.now(UTC) + timedelta(seconds=seconds + 2)  # Keystone drops fractions, and refuses the past
         made = clients.sdk.identity.create_application_credential(
             clients.session.get_user_id(), name=f"until-{time.time()}", expires_at=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
         login = ApplicationCredential(clients.config.config["auth"]["auth_url"], made.secret, made.id)

@@ -95,6 +95,28 @@ def test_a_node_that_skipped_inprogress_is_taken_out_of_service_first(busy: Pool
         ("gate-tempest", None, "SUCCESS")]
 
 
+@pytest.mark.parametrize(("taken", "owner"), [(BUILD, "gate-tempest #17"), ({}, "a person")])
+def test_a_machine_that_belongs_to_another_build_or_a_person_by_now_is_left_alone(
+        busy: Pool, machine: Take, taken: dict[str, str], owner: str) -> None:
+    name = machine()
+    busy.run("devstack-vm-inprogress.py", name, expect=0, **taken)
+
+    result = busy.run(DELETE, name, "--result", "ABORTED", expect=0, GATE_JOB_NAME="gate-tempest",
+                      GATE_BUILD_NUMBER="16")
+
+    assert f"belongs to {owner}; left alone" in result.stderr
+    assert busy.machines()[name] == "USED"
+    assert busy.sql("SELECT result, end_time FROM result WHERE node_name = ?", name) == [(None, None)]
+
+
+def test_a_build_that_is_named_gives_up_its_own_machine(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0, GATE_JOB_NAME="gate-tempest", GATE_BUILD_NUMBER="17")
+
+    assert busy.machines()[name] == "DELETE"
+
+
 def test_a_machine_that_still_boots_is_left_alone(busy: Pool, machine: Take) -> None:
     name = machine("BUILDING", node=False)
 

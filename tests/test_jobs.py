@@ -312,6 +312,7 @@ def test_gerrit_trigger_can_start_builds(tmp_path: Path) -> None:
 def test_the_pipeline_runs_the_jenkinsfile_with_one_label_to_choose_from(full: Jobs, pipeline: Jobs) -> None:
     job = pipeline[GATE]
     assert job.tag == "flow-definition"
+    assert [one.tag for one in job.iter() if "DisableConcurrentBuilds" in one.tag] == []
     assert job.findtext("definition/script") == (JOBS / "Jenkinsfile").read_text()
     assert job.findtext("definition/sandbox") == "true"
     choices = job.find(".//hudson.model.ChoiceParameterDefinition/choices")

@@ -538,6 +538,8 @@ def test_a_node_made_though_the_answer_was_lost_is_taken_as_ours(pool: Pool, kin
 def test_a_node_of_our_name_at_another_address_is_an_error_and_stays_untouched(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=1)]))
     pool.add_node(names(1)[0], "devstack-noble", "127.0.0.99", pool="somebody-else")
+    assert pool.jenkins
+    pool.jenkins.wait_node(names(1)[0], "online")
     before = pool.nodes()
 
     pool.run(LAUNCH, "one", expect=1)

@@ -827,7 +827,7 @@ def test_one_server_that_cannot_be_deleted_does_not_stop_the_others(pool: Pool) 
 
 def test_an_overlapping_reap_steps_aside_and_says_so(pool: Pool) -> None:
     loaded(pool).add_machine("DELETE")
-    pool.knobs(delete_seconds=2)
+    pool.knobs(delete_seconds=10)
     first = pool.start(REAP, "one")
     while not pool.calls("DELETE", "/servers/{id}"):
         assert first.poll() is None
