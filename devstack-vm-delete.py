@@ -4,9 +4,9 @@
 Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
 of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; reap
 deletes them then. Where GATE_JOB_NAME and GATE_BUILD_NUMBER name the build, a machine that by now belongs to another
-build or to a person is left alone. Changes: the machine USED -> DELETE, the build's row in the table result; the node's
-label and offline mark in Jenkins if it should still be in service. The machine itself is deleted by the next
-devstack-vm-reap.
+build or to a person, or that no build has had yet, is left alone. Changes: the machine USED -> DELETE, the build's row
+in the table result; the node's label and offline mark in Jenkins if it should still be in service. The machine itself
+is deleted by the next devstack-vm-reap.
 
 Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), 2 wrong use or configuration.
 """
@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         machine = vmdatabase.machine_named(options.node)
         if machine.state == BUILDING:
             raise GateError(f"{machine.name}: is BUILDING, no build can have run on it; left alone")
+        if reason := not_its_own(machine, os.environ):
+            vmdatabase.machine_log(machine).info("%s; left alone", reason)
+            return code
         try:
             take_out_of_service(machine, config)
         except GateError as err:
@@ -64,9 +67,6 @@ def record(machine: Machine, result: str | None) -> None:
     """Write down the result and, unless the machine is kept for a look, mark it; HOLD is never overwritten."""
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
-        if owner := other_owner(machine, os.environ):
-            log.info("belongs to %s; left alone", owner)
-            return
         vmdatabase.record_end(machine, os.environ, result)
         machine = vmdatabase.refreshed(machine)
         if machine.state == READY:
@@ -80,13 +80,16 @@ def record(machine: Machine, result: str | None) -> None:
             log.info("USED -> DELETE")
 
 
-def other_owner(machine: Machine, environ: Mapping[str, str]) -> str:
-    """Return who else has the machine: another build than the one that has ended, or a person; empty if nobody."""
-    taken = vmdatabase.open_result(machine)
+def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:
+    """Return why a machine is none of the build that has ended, where that is named; empty if it is its own."""
     told = environ.get("GATE_JOB_NAME"), environ.get("GATE_BUILD_NUMBER")
-    if taken is None or not all(told) or told == (taken.jenkins_job_name, str(taken.jenkins_build_number)):
+    if not all(told):
         return ""
-    return vmdatabase.build_of(taken) or "a person"
+    taken = vmdatabase.open_result(machine)
+    if taken is None:
+        return "no build has had it yet" if machine.state == READY else ""
+    own = told == (taken.jenkins_job_name, str(taken.jenkins_build_number))
+    return "" if own else f"belongs to {vmdatabase.build_of(taken) or 'a person'}"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

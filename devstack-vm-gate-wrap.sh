@@ -509,7 +509,10 @@ main() {
     esac
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
     check_settings
-    if [[ ! ${1:-} ]]; then check_machine; fi
+    if [[ ! ${1:-} ]]; then
+        check_machine
+        rm -f -- ~/.devstack-gate-jenkins # with which the job's first step may have called Jenkins: not for the change
+    fi
     if [[ ${GATE_ADOPTS:-} != "$PPID" ]]; then adopt_orphans "$@"; fi
     unset GATE_ADOPTS
     if [[ ${1:-} ]]; then

@@ -6,6 +6,8 @@ build may go on only if this exits with 0. With --image, a person takes a READY 
 user@address are printed. Changes: the machine READY -> USED, one row in the table result, the node's label and
 offline mark in Jenkins. Nothing is written on the machine.
 
+Where GATE_JOB_NAME and GATE_BUILD_NUMBER name a build that has ended meanwhile, nothing is taken.
+
 Exit codes: 0 the machine is yours alone, 1 it is not (somebody else has it, or Jenkins does not answer), 2 wrong use
 or configuration.
 """
@@ -15,11 +17,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
+from collections.abc import Mapping
 
 import gateconfig
 import jenkinsnodes
 import vmdatabase
-from gateconfig import ConfigError, GateError
+from gateconfig import ConfigError, GateError, SecureConfig
 from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
 
 
@@ -28,12 +32,17 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
-    with vmdatabase.opened(gateconfig.database_path()):
-        nodes = vmdatabase.nodes_of(config)
-        if options.image:
-            take_for_person(options.image, options.provider, nodes)
-        else:
-            take_for_build(vmdatabase.machine_named(options.node), nodes)
+    try:
+        with vmdatabase.opened(gateconfig.database_path()):
+            nodes = vmdatabase.nodes_of(config)
+            if options.image:
+                take_for_person(options.image, options.provider, nodes)
+            else:
+                take_for_build(vmdatabase.machine_named(options.node), nodes)
+    except vmdatabase.DatabaseError:
+        if options.node:
+            take_out_unknown(options.node, config)
+        raise
     return gateconfig.EXIT_OK
 
 
@@ -45,6 +54,7 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     if nodes:
         with contextlib.suppress(jenkinsnodes.JenkinsError):
             nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
+            refuse_ended_build(nodes, os.environ)
     try:
         take(machine)
     except GateError:
@@ -52,6 +62,25 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
             take_out_of_service(machine, nodes, missing_ok=True)
         raise
     take_out_of_service(machine, nodes)
+
+
+def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) -> None:
+    """Raise GateError if the build that GATE_JOB_NAME and GATE_BUILD_NUMBER name is over, as when it was aborted.
+
+    Nothing of it can have run, since its first step waits for this script; the next build may have the node.
+    """
+    job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
+    build = nodes.build(job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else None
+    if build and build.result:
+        raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
+
+
+def take_out_unknown(node: str, config: SecureConfig) -> None:
+    """See to it that the node serves no other build either, though vm.db does not say which machine it is."""
+    if config.jenkins and node.startswith(f"{gateconfig.name_prefix()}devstack-"):
+        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), "")
+        with contextlib.suppress(GateError):
+            nodes.take_out_of_service(node, "vm.db did not answer", missing_ok=True)
 
 
 def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None) -> None:

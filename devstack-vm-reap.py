@@ -67,6 +67,11 @@ class Sight:
         node = self.nodes.get(str(machine.jenkins_name))
         return node is not None and not node.idle
 
+    def spent(self, machine: Machine) -> bool:
+        """Whether its node was taken out of service for good: who takes one offline by hand leaves it its label."""
+        node = (self.nodes or {}).get(str(machine.jenkins_name))
+        return node is not None and node.out_of_service
+
     def death(self, machine: Machine) -> str | None:
         """Return what a machine died of, None if it lives."""
         server = self.servers.get(str(machine.external_id))
@@ -93,6 +98,8 @@ def judge(machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, n
         why = "the server is gone"
     elif machine.state == USED:
         why = "used, and kept for 24 hours" if age >= KEEP_FAILED else None
+    elif sight.spent(machine):
+        why = "no build can start on its node any more"
     elif not image.active:
         why = "its image is no longer in the providers file"
     elif image.max_ready_age and age >= image.max_ready_age * HOUR:

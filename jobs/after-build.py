@@ -6,7 +6,7 @@ GATE_NODE_NAME; without these it is each build that this one follows in Jenkins,
 BUILD_NUMBER of this one. GATE_RESULT is how it ended; Jenkins is asked where that is empty. With GATE_NODE_NAME alone
 the machine is marked without a result.
 
-Exit codes: those of devstack-vm-delete.py, the highest where there are several builds; 1 also if Jenkins does not tell.
+Exit codes: that of devstack-vm-delete.py; 1 if Jenkins does not tell, or if one of several builds is not dealt with.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         return delete(Ended(node, result, job, str(number or "")))
     nodes = open_jenkins()
     builds = [(job, number)] if number else followed(nodes)
-    return max(delete_after(nodes, job, number, node) for job, number in builds)
+    codes = [delete_after(nodes, job, number, node) for job, number in builds]
+    return codes[0] if len(codes) == 1 else int(any(codes))
 
 
 def open_jenkins() -> Nodes:

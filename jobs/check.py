@@ -71,6 +71,7 @@ class Site:
     freestyle: bool
     pipeline: bool
     gerrit: bool
+    prefix: str
     gate_jobs: Mapping[str, str]
     settings: Mapping[str, str]  # of gate builds
 
@@ -130,11 +131,14 @@ def read_site(path: Path) -> Site:
     if plugins not in ("full", "core"):
         raise ConfigError(f"{path}: plugins: expected full or core, got {plugins!r}")
     jobs = [next(iter(job)) if isinstance(job, dict) and job else job for job in _value(path, gate, "jobs", list)]
+    if jobs not in (["gate-freestyle"], ["gate-pipeline"]):
+        raise ConfigError(f"{path}: jobs: expected one of gate-freestyle and gate-pipeline, got {jobs}")
     return Site(
         path=path, providers=[str(name) for name in _value(path, defaults, "providers", list)],
         host=_value(path, defaults, "host", str), core=plugins == "core", freestyle="gate-freestyle" in jobs,
         pipeline="gate-pipeline" in jobs, gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
         gate_jobs=dict(_gate_jobs(path, gate)),
+        prefix=_value(path, defaults, "prefix", str),
         settings={key: str(defaults.get(key) or "") for key in (*PIPELINE_CONSTANTS, "gate_settings")})
 
 
@@ -220,6 +224,7 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         return
     yield Line(OK, f"Jenkins {config.server} {version}, user {config.user}")
     yield from or_unknown(f"label {site.host}", check_host(api, site))
+    yield from check_node_login(site, config)
     if site.nodes_call and not config.node_login:
         yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration: with plugins: core gate "
                             "builds call Jenkins from their nodes")
@@ -240,6 +245,22 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         return
     yield from check_plugins({str(plugin["shortName"]): plugin for plugin in plugins.values()}, site)
     yield from or_unknown(f"rights, credential, address, {asked_as}", check_with_script(admin, site, config, node_user))
+
+
+def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
+    """Say what is wrong with the login that nodes get."""
+    user, _, apikey = config.node_login.partition(":")
+    if user and not site.nodes_call:
+        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: user {user} is given to each node, and no "
+                          "gate job uses it; remove it")
+    elif user == config.user:
+        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: expected a user of its own, not {user}: "
+                          "what nodes know the change under test may get to know")
+    elif user:
+        try:
+            ask(connect(config.server, user, apikey).get_whoami)
+        except NoAnswerError as err:
+            yield Line(WRONG, f"[jenkins] node_user and node_apikey of the secure configuration: {err}")
 
 
 def or_unknown(what: str, lines: Iterator[Line]) -> Iterator[Line]:
@@ -298,6 +319,12 @@ def check_providers(site: Site) -> Iterator[Line]:
     with vmdatabase.opened(path):
         known = {provider.name: {image.name for image in vmdatabase.images_of(provider) if image.active}
                  for provider in vmdatabase.Provider.select() if provider.active}
+    for name in sorted({name for name in site.providers if site.providers.count(name) > 1}):
+        yield Line(WRONG, f"provider {name}: more than once in {site.path.name}")
+    if site.prefix != gateconfig.name_prefix():
+        yield Line(WRONG, f"prefix {site.prefix or '(none)'} in {site.path.name}: expected "
+                          f"{gateconfig.name_prefix() or 'none'}, as DEVSTACK_GATE_PREFIX says; no node has the label "
+                          "that gate jobs ask for")
     for name in sorted(known.keys() | set(site.providers)):
         if name not in known:
             yield Line(MISSING, f"provider {name}: in {site.path.name}, but not in {path}: load a file that has it")

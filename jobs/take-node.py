@@ -2,8 +2,10 @@
 """First step of a gate build, on its node, where Jenkins lacks the plugin Parameterized Trigger (plugins: core).
 
 Has Jenkins run devstack-vm-inprogress for this node, and waits for it. It logs in with what devstack-vm-launch.py has
-left in ~/.devstack-gate-jenkins, a user that may do nothing else, and removes that file first: the change under test,
-which runs later, does not get to see it. Uses nothing but Python's own library.
+left in ~/.devstack-gate-jenkins, a user that may do nothing else, and removes that file as soon as the node is taken:
+the change under test, which runs later, does not get to see it. A build that does not get its node keeps it busy until
+it is out of service, for some minutes at most: otherwise the next build would come here and fail as well. Uses nothing
+but Python's own library.
 
 Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
 """
@@ -11,6 +13,7 @@ Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -27,7 +30,7 @@ FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PA
 CALL_SECONDS = 30
 WAIT_SECONDS = 1200  # for an executor, and for what the script allows itself
 POLL_SECONDS = 1
-LOST_SECONDS = 30  # a node that is of no use any more fails no builds in a row before devstack-vm-delete takes it out
+BUSY_SECONDS = 300  # so that a site where nothing works fails a build in five minutes on each node, not all at once
 
 
 class FailedError(Exception):
@@ -36,33 +39,43 @@ class FailedError(Exception):
 
 def main() -> int:
     """Take the node out of service; the reason for a failure is one line on stderr."""
+    jenkins = None
     try:
         jenkins = Jenkins(os.environ.get("JENKINS_URL", ""), read_login())
         item = start(jenkins)
         print(f"asked for {JOB}, waiting for it", flush=True)
         number = wait_for_start(jenkins, item)
         result = wait_for_end(jenkins, number)
-    except FailedError as err:
-        print(f"{err}; this build must not run on this node", file=sys.stderr)
-        return 1
-    if result != "SUCCESS":
-        print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
-        print(f"{JOB} #{number} ended {result}; this build must not run on this node", file=sys.stderr)
+        if result != "SUCCESS":
+            print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
+            raise FailedError(f"{JOB} #{number} ended {result}")
+        LOGIN_FILE.unlink()
+    except (FailedError, OSError, ValueError) as err:
+        print(f"{err}; this build must not run on this node", file=sys.stderr, flush=True)
+        keep_busy(jenkins)
         return 1
     print(f"{JOB} #{number}: {os.environ['NODE_NAME']} is out of service, it belongs to this build")
     return 0
 
 
 def read_login() -> str:
-    """Return USER:APIKEY, and remove it from the node."""
+    """Return USER:APIKEY."""
     try:
-        login = LOGIN_FILE.read_text(encoding="utf-8").strip()
-        LOGIN_FILE.unlink()
+        return LOGIN_FILE.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        time.sleep(LOST_SECONDS)
         raise FailedError(f"there is no {LOGIN_FILE}: a build has run here before, or the secure configuration had no "
                           "[jenkins] node_user and node_apikey when devstack-vm-launch.py made this node") from None
-    return login
+
+
+def keep_busy(jenkins: Jenkins | None) -> None:
+    """Return when no other build can start on this node, or after some minutes."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            if jenkins and json.loads(jenkins.request(path).read())["temporarilyOffline"]:
+                return
+        time.sleep(POLL_SECONDS)
 
 
 class Jenkins:

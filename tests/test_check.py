@@ -305,7 +305,6 @@ def test_without_a_database_one_line_says_what_to_do(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("right", "line"), [
-    ("Overall.Read", "missing  right Overall/Read of user builds"),
     (f"Item.Read/{TAKE}", f"missing  right Job/Read {TAKE} of user builds"),
     (f"Item.Build/{TAKE}", f"missing  right Job/Build {TAKE} of user builds"),
 ])
@@ -314,8 +313,17 @@ def test_the_user_of_builds_may_start_the_job_that_takes_the_node(desk: Desk, ri
     assert wrong(desk.check(*desk.core(), expect=1)) == [line]
 
 
+def test_the_user_of_builds_may_read(desk: Desk) -> None:
+    desk.standin.knobs(rights=may("builds", "Overall.Read"))
+    assert wrong(desk.check(*desk.core(), expect=1)) == [
+        "wrong    [jenkins] node_user and node_apikey of the secure configuration: 403, this user needs the right "
+        "Overall/Read", "missing  right Overall/Read of user builds"]
+
+
 def test_the_user_of_builds_is_one_that_jenkins_knows(desk: Desk) -> None:
     assert wrong(desk.check(*desk.core(node_user="nobody"), expect=1)) == [
+        "wrong    [jenkins] node_user and node_apikey of the secure configuration: 401, user or password (API key) is "
+        "wrong",
         "missing  user nobody: Jenkins knows no such user, or knows it no more"]
 
 
@@ -513,3 +521,33 @@ def test_the_console_is_for_administrators(standin: StandIn) -> None:
     reader = jenkins.Jenkins(standin.url, "scripts", "scripts-token", timeout=60)
     with pytest.raises(jenkins.JenkinsException, match=r"\[403\]"):
         reader.run_script("println(1)")
+
+
+def test_a_login_for_nodes_that_does_not_work_or_is_too_much_is_wrong(desk: Desk) -> None:
+    options = desk.core(node_apikey="nonsense")
+    what = "wrong    [jenkins] node_user and node_apikey of the secure configuration: "
+    assert f"{what}401, user or password (API key) is wrong" in desk.check(*options, expect=1)
+
+    options = desk.core(node_user="scripts", node_apikey="scripts-token")
+    assert [line for line in desk.check(*options, expect=1) if "expected a user of its own, not scripts" in line]
+
+
+def test_a_login_for_nodes_that_no_job_uses_is_wrong(desk: Desk) -> None:
+    desk.pool.write_secure_config(
+        user="scripts", apikey="scripts-token", node_user="builds", node_apikey="builds-token")
+    assert [line for line in desk.check(expect=1) if not line.startswith("ok")] == [
+        "wrong    [jenkins] node_user of the secure configuration: user builds is given to each node, and no gate job "
+        "uses it; remove it"]
+
+
+def test_a_prefix_that_the_scripts_do_not_have_is_wrong(desk: Desk) -> None:
+    lines = desk.check(*desk.defaults(("prefix: ''", "prefix: staging-")), expect=1)
+    assert [line for line in lines if not line.startswith("ok")] == [
+        "wrong    prefix staging- in defaults.yaml: expected none, as DEVSTACK_GATE_PREFIX says; no node has the label "
+        "that gate jobs ask for"]
+
+
+@pytest.mark.parametrize("jobs", ["gate-freestyle\n      - gate-pipeline", "gate-freestile"])
+def test_gate_jobs_that_cannot_be_loaded_are_wrong_use(desk: Desk, jobs: str) -> None:
+    said = desk.refused(*desk.defaults(("      - gate-freestyle\n", f"      - {jobs}\n")))
+    assert "jobs: expected one of gate-freestyle and gate-pipeline, got [" in said

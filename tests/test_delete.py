@@ -109,6 +109,16 @@ def test_a_machine_that_belongs_to_another_build_or_a_person_by_now_is_left_alon
     assert busy.sql("SELECT result, end_time FROM result WHERE node_name = ?", name) == [(None, None)]
 
 
+def test_a_machine_that_the_build_never_had_is_left_to_the_next(busy: Pool, machine: Take) -> None:
+    name = machine()
+
+    result = busy.run(DELETE, name, "--result", "ABORTED", expect=0, GATE_JOB_NAME="gate-tempest",
+                      GATE_BUILD_NUMBER="16")
+
+    assert "no build has had it yet; left alone" in result.stderr
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+
+
 def test_a_build_that_is_named_gives_up_its_own_machine(busy: Pool, machine: Take) -> None:
     name = used(busy, machine)
 

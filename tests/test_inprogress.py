@@ -1,6 +1,7 @@
 """devstack-vm-inprogress.py: one machine, one build."""
 
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 
@@ -255,6 +256,36 @@ def test_a_running_build_goes_on_when_its_node_goes_out_of_service(busy: Pool, m
     busy.run(INPROGRESS, name, expect=0)
 
     assert busy.jenkins.wait_build("long", build["number"])["result"] == "SUCCESS"
+
+
+def test_a_build_that_is_over_by_now_takes_nothing(busy: Pool, machine: Take) -> None:
+    assert busy.jenkins
+    busy.jenkins.add_job("gate-aborted", "label-of-aborted")
+    busy.jenkins.add_nodes([{"name": "of-aborted", "label": "label-of-aborted"}])
+    number = busy.jenkins.wait_started(busy.jenkins.build("gate-aborted"))["number"]
+    busy.jenkins.wait_build("gate-aborted", number)
+    name = machine()
+    build = {"GATE_JOB_NAME": "gate-aborted", "GATE_BUILD_NUMBER": str(number)}
+
+    result = busy.run(INPROGRESS, name, expect=1, **build)
+
+    assert f"gate-aborted #{number} is over (SUCCESS); its node is left to the next build" in result.stderr
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+    busy.run(INPROGRESS, name, expect=0, **build | {"GATE_BUILD_NUMBER": str(number + 1)})
+    assert (busy.machines()[name], busy.in_service(name)) == ("USED", False)
+
+
+def test_a_node_serves_no_build_when_vm_db_does_not_answer(busy: Pool, machine: Take) -> None:
+    name = machine()
+    connection = sqlite3.connect(busy.database)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = busy.run(INPROGRESS, name, expect=1, **BUILD)
+    finally:
+        connection.close()
+
+    assert "another process has held it for more than 30 s" in result.stderr
+    assert out_of_service(busy, name)
 
 
 def test_a_killed_inprogress_fails_the_build_and_the_node_is_no_other_builds(busy: Pool, machine: Take) -> None:
