@@ -93,13 +93,14 @@ def test_builds_that_queue_for_too_few_machines_never_share_one(pool: Pool) -> N
 
 def test_a_held_machine_outlives_its_build_and_lets_a_person_in(pool: Pool) -> None:
     assert pool.jenkins
-    add_gate_job(pool, "gate-held", "sleep 2")
+    add_gate_job(pool, "gate-held", "until test -e /var/tmp/go-on; do sleep 0.1; done")
     started = pool.jenkins.wait_started(pool.jenkins.build("gate-held"))
     node = started["node"]
     await_that("inprogress", lambda: pool.machines()[node] == "USED")
     person = make_key(pool.folder / "anna")
 
     held = pool.run("vmdatabase.py", "hold", node, "--reason", "bug 1", "--ssh-key", f"{person}.pub", expect=0)
+    assert pool.ssh(pool.column(node, "ip"), "touch /var/tmp/go-on").returncode == 0
     pool.jenkins.wait_build("gate-held", started["number"])
     pool.run(REAP, "one", expect=0)
 
