@@ -130,7 +130,11 @@ def pinned(requirements: str, constraints: str) -> list[str]:
     for requirement in parse_requirements(requirements) if pins else ():
         marker = requirement.partition(";")[2].strip()
         found.update(_with_marker(pin, marker) for pin in pins.get(_project_name(requirement), [requirement]))
-    return sorted(found, key=str.lower)
+    return _in_order(found)
+
+
+def _in_order(requirements: set[str]) -> list[str]:
+    return sorted(requirements, key=lambda requirement: (requirement.lower(), requirement))  # the same in each run
 
 
 def _project_name(requirement: str) -> str:
@@ -152,7 +156,7 @@ def pips_of(tree: Path) -> list[str] | None:
     if not (tree / "files/pips").is_dir():
         return None
     files = sorted(path for path in (tree / "files/pips").glob("*") if path.is_file())
-    return sorted({requirement for path in files for requirement in parse_requirements(_read(path))}, key=str.lower)
+    return _in_order({requirement for path in files for requirement in parse_requirements(_read(path))})
 
 
 def local_requirements(branch: str, projects: Sequence[str], cache: Path) -> list[str]:

@@ -152,6 +152,9 @@ def load_secure_config() -> SecureConfig:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: secure configuration cannot be read ({reason}); "
                           "set DEVSTACK_GATE_SECURE_CONFIG or create it") from err
+    except configparser.ParsingError as err:  # its own words would show the line, and so perhaps a secret
+        number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
+        raise ConfigError(f"{path}: not an INI file: line {number}: expected key = value in a [section]") from err
     except configparser.Error as err:
         raise ConfigError(f"{path}: not an INI file: {' '.join(str(err).split())}") from err
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -186,6 +189,9 @@ def _secure_value(
     value = parser.get(section, key, fallback="") or default
     if not value:
         raise ConfigError(f"{path}: [{section}] {key} is missing")
+    if not value.isprintable():
+        raise ConfigError(f"{path}: [{section}] {key}: expected one line of text (an indented line goes on with the "
+                          "one before it)")
     return value
 
 

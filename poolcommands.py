@@ -37,7 +37,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.set_defaults(run=_run_load)
     command = commands.add_parser("hold", help="keep a machine")
     command.add_argument("node", metavar="NODE")
-    command.add_argument("--reason", required=True, metavar="TEXT", help="why, for those who find it")
+    command.add_argument("--reason", required=True, type=vmdatabase.printable, metavar="TEXT",
+                         help="why, for those who find it")
     command.add_argument("--ssh-key", metavar="FILE|KEY", help="public key to let in")
     command.add_argument("--hours", type=_hours, metavar="N", help="let it go after so many hours (default: never)")
     command.set_defaults(run=_run_hold)

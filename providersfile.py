@@ -53,7 +53,11 @@ def _one_of(*words: str) -> Key:
 
 
 def _rate(value: object) -> bool:
-    return type(value) in (int, float) and value > 0  # type: ignore[operator]
+    return type(value) in (int, float) and 0 < value < 2**31  # type: ignore[operator]
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)
 
 
 PROVIDER_KEYS = {
@@ -108,6 +112,9 @@ def load_providers_file(path: Path) -> list[dict[str, Any]]:
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {err.problem or err.context}") from err
+    except yaml.reader.ReaderError as err:
+        line = text.count("\n", 0, err.position) + 1
+        raise ConfigError(f"{path}:{line}: not YAML: character {text[err.position]!a}: {err.reason}") from err
     except yaml.YAMLError as err:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(err).split())}") from err
 
@@ -129,11 +136,10 @@ class _ProvidersReader:
         if node is None or node.id != "mapping":
             raise self.fail(node, f"{where or 'top level: '}expected a mapping with {', '.join(keys)}")
         self.flatten(node, where)
-        merged = {str(key_node.value): (key_node, value_node) for key_node, value_node in node.value}
+        merged = {self.key(key_node, where): (key_node, value_node) for key_node, value_node in node.value}
         for key, (key_node, _) in merged.items():
             if key not in keys:
-                raise self.fail(key_node, f"{where}unknown key {key if key.isprintable() else repr(key)}"
-                                          f"{nearest(key, keys)}")
+                raise self.fail(key_node, f"{where}unknown key {_shown(key)}{nearest(key, keys)}")
         return {key: value_node for key, (_, value_node) in merged.items()}
 
     def flatten(self, node: Any, where: str) -> None:
@@ -143,12 +149,17 @@ class _ProvidersReader:
         self.flat.add(id(node))
         found = set()
         for key_node, _ in node.value:
-            if key_node.id != "scalar":
-                raise self.fail(key_node, f"{where}expected a key, got a {key_node.id}")
-            if key_node.value in found:
-                raise self.fail(key_node, f"{where}key {key_node.value} is given twice")
-            found.add(key_node.value)
+            key = self.key(key_node, where)
+            if key in found:
+                raise self.fail(key_node, f"{where}key {_shown(key)} is given twice")
+            found.add(key)
         self.loader.flatten_mapping(node)
+
+    def key(self, node: Any, where: str) -> str:
+        """Return a key, also one that a merge brought here."""
+        if node.id != "scalar":
+            raise self.fail(node, f"{where}expected a key, got a {node.id}")
+        return str(node.value)
 
     def items(self, node: Any, keys: dict[str, Key], kind: str, of: str = "") -> list[dict[str, Any]]:
         """Return the providers, or the images of one provider, names unique among them."""
@@ -182,12 +193,13 @@ class _ProvidersReader:
     def value(self, node: Any, rule: Key, where: str) -> Any:
         try:
             value = self.loader.construct_object(node, deep=True)
-        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as err:
+            shown = repr(value)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as err:
             raise self.fail(node, f"{where}: expected {rule.expected}, got {str(node.value)[:40]!r}") from err
         if value is None and not rule.required:
             return rule.default
         if not rule.valid(value):
-            raise self.fail(node, f"{where}: expected {rule.expected}, got {value!r}")
+            raise self.fail(node, f"{where}: expected {rule.expected}, got {shown}")
         return value
 
     def user_data(self, node: Any, where: str) -> str:

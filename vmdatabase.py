@@ -528,7 +528,7 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
 
     Result.create(**{
         "base_image": machine.base_image_id, "machine_id": machine.id, "node_name": machine.name,
-        "jenkins_job_name": environ.get("JOB_NAME") or None,
+        "jenkins_job_name": environ.get("JOB_NAME", "").encode(errors="replace").decode() or None,  # not UTF-8: ?
         "jenkins_build_number": number("BUILD_NUMBER"),
         "gerrit_change_number": number("GERRIT_CHANGE_NUMBER", "ZUUL_CHANGE"),
         "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),

@@ -296,6 +296,13 @@ def test_pip_packages_of_old_trees_are_listed_by_devstack_itself(tmp_path: Path)
     assert devstackfiles.pips_of(tmp_path) == ["django", "prettytable", "PyYAML>=3"]
 
 
+def test_requirements_that_differ_in_case_only_have_one_order(tmp_path: Path) -> None:
+    spelled = ["SIX", "SIx", "SiX", "Six", "sIX", "sIx", "siX", "six"]
+    text = "\n".join(reversed(spelled))
+    assert devstackfiles.pinned(text, "pbr===5.0\n") == spelled
+    assert devstackfiles.pips_of(write(tmp_path, {"files/pips/general": text})) == spelled
+
+
 def test_newer_trees_leave_pip_packages_to_the_projects(tmp_path: Path) -> None:
     assert devstackfiles.pips_of(write(tmp_path, LISTS)) is None
 

@@ -147,15 +147,17 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
          "[jenkins] server: expected an http(s) URL, got 'https://jenkins.example.org:http/'"),
         (JENKINS.replace(".org/", ".org:99999/"),
          "[jenkins] server: expected an http(s) URL, got 'https://jenkins.example.org:99999/'"),
-        ("user = jenkins\n", "not an INI file: File contains no section headers. file: {path!r}, line: 1 'user = "
-                             "jenkins\\n'"),
+        (JENKINS.replace("apikey", "    apikey"), "[jenkins] user: expected one line of text (an indented line goes on "
+                                                  "with the one before it)"),
+        ("apikey = s3cr3t\n", "not an INI file: line 1: expected key = value in a [section]"),
+        (JENKINS + "s3cr3t\n", "not an INI file: line 6: expected key = value in a [section]"),
         (JENKINS + "user = twice\n", "not an INI file: While reading from {path!r} [line 6]: option 'user' in section "
                                      "'jenkins' already exists"),
     ],
     ids=["section", "far section", "key", "account", "folder", "image key",
          "option", "comma", "manifest", "modules", "no key",
          "empty key", "no credential", "ftp", "no scheme",
-         "no host", "port", "high port", "no section", "twice"],
+         "no host", "port", "high port", "two lines", "no section", "no key and value", "twice"],
 )
 def test_a_wrong_secure_configuration_is_named_with_section_and_key(secure: Path, text: str, message: str) -> None:
     secure.write_text(text)

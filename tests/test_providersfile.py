@@ -194,6 +194,8 @@ def test_merge_keys_and_aliases_save_repetition(tmp_path: Path) -> None:
         ("calls-per-second", "-0.5", "a number above 0", "-0.5"),
         ("calls-per-second", ".nan", "a number above 0", "nan"),
         ("calls-per-second", "true", "a number above 0", "True"),
+        ("calls-per-second", ".inf", "a number above 0", "inf"),
+        ("calls-per-second", "9" * 400, "a number above 0", "9" * 400),  # more than SQLite can hold
         ("networks", "private", "a list of network names or ids", "'private'"),
         ("networks", "[1]", "a list of network names or ids", "[1]"),
         ("networks", "['']", "a list of network names or ids", "['']"),
@@ -264,12 +266,15 @@ def test_a_key_of_an_image_refuses(tmp_path: Path, key: str, text: str, expected
         ("providers:\n\t- a\n", ":2: not YAML: found character '\\t' that cannot start any token"),
         ("providers: [*nowhere]\n", ":1: not YAML: found undefined alias 'nowhere'"),
         ("providers: []\n---\nproviders: []\n", ":2: not YAML: but found another document"),
+        ("# one\nproviders: \x00\n", ":2: not YAML: character '\\x00': special characters are not allowed"),
+        ('"a\\nb": 1\n"a\\nb": 2\n', ":2: key 'a\\nb' is given twice"),
+        ("providers:\n  - <<: {? [a] : b}\n", ":2: provider: expected a key, got a sequence"),
         ("providers: [!!python/name:os.system ]\n",
          f":1: provider: expected a mapping with {', '.join(PROVIDER_KEYS)}"),
     ],
     ids=["empty", "comment", "list", "nothing in it", "text", "null", "top key", "twice", "no mapping", "no name",
          "key", "far key", "images", "image", "missing", "image key", "key twice", "provider twice", "cut off", "tab",
-         "alias", "two documents", "python"],
+         "alias", "two documents", "NUL", "line break twice", "list as merged key", "python"],
 )
 def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     assert refusal(tmp_path, text) == message
@@ -295,7 +300,7 @@ def test_user_data_that_is_no_file_is_refused(tmp_path: Path, name: str) -> None
     "text",
     [
         "2001-13-45", "9" * 30, "9" * 5000, "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary x",
-        "!!null {}",
+        "!!null {}", "!!int ''", "!!int '-'", "!!float ''", f"0x{'f' * 4000}",
     ],
     ids=lambda text: f"{text[:12]} {len(text)}",
 )

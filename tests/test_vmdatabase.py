@@ -513,6 +513,12 @@ def test_hold_keeps_a_machine_in_any_state_but_delete(pool: Pool, state: str) ->
     assert pool.sql("SELECT state, hold_reason, hold_until FROM machine") == [("HOLD", "bug 7", None)]
 
 
+def test_a_reason_that_cannot_be_shown_as_it_is_is_kept_in_other_letters(pool: Pool) -> None:
+    name = machine(pool)
+    pool.run("vmdatabase.py", "hold", name, "--reason", "caf\udce9\nhere", expect=0)
+    assert pool.sql("SELECT hold_reason FROM machine") == [("'caf\\udce9\\nhere'",)]
+
+
 def test_hold_of_a_machine_without_an_address_prints_its_name(pool: Pool) -> None:
     name = machine(pool, "BUILDING")
     assert pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", expect=0).stdout == f"{name}\n"
@@ -619,8 +625,9 @@ def test_unhold_of_a_machine_that_is_not_held_is_refused(pool: Pool, state: str)
          (None, None, 1, 3)),
         ({"JOB_NAME": "", "BUILD_NUMBER": "", "ZUUL_CHANGE": "", "ZUUL_PATCHSET": "x"}, (None, None, None, None)),
         ({"BUILD_NUMBER": "\N{SUPERSCRIPT TWO}", "ZUUL_CHANGE": "9" * 30}, (None, None, None, None)),
+        ({"JOB_NAME": "caf\udce9"}, ("caf?", None, None, None)),
     ],
-    ids=["nothing", "jenkins", "gerrit", "zuul", "both", "empty", "strange"],
+    ids=["nothing", "jenkins", "gerrit", "zuul", "both", "empty", "strange", "not UTF-8"],
 )
 def test_the_build_and_its_change_are_written_down(
     pool: Pool, environment: dict[str, str], columns: tuple[Any, ...]
