@@ -333,7 +333,7 @@ def test_a_launch_beside_another_run_never_makes_more_machines_nor_loses_one(poo
 
 def test_an_overlapping_launch_steps_aside_and_says_so(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=1)]))
-    pool.knobs(boot_seconds=3)
+    pool.knobs(boot_seconds=8)
     first = pool.start(LAUNCH, "one")
     await_that("the first run's machine", pool.machines)
 
@@ -346,7 +346,7 @@ def test_an_overlapping_launch_steps_aside_and_says_so(pool: Pool) -> None:
 def test_machines_that_builds_take_while_launch_runs_are_replaced(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=2)]))
     taken = pool.add_machine("READY")
-    pool.knobs(boot_seconds=2)
+    pool.knobs(boot_seconds=6)
     run = pool.start(LAUNCH, "one")
     await_that("the run to ask for the second machine", lambda: len(pool.machines()) == 2)
 
@@ -361,7 +361,7 @@ def test_machines_that_builds_take_while_launch_runs_are_replaced(pool: Pool) ->
 def test_a_machine_that_a_person_takes_while_it_is_registered_is_out_of_service_in_the_end(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=1)]))
     assert pool.jenkins
-    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "kind": "hang", "seconds": 1.5, "times": 1}])
+    pool.jenkins.knobs(answers=[{"match": "POST /computer/doCreateItem", "kind": "hang", "seconds": 6, "times": 1}])
     run = pool.start(LAUNCH, "one")
     await_that("a READY machine", lambda: "READY" in pool.machines().values())
 

@@ -371,7 +371,7 @@ def test_a_node_that_builds_is_never_deleted(
 def test_a_machine_goes_as_soon_as_its_build_has_ended(pool: Pool) -> None:
     name = loaded(pool).add_machine("DELETE")
     assert pool.jenkins
-    pool.jenkins.add_job("short", name, seconds=1.5)
+    pool.jenkins.add_job("short", name, seconds=6)
     build = pool.jenkins.wait_started(pool.jenkins.build("short"))
     pool.run(REAP, "one", expect=0)
     assert (gone(pool, name), pool.in_service(name)) == (False, False)
