@@ -538,9 +538,12 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
 
 def open_result(machine: Machine) -> Result | None:
     """Return the row of the build, or the person, that has the machine now; None if nobody has it."""
-    running = (Result.machine_id == machine.id) & Result.end_time.is_null()
-    found: Result | None = Result.select().where(running).order_by(Result.id.desc()).first()
+    found: Result | None = Result.select().where(_is_open(machine)).order_by(Result.id.desc()).first()
     return found
+
+
+def _is_open(machine: Machine) -> Any:
+    return (Result.machine_id == machine.id) & Result.end_time.is_null()
 
 
 def build_of(result: Result) -> str:
@@ -551,9 +554,8 @@ def build_of(result: Result) -> str:
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
     """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
     ended = {"end_time": now(), "result": result}
-    running = Result.select(Result.id).where((Result.machine_id == machine.id) & Result.end_time.is_null())
     any_known = Result.select().where(Result.machine_id == machine.id).exists()
-    if not Result.update(**ended).where(Result.id.in_(running)).execute() and not any_known:
+    if not Result.update(**ended).where(_is_open(machine)).execute() and not any_known:
         record_start(machine, environ, start_time=None, **ended)
 
 

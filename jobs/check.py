@@ -225,9 +225,6 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
     yield Line(OK, f"Jenkins {config.server} {version}, user {config.user}")
     yield from or_unknown(f"label {site.host}", check_host(api, site))
     yield from check_node_login(site, config)
-    if site.nodes_call and not config.node_login:
-        yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration: with plugins: core gate "
-                            "builds call Jenkins from their nodes")
     if loader is None:
         yield Line(UNKNOWN, "plugins, rights, credential, address: only an administrator can tell; name the "
                             "jenkins_jobs.ini with which you load jobs: --conf FILE")
@@ -248,9 +245,12 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
 
 
 def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
-    """Say what is wrong with the login that nodes get."""
+    """Say what is wrong with the login that nodes get, or that there is none."""
     user, _, apikey = config.node_login.partition(":")
-    if user and not site.nodes_call:
+    if site.nodes_call and not user:
+        yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration: with plugins: core gate "
+                            "builds call Jenkins from their nodes")
+    elif user and not site.nodes_call:
         yield Line(WRONG, f"[jenkins] node_user of the secure configuration: user {user} is given to each node, and no "
                           "gate job uses it; remove it")
     elif user == config.user:

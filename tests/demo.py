@@ -16,17 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.jobsite import load, make_site
+from tests.jobsite import FULL, GATE, load, make_site, sample_settings
 from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_plugins import RECORDED
 from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import PROJECTS, served
+from tests.sampleprojects import served
 
 NORTH, SOUTH = "north", "south"
-GATE = "gate-integration-tests-devstack-vm"
-PLUGINS = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8",
-           "build-name-setter": "2.1.0", **RECORDED}
 BUILD_SECONDS = 60
 CHANGE_GOOD, CHANGE_BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
 
@@ -94,7 +91,7 @@ class Demo:
         self.clouds = (Clouds.real if real else Clouds.pocket)(folder, port, running)
         self.jenkins = running.enter_context(StandIn(
             folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))},
-            knobs={"plugins": PLUGINS, "master_label": "devstack-gate-host", "master_executors": 10,
+            knobs={"plugins": FULL | RECORDED, "master_label": "devstack-gate-host", "master_executors": 10,
                    "master_environment": {"DEVSTACK_GATE_DB": str(folder / "vm.db"), "HOME": str(folder),
                                           "DEVSTACK_GATE_SECURE_CONFIG": str(folder / "secure.conf")}}))
         self.git_base = running.enter_context(served(folder / "git", CHANGE_GOOD, CHANGE_BREAKING))
@@ -153,10 +150,8 @@ class Demo:
     def use_once(self) -> None:
         """Two builds, two machines."""
         self.story.step("Load the jobs of jobs/ into Jenkins, and run two builds of the gate job.")
-        settings = f"export GIT_BASE={self.git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'"
         jobs = make_site(self.folder, {"suffix": [{"": {"image": "bookworm"}}]}, providers=[NORTH, SOUTH],
-                         scripts=str(PROJECT), gate_settings=settings,
-                         gate_repository=f"{self.git_base}/openstack/devstack-gate")
+                         scripts=str(PROJECT), **sample_settings(self.git_base))
         load(jobs, self.jenkins.url, self.jenkins.user, self.jenkins.token)
         self.story.came("`jenkins-jobs update jobs/` made six jobs. The gate's first step has its node taken out of")
         self.story.show("service, and waits for that; after any end its machine is marked for deletion")

@@ -12,10 +12,14 @@ from xml.etree import ElementTree
 import yaml
 
 from tests.pool import PROJECT
+from tests.sampleprojects import PROJECTS
 
 JOBS = PROJECT / "jobs"
 JENKINS_JOBS = Path(sys.executable).with_name("jenkins-jobs")
 RUN_SECONDS = 120
+GATE = "gate-integration-tests-devstack-vm"
+# What `plugins: full` needs beside Jenkins' own.
+FULL = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8", "build-name-setter": "2.1.0"}
 
 
 def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults: Any) -> Path:
@@ -29,6 +33,12 @@ def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults
     next(part["project"] for part in parts if "project" in part).update(project or {})
     (site / "defaults.yaml").write_text(yaml.safe_dump(parts))
     return site
+
+
+def sample_settings(git_base: str) -> dict[str, Any]:
+    """The variables of a site whose gate runs on the sample projects of a git server."""
+    return {"gate_repository": f"{git_base}/openstack/devstack-gate", "gate_settings":
+            f"export GIT_BASE={git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'\n"}
 
 
 def render(site: Path, into: Path) -> dict[str, ElementTree.Element]:

@@ -100,6 +100,15 @@ class Pool:
         assert expect is None or process.returncode == expect, f"{script}: {process.returncode}\n{out}\n{err}"
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def fill(self) -> None:
+        """Have provider one's pool full, and all its agents online."""
+        self.run("devstack-vm-reap.py", "one")
+        self.run("devstack-vm-launch.py", "one", expect=0)
+        assert self.jenkins
+        for name, state in self.machines().items():
+            if state == "READY":
+                self.jenkins.wait_node(name, "online")
+
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a script as Jenkins does."""
         command = ["bash" if script.endswith(".sh") else sys.executable, str(PROJECT / script), *arguments]

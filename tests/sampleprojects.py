@@ -18,6 +18,14 @@ GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh",
 WHO = ["-c", "user.name=sample", "-c", "user.email=sample@localhost"]
 
 
+def make_projects_with_changes(folder: Path, good: str, breaking: str) -> None:
+    """Make the repositories, with two changes to the library on refs: one is right, one breaks the service."""
+    make_projects(folder)
+    adder = folder / "sample/adder"
+    add_change(adder, good, "Say it better", "adder.py", "the numbers", "all numbers")
+    add_change(adder, breaking, "A better name", "adder.py", "def total", "def whole")
+
+
 def make_projects(folder: Path) -> None:
     """Make the repositories under `folder`, each with one commit on master."""
     for project in PROJECTS:
@@ -51,14 +59,8 @@ def add_change(tree: Path, ref: str, subject: str, file: str, old: str, new: str
 
 @contextmanager
 def served(folder: Path, good: str, breaking: str) -> Iterator[str]:
-    """Have the sample projects and these scripts as repositories on a git server; gives its address.
-
-    Two refs of sample/adder hold changes: a good one, and one that breaks another project.
-    """
-    make_projects(folder)
-    adder = folder / "sample/adder"
-    add_change(adder, good, "Say it better", "adder.py", "the numbers", "all numbers")
-    add_change(adder, breaking, "A better name", "adder.py", "def total", "def whole")
+    """Have the sample projects with their changes, and these scripts, on a git server; gives its address."""
+    make_projects_with_changes(folder, good, breaking)
     commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ import pytest
 from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
 from tests.pool import PROJECT, Pool, await_that
-from tests.sampleprojects import GATE_FILES, add_change, commit_files, make_projects
+from tests.sampleprojects import GATE_FILES, add_change, commit_files, make_projects_with_changes
 
 ZUUL = {"ZUUL_URL": "file:///home/jenkins/git", "ZUUL_BRANCH": "master", "ZUUL_PROJECT": "sample/adder"}
 GOOD = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zgood"}
@@ -29,10 +29,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample projects with two changes to the library: one that is right, one that breaks the service."""
     folder = tmp_path_factory.mktemp("repositories")
-    make_projects(folder / "git")
-    adder = folder / "git/sample/adder"
-    add_change(adder, "refs/zuul/master/Zgood", "Say it better", "adder.py", "the numbers", "all numbers")
-    add_change(adder, "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total", "def whole")
+    make_projects_with_changes(folder / "git", "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking")
     return folder
 
 

@@ -12,10 +12,9 @@ from xml.etree.ElementTree import Element
 import pytest
 import yaml
 
-from tests.jobsite import JENKINS_JOBS, JOBS, make_site, render
+from tests.jobsite import GATE, JENKINS_JOBS, JOBS, make_site, render
 from tests.pool import PROJECT, load_script
 
-GATE = "gate-integration-tests-devstack-vm"
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
 FOR_A_NODE = ("devstack-vm-inprogress", "devstack-vm-delete")
 SHELL = "hudson.tasks.Shell"

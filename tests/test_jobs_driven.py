@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 import requests
 
-from tests.jobsite import load, make_site
+from tests.jobsite import FULL, GATE, load, make_site, sample_settings
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_plugins import RECORDED
 from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import PROJECTS, served
+from tests.sampleprojects import served
 
-GATE = "gate-integration-tests-devstack-vm"
 GOOD, BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
 BUILD_SECONDS = 90
-FULL = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8", "build-name-setter": "2.1.0"}
 NODE_TOKEN = "a0b1c2d3-what-nodes-may"
 USERS = {"admin": ("admin-password", "admin-token"), "scripts": ("scripts-password", "scripts-token"),
          "node": ("node-password", NODE_TOKEN)}
@@ -51,9 +49,9 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pool.write_secure_config("git python3", user="scripts", apikey="scripts-token", **(
             {"node_user": "node", "node_apikey": NODE_TOKEN} if request.param == "core" else {}))
         pool.load(provider(images=[image(min_ready=1)]))
-        settings = f"export GIT_BASE={git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'\n{SLEEP}"
-        jobs = make_site(folder, plugins=request.param, providers=["one"], scripts=str(PROJECT),
-                         gate_repository=f"{git_base}/openstack/devstack-gate", gate_settings=settings)
+        settings = sample_settings(git_base)
+        settings["gate_settings"] += SLEEP
+        jobs = make_site(folder, plugins=request.param, providers=["one"], scripts=str(PROJECT), **settings)
         load(jobs, jenkins.url, "admin", "admin-token")
         pool.environment["GIT_BASE"] = git_base
         pool.run("devstack-vm-update-image.py", "one", expect=0)

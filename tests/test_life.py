@@ -30,12 +30,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 @pytest.fixture
 def pool(site: Pool) -> Pool:
     """The pool, full and with all its agents online."""
-    site.run(REAP, "one")
-    site.run(LAUNCH, "one", expect=0)
-    assert site.jenkins
-    for name, state in site.machines().items():
-        if state == "READY":
-            site.jenkins.wait_node(name, "online")
+    site.fill()
     return site
 
 

@@ -226,13 +226,18 @@ def run_script(
 
 
 def _command(script: str, environment: Mapping[str, str]) -> str:
+    # As Jenkins: a script without #! is traced and stops at the first failure. --norc: only logins read .bashrc.
+    flags = ["--norc"] if script.startswith("#!") else ["--norc", "-xe"]
+    step = in_workspace(environment) + "exec " + shlex.join(["bash", *flags, "-c", script]) + " </dev/null"
+    return shlex.join(["bash", "-c", step])
+
+
+def in_workspace(environment: Mapping[str, str]) -> str:
+    """The lines of bash before a step: its environment, of which sshd would accept nothing, and its workspace."""
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name.isidentifier()
     )
-    # As Jenkins: a script without #! is traced and stops at the first failure. --norc: only logins read .bashrc.
-    flags = ["--norc"] if script.startswith("#!") else ["--norc", "-xe"]
-    step = exports + RUN_IN_WORKSPACE + "exec " + shlex.join(["bash", *flags, "-c", script]) + " </dev/null"
-    return shlex.join(["bash", "-c", step])
+    return exports + RUN_IN_WORKSPACE
 
 
 def copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) -> None:

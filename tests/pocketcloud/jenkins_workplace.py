@@ -23,7 +23,7 @@ from typing import Protocol
 
 import paramiko
 
-from tests.pocketcloud.jenkins_agent import LEAK_SECONDS, RUN_IN_WORKSPACE, copy_output
+from tests.pocketcloud.jenkins_agent import LEAK_SECONDS, copy_output, in_workspace
 
 Print = Callable[[str], None]
 TERM_GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL
@@ -213,12 +213,9 @@ class AgentPlace:
             channel.close()
 
     def _open(self, command: str, environment: Mapping[str, str]) -> paramiko.Channel:
-        exports = "".join(
-            f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name.isidentifier()
-        )
         try:
             channel = self.link.open_session(timeout=30)
-            channel.exec_command(shlex.join(["bash", "--norc", "-c", exports + RUN_IN_WORKSPACE + command]))
+            channel.exec_command(shlex.join(["bash", "--norc", "-c", in_workspace(environment) + command]))
         except (paramiko.SSHException, EOFError, OSError) as err:
             raise PlaceLostError(str(err)) from err
         return channel

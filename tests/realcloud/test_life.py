@@ -54,15 +54,6 @@ def pool(real: RealCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             client(real.clouds_yaml, MEMBER).compute.delete_server(server)
 
 
-def fill(pool: Pool) -> None:
-    pool.run(REAP, "one")
-    pool.run(LAUNCH, "one", expect=0)
-    assert pool.jenkins
-    for name, state in pool.machines().items():
-        if state == "READY":
-            pool.jenkins.wait_node(name, "online")
-
-
 def test_an_image_build_leaves_a_snapshot_that_is_marked_and_no_server(pool: Pool, real: RealCloud) -> None:
     api = client(real.clouds_yaml, MEMBER)
     ((name, snapshot),) = pool.sql("SELECT name, external_id FROM snapshot_image WHERE state = 'READY'")
@@ -75,7 +66,7 @@ def test_an_image_build_leaves_a_snapshot_that_is_marked_and_no_server(pool: Poo
 
 
 def test_a_build_runs_on_a_machine_of_its_own_which_goes_after_it(pool: Pool, real: RealCloud) -> None:
-    fill(pool)
+    pool.fill()
     assert sorted(pool.machines()) == servers(real)
     add_gate_job(pool, "gate-good")
 
@@ -88,7 +79,7 @@ def test_a_build_runs_on_a_machine_of_its_own_which_goes_after_it(pool: Pool, re
 
 
 def test_a_failed_builds_machine_stays_for_a_look(pool: Pool, real: RealCloud) -> None:
-    fill(pool)
+    pool.fill()
     add_gate_job(pool, "gate-bad", "echo no luck; exit 1")
 
     result, node, console = build(pool, "gate-bad")
@@ -102,7 +93,7 @@ def test_a_failed_builds_machine_stays_for_a_look(pool: Pool, real: RealCloud) -
 
 
 def test_floating_ips_go_with_their_machines(pool: Pool, real: RealCloud) -> None:
-    fill(pool)
+    pool.fill()
     network = client(real.clouds_yaml, MEMBER).network
     addresses = {pool.column(node, "ip") for node in pool.machines()}
     assert {one.floating_ip_address for one in network.ips()} == addresses
@@ -136,7 +127,7 @@ def test_a_launch_that_is_killed_while_servers_boot_loses_none_and_doubles_none(
 
 
 def test_a_server_that_was_deleted_behind_our_back_is_replaced(pool: Pool, real: RealCloud) -> None:
-    fill(pool)
+    pool.fill()
     node = next(iter(pool.machines()))
     api = client(real.clouds_yaml, MEMBER).compute
     api.delete_server(pool.column(node, "external_id"))
