@@ -71,8 +71,12 @@ class Pocket:
         self._control("POST", f"{cloud}/reset-calls")
 
     def server(self, cloud: str, server_id: str, /, **change: Any) -> dict[str, Any]:
-        """Change one server behind the clients' back: status, fault, ssh ("up|refused|silent|reset"), vanish=True."""
+        """Change one server behind the clients' back: status, fault, ssh (a word of control.py), vanish=True."""
         return self._control("POST", f"{cloud}/servers/{server_id}", change)
+
+    def age(self, cloud: str, seconds: float) -> None:
+        """Let everything of one cloud have been made so much earlier."""
+        self._control("POST", f"{cloud}/age", {"seconds": seconds})
 
     def kill(self) -> None:
         """End it as `kill -9` does: nothing is cleaned up by itself."""
