@@ -168,7 +168,7 @@ def unreachable_jenkins(world: World, _rng: random.Random) -> str:
 
 
 def dying_agents(world: World, rng: random.Random) -> str:
-    nodes = [name for name in world.jenkins.look()["nodes"] if name in world.pool.machines()]
+    nodes = sorted(world.jenkins.look()["nodes"].keys() & world.machines().keys())
     chosen = rng.sample(nodes, min(len(nodes), 2))
     for name in chosen:
         world.jenkins.node(name, die=True, connect=rng.choice(["never", "instant"]))

@@ -73,6 +73,7 @@ def serve(channel: socket.socket) -> None:
 def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tuple[int, int]:
     pid = os.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
         with contextlib.suppress(BaseException):
             channel.close()
             os.setsid()
@@ -111,6 +112,7 @@ def run_script(order: Mapping[str, Any]) -> None:
     sys.modules["script"] = module
     spec.loader.exec_module(module)
     _shorten(limits, ["script"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(module, "main"):
         gateconfig.run(module.main)
     runpy.run_path(str(script), run_name="__main__")

@@ -188,21 +188,21 @@ class Storm:
         return [run]
 
     def person_holds(self) -> list[Run]:
-        """A person holds a machine, in whatever state; from the moment on at which that is done it is to stay so."""
+        """A person holds a machine, in whatever state; from then on it is to stay so."""
         node = self.a_machine("READY", "USED", "BUILDING")
         if not node or len(self.world.held) >= HELD:
             return []
         key = ["--ssh-key", f"{self.world.pool.key}.pub"] if self.rng.random() < 0.5 else []
         run = self.world.wait(self.world.start(VMDATABASE, "hold", node, "--reason", "chaos", *key))
-        with contextlib.suppress(ValueError):
-            state, server = self.world.pool.sql("SELECT state, external_id FROM machine WHERE name = ?", node)[0]
-            if run.status == 0 and state == "HOLD" and server:
+        if run.status == 0:
+            server = self.world.pool.column(node, "external_id")
+            if server:
                 self.world.held[node] = server
         return [run]
 
     def a_machine(self, *states: str) -> str:
         """The name of a machine in one of the states, empty if there is none."""
-        names = [name for name, state in self.world.pool.machines().items()
+        names = [name for name, state in self.world.machines().items()
                  if state in states and name and name not in self.world.held]
         return self.rng.choice(names) if names else ""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -47,12 +48,13 @@ CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect"
 
 
 class World:
-    """Everything that a storm goes over. `providers` are name: cloud; `lane` tells worlds at one site apart."""
+    """Everything that a storm goes over. `providers` are name: cloud."""
 
     def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter, events: Events,
-                 providers: dict[str, str]) -> None:
+                 providers: dict[str, str], floating_ips: str | None = None) -> None:
         self.folder, self.pocket, self.jenkins, self.starter, self.events = folder, pocket, jenkins, starter, events
         self.providers = providers
+        self.floating_ips = floating_ips  # None: every second provider wants them
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
         self._mount()
@@ -90,7 +92,7 @@ class World:
         self.calm()
         images = [image(name, min_ready=ready) for name, ready in IMAGES.items()]
         self.pool.load(*(provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=PEACE_BOOT,
-                                  floating_ips="always" if number % 2 else "auto")
+                                  floating_ips=self.floating_ips or ("auto", "always")[number % 2])
                          for number, (name, cloud) in enumerate(self.providers.items())))
         self._dead_settings()
         self._add_jobs()
@@ -139,8 +141,8 @@ class World:
                                       container_format="bare", **other)
             network = client.network.find_network("public").id
             client.network.create_ip(floating_network_id=network, description="somebody else's")
-        for name in ("somebody-elses", "devstack-noble-one-999999"):
-            self.pool.add_node(name, "other", "127.0.0.1", uuid)
+            for node in (f"somebody-elses-{name}", f"devstack-noble-{name}-999999"):
+                self.pool.add_node(node, "other", "127.0.0.1", uuid)
 
     def strangers_seen(self) -> dict[str, Any]:
         """Everything that is not ours, as it is now, without what changes by itself."""
@@ -158,8 +160,10 @@ class World:
                                        if ours not in one["description"]),
             }
         nodes = self.jenkins.look()["nodes"]
-        seen["Jenkins"] = {name: (node["label"], node["temporarilyOffline"], node["host"])
-                           for name, node in nodes.items() if node["label"] == "other" or name == "somebody-elses"}
+        names = [f"{start}-{name}{end}" for name in self.providers
+                 for start, end in (("somebody-elses", ""), ("devstack-noble", "-999999"))]
+        seen["Jenkins"] = {name: [nodes[name][key] for key in ("label", "temporarilyOffline", "host")]
+                           for name in names if name in nodes}
         return seen
 
     # --- runs ---
@@ -169,6 +173,13 @@ class World:
         wanted = {"limits": LIMITS, **self.order, **order}
         return self.starter.start(script, *arguments, environment=self.pool.environment | self.unreachable,
                                   folder=str(self.folder), **wanted)
+
+    def machines(self) -> dict[str, str]:
+        """{node name: state} of all machines, none when faults keep vm.db from being read."""
+        try:
+            return self.pool.machines()
+        except sqlite3.OperationalError:
+            return {}
 
     def runs(self, script: str, *arguments: str) -> list[Run]:
         """Run a script for each provider, side by side, with the limits as they are; returns the ended runs."""
