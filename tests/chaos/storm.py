@@ -27,6 +27,7 @@ from tests.pocketcloud.jenkins_client import StandInError
 
 ROUND_SECONDS = 3.0  # over which the scripts of a round are started
 SIGNALLED = 0.45  # the share of runs that get a signal
+SIGNAL_SECONDS = 0.7  # after its start, on average
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 HELD = 3  # machines at most
 DAY = 86400
@@ -143,7 +144,7 @@ class Storm:
             if plan and plan[0][0] <= now - begin and running < self.side_by_side:
                 started = plan.pop(0)[2]()
                 runs += started
-                signals += [(now + self.rng.uniform(0, 1) ** 2 * 4, run, self.rng.choice(SIGNALS))
+                signals += [(now + self.rng.expovariate(1 / SIGNAL_SECONDS), run, self.rng.choice(SIGNALS))
                             for run in started if self.rng.random() < SIGNALLED]
             for one in [one for one in signals if one[0] <= now]:
                 signals.remove(one)
