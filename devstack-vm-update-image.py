@@ -377,7 +377,9 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]
     try:
         codes = {future.result() for future in futures}
-    except BaseException:
+    except BaseException as err:
+        stopped = [build.row.name for build in builds if build.row.state == BUILDING]
+        err.left = f"no new {gateconfig.some(stopped)}" if stopped else ""  # type: ignore[attr-defined]
         for build in builds:
             build.stop()
         raise

@@ -80,7 +80,7 @@ def _table(statement: str) -> str:
 
 
 def _words(row: Row) -> tuple[str, ...]:
-    return tuple(str(row[key]) for key in ("name", "external_id", "ip", "server_external_id") if row.get(key))
+    return tuple(str(row[key]) for key in ("name", "external_id", "server_external_id") if row.get(key))
 
 
 # --- at any time ---
