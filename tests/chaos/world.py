@@ -51,13 +51,15 @@ class World:
     """Everything that a storm goes over. `providers` are name: cloud."""
 
     def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter, events: Events,
-                 providers: dict[str, str], floating_ips: str | None = None) -> None:
+                 providers: dict[str, str], floating_ips: str | None = None, *, own_disk: bool = True) -> None:
         self.folder, self.pocket, self.jenkins, self.starter, self.events = folder, pocket, jenkins, starter, events
         self.providers = providers
         self.floating_ips = floating_ips  # None: every second provider wants them
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
-        self._mount()
+        self.own_disk = own_disk  # that can be full or read-only: needs a mount namespace of our own
+        if own_disk:
+            self._mount()
         self.pool = Pool(folder, pocket, jenkins)
         self.pool.database = self.disk / "vm.db"
         self.pool.environment |= {"DEVSTACK_GATE_DB": str(self.pool.database), "WORKSPACE": str(folder),
@@ -85,7 +87,8 @@ class World:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KILOBYTES}k", "tmpfs", str(self.disk)], check=True)
 
     def _unmount(self) -> None:
-        subprocess.run(["umount", "-l", str(self.disk)], check=False)
+        if self.own_disk:
+            subprocess.run(["umount", "-l", str(self.disk)], check=False)
 
     def _settle(self) -> None:
         """Have images, a full pool, and strangers."""
