@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from tests.chaos.events import Events
+from tests.chaos.points import KILLED_AT
 from tests.chaos.starter import MESSAGE_BYTES, PROJECT
 
 FORK_SECONDS = 30.0
@@ -35,6 +36,7 @@ class Run:
         self.pidfd = -1
         self.forked = threading.Event()
         self.at_end: Callable[[], None] | None = None  # done before the run counts as ended
+        self.own_signal = int(signal.SIGKILL)  # what it sends itself at a point
         self._exited = threading.Event()
         self._pid_lock = threading.Lock()
 
@@ -43,6 +45,8 @@ class Run:
         with open(output, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 self.lines.append(line.rstrip("\n"))
+                if line.startswith(KILLED_AT):
+                    self.signalled = self.own_signal, time.monotonic()
                 self.events.add("said", run=self.name, line=line.rstrip("\n"))
         self._exited.wait()
         if self.at_end:
@@ -96,6 +100,7 @@ class Starter:
         with self._lock:
             self._count += 1
             run = Run(self._count, [script, *arguments], self.events)
+            run.own_signal = order.get("signal", run.own_signal)
             self._runs[run.number] = run
             self.events.add("start", run=run.name, **{key: order[key] for key in order if key != "limits"})
             output, theirs = os.pipe()
