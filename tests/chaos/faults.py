@@ -47,7 +47,7 @@ JENKINS_OUTAGES: list[dict[str, Any]] = [{"status": 500}, {"status": 503}, {"sta
 def draw(world: World, rng: random.Random) -> list[str]:
     """Switch on what a round has of faults, often none or a few, and return their names."""
     often = ["failing calls", "failing jenkins", "failing boots"]
-    names = dict.fromkeys(rng.choices([*CATALOGUE, *often, *often], k=rng.choice([0, 1, 1, 2, 2, 3, 4])))
+    names = dict.fromkeys(rng.choices([*CATALOGUE, *4 * often], k=rng.choice([0, 1, 2, 2, 3, 4])))
     return [f"{name}: {CATALOGUE[name](world, rng)}" for name in names]
 
 
@@ -58,7 +58,7 @@ def failing_calls(world: World, rng: random.Random) -> str:
     """Some calls of a cloud fail, a few times; a change may be carried out all the same."""
     cloud = _cloud(world, rng)
     answers, names = [], []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(2, 6)):
         service, match = rng.choice(LISTS_AND_LOOKS + 2 * CHANGES)
         name = rng.choice([*REFUSALS, *OUTAGES])
         answer = {**REFUSALS, **OUTAGES}[name]

@@ -108,11 +108,13 @@ class Storm:
         return runs
 
     def prepare(self) -> None:
-        """Let time go by for machines of failed builds, now and then, and let go of what is held for long."""
+        """Let time go by for machines of failed builds, use many up, and let go of what is held for long."""
         world, rng = self.world, self.rng
-        if rng.random() < 0.4:
+        if rng.random() < 0.7:
             world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED' AND id % 2 = ?",
                            DAY, rng.randint(0, 1))
+        if rng.random() < 0.3:  # many builds at once have emptied the pool
+            world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0")
         if len(world.held) > rng.randint(1, HELD):
             node = rng.choice(list(world.held))
             del world.held[node]
@@ -124,12 +126,12 @@ class Storm:
         providers = list(self.world.providers)
         chosen: list[Callable[[], list[Run]]] = []
         for name in providers * 2:
-            chosen += [self.script(LAUNCH, name)] * (rng.random() < 0.6)
-            chosen += [self.script(REAP, name)] * (rng.random() < 0.35)
+            chosen += [self.script(LAUNCH, name)] * (rng.random() < 0.7)
+            chosen += [self.script(REAP, name)] * (rng.random() < 0.4)
         chosen += [self.script(UPDATE, rng.choice(providers))] * (rng.random() < 0.25)
-        chosen += [self.ask_for_build] * rng.randint(0, 3)
+        chosen += [self.ask_for_build] * rng.randint(0, 5)
         chosen += [self.two_builds_at_once] * (rng.random() < 0.3)
-        chosen += [self.person_takes] * (rng.random() < 0.15)
+        chosen += [self.person_takes] * rng.choice([0, 0, 1, 3])
         chosen += [self.person_holds] * (rng.random() < 0.2)
         return chosen
 
@@ -159,7 +161,8 @@ class Storm:
 
     def script(self, script: str, *arguments: str) -> Callable[[], list[Run]]:
         """Start a script."""
-        return lambda: [self.world.start(script, *arguments)]
+        spared = self.rng.random() < 0.4
+        return lambda: [self.world.start(script, *arguments, spared=spared)]
 
     def ask_for_build(self) -> list[Run]:
         """Ask Jenkins for a build, which it runs where and when it can."""
