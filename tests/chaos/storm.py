@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from tests.chaos.world import (
 )
 from tests.pocketcloud.jenkins_client import StandInError
 
-ROUND_SECONDS = 3.0  # over which the scripts of a round are started
+ROUND_SECONDS = 2.0  # over which the scripts of a round are started
 SIGNALLED = 0.45  # the share of runs that get a signal
 SIGNAL_SECONDS = 0.7  # after its start, on average
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -66,6 +67,7 @@ class Storm:
         self.peace_every = peace_every
         self.side_by_side = side_by_side
         self.tally = Tally()
+        self.reported: set[Violation] = set()
         self.count = 0
 
     def run(self, rounds: int) -> Tally:
@@ -83,7 +85,10 @@ class Storm:
         return self.tally
 
     def report(self, violation: Violation) -> None:
-        """Print a violation with its story."""
+        """Print a violation with its story, once."""
+        if violation in self.reported:
+            return
+        self.reported.add(violation)
         text = violation.report(self.seed, self.world.events)
         self.tally.violations.append(text)
         print(text, flush=True)
@@ -214,7 +219,7 @@ class Storm:
         """Write down that a run let somebody in, if it does."""
         def note() -> None:
             if run.status == 0:
-                name = node or run.lines[0].split()[0]
+                name = node or next(line.split()[0] for line in run.lines if re.fullmatch(r"\S+ \S+@\S+", line))
                 with self.world.let_in.open("a") as stream:
                     stream.write(f"{name} {who} {run.number}\n")
 
