@@ -341,9 +341,9 @@ def run(body: Callable[[], int]) -> NoReturn:
     The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
     before it is taken, so that the next run goes on from there. Tidying up after a signal has STOP_SECONDS.
     """
-    signal.signal(signal.SIGTERM, _raise_stopped)
-    _limit_stopping()
     try:
+        signal.signal(signal.SIGTERM, _raise_stopped)
+        _limit_stopping()
         code = body()
         if sys.stdout:
             sys.stdout.flush()

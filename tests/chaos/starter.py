@@ -18,7 +18,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tupl
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
-        with contextlib.suppress(BaseException):
+        with _ending_as_python_does():
             channel.close()
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -86,9 +87,22 @@ def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tupl
             os.chdir(order["folder"])
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             run_script(order)
-        os._exit(99)
     os.close(output)
     return os.pidfd_open(pid), pid
+
+
+@contextlib.contextmanager
+def _ending_as_python_does() -> Iterator[None]:
+    """End the process whatever happens; SIGINT before the script is ready for it ends it as a signal does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except Exception:  # noqa: BLE001 - of the driver itself; the run that follows shows it
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(99)
 
 
 def run_script(order: Mapping[str, Any]) -> None:
