@@ -113,12 +113,22 @@ def of_database(world: World) -> Iterator[Violation]:
 
 
 def of_uses(world: World) -> Iterator[Violation]:
-    """No machine is given to two."""
-    uses = Counter(line.split()[0] for line in world.let_in.read_text().splitlines())
-    for node, count in uses.items():
+    """No machine is given to two, and no node comes back into service once a build was let in."""
+    lines = world.let_in.read_text().splitlines()
+    for node, count in Counter(line.split()[0] for line in lines).items():
         if count > 1:
-            who = [line for line in world.let_in.read_text().splitlines() if line.startswith(f"{node} ")]
+            who = [line for line in lines if line.startswith(f"{node} ")]
             yield Violation("single use", f"{node} was given to {', '.join(who)}", (node,))
+    nodes = world.jenkins.look()["nodes"]
+    for line in lines:
+        name, who = line.split(maxsplit=1)
+        if name in nodes and who.startswith("gate-") and in_service(nodes[name]):
+            yield Violation("single use", f"{name} is in service after it was given to {who}", (name,))
+
+
+def in_service(node: Row) -> bool:
+    """Whether Jenkins would start a build of the node's image there."""
+    return not node["temporarilyOffline"] and node["label"] != "devstack-used"
 
 
 def of_holds(world: World) -> Iterator[Violation]:
@@ -192,10 +202,9 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
                 rf"-({'|'.join(world.providers)})-\d+$", name):
             continue
         row = rows.get(name)
-        in_service = not node["temporarilyOffline"] and node["label"] != "devstack-used"
         if row is None:
             yield Violation("nodes", f"Jenkins node {name} has no machine", (name,))
-        elif in_service and row["state"] != "READY":
+        elif in_service(node) and row["state"] != "READY":
             yield Violation("nodes", f"node {name} is in service, its machine {row['state']}", _words(row))
     for row in state.machines:
         node = state.nodes.get(row["name"])

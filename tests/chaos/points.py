@@ -60,7 +60,7 @@ def install(number: int, signal_number: int = signal.SIGKILL) -> None:
     points = Points(number, signal_number)
     points.around(http.client.HTTPConnection, "putrequest", lambda _self, method, url, *_: f"{method} {url}",
                   after=False)
-    points.around(http.client.HTTPConnection, "getresponse", lambda *_: "the answer")
+    points.around(http.client.HTTPConnection, "getresponse", lambda *_: "answer")
     points.around(socket, "create_connection", lambda address, *_: f"connection to {address[0]}:{address[1]}")
     points.around(paramiko.SSHClient, "connect", lambda _self, address, *_: f"ssh to {address}")
     points.around(paramiko.Channel, "exec_command", lambda _self, command: f"ssh command {command[:60]}")
