@@ -121,9 +121,9 @@ def of_uses(world: World) -> Iterator[Violation]:
             yield Violation("single use", f"{node} was given to {', '.join(who)}", (node,))
     nodes = world.jenkins.look()["nodes"]
     for line in lines:
-        name, who = line.split(maxsplit=1)
-        if name in nodes and who.startswith("gate-") and in_service(nodes[name]):
-            yield Violation("single use", f"{name} is in service after it was given to {who}", (name,))
+        node, build = line.split(maxsplit=1)
+        if node in nodes and build.startswith("gate-") and in_service(nodes[node]):
+            yield Violation("single use", f"{node} is in service after it was given to {build}", (node,))
 
 
 def in_service(node: Row) -> bool:
