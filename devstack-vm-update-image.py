@@ -26,8 +26,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import paramiko
-
 import devstackfiles
 import gateconfig
 import nodessh
@@ -53,6 +51,8 @@ class Build:
     """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
 
     def __init__(self, cloud: novacloud.Cloud, image: BaseImage, plan: Plan) -> None:
+        import paramiko
+
         self.cloud = cloud
         self.provider: Provider = image.provider
         self.image = image

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +120,17 @@ def test_a_run_over_all_providers_ends_when_each_has_said_what_it_leaves(pool: P
 
     assert process.returncode == 143
     assert told.count("stopped; left to the next ") == 2
+
+
+@pytest.mark.parametrize("script", [LAUNCH, REAP, UPDATE])
+def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: Pool, script: str) -> None:
+    pool.knobs(latency_seconds=1)
+    with started(pool, script, "one") as process:
+        await_that("its libraries", lambda: "charset_normalizer" in Path(f"/proc/{process.pid}/maps").read_text())
+        last = stop(process, signal.SIGINT)
+
+    assert (process.returncode, last[20:]) == (
+        130, " WARNING stopped; what is under way is recorded and the next run goes on with it")
 
 
 def made(pool: Pool, method: str, last: str) -> Callable[[], bool]:
