@@ -342,6 +342,18 @@ def run(body: Callable[[], int]) -> NoReturn:
     before it is taken, so that the next run goes on from there. Tidying up after a signal has STOP_SECONDS.
     """
     try:
+        code = _run_to_end(body)
+    except (KeyboardInterrupt, StoppedError) as err:  # also one that comes while the end is being told
+        _ignore_signals()
+        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
+        get_log().warning("stopped; %s", getattr(err, "left", "") or RECORDED)
+    logging.shutdown()
+    os._exit(code)
+
+
+def _run_to_end(body: Callable[[], int]) -> int:
+    """Run a script's body and return its exit code, with every error but a stop told in one line."""
+    try:
         signal.signal(signal.SIGTERM, _raise_stopped)
         _limit_stopping()
         code = body()
@@ -350,9 +362,6 @@ def run(body: Callable[[], int]) -> NoReturn:
     except GateError as err:
         _say(str(err))
         code = err.exit_code
-    except (KeyboardInterrupt, StoppedError) as err:
-        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
-        get_log().warning("stopped; %s", getattr(err, "left", "") or RECORDED)
     except BrokenPipeError:
         code = EXIT_FAILED  # whoever read our output has left
     except SystemExit as err:
@@ -362,8 +371,15 @@ def run(body: Callable[[], int]) -> NoReturn:
         get_log().debug("unforeseen", exc_info=True)
         _say(f"unforeseen {type(err).__name__}: {err} (-v shows where)")
         code = EXIT_FAILED
-    logging.shutdown()
-    os._exit(code)
+    finally:
+        _ignore_signals()
+    return code
+
+
+def _ignore_signals() -> None:
+    """Let nothing interrupt the last words."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(message: str) -> None:

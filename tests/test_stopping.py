@@ -3,6 +3,7 @@
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import Pool, await_that, provider
+from tests.pool import PROJECT, Pool, await_that, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 DELETE = "devstack-vm-delete.py"
@@ -114,7 +115,7 @@ def test_a_run_over_all_providers_ends_when_each_has_said_what_it_leaves(pool: P
         pool.knobs(cloud, boot_seconds=60, delete_seconds=60)
     with started(pool, script, "all") as process:
         await_that("two lists of each cloud", lambda: min(
-            pool.calls("GET", "/servers/detail", cloud) for cloud in ("pocket-a", "pocket-b")) >= 2)
+            pool.calls("GET", "/servers/detail", cloud) for cloud in ("pocket-a", "pocket-b")) >= 2, 60)
         process.terminate()
         told = process.communicate(timeout=20)[1]
 
@@ -131,6 +132,33 @@ def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: 
 
     assert (process.returncode, last[20:]) == (
         130, " WARNING stopped; what is under way is recorded and the next run goes on with it")
+
+
+STOPPED_WHILE_IT_FAILS = """
+import os, sys
+sys.path.insert(0, {project!r})
+import gateconfig
+
+class LastWordsError(gateconfig.GateError):
+    def __str__(self):
+        os.kill(os.getpid(), {number})
+        return "last words"
+
+def body():
+    raise LastWordsError
+
+gateconfig.run(body)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_script_tells_its_failure_is_no_traceback(number: int, code: int) -> None:
+    program = STOPPED_WHILE_IT_FAILS.format(project=str(PROJECT), number=int(number))
+
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+
+    assert (result.returncode, result.stderr) == (
+        code, "stopped; what is under way is recorded and the next run goes on with it\n")
 
 
 def made(pool: Pool, method: str, last: str) -> Callable[[], bool]:
