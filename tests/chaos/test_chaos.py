@@ -56,7 +56,7 @@ def plant_damage(world: World) -> dict[str, set[str]]:
     """Do all that the scripts must never do; returns {a word of the violations: which rules it breaks}."""
     pool, cloud = world.pool, "pocket-a"
     client = pool.client(cloud)
-    held, gone, taken = (name for name, in pool.sql("SELECT name FROM machine WHERE name LIKE '%-one-%' ORDER BY id"))
+    held, gone, taken, *_ = (name for name, in pool.sql("SELECT name FROM machine WHERE name LIKE '%noble-one-%'"))
     gone_id, held_id = pool.column(gone, "external_id"), pool.column(held, "external_id")
     world.held[held] = held_id
     world.pocket.server(cloud, gone_id, vanish=True)
