@@ -119,6 +119,16 @@ class Launch:
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
+        with gateconfig.telling(self.left):
+            return self.fill(wait_for_boots)
+
+    def left(self) -> str:
+        """Return in words what a run that is stopped leaves to the next one."""
+        names = [str(boot.machine.name) for boot in self.boots.values()]
+        return f"left to the next launch, on their way: {gateconfig.some(names)}" if names else ""
+
+    def fill(self, wait_for_boots: bool) -> int:
+        """Do what run does."""
         nodes = None
         if self.nodes:  # first: without Jenkins nothing is begun
             nodes = {name for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}

@@ -187,9 +187,20 @@ class Reap:
         self.troubles = 0
         self.deleted: Counter[str] = Counter()
         self.gone: set[str] = set()  # ids of servers that this run saw gone
+        self.going: dict[int, str] = {}  # names of machines whose deletion this run has begun
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""
+        with gateconfig.telling(self.left):
+            return self.reap()
+
+    def left(self) -> str:
+        """Return in words what a run that is stopped leaves to the next one."""
+        names = list(self.going.values())
+        return f"left to the next reap, being deleted: {gateconfig.some(names)}" if names else ""
+
+    def reap(self) -> int:
+        """Do what run does."""
         images = self.listed(self.cloud.list_snapshots)
         keypairs = self.listed(self.cloud.list_keypairs) or {}
         floating_ips = self.listed(self.cloud.list_floating_ips) or []
@@ -401,6 +412,7 @@ class Reap:
                 vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
             if machine.delete_time is None:
                 vmdatabase.set_columns(machine, delete_time=vmdatabase.now())
+            self.going[machine.id] = str(machine.name)
             tasks[machine.id] = self.workers.submit(
                 self.delete_one, machine.jenkins_name, machine.ip, machine.external_id)
         asked = []
@@ -466,6 +478,7 @@ class Reap:
         """Delete the row of a machine that is gone."""
         if Machine.delete().where((Machine.id == machine.id) & (Machine.state == DELETE)).execute():
             self.log_of(machine).info("server, node and row are gone")
+            self.going.pop(machine.id, None)
             self.deleted["machine"] += 1
 
     # --- images ---

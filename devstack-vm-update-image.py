@@ -26,8 +26,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import paramiko
-
 import devstackfiles
 import gateconfig
 import nodessh
@@ -53,6 +51,8 @@ class Build:
     """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
 
     def __init__(self, cloud: novacloud.Cloud, image: BaseImage, plan: Plan) -> None:
+        import paramiko
+
         self.cloud = cloud
         self.provider: Provider = image.provider
         self.image = image
@@ -377,7 +377,9 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]
     try:
         codes = {future.result() for future in futures}
-    except BaseException:
+    except BaseException as err:
+        stopped = [build.row.name for build in builds if build.row.state == BUILDING]
+        err.left = f"no new {gateconfig.some(stopped)}" if stopped else ""  # type: ignore[attr-defined]
         for build in builds:
             build.stop()
         raise

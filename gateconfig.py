@@ -31,6 +31,11 @@ T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
+STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
+RECORDED = "what is under way is recorded and the next run goes on with it"
+NAMES_SHOWN = 10  # in a message
+
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
@@ -340,19 +345,29 @@ def run(body: Callable[[], int]) -> NoReturn:
     """Run a script's body and end the process with its exit code; errors become one line on stderr.
 
     The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
-    before it is taken, so that the next run goes on from there.
+    before it is taken, so that the next run goes on from there. Tidying up after a signal has STOP_SECONDS.
     """
-    signal.signal(signal.SIGTERM, _raise_stopped)
     try:
+        code = _run_to_end(body)
+    except (KeyboardInterrupt, StoppedError) as err:  # also one that comes while the end is being told
+        _ignore_signals()
+        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
+        get_log().warning("stopped; %s", getattr(err, "left", "") or RECORDED)
+    logging.shutdown()
+    os._exit(code)
+
+
+def _run_to_end(body: Callable[[], int]) -> int:
+    """Run a script's body and return its exit code, with every error but a stop told in one line."""
+    try:
+        signal.signal(signal.SIGTERM, _raise_stopped)
+        _limit_stopping()
         code = body()
         if sys.stdout:
             sys.stdout.flush()
     except GateError as err:
         _say(str(err))
         code = err.exit_code
-    except (KeyboardInterrupt, StoppedError) as err:
-        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
-        get_log().warning("stopped; what is under way is recorded and the next run goes on with it")
     except BrokenPipeError:
         code = EXIT_FAILED  # whoever read our output has left
     except SystemExit as err:
@@ -362,8 +377,15 @@ def run(body: Callable[[], int]) -> NoReturn:
         get_log().debug("unforeseen", exc_info=True)
         _say(f"unforeseen {type(err).__name__}: {err} (-v shows where)")
         code = EXIT_FAILED
-    logging.shutdown()
-    os._exit(code)
+    finally:
+        _ignore_signals()
+    return code
+
+
+def _ignore_signals() -> None:
+    """Let nothing interrupt the last words."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(message: str) -> None:
@@ -374,6 +396,44 @@ def _say(message: str) -> None:
 def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is obeyed; tidying up is not to be interrupted
     raise StoppedError
+
+
+def _limit_stopping() -> None:
+    """See that the process ends soon after a signal, whatever the main thread waits for.
+
+    It may wait in a library that does not let Python handle signals, such as SQLite for a lock, or for a cloud that
+    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once.
+    """
+    import threading
+
+    awake, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        number = os.read(awake, 1)[0]
+        while number not in STOPPING:
+            number = os.read(awake, 1)[0]
+        time.sleep(STOP_SECONDS)
+        get_log().warning("stopped without tidying up, which took more than %d s; %s", STOP_SECONDS, RECORDED)
+        os._exit(STOPPING[number])
+
+    threading.Thread(target=watch, name="stopping", daemon=True).start()
+
+
+@contextlib.contextmanager
+def telling(left: Callable[[], str]) -> Iterator[None]:
+    """Let a run that gets SIGTERM or SIGINT meanwhile say what it leaves to the next one."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError) as err:
+        err.left = left()  # type: ignore[union-attr]
+        raise
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names for a message, not all of very many."""
+    return ", ".join(names[:NAMES_SHOWN]) + f" and {len(names) - NAMES_SHOWN} more" * (len(names) > NAMES_SHOWN)
 
 
 def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
@@ -397,6 +457,8 @@ def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
     except BaseException:
         for child in children:
             child.terminate()
+        for child in children:
+            child.wait()  # each ends soon, and says what it leaves
         raise
     if len(set(codes)) == 1:
         return codes[0] if codes[0] in (EXIT_OK, EXIT_CONFIG) else EXIT_FAILED

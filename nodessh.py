@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import paramiko
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log
+
+if TYPE_CHECKING:
+    import paramiko
 
 CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
 STEP_SECONDS = 60
@@ -29,7 +30,7 @@ KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remembe
 PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
 OUTPUT_LINES = 20  # of a failed step, in the error
 
-Key = paramiko.PKey | Path
+Key: TypeAlias = "paramiko.PKey | Path"
 
 
 class NotYetError(GateError):
@@ -101,6 +102,8 @@ class Session:
         self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
     ) -> Outcome:
         """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
+        import paramiko
+
         deadline = time.monotonic() + seconds
         output = bytearray()
         try:
@@ -181,8 +184,10 @@ def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]
     machine does (refusal, reset, no banner, key not yet installed, an address where another machine answers),
     HostKeyError if a host key was kept and another one is shown, and ConfigError for a private key that cannot be read.
     """
+    import paramiko
+
     client = paramiko.SSHClient()
-    client.set_missing_host_key_policy(_Pinned(login.host_key))
+    client.set_missing_host_key_policy(_pinned(login.host_key))
     try:
         with _explained(login):
             client.connect(
@@ -200,19 +205,23 @@ def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]
         client.close()
 
 
-class _Pinned(paramiko.MissingHostKeyPolicy):
-    def __init__(self, host_key: str | None) -> None:
-        self._host_key = host_key
+def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
+    import paramiko
 
-    def missing_host_key(self, _client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-        """Accept any key at first contact, later only the one that was kept."""
-        if self._host_key not in (None, f"{key.get_name()} {key.get_base64()}"):
-            raise HostKeyError(f"{hostname}: shows another host key ({key.get_name()} {key.fingerprint}) "
-                               "than at first contact; the login is refused")
+    class Pinned(paramiko.MissingHostKeyPolicy):
+        def missing_host_key(self, _client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+            """Accept any key at first contact, later only the one that was kept."""
+            if host_key not in (None, f"{key.get_name()} {key.get_base64()}"):
+                raise HostKeyError(f"{hostname}: shows another host key ({key.get_name()} {key.fingerprint}) "
+                                   "than at first contact; the login is refused")
+
+    return Pinned()
 
 
 @contextmanager
 def _explained(login: Login) -> Iterator[None]:
+    import paramiko
+
     try:
         yield
     except paramiko.AuthenticationException as err:
@@ -224,6 +233,8 @@ def _explained(login: Login) -> Iterator[None]:
 @functools.cache
 def load_key(key: Key) -> paramiko.PKey:
     """Return the private key of a file; ConfigError if it cannot be used."""
+    import paramiko
+
     if isinstance(key, paramiko.PKey):
         return key
     try:

@@ -1,7 +1,8 @@
 """One provider: an OpenStack cloud, region and project, as the scripts use it.
 
 Compute goes through python-novaclient; clouds.yaml, images, networks and floating IPs through openstacksdk; both over
-one keystoneauth session. Every call has a time limit and keeps the provider's pace. Whatever goes wrong comes out as
+one keystoneauth session; they are imported where they are used, since that takes long and a script must be able to say
+that it was stopped. Every call has a time limit and keeps the provider's pace. Whatever goes wrong comes out as
 one of the classes below, and only a 404 is ever taken to mean that something is gone.
 """
 
@@ -18,13 +19,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-
-import keystoneauth1.exceptions
-import novaclient.client
-import novaclient.exceptions
-import openstack
-import openstack.exceptions
-import yaml
 
 from gateconfig import ConfigError, GateError, get_log
 
@@ -159,6 +153,8 @@ class Cloud:
 
     def __init__(self, provider: ProviderSettings, pool: str) -> None:
         """Read clouds.yaml and log in; CloudConfigError or CloudError if that cannot be done."""
+        import novaclient.client
+
         self.provider = provider
         self.pool = pool
         self.log = get_log(provider=provider.name)
@@ -435,6 +431,8 @@ class Cloud:
             return self._network_ids
 
     def _network_id(self, name: str) -> str:
+        import openstack.exceptions
+
         try:
             return str(self._connection.network.find_network(name, ignore_missing=False).id)
         except openstack.exceptions.NotFoundException as err:
@@ -445,6 +443,11 @@ class Cloud:
 
 
 def _connect(provider: ProviderSettings) -> Any:
+    import keystoneauth1.exceptions
+    import openstack
+    import openstack.exceptions
+    import yaml
+
     where = f"provider {provider.name}"
     try:
         config = openstack.config.OpenStackConfig().get_one(
@@ -469,6 +472,10 @@ class _RateLimitedError(CloudError):
 @contextlib.contextmanager
 def _explained(what: str, cloud: str) -> Iterator[None]:
     """Turn the exceptions of the client libraries into ours."""
+    import keystoneauth1.exceptions
+    import novaclient.exceptions
+    import openstack.exceptions
+
     try:
         yield
     except novaclient.exceptions.ClientException as err:

@@ -475,7 +475,7 @@ def test_a_launch_that_waits_ends_at_once_and_its_machines_are_recorded(
         process.kill()
     assert (process.returncode, out) == (code, "")
     (line,) = err.splitlines()
-    assert line.endswith("Z WARNING stopped; what is under way is recorded and the next run goes on with it")
+    assert line.endswith("Z WARNING stopped; left to the next launch, on their way: devstack-noble-one-2")
     (server,) = pool.servers()
     assert pool.sql("SELECT state, external_id FROM machine WHERE id = 2") == [("BUILDING", server["id"])]
 

@@ -9,17 +9,17 @@ from tests.pocketcloud.knobs import KnobError
 from tests.pocketcloud.records import KindError
 from tests.pocketcloud.state import Cloud
 
-SSH_MODES = ("up", "refused", "silent", "reset")
+SSH_MODES = ("up", "refused", "silent", "reset", "stranger")  # stranger: another host key, shared-ssh only
 SERVER_CHANGES = {"status", "fault", "ssh", "vanish"}
 
 
 def control(clouds: dict[str, Cloud], method: str, words: list[str], body: bytes) -> Answer:
-    """Answer GET or PATCH CLOUD, POST CLOUD/reset-calls, POST CLOUD/servers/ID."""
+    """Answer GET or PATCH CLOUD, POST CLOUD/reset-calls, POST CLOUD/age, POST CLOUD/servers/ID."""
     if not words or words[0] not in clouds:
         return Answer(404, {"error": f"control of what? The clouds are {', '.join(clouds)}"})
     try:
         return _act(clouds[words[0]], [method, *words[1:]], json.loads(body or b"{}"))
-    except (KindError, KnobError, json.JSONDecodeError) as err:
+    except (KindError, KnobError, KeyError, ValueError) as err:
         return Answer(400, {"error": str(err)})
 
 
@@ -31,6 +31,9 @@ def _act(cloud: Cloud, words: list[str], wishes: dict[str, Any]) -> Answer:
             return _turn(cloud, wishes)
         case ["POST", "reset-calls"]:
             cloud.calls.reset()
+            return Answer(200, {})
+        case ["POST", "age"]:
+            cloud.age(float(wishes["seconds"]))
             return Answer(200, {})
         case ["POST", "servers", server_id]:
             return _change_server(cloud, server_id, wishes)

@@ -1,5 +1,7 @@
 """Servers of kind shared-ssh: a real OpenSSH answers for all of them, and whatever it is told, does nothing.
 
+What an image build must hear from a template it hears, so that images can be built where no disk is.
+
 It runs in a mount namespace of its own with its own passwd, shadow and group, so that it knows users that the host
 does not. A forced command reads what the client sends and exits with 0.
 """
@@ -16,8 +18,15 @@ from tests.pocketcloud.knobs import Knobs
 from tests.pocketcloud.records import KindError, Server
 
 SSHD = "/usr/sbin/sshd"
-# Drains stdin: until its end, or until 0.2 s of silence, because many clients leave it open.
-DRAIN = "exec perl -e 'vec($r, 0, 1) = 1; 1 while select($x = $r, undef, undef, 0.2) > 0 && sysread(STDIN, $_, 65536)'"
+# Drains stdin: until its end, or until 0.2 s of silence, because many clients leave it open. Then says what an image
+# build needs to hear: who it is, a distribution, and the marks that builds wrote, all of them. {{ is { for str.format.
+DRAIN = (
+    "exec perl -e 'vec($r, 0, 1) = 1; "
+    "1 while select($x = $r, undef, undef, 0.2) > 0 && sysread(STDIN, $in, 65536, length $in); "
+    '$_ = $ENV{{SSH_ORIGINAL_COMMAND}}; $marks = "/etc/devstack-gate/image"; '
+    'print "$ENV{{USER}}\\n" if $_ eq "id -un"; print "bookworm\\n" if /print_distribution/; '
+    'if (/ $marks 0644$/) {{ open F, ">>/run/marks"; print F $in }} '
+    'if ($_ eq "cat $marks") {{ open F, "/run/marks"; print <F> }}\'')
 CONFIG = f"""HostKey {{folder}}/host_key
 AuthorizedKeysFile none
 AuthorizedKeysCommandUser root
@@ -39,7 +48,7 @@ ANY_KEY = "AuthorizedKeysCommand /bin/echo %t %k\n"
 CERTAIN_KEYS = "AuthorizedKeysCommand /bin/cat {folder}/keys\n"
 ENTER = """mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/shadow" /etc/shadow &&
 mount --bind "$0/group" /etc/group && mount -t tmpfs tmpfs /run && mkdir /run/sshd &&
-echo ready && exec cat"""
+: > /run/marks && chmod 666 /run/marks && echo ready && exec cat"""
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 
@@ -51,8 +60,9 @@ class SharedSsh:
         self._written: tuple[list[str], list[str] | None] | None = None
         self._sessions: dict[str, list[subprocess.Popen[bytes]]] = {}
         folder.mkdir(parents=True)
-        key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pocketcloud", "-f", str(folder / "host_key")]
-        subprocess.run(key, check=True)
+        for name in ("host_key", "stranger_key"):
+            key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pocketcloud", "-f", str(folder / name)]
+            subprocess.run(key, check=True)
         self._refresh()
         self._holder = self._hold_namespace()
 
@@ -66,6 +76,8 @@ class SharedSsh:
                 continue
             if server.ssh == "up":
                 self._doors.open(address, self._serve)
+            elif server.ssh == "stranger":
+                self._doors.open(address, self._serve_stranger)
             elif server.ssh in ("silent", "reset"):
                 self._doors.open(address, self._doors.hold if server.ssh == "silent" else self._doors.reset)
             else:
@@ -109,10 +121,13 @@ class SharedSsh:
                 os.killpg(session.pid, signal.SIGKILL)
             session.wait()
 
-    def _serve(self, address: str, connection: socket.socket) -> None:
+    def _serve_stranger(self, address: str, connection: socket.socket) -> None:
+        self._serve(address, connection, "stranger_config")
+
+    def _serve(self, address: str, connection: socket.socket, config: str = "sshd_config") -> None:
         self._refresh()
         command = [*DIE_WITH_US, "nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt"]
-        command += [SSHD, "-i", "-f", str(self._folder / "sshd_config")]
+        command += [SSHD, "-i", "-f", str(self._folder / config)]
         with connection:
             session = subprocess.Popen(
                 command,
@@ -135,7 +150,9 @@ class SharedSsh:
         self._write("shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in ("root", "sshd", *others)))
         self._write("group", "root:x:0:\nnogroup:x:65534:\n")
         self._write("keys", "".join(f"{key}\n" for key in keys or []))
-        self._write("sshd_config", (CONFIG + (ANY_KEY if keys is None else CERTAIN_KEYS)).format(folder=self._folder))
+        config = (CONFIG + (ANY_KEY if keys is None else CERTAIN_KEYS)).format(folder=self._folder)
+        self._write("sshd_config", config)
+        self._write("stranger_config", config.replace("/host_key", "/stranger_key"))
         self._written = (users, keys)
 
     def _write(self, name: str, text: str) -> None:

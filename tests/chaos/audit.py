@@ -1,0 +1,242 @@
+"""What must be so at any time, and what must be so after peace; nothing here believes the scripts."""
+
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.chaos.events import Events
+from tests.chaos.runs import Run
+from tests.chaos.world import IMAGES, MAX_SERVERS, World
+
+STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
+LIVING = ("READY", "USED", "HOLD")
+SNAPSHOTS_KEPT = 2
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not be; words are the names under which the event log knows the thing."""
+
+    rule: str
+    text: str
+    words: tuple[str, ...]
+
+    def report(self, seed: int, events: Events) -> str:
+        """Return what is wrong, where, and the last events that concern the thing."""
+        story = "\n".join(f"    {line}" for line in events.concerning(self.words))
+        return f"VIOLATION seed {seed} round {events.round}: {self.rule}: {self.text}\n{story}"
+
+
+def any_time(world: World, runs: Iterable[Run]) -> list[Violation]:
+    """Return what is wrong although anything may be under way."""
+    return [*of_runs(runs), *of_database(world), *of_uses(world), *of_holds(world), *of_strangers(world)]
+
+
+def after_peace(world: World, runs: Iterable[Run]) -> list[Violation]:
+    """Return what is wrong now that nothing is under way any more; runs are those that made peace."""
+    state = State(world)
+    found = [*any_time(world, runs), *of_machines(world, state), *of_snapshots(world, state), *of_pool(world, state),
+             *of_nodes(world, state)]
+    for cloud in world.providers.values():
+        found += of_cloud(world, state, cloud)
+    # Two launches and reaps that have nothing against them say so.
+    return found + [Violation("peace", f"{run.name}: exit code {run.status}", (run.name,)) for run in runs
+                    if run.status != 0 and run in list(runs)[len(world.providers):]]
+
+
+class State:
+    """vm.db, clouds and Jenkins as they are, with what is ours told apart."""
+
+    def __init__(self, world: World) -> None:
+        self.machines = _rows(world, "SELECT machine.*, base_image.name AS image, provider.name AS provider, cloud "
+                              "FROM machine JOIN base_image ON base_image_id = base_image.id "
+                              "JOIN provider ON provider_id = provider.id")
+        self.snapshots = _rows(world, "SELECT snapshot_image.*, base_image.name AS image, provider.name AS provider, "
+                               "cloud FROM snapshot_image JOIN base_image ON base_image_id = base_image.id "
+                               "JOIN provider ON provider_id = provider.id")
+        uuid = world.pool.uuid
+        self.truth = {cloud: world.pocket.look(cloud) for cloud in world.providers.values()}
+        self.servers = {cloud: {one["id"]: one for one in truth["servers"]
+                                if one["metadata"].get("devstack-gate-pool") == uuid}
+                        for cloud, truth in self.truth.items()}
+        self.images = {cloud: {one["id"]: one for one in truth["images"]
+                               if one["properties"].get("devstack-gate-pool") == uuid}
+                       for cloud, truth in self.truth.items()}
+        self.nodes: dict[str, Any] = world.jenkins.look()["nodes"]
+
+
+def _rows(world: World, statement: str) -> list[Row]:
+    columns = [name for (name,) in world.pool.sql(f"SELECT name FROM pragma_table_info('{_table(statement)}')")]
+    return [dict(zip([*columns, "image", "provider", "cloud"], row, strict=True)) for row in world.pool.sql(statement)]
+
+
+def _table(statement: str) -> str:
+    return statement.split()[1].removesuffix(".*,")
+
+
+def _words(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[key]) for key in ("name", "external_id", "server_external_id") if row.get(key))
+
+
+# --- at any time ---
+
+
+def of_runs(runs: Iterable[Run]) -> Iterator[Violation]:
+    """No traceback, nothing unforeseen, no hang, known exit codes; a signal ends a script soon, with a message."""
+    for run in runs:
+        words = (run.name,)
+        for line in run.lines:
+            if re.search("Traceback|unforeseen|Fatal Python error|chaos: still running", line):
+                yield Violation("output", f"{run.name}: {line}", words)
+        if run.status not in (0, 1, 2, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+            yield Violation("exit code", f"{run.name}: {run.status}", words)
+        if run.signalled is None or run.signalled[0] not in SIGNALS:
+            continue
+        number, moment = run.signalled
+        if run.ended_at - moment > STOP_SECONDS:
+            yield Violation("stop", f"{run.name}: ended {run.ended_at - moment:.1f} s after signal {number}", words)
+        if run.status == SIGNALS[signal.Signals(number)] and "stopped" not in run.text():
+            yield Violation("stop", f"{run.name}: does not say that it was stopped", words)
+
+
+def of_database(world: World) -> Iterator[Violation]:
+    """vm.db is whole."""
+    for pragma in ("integrity_check", "foreign_key_check"):
+        found = [str(row) for row in world.pool.sql(f"PRAGMA {pragma}") if row != ("ok",)]
+        if found:
+            yield Violation("vm.db", f"PRAGMA {pragma}: {'; '.join(found)[:500]}", ())
+
+
+def of_uses(world: World) -> Iterator[Violation]:
+    """No machine is given to two, and no node comes back into service once a build was let in."""
+    lines = world.let_in.read_text().splitlines()
+    for node, count in Counter(line.split()[0] for line in lines).items():
+        if count > 1:
+            who = [line for line in lines if line.startswith(f"{node} ")]
+            yield Violation("single use", f"{node} was given to {', '.join(who)}", (node,))
+    nodes = world.jenkins.look()["nodes"]
+    for line in lines:
+        node, build = line.split(maxsplit=1)
+        if node in nodes and build.startswith("gate-") and in_service(nodes[node]):
+            yield Violation("single use", f"{node} is in service after it was given to {build}", (node,))
+
+
+def in_service(node: Row) -> bool:
+    """Whether Jenkins would start a build of the node's image there."""
+    return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+def of_holds(world: World) -> Iterator[Violation]:
+    """What a person holds stays as it is."""
+    there = {one["id"] for cloud in world.providers.values() for one in world.pocket.look(cloud)["servers"]
+             if one["task_state"] != "deleting"}
+    states = world.pool.machines()
+    for node, server_id in world.held.items():
+        if states.get(node) != "HOLD":
+            yield Violation("hold", f"{node} is held, but {states.get(node, 'has no row')}", (node, server_id))
+        if server_id not in there | world.vanished:
+            yield Violation("hold", f"{node} is held, but its server {server_id} is gone", (node, server_id))
+
+
+def of_strangers(world: World) -> Iterator[Violation]:
+    """Nobody else's things are touched."""
+    seen = world.strangers_seen()
+    for place, things in world.strangers.items():
+        if things != seen[place]:
+            yield Violation("strangers", f"{place}: was {things}, is {seen[place]}", ("somebody-elses",))
+
+
+# --- after peace ---
+
+
+def of_machines(world: World, state: State) -> Iterator[Violation]:
+    """No row without its server, none on its way or on its way out."""
+    for row in state.machines:
+        server = state.servers[row["cloud"]].get(row["external_id"])
+        if row["state"] not in LIVING:
+            yield Violation("rows", f"{row['name']} is still {row['state']}", _words(row))
+        elif server is None and (row["state"] != "HOLD" or row["external_id"] not in world.vanished):
+            yield Violation("rows", f"{row['name']} ({row['state']}) has no server {row['external_id']}", _words(row))
+        elif server and server["metadata"].get("devstack-gate-machine") != str(row["id"]):
+            yield Violation("rows", f"{row['name']} has the server of another machine", _words(row))
+        elif server and row["state"] == "READY" and server["status"] != "ACTIVE":
+            yield Violation("rows", f"{row['name']} is READY, its server {server['status']}", _words(row))
+
+
+def of_snapshots(world: World, state: State) -> Iterator[Violation]:
+    """Each image type has a snapshot that can be booted, at most two, and no row is without its image."""
+    ready = Counter((row["provider"], row["image"]) for row in state.snapshots if row["state"] == "READY")
+    for provider in world.providers:
+        for name in IMAGES:
+            if not 1 <= ready[provider, name] <= SNAPSHOTS_KEPT:
+                yield Violation("snapshots", f"{provider} {name}: {ready[provider, name]} are READY", (f"-{name}-",))
+    for row in state.snapshots:
+        found = state.images[row["cloud"]].get(row["external_id"])
+        if row["state"] != "READY":
+            yield Violation("snapshots", f"{row['name']} is still {row['state']}", _words(row))
+        elif found is None or found["status"] != "active":
+            yield Violation("snapshots", f"{row['name']}: its image is {found and found['status']}", _words(row))
+
+
+def of_pool(world: World, state: State) -> Iterator[Violation]:
+    """Every pool is full, and not too full."""
+    ready = Counter((row["provider"], row["image"]) for row in state.machines if row["state"] == "READY")
+    for provider, cloud in world.providers.items():
+        for name, wanted in IMAGES.items():
+            if ready[provider, name] != wanted:
+                yield Violation("pool", f"{provider} {name}: {ready[provider, name]} of {wanted} are READY", ())
+        if len(state.servers[cloud]) > MAX_SERVERS:
+            yield Violation("pool", f"{provider}: {len(state.servers[cloud])} servers, max-servers {MAX_SERVERS}", ())
+
+
+def of_nodes(world: World, state: State) -> Iterator[Violation]:
+    """A node for each READY machine that leads to it and is in service; none without a machine, none wrongly so."""
+    rows = {row["name"]: row for row in state.machines}
+    for name, node in state.nodes.items():
+        if name in world.strangers["Jenkins"] or name == "master" or not re.search(
+                rf"-({'|'.join(world.providers)})-\d+$", name):
+            continue
+        row = rows.get(name)
+        if row is None:
+            yield Violation("nodes", f"Jenkins node {name} has no machine", (name,))
+        elif in_service(node) and row["state"] != "READY":
+            yield Violation("nodes", f"node {name} is in service, its machine {row['state']}", _words(row))
+    for row in state.machines:
+        node = state.nodes.get(row["name"])
+        if row["state"] == "READY" and (node is None or node["host"] != row["ip"]
+                                        or node["label"] != f"devstack-{row['image']}"):
+            yield Violation("nodes", f"READY machine {row['name']} has the node {node}", _words(row))
+
+
+def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
+    """No server, image, keypair, floating IP or port of ours without a row. (pocketcloud has no volumes.)"""
+    truth, uuid = state.truth[cloud], world.pool.uuid
+    known = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
+    for server in state.servers[cloud].values():
+        if server["id"] not in known:
+            yield Violation("leak", f"{cloud}: server {server['name']} {server['id']} has no row",
+                            (server["id"], server["name"]))
+    snapshots = {row["external_id"] for row in state.snapshots}
+    for one in state.images[cloud].values():
+        if one["id"] not in snapshots:
+            yield Violation("leak", f"{cloud}: image {one['name']} {one['id']} has no row", (one["id"], one["name"]))
+    for one in truth["keypairs"]:
+        if uuid in one["name"]:
+            yield Violation("leak", f"{cloud}: keypair {one['name']} is left", (one["name"],))
+    servers = {one["id"] for one in truth["servers"]}
+    bound = Counter(one["port"] for one in truth["floating_ips"] if uuid in one["description"])
+    ports = {one["id"]: one for one in truth["ports"]}
+    for one in truth["floating_ips"]:
+        server = one["description"].rpartition("server=")[2]
+        if uuid in one["description"] and (one["port"] not in ports or server not in known or bound[one["port"]] > 1):
+            yield Violation("leak", f"{cloud}: floating IP {one['address']} of server {server} is left",
+                            (one["address"], one["id"], server))
+    for port in ports.values():
+        if port["made_by_nova"] and port["device"] not in servers:
+            yield Violation("leak", f"{cloud}: port {port['id']} of {port['device']} is left",
+                            (port["id"], port["device"]))

@@ -1,0 +1,172 @@
+"""One run for each point: a script gets a signal between two outside calls, then peace, then the audit.
+
+Points are counted from the start of a run (see points.py); a scenario is over when a run ends before its point comes.
+"""
+
+import argparse
+import itertools
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.chaos import audit, points
+from tests.chaos.events import Events
+from tests.chaos.runs import Run, Starter
+from tests.chaos.world import DELETE, INPROGRESS, LAUNCH, REAP, UPDATE, VMDATABASE, World, open_site
+from tests.pool import await_that
+
+DAY = 86400
+Prepare = Callable[[World], list[str]]  # makes work for the script, returns its arguments
+
+
+def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namespace) -> int:
+    """Try all points of the scenarios, side by side in lanes; prints the figures, returns the number of violations."""
+    lanes = [f"lane-{number}" for number in range(options.side_by_side)]
+    pocket, jenkins = open_site(stack, folder, lanes)
+    starter = stack.enter_context(Starter(events))
+    worlds = [stack.enter_context(World(folder / lane, pocket, jenkins, starter, events, {lane: lane}, "always"))
+              for lane in lanes]
+    signal_number = signal.Signals[f"SIG{options.signal}"]
+    violations = 0
+    for name in options.script or SCENARIOS:
+        tried, found = Scenario(name, worlds, signal_number).run()
+        kinds = ", ".join(f"{count} {what}" for what, count in sorted(tried.items()))
+        print(f"{name}: {tried.total()} runs with SIG{options.signal} ({kinds}); {found} violations", flush=True)
+        violations += found
+    return violations
+
+
+class Scenario:
+    """One script in one situation, at all its points."""
+
+    def __init__(self, name: str, worlds: list[World], signal_number: int) -> None:
+        self.name = name
+        self.worlds = worlds
+        self.signal_number = signal_number
+        self.script, self.prepare = SCENARIOS[name]
+        self.numbers = itertools.count(1)
+        self.over = threading.Event()
+        self.tried: Counter[str] = Counter()  # kinds of points
+        self.found = 0
+        self.lock = threading.Lock()
+
+    def run(self) -> tuple[Counter[str], int]:
+        """Try point after point; returns how many of each kind there were, and the number of violations."""
+        with ThreadPoolExecutor(len(self.worlds)) as threads:
+            list(threads.map(self.lane, self.worlds))
+        return self.tried, self.found
+
+    def lane(self, world: World) -> None:
+        while not self.over.is_set():
+            with self.lock:
+                number = next(self.numbers)
+            self.try_point(world, number)
+
+    def try_point(self, world: World, number: int) -> None:
+        """Signal a run at its point of that number, make peace, and audit."""
+        world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED'", DAY)  # of points before
+        world.pool.sql("UPDATE machine SET hold_until = 1 WHERE state = 'HOLD'")
+        arguments = self.prepare(world)
+        stopped = world.wait(world.start(self.script, *arguments, point=number, signal=self.signal_number))
+        said = [line for line in stopped.lines if line.startswith(points.KILLED_AT)]
+        where = said[0].partition(": ")[2].partition(": ")[2] if said else "its end"
+        again = self.again(world, stopped, arguments)
+        found = [*audit.any_time(world, [stopped, *again]), *audit.after_peace(world, world.peace())]
+        with self.lock:
+            for violation in found:
+                print(f"{self.name}, point {number}, {where}, {world.folder.name}:\n"
+                      f"{violation.report(number, world.events)}", flush=True)
+            self.found += len(found)
+            if said:
+                self.tried[" ".join(where.split()[:2])] += 1
+            else:
+                self.over.set()
+
+    def again(self, world: World, stopped: Run, arguments: list[str]) -> list[Run]:
+        """Let a second build want the machine: it may have it only if the first one was not let in."""
+        if self.script != INPROGRESS:
+            return []
+        second = world.wait(world.start(INPROGRESS, *arguments))
+        with world.let_in.open("a") as stream:
+            stream.writelines(f"{arguments[0]} {run.name}\n" for run in (stopped, second) if run.status == 0)
+        return [second]
+
+
+# --- situations ---
+
+
+def nothing_is_ready(world: World) -> list[str]:
+    world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY'")
+    return list(world.providers)
+
+
+def a_launch_was_killed(world: World) -> list[str]:
+    """Killed where some of its machines have an id, some none, some no node."""
+    arguments = nothing_is_ready(world)
+    at = 30 + next(LAUNCHES) % 60
+    world.wait(world.start(LAUNCH, *arguments, point=at, signal=signal.SIGKILL))
+    return arguments
+
+
+def much_to_reap(world: World) -> list[str]:
+    """One of everything that a reap deletes."""
+    pool, ((name, cloud),) = world.pool, world.providers.items()
+    pool.sql("DELETE FROM machine WHERE id IN (SELECT id FROM machine WHERE state = 'READY' LIMIT 1)")  # leaks it
+    for state in ("DELETE", "ERROR", "USED"):
+        pool.add_machine(state, provider=name, cloud=cloud, age=DAY + 60)
+    pool.add_machine("DELETE", provider=name, cloud=cloud, server=False, node=False)
+    client = pool.client(cloud)
+    client.compute.create_keypair(name=f"devstack-gate-{pool.uuid}-999999",
+                                  public_key=Path(f"{pool.key}.pub").read_text().strip())
+    pool.add_node(f"devstack-noble-{name}-{next(LAUNCHES) + 500_000}", "devstack-noble", "127.0.0.1")
+    ((image,),) = pool.sql("SELECT id FROM base_image WHERE name = 'noble'")
+    template = "devstack-noble-7.template.openstack.org"
+    for state in ("READY", "ERROR"):
+        ((row,),) = pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "
+                             "VALUES (?, ?, 7, ?, 7) RETURNING id", image, template, state)
+        server = pool.boot(template, pool.marks(name, snapshot=row), cloud)
+        made = client.compute.create_server_image(server, template, pool.marks(name, snapshot=row))
+        pool.sql("UPDATE snapshot_image SET external_id = ?, server_external_id = ? WHERE id = ?", made.id, server, row)
+    world.age(1200)
+    return [name]
+
+
+def two_snapshots(world: World) -> list[str]:
+    return [*world.providers, "--image", "jammy"]
+
+
+def a_ready_machine(world: World) -> list[str]:
+    return [_one(world, "READY")]
+
+
+def a_used_machine(world: World) -> list[str]:
+    node = _one(world, "READY")
+    world.expect_all([world.wait(world.start(INPROGRESS, node))])
+    return [node, "--result", "SUCCESS"]
+
+
+def a_machine_to_hold(world: World) -> list[str]:
+    """A used one: holding it must not shorten the pool."""
+    return ["hold", a_used_machine(world)[0], "--reason", "chaos", "--hours", "0.1",
+            "--ssh-key", f"{world.pool.key}.pub"]
+
+
+def _one(world: World, state: str) -> str:
+    return await_that(f"a {state} machine", lambda: next(
+        (name for name, found in world.pool.machines().items() if found == state), ""))
+
+
+LAUNCHES = itertools.count()
+SCENARIOS: dict[str, tuple[str, Prepare]] = {
+    "launch": (LAUNCH, nothing_is_ready),
+    "launch after a killed one": (LAUNCH, a_launch_was_killed),
+    "reap": (REAP, much_to_reap),
+    "update-image": (UPDATE, two_snapshots),
+    "inprogress": (INPROGRESS, a_ready_machine),
+    "delete": (DELETE, a_used_machine),
+    "hold": (VMDATABASE, a_machine_to_hold),
+}

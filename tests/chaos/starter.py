@@ -1,0 +1,147 @@
+"""Starts scripts quickly: a process that has the libraries loaded forks for each run.
+
+Each run is a process of its own, with the script's code read from its file, its own environment and signals. What may
+differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
+
+    python -m tests.chaos.starter FD                             serve orders that come through a socket
+    python -m tests.chaos.starter ORDER SCRIPT ARGUMENTS         run one script by an order (JSON) in this process
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import points
+
+PROJECT = Path(__file__).resolve().parents[2]
+MESSAGE_BYTES = 1 << 16
+# What every run of a script imports sooner or later.
+LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",
+             "openstack.image.v2._proxy", "openstack.network.v2._proxy", "keystoneauth1.loading",
+             "keystoneauth1.identity.v3", "jenkins", "paramiko", "peewee", "requests", "yaml", "uuid", "difflib")
+PRODUCT = ("gateconfig", "vmdatabase", "poolcommands", "novacloud", "nodessh", "jenkinsnodes", "imagetemplate",
+           "devstackfiles", "providersfile")
+
+
+def main() -> int:
+    if sys.argv[1].isdigit():
+        serve(socket.socket(fileno=int(sys.argv[1])))
+        return 0
+    order = json.loads(sys.argv[1])
+    run_script({**order, "script": sys.argv[2], "arguments": sys.argv[3:]})
+    return 1  # not reached
+
+
+def serve(channel: socket.socket) -> None:
+    """Fork for each order, and say how each run ended, until the channel is closed."""
+    sys.path.insert(0, str(PROJECT))
+    for name in (*LIBRARIES, *PRODUCT):
+        importlib.import_module(name)
+    running: dict[int, tuple[int, int]] = {}  # pidfd: order, pid
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is not channel:
+                    number, pid = running.pop(key.fd)
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    channel.send(json.dumps({"order": number, "status": status}).encode())
+                    continue
+                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+                if not message:
+                    return
+                order = json.loads(message)
+                pidfd, pid = _fork(order, descriptors[0], channel)
+                running[pidfd] = order["order"], pid
+                selector.register(pidfd, selectors.EVENT_READ)
+                socket.send_fds(channel, [json.dumps({"order": order["order"], "pid": pid}).encode()], [pidfd])
+
+
+def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tuple[int, int]:
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
+        with _ending_as_python_does():
+            channel.close()
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.closerange(3, 64)
+            os.environ.clear()
+            os.environ.update(order["environment"])
+            os.chdir(order["folder"])
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            run_script(order)
+    os.close(output)
+    return os.pidfd_open(pid), pid
+
+
+@contextlib.contextmanager
+def _ending_as_python_does() -> Iterator[None]:
+    """End the process whatever happens; SIGINT before the script is ready for it ends it as a signal does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except Exception:  # noqa: BLE001 - of the driver itself; the run that follows shows it
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(99)
+
+
+def run_script(order: Mapping[str, Any]) -> None:
+    """Become the script of an order; does not return."""
+    script = PROJECT / order["script"]
+    sys.argv = [str(script), *order["arguments"]]
+    sys.path.insert(0, str(PROJECT))
+    if order.get("clock"):
+        real = time.time
+        time.time = lambda: real() + order["clock"]
+    if order.get("point"):
+        points.install(order["point"], order.get("signal", signal.SIGKILL))
+    limits: Mapping[str, float] = order.get("limits", {})
+    _shorten(limits, PRODUCT)
+    import gateconfig
+
+    spec = importlib.util.spec_from_file_location("script", script)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["script"] = module
+    spec.loader.exec_module(module)
+    _shorten(limits, ["script"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(module, "main"):
+        gateconfig.run(module.main)
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _shorten(limits: Mapping[str, float], modules: Sequence[str]) -> None:
+    """Set the time limits, named MODULE.CONSTANT; those of the script itself are SCRIPT's."""
+    for name, seconds in limits.items():
+        module, constant = name.split(".")
+        if module in modules:
+            loaded = importlib.import_module(module)
+            assert hasattr(loaded, constant) or module == "script", name
+            if hasattr(loaded, constant):
+                setattr(loaded, constant, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A short storm and the points of one script; and that the audit sees what it is to see."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import audit
+from tests.chaos.__main__ import PROVIDERS
+from tests.chaos.events import Events
+from tests.chaos.runs import Run, Starter
+from tests.chaos.world import World, open_site
+from tests.pool import PROJECT
+
+STORM_SECONDS = 600  # to find a hang
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--rounds", "6", "--seed", "4", "--peace-every", "3"],
+    ["--points", "--script", "inprogress", "--side-by-side", "2"],
+], ids=lambda arguments: arguments[0])
+def test_nothing_is_lost(tmp_path: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.chaos", "--folder", str(tmp_path / "chaos"), *arguments]
+
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=STORM_SECONDS, check=False)
+
+    assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-5000:]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world as a storm begins with it."""
+    folder = tmp_path_factory.mktemp("world")
+    with ExitStack() as stack:
+        events = Events(folder / "events.jsonl")
+        site = open_site(stack, folder, PROVIDERS.values())
+        starter = stack.enter_context(Starter(events))
+        yield stack.enter_context(World(folder / "one", *site, starter, events, PROVIDERS, own_disk=False))
+
+
+def test_the_audit_finds_nothing_in_a_world_at_peace_and_every_damage_in_another(world: World) -> None:
+    before = audit.after_peace(world, world.peace())
+    planted = plant_damage(world)
+
+    found = {(violation.rule, word) for violation in audit.after_peace(world, [traceback(world)])
+             for word in planted if word in violation.text}
+
+    assert before == []
+    assert found == {(rule, word) for word, rules in planted.items() for rule in rules}
+
+
+def plant_damage(world: World) -> dict[str, set[str]]:
+    """Do all that the scripts must never do; returns {a word of the violations: which rules it breaks}."""
+    pool, cloud = world.pool, "pocket-a"
+    client = pool.client(cloud)
+    held, gone, taken, *_ = (name for name, in pool.sql("SELECT name FROM machine WHERE name LIKE '%noble-one-%'"))
+    gone_id, held_id = pool.column(gone, "external_id"), pool.column(held, "external_id")
+    world.held[held] = held_id
+    world.pocket.server(cloud, gone_id, vanish=True)
+    world.let_in.write_text(f"{taken} a build\n{taken} another build\n")
+    pool.sql("UPDATE machine SET state = 'USED' WHERE name = ?", taken)
+    leaked = pool.boot("devstack-noble-one-777", pool.marks(machine=777))
+    stranger = next(one for one in pool.servers() if one["name"] == "somebody-elses")
+    world.pocket.server(cloud, stranger["id"], vanish=True)
+    client.compute.create_keypair(name=f"devstack-gate-{pool.uuid}-778",
+                                  public_key=Path(f"{pool.key}.pub").read_text().strip())
+    client.image.create_image(name="devstack-noble-779.template.openstack.org", disk_format="qcow2",
+                              container_format="bare", **pool.marks(snapshot=779))
+    client.network.create_ip(floating_network_id=client.network.find_network("public").id,
+                             description=f"devstack-gate-pool={pool.uuid} server=no-such-780")
+    pool.add_node("devstack-noble-one-781", "devstack-noble", "127.0.0.1")
+    pool.sql("INSERT INTO result (base_image_id, machine_id) VALUES (782, 1)")
+    return {held: {"hold"}, gone: {"rows"}, taken: {"single use", "nodes"}, leaked: {"leak"},
+            stranger["id"]: {"strangers"}, "-778": {"leak"}, "-779.": {"leak"}, "no-such-780": {"leak"},
+            "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "one noble:": {"pool"}, "Traceback": {"output"}}
+
+
+def traceback(world: World) -> Run:
+    """A run that ended with a traceback."""
+    run = Run(0, ["script"], world.events)
+    run.lines, run.status = ["Traceback (most recent call last):"], 1
+    return run

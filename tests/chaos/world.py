@@ -1,0 +1,279 @@
+"""Two clouds, a Jenkins, a pool of two providers, and other people's things beside ours; how peace is made."""
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import requests
+import yaml
+
+from tests.chaos.events import Events
+from tests.chaos.runs import Run, Starter
+from tests.chaos.starter import PROJECT
+from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.jenkins_client import StandIn
+from tests.pool import Pool, image, provider
+
+LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
+INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
+IMAGES = {"noble": 4, "jammy": 2}  # min-ready
+MAX_SERVERS = 26
+STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
+PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
+RUN_SECONDS = 120.0  # to find a hang
+DISK_KILOBYTES = 4096
+DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
+# The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
+LIMITS = {
+    "novacloud.CALL_SECONDS": 2, "novacloud.RATE_LIMIT_SECONDS": 6,
+    "jenkinsnodes.CALL_SECONDS": 2, "jenkinsnodes.LOCK_SECONDS": 6,
+    "nodessh.CONNECT_SECONDS": 3,
+    "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,
+    "script.WATCH_SECONDS": 3, "script.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
+}
+CALM_CLOUD: dict[str, Any] = {
+    "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "delete_ignored": False,
+    "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "list_empty": 0,
+    "list_stale_seconds": 0.0, "snapshot_seconds": 0.1, "snapshot_failure": None, "floating_seconds": 0.1,
+}
+CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect": "instant", "restart_seconds": 0.5,
+                                "reconnect_seconds": 0.5, "relaunch_seconds": 0.5}
+
+
+class World:
+    """Everything that a storm goes over. `providers` are name: cloud."""
+
+    def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter, events: Events,
+                 providers: dict[str, str], floating_ips: str | None = None, *, own_disk: bool = True) -> None:
+        self.folder, self.pocket, self.jenkins, self.starter, self.events = folder, pocket, jenkins, starter, events
+        self.providers = providers
+        self.floating_ips = floating_ips  # None: every second provider wants them
+        self.disk = folder / "disk"
+        self.disk.mkdir(parents=True)
+        self.own_disk = own_disk  # that can be full or read-only: needs a mount namespace of our own
+        if own_disk:
+            self._mount()
+        self.pool = Pool(folder, pocket, jenkins)
+        self.pool.database = self.disk / "vm.db"
+        self.pool.environment |= {"DEVSTACK_GATE_DB": str(self.pool.database), "WORKSPACE": str(folder),
+                                  "PYTHONDONTWRITEBYTECODE": "1"}
+        self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
+        self.let_in.touch()
+        self.held: dict[str, str] = {}  # node: server id
+        self.vanished: set[str] = set()  # ids of servers that a fault took away
+        self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
+        self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs
+        self.strangers: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._settle()
+        except BaseException:
+            self._unmount()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._unmount()
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_KILOBYTES}k", "tmpfs", str(self.disk)], check=True)
+
+    def _unmount(self) -> None:
+        if self.own_disk:
+            subprocess.run(["umount", "-l", str(self.disk)], check=False)
+
+    def _settle(self) -> None:
+        """Have images, a full pool, and strangers."""
+        self.calm()
+        images = [image(name, min_ready=ready) for name, ready in IMAGES.items()]
+        self.pool.load(*(provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=PEACE_BOOT,
+                                  floating_ips=self.floating_ips or ("auto", "always")[number % 2])
+                         for number, (name, cloud) in enumerate(self.providers.items())))
+        self._dead_settings()
+        self._add_jobs()
+        self._add_strangers()
+        self.expect_all(self.runs(UPDATE))
+        self.expect_all(self.runs(LAUNCH))
+        self.strangers = self.strangers_seen()
+
+    def _dead_settings(self) -> None:
+        """Settings with which clouds or Jenkins refuse connections."""
+        text = self.pocket.clouds_yaml.read_text()
+        clouds = yaml.safe_load(text)
+        for cloud in clouds["clouds"].values():
+            cloud["auth"]["auth_url"] = cloud["auth"]["auth_url"].replace(self.pocket.url, DEAD_URL)
+        (self.folder / "dead-clouds.yaml").write_text(yaml.safe_dump(clouds))
+        dead = self.folder / "dead-jenkins.conf"
+        dead.write_text(self.pool.secure_config.read_text().replace(self.jenkins.url, f"{DEAD_URL}/"))
+        dead.chmod(0o600)
+
+    def _add_jobs(self) -> None:
+        """A job for each image whose builds call inprogress and delete as the gate job does, and one that fails."""
+        starter = [sys.executable, "-m", "tests.chaos.starter", json.dumps({"limits": LIMITS})]
+        script = '"${@:4}" "$1" && echo "$1 $2 #$3" >> ' + str(self.let_in)
+        for name in IMAGES:
+            for result in ("SUCCESS", "FAILURE"):
+                self.jenkins.add_job(
+                    f"gate-{name}-{result}", f"devstack-{name}", seconds=0.2, concurrent=True,
+                    environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
+                    before=["bash", "-c", script, "inprogress", "$NODE_NAME", "$JOB_NAME", "$BUILD_NUMBER", *starter,
+                            INPROGRESS],
+                    after=[*starter, DELETE, "$NODE_NAME", "--result", result])
+
+    # --- strangers ---
+
+    def _add_strangers(self) -> None:
+        """Things of other people, some of which look like ours."""
+        uuid = "00000000-0000-4000-8000-000000000000"
+        for name, cloud in self.providers.items():
+            other = self.pool.marks(name, machine=1) | {"devstack-gate-pool": uuid}
+            self.pool.boot("somebody-elses", cloud=cloud)
+            self.pool.boot(f"devstack-noble-{name}-1", other, cloud=cloud)
+            client = self.pool.client(cloud)
+            for key in ("somebody-elses", f"devstack-gate-{uuid}-1"):
+                client.compute.create_keypair(name=key, public_key=Path(f"{self.pool.key}.pub").read_text().strip())
+            client.image.create_image(name="devstack-noble-1.template.openstack.org", disk_format="qcow2",
+                                      container_format="bare", **other)
+            network = client.network.find_network("public").id
+            client.network.create_ip(floating_network_id=network, description="somebody else's")
+            for node in (f"somebody-elses-{name}", f"devstack-noble-{name}-999999"):
+                self.pool.add_node(node, "other", "127.0.0.1", uuid)
+
+    def strangers_seen(self) -> dict[str, Any]:
+        """Everything that is not ours, as it is now, without what changes by itself."""
+        seen: dict[str, Any] = {}
+        for cloud in self.providers.values():
+            truth = self.pocket.look(cloud)
+            ours = self.pool.uuid
+            seen[cloud] = {
+                "servers": sorted((one["id"], one["name"], one["status"], one["task_state"], one["address"])
+                                  for one in truth["servers"] if one["metadata"].get("devstack-gate-pool") != ours),
+                "images": sorted((one["id"], one["name"], one["status"]) for one in truth["images"]
+                                 if one["properties"].get("devstack-gate-pool") != ours),
+                "keypairs": sorted(one["name"] for one in truth["keypairs"] if ours not in one["name"]),
+                "floating IPs": sorted((one["id"], one["address"], one["port"]) for one in truth["floating_ips"]
+                                       if ours not in one["description"]),
+            }
+        nodes = self.jenkins.look()["nodes"]
+        names = [f"{start}-{name}{end}" for name in self.providers
+                 for start, end in (("somebody-elses", ""), ("devstack-noble", "-999999"))]
+        seen["Jenkins"] = {name: [nodes[name][key] for key in ("label", "temporarilyOffline", "host")]
+                           for name in names if name in nodes}
+        return seen
+
+    # --- runs ---
+
+    def start(self, script: str, *arguments: str, spared: bool = False, **order: Any) -> Run:
+        """Start a script with short limits, and, unless it is spared, with what the faults of this round do to it."""
+        wanted = {"limits": LIMITS, **({} if spared else self.order), **order}
+        environment = self.pool.environment | ({} if spared else self.unreachable)
+        return self.starter.start(script, *arguments, environment=environment, folder=str(self.folder), **wanted)
+
+    def machines(self) -> dict[str, str]:
+        """{node name: state} of all machines, none when faults keep vm.db from being read."""
+        try:
+            return self.pool.machines()
+        except sqlite3.OperationalError:
+            return {}
+
+    def runs(self, script: str, *arguments: str) -> list[Run]:
+        """Run a script for each provider, side by side, with the limits as they are; returns the ended runs."""
+        runs = [self.start(script, name, *arguments, limits={}) for name in self.providers]
+        for run in runs:
+            self.wait(run)
+        return runs
+
+    @staticmethod
+    def wait(run: Run) -> Run:
+        """Wait for the end of a run; one that hangs is ended."""
+        if not run.ended.wait(RUN_SECONDS):
+            run.events.add("hangs", run=run.name)
+            run.send(9)
+            run.ended.wait(RUN_SECONDS)
+            run.lines.append(f"chaos: still running after {RUN_SECONDS:.0f} s")
+        return run
+
+    def expect_all(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            assert run.status == 0, f"{run.name}: {run.status}\n{run.text()}"
+
+    # --- storms and peace ---
+
+    def turn(self, cloud: str, **knobs: Any) -> None:
+        """Turn knobs of a cloud."""
+        self.events.add("knobs", cloud=cloud, **knobs)
+        self.pocket.knobs(cloud, **knobs)
+
+    def calm(self) -> None:
+        """Switch every fault off."""
+        for cloud in self.providers.values():
+            self.pocket.knobs(cloud, **CALM_CLOUD)
+        self.jenkins.knobs(**CALM_JENKINS)
+        self.order, self.unreachable = {}, {}
+        self.remount("rw")
+        (self.disk / "ballast").unlink(missing_ok=True)
+
+    def remount(self, how: str) -> bool:
+        """Let the disk of vm.db be rw or ro; returns False where somebody writes on it."""
+        command = ["mount", "-o", f"remount,{how}", str(self.disk)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def fill_disk(self) -> None:
+        """Leave no room on the disk of vm.db."""
+        with contextlib.suppress(OSError), (self.disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(b"\0" * 4096)
+
+    def set_boot_timeout(self, seconds: int) -> None:
+        """Have machines given up after so many seconds."""
+        self.pool.sql("UPDATE provider SET boot_timeout = ?", seconds)
+
+    def end_builds(self) -> None:
+        """Let no build wait, and wait for those that run."""
+        for item in self.jenkins.look()["queue"]:
+            requests.post(f"{self.jenkins.url}queue/cancelItem?id={item['id']}", timeout=30,
+                          auth=(self.jenkins.user, self.jenkins.token), allow_redirects=False)
+        deadline = time.monotonic() + RUN_SECONDS
+        while running := [one for one in self.jenkins.look()["builds"] if one["building"]]:
+            assert time.monotonic() < deadline, f"builds do not end: {running}"
+            time.sleep(0.05)
+
+    def harvest(self) -> None:
+        """Put what clouds and Jenkins were asked for into the event log."""
+        for cloud in self.providers.values():
+            self.events.add_requests(cloud, self.pocket.look(cloud)["requests"])
+            self.pocket.reset_calls(cloud)
+        self.events.add_requests("Jenkins", self.jenkins.look()["requests"])
+        self.jenkins.reset_calls()
+
+    def peace(self) -> list[Run]:
+        """Faults off, time goes by, then reap, launch, reap; returns these runs."""
+        self.calm()
+        self.end_builds()
+        self.set_boot_timeout(PEACE_BOOT)
+        self.age(PEACE_SECONDS)
+        self.events.add("peace")
+        runs = self.runs(REAP) + self.runs(LAUNCH) + self.runs(REAP)
+        self.harvest()
+        return runs
+
+    def age(self, seconds: int) -> None:
+        """Let all that there is be so much older."""
+        for cloud in self.providers.values():
+            self.pocket.age(cloud, seconds)
+        for table in ("machine", "snapshot_image"):
+            self.pool.sql(f"UPDATE {table} SET state_time = state_time - ?", seconds)
+
+
+def open_site(stack: ExitStack, folder: Path, clouds: Iterable[str]) -> tuple[Pocket, StandIn]:
+    """Start clouds and a Jenkins that end with the stack."""
+    pocket = stack.enter_context(Pocket(folder, "--machines", "shared-ssh", "--clouds", ",".join(clouds)))
+    return pocket, stack.enter_context(StandIn(folder / "jenkins", knobs=CALM_JENKINS))
