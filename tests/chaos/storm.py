@@ -134,6 +134,7 @@ class Storm:
             chosen += [self.script(LAUNCH, name)] * (rng.random() < 0.7)
             chosen += [self.script(REAP, name)] * (rng.random() < 0.4)
         chosen += [self.script(UPDATE, rng.choice(providers))] * (rng.random() < 0.25)
+        chosen += [self.script(VMDATABASE, "load", str(self.world.providers_file))] * (rng.random() < 0.15)
         chosen += [self.ask_for_build] * rng.randint(0, 5)
         chosen += [self.two_builds_at_once] * (rng.random() < 0.3)
         chosen += [self.person_takes] * rng.choice([0, 0, 1, 3])

@@ -68,6 +68,7 @@ class World:
         self.let_in.touch()
         self.held: dict[str, str] = {}  # node: server id
         self.vanished: set[str] = set()  # ids of servers that a fault took away
+        self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
         self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
         self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs
         self.strangers: dict[str, Any] = {}
@@ -94,9 +95,11 @@ class World:
         """Have images, a full pool, and strangers."""
         self.calm()
         images = [image(name, min_ready=ready) for name, ready in IMAGES.items()]
-        self.pool.load(*(provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=PEACE_BOOT,
-                                  floating_ips=self.floating_ips or ("auto", "always")[number % 2])
-                         for number, (name, cloud) in enumerate(self.providers.items())))
+        described = [provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=STORM_BOOT,
+                              floating_ips=self.floating_ips or ("auto", "always")[number % 2])
+                     for number, (name, cloud) in enumerate(self.providers.items())]
+        self.pool.load(*described)
+        self.set_boot_timeout(PEACE_BOOT)
         self._dead_settings()
         self._add_jobs()
         self._add_strangers()
