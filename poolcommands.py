@@ -116,6 +116,8 @@ def _run_hold(options: argparse.Namespace) -> int:
     before = vmdatabase.hold(machine, options.reason, until)
     log = vmdatabase.machine_log(machine)
     log.info("%s -> HOLD: %s", before, options.reason)
+    if before == vmdatabase.BUILDING and not machine.external_id:
+        log.warning("its server is only being asked for; should none come: vmdatabase.py unhold %s", machine.name)
     code = gateconfig.EXIT_OK
     try:
         if nodes:

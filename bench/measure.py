@@ -32,7 +32,7 @@ class Usage:
 
 def run_process(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, *,
                 stdin: str | None = None) -> Usage:
-    """Run a command to its end and return what it needed; BenchError, with its stderr, if it exits with other than 0."""
+    """Run a command to its end and return what it needed; BenchError, with its stderr, if it does not exit with 0."""
     with (folder / "stdout").open("w+b") as out, (folder / "stderr").open("w+b") as err:
         began = time.perf_counter()
         process = subprocess.Popen(list(map(str, command)), env=dict(environment), cwd=folder, stdout=out, stderr=err,

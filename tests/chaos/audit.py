@@ -138,8 +138,8 @@ def of_holds(world: World) -> Iterator[Violation]:
     states = world.pool.machines()
     for node, server_id in world.held.items():
         if states.get(node) != "HOLD":
-            yield Violation("hold", f"{node} is held, but {states.get(node, 'has no row')}", (node, server_id))
-        if server_id not in there | world.vanished:
+            yield Violation("hold", f"{node} is held, but {states.get(node, 'has no row')}", (node, server_id or node))
+        if server_id and server_id not in there | world.vanished:
             yield Violation("hold", f"{node} is held, but its server {server_id} is gone", (node, server_id))
 
 
@@ -160,7 +160,7 @@ def of_machines(world: World, state: State) -> Iterator[Violation]:
         server = state.servers[row["cloud"]].get(row["external_id"])
         if row["state"] not in LIVING:
             yield Violation("rows", f"{row['name']} is still {row['state']}", _words(row))
-        elif server is None and (row["state"] != "HOLD" or row["external_id"] not in world.vanished):
+        elif server is None and not (row["state"] == "HOLD" and row["external_id"] in {None, *world.vanished}):
             yield Violation("rows", f"{row['name']} ({row['state']}) has no server {row['external_id']}", _words(row))
         elif server and server["metadata"].get("devstack-gate-machine") != str(row["id"]):
             yield Violation("rows", f"{row['name']} has the server of another machine", _words(row))

@@ -205,9 +205,7 @@ class Storm:
         key = ["--ssh-key", f"{self.world.pool.key}.pub"] if self.rng.random() < 0.5 else []
         run = self.world.wait(self.world.start(VMDATABASE, "hold", node, "--reason", "chaos", *key))
         if run.status == 0:
-            server = self.world.pool.column(node, "external_id")
-            if server:
-                self.world.held[node] = server
+            self.world.held[node] = self.world.pool.column(node, "external_id")
         return [run]
 
     def a_machine(self, *states: str) -> str:

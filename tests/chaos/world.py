@@ -66,7 +66,7 @@ class World:
                                   "PYTHONDONTWRITEBYTECODE": "1"}
         self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
         self.let_in.touch()
-        self.held: dict[str, str] = {}  # node: server id
+        self.held: dict[str, str | None] = {}  # node: server id, if it had one when it was held
         self.vanished: set[str] = set()  # ids of servers that a fault took away
         self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
         self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
@@ -249,6 +249,13 @@ class World:
             assert time.monotonic() < deadline, f"builds do not end: {running}"
             time.sleep(0.05)
 
+    def await_jenkins(self) -> None:
+        """Wait for the end of a restart."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while (answer := requests.get(f"{self.jenkins.url}login", timeout=30)).status_code >= 500:
+            assert time.monotonic() < deadline, f"Jenkins stays away: {answer.status_code}"
+            time.sleep(0.05)
+
     def harvest(self) -> None:
         """Put what clouds and Jenkins were asked for into the event log."""
         for cloud in self.providers.values():
@@ -260,6 +267,7 @@ class World:
     def peace(self) -> list[Run]:
         """Faults off, time goes by, then reap, launch, reap; returns these runs."""
         self.calm()
+        self.await_jenkins()
         self.end_builds()
         self.set_boot_timeout(PEACE_BOOT)
         self.age(PEACE_SECONDS)
