@@ -402,10 +402,21 @@ def _limit_stopping() -> None:
     """See that the process ends soon after a signal, whatever the main thread waits for.
 
     It may wait in a library that does not let Python handle signals, such as SQLite for a lock, or for a cloud that
-    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once.
+    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once. Where the signal
+    came while an object was being finalized, Python drops what its handler raises; then it is sent again.
     """
     import threading
 
+    dropped, main_thread = threading.Event(), threading.get_ident()
+
+    def drop(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, (KeyboardInterrupt, StoppedError)):
+            signal.signal(signal.SIGTERM, _raise_stopped)
+            dropped.set()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = drop
     awake, note = os.pipe()
     os.set_blocking(note, False)
     signal.set_wakeup_fd(note, warn_on_full_buffer=False)
@@ -414,7 +425,12 @@ def _limit_stopping() -> None:
         number = os.read(awake, 1)[0]
         while number not in STOPPING:
             number = os.read(awake, 1)[0]
-        time.sleep(STOP_SECONDS)
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            if dropped.wait(left):
+                dropped.clear()
+                time.sleep(0.01)
+                signal.pthread_kill(main_thread, number)
         get_log().warning("stopped without tidying up, which took more than %d s; %s", STOP_SECONDS, RECORDED)
         os._exit(STOPPING[number])
 

@@ -134,6 +134,21 @@ def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: 
         130, " WARNING stopped; what is under way is recorded and the next run goes on with it")
 
 
+STOPPED_IN_A_FINALIZER = """
+import os, sys, time
+sys.path.insert(0, {project!r})
+import gateconfig
+
+class Connection:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+
+def body():
+    Connection()
+    time.sleep(60)
+
+gateconfig.run(body)
+"""
 STOPPED_WHILE_IT_FAILS = """
 import os, sys
 sys.path.insert(0, {project!r})
@@ -152,8 +167,9 @@ gateconfig.run(body)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_a_script_tells_its_failure_is_no_traceback(number: int, code: int) -> None:
-    program = STOPPED_WHILE_IT_FAILS.format(project=str(PROJECT), number=int(number))
+@pytest.mark.parametrize("program", [STOPPED_WHILE_IT_FAILS, STOPPED_IN_A_FINALIZER], ids=["failure", "finalizer"])
+def test_a_signal_at_an_awkward_moment_is_no_traceback_and_not_lost(program: str, number: int, code: int) -> None:
+    program = program.format(project=str(PROJECT), number=int(number))
 
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
 
