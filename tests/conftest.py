@@ -1,5 +1,6 @@
 """Fixtures: clouds, Jenkins and pools that end with the test."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, clear_cloud, clear_jenkins, make_key
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 
 MakePool = Callable[..., Pool]
 

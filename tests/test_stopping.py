@@ -130,8 +130,8 @@ def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: 
         await_that("its libraries", lambda: "charset_normalizer" in Path(f"/proc/{process.pid}/maps").read_text())
         last = stop(process, signal.SIGINT)
 
-    assert (process.returncode, last[20:]) == (
-        130, " WARNING stopped; what is under way is recorded and the next run goes on with it")
+    assert process.returncode == 130
+    assert last.endswith((" WARNING stopped; what is under way is recorded and the next run goes on with it", SLOW))
 
 
 STOPPED_IN_A_FINALIZER = """

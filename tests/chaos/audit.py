@@ -59,7 +59,7 @@ class State:
         self.snapshots = _rows(world, "SELECT snapshot_image.*, base_image.name AS image, provider.name AS provider, "
                                "cloud FROM snapshot_image JOIN base_image ON base_image_id = base_image.id "
                                "JOIN provider ON provider_id = provider.id")
-        uuid = world.pool.uuid
+        uuid = world.uuid
         self.truth = {cloud: world.pocket.look(cloud) for cloud in world.providers.values()}
         self.servers = {cloud: {one["id"]: one for one in truth["servers"]
                                 if one["metadata"].get("devstack-gate-pool") == uuid}
@@ -215,7 +215,7 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
 
 def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
     """No server, image, keypair, floating IP or port of ours without a row. (pocketcloud has no volumes.)"""
-    truth, uuid = state.truth[cloud], world.pool.uuid
+    truth, uuid = state.truth[cloud], world.uuid
     known = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
     for server in state.servers[cloud].values():
         if server["id"] not in known:

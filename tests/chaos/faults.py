@@ -123,7 +123,7 @@ def broken_servers(world: World, rng: random.Random) -> str:
     """Later: ERROR, off, gone behind everybody's back, ssh refused, silent, reset or with another host key."""
     cloud, done = _cloud(world, rng), []
     ours = [one for one in world.pocket.look(cloud)["servers"]
-            if one["metadata"].get("devstack-gate-pool") == world.pool.uuid and one["status"] == "ACTIVE"]
+            if one["metadata"].get("devstack-gate-pool") == world.uuid and one["status"] == "ACTIVE"]
     for server in rng.sample(ours, min(len(ours), rng.randint(1, 2))):
         change: dict[str, Any] = rng.choice([
             {"status": "ERROR", "fault": "died"}, {"status": "SHUTOFF"}, {"vanish": True}, {"ssh": "refused"},

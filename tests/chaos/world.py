@@ -72,6 +72,7 @@ class World:
         self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
         self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs
         self.strangers: dict[str, Any] = {}
+        self.uuid = ""  # of the pool, known also when faults keep vm.db from being read
 
     def __enter__(self) -> Self:
         try:
@@ -100,6 +101,7 @@ class World:
                      for number, (name, cloud) in enumerate(self.providers.items())]
         self.pool.load(*described)
         self.set_boot_timeout(PEACE_BOOT)
+        self.uuid = self.pool.uuid
         self._dead_settings()
         self._add_jobs()
         self._add_strangers()
@@ -155,7 +157,7 @@ class World:
         seen: dict[str, Any] = {}
         for cloud in self.providers.values():
             truth = self.pocket.look(cloud)
-            ours = self.pool.uuid
+            ours = self.uuid
             seen[cloud] = {
                 "servers": sorted((one["id"], one["name"], one["status"], one["task_state"], one["address"])
                                   for one in truth["servers"] if one["metadata"].get("devstack-gate-pool") != ours),
