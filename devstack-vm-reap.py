@@ -268,7 +268,7 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
-                    and machine.state_time < listed_at and (machine.state in (READY, USED) or not servers)]
+                    and machine.state_time < listed_at and (machine.state in (READY, USED, HOLD) or not servers)]
         tasks = {server_id: self.workers.submit(self.look_at, server_id) for server_id in suspects}
         found = {server_id: task.result() for server_id, task in tasks.items()}
         hidden = {server_id: server for server_id, server in found.items() if isinstance(server, novacloud.Server)}
@@ -340,6 +340,10 @@ class Reap:
                          and not sight.builds(machine)]
         else:
             verdicts += self.verdicts_for_room(machines, images.values(), verdicts, sight)
+        for machine in machines:
+            if machine.state == HOLD and machine.external_id in sight.gone:
+                self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
+                                             machine.name)
         for verdict in verdicts:
             machine, source = verdict.machine, str(verdict.machine.state)
             if self.options.dry_run:
@@ -534,8 +538,8 @@ class Reap:
         return {name: name for name, snapshot_id in keypairs.items() if snapshot_id not in building}
 
     def leaked_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> dict[str, str]:
-        """Return the floating IPs that we made for servers which are neither in vm.db nor in the cloud any more."""
-        known = vmdatabase.all_server_ids() | (sight.servers.keys() - self.gone)
+        """Return the floating IPs that we made for servers which are in neither vm.db nor the cloud, or seen gone."""
+        known = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
         return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:

@@ -584,6 +584,19 @@ def test_the_floating_ip_of_a_machine_goes_with_it(pool: Pool) -> None:
     assert (gone(pool, name), pool.pocket_look()["floating_ips"]) == (True, [])
 
 
+def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(pool: Pool) -> None:
+    name = loaded(pool).add_machine("HOLD")
+    cloud = pool.client()
+    cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
+                            description=f"devstack-gate-pool={pool.uuid} server={pool.column(name, 'external_id')}")
+    pool.pocket_server(name, vanish=True)
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert (pool.machines(), pool.pocket_look()["floating_ips"]) == ({name: "HOLD"}, [])
+    assert f"is held, but its server is gone; let it go with: vmdatabase.py unhold {name}\n" in result.stderr
+
+
 def test_stray_nodes_of_ours_go_and_other_peoples_stay(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
