@@ -145,7 +145,8 @@ class Nodes:
         import requests
 
         url = f"{self._config.server.rstrip('/')}/{path}"
-        return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
+        return lambda server: str(server.jenkins_open(
+            requests.Request(method, url, hooks={"response": _stay}, **arguments)))
 
     def is_marked(self, node: Node) -> bool:
         """Whether a node carries this pool's mark."""
@@ -199,18 +200,23 @@ class Nodes:
         """
         import jenkins
 
-        parameters = {
-            "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
-            "sshHostKeyVerificationStrategy": {
-                "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
-                "key": host_key,
+        form = {
+            "nodeDescription": self._mark, "numExecutors": 1, "remoteFS": remote_fs, "labelString": label,
+            "mode": "EXCLUSIVE", "nodeProperties": {"stapler-class-bag": "true"},
+            "retentionStrategy": {"stapler-class": "hudson.slaves.RetentionStrategy$Always"},
+            "launcher": {
+                "stapler-class": jenkins.LAUNCHER_SSH,
+                "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
+                "sshHostKeyVerificationStrategy": {
+                    "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
+                    "key": host_key,
+                },
             },
         }
         error: GateError | None = None
-        try:
-            self._ask(f"create node {name}", lambda server: server.create_node(
-                name, numExecutors=1, nodeDescription=self._mark, remoteFS=remote_fs, labels=label,
-                exclusive=True, launcher=jenkins.LAUNCHER_SSH, launcher_params=parameters))
+        try:  # not create_node, which asks twice whether the node exists, and takes any failure for "no"
+            self._ask(f"create node {name}", self._request("POST", "computer/doCreateItem", data={
+                "name": name, "type": jenkins.NODE_TYPE, "json": json.dumps(form)}))
         except JenkinsError as err:
             error = err  # it may have been made all the same, by this call or by another client
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
@@ -283,6 +289,11 @@ class Nodes:
         if self.look(name) is not None:
             raise JenkinsError(f"Jenkins {self._config.server}: node {name} is still there after its deletion")
         return True
+
+
+def _stay(response: requests.Response, **_arguments: object) -> None:
+    """Do not follow to the page that people see after a change: Jenkins draws all nodes there, which takes long."""
+    response.headers.pop("Location", None)
 
 
 def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
