@@ -365,11 +365,11 @@ class Launch:
 
     def take_back(self, machine: Machine) -> None:
         """See to the node of a machine that was taken, or deleted, while it was being registered."""
-        row = Machine.get_or_none(Machine.id == machine.id)
-        if self.nodes is None or (row is not None and row.state == READY):
+        state = vmdatabase.state_of(machine)
+        if self.nodes is None or state == READY:
             return
         try:
-            if row is None:
+            if state is None:
                 self.nodes.remove(str(machine.name), "its machine is gone", machine.ip)
             else:
                 self.nodes.take_out_of_service(str(machine.name), "taken while it was being registered")

@@ -404,6 +404,12 @@ def machine_named(name: str) -> Machine:
     return machine
 
 
+def state_of(machine: Machine) -> str | None:
+    """Return the state that a machine is in by now, None if its row is gone."""
+    row = database.execute_sql("SELECT state FROM machine WHERE id = ?", (machine.id,)).fetchone()
+    return row[0] if row else None
+
+
 def refreshed(machine: Machine) -> Machine:
     """Return a machine's row as it is now; GateError if it is gone."""
     row: Machine | None = Machine.get_or_none(Machine.id == machine.id)
