@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -48,8 +49,7 @@ class Compute:
     """Nova over bare HTTP: no client library, no retry, no check but the status."""
 
     def __init__(self, settings: Settings) -> None:
-        with open(settings.clouds_yaml, encoding="utf-8") as file:
-            auth = yaml.safe_load(file)["clouds"][settings.cloud]["auth"]
+        auth = yaml.safe_load(Path(settings.clouds_yaml).read_text(encoding="utf-8"))["clouds"][settings.cloud]["auth"]
         user = {"name": auth["username"], "password": auth["password"], "domain": {"id": "default"}}
         scope = {"project": {"name": auth["project_name"], "domain": {"id": "default"}}}
         body = {"auth": {"identity": {"methods": ["password"], "password": {"user": user}}, "scope": scope}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import Any
 
 from bench import site
 from bench.measure import Row, pairs
@@ -24,8 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machines", type=int, nargs="+", default=[10, 100, 500], metavar="N")
     parser.add_argument("--serial", type=int, nargs="*", default=[100], metavar="N",
                         help="of these sizes the serial baseline, too (100)")
+    add_cloud_arguments(parser)
+
+
+def add_cloud_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which cloud."""
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each call to the cloud (0)")
     parser.add_argument("--max-concurrency", type=int, default=16, metavar="N", help="of the provider (16)")
+
+
+def cloud_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the cloud and the provider for `site.opened`."""
+    return {"max_concurrency": options.max_concurrency,
+            "knobs": {"boot_seconds": BOOT_SECONDS, "latency_seconds": options.latency}}
 
 
 def run(options: argparse.Namespace) -> list[Row]:
@@ -36,14 +48,14 @@ def run(options: argparse.Namespace) -> list[Row]:
         serial: list[float] = []
 
         def ours(machines: int = machines, row: Row = row) -> float:
-            with _site(machines, options) as empty:
+            with site.opened(machines, **cloud_of(options)) as empty:
                 used = empty.run(LAUNCH, "one")
                 empty.expect(READY=machines)
                 note(row, empty, used.peak_mb, machines)
                 return used.seconds
 
         def limit(loop: str = "fill", machines: int = machines) -> float:
-            with _site(machines, options) as empty:
+            with site.opened(machines, **cloud_of(options)) as empty:
                 return empty.run_bare(loop, machines).seconds
 
         for _ in range(options.runs):
@@ -62,8 +74,3 @@ def note(row: Row, at: Site, peak_mb: float, machines: int) -> None:
     """Write down what a run needed beside time."""
     row.peak_mb.append(peak_mb)
     row.calls.append(at.calls() / machines)
-
-
-def _site(machines: int, options: argparse.Namespace) -> site.opened:
-    return site.opened(machines, max_concurrency=options.max_concurrency,
-                       knobs={"boot_seconds": BOOT_SECONDS, "latency_seconds": options.latency})

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import requests
 
@@ -28,12 +28,12 @@ BOOT_TIMEOUT = 600
 class Site:
     """One provider with one image type, of which min-ready machines are wanted."""
 
-    def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, machines: int, **settings: Any) -> None:
+    def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, machines: int, min_ready: int | None = None,
+                 **settings: Any) -> None:
         self.pool = Pool(folder, pocket, jenkins)
-        self.pocket, self.jenkins, self.machines, self.folder = pocket, jenkins, machines, folder
-        self.settings = settings
-        self.pool.load(provider(max_servers=machines, boot_timeout=BOOT_TIMEOUT, images=[image(min_ready=machines)],
-                                **settings))
+        self.pocket, self.jenkins, self.folder, self.settings = pocket, jenkins, folder, settings
+        images = [image(min_ready=machines if min_ready is None else min_ready)]
+        self.pool.load(provider(max_servers=machines, boot_timeout=BOOT_TIMEOUT, images=images, **settings))
         self.pool.seed_snapshots()
         pocket.reset_calls()
 
@@ -64,8 +64,8 @@ class Site:
         if (seen := self.states()) != states:
             raise BenchError(f"expected {states}, there are {seen}")
 
-    def add_ready(self, numbers: range) -> None:
-        """Have READY machines of these row ids, with servers and nodes, without launching them."""
+    def add_ready(self, numbers: range, **node: Any) -> None:
+        """Have READY machines of these row ids, with servers and nodes that are as told, without launching them."""
         session = self.pool.client().session
         token, url = session.get_token(), session.get_endpoint(service_type="compute")
         image_id = self.pocket.look()["images"][0]["id"]
@@ -88,15 +88,18 @@ class Site:
                         for number, server, name in zip(numbers, servers, names, strict=True))
         self.pool.sql("INSERT INTO machine (id, base_image_id, external_id, name, jenkins_name, ip, user, host_key, "
                       f"state, state_time) VALUES {rows}")
-        self.jenkins.add_nodes([{"name": name, "label": "devstack-noble",
-                                 "description": f"devstack-gate-pool={self.pool.uuid}"} for name in names])
+        described = {"label": "devstack-noble", "description": f"devstack-gate-pool={self.pool.uuid}", **node}
+        self.jenkins.add_nodes([{"name": name, **described} for name in names])
         self.pocket.reset_calls()
+
+
+Opened: TypeAlias = AbstractContextManager[Site]
 
 
 @contextmanager
 def opened(machines: int, *, kind: str = "shared-ssh", knobs: dict[str, Any] | None = None,
            **settings: Any) -> Iterator[Site]:
-    """A site of its own for one run; settings are keys of the provider, with _ for -."""
+    """Yield a site of its own for one run; settings are keys of the provider, with _ for -."""
     if os.geteuid():
         raise BenchError("needs root: machines listen on port 22 of addresses of their own")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

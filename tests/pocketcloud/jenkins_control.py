@@ -145,12 +145,15 @@ class Control:
         return {"name": job.name}
 
     def add_nodes(self, values: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add many nodes at once: name, label, and optionally host, port, credentialsId."""
+        """Add many nodes at once: name, and optionally label, description, host, port, credentialsId, temporarilyOffline."""
         for value in values:
             host, credential = value.get("host", "127.0.0.1"), value.get("credentialsId") or self._any_credential()
             launcher = Launcher(host=host, port=value.get("port", 22), credentials_id=credential)
-            config = NodeConfig(label=value.get("label", ""), remote_fs="/home/jenkins", launcher=launcher)
+            config = NodeConfig(label=value.get("label", ""), description=value.get("description", ""),
+                                remote_fs="/home/jenkins", launcher=launcher)
             self.model.add_node(value["name"], config)
+            if value.get("temporarilyOffline"):
+                self.model.toggle_offline(self.model.nodes[value["name"]], "")
         return {"nodes": len(self.model.nodes)}
 
     def _any_credential(self) -> str:

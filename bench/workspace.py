@@ -1,3 +1,0 @@
-"""x"""
-def add_arguments(parser): pass
-def run(o): pass
