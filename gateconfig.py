@@ -18,10 +18,9 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -59,9 +58,10 @@ class StoppedError(BaseException):
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
+# Named tuples here and in jenkinsnodes, for builds wait for these imports: a dataclass takes four times as long.
 
-@dataclass(frozen=True)
-class JenkinsConfig:
+
+class JenkinsConfig(NamedTuple):
     """How to reach Jenkins, and the credential with which Jenkins reaches the nodes.
 
     node_login is USER:APIKEY for builds that call Jenkins from their node, empty where none do.
@@ -69,13 +69,15 @@ class JenkinsConfig:
 
     server: str
     user: str
-    apikey: str = field(repr=False)
+    apikey: str
     credentials_id: str
-    node_login: str = field(default="", repr=False)
+    node_login: str = ""
+
+    def __repr__(self) -> str:
+        return f"JenkinsConfig({self.server!r}, {self.user!r}, ...)"  # the others are secrets, or lead to one
 
 
-@dataclass(frozen=True)
-class NodeConfig:
+class NodeConfig(NamedTuple):
     """The account on the nodes."""
 
     user: str
@@ -83,8 +85,7 @@ class NodeConfig:
     remote_fs: str
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """What every image is made of; packages are empty for the distribution's default, puppet_repo for no puppet."""
 
     packages: tuple[str, ...]
@@ -94,8 +95,7 @@ class ImageConfig:
     puppet_manifest: str
 
 
-@dataclass(frozen=True)
-class SecureConfig:
+class SecureConfig(NamedTuple):
     """The secure configuration; jenkins is None where there is no [jenkins] section."""
 
     path: Path
