@@ -9,7 +9,6 @@ reach it whatever becomes of the toggle.
 from __future__ import annotations
 
 import json
-import random
 import re
 import socket
 import time
@@ -249,6 +248,8 @@ class Nodes:
 
     def _toggle_until_offline(self, name: str, message: str) -> Node | None:
         """Toggle, look, and toggle again when somebody else toggled at the same moment."""
+        import random
+
         for _ in range(TOGGLES):
             node = self.look(name)
             if node is None or node.out_of_service:

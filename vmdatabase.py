@@ -554,8 +554,8 @@ def build_of(result: Result) -> str:
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
     """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
     ended = {"end_time": now(), "result": result}
-    any_known = Result.select().where(Result.machine_id == machine.id).exists()
-    if not Result.update(**ended).where(_is_open(machine)).execute() and not any_known:
+    if not Result.update(**ended).where(_is_open(machine)).execute() \
+            and not Result.select().where(Result.machine_id == machine.id).exists():
         record_start(machine, environ, start_time=None, **ended)
 
 
