@@ -18,6 +18,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -34,6 +35,7 @@ STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXI
 STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
+HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
 
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
@@ -334,7 +336,8 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
-    parser = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=docstring, formatter_class=partial(
+        argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS))
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
     volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")
