@@ -150,13 +150,16 @@ class Launch:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
         self.count_orphans(servers)
-        for machine in vmdatabase.machines_of(self.provider):
-            if machine.state == BUILDING:
-                self.adopt(machine, by_machine.get(machine.id))
-            elif machine.state == READY and nodes is not None and machine.name not in nodes:
-                self.log_of(machine).info("is READY but not in Jenkins")
-                vmdatabase.set_columns(machine, jenkins_name=machine.name)
-                self.follow(Boot(machine, time.monotonic() + REGISTER_SECONDS, REGISTER))
+        for machine in vmdatabase.machines_of(self.provider, [BUILDING]):
+            self.adopt(machine, by_machine.get(machine.id))
+        if nodes is None:
+            return
+        for machine_id, name in vmdatabase.ready_names(self.provider):  # there may be thousands: no rows, only names
+            ready = None if name in nodes else Machine.get_or_none(id=machine_id, state=READY)
+            if ready:
+                self.log_of(ready).info("is READY but not in Jenkins")
+                vmdatabase.set_columns(ready, jenkins_name=name)
+                self.follow(Boot(ready, time.monotonic() + REGISTER_SECONDS, REGISTER))
 
     def count_orphans(self, servers: Sequence[novacloud.Server]) -> None:
         """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""

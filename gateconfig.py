@@ -18,10 +18,10 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXI
 STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
+HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
 
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
@@ -59,9 +60,10 @@ class StoppedError(BaseException):
 
 # --- settings -------------------------------------------------------------------------------------------------------
 
+# Named tuples here and in jenkinsnodes, for builds wait for these imports: a dataclass takes four times as long.
 
-@dataclass(frozen=True)
-class JenkinsConfig:
+
+class JenkinsConfig(NamedTuple):
     """How to reach Jenkins, and the credential with which Jenkins reaches the nodes.
 
     node_login is USER:APIKEY for builds that call Jenkins from their node, empty where none do.
@@ -69,13 +71,15 @@ class JenkinsConfig:
 
     server: str
     user: str
-    apikey: str = field(repr=False)
+    apikey: str
     credentials_id: str
-    node_login: str = field(default="", repr=False)
+    node_login: str = ""
+
+    def __repr__(self) -> str:
+        return f"JenkinsConfig({self.server!r}, {self.user!r}, ...)"  # the others are secrets, or lead to one
 
 
-@dataclass(frozen=True)
-class NodeConfig:
+class NodeConfig(NamedTuple):
     """The account on the nodes."""
 
     user: str
@@ -83,8 +87,7 @@ class NodeConfig:
     remote_fs: str
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(NamedTuple):
     """What every image is made of; packages are empty for the distribution's default, puppet_repo for no puppet."""
 
     packages: tuple[str, ...]
@@ -94,8 +97,7 @@ class ImageConfig:
     puppet_manifest: str
 
 
-@dataclass(frozen=True)
-class SecureConfig:
+class SecureConfig(NamedTuple):
     """The secure configuration; jenkins is None where there is no [jenkins] section."""
 
     path: Path
@@ -334,7 +336,8 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
-    parser = _Parser(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=docstring, formatter_class=partial(
+        argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS))
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
     volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")

@@ -9,14 +9,12 @@ reach it whatever becomes of the toggle.
 from __future__ import annotations
 
 import json
-import random
 import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 from gateconfig import ConfigError, GateError, JenkinsConfig, file_lock
@@ -49,8 +47,7 @@ class NodeConflictError(GateError):
     """Jenkins has a node of this name that leads elsewhere."""
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A node as Jenkins last showed it."""
 
     name: str
@@ -73,8 +70,7 @@ class Node:
         return self.offline and not self.temporarily_offline and self.cause in ("LaunchFailed", "ChannelTermination")
 
 
-@dataclass(frozen=True)
-class Build:
+class Build(NamedTuple):
     """A build as Jenkins last showed it: where it ran, how it ended, which builds it followed.
 
     result is None while it runs: what Jenkins shows until then may still get worse.
@@ -258,6 +254,8 @@ class Nodes:
 
     def _toggle_until_offline(self, name: str, message: str) -> Node | None:
         """Toggle, look, and toggle again when somebody else toggled at the same moment."""
+        import random
+
         for _ in range(TOGGLES):
             node = self.look(name)
             if node is None or node.out_of_service:

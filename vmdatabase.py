@@ -424,10 +424,17 @@ def machine_log(machine: Machine) -> gateconfig.Log:
     return get_log(provider=image.provider.name, image=image.name, machine=machine.id, node=machine.name)
 
 
-def machines_of(provider: Provider) -> list[Machine]:
-    """Return all machines of a provider, oldest first."""
+def machines_of(provider: Provider, states: Sequence[str] = STATES) -> list[Machine]:
+    """Return the machines of a provider that are in one of these states, oldest first."""
     query = Machine.select(Machine, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
-    return list(query.order_by(Machine.id))
+    return list(query.where(Machine.state.in_(states)).order_by(Machine.id))
+
+
+def ready_names(provider: Provider) -> list[tuple[int, str]]:
+    """Return (machine id, name) of the READY machines of a provider, oldest first."""
+    query = Machine.select(Machine.id, Machine.name).join(BaseImage).where(BaseImage.provider == provider)
+    rows: Iterable[Any] = query.where(Machine.state == READY).order_by(Machine.id).tuples()
+    return list(rows)
 
 
 def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
@@ -560,8 +567,8 @@ def build_of(result: Result) -> str:
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
     """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
     ended = {"end_time": now(), "result": result}
-    any_known = Result.select().where(Result.machine_id == machine.id).exists()
-    if not Result.update(**ended).where(_is_open(machine)).execute() and not any_known:
+    if not Result.update(**ended).where(_is_open(machine)).execute() \
+            and not Result.select().where(Result.machine_id == machine.id).exists():
         record_start(machine, environ, start_time=None, **ended)
 
 

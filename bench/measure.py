@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+# Between the command and this process, which is big: a process's peak memory counts from before its exec.
+MEASURE = """
+import json, os, pathlib, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - began
+pathlib.Path(sys.argv[1]).write_text(json.dumps([seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+os._exit(os.waitstatus_to_exitcode(status) & 255)
+"""
 
 
 class BenchError(Exception):
@@ -32,22 +40,18 @@ class Usage:
 
 def run_process(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, *,
                 stdin: str | None = None) -> Usage:
-    """Run a command to its end and return what it needed; BenchError, with its stderr, if it does not exit with 0."""
-    with (folder / "stdout").open("w+b") as out, (folder / "stderr").open("w+b") as err:
-        began = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), env=dict(environment), cwd=folder, stdout=out, stderr=err,
-                                   stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
-        if process.stdin:
-            process.stdin.write(stdin.encode() if stdin else b"")
-            process.stdin.close()
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise BenchError(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{err.read().decode()}")
-        return Usage(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, out.read().decode())
+    """Run a command to its end and return what it needed; BenchError, with its stderr, if it does not exit with 0.
+
+    Python may keep what it compiles, as on a Jenkins host: else each run would compile the project anew.
+    """
+    variables = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    words = [sys.executable, "-I", "-c", MEASURE, str(folder / "usage"), *map(str, command)]
+    done = subprocess.run(words, env=variables, cwd=folder, input=stdin or "", capture_output=True, text=True,
+                          check=False)
+    if done.returncode:
+        raise BenchError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr}")
+    seconds, cpu_seconds, peak_mb = json.loads((folder / "usage").read_text())
+    return Usage(seconds, cpu_seconds, peak_mb, done.stdout)
 
 
 def run_script(script: str, *arguments: str, environment: Mapping[str, str], folder: Path) -> Usage:

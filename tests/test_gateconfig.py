@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -98,14 +97,14 @@ def test_what_the_secure_configuration_leaves_out_has_its_default(
     secure.chmod(0o600)
     key = (secure.parent / ".ssh" / node["ssh_key"]).resolve()
     expected = SecureConfig(
-        secure, jenkins, NodeConfig(node["user"], key, node["remote_fs"]), replace(IMAGE_DEFAULTS, **image))
+        secure, jenkins, NodeConfig(node["user"], key, node["remote_fs"]), IMAGE_DEFAULTS._replace(**image))
     assert gateconfig.load_secure_config() == expected
 
 
 def test_the_settings_of_images_have_defaults_where_there_is_no_file(secure: Path) -> None:
     assert gateconfig.load_image_config() == IMAGE_DEFAULTS
     secure.write_text("[image]\nbranches = main\n")
-    assert gateconfig.load_image_config() == replace(IMAGE_DEFAULTS, branches=("main",))
+    assert gateconfig.load_image_config() == IMAGE_DEFAULTS._replace(branches=("main",))
 
 
 @pytest.mark.parametrize("packages", [gateconfig.DEB_PACKAGES, gateconfig.RPM_PACKAGES], ids=["deb", "rpm"])

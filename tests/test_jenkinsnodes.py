@@ -1,6 +1,5 @@
 """Jenkins nodes: what is treacherous about Jenkins and python-jenkins, against a stand-in that is as treacherous."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -220,7 +219,7 @@ def test_a_node_is_shown_as_it_is_and_dead_only_when_its_agent_is_gone_by_itself
     node = nodes.look("n1")
     assert node
     usual = Node("n1", "devstack-gate-pool=p", False, False, True, "", node.reason, frozenset({LABEL, "n1"}))
-    assert node == dataclasses.replace(usual, **expected)
+    assert node == usual._replace(**expected)
     assert node.dead is dead
     assert nodes.all()["n1"] == node
 

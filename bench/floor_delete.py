@@ -1,0 +1,55 @@
+"""The floor of devstack-vm-delete: a process that imports what it imports and makes its transaction and its call.
+
+Called by latency.py: floor_delete.py STEP DATABASE NODE HOST PORT USER TOKEN, where STEP says how far to go: imports,
+database, or jenkins for everything.
+"""
+
+import base64
+import json
+import os
+import socket
+import sys
+import time
+from urllib.parse import quote
+
+import peewee
+
+FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
+         "assignedLabels[name]"
+
+
+def give_back(path: str, node: str) -> None:
+    """Write down the result and mark the machine, in one transaction."""
+    database = peewee.SqliteDatabase(path, timeout=30)
+    now = int(time.time())
+    with database.connection_context(), database.atomic("IMMEDIATE"):
+        database.execute_sql(
+            "UPDATE result SET end_time = ?, result = 'SUCCESS' WHERE end_time IS NULL AND machine_id = "
+            "(SELECT id FROM machine WHERE name = ?)", (now, node))
+        moved = database.execute_sql(
+            "UPDATE machine SET state = 'DELETE', state_time = ? WHERE name = ? AND state = 'USED'", (now, node))
+        assert moved.rowcount == 1
+
+
+def look(node: str, host: str, port: str, login: str) -> None:
+    """See that the node is out of service."""
+    request = (f"GET /computer/{node}/api/json?tree={quote(FIELDS)} HTTP/1.0\r\nHost: {host}:{port}\r\n"
+               f"Authorization: Basic {base64.b64encode(login.encode()).decode()}\r\n\r\n")
+    with socket.create_connection((host, int(port)), 30) as stream:
+        stream.sendall(request.encode())
+        body = stream.makefile("rb").read().partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["temporarilyOffline"]
+
+
+def main() -> None:
+    """Go as far as STEP says."""
+    step, path, node, host, port, user, token = sys.argv[1:]
+    if step == "jenkins":
+        look(node, host, port, f"{user}:{token}")
+    if step in ("database", "jenkins"):
+        give_back(path, node)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # as the scripts end
