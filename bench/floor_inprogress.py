@@ -32,7 +32,8 @@ def take(path: str, node: str, job: str, number: str) -> None:
 
 def ask(server: jenkins.Jenkins, method: str, path: str, **query: str) -> str:
     """Make one call and return what Jenkins answers."""
-    return str(server.jenkins_open(requests.Request(method, f"{server.server}{path}", params=query)))
+    return str(server.jenkins_open(requests.Request(method, f"{server.server}{path}", params=query, hooks={
+        "response": lambda answer, **_: answer.headers.pop("Location", None)})))  # no page for people
 
 
 def main() -> None:

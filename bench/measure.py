@@ -36,11 +36,12 @@ class Usage:
     cpu_seconds: float  # user and system, its children included
     peak_mb: float  # of its resident memory
     output: str  # what it printed on stdout
+    status: int = 0
 
 
 def run_process(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, *,
-                stdin: str | None = None) -> Usage:
-    """Run a command to its end and return what it needed; BenchError, with its stderr, if it does not exit with 0.
+                stdin: str | None = None, check: bool = True) -> Usage:
+    """Run a command to its end and return what it needed; with check, BenchError, with its stderr, if that is not 0.
 
     Python may keep what it compiles, as on a Jenkins host: else each run would compile the project anew.
     """
@@ -48,10 +49,10 @@ def run_process(command: Sequence[str | Path], environment: Mapping[str, str], f
     words = [sys.executable, "-I", "-c", MEASURE, str(folder / "usage"), *map(str, command)]
     done = subprocess.run(words, env=variables, cwd=folder, input=stdin or "", capture_output=True, text=True,
                           check=False)
-    if done.returncode:
+    if check and done.returncode:
         raise BenchError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr}")
     seconds, cpu_seconds, peak_mb = json.loads((folder / "usage").read_text())
-    return Usage(seconds, cpu_seconds, peak_mb, done.stdout)
+    return Usage(seconds, cpu_seconds, peak_mb, done.stdout, done.returncode)
 
 
 def run_script(script: str, *arguments: str, environment: Mapping[str, str], folder: Path) -> Usage:

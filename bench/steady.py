@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> list[Row]:
         served.append(len(hour.waits))
         worst.append(max(hour.waits))
         codes |= {f"{script} {code}" for script, code in hour.codes}
-        print(f"{row.case}, run {number}: {served[-1]:.0f} served, waited {row.ours[-1]:.0f} s, limit {row.limit[-1]:.0f} s",
-              file=sys.stderr, flush=True)
+        print(f"{row.case}, run {number}: {served[-1]:.0f} served, waited {row.ours[-1]:.0f} s, "
+              f"limit {row.limit[-1]:.0f} s", file=sys.stderr, flush=True)
     row.more = {"builds served": statistics.median(served), "longest wait, simulated seconds": statistics.median(worst),
                 "exit codes": ", ".join(sorted(codes))}
     return [row]
@@ -217,7 +217,7 @@ class Real:
     def script(self, script: str, *arguments: str) -> str:
         """Run a script and return what it printed."""
         with tempfile.TemporaryDirectory(dir=self.folder) as own:
-            command = [sys.executable, measure.PROJECT / script, *arguments]
+            command = [sys.executable, str(measure.PROJECT / script), *arguments]
             used = measure.run_process(command, self.pool.environment, Path(own), check=False)
         with self.lock:
             self.hour.codes.append((script.removeprefix("devstack-vm-").removesuffix(".py"), used.status))

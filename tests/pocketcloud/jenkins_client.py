@@ -129,7 +129,7 @@ class StandIn:
         self._call("POST", "control/jobs", {"name": name, "label": label, **steps})
 
     def add_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Add many nodes in one call: name, and perhaps label, description, host, port, credentialsId, temporarilyOffline."""
+        """Add many nodes in one call; jenkins_control.py says what each may have."""
         self._call("POST", "control/nodes", [dict(node) for node in nodes])
 
     def node(self, name: str, **what: Any) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class Control:
         return {"name": job.name}
 
     def add_nodes(self, values: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add many nodes at once: name, and optionally label, description, host, port, credentialsId, temporarilyOffline."""
+        """Add many nodes: name; perhaps label, description, host, port, credentialsId, temporarilyOffline."""
         for value in values:
             host, credential = value.get("host", "127.0.0.1"), value.get("credentialsId") or self._any_credential()
             launcher = Launcher(host=host, port=value.get("port", 22), credentials_id=credential)
