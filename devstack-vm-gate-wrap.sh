@@ -285,7 +285,8 @@ stop_processes() {
 
 # --- the source ---
 
-# setup_trees BRANCH FOLDER LINES PROJECT...: side by side; their lines go to files in LINES.
+# setup_trees BRANCH FOLDER LINES PROJECT...: side by side, the next one as soon as any is done; their lines go to files
+# in LINES.
 setup_trees() {
     local branch=$1 folder=$2 lines=$3 project most pid
     local -a pids=()
@@ -293,12 +294,16 @@ setup_trees() {
     most=$(nproc)
     most=$(( most > 4 ? most : 4 ))
     for project in "$@"; do
-        if (( ${#pids[@]} == most )); then
-            wait "${pids[0]}" || return 3  # by its number: wait -n forgets one that ended between two calls
-            pids=("${pids[@]:1}")
-        fi
+        while (( ${#pids[@]} == most )); do
+            sleep 0.05  # no wait -n: it forgets one that ended between two calls
+            for pid in "${pids[@]}"; do
+                if kill -0 "$pid" 2> /dev/null; then continue; fi
+                wait "$pid" || return 3
+                unset "pids[$pid]"
+            done
+        done
         setup_project "$project" "$branch" "$folder" > "$lines/${project##*/}" &
-        pids+=("$!")
+        pids[$!]=$!
     done
     for pid in "${pids[@]}"; do wait "$pid" || return 3; done
 }

@@ -62,6 +62,13 @@ def served(folder: Path, good: str, breaking: str) -> Iterator[str]:
     """Have the sample projects with their changes, and these scripts, on a git server; gives its address."""
     make_projects_with_changes(folder, good, breaking)
     commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
+    with git_server(folder) as url:
+        yield url
+
+
+@contextmanager
+def git_server(folder: Path) -> Iterator[str]:
+    """Have the repositories of a folder on a git server, which logs beside it; gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

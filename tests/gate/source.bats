@@ -289,3 +289,20 @@ corrupt_cache() {
     run -0 set_up
     [[ $output == 'openstack/nova master '*' red [31mPASS' ]]
 }
+
+@test "a project that takes long holds up none of those after it" {
+    serve ''
+    export OVERRIDE_NOVA_GIT_BASE=$GIT_BASE GIT_BASE=file://$SERVER
+    local -a projects=(openstack/nova)
+    local number most
+    most=$(nproc)
+    for (( number = 0; number < (most > 4 ? most : 4); number++ )); do
+        projects+=("openstack/p$number")
+        make_project "${projects[-1]}" master
+    done
+    mkdir "$BATS_TEST_TMPDIR/lines"
+    run -3 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/functions.sh"; ATTEMPTS=1 GIT_SECONDS_MAX=10
+        setup_trees master "$TREES" "$2" "${@:3}"' gate "$PROJECT_FOLDER" "$BATS_TEST_TMPDIR/lines" "${projects[@]}"
+    [[ $output == *'openstack/nova: '*'no answer within 10 seconds' ]]
+    [[ $(got "${projects[-1]}") == 'tip of master' ]]
+}
