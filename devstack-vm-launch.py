@@ -28,7 +28,7 @@ import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, SnapshotImage
 
-POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: at first, and at most when nothing happens
+POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
 TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
 ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
 UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the server's id
@@ -62,6 +62,16 @@ def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
         present[next_one.image_id] += 1
         plan.append(next_one.image_id)
     return plan
+
+
+def poll_pause(quiet: float, took: float) -> float:
+    """Return how long to wait before the next list of servers, in seconds.
+
+    quiet is how long nothing has happened, of which a boot may be seen a twentieth late; took is what the last list
+    cost, of which no more than a sixth of a run is to be made.
+    """
+    least, most = POLL_SECONDS
+    return min(max(least, quiet / 20, took * 5), most)
 
 
 # The stages of a machine on its way.
@@ -135,12 +145,16 @@ class Launch:
         self.take_over(self.cloud.list_servers(), nodes)
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
+        changed_at = time.monotonic()
         while any(wait_for_boots or boot.stage in (CREATE, REGISTER) for boot in self.boots.values()):
             changed = self.collect(time.monotonic() + pause)
+            began = time.monotonic()
             if any(boot.stage in (BOOT, LOGIN) for boot in self.boots.values()):
                 changed |= self.look()
                 self.ask_for_machines()
-            pause = POLL_SECONDS[0] if changed else min(pause * 1.25, POLL_SECONDS[1])
+            now = time.monotonic()
+            changed_at = now if changed else changed_at
+            pause = poll_pause(now - changed_at, now - began)
         wait(self.consoles)
         return self.report()
 

@@ -86,12 +86,12 @@ class Row:
 
 def pairs(row: Row, runs: int, ours: Callable[[], float], limit: Callable[[], float] | None = None) -> None:
     """Measure so many times, ours and the limit in turn, and tell about each on stderr."""
-    for number in range(1, runs + 1):
+    for _ in range(runs):
         row.ours.append(ours())
         if limit:
             row.limit.append(limit())
         told = f", limit {row.limit[-1]:.2f} s" if limit else ""
-        print(f"{row.case}, run {number} of {runs}: {row.ours[-1]:.2f} s{told}", file=sys.stderr, flush=True)
+        print(f"{row.case}, run {len(row.ours)}: {row.ours[-1]:.2f} s{told}", file=sys.stderr, flush=True)
 
 
 def show(name: str, rows: Sequence[Row], file: Path | None) -> None:

@@ -55,6 +55,16 @@ def test_a_plan_never_takes_a_provider_above_max_servers_nor_an_image_above_its_
         assert before.present <= then.present <= max(before.present, then.min_ready)
 
 
+@given(quiet=st.floats(0, 1e6), took=st.floats(0, 1e4))
+@repeatable
+def test_a_boot_is_seen_a_second_or_a_twentieth_of_its_time_late(quiet: float, took: float) -> None:
+    pause = launch.poll_pause(quiet, took)
+
+    assert 1 <= pause <= 5
+    if took <= 0.2:
+        assert pause <= max(1, quiet / 20)
+
+
 @given(needs=NEEDS, room=ROOMS)
 @repeatable
 def test_each_next_machine_is_for_the_image_that_lacks_the_most_of_its_share(needs: list[Any], room: int) -> None:
