@@ -34,6 +34,7 @@ KEEP_FAILED = 24 * HOUR
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 DEAD_NODE_SECONDS = 20  # how long the agent of a ready machine may take to come back (Jenkins reconnects in 12 s)
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
+CONFIRMED = 10  # servers that are asked for one by one when a list shows none at all
 STUCK = HOUR  # a delete that takes longer is reported
 SNAPSHOTS_KEPT = 2  # current and previous
 
@@ -460,7 +461,10 @@ class Reap:
                          f"{WATCH_SECONDS} s after its deletion was asked for{self.stuck(machine)}")
 
     def seen_gone(self, server_ids: Sequence[str]) -> list[str]:
-        """Return which servers one more look shows gone; an empty list of servers is confirmed one by one."""
+        """Return which servers one more look shows gone.
+
+        A list without any server is believed only if the last few, asked for one by one, are gone, too.
+        """
         try:
             listed = {server.id for server in self.cloud.list_servers()}
         except GateError as err:
@@ -469,8 +473,10 @@ class Reap:
         missing = [server_id for server_id in server_ids if server_id not in listed]
         if listed:
             return missing
-        tasks = [self.workers.submit(self.look_at, server_id) for server_id in missing]
-        return [server_id for server_id, task in zip(missing, tasks, strict=True) if task.result() == GONE]
+        few = missing[-CONFIRMED:]
+        tasks = [self.workers.submit(self.look_at, server_id) for server_id in few]
+        gone = [server_id for server_id, task in zip(few, tasks, strict=True) if task.result() == GONE]
+        return missing if len(gone) == len(few) else gone
 
     @staticmethod
     def stuck(machine: Machine | None) -> str:
