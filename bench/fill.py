@@ -17,7 +17,6 @@ from bench.measure import Row, pairs
 from bench.site import Site
 
 LAUNCH = "devstack-vm-launch.py"
-BOOT_SECONDS = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_cloud_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which cloud."""
+    parser.add_argument("--boot", type=float, default=20.0, metavar="SECONDS", help="that a machine takes to boot (20)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each call to the cloud (0)")
     parser.add_argument("--max-concurrency", type=int, default=16, metavar="N", help="of the provider (16)")
 
@@ -37,7 +37,7 @@ def add_cloud_arguments(parser: argparse.ArgumentParser) -> None:
 def cloud_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the cloud and the provider for `site.opened`."""
     return {"max_concurrency": options.max_concurrency,
-            "knobs": {"boot_seconds": BOOT_SECONDS, "latency_seconds": options.latency}}
+            "knobs": {"boot_seconds": options.boot, "latency_seconds": options.latency}}
 
 
 def run(options: argparse.Namespace) -> list[Row]:

@@ -32,8 +32,13 @@ def take(path: str, node: str, job: str, number: str) -> None:
 
 def ask(server: jenkins.Jenkins, method: str, path: str, **query: str) -> str:
     """Make one call and return what Jenkins answers."""
-    return str(server.jenkins_open(requests.Request(method, f"{server.server}{path}", params=query, hooks={
-        "response": lambda answer, **_: answer.headers.pop("Location", None)})))  # no page for people
+    hooks = {"response": stay}
+    return str(server.jenkins_open(requests.Request(method, f"{server.server}{path}", params=query, hooks=hooks)))
+
+
+def stay(answer: requests.Response, **_arguments: object) -> None:
+    """Do not follow to a page for people."""
+    answer.headers.pop("Location", None)
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The median of ours / limit over the runs, None without a limit."""
-        return statistics.median(a / b for a, b in zip(self.ours, self.limit, strict=True)) if self.limit else None
+        """The median of ours / limit over the runs, None without a limit or where it is nothing."""
+        return _median([a / b for a, b in zip(self.ours, self.limit, strict=True) if b]) if self.limit else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything, with the medians, for JSON."""

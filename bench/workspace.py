@@ -43,12 +43,13 @@ HISTORY_BEGAN = 1_700_000_000  # the first commit's date
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There is nothing to choose but --runs."""
+    """Say how big the projects are."""
+    parser.add_argument("--megabytes", type=float, default=20.0, metavar="N", help="of a project, the mean (20)")
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Return a row for each case."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, _bench(Path(name)) as bench:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, _bench(Path(name), options.megabytes / 20) as bench:
         return [bench.measure(case, options.runs) for case in ("cold", "cached")]
 
 
@@ -116,13 +117,14 @@ class Bench:
 
 
 @contextmanager
-def _bench(folder: Path) -> Iterator[Bench]:
+def _bench(folder: Path, scale: float) -> Iterator[Bench]:
     """Have the servers run, and clones that are a day old."""
     homes = [folder / "home-cold", folder / "home-cached"]
     for home in homes:
         home.mkdir()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(_make, [folder / "git/base" / project for project in SIZES], SIZES.values()))
+        list(threads.map(_make, [folder / "git/base" / project for project in SIZES],
+                         [size * scale for size in SIZES.values()]))
     (folder / "git/zuul").symlink_to("base")  # another address, and so another fetch
     with git_server(folder / "git") as url:
         bench = Bench(folder, url)
