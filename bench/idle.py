@@ -15,21 +15,16 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-import requests
 
 from bench.measure import PROJECT, BenchError, Row, pairs, run_process, run_script
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import ANY_HOST_KEY, Pool, image, provider
+from tests.pool import Pool, image, provider
 
 CLOUD = "pocket-a"
 SIZES = (100, 1000, 10000)
-THREADS = 4  # that make servers
 AT_ONCE = 1000  # machines that are made between two writes of vm.db
 
 
@@ -50,7 +45,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         for size in sorted(options.machines):
             pool.load(provider(max_servers=size, images=[image(min_ready=size)]))
             for start in range(before + 1, size + 1, AT_ONCE):
-                _add_machines(pool, cloud, range(start, min(start + AT_ONCE, size + 1)))
+                pool.add_ready_machines(range(start, min(start + AT_ONCE, size + 1)))
             rows.append(_measure(pool, cloud, size, options.runs))
             before = size
     for row, previous in zip(rows[1:], rows, strict=False):
@@ -66,14 +61,6 @@ class Compute:
         session = pool.client(CLOUD).session
         self.url = session.get_endpoint(service_type="compute")
         self.headers = {"X-Auth-Token": session.get_token()}
-        self.image_id = pool.pocket_look(CLOUD)["images"][0]["id"]
-        self._session = requests.Session()
-
-    def create(self, name: str, metadata: dict[str, str]) -> str:
-        """Ask for a server and return its id."""
-        server = {"name": name, "imageRef": self.image_id, "flavorRef": "1", "metadata": metadata}
-        answer = self._session.post(f"{self.url}/servers", json={"server": server}, headers=self.headers, timeout=60)
-        return str(answer.json()["server"]["id"])
 
     def seconds_of_pages(self) -> float:
         """Return how long it takes to read all pages of the list of servers, their parsing left out."""
@@ -88,20 +75,6 @@ class Compute:
             links: list[dict[str, Any]] = json.loads(text).get("servers_links", [])
             url = next((str(link["href"]) for link in links), None)
         return seconds
-
-
-def _add_machines(pool: Pool, cloud: Compute, numbers: Sequence[int]) -> None:
-    """Have machines of these numbers that are READY, with their servers and nodes."""
-    assert pool.jenkins
-    names = [f"devstack-noble-one-{number}" for number in numbers]
-    marks = [pool.marks(machine=number) for number in numbers]
-    with ThreadPoolExecutor(THREADS) as threads:
-        servers = list(threads.map(cloud.create, names, marks))
-    rows = ",".join(f"({number}, 1, '{server}', '{name}', '{name}', '127.0.0.1', 'jenkins', '{ANY_HOST_KEY}', 'READY', "
-                    f"{int(time.time())})" for number, server, name in zip(numbers, servers, names, strict=True))
-    pool.sql("INSERT INTO machine (id, base_image_id, external_id, name, jenkins_name, ip, user, host_key, state, "
-             f"state_time) VALUES {rows}")
-    pool.jenkins.add_nodes([{"name": name, "label": "devstack-noble"} for name in names])
 
 
 def _measure(pool: Pool, cloud: Compute, size: int, runs: int) -> Row:

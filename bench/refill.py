@@ -42,5 +42,6 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _use(pool: Site) -> None:
-    pool.add_ready(range(1, READY + 1))
+    pool.pool.add_ready_machines(range(1, READY + 1))
     pool.pool.sql("UPDATE machine SET state = 'USED' WHERE id <= ?", USED)
+    pool.pocket.reset_calls()

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import requests
 
 from bench import measure
 from bench.bare import Settings
 from bench.measure import BenchError, Usage
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import ANY_HOST_KEY, PROJECT, Pool, image, provider
+from tests.pool import PROJECT, Pool, image, provider
 
 BOOT_TIMEOUT = 600
 
@@ -63,34 +58,6 @@ class Site:
         """Raise BenchError unless so many machines are in these states, and none in another."""
         if (seen := self.states()) != states:
             raise BenchError(f"expected {states}, there are {seen}")
-
-    def add_ready(self, numbers: range, **node: Any) -> None:
-        """Have READY machines of these row ids, with servers and nodes that are as told, without launching them."""
-        session = self.pool.client().session
-        token, url = session.get_token(), session.get_endpoint(service_type="compute")
-        image_id = self.pocket.look()["images"][0]["id"]
-        local = threading.local()
-
-        def create(number: int) -> str:
-            if not hasattr(local, "session"):
-                local.session = requests.Session()
-            server: dict[str, Any] = {"name": f"devstack-noble-one-{number}", "imageRef": image_id, "flavorRef": "1",
-                                      "metadata": self.pool.marks(machine=number)}
-            answer = local.session.post(f"{url}/servers", json={"server": server}, headers={"X-Auth-Token": token},
-                                        timeout=60)
-            return str(answer.json()["server"]["id"])
-
-        with ThreadPoolExecutor(4) as threads:
-            servers = list(threads.map(create, numbers))
-        names = [f"devstack-noble-one-{number}" for number in numbers]
-        rows = ",".join(f"({number}, 1, '{server}', '{name}', '{name}', '127.0.0.1', 'jenkins', '{ANY_HOST_KEY}', "
-                        f"'READY', {int(time.time())})"
-                        for number, server, name in zip(numbers, servers, names, strict=True))
-        self.pool.sql("INSERT INTO machine (id, base_image_id, external_id, name, jenkins_name, ip, user, host_key, "
-                      f"state, state_time) VALUES {rows}")
-        described = {"label": "devstack-noble", "description": f"devstack-gate-pool={self.pool.uuid}", **node}
-        self.jenkins.add_nodes([{"name": name, **described} for name in names])
-        self.pocket.reset_calls()
 
 
 Opened: TypeAlias = AbstractContextManager[Site]

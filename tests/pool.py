@@ -6,7 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -195,6 +196,31 @@ class Pool:
         self.sql(f"UPDATE machine SET {', '.join(f'{column} = ?' for column in values)} WHERE id = ?",
                  *values.values(), machine)
         return name
+
+    def add_ready_machines(self, numbers: Sequence[int], **node: Any) -> None:
+        """Have READY machines of provider one with these row ids, servers in pocket-a, and nodes that are as told."""
+        assert self.jenkins
+        session = self.client().session
+        url, token = session.get_endpoint(service_type="compute"), {"X-Auth-Token": session.get_token()}
+        image_id = self.pocket_look()["images"][0]["id"]
+        local = requests.Session()
+
+        def create(number: int) -> str:
+            server: dict[str, Any] = {"name": f"devstack-noble-one-{number}", "imageRef": image_id, "flavorRef": "1",
+                                      "metadata": self.marks(machine=number)}
+            answer = local.post(f"{url}/servers", json={"server": server}, headers=token, timeout=60)
+            return str(answer.json()["server"]["id"])
+
+        with ThreadPoolExecutor(4) as threads:
+            servers = list(threads.map(create, numbers))
+        names = [f"devstack-noble-one-{number}" for number in numbers]
+        rows = ",".join(f"({number}, 1, '{server}', '{name}', '{name}', '127.0.0.1', 'jenkins', '{ANY_HOST_KEY}', "
+                        f"'READY', {int(time.time())})"
+                        for number, server, name in zip(numbers, servers, names, strict=True))
+        self.sql("INSERT INTO machine (id, base_image_id, external_id, name, jenkins_name, ip, user, host_key, state, "
+                 f"state_time) VALUES {rows}")
+        described = {"label": "devstack-noble", "description": f"devstack-gate-pool={self.uuid}", **node}
+        self.jenkins.add_nodes([{"name": name, **described} for name in names])
 
     def add_node(self, name: str, label: str, host: str, pool: str | None = None) -> None:
         """Have a node in Jenkins, with the UUID of a pool in its description, this pool's by default."""

@@ -12,7 +12,7 @@ LIMIT_SECONDS = 600  # to find a hang
 BENCHMARKS = {
     "fill": ["--machines", "3", "--serial", "3", "--boot", "0.5"],
     "refill": ["--boot", "0.5"],
-    "steady": ["--builds", "4", "--times", "360"],
+    "steady": ["--builds", "4", "--times", "720"],
     "reap": ["--machines", "3"],
     "idle": ["--machines", "2", "5"],
     "latency": [],
