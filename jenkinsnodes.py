@@ -278,7 +278,8 @@ class Nodes:
         node = self.look(name)
         if node is None or not self.is_ours(node, address):
             return True
-        node = self.take_out_of_service(name, message, missing_ok=True)
+        if not node.out_of_service:
+            node = self.take_out_of_service(name, message, missing_ok=True)
         if node is None:
             return True
         if not node.idle:

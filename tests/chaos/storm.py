@@ -120,9 +120,11 @@ class Storm:
                            DAY, rng.randint(0, 1))
         if rng.random() < 0.3:  # many builds at once have emptied the pool
             world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0")
+        let_go = [node for node, state in world.machines().items() if state == "HOLD" and node not in world.held]
         if len(world.held) > rng.randint(1, HELD):
-            node = rng.choice(list(world.held))
-            del world.held[node]
+            let_go.append(rng.choice(list(world.held)))
+        for node in let_go:  # also what a hold that failed has held all the same
+            world.held.pop(node, None)
             world.expect_all([world.wait(world.start(VMDATABASE, "unhold", node))])
 
     def actions(self) -> list[Callable[[], list[Run]]]:
