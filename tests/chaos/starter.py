@@ -23,8 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import points
-
 PROJECT = Path(__file__).resolve().parents[2]
 MESSAGE_BYTES = 1 << 16
 # What every run of a script imports sooner or later.
@@ -114,6 +112,8 @@ def run_script(order: Mapping[str, Any]) -> None:
         real = time.time
         time.time = lambda: real() + order["clock"]
     if order.get("point"):
+        from tests.chaos import points
+
         points.install(order["point"], order.get("signal", signal.SIGKILL))
     limits: Mapping[str, float] = order.get("limits", {})
     _shorten(limits, PRODUCT)
