@@ -141,8 +141,8 @@ class Nodes:
         import requests
 
         url = f"{self._config.server.rstrip('/')}/{path}"
-        return lambda server: str(server.jenkins_open(
-            requests.Request(method, url, hooks={"response": _stay}, **arguments)))
+        hooks = {"response": _stay} if method == "POST" else None
+        return lambda server: str(server.jenkins_open(requests.Request(method, url, hooks=hooks, **arguments)))
 
     def is_marked(self, node: Node) -> bool:
         """Whether a node carries this pool's mark."""
@@ -292,7 +292,8 @@ class Nodes:
 
 def _stay(response: requests.Response, **_arguments: object) -> None:
     """Do not follow to the page that people see after a change: Jenkins draws all nodes there, which takes long."""
-    response.headers.pop("Location", None)
+    if response.status_code == 302:  # noqa: PLR2004
+        response.headers.pop("Location", None)
 
 
 def is_out_of_service(config: JenkinsConfig, name: str) -> bool:

@@ -249,6 +249,27 @@ def test_all_nodes_are_seen_by_one_call(nodes: Nodes, stand_in: StandIn) -> None
     assert stand_in.calls() == {"GET /computer/api/json": 1}
 
 
+def test_a_redirect_of_a_look_is_followed(tmp_path: Path) -> None:
+    """As by a proxy that leads to another address of Jenkins."""
+    class Moved(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"computer": []}' if self.path.startswith("/moved") else b""
+            self.send_response(200 if body else 302)
+            if not body:
+                self.send_header("Location", "/moved")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Moved) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        config = JenkinsConfig(f"http://127.0.0.1:{server.server_port}/", "user", "key", "nodes")
+        seen = Nodes(config, tmp_path / "locks", "p").all()
+        server.shutdown()
+
+    assert seen == {}
+
+
 def test_a_node_that_builds_is_not_idle(busy_jenkins: StandIn, tmp_path: Path) -> None:
     nodes = Nodes(config_of(busy_jenkins), tmp_path / "locks", "p")
     add_online(nodes, busy_jenkins)
@@ -266,6 +287,16 @@ def test_a_node_is_made_for_one_build_of_its_label_with_its_host_key(nodes: Node
     expected = {"label": LABEL, "executors": 1, "exclusive": True, "host": "192.0.2.1", "port": 22, "key": ANY_HOST_KEY,
                 "credentialsId": "nodes", "remoteFS": "/home/jenkins", "strategy": "ManuallyProvided"}
     assert {name: node[name] for name in expected} == expected
+
+
+def test_no_page_of_all_nodes_is_drawn_for_a_change(nodes: Nodes, stand_in: StandIn) -> None:
+    """Each request counts when there are thousands of nodes."""
+    add(nodes)
+    assert stand_in.calls() == {"POST /computer/doCreateItem": 1, "GET /computer/{name}/config.xml": 1}
+    nodes.take_out_of_service("n1", "used")
+    stand_in.reset_calls()
+    nodes.remove("n1", "gone")
+    assert stand_in.calls() == {"GET /computer/{name}/api/json": 2, "POST /computer/{name}/doDelete": 1}
 
 
 def test_each_node_gets_its_own_host_key(nodes: Nodes, stand_in: StandIn) -> None:
