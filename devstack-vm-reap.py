@@ -341,7 +341,11 @@ class Reap:
                          and not sight.builds(machine)]
         else:
             verdicts += self.verdicts_for_room(machines, images.values(), verdicts, sight)
+        by_machine = {server.machine_id: server for server in sight.servers.values()}
         for machine in machines:
+            if machine.state == HOLD and not machine.external_id and machine.id in by_machine \
+                    and not self.options.dry_run:
+                vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
             if machine.state == HOLD and machine.external_id in sight.gone:
                 self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
                                              machine.name)

@@ -584,6 +584,16 @@ def test_the_floating_ip_of_a_machine_goes_with_it(pool: Pool) -> None:
     assert (gone(pool, name), pool.pocket_look()["floating_ips"]) == (True, [])
 
 
+def test_the_server_of_a_machine_that_was_held_before_its_id_was_saved_is_its_own(pool: Pool) -> None:
+    name = loaded(pool).add_machine("HOLD")
+    server = pool.column(name, "external_id")
+    pool.sql("UPDATE machine SET external_id = NULL")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert (pool.column(name, "external_id"), pool.server_names()) == (server, [name])
+
+
 def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(pool: Pool) -> None:
     name = loaded(pool).add_machine("HOLD")
     cloud = pool.client()

@@ -70,9 +70,11 @@ def serve(channel: socket.socket) -> None:
 
 
 def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tuple[int, int]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may be ignored here
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with _ending_as_python_does():
             channel.close()
             os.setsid()
@@ -85,6 +87,7 @@ def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tupl
             os.chdir(order["folder"])
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             run_script(order)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.close(output)
     return os.pidfd_open(pid), pid
 
