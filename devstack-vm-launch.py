@@ -120,6 +120,7 @@ class Launch:
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
         self.templates: dict[int, Template] = {}
+        self.snapshot_names: dict[int | None, str] = {}  # by id
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
@@ -218,10 +219,8 @@ class Launch:
         """
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
         if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
-            for image in self.plan()[:free]:
-                template = self.template(image)
-                if template:
-                    self.start(image, template)
+            wanted = [(image, self.template(image)) for image in self.plan()[:free]]
+            self.start([(image, template) for image, template in wanted if template])
 
     def plan(self) -> list[BaseImage]:
         """Return the image types to launch machines of, one entry for each machine."""
@@ -255,14 +254,20 @@ class Launch:
             log = self.log.bind(image=self.images[image_id].name) if image_id else self.log
             log.error("no more servers are asked for in this run: %s", why)
 
-    def start(self, image: BaseImage, template: Template) -> None:
-        """Write the row, then ask for the server that is named after it."""
+    def start(self, wanted: Sequence[tuple[BaseImage, Template]]) -> None:
+        """Write a row for each machine, then ask for the servers that are named after them."""
+        if not wanted:
+            return
+        machines = []
         with vmdatabase.database.atomic("IMMEDIATE"):
-            machine = Machine.create(base_image=image, snapshot_image=template.snapshot, user=self.config.node.user,
-                                     state=BUILDING, state_time=vmdatabase.now())
-            name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
-            vmdatabase.set_columns(machine, name=name)
-        self.create(machine, template)
+            for image, template in wanted:
+                machine = Machine.create(base_image=image, snapshot_image=template.snapshot,
+                                         user=self.config.node.user, state=BUILDING, state_time=vmdatabase.now())
+                name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
+                vmdatabase.set_columns(machine, name=name)
+                machines.append(machine)
+        for machine, (_, template) in zip(machines, wanted, strict=True):
+            self.create(machine, template)
 
     def create(self, machine: Machine, template: Template) -> None:
         """Have a worker ask for the server of a row."""
@@ -302,9 +307,8 @@ class Launch:
         machine = boot.machine
         image = self.images[machine.base_image_id]
         if boot.stage == LOGIN and boot.server:
-            snapshot = machine.snapshot_image
             marks = {"NODE_PROVIDER": self.provider.name, "NODE_IMAGE": image.name, "NODE_NAME": machine.name,
-                     "NODE_SNAPSHOT": snapshot.name if snapshot else ""}
+                     "NODE_SNAPSHOT": self.snapshot_name(machine.snapshot_image_id)}
             text = "".join(f"{key}={value}\n" for key, value in marks.items())
             boot.task = self.workers.submit(self.log_in, boot.server, str(machine.user), text, boot.deadline)
         elif self.nodes:
@@ -312,6 +316,13 @@ class Launch:
                 self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
                 address=str(machine.ip), port=self.provider.ssh_port, host_key=str(machine.host_key),
                 remote_fs=self.config.node.remote_fs)
+
+    def snapshot_name(self, snapshot_id: int | None) -> str:
+        """Return the name of a snapshot, empty if reap has deleted it meanwhile."""
+        if snapshot_id not in self.snapshot_names:
+            row = SnapshotImage.get_or_none(SnapshotImage.id == snapshot_id)
+            self.snapshot_names[snapshot_id] = str(row.name) if row else ""
+        return self.snapshot_names[snapshot_id]
 
     def log_in(self, server: novacloud.Server, user: str, marks: str, deadline: float) -> nodessh.Login:
         """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""

@@ -378,11 +378,16 @@ def _run_to_end(body: Callable[[], int]) -> int:
         sys.stdout.flush()
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
-        _say(f"unforeseen {type(err).__name__}: {err} (-v shows where)")
+        _say(f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)")
         code = EXIT_FAILED
     finally:
         _ignore_signals()
     return code
+
+
+def one_line(err: BaseException) -> str:
+    """Return an error's message without line breaks."""
+    return " ".join(str(err).split())
 
 
 def _ignore_signals() -> None:
@@ -505,7 +510,7 @@ def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         raise
     except Exception as err:  # the boundary of one item
         get_log().debug("unforeseen", exc_info=True)
-        raise GateError(f"unforeseen {type(err).__name__}: {err} (-v shows where)") from err
+        raise GateError(f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)") from err
 
 
 @contextlib.contextmanager

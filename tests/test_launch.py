@@ -11,7 +11,7 @@ import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, image, provider
+from tests.pool import SCRIPT_SECONDS, Pool, await_that, image, provider
 
 LAUNCH = "devstack-vm-launch.py"
 
@@ -124,6 +124,14 @@ def test_a_full_pool_is_left_as_it_is(pool: Pool) -> None:
 
     assert result.stdout == "one noble: 1 of 1 ready\n"
     assert pool.server_names() == names(1)
+
+
+def test_a_snapshot_that_reap_deletes_while_its_machines_boot_costs_none_of_them(pool: Pool) -> None:
+    seeded(pool, provider()).knobs(boot_seconds=2)
+    process = pool.start(LAUNCH, "one")
+    await_that("both servers", lambda: pool.sql("SELECT count(external_id) FROM machine") == [(2,)])
+    pool.sql("DELETE FROM snapshot_image")
+    assert process.communicate(timeout=SCRIPT_SECONDS)[0] == "one noble: 2 of 2 ready\n"
 
 
 def test_each_server_carries_the_pool_the_provider_and_its_row(pool: Pool) -> None:
