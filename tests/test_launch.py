@@ -127,9 +127,10 @@ def test_a_full_pool_is_left_as_it_is(pool: Pool) -> None:
 
 
 def test_a_snapshot_that_reap_deletes_while_its_machines_boot_costs_none_of_them(pool: Pool) -> None:
-    seeded(pool, provider()).knobs(boot_seconds=2)
+    seeded(pool, provider()).knobs(boot_seconds=4)
+    pool.run(LAUNCH, "one", "--no-wait", expect=0)
     process = pool.start(LAUNCH, "one")
-    await_that("both servers", lambda: pool.sql("SELECT count(external_id) FROM machine") == [(2,)])
+    await_that("the machines to be taken over", lambda: pool.calls("GET", "/servers/detail") >= 3)
     pool.sql("DELETE FROM snapshot_image")
     assert process.communicate(timeout=SCRIPT_SECONDS)[0] == "one noble: 2 of 2 ready\n"
 
