@@ -4,6 +4,7 @@
 
 fill      creates as many at once as max-concurrency, one list a second, a login as soon as the cloud says ACTIVE
 serial    the original: one create a second, a GET for each server in rounds 3 s apart, one login after the other
+patient   the same with the 3 s after each GET
 reap      deletes as many at once as max-concurrency, at calls-per-second, then one list a second
 """
 
@@ -23,7 +24,7 @@ import requests
 import yaml
 
 POLL_SECONDS = 1.0
-SERIAL_CREATE_SECONDS, SERIAL_ROUND_SECONDS = 1.0, 3.0  # of the original
+SERIAL_CREATE_SECONDS, SERIAL_PAUSE_SECONDS = 1.0, 3.0  # of the original
 # What the scripts' own ssh test does: /etc/devstack-gate/node is written over one login.
 WRITE = "umask 022 && sudo -n mkdir -p /etc/devstack-gate && sudo -n tee /etc/devstack-gate/node"
 
@@ -134,8 +135,8 @@ def fill(settings: Settings) -> None:
         task.result()
 
 
-def serial(settings: Settings) -> None:
-    """Launch as the original did."""
+def serial(settings: Settings, after_each: float = 0.0, after_all: float = SERIAL_PAUSE_SECONDS) -> None:
+    """Launch as the original did, with pauses after each GET and after a round of them."""
     compute, key = Compute(settings), paramiko.PKey.from_path(settings.key)
     building = []
     for number in range(settings.machines):
@@ -148,9 +149,15 @@ def serial(settings: Settings) -> None:
             if server["status"] == "ACTIVE":
                 log_in(address_of(server), key)
                 building.remove(server_id)
+            time.sleep(after_each)
         if not building:
             break
-        time.sleep(SERIAL_ROUND_SECONDS)
+        time.sleep(after_all)
+
+
+def patient(settings: Settings) -> None:
+    """Launch serially with the pause after each GET."""
+    serial(settings, SERIAL_PAUSE_SECONDS, 0.0)
 
 
 def reap(settings: Settings) -> None:
@@ -164,7 +171,7 @@ def reap(settings: Settings) -> None:
         time.sleep(POLL_SECONDS)
 
 
-LOOPS = {"fill": fill, "serial": serial, "reap": reap}
+LOOPS: dict[str, Callable[[Settings], None]] = {"fill": fill, "serial": serial, "patient": patient, "reap": reap}
 
 if __name__ == "__main__":
     LOOPS[sys.argv[1]](Settings(**json.loads(sys.argv[2])))
