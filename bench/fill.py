@@ -3,8 +3,8 @@
 Ours is one devstack-vm-launch.py, as a cold process, until every machine is READY and a node of Jenkins. The limit is a
 bare loop in one process: creates as many at once as max-concurrency, one list a second, one login with the same command
 as soon as a machine is ACTIVE; no database, no Jenkins, nothing else. The serial baseline is the original's way: one
-create a second, then rounds of a GET for each machine, one login after the other, 3 s between rounds; with --patient the 3 s come
-after each GET.
+create a second, then rounds of a GET for each machine, one login after the other, 3 s between rounds; with --patient
+the 3 s come after each GET.
 """
 
 from __future__ import annotations
