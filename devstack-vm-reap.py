@@ -69,9 +69,12 @@ class Sight:
         return node is not None and not node.idle
 
     def spent(self, machine: Machine) -> bool:
-        """Whether its node was taken out of service for good: who takes one offline by hand leaves it its label."""
+        """Whether no build can reach its node any more, for it has lost its label.
+
+        Who takes a node offline by hand leaves it that; a script that was cut short may have taken no more than that.
+        """
         node = (self.nodes or {}).get(str(machine.jenkins_name))
-        return node is not None and node.out_of_service
+        return node is not None and jenkinsnodes.USED_LABEL in node.labels
 
     def death(self, machine: Machine) -> str | None:
         """Return what a machine died of, None if it lives."""

@@ -92,6 +92,7 @@ def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | 
     return reap.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
 
 
+UNLABELLED = sight(server(), nodes={"node": Node("node", "", False, False, True, "", "", frozenset({"devstack-used"}))})
 SPENT = sight(server(), nodes={"node": Node("node", "", True, True, True, "", "", frozenset({"devstack-used"}))})
 OFFLINE = sight(server(), nodes={"node": Node("node", "", True, True, True, "", "", frozenset({"devstack-noble"}))})
 ALIVE = sight(server(), nodes={"node": node()})
@@ -110,6 +111,7 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("READY"), sight(server(status="REBOOT"), nodes={}), None),
     (machine("READY"), sight(server(), nodes={}, dead=("node",)), ("ERROR", "its Jenkins node died")),
     (machine("READY"), SPENT, ("DELETE", "no build can start on its node any more")),
+    (machine("READY"), UNLABELLED, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), OFFLINE, None),  # a person's doing
     (machine("USED", 24 * HOUR - 1), ALIVE, None),
     (machine("USED", 24 * HOUR), ALIVE, ("DELETE", "used, and kept for 24 hours")),
