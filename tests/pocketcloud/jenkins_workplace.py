@@ -191,7 +191,7 @@ class AgentPlace:
         words = shlex.join([*interpreter(script), file])
         # the group's number is kept beside the script, so that an abort finds it
         command = (
-            f"cut -d' ' -f5 /proc/$$/stat >{file}.group; cat >{file}; {words} </dev/null; status=$?; "
+            f"cut -d' ' -f5 /proc/$$/stat >{file}.group; cat >{file}; {words} </dev/null 2>&1; status=$?; "
             f"rm -f {file} {file}.group; exit $status"
         )
         try:
