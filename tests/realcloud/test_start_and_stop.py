@@ -48,7 +48,7 @@ def test_a_killed_one_leaves_nothing_that_runs_and_the_next_starts_from_nothing(
         again.process.send_signal(signal.SIGINT)
         assert again.process.wait(SECONDS) == 0
 
-        assert left(again, pids) == (set(), [])
+        await_that("the end of all processes", lambda: left(again, pids) == (set(), []), SECONDS)
         assert not again.root.exists()
 
 
