@@ -262,6 +262,7 @@ def test_the_credential_is_the_one_that_nodes_are_made_with(desk: Desk, credenti
 
 def test_the_label_belongs_to_one_node(desk: Desk) -> None:
     desk.standin.add_nodes([{"name": "spare", "label": f"linux {HOST}"}])
+    desk.standin.wait_node("spare", "online")
     assert wrong(desk.check(expect=1)) == [
         f"wrong    label {HOST}: on master, spare; expected on one node, the one on the host of vm.db"]
 
