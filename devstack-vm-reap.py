@@ -17,6 +17,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import gateconfig
@@ -60,6 +61,11 @@ class Sight:
     list_is_whole: bool  # False: the list left out servers that the cloud shows when asked for them
     nodes: Mapping[str, jenkinsnodes.Node] | None
     dead_nodes: frozenset[str]  # nodes whose agent went and stayed away
+
+    @cached_property
+    def by_machine(self) -> dict[int | None, novacloud.Server]:
+        """The servers by the row id of their mark."""
+        return {server.machine_id: server for server in self.servers.values()}
 
     def builds(self, machine: Machine) -> bool:
         """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
@@ -344,14 +350,7 @@ class Reap:
                          and not sight.builds(machine)]
         else:
             verdicts += self.verdicts_for_room(machines, images.values(), verdicts, sight)
-        by_machine = {server.machine_id: server for server in sight.servers.values()}
-        for machine in machines:
-            if machine.state == HOLD and not machine.external_id and machine.id in by_machine \
-                    and not self.options.dry_run:
-                vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
-            if machine.state == HOLD and machine.external_id in sight.gone:
-                self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
-                                             machine.name)
+        self.see_to_held([machine for machine in machines if machine.state == HOLD], sight)
         for verdict in verdicts:
             machine, source = verdict.machine, str(verdict.machine.state)
             if self.options.dry_run:
@@ -360,6 +359,21 @@ class Reap:
             columns = {"error": verdict.why} if verdict.target == ERROR else {}
             if vmdatabase.move(machine, source, verdict.target, **columns):
                 self.log_of(machine).info("%s -> %s: %s", source, verdict.target, verdict.why)
+
+    def see_to_held(self, machines: Sequence[Machine], sight: Sight) -> None:
+        """Learn the servers of held machines whose ids were not saved, and tell whose servers are gone."""
+        for machine in machines:
+            if not self.options.dry_run:
+                self.save_server_id(machine, sight)
+            if machine.external_id in sight.gone:
+                self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
+                                             machine.name)
+
+    @staticmethod
+    def save_server_id(machine: Machine, sight: Sight) -> None:
+        """Save the id of a machine's server that is known by its mark alone."""
+        if not machine.external_id and machine.id in sight.by_machine:
+            vmdatabase.set_columns(machine, external_id=sight.by_machine[machine.id].id)
 
     def retire_nodes(self, sight: Sight) -> None:
         """Take nodes out of service that are not to serve a build any more, but were left in it by an outage."""
@@ -413,15 +427,13 @@ class Reap:
 
     def delete_over(self, machines: Sequence[Machine], sight: Sight) -> list[Machine]:
         """Ask for the end of each machine's node and server; returns those still to be seen gone."""
-        by_machine = {server.machine_id: server for server in sight.servers.values()}
         tasks = {}
         for machine in machines:
             if sight.nodes is None and machine.jenkins_name:
                 continue
             if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE):
                 continue  # a person holds it
-            if not machine.external_id and machine.id in by_machine:
-                vmdatabase.set_columns(machine, external_id=by_machine[machine.id].id)
+            self.save_server_id(machine, sight)
             if machine.delete_time is None:
                 vmdatabase.set_columns(machine, delete_time=vmdatabase.now())
             self.going[machine.id] = str(machine.name)

@@ -163,7 +163,7 @@ def load_secure_config() -> SecureConfig:
         number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
         raise ConfigError(f"{path}: not an INI file: line {number}: expected key = value in a [section]") from err
     except configparser.Error as err:
-        raise ConfigError(f"{path}: not an INI file: {' '.join(str(err).split())}") from err
+        raise ConfigError(f"{path}: not an INI file: {one_line(err)}") from err
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         logging.warning("%s can be read by others than its owner (mode %o); chmod 600 it", path, stat.S_IMODE(mode))
     _refuse_unknown(path, parser)

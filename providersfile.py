@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from gateconfig import ConfigError, nearest
+from gateconfig import ConfigError, nearest, one_line
 from vmdatabase import BaseImage, Machine, Provider, SnapshotImage, database, images_of
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
@@ -116,7 +116,7 @@ def load_providers_file(path: Path) -> list[dict[str, Any]]:
         line = text.count("\n", 0, err.position) + 1
         raise ConfigError(f"{path}:{line}: not YAML: character {text[err.position]!a}: {err.reason}") from err
     except yaml.YAMLError as err:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(err).split())}") from err
+        raise ConfigError(f"{path}: not YAML: {one_line(err)}") from err
 
 
 class _ProvidersReader:

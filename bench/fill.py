@@ -75,4 +75,4 @@ def run(options: argparse.Namespace) -> list[Row]:
 def note(row: Row, at: Site, peak_mb: float, machines: int) -> None:
     """Write down what a run needed beside time."""
     row.peak_mb.append(peak_mb)
-    row.calls.append(at.calls() / machines)
+    row.calls.append(at.pool.compute_calls() / machines)

@@ -90,7 +90,7 @@ def _measure(pool: Pool, cloud: Compute, size: int, runs: int) -> Row:
         used = run_script("devstack-vm-launch.py", "one", environment=pool.environment, folder=pool.folder)
         _expect(used.output, f"one noble: {size} of {size} ready\n")
         row.peak_mb.append(used.peak_mb)
-        row.calls.append(sum(pool.pocket_look(CLOUD)["calls"].get("compute", {}).values()) / size)
+        row.calls.append(pool.compute_calls(CLOUD) / size)
         return used.seconds
 
     def limit() -> float:

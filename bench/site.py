@@ -26,7 +26,7 @@ class Site:
     def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, machines: int, min_ready: int | None = None,
                  **settings: Any) -> None:
         self.pool = Pool(folder, pocket, jenkins)
-        self.pocket, self.jenkins, self.folder, self.settings = pocket, jenkins, folder, settings
+        self.pocket, self.folder, self.settings = pocket, folder, settings
         images = [image(min_ready=machines if min_ready is None else min_ready)]
         self.pool.load(provider(max_servers=machines, boot_timeout=BOOT_TIMEOUT, images=images, **settings))
         self.pool.seed_snapshots()
@@ -45,18 +45,10 @@ class Site:
         return measure.run_process([sys.executable, "-m", "bench.bare", loop, settings.as_json()],
                                    environment, self.folder)
 
-    def calls(self) -> int:
-        """Return how many calls compute has had since they were counted from nothing."""
-        calls: int = sum(self.pocket.look()["calls"].get("compute", {}).values())
-        return calls
-
-    def states(self) -> dict[str, int]:
-        """Return {state: how many machines}."""
-        return dict(self.pool.sql("SELECT state, count(*) FROM machine GROUP BY state"))
-
     def expect(self, **states: int) -> None:
         """Raise BenchError unless so many machines are in these states, and none in another."""
-        if (seen := self.states()) != states:
+        seen = dict(self.pool.sql("SELECT state, count(*) FROM machine GROUP BY state"))
+        if seen != states:
             raise BenchError(f"expected {states}, there are {seen}")
 
 
@@ -64,14 +56,13 @@ Opened: TypeAlias = AbstractContextManager[Site]
 
 
 @contextmanager
-def opened(machines: int, *, kind: str = "shared-ssh", knobs: dict[str, Any] | None = None,
-           **settings: Any) -> Iterator[Site]:
+def opened(machines: int, *, knobs: dict[str, Any] | None = None, **settings: Any) -> Iterator[Site]:
     """Yield a site of its own for one run; settings are keys of the provider, with _ for -."""
     if os.geteuid():
         raise BenchError("needs root: machines listen on port 22 of addresses of their own")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        with Pocket(folder, "--machines", kind) as pocket, \
+        with Pocket(folder, "--machines", "shared-ssh") as pocket, \
                 StandIn(folder / "jenkins", knobs={"connect": "instant"}) as jenkins:
             site = Site(folder, pocket, jenkins, machines, **settings)
             if knobs:

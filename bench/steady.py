@@ -235,5 +235,5 @@ class Real:
 
     def calls_per_machine(self) -> float:
         """Return the compute calls of the hour for each machine that was made in it."""
-        calls = sum(sum(self.pocket.look(cloud)["calls"].get("compute", {}).values()) for cloud in PROVIDERS.values())
-        return float(calls) / max(1, self.machines_made() - self.made)
+        calls = sum(map(self.pool.compute_calls, PROVIDERS.values()))
+        return calls / max(1, self.machines_made() - self.made)

@@ -250,6 +250,10 @@ class Pool:
         assert self.pocket
         return int(self.pocket.look(cloud)["calls"].get("compute", {}).get(f"{method} {path}", 0))
 
+    def compute_calls(self, cloud: str = "pocket-a") -> int:
+        """How many calls compute has had since the cloud's calls were last reset."""
+        return sum(self.pocket_look(cloud)["calls"].get("compute", {}).values())
+
     def pocket_look(self, cloud: str = "pocket-a") -> dict[str, Any]:
         """All that the cloud really has."""
         assert self.pocket
