@@ -20,7 +20,7 @@ declare -gA SECRETS=()
 SETTINGS_FILES=()  # of devstack, as they are written
 SUDOERS=/etc/sudoers.d/50_stack_sh
 
-check_settings() {
+check_devstack() {
     : "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_GRENADE:=0}" "${KEEP_LOCALRC:=0}"
     # What is added to devstack's settings must not also reach it by the environment, where it would replace them.
     export -n ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG
@@ -222,6 +222,8 @@ main() {
     here=${here%/*}
     # shellcheck source=functions.sh
     . "$here/functions.sh"
+    # shellcheck source=gate/settings.sh
+    . "$here/gate/settings.sh"
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
@@ -230,7 +232,7 @@ main() {
         become_owner "$owner" "$here/devstack-vm-gate.sh"
         return
     fi
-    check_settings
+    check_devstack
     make_secrets
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade

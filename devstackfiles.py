@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, Log, get_log
 
-PROJECTS_FILE = Path(__file__).resolve().parent / "projects.txt"
+PROJECTS_FILE = Path(__file__).resolve().parent / "gate" / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
 CALL_SECONDS = 120  # for what is run of devstack
 GIT_SECONDS = 600

@@ -13,8 +13,7 @@ from tests.pool import PROJECT, await_that
 
 SAMPLE = Path(__file__).parent / "sample"
 PROJECTS = ("sample/devstack", "sample/adder", "sample/adderd")
-GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh", "gatehost.sh", "gatelogs.sh",
-              "gateremote.sh", "projects.txt"]
+GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh", "gate"]
 WHO = ["-c", "user.name=sample", "-c", "user.email=sample@localhost"]
 
 
@@ -34,10 +33,11 @@ def make_projects(folder: Path) -> None:
 
 
 def commit_files(tree: Path, source: Path, names: Sequence[str]) -> None:
-    """Make a repository with one commit on master that holds these files of a folder."""
+    """Make a repository with one commit on master that holds these files and folders of a folder."""
     tree.mkdir(parents=True)
     for name in names:
-        shutil.copy(source / name, tree / name)
+        copy = shutil.copytree if (source / name).is_dir() else shutil.copy
+        copy(source / name, tree / name)
     git(tree, "init", "-q", "-b", "master")
     git(tree, "add", ".")
     git(tree, *WHO, "commit", "-q", "-m", f"Start of {tree.name}")

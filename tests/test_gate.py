@@ -110,7 +110,7 @@ def test_a_source_that_cannot_be_had_is_3_and_no_test_runs(node: Node) -> None:
 
 HOOKS = """
 pre_test_hook() { echo "pre $PWD"; return ${PRE:-0}; }
-gate_hook() { echo gate; ls /opt/stack/new/devstack-gate; return ${GATE:-0}; }
+gate_hook() { echo gating; ls /opt/stack/new/devstack-gate; return ${GATE:-0}; }
 post_test_hook() { echo post; return ${POST:-0}; }
 export -f pre_test_hook gate_hook post_test_hook
 """
@@ -121,12 +121,12 @@ def test_hooks_run_in_their_order_and_their_statuses_count(node: Node) -> None:
         exports = "".join(f"export {name}={value}\n" for name, value in statuses.items())
         run = node.gate(hooks=HOOKS + exports)
         words = [line.split()[-1] for line in run.stdout.splitlines() if "Z " in line]
-        return run.returncode, [word for word in words if word in ("/home/jenkins/workspace", "gate", "post")]
+        return run.returncode, [word for word in words if word in ("/home/jenkins/workspace", "gating", "post")]
 
-    assert ran() == (0, ["/home/jenkins/workspace", "gate", "post"])
+    assert ran() == (0, ["/home/jenkins/workspace", "gating", "post"])
     assert ran(PRE="5") == (5, ["/home/jenkins/workspace"])
-    assert ran(GATE="6") == (6, ["/home/jenkins/workspace", "gate"])
-    assert ran(POST="7") == (7, ["/home/jenkins/workspace", "gate", "post"])
+    assert ran(GATE="6") == (6, ["/home/jenkins/workspace", "gating"])
+    assert ran(POST="7") == (7, ["/home/jenkins/workspace", "gating", "post"])
     assert "post" in node.file(f"{LOGS}/post_test_hook.txt")
     assert "devstack-vm-gate.sh" in node.file(f"{LOGS}/gate_hook.txt")
 

@@ -394,9 +394,10 @@ def to_test(refs: Sequence[str], branch: str, ident: str) -> str | None:
     return "refs/heads/master" if "refs/heads/master" in refs else None
 
 
+SOURCE = '. "$1/functions.sh"; . "$1/gate/source.sh"'
 CHOOSER = """
 set -euo pipefail
-. "$1/functions.sh"
+. "$1/gate/source.sh"
 while IFS=' ' read -r branch count ident; do
     refs=
     for (( number = 0; number < count; number++ )); do read -r ref; refs+=$ref$'\\n'; done
@@ -465,7 +466,7 @@ def test_a_tree_holds_the_code_of_that_ref_of_a_real_repository(
             "ZUUL_REF": f"refs/zuul/master/{ident}"} if ident else {}
 
     result = subprocess.run(
-        ["bash", "-c", '. "$1/functions.sh"; ATTEMPTS=1; setup_project a/b "$2" "$3"', "test", str(PROJECT), branch,
+        ["bash", "-c", f'{SOURCE}; ATTEMPTS=1; setup_project a/b "$2" "$3"', "test", str(PROJECT), branch,
          str(base)], env={"PATH": os.environ["PATH"], "HOME": str(base), "GIT_BASE": f"file://{base}", **ENVIRONMENT,
                           **zuul}, capture_output=True, text=True, check=False)
 
@@ -493,7 +494,7 @@ def test_changes_of_gerrit_are_those_of_project_and_branch_in_their_order_and_th
     environ = {"GERRIT_PROJECT": "a/b", "GERRIT_BRANCH": branch, "GERRIT_REFSPEC": trigger[2],
                "GERRIT_CHANGES": "^".join(map(":".join, listed)), "PATH": os.environ["PATH"]}
 
-    found = subprocess.run(["bash", "-c", '. "$1/functions.sh"; changes_of a/b "$2"', "test", str(PROJECT), branch],
+    found = subprocess.run(["bash", "-c", f'{SOURCE}; changes_of a/b "$2"', "test", str(PROJECT), branch],
                            env=environ, capture_output=True, text=True, check=True).stdout.split()
 
     assert found == [ref for project, on, ref in [*changes, trigger] if (project, on) == ("a/b", branch)]

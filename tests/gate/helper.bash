@@ -14,6 +14,10 @@ setup_gate() {
     mkdir -p "$HOME" "$SERVER" "$TREES"
     # shellcheck source=functions.sh
     . "$PROJECT_FOLDER/functions.sh"
+    # shellcheck source=gate/settings.sh
+    . "$PROJECT_FOLDER/gate/settings.sh"
+    # shellcheck source=gate/source.sh
+    . "$PROJECT_FOLDER/gate/source.sh"
     sleep() { :; } # pauses between attempts
 }
 
@@ -50,7 +54,7 @@ got() {
 
 # set_up PROJECT BRANCH: in a shell of its own, as the gate does; what is got must then be told by `got`.
 set_up() {
-    bash -c '. "$1/functions.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
+    bash -c '. "$1/functions.sh"; . "$1/gate/source.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
 }
 
 zuul() {

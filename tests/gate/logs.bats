@@ -11,8 +11,10 @@ setup() {
     HERE=$PROJECT_FOLDER
     # shellcheck source=devstack-vm-gate-wrap.sh
     . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
-    # shellcheck source=gatelogs.sh
-    . "$PROJECT_FOLDER/gatelogs.sh"
+    # shellcheck source=gate/logs.sh
+    . "$PROJECT_FOLDER/gate/logs.sh"
+    # shellcheck source=gate/reproduce.sh
+    . "$PROJECT_FOLDER/gate/reproduce.sh"
     export WORKSPACE=$BATS_TEST_TMPDIR/workspace BASE=$BATS_TEST_TMPDIR/stack
     RUN=$BATS_TEST_TMPDIR/run
     LOGS=$WORKSPACE/logs

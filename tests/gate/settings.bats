@@ -241,6 +241,6 @@ accepted() {
 }
 
 @test "sourcing the scripts does nothing" {
-    run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gatehost.sh"' bash "$PROJECT_FOLDER"
+    run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
 }

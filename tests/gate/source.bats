@@ -43,7 +43,7 @@ refused() {
 }
 
 set_up() {
-    bash -c '. "$1/functions.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project openstack/nova "${2:-master}" "$TREES"' \
+    bash -c '. "$1/functions.sh"; . "$1/gate/source.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project openstack/nova "${2:-master}" "$TREES"' \
         functions-test "$PROJECT_FOLDER" "$@"
 }
 
@@ -301,7 +301,7 @@ corrupt_cache() {
         make_project "${projects[-1]}" master
     done
     mkdir "$BATS_TEST_TMPDIR/lines"
-    run -3 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/functions.sh"; ATTEMPTS=1 GIT_SECONDS_MAX=10
+    run -3 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/functions.sh"; . "$1/gate/source.sh"; ATTEMPTS=1 GIT_SECONDS_MAX=10
         setup_trees master "$TREES" "$2" "${@:3}"' gate "$PROJECT_FOLDER" "$BATS_TEST_TMPDIR/lines" "${projects[@]}"
     [[ $output == *'openstack/nova: '*'no answer within 10 seconds' ]]
     [[ $(got "${projects[-1]}") == 'tip of master' ]]

@@ -124,12 +124,12 @@ rsync_path() {
 }
 
 send_workspace() {
-    local host=$1 name to
+    local host=$1 to
     on_host "$host" bash -c "$REMOTE_FOLDER" > "$RUN/there" || return
     THERE=$(< "$RUN/there")
     [[ $THERE == /* ]] || return
     mkdir -- "$RUN/gate"
-    for name in "${SCRIPTS[@]}"; do cp -- "$HERE/$name" "$RUN/gate/" || return; done
+    cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$RUN/gate/" || return
     : > "$RUN/settings"
     chmod 600 -- "$RUN/settings"
     { WORKSPACE=$THERE/workspace print_settings && print_hooks; } > "$RUN/settings" || return

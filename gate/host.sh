@@ -83,14 +83,13 @@ make_stack_user() {
 # These scripts, where the stack user can read them whatever the workspace's permissions; hooks find them in
 # $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
 install_scripts() {
-    local folder=$BASE/new/devstack-gate name
+    local folder=$BASE/new/devstack-gate
     if [[ ! -d $folder || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
         mkdir -p -- "$folder" || return
-        for name in "${SCRIPTS[@]}"; do
-            if [[ ! $HERE/$name -ef $folder/$name ]]; then cp -- "$HERE/$name" "$folder/$name" || return; fi
-        done
+        if [[ ! $HERE -ef $folder ]]; then cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$folder/" || return; fi
     fi
-    as_root install -d -m 755 "$BASE/gate" || return
-    for name in "${SCRIPTS[@]}"; do as_root install -m 755 -- "$HERE/$name" "$BASE/gate/$name" || return; done
+    as_root rm -rf -- "$BASE/gate" && as_root install -d -m 755 "$BASE/gate" || return
+    as_root cp -RL --no-preserve=all -- "${SCRIPTS[@]/#/"$HERE/"}" "$BASE/gate/" || return
+    as_root chmod -R u=rwX,go=rX "$BASE/gate" || return
     as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step"
 }

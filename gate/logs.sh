@@ -10,30 +10,6 @@ LARGE=$(( 1024 * 1024 ))      # bytes; larger files are compressed
 SERVICE_LOGS=(apache2 httpd ceph libvirt mysql mariadb openvswitch ovn postgresql rabbitmq)
 declare -gA SAVED=()          # what has been copied already, by its real path
 
-# reproduce.sh runs the same thing again: our settings and hooks, and what was tested.
-write_reproduce() {
-    local file=$LOGS/reproduce.sh
-    {
-        printf '#!/usr/bin/env bash\n'
-        printf '# Runs this test again: [WORKSPACE=FOLDER] [DEVSTACK_GATE=FOLDER] reproduce.sh [[USER@]HOST]\n'
-        printf '# DEVSTACK_GATE is a checkout of devstack-gate. Secrets are left out.\n\n'
-        # shellcheck disable=SC2016  # expanded when it runs
-        printf 'folder=${WORKSPACE:-%q}\n' "$WORKSPACE"
-        WORKSPACE='' DEVSTACK_GATE_THIS_HOST='' print_settings leave_out_secrets
-        print_hooks | leave_out_secrets
-        # shellcheck disable=SC2016
-        printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
-        # shellcheck disable=SC2016
-        printf 'gate=${DEVSTACK_GATE:-%q}\nexec "$gate/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:\n' "$HERE"
-    } > "$file"
-    chmod 755 -- "$file"
-}
-
-# Of a value: logins in URLs, and what is assigned to names that sound secret.
-leave_out_secrets() {
-    sed -E -e 's,(://)[^/@[:space:]]*@,\1,g' -e 's/^(.*(PASSWORD|PASSWD|SECRET|TOKEN|APIKEY|API_KEY|PRIVATE_KEY|CREDENTIAL)[A-Z_0-9]*[[:blank:]]*[=:]).*/\1left-out/I'
-}
-
 # Collect within what is left of the time limit, but at least 10 seconds.
 finish_logs() {
     local pid until
