@@ -20,7 +20,6 @@ could not be prepared, 124 the time limit was reached, 130 and 143 interrupted.
 EOT
 }
 
-HOOKS=(pre_test_hook gate_hook post_test_hook)
 SCRIPTS=(devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gate)
 MARK=/etc/devstack-gate/node
 PHASE=''     # what is running
@@ -28,6 +27,8 @@ MINUTES=''   # what each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
 FOLLOWER=''  # process that shows the phase's output
 WATCH=''     # process that watches the clock
+NOT_TRIED=75   # the status of a hook that says that the test could not be tried
+KIND_HINT=''   # infrastructure, if one did
 GATE_STARTED=${GATE_STARTED:-} # on the clock of now; a re-executed script goes on with it
 
 # --- settings, before anything is touched ---
@@ -44,17 +45,90 @@ check_machine() {
 # --- the test ---
 
 run_gate() {
-    if declare -F gate_hook > /dev/null; then
-        run_phase gate_hook "$LOGS/gate_hook.txt" bash -c gate_hook
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-} ]]; then
+        run_hook gate_hook || return
+        run_phase check-installed "$LOGS/check-installed.txt" check_installed
     else
         run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
     fi
 }
 
+# What a gate_hook has installed may be anything: is the change in it? devstack-vm-gate.sh looks for itself.
+check_installed() {
+    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
+}
+
+# Tests may be what hooks run.
+note_no_test() {
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then as_root rm -f -- "$BASE/gate/note"; fi
+}
+
+# Run an exported function of the job, if there is one of that name.
 run_hook() {
-    if declare -F "$1" > /dev/null; then
-        run_phase "$1" "$LOGS/$1.txt" bash -c "$1"
+    if [[ ! ${JOB_FUNCTIONS[$1]:-} ]]; then return 0; fi
+    local rc=0
+    run_phase "$1" "$LOGS/$1.txt" as_job "$1" || rc=$?
+    if (( rc == NOT_TRIED )); then KIND_HINT=infrastructure; fi
+    return "$rc"
+}
+
+# as_job NAME [SECONDS]: become a function of the job, with the job's own functions and what is left of the time limit.
+as_job() {
+    now
+    local seconds=$(( GATE_DEADLINE > NOW ? GATE_DEADLINE - NOW : 0 )) clock
+    clock=$(date +%s)
+    trap - INT TERM HUP PIPE USR1
+    restore_functions
+    export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
+    if [[ ${2:-} ]]; then exec timeout -k 5 "$2" bash -c "$1"; fi
+    exec bash -c "$1"
+}
+
+# Whatever happened, for what the hooks have taken from somewhere; its status changes nothing.
+run_cleanup_hook() {
+    if [[ ! ${JOB_FUNCTIONS[cleanup_hook]:-} ]]; then return 0; fi
+    now
+    local seconds=$(( GATE_STOP - NOW > 20 ? (GATE_STOP - NOW) / 2 : 10 ))
+    export GATE_STATUS=$1 GATE_REASON=$2
+    GATE_DEADLINE=$(( NOW + seconds ))
+    run_phase cleanup_hook "$LOGS/cleanup_hook.txt" as_job cleanup_hook "$seconds" || log "cleanup_hook ended with $?" 2>&1
+}
+
+# Source a file of the job and take over what it exports, as if the job had exported it; but not what was decided already.
+run_settings_file() {
+    local -a words
+    local entry name before=${PROJECTS:-}:${RUN_BRANCH:-}:${BASE}:${WORKSPACE}
+    read -r -d '' -a words <<< "${DEVSTACK_GATE_SETTINGS:-}" || true
+    if (( ! ${#words[@]} )); then return 0; fi
+    if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
+    # shellcheck disable=SC2016  # the job's shell expands it
+    JOB_FUNCTIONS[gate_settings]='() { set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift; . "$file" "$@" && env -0 > "$GATE_ENVIRONMENT"; }'
+    GATE_ENVIRONMENT=$RUN/environment run_hook gate_settings || return
+    unset 'JOB_FUNCTIONS[gate_settings]'
+    while IFS= read -r -d '' entry; do
+        name=${entry%%=*}
+        if [[ $name == BASH_FUNC_*'%%' ]]; then
+            name=${name#BASH_FUNC_}
+            if [[ $name != gate_settings* ]]; then JOB_FUNCTIONS[${name%'%%'}]=${entry#*=}; fi
+        elif may_be_set "$name"; then
+            # shellcheck disable=SC2163  # NAME=VALUE
+            export "$entry"
+        fi
+    done < "$RUN/environment"
+    if [[ ${PROJECTS:-}:${RUN_BRANCH:-}:${BASE}:${WORKSPACE} != "$before" ]]; then
+        die 2 "DEVSTACK_GATE_SETTINGS: ${words[0]} sets PROJECTS, but the projects are set up already; the job must set it"
     fi
+    check_names
+    check_tests
+}
+
+# Whether a file of settings may set a variable: none of this script's own, nor of the shell's, nor what names the change.
+may_be_set() {
+    case $1 in
+        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | ZUUL_* | GERRIT_*) return 1 ;;
+        *[!A-Za-z0-9_]*) return 1 ;;
+    esac
+    [[ ! -v $1 || $(declare -p -- "$1" 2> /dev/null || true) == 'declare -x '* ]]
 }
 
 run_local() {
@@ -84,9 +158,11 @@ run_local() {
     print_projects "${RUN_PROJECTS[@]}" | tee -a "$LOGS/setup-workspace.txt"
     print_projects "${RUN_PROJECTS[@]}" | sed 's/^/# /' >> "$LOGS/reproduce.sh"
     run_phase setup-host "$LOGS/setup-host.txt" setup_host || exit 1
+    run_settings_file || exit
     run_hook pre_test_hook || exit
     run_gate || exit
     run_hook post_test_hook || exit
+    note_no_test
     PHASE=
 }
 
@@ -112,7 +188,10 @@ finish() {
         words="FAIL ($rc) in ${step:-the beginning}"
         if [[ $step == devstack-vm-gate.sh && -s $BASE/gate/step ]]; then words+=": $(< "$BASE/gate/step")"; fi
         note_full_disks
+    elif [[ -s $BASE/gate/note ]]; then
+        words+=" ($(< "$BASE/gate/note"))"
     fi
+    run_cleanup_hook "$rc" "$words"
     finish_logs
     rm -rf -- "$RUN"
     printf '%s. Minutes: %s\n' "$words" "$MINUTES"
@@ -164,6 +243,7 @@ main() {
     . "$HERE/gate/reproduce.sh"
     # shellcheck source=gate/remote.sh
     . "$HERE/gate/remote.sh"
+    read_functions
     unset_git_variables
     case ${1:-} in
         -h | --help) usage; return 0 ;;

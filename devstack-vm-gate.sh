@@ -6,37 +6,58 @@ usage() {
     cat <<'EOT'
 Usage: devstack-vm-gate.sh
 
-Configures and runs the devstack in $BASE/new/devstack, then its exercises or tempest, or an upgrade with grenade.
-devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it. It goes on as the user who owns that devstack: stack.
+Configures and runs the devstack in $BASE/new/devstack, checks that the change under test is in what it has installed,
+then runs its exercises or tempest; or an upgrade with grenade. devstack-vm-gate-wrap.sh runs it, when no gate_hook
+replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
 
-Settings are environment variables, see README.md: BASE, DEVSTACK_GATE_EXERCISES, DEVSTACK_GATE_TEMPEST and its kin,
-DEVSTACK_GATE_GRENADE, ENABLED_SERVICES, DEVSTACK_LOCAL_CONFIG, KEEP_LOCALRC.
+Settings are environment variables, see README.md.
 
-Exit code: that of the first part that failed; 2 wrong settings.
+Exit code: that of the first part that failed; 2 wrong settings; 3 the change is not in what was installed.
 EOT
 }
 
 declare -gA SECRETS=()
 SETTINGS_FILES=()  # of devstack, as they are written
 SUDOERS=/etc/sudoers.d/50_stack_sh
+BEGIN='# devstack-gate: begin' # of what this script writes into devstack's settings
+END='# devstack-gate: end'
 
 check_devstack() {
-    : "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_GRENADE:=0}" "${KEEP_LOCALRC:=0}"
+    : "${DEVSTACK_GATE_GRENADE:=0}" "${DEVSTACK_GATE_UNSTACK:=0}" "${LIBS_FROM_GIT:=}" "${DEVSTACK_PROJECT_FROM_GIT:=}"
     # What is added to devstack's settings must not also reach it by the environment, where it would replace them.
-    export -n ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG
+    export -n ENABLED_SERVICES OVERRIDE_ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG DEVSTACK_LOCALCONF LIBS_FROM_GIT
     if [[ ! -x $DEVSTACK/stack.sh ]]; then
         die 2 "PROJECTS: expected a devstack among them, there is no $DEVSTACK/stack.sh"
     elif [[ $DEVSTACK_GATE_GRENADE == 1 && ! -x $NEW/grenade/grenade.sh ]]; then
         die 2 "DEVSTACK_GATE_GRENADE: there is no $NEW/grenade/grenade.sh"
-    elif [[ $DEVSTACK_GATE_TEMPEST == 1 && ! -d $NEW/tempest ]]; then
-        die 2 "DEVSTACK_GATE_TEMPEST: there is no $NEW/tempest"
     fi
-    if [[ ! ${DEVSTACK_GATE_EXERCISES:-} ]]; then
-        DEVSTACK_GATE_EXERCISES=0
-        if [[ -x $DEVSTACK/exercise.sh && $DEVSTACK_GATE_TEMPEST != 1 ]]; then DEVSTACK_GATE_EXERCISES=1; fi
+    choose_tests
+    if [[ $DEVSTACK_GATE_TEMPEST == 1 && ! -d $NEW/tempest ]]; then
+        die 2 "DEVSTACK_GATE_TEMPEST: there is no $NEW/tempest"
     elif [[ $DEVSTACK_GATE_EXERCISES == 1 && ! -x $DEVSTACK/exercise.sh ]]; then
         die 2 "DEVSTACK_GATE_EXERCISES: there is no $DEVSTACK/exercise.sh"
     fi
+}
+
+# exercise.sh where there is one; else, if the job has chosen nothing at all, tempest.
+choose_tests() {
+    local name chosen=''
+    for name in DEVSTACK_GATE_EXERCISES "${!DEVSTACK_GATE_TEMPEST@}"; do chosen+=${!name:-}; done
+    if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then chosen=1; fi
+    if [[ ! ${DEVSTACK_GATE_EXERCISES:-} && ${DEVSTACK_GATE_TEMPEST:-} != 1 && -x $DEVSTACK/exercise.sh ]]; then
+        DEVSTACK_GATE_EXERCISES=1
+    elif [[ ! $chosen && -d $NEW/tempest ]]; then
+        DEVSTACK_GATE_TEMPEST=1
+    fi
+    : "${DEVSTACK_GATE_EXERCISES:=0}" "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_TEMPEST_NOTESTS:=0}"
+}
+
+# Until now the trees belonged to the job's user, whose hooks may have changed them.
+give_trees_to_stack() {
+    local tree
+    for tree in "$NEW" "$BASE/old"; do
+        if [[ -d $tree ]]; then as_root chown -R stack:stack -- "$tree"; fi
+    done
 }
 
 # Go on as devstack's owner, with the documented settings and what it takes to reach package indexes.
@@ -91,46 +112,128 @@ make_secrets() {
     SECRETS[MYSQL_PASSWORD]=${SECRETS[DATABASE_PASSWORD]}  # older devstacks' name for it
 }
 
-# Our settings, of which those that the file has already are left out.
+# write_settings DEVSTACK DEST: what devstack is told, in the one file that it reads, for no other eyes than the stack
+# user's: what is there already, from hooks or an earlier run, then ours.
+write_settings() {
+    local devstack=$1 dest=$2 file theirs ours
+    file=$(settings_file "$devstack")
+    theirs=$(collect_theirs "$devstack" "$file")
+    ours=$(print_block "$theirs" "$dest" "$file")
+    rm -rf -- "$devstack/local.conf" "$devstack/localrc"
+    (umask 077; printf '%s%s\n' "$theirs" "$ours" > "$file")
+    check_localrc "$file"
+    SETTINGS_FILES+=("$file")
+    log "settings of devstack: $file"
+}
+
+# Print what people left in local.conf and localrc, without what this script wrote there before. devstack reads the
+# localrc section of local.conf only if there is no localrc: here one file holds both.
+collect_theirs() {
+    local devstack=$1 file=$2 name
+    for name in local.conf localrc; do
+        if [[ ! -e $devstack/$name && ! -L $devstack/$name ]]; then continue; fi
+        if [[ ! -f $devstack/$name || ! -r $devstack/$name ]]; then
+            die 2 "$devstack/$name: expected a file that can be read"
+        elif [[ $name == local.conf && $file == */localrc ]]; then
+            die 2 "$devstack/local.conf: this devstack does not read it, expected localrc"
+        fi
+        if [[ $file == *"/local.conf" && $name == localrc ]]; then
+            log "$devstack/localrc: read as a section of local.conf"
+            printf '[[local|localrc]]\n'
+        fi
+        sed "/^$BEGIN\$/,/^$END\$/d" -- "$devstack/$name"
+        printf '\n'
+    done
+}
+
+# What is to be added: our settings but for those that are there, then the job's.
+print_block() {
+    local theirs=$1 dest=$2 file=$3 text
+    printf '\n%s\n' "$BEGIN"
+    if [[ $file == */local.conf ]]; then printf '[[local|localrc]]\n'; fi
+    print_localrc "$theirs" "$dest"
+    text=${DEVSTACK_LOCAL_CONFIG:-}
+    if [[ ${DEVSTACK_LOCALCONF:-} ]]; then
+        text+=$'\n'
+        if [[ ! $DEVSTACK_LOCALCONF =~ ^[[:space:]]*\[\[ ]]; then text+=$'[[local|localrc]]\n'; fi
+        text+=$DEVSTACK_LOCALCONF
+    fi
+    if [[ $file == */localrc && $'\n'$text == *$'\n[['* ]]; then
+        die 2 "DEVSTACK_LOCAL_CONFIG: expected no sections, this devstack reads localrc"
+    fi
+    if [[ $text ]]; then printf '%s\n' "$text"; fi
+    print_libraries "$dest" "$file"
+    printf '%s\n' "$END"
+}
+
 print_localrc() {
-    local file=$1 dest=$2 name given
+    local theirs=$1 dest=$2 name given
     local -a settings=("DEST=$dest" "DATA_DIR=$BASE/data" "LOGDIR=$BASE/logs" "SCREEN_LOGDIR=$BASE/logs" VERBOSE=True LOG_COLOR=False
         ERROR_ON_CLONE=True RECLONE=no USE_SCREEN=False SWIFT_REPLICAS=1 NOVNC_FROM_PACKAGE=True ROOTSLEEP=0)
     for name in "${!SECRETS[@]}"; do settings+=("$name=${SECRETS[$name]}"); done
+    theirs=$(localrc_of <<< "$theirs")
     for name in "${settings[@]}"; do
         given=${name%%=*}
         if [[ $given == @(DATABASE|MYSQL)_PASSWORD ]]; then given='(DATABASE|MYSQL)_PASSWORD'; fi
-        if ! grep -qsE "^[[:blank:]]*(export[[:blank:]]+)?$given=" -- "$file"; then printf '%s\n' "$name"; fi
+        if ! grep -qE "^[[:blank:]]*(export[[:blank:]]+)?$given=" <<< "$theirs"; then printf '%s\n' "$name"; fi
     done
-    if [[ ${ENABLED_SERVICES:-} =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then
-        printf 'ENABLED_SERVICES+=,%s\n' "$ENABLED_SERVICES"
+    if [[ ${OVERRIDE_ENABLED_SERVICES:-} ]]; then
+        print_value ENABLED_SERVICES= "$OVERRIDE_ENABLED_SERVICES"
     elif [[ ${ENABLED_SERVICES:-} ]]; then
-        printf 'ENABLED_SERVICES+=,%q\n' "$ENABLED_SERVICES"
+        print_value ENABLED_SERVICES+=, "$ENABLED_SERVICES"
     fi
     if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then printf 'ENABLED_SERVICES+=,tempest\n'; fi
+    if [[ ${DEVSTACK_GATE_VIRT_DRIVER:-} ]]; then printf 'VIRT_DRIVER=%s\n' "$DEVSTACK_GATE_VIRT_DRIVER"; fi
+    if [[ ${DEVSTACK_GATE_LIBVIRT_TYPE:-} ]]; then printf 'LIBVIRT_TYPE=%s\n' "$DEVSTACK_GATE_LIBVIRT_TYPE"; fi
 }
 
-# write_settings DEVSTACK DEST: for no other eyes than the stack user's.
-write_settings() {
-    local file dest=$2 ours
-    file=$(settings_file "$1")
-    if [[ $KEEP_LOCALRC != 1 ]]; then
-        rm -f -- "$1/local.conf" "$1/localrc"
-    elif [[ -e $file && ! -O $file ]]; then
-        sudo -n chown "$EUID" -- "$file"  # a hook wrote it
+# A list of services as devstack's own parsers of localrc like it best: bare.
+print_value() {
+    if [[ $2 =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then printf '%s%s\n' "$1" "$2"; else printf '%s%q\n' "$1" "$2"; fi
+}
+
+# devstack takes a library from the package index unless it is told to take the tree: those with the change in them, and
+# those that the job names. Last, since the job's own settings may name others.
+print_libraries() {
+    local dest=$1 file=$2 names
+    names=$(list_libraries "$dest")
+    if [[ ! $names ]]; then return 0; fi
+    if [[ $file == */local.conf ]]; then printf '[[local|localrc]]\n'; fi
+    # shellcheck disable=SC2016  # expanded by devstack
+    printf 'if [[ ${LIBS_FROM_GIT:-} != ALL ]]; then LIBS_FROM_GIT=${LIBS_FROM_GIT:+$LIBS_FROM_GIT,}%s; fi\n' "$names"
+}
+
+# Print names separated by commas. A devstack until 2023 fails for a name that it does not install, so that it is told
+# only what it or a plug-in knows.
+list_libraries() {
+    local dest=$1 change name
+    local -a names=()
+    read -r -a names <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }"
+    for change in "$dest"/*/.git/gate-change; do
+        name=${change%/.git/gate-change}
+        name=${name##*/}
+        if [[ ! -e $change || $name == @(devstack|devstack-gate|requirements|tempest|grenade) ]]; then continue; fi
+        if ! grep -qsw check_libs_from_git -- "$dest"/devstack/{inc/python,functions*,stack.sh} \
+            || grep -rqsF -e "GITREPO[\"$name\"]" -e "GITDIR[\"$name\"]" -- "$dest"/*/{stackrc,lib,devstack}; then
+            names+=("$name")
+        fi
+    done
+    if (( ${#names[@]} )); then
+        printf '%s\n' "${names[@]##*/}" | awk '!seen[$0]++' | paste -sd, -
     fi
-    SETTINGS_FILES+=("$file")
-    ours=$(print_localrc "$file" "$dest")
-    (
-        umask 077
-        {
-            if [[ $file == */local.conf ]]; then printf '\n[[local|localrc]]\n'; fi
-            printf '%s\n' "$ours"
-            if [[ ${DEVSTACK_LOCAL_CONFIG:-} ]]; then printf '%s\n' "$DEVSTACK_LOCAL_CONFIG"; fi
-        } >> "$file"
-    )
-    chmod 600 -- "$file"
-    log "settings of devstack: $file"
+}
+
+# Print the localrc sections of a local.conf, or the whole of a text without sections.
+localrc_of() {
+    awk 'BEGIN { ours = 1 } /^\[\[.+\|.*\]\]/ { ours = /^\[\[local\|localrc\]\]/; next } ours'
+}
+
+# A localrc that bash cannot read would leave devstack without a part of its settings.
+check_localrc() {
+    local file=$1 said
+    if ! said=$(localrc_of < "$file" | bash -n 2>&1); then
+        die 2 "$file: expected lines of bash: $(head -n 1 <<< "$said" | hide_secrets "$file" || true)"
+    fi
 }
 
 # --- parts of the run ---
@@ -139,6 +242,11 @@ write_settings() {
 step() {
     log "$1"
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
+}
+
+# note WORDS: what is to be said of the run beside that it passed.
+note() {
+    if [[ -w $BASE/gate/note ]]; then printf '%s' "$1" > "$BASE/gate/note"; fi
 }
 
 # part NAME FILE FOLDER COMMAND...: run it there; the script ends with its status if that is not 0. Its output goes to the
@@ -164,34 +272,70 @@ part() {
 
 # The tests must pass without the rights that installing takes.
 revoke_sudo() {
+    if [[ ${DEVSTACK_GATE_REMOVE_STACK_SUDO:-1} == 0 ]]; then
+        log 'the tests run with sudo: DEVSTACK_GATE_REMOVE_STACK_SUDO is 0'
+        return
+    fi
     if [[ -e $SUDOERS ]] || sudo -n true 2> /dev/null; then
         sudo -n rm -f -- "$SUDOERS"
         if sudo -n true 2> /dev/null; then log 'the tests run with sudo: something else than the gate allows it'; fi
     fi
 }
 
-run_tempest() {
-    local environment=smoke expression
+# Fills TEMPEST_ENVIRONMENT, tox's, and TEMPEST_ARGUMENTS.
+choose_tempest_tests() {
+    local expression
     local -a tests
-    local -a arguments=(--concurrency "${TEMPEST_CONCURRENCY:-$(nproc || true)}")
+    TEMPEST_ENVIRONMENT=smoke
+    TEMPEST_ARGUMENTS=(--concurrency "${TEMPEST_CONCURRENCY:-$(nproc || true)}")
     if [[ ${DEVSTACK_GATE_TEMPEST_TESTS:-} ]]; then
-        environment=all
+        TEMPEST_ENVIRONMENT=all
         read -r -d '' -a tests <<< "${DEVSTACK_GATE_TEMPEST_TESTS}" || true
         tests=("${tests[@]%%\[*}")  # the ids of a test are no part of its name
         tests=("${tests[@]%,}")
         tests=("${tests[@]//./\\.}")
         expression=$(IFS='|'; printf '(%s)' "${tests[*]}")
-        arguments=("$expression" "${arguments[@]}")
+        TEMPEST_ARGUMENTS=("$expression" "${TEMPEST_ARGUMENTS[@]}")
     elif [[ ${DEVSTACK_GATE_TEMPEST_REGEX:-} ]]; then
-        environment=all
-        arguments=("$DEVSTACK_GATE_TEMPEST_REGEX" "${arguments[@]}")
+        TEMPEST_ENVIRONMENT=all
+        TEMPEST_ARGUMENTS=("$DEVSTACK_GATE_TEMPEST_REGEX" "${TEMPEST_ARGUMENTS[@]}")
     elif [[ ${DEVSTACK_GATE_TEMPEST_ALL:-} == 1 ]]; then
-        environment=all
-        arguments=('.*' "${arguments[@]}")
+        TEMPEST_ENVIRONMENT=all
+        TEMPEST_ARGUMENTS=('.*' "${TEMPEST_ARGUMENTS[@]}")
     elif [[ ${DEVSTACK_GATE_TEMPEST_FULL:-} == 1 ]]; then
-        environment=full
+        TEMPEST_ENVIRONMENT=full
     fi
-    part "tempest $environment" "$NEW/tempest.txt" "$NEW/tempest" tox -e "$environment" -- "${arguments[@]}"
+}
+
+# In the environment that devstack has made, and so with its constraints: with others tox would make it anew.
+run_tempest() {
+    choose_tempest_tests
+    local constraints
+    constraints=$(tempest_constraints)
+    if [[ $constraints ]]; then export UPPER_CONSTRAINTS_FILE=$constraints TOX_CONSTRAINTS_FILE=$constraints; fi
+    if [[ ${TEMPEST_OS_TEST_TIMEOUT:-} ]]; then export OS_TEST_TIMEOUT=$TEMPEST_OS_TEST_TIMEOUT; fi
+    PATH=$BASE/data/venv/bin:$PATH part "tempest $TEMPEST_ENVIRONMENT" "$NEW/tempest.txt" "$NEW/tempest" \
+        tox -e "$TEMPEST_ENVIRONMENT" -- "${TEMPEST_ARGUMENTS[@]}"
+    if no_test_ran "$NEW/tempest.txt"; then
+        log 'tempest ran no test'
+        note 'no test was run'
+    fi
+}
+
+# The constraints file of tempest's environment, as devstack tells tox; nothing for a devstack that has no such setting.
+tempest_constraints() {
+    local named
+    named=$(devstack_setting TEMPEST_VENV_UPPER_CONSTRAINTS)
+    if [[ $named == master ]]; then named=https://releases.openstack.org/constraints/upper/master; fi
+    printf '%s\n' "$named"
+}
+
+# Whether stestr's summary counts tests, and none that passed or failed.
+no_test_ran() {
+    awk '/^Ran: [0-9]+ tests? in / { summary = 1; ran = 0 }
+        summary && /^ - (Passed|Failed|Expected Fail|Unexpected Success): / { ran += $NF }
+        /^Ran [0-9]+ tests? in / { summary = 1; ran = $2 }
+        END { exit !(summary && !ran) }' "$1"
 }
 
 run_grenade() {
@@ -205,7 +349,9 @@ TARGET_RELEASE=new
 TARGET_RELEASE_DIR=$NEW
 TARGET_DEVSTACK_DIR=$DEVSTACK
 SAVE_DIR=$BASE/save
+STACK_ROOT=$BASE
 EOT
+    if [[ ${GRENADE_PLUGINRC:-} ]]; then printf '%s\n' "$GRENADE_PLUGINRC" >> "$NEW/grenade/pluginrc"; fi
     part grenade.sh "$NEW/grenade.txt" "$NEW/grenade" ./grenade.sh
 }
 
@@ -217,33 +363,60 @@ main() {
         -h | --help) usage; return 0 ;;
         *) printf '%s: unknown argument %s; see --help\n' "${0##*/}" "$1" >&2; return 2 ;;
     esac
-    local here owner
-    here=$(readlink -f -- "${BASH_SOURCE[0]}")
-    here=${here%/*}
+    local owner
+    HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
+    HERE=${HERE%/*}
     # shellcheck source=functions.sh
-    . "$here/functions.sh"
+    . "$HERE/functions.sh"
     # shellcheck source=gate/settings.sh
-    . "$here/gate/settings.sh"
+    . "$HERE/gate/settings.sh"
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
+    check_names
+    check_tests
+    if [[ -e $BASE/gate/step ]] && id -u stack > /dev/null 2>&1 && [[ $(id -un) != stack ]]; then
+        give_trees_to_stack
+    fi
     if [[ -d $DEVSTACK && ! -O $DEVSTACK ]]; then
         owner=$(stat -c %U -- "$DEVSTACK")
-        become_owner "$owner" "$here/devstack-vm-gate.sh"
+        become_owner "$owner" "$HERE/devstack-vm-gate.sh"
         return
     fi
     check_devstack
     make_secrets
+    note ''
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
+        check_installed
         revoke_sudo
-    else
-        write_settings "$DEVSTACK" "$NEW"
-        part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
-        revoke_sudo
-        if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$NEW/exercise.txt" "$DEVSTACK" ./exercise.sh; fi
-        if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then run_tempest; fi
+        return
     fi
+    write_settings "$DEVSTACK" "$NEW"
+    part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
+    check_installed
+    if [[ $DEVSTACK_GATE_UNSTACK == 1 ]]; then part unstack.sh "$NEW/unstack.txt" "$DEVSTACK" ./unstack.sh; fi
+    revoke_sudo
+    if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$NEW/exercise.txt" "$DEVSTACK" ./exercise.sh; fi
+    if [[ $DEVSTACK_GATE_TEMPEST == 1 && $DEVSTACK_GATE_TEMPEST_NOTESTS != 1 ]]; then
+        run_tempest
+    elif [[ $DEVSTACK_GATE_EXERCISES != 1 ]]; then
+        note 'no test was run'
+    fi
+}
+
+# Nothing is believed: what stands in devstack's environments must come from the trees with the change.
+check_installed() {
+    local venv
+    venv=$(devstack_setting DEVSTACK_VENV)
+    part 'check of what is installed' "$NEW/installed.txt" "$NEW" python3 -I "$HERE/gate/installed.py" "$BASE" ${venv:+"$venv"}
+}
+
+# devstack_setting NAME: its value as devstack itself reads its settings; nothing if it has no such setting.
+devstack_setting() {
+    local value=''
+    value=$(bash -c 'cd -- "$1" && . ./stackrc > /dev/null 2>&1; printf "\n%s\n" "${!2:-}"' bash "$DEVSTACK" "$1" 2> /dev/null) || true
+    printf '%s\n' "${value##*$'\n'}"
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; exit; fi

@@ -11,6 +11,10 @@ SUDOERS=/etc/sudoers.d/50_stack_sh
 SWAP_FILE=/devstack-gate.swap
 
 setup_host() {
+    if ! python3 -I -c 'import json, subprocess; f""' 2> /dev/null; then
+        log 'python3: expected version 3.8 or later with its standard library on this machine'
+        return 1
+    fi
     link_cache ~/cache/files "$BASE/new/devstack/files"
     link_cache ~/cache/pip "$BASE/cache/pip"
     start_syslog_afresh
@@ -18,8 +22,15 @@ setup_host() {
     install_cached_headers
     make_stack_user || return
     install_scripts || return
-    as_root chown stack:stack "$BASE" && as_root chown -R stack:stack "$BASE/new" && as_root chmod go+rx "$BASE" "$BASE/new" || return
-    if [[ -d $BASE/old ]]; then as_root chown -R stack:stack "$BASE/old" || return; fi
+    trust_trees || return
+    as_root chown stack:stack "$BASE" && as_root chmod go+rx "$BASE" "$BASE/new"
+}
+
+# Hooks use git in the trees, also with sudo and after devstack-vm-gate.sh has given them to the stack user.
+trust_trees() {
+    if ! git config --system --get-all safe.directory | grep -qxF '*'; then
+        as_root git config --system --add safe.directory '*'
+    fi
 }
 
 # Hard links where that can be; what is there already stays.
@@ -74,6 +85,8 @@ make_stack_user() {
     if ! id -u stack > /dev/null 2>&1; then
         as_root useradd --user-group --shell /bin/bash --home-dir "$BASE" --no-create-home stack || return
     fi
+    # Hooks of many jobs run tempest as a user of its own, who has no rights.
+    if ! id -u tempest > /dev/null 2>&1; then as_root useradd --user-group --create-home --shell /bin/bash tempest || return; fi
     local rule=$RUN/50_stack_sh
     printf '%s\n' "$STACK_RIGHTS" > "$rule"
     as_root install -o root -g root -m 440 -- "$rule" "$SUDOERS" || return
@@ -84,12 +97,12 @@ make_stack_user() {
 # $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
 install_scripts() {
     local folder=$BASE/new/devstack-gate
-    if [[ ! -d $folder || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+    if [[ ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
         mkdir -p -- "$folder" || return
         if [[ ! $HERE -ef $folder ]]; then cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$folder/" || return; fi
     fi
     as_root rm -rf -- "$BASE/gate" && as_root install -d -m 755 "$BASE/gate" || return
     as_root cp -RL --no-preserve=all -- "${SCRIPTS[@]/#/"$HERE/"}" "$BASE/gate/" || return
     as_root chmod -R u=rwX,go=rX "$BASE/gate" || return
-    as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step"
+    as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step" && as_root install -m 644 -o stack -- /dev/null "$BASE/gate/note"
 }

@@ -132,7 +132,7 @@ send_workspace() {
     cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$RUN/gate/" || return
     : > "$RUN/settings"
     chmod 600 -- "$RUN/settings"
-    { WORKSPACE=$THERE/workspace print_settings && print_hooks; } > "$RUN/settings" || return
+    { WORKSPACE=$THERE/workspace print_settings && print_functions; } > "$RUN/settings" || return
     to=$(rsync_path "$host" "$THERE/")
     copy --delete --exclude=/logs/ -- "$WORKSPACE/" "${to}workspace/" && copy -- "$RUN/settings" "$RUN/gate" "$to"
 }

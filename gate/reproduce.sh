@@ -13,7 +13,7 @@ write_reproduce() {
         # shellcheck disable=SC2016  # expanded when it runs
         printf 'folder=${WORKSPACE:-%q}\n' "$WORKSPACE"
         WORKSPACE='' DEVSTACK_GATE_THIS_HOST='' print_settings leave_out_secrets
-        print_hooks | leave_out_secrets
+        print_functions | leave_out_secrets
         # shellcheck disable=SC2016
         printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
         # shellcheck disable=SC2016

@@ -4,23 +4,114 @@
 # Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
 # shellcheck disable=SC2310
 
-# The documented variables: what reproduce.sh holds, and what another host or the stack user gets. Beside them
-# OVERRIDE_*_PROJECT_BRANCH, OVERRIDE_*_GIT_BASE and the hooks.
-SETTINGS=(WORKSPACE BASE GIT_BASE PROJECTS DEVSTACK_GATE_PROJECTS
-    ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH ZUUL_REF ZUUL_CHANGE ZUUL_PATCHSET ZUUL_CHANGES ZUUL_UUID ZUUL_PIPELINE
-    GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC GERRIT_CHANGE_NUMBER GERRIT_PATCHSET_NUMBER
-    GERRIT_HOST GERRIT_PORT GERRIT_SCHEME GERRIT_CHANGES
-    BRANCH_OVERRIDE SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT DEVSTACK_GATE_EXERCISES
-    DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX
-    DEVSTACK_GATE_TEMPEST_TESTS TEMPEST_CONCURRENCY DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH
-    ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
+SETTINGS=()              # names of the variables of gate/variables.txt
+declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() { code; }"}
+# What the scripts of the pool read: a Jenkins may set these for all its jobs.
+POOL_SETTINGS=(DEVSTACK_GATE_DB DEVSTACK_GATE_SECURE_CONFIG DEVSTACK_GATE_PREFIX DEVSTACK_GATE_CUSTOM_SCRIPT)
+
+# Fill SETTINGS from the table.
+read_variables() {
+    local name rest
+    SETTINGS=()
+    while IFS='|' read -r name rest; do
+        name=${name%% *}
+        if [[ $name != '#'* && $name != *'<'* ]]; then SETTINGS+=("$name"); fi
+    done < "$HERE/gate/variables.txt"
+}
+
+# Take the functions that the job exports out of this shell, where they could replace commands or be replaced by ours.
+# restore_functions gives them to what runs for the job.
+read_functions() {
+    local entry name where
+    while IFS= read -r -d '' entry; do
+        if [[ $entry != 'BASH_FUNC_'*'%%='* ]]; then continue; fi
+        name=${entry%%'%%='*}
+        name=${name#BASH_FUNC_}
+        JOB_FUNCTIONS[$name]=${entry#*'%%='}
+        where=$(shopt -s extdebug; declare -F -- "$name") || continue
+        # shellcheck disable=SC2163  # the function of that name
+        if [[ $where == *' environment' ]]; then unset -f -- "$name"; else export -nf -- "$name"; fi
+    done < "/proc/$$/environ"
+}
+
+# In a shell that is about to execute something of the job.
+restore_functions() {
+    local name
+    for name in "${!JOB_FUNCTIONS[@]}"; do
+        eval "$name ${JOB_FUNCTIONS[$name]}"
+        # shellcheck disable=SC2163  # the function of that name
+        export -f "$name"
+    done
+}
+
+# Print the functions of the job, as bash reads them.
+print_functions() {
+    local name
+    for name in "${!JOB_FUNCTIONS[@]}"; do printf '%s %s\nexport -f %s\n' "$name" "${JOB_FUNCTIONS[$name]}" "$name"; done
+}
 
 check_settings() {
+    check_names
     check_workspace
     check_change
     check_branches
     check_projects
     check_tests
+}
+
+# Every variable that looks like a setting is one: a misspelt one ends the run, one of earlier years says what to do now.
+check_names() {
+    local name words
+    local -a names
+    local -A former=()
+    read_variables
+    while IFS='|' read -r name words; do
+        name=${name%% *}
+        if [[ $name != '#'* ]]; then former[$name]=${words# }; fi
+    done < "$HERE/gate/former-variables.txt"
+    read -r -d '' -a names <<< "${DEVSTACK_GATE_PASS:-}" || true
+    for name in "${names[@]}"; do
+        if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then
+            die 2 "DEVSTACK_GATE_PASS: expected names of variables, separated by blanks, not '$name'"
+        fi
+    done
+    for name in "${!DEVSTACK_GATE_@}" "${!OVERRIDE_@}"; do
+        if [[ ${!name:-} && ! ${former[$name]:-} ]] && ! is_known "$name"; then
+            die 2 "$name: there is no such variable; the nearest name is $(nearest_name "$name" || true)"
+        fi
+    done
+    for name in "${!former[@]}"; do
+        if [[ ${!name:-} == @(|0|false|False) && $name:${!name:-} != DEVSTACK_GATE_NEUTRON:0 ]]; then continue; fi
+        if ! is_known "$name"; then log "$name has no effect here: ${former[$name]}"; fi
+    done
+}
+
+is_known() {
+    case $1 in
+        OVERRIDE_?*_PROJECT_BRANCH | OVERRIDE_?*_GIT_BASE) return 0 ;;
+    esac
+    [[ " ${SETTINGS[*]} ${POOL_SETTINGS[*]} ${DEVSTACK_GATE_PASS:-} " == *[[:space:]]"$1"[[:space:]]* ]]
+}
+
+# The known variable with the fewest letters to change, add or drop.
+nearest_name() {
+    printf '%s\n' "${SETTINGS[@]}" 'OVERRIDE_<PROJECT>_PROJECT_BRANCH' 'OVERRIDE_<PROJECT>_GIT_BASE' | awk -v given="$1" '
+        function least(a, b) { return a < b ? a : b }
+        function distance(a, b,    i, j, n, m, row, before, above) {
+            n = length(a); m = length(b)
+            for (j = 0; j <= m; j++) row[j] = j
+            for (i = 1; i <= n; i++) {
+                before = row[0]; row[0] = i
+                for (j = 1; j <= m; j++) {
+                    above = row[j]
+                    row[j] = least(least(above, row[j - 1]) + 1, before + (substr(a, i, 1) != substr(b, j, 1)))
+                    before = above
+                }
+            }
+            return row[m]
+        }
+        { far = distance(given, $0); if (NR == 1 || far < fewest) { fewest = far; nearest = $0 } }
+        END { print nearest }'
 }
 
 check_workspace() {
@@ -123,7 +214,8 @@ check_projects() {
 check_tests() {
     local name kind=''
     for name in SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL \
-        DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_GRENADE KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST; do
+        DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE \
+        DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST; do
         case ${!name:-} in
             '' | 0 | 1) ;;
             *) die 2 "$name: expected 0 or 1, not '${!name}'" ;;
@@ -131,7 +223,19 @@ check_tests() {
     done
     if [[ ! ${TEMPEST_CONCURRENCY:-1} =~ ^[1-9][0-9]{0,3}$ ]]; then
         die 2 "TEMPEST_CONCURRENCY: expected a whole number from 1, not '$TEMPEST_CONCURRENCY'"
+    elif [[ ! ${TEMPEST_OS_TEST_TIMEOUT:-1} =~ ^[1-9][0-9]{0,5}$ ]]; then
+        die 2 "TEMPEST_OS_TEST_TIMEOUT: expected seconds, a whole number from 1, not '$TEMPEST_OS_TEST_TIMEOUT'"
     fi
+    for name in DEVSTACK_GATE_VIRT_DRIVER DEVSTACK_GATE_LIBVIRT_TYPE; do
+        if [[ ${!name:-} == *[!A-Za-z0-9_.-]* ]]; then die 2 "$name: expected a name as devstack has it, not '${!name}'"; fi
+    done
+    for name in LIBS_FROM_GIT DEVSTACK_PROJECT_FROM_GIT; do
+        if [[ ${!name:-} == *[!A-Za-z0-9_.,/[:blank:]-]* ]]; then
+            die 2 "$name: expected names as oslo.config, separated by commas, not '${!name}'"
+        fi
+    done
+    # shellcheck disable=SC2034  # devstack-vm-gate.sh reads it
+    if [[ ${DEVSTACK_GATE_TEMPEST_ALL_PLUGINS:-} == 1 && ! ${DEVSTACK_GATE_TEMPEST_REGEX:-} ]]; then DEVSTACK_GATE_TEMPEST_ALL=1; fi
     for name in DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX DEVSTACK_GATE_TEMPEST_TESTS; do
         if [[ ! ${!name:-} || ${!name} == 0 ]]; then continue; fi
         if [[ ${DEVSTACK_GATE_TEMPEST:-0} != 1 ]]; then die 2 "DEVSTACK_GATE_TEMPEST: expected 1, since $name is given"; fi
@@ -140,26 +244,19 @@ check_tests() {
     done
 }
 
-# Print the documented settings that are given, as bash reads them; each value after the filter COMMAND, if any.
+# Print the settings that are given and what DEVSTACK_GATE_PASS names, as bash reads them; each value after the filter
+# COMMAND, if any.
 print_settings() {
     local name value
-    for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
-        case $name in
-            OVERRIDE_ZUUL_BRANCH | OVERRIDE_*_PROJECT_BRANCH | OVERRIDE_*_GIT_BASE) ;;
-            OVERRIDE_*) continue ;;
-        esac
+    local -a names
+    read -r -d '' -a names <<< "${DEVSTACK_GATE_PASS:-}" || true
+    names=("${SETTINGS[@]}" "${names[@]}")
+    for name in "${!OVERRIDE_@}"; do
+        if [[ " ${names[*]} " != *" $name "* ]] && is_known "$name"; then names+=("$name"); fi
+    done
+    for name in "${names[@]}"; do
         value=${!name:-}
         if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
         if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
-    done
-}
-
-print_hooks() {
-    local hook
-    for hook in "${HOOKS[@]}"; do
-        if declare -F "$hook" > /dev/null; then
-            declare -f "$hook"
-            printf 'export -f %s\n' "$hook"
-        fi
     done
 }

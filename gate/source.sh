@@ -399,5 +399,6 @@ go_on_as() {
     rm -rf -- "$RUN"
     trap - EXIT
     export RE_EXEC=true GATE_STARTED
+    restore_functions
     exec bash "$1"
 }

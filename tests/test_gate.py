@@ -221,3 +221,80 @@ def test_services_that_the_test_leaves_running_stay_for_a_look(node: Node) -> No
     assert node.gate(**GOOD).returncode == 0
 
     await_that("the service", lambda: node.run("pgrep -u stack python3").returncode == 0)
+
+
+WRITING = """
+pre_test_hook() {
+    set -e
+    echo 'VENDOR_DRIVER=acme' >> $BASE/new/devstack/local.conf
+    git -C $BASE/new/adder log -1 --format='as me: %s'
+    sudo git -C $BASE/new/adder log -1 --format='as root: %s'
+    echo "$MINE $REMAINING_TIME $(( GATE_DEADLINE - $(date +%s) > 60 ))"; helper
+}
+helper() { echo helping; }
+post_test_hook() { git -C $BASE/new/adder log -1 --format='afterwards: %s'; sudo -H -u tempest id -un; }
+cleanup_hook() { echo "cleaning up after $GATE_STATUS: $GATE_REASON"; return 5; }
+export -f pre_test_hook helper post_test_hook cleanup_hook
+export MINE=mine
+"""
+
+
+def test_hooks_may_write_into_the_trees_use_git_and_each_other_and_clean_up(node: Node) -> None:
+    run = node.gate(hooks=WRITING, DEVSTACK_GATE_TIMEOUT="20", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    said = [line.partition("Z ")[2] for line in run.stdout.splitlines()]
+    for line in ("as me: Say it better", "as root: Say it better", "mine 17 1", "helping",
+                 "afterwards: Say it better", "tempest", "cleaning up after 0: PASS"):
+        assert line in said, run.stdout
+    assert node.check("sudo grep -c '^VENDOR_DRIVER=acme$' /opt/stack/new/devstack/local.conf").strip() == "1"
+    assert "cleaning up" in node.file(f"{LOGS}/cleanup_hook.txt")
+
+
+def test_the_cleanup_hook_runs_after_a_failure_and_a_signal_and_changes_no_status(node: Node) -> None:
+    cleanup = "cleanup_hook() { echo \"cleaning up after $GATE_STATUS: $GATE_REASON\"; sleep 500; }; export -f cleanup_hook\n"
+
+    run = node.gate(hooks=cleanup + "gate_hook() { return 75; }; export -f gate_hook", DEVSTACK_GATE_TIMEOUT="1", **GOOD)
+
+    assert run.returncode == 75, run.stdout
+    assert "cleaning up after 75: FAIL (75) in gate_hook" in run.stdout
+    run = node.gate(hooks=cleanup + "gate_hook() { kill -TERM $PPID; sleep 30; }; export -f gate_hook",
+                    DEVSTACK_GATE_TIMEOUT="1", **GOOD)
+    assert run.returncode == 143, run.stdout
+    assert "cleaning up after 143: FAIL (143) in gate_hook" in run.stdout
+
+
+def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> None:
+    run = node.gate(DEVSTACK_GATE_EXERCISES="0", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.splitlines()[-1].startswith("PASS (no test was run). Minutes: ")
+    run = node.gate(hooks="post_test_hook() { echo tested; }; export -f post_test_hook", DEVSTACK_GATE_EXERCISES="0", **GOOD)
+    assert run.stdout.splitlines()[-1].startswith("PASS. Minutes: ")
+
+
+def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
+    hooks = "gate_hook() { git -C $BASE/new/adder checkout -q HEAD~1; }; export -f gate_hook"
+
+    run = node.gate(hooks=hooks, **GOOD)
+
+    assert run.returncode == 3, run.stdout
+    assert "NOT TESTED: adder: the change" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (3) in check-installed. ")
+
+
+def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -> None:
+    node.check("printf 'export DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1\\nr=1\\nmore() { echo more of it; }\\nexport -f more\\n' > settings; "
+               "printf 'export DEVSTACK_GATE_TEMPST=1\\n' > wrong")
+    hooks = "pre_test_hook() { more; }; export -f pre_test_hook"
+
+    run = node.gate(hooks=hooks, DEVSTACK_GATE_SETTINGS="/home/jenkins/settings 24", **GOOD)
+
+    assert run.returncode == 24, run.stdout
+    assert "more of it" in run.stdout
+    run = node.gate(DEVSTACK_GATE_SETTINGS="/home/jenkins/none", **GOOD)
+    assert run.returncode == 2, run.stdout
+    assert "DEVSTACK_GATE_SETTINGS: there is no file /home/jenkins/none" in run.stdout
+    run = node.gate(DEVSTACK_GATE_SETTINGS="/home/jenkins/wrong", **GOOD)
+    assert run.returncode == 2, run.stdout
+    assert "DEVSTACK_GATE_TEMPST: there is no such variable; the nearest name is DEVSTACK_GATE_TEMPEST" in run.stdout

@@ -39,8 +39,9 @@ settings() {
     run -0 gate
     run -0 settings
     [[ $output == "
+# devstack-gate: begin
 [[local|localrc]]
-DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy,-c-api\nA=1\n[[post-config|$NOVA_CONF]]\n[DEFAULT]\nb = 2' ]]
+DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy,-c-api\nA=1\n[[post-config|$NOVA_CONF]]\n[DEFAULT]\nb = 2\n# devstack-gate: end' ]]
     [[ $(stat -c %a "$DEVSTACK/local.conf") == 600 ]]
 }
 
@@ -70,13 +71,157 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
     run -1 grep -F '[[' "$DEVSTACK/localrc"
 }
 
-@test "an old local.conf goes, unless KEEP_LOCALRC says that it stays: then what it sets is not set again" {
-    printf '[[local|localrc]]\nADMIN_PASSWORD=mine\nKEPT=1\n' > "$DEVSTACK/local.conf"
-    KEEP_LOCALRC=1 run -0 gate
+@test "what hooks left in local.conf stays, and what it sets is not set again; our own part is written anew" {
+    printf '[[local|localrc]]\nADMIN_PASSWORD=mine\nKEPT=1\n[[post-config|$X]]\nLOGDIR=other\n' > "$DEVSTACK/local.conf"
+    run -0 gate
     [[ $(head -n 3 "$DEVSTACK/local.conf") == $'[[local|localrc]]\nADMIN_PASSWORD=mine\nKEPT=1' ]]
     [[ $(grep -c ADMIN_PASSWORD= "$DEVSTACK/local.conf") -eq 1 && $(grep -c "^DEST=$BASE/new$" "$DEVSTACK/local.conf") -eq 1 ]]
+    grep -qx "LOGDIR=$BASE/logs" "$DEVSTACK/local.conf"
+    DEVSTACK_LOCAL_CONFIG=SECOND=1 run -0 gate
+    [[ $(grep -cE 'KEPT=1|SECOND=1' "$DEVSTACK/local.conf") -eq 2 && $(grep -c "^DEST=" "$DEVSTACK/local.conf") -eq 1 ]]
+}
+
+@test "localrc beside local.conf: devstack, which would read the one only, is given both in local.conf" {
+    printf '[[local|localrc]]\nFROM_CONF=1\n[[post-config|$X]]\n[a]\nb = c\n' > "$DEVSTACK/local.conf"
+    printf 'FROM_RC=1\nSERVICE_PASSWORD=theirs' > "$DEVSTACK/localrc"
     run -0 gate
-    run -1 grep KEPT "$DEVSTACK/local.conf"
+    [[ ! -e $DEVSTACK/localrc && $output == *"localrc: read as a section of local.conf"* ]]
+    run -0 localrc_section
+    [[ $output == *$'FROM_CONF=1\n'* && $output == *$'FROM_RC=1\nSERVICE_PASSWORD=theirs\n'* && $output == *"DEST=$BASE/new"* ]]
+    [[ $output != *'b = c'* && $(grep -c SERVICE_PASSWORD= "$DEVSTACK/local.conf") -eq 1 ]]
+}
+
+@test "settings that devstack could not read end the run with 2" {
+    printf 'A="open\n' > "$DEVSTACK/localrc"
+    run -2 gate
+    [[ $output == *"local.conf: expected lines of bash: "* ]]
+    rm "$DEVSTACK/local.conf"
+    mkdir "$DEVSTACK/local.conf"
+    run -2 gate
+    [[ $output == *"local.conf: expected a file that can be read"* ]]
+    rm -r "$DEVSTACK/local.conf"
+    printf 'source $TOP_DIR/localrc\n' > "$DEVSTACK/stackrc"
+    script stack.sh 'cat localrc'
+    DEVSTACK_LOCAL_CONFIG=$'[[post-config|$X]]\n[a]' run -2 gate
+    [[ $output == *"DEVSTACK_LOCAL_CONFIG: expected no sections, this devstack reads localrc"* ]]
+    printf 'A=1\n' > "$DEVSTACK/local.conf"
+    run -2 gate
+    [[ $output == *"local.conf: this devstack does not read it, expected localrc"* ]]
+}
+
+# The libraries that devstack is told to take from their trees, as bash reads our local.conf.
+libraries() {
+    localrc_section > "$BATS_TEST_TMPDIR/localrc"
+    (set -eu; . "$BATS_TEST_TMPDIR/localrc"; printf '%s\n' "${LIBS_FROM_GIT-none}")
+}
+
+localrc_section() {
+    awk '/^\[\[/ { ours = /local\|localrc/; next } ours && !/^# devstack-gate/' "$DEVSTACK/local.conf"
+}
+
+# changed PROJECT...: they have the change under test.
+changed() {
+    local project
+    for project in "$@"; do
+        mkdir -p "$BASE/new/$project/.git"
+        git -C "$BASE/new/$project" init -q
+        git -C "$BASE/new/$project" commit -q --allow-empty -m change
+        git -C "$BASE/new/$project" rev-parse HEAD > "$BASE/new/$project/.git/gate-change"
+    done
+}
+
+@test "libraries with the change in them are taken from their trees, beside those that the job names" {
+    run -0 gate
+    [[ $(libraries) == none ]]
+    changed oslo.utils python-novaclient devstack requirements
+    run -0 gate
+    [[ $(libraries) == oslo.utils,python-novaclient ]]
+    LIBS_FROM_GIT=oslo.utils,cliff DEVSTACK_PROJECT_FROM_GIT='openstack/tooz,' run -0 gate
+    [[ $(libraries) == oslo.utils,cliff,tooz,python-novaclient ]]
+    DEVSTACK_LOCAL_CONFIG=$'LIBS_FROM_GIT=oslo.db\n[[post-config|$X]]\n[a]' run -0 gate
+    [[ $(libraries) == oslo.db,oslo.utils,python-novaclient ]]
+    DEVSTACK_LOCAL_CONFIG=LIBS_FROM_GIT=ALL run -0 gate
+    [[ $(libraries) == ALL ]]
+}
+
+@test "a devstack that checks the names is told only those it knows" {
+    mkdir -p "$DEVSTACK/inc" "$BASE/new/other/devstack"
+    printf 'function check_libs_from_git {\n' > "$DEVSTACK/inc/python"
+    printf 'GITREPO["oslo.utils"]=x\n' > "$DEVSTACK/stackrc"
+    printf 'GITDIR["python-otherclient"]=x\n' > "$BASE/new/other/devstack/settings"
+    changed oslo.utils nova python-otherclient
+    run -0 gate || { echo "$output"; false; }
+    [[ $(libraries) == oslo.utils,python-otherclient ]]
+}
+
+@test "a commit that is no longer in what is checked out is not tested" {
+    changed oslo.utils
+    script stack.sh "git -C '$BASE/new/oslo.utils' checkout -q --orphan other; git -C '$BASE/new/oslo.utils' commit -q --allow-empty -m other"
+    script exercise.sh 'echo exercising'
+    run -3 gate
+    [[ $output == *'NOT TESTED: oslo.utils: the change '*' is not in what is checked out any more'* && $output != *exercising* ]]
+}
+
+@test "tempest is run when nothing is chosen and there are no exercises" {
+    mkdir -p "$BASE/new/tempest"
+    run -0 gate
+    [[ $output == *'tox in tempest: <-e> <smoke>'* ]]
+    for choice in DEVSTACK_GATE_TEMPEST=0 DEVSTACK_GATE_EXERCISES=0 DEVSTACK_GATE_TEMPEST_NOTESTS=1; do
+        run -0 env "$choice" "$PROJECT_FOLDER/devstack-vm-gate.sh"
+        [[ $output != *'tox in'* ]] || { echo "$choice"; return 1; }
+    done
+    script exercise.sh 'echo exercising'
+    run -0 gate
+    [[ $output == *exercising* && $output != *'tox in'* ]]
+}
+
+@test "tempest runs with the constraints of the environment that devstack made" {
+    mkdir -p "$BASE/new/tempest" "$BASE/data/venv/bin"
+    printf '#!/bin/sh\necho "constraints: $UPPER_CONSTRAINTS_FILE $TOX_CONSTRAINTS_FILE timeout: $OS_TEST_TIMEOUT"\n' > "$BASE/data/venv/bin/tox"
+    chmod +x "$BASE/data/venv/bin/tox"
+    export DEVSTACK_GATE_TEMPEST=1
+    run -0 gate
+    [[ $output == *'constraints:   timeout: '* ]]
+    printf '. ./localrc.auto\nTEMPEST_VENV_UPPER_CONSTRAINTS=${TEMPEST_VENV_UPPER_CONSTRAINTS:-master}\n' > "$DEVSTACK/stackrc"
+    printf 'echo noise\n' > "$DEVSTACK/localrc.auto"
+    TEMPEST_OS_TEST_TIMEOUT=500 run -0 gate
+    [[ $output == *'constraints: https://releases.openstack.org/constraints/upper/master https://releases.openstack.org/constraints/upper/master timeout: 500'* ]]
+    printf 'TEMPEST_VENV_UPPER_CONSTRAINTS=/a/file\n' > "$DEVSTACK/localrc.auto"
+    run -0 gate
+    [[ $output == *'constraints: /a/file /a/file timeout: '* ]]
+}
+
+@test "a tempest that ran no test is told" {
+    mkdir -p "$BASE/new/tempest" "$BASE/gate"
+    touch "$BASE/gate/note"
+    for summary in 'Ran: 0 tests in 0.0 sec.\n - Passed: 0\n - Skipped: 0\n - Failed: 0' 'Ran: 2 tests in 1 sec.\n - Passed: 0\n - Skipped: 2\n - Failed: 0'; do
+        printf '#!/bin/sh\nprintf "%s"\n' "$summary" > "$BATS_TEST_TMPDIR/bin/tox"
+        DEVSTACK_GATE_TEMPEST=1 run -0 gate
+        [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+    done
+    printf '#!/bin/sh\nprintf "Ran: 2 tests in 1 sec.\\n - Passed: 1\\n - Skipped: 1\\n"\n' > "$BATS_TEST_TMPDIR/bin/tox"
+    DEVSTACK_GATE_TEMPEST=1 run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
+    run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
+    DEVSTACK_GATE_TEMPEST=0 run -0 gate
+    [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+}
+
+@test "what older jobs say of devstack's services, driver and rights" {
+    export OVERRIDE_ENABLED_SERVICES=key,mysql ENABLED_SERVICES=ignored DEVSTACK_GATE_VIRT_DRIVER=fake DEVSTACK_GATE_LIBVIRT_TYPE=qemu
+    export DEVSTACK_LOCALCONF=$'[[post-config|$X]]\n[a]\nb = c' DEVSTACK_LOCAL_CONFIG=$'\nA=1'
+    run -0 gate
+    run -0 localrc_section
+    [[ $output == *$'\nENABLED_SERVICES=key,mysql\nVIRT_DRIVER=fake\nLIBVIRT_TYPE=qemu\n\nA=1' && $output != *ignored* ]]
+    DEVSTACK_LOCALCONF=B=2 run -0 gate
+    run -0 localrc_section
+    [[ $output == *$'A=1\nB=2' ]]
+    script unstack.sh 'echo unstacking'
+    DEVSTACK_GATE_UNSTACK=1 run -0 gate
+    [[ $output == *unstacking* ]]
+    DEVSTACK_GATE_REMOVE_STACK_SUDO=0 run -0 gate
+    [[ $output == *'the tests run with sudo: DEVSTACK_GATE_REMOVE_STACK_SUDO is 0'* ]]
 }
 
 @test "stack.sh failing with 42 ends it with 42, and nothing else is run" {

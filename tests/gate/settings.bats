@@ -240,6 +240,43 @@ accepted() {
     accepted
 }
 
+@test "a variable that is not known ends the run with the nearest name" {
+    DEVSTACK_GATE_TEMPEST_REGEXP=x refused 'DEVSTACK_GATE_TEMPEST_REGEXP: there is no such variable; the nearest name is DEVSTACK_GATE_TEMPEST_REGEX'
+    OVERRIDE_NOVA_BRANCH=x refused 'OVERRIDE_NOVA_BRANCH: there is no such variable; the nearest name is OVERRIDE_ZUUL_BRANCH'
+    DEVSTACK_GATE_TIMEOUTS=5 refused 'DEVSTACK_GATE_TIMEOUTS: there is no such variable; the nearest name is DEVSTACK_GATE_TIMEOUT'
+    DEVSTACK_GATE_MINE=1 DEVSTACK_GATE_PASS='OTHER DEVSTACK_GATE_MINE' accepted
+    DEVSTACK_GATE_MINE='' DEVSTACK_GATE_PREFIX=x DEVSTACK_GATE_DB=/nowhere accepted
+    DEVSTACK_GATE_PASS='a b-c' refused "DEVSTACK_GATE_PASS: expected names of variables, separated by blanks, not 'b-c'"
+}
+
+@test "a variable of earlier years that has no effect any more is told, once" {
+    export DEVSTACK_GATE_NEUTRON=1 DEVSTACK_GATE_CONFIGDRIVE=0
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ ${#lines[@]} -eq 2 && ${lines[0]} == *"DEVSTACK_GATE_NEUTRON has no effect here: neutron is one of devstack's own services"* ]]
+    [[ ${lines[1]} == *'DEVSTACK_GATE_THIS_HOST: expected 1'* ]]
+}
+
+@test "functions of the job neither replace ours nor are replaced" {
+    cat > "$BATS_TEST_TMPDIR/job" <<'EOT'
+helper() { printf 'of the job: %s\n' "$1"; }
+log() { helper "$1"; }
+sed() { printf 'not sed\n'; }
+export -f helper log sed
+exec bash -c '
+    . "$1/devstack-vm-gate-wrap.sh"; HERE=$1
+    . "$1/functions.sh"; . "$1/gate/settings.sh"
+    read_functions
+    sed s/a/b/ <<< cat
+    log ours 2>&1 | cut -d" " -f2
+    (restore_functions; exec bash -c "log theirs; sed")
+    print_functions' bash "$PROJECT_FOLDER"
+EOT
+    PROJECT_FOLDER=$PROJECT_FOLDER run -0 bash "$BATS_TEST_TMPDIR/job" || { printf '%s\n' "$output"; false; }
+    [[ ${lines[*]:0:4} == 'cbt ours of the job: theirs not sed' ]] || { printf '%s\n' "$output"; false; }
+    for name in helper log sed; do [[ $output == *"export -f $name"* ]]; done
+    bash -n <<< "$(printf '%s\n' "${lines[@]:4}")"
+}
+
 @test "sourcing the scripts does nothing" {
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]

@@ -17,7 +17,7 @@ from tests.pocketcloud.records import KindError
 
 log = logging.getLogger(__name__)
 SUITE = "bookworm"
-PACKAGES = "openssh-server,sudo,ca-certificates,git,iproute2,procps,python3-minimal,netbase"
+PACKAGES = "openssh-server,sudo,ca-certificates,git,iproute2,procps,python3,netbase"
 RECIPE_VERSION = 1  # count up when what FINISH or _configure do changes
 FINISH = """set -e
 update-ca-certificates > /dev/null
