@@ -1,0 +1,113 @@
+"""The pages of docs/ say what the gate's data says."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+FORMER = PROJECT / "gate" / "former-variables.txt"
+MIGRATING = PROJECT / "docs" / "migrating.md"
+NAME = re.compile(r"[A-Z][A-Z0-9_]*[A-Z0-9]")
+
+
+def former_variables() -> dict[str, str]:
+    """Names that have no effect any more, with what to do instead, in the order of the file."""
+    former: dict[str, str] = {}
+    for number, line in enumerate(FORMER.read_text().splitlines(), 1):
+        if not line.startswith("#"):
+            name, separator, words = line.partition(" | ")
+            assert separator and words == words.strip() and NAME.fullmatch(name), f"line {number}: {line}"
+            assert name not in former, f"line {number}: {name} stands there twice"
+            former[name] = words
+    return former
+
+
+def section(title: str) -> str:
+    """Return what stands below a heading, until the next one of its level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", MIGRATING.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, f"docs/migrating.md has no section {title}"
+    return found[1]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of a section's tables, without their heads."""
+    lines = [line for line in section(title).splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [row for position, row in enumerate(cells) if row[0] != "---" and not is_head(cells, position)]
+
+
+def is_head(cells: list[list[str]], position: int) -> bool:
+    """Whether a line of dashes follows."""
+    return position + 1 < len(cells) and cells[position + 1][0] == "---"
+
+
+def shell_blocks() -> list[str]:
+    """The scripts of the page."""
+    return re.findall(r"^```bash\n(.*?)^```", MIGRATING.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_file_of_former_variables_is_sorted_by_name() -> None:
+    """A name is found where one looks for it."""
+    names = list(former_variables())
+    assert names == sorted(names)
+
+
+def test_each_former_variable_stands_on_the_page_with_the_words_of_the_console_and_no_other_does() -> None:
+    """What the page tells is what a run tells."""
+    told: dict[str, str] = {}
+    for names, words in rows("Names that have no effect"):
+        for name in re.findall(r"`([^`]+)`", names):
+            assert name not in told, f"{name} stands on the page twice"
+            told[name] = words.replace("`", "")
+    assert told == former_variables()
+
+
+def test_no_name_both_works_and_has_no_effect() -> None:
+    """A job cannot be told both."""
+    same, _, _ = section("Names that still work").partition("These work, with a difference")
+    different = "".join(names for names, _, _ in rows("Names that still work"))
+    working = set(re.findall(rf"`({NAME.pattern})`", same + different))
+    assert working & set(former_variables()) == set()
+    assert working >= {"ZUUL_REF", "ENABLED_SERVICES", "KEEP_LOCALRC", "DEVSTACK_GATE_SETTINGS"}
+
+
+def test_no_former_variable_is_a_setting_of_the_gate() -> None:
+    """A name that gets an effect leaves the file."""
+    script = '. "$1/functions.sh"; . "$1/gate/settings.sh"; printf "%s\\n" "${SETTINGS[@]}"'
+    printed = subprocess.run(["bash", "-c", script, "bash", PROJECT], check=True, capture_output=True, text=True).stdout
+    settings = set(printed.split())
+    assert "DEVSTACK_GATE_TEMPEST" in settings
+    assert settings & set(former_variables()) == set()
+
+
+def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none() -> None:
+    """The example shows a move that is complete."""
+    before, after = shell_blocks()
+    assert len(exported(before) & set(former_variables())) >= 3
+    assert exported(after) & set(former_variables()) == set()
+    assert exported(after) >= {"DEVSTACK_GATE_TEMPEST", "DEVSTACK_LOCAL_CONFIG", "DEVSTACK_GATE_PASS"}
+
+
+def exported(script: str) -> set[str]:
+    """The variables that a job exports."""
+    return set(re.findall(r"^ *export ([A-Z_]+)=", script, re.MULTILINE))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_scripts_of_the_page_are_bash(number: int) -> None:
+    """People copy them."""
+    subprocess.run(["bash", "-n"], input=shell_blocks()[number], check=True, text=True)
+
+
+def test_links_of_the_page_lead_somewhere() -> None:
+    """To a heading of the page, or to a file."""
+    text = MIGRATING.read_text()
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (MIGRATING.parent / path).exists() if path else anchor in headings, link
