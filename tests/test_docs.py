@@ -1,5 +1,6 @@
 """The pages of docs/ say what the gate's data says."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -73,13 +74,28 @@ def test_no_name_both_works_and_has_no_effect() -> None:
     assert working >= {"ZUUL_REF", "ENABLED_SERVICES", "KEEP_LOCALRC", "DEVSTACK_GATE_SETTINGS"}
 
 
+def settings() -> set[str]:
+    """The variables that have an effect on a run."""
+    lines = (PROJECT / "gate" / "variables.txt").read_text().splitlines()
+    return {line.partition(" | ")[0] for line in lines if not line.startswith("#")}
+
+
 def test_no_former_variable_is_a_setting_of_the_gate() -> None:
     """A name that gets an effect leaves the file."""
-    script = '. "$1/functions.sh"; . "$1/gate/settings.sh"; printf "%s\\n" "${SETTINGS[@]}"'
-    printed = subprocess.run(["bash", "-c", script, "bash", PROJECT], check=True, capture_output=True, text=True).stdout
-    settings = set(printed.split())
-    assert "DEVSTACK_GATE_TEMPEST" in settings
-    assert settings & set(former_variables()) == set()
+    assert "DEVSTACK_GATE_TEMPEST" in settings()
+    assert settings() & set(former_variables()) == set()
+
+
+def test_the_page_names_no_variable_that_a_run_refuses() -> None:
+    """Readers type what they read; a pattern's <PROJECT> may be any."""
+    text = MIGRATING.read_text()
+    mentioned = set(re.findall(r"(?<!_)\b(?:DEVSTACK_GATE|OVERRIDE)_(?:[A-Z0-9_]|<PROJECT>)*[A-Z0-9]", text))
+    patterns = r"OVERRIDE_(\w+|<PROJECT>)_(PROJECT_BRANCH|GIT_BASE)"
+    left = {name for name in mentioned - settings() - set(former_variables()) if not re.fullmatch(patterns, name)}
+    assert left == {
+        "DEVSTACK_GATE_CUSTOM_SCRIPT", "DEVSTACK_GATE_PREFIX", "DEVSTACK_GATE_SECURE_CONFIG",  # the pool's
+        "DEVSTACK_GATE_REPO",  # the example of a name of the job's own
+    }  # fmt: skip
 
 
 def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none() -> None:
@@ -88,6 +104,20 @@ def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none
     assert len(exported(before) & set(former_variables())) >= 3
     assert exported(after) & set(former_variables()) == set()
     assert exported(after) >= {"DEVSTACK_GATE_TEMPEST", "DEVSTACK_LOCAL_CONFIG", "DEVSTACK_GATE_PASS"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_settings_of_the_jobs_on_the_page_are_accepted(number: int, tmp_path: Path) -> None:
+    """And for each that has no effect any more there is a line; a value of 0 asked for nothing."""
+    job = re.sub(r"^(#!|git clone|cp |\./).*", "", shell_blocks()[number], flags=re.MULTILINE)
+    check = '. "$HERE/functions.sh"; for part in "$HERE"/gate/*.sh; do . "$part"; done; check_settings'
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "WORKSPACE": str(tmp_path), "HERE": str(PROJECT)}
+    script = f"{job}\nexec bash -c 'set -euo pipefail; {check}'"
+    run = subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    told = re.findall(r"(\w+) has no effect here: ", run.stderr)
+    asked = re.findall(r"^export (\w+)=(?!0)", job, re.MULTILINE)
+    assert sorted(told) == sorted(set(asked) & set(former_variables()))
 
 
 def exported(script: str) -> set[str]:
