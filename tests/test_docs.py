@@ -86,6 +86,14 @@ def test_no_former_variable_is_a_setting_of_the_gate() -> None:
     assert settings() & set(former_variables()) == set()
 
 
+def test_each_name_that_still_works_is_a_setting_of_the_gate() -> None:
+    """RE_EXEC is on the page because jobs need it no more."""
+    names = section("Names that still work").partition("Some further differences")[0]
+    working = set(re.findall(r"`([A-Z][A-Z0-9_]*)`", names)) - {"RE_EXEC", "TEMPEST_PLUGINS"}
+    assert len(working) > 40
+    assert working - settings() == set()
+
+
 def test_the_page_names_no_variable_that_a_run_refuses() -> None:
     """Readers type what they read; a pattern's <PROJECT> may be any."""
     text = MIGRATING.read_text()
@@ -106,18 +114,43 @@ def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none
     assert exported(after) >= {"DEVSTACK_GATE_TEMPEST", "DEVSTACK_LOCAL_CONFIG", "DEVSTACK_GATE_PASS"}
 
 
+def check_settings(exports: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the gate says of the settings that a job exports, before anything is touched."""
+    check = '. "$HERE/functions.sh"; for part in "$HERE"/gate/*.sh; do . "$part"; done; check_settings'
+    script = f"{exports}\nexec bash -c 'set -euo pipefail; {check}'"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "WORKSPACE": str(folder), "HERE": str(PROJECT)}
+    return subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True, env=environment)
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_settings_of_the_jobs_on_the_page_are_accepted(number: int, tmp_path: Path) -> None:
     """And for each that has no effect any more there is a line; a value of 0 asked for nothing."""
     job = re.sub(r"^(#!|git clone|cp |\./).*", "", shell_blocks()[number], flags=re.MULTILINE)
-    check = '. "$HERE/functions.sh"; for part in "$HERE"/gate/*.sh; do . "$part"; done; check_settings'
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "WORKSPACE": str(tmp_path), "HERE": str(PROJECT)}
-    script = f"{job}\nexec bash -c 'set -euo pipefail; {check}'"
-    run = subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True, env=environment)
+    run = check_settings(job, tmp_path)
     assert run.returncode == 0, run.stderr
     told = re.findall(r"(\w+) has no effect here: ", run.stderr)
     asked = re.findall(r"^export (\w+)=(?!0)", job, re.MULTILINE)
     assert sorted(told) == sorted(set(asked) & set(former_variables()))
+
+
+@pytest.mark.parametrize(
+    "exports",
+    [
+        "KEEP_LOCALRC=true",
+        "BRANCH_OVERRIDE=default OVERRIDE_ZUUL_BRANCH=stable/2026.1",
+        "DEVSTACK_GATE_TEMPEST=1 DEVSTACK_GATE_TEMPEST_FULL=1 DEVSTACK_GATE_TEMPEST_REGEX=network",
+        "DEVSTACK_GATE_GRENADE=pullup GRENADE_OLD_BRANCH=stable/2026.1",
+        "DEVSTACK_GATE_GRENADE=forward GRENADE_NEW_BRANCH=master",
+        "DEVSTACK_GATE_PROJECTS_OVERRIDE='openstack-infra/devstack-gate openstack-dev/devstack'",
+        "PROJECTS='openstack-dev/devstack stackforge/nova'",
+        "OVERRIDE_OSLOCONFIG_PROJECT_BRANCH=stable/2026.1",
+        "BUILD_TIMEOUT=7200000",
+    ],
+)
+def test_what_the_page_says_of_older_values_is_so(exports: str, tmp_path: Path) -> None:
+    """A job as it was is not refused."""
+    run = check_settings(f"export {exports}", tmp_path)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def exported(script: str) -> set[str]:
