@@ -102,7 +102,7 @@ run_settings_file() {
     if (( ! ${#words[@]} )); then return 0; fi
     if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
     # shellcheck disable=SC2016  # the job's shell expands it
-    JOB_FUNCTIONS[gate_settings]='() { set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift; . "$file" "$@" && env -0 > "$GATE_ENVIRONMENT"; }'
+    JOB_FUNCTIONS[gate_settings]='() { trap "env -0 > $GATE_ENVIRONMENT" EXIT; set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift; . "$file" "$@"; }'
     GATE_ENVIRONMENT=$RUN/environment run_hook gate_settings || return
     unset 'JOB_FUNCTIONS[gate_settings]'
     while IFS= read -r -d '' entry; do

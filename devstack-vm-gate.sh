@@ -374,6 +374,7 @@ main() {
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
     check_names
+    read_older_words
     check_tests
     if [[ -e $BASE/gate/step ]] && id -u stack > /dev/null 2>&1 && [[ $(id -un) != stack ]]; then
         give_trees_to_stack

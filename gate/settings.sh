@@ -6,6 +6,10 @@
 
 SETTINGS=()              # names of the variables of gate/variables.txt
 declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() { code; }"}
+SWITCHES=(SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL
+    DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE
+    DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
+LOCAL_CONF=/tmp/dg-local.conf # where the builder local_conf of OpenStack's job templates leaves settings
 # What the scripts of the pool read: a Jenkins may set these for all its jobs.
 POOL_SETTINGS=(DEVSTACK_GATE_DB DEVSTACK_GATE_SECURE_CONFIG DEVSTACK_GATE_PREFIX DEVSTACK_GATE_CUSTOM_SCRIPT)
 
@@ -52,6 +56,8 @@ print_functions() {
 
 check_settings() {
     check_names
+    read_older_words
+    read_local_conf
     check_workspace
     check_change
     check_branches
@@ -112,6 +118,45 @@ nearest_name() {
         }
         { far = distance(given, $0); if (NR == 1 || far < fewest) { fewest = far; nearest = $0 } }
         END { print nearest }'
+}
+
+# What jobs of devstack-gate's earlier years say in other words, in today's.
+read_older_words() {
+    local name
+    for name in "${SWITCHES[@]}"; do
+        case ${!name:-} in
+            true | True | TRUE) printf -v "$name" 1 ;;
+            false | False | FALSE) printf -v "$name" 0 ;;
+            *) ;;
+        esac
+    done
+    for name in OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE; do
+        if [[ ${!name:-} == default ]]; then unset "$name"; fi
+    done
+    if [[ ${DEVSTACK_GATE_PROJECTS_OVERRIDE:-} ]]; then
+        if [[ ${DEVSTACK_GATE_PROJECTS:-$DEVSTACK_GATE_PROJECTS_OVERRIDE} != "$DEVSTACK_GATE_PROJECTS_OVERRIDE" ]]; then
+            die 2 "DEVSTACK_GATE_PROJECTS and DEVSTACK_GATE_PROJECTS_OVERRIDE: expected one of them, or the same projects in both"
+        fi
+        DEVSTACK_GATE_PROJECTS=$DEVSTACK_GATE_PROJECTS_OVERRIDE PROJECTS=''
+    fi
+    # Jenkins ends the build then; devstack knows a variable of that name that means something else.
+    if [[ ! ${DEVSTACK_GATE_TIMEOUT:-} && ${BUILD_TIMEOUT:-} =~ ^[1-9][0-9]{5,8}$ ]] && (( BUILD_TIMEOUT >= 600000 )); then
+        DEVSTACK_GATE_TIMEOUT=$(( BUILD_TIMEOUT / 60000 - 2 ))
+        unset BUILD_TIMEOUT
+    fi
+}
+
+# Settings of devstack that the job has left in a file go along as if it had exported them.
+read_local_conf() {
+    local text
+    if [[ ! -e $LOCAL_CONF && ! -L $LOCAL_CONF ]]; then return 0; fi
+    if [[ -L $LOCAL_CONF || ! -f $LOCAL_CONF || ! -O $LOCAL_CONF || ! -r $LOCAL_CONF ]]; then
+        die 2 "$LOCAL_CONF: expected a plain file of the job's user, settings of devstack"
+    fi
+    text=$(< "$LOCAL_CONF")
+    if [[ ${DEVSTACK_LOCAL_CONFIG:-} == *"$text"* ]]; then return 0; fi # read before: this script goes on as the changed one
+    log "settings of devstack: $LOCAL_CONF is used, too"
+    export DEVSTACK_LOCAL_CONFIG=$text$'\n[[local|localrc]]\n'${DEVSTACK_LOCAL_CONFIG:-}
 }
 
 check_workspace() {
@@ -180,42 +225,77 @@ check_branches() {
         die 2 "OVERRIDE_ZUUL_BRANCH and BRANCH_OVERRIDE: expected one of them, or the same branch in both"
     fi
     RUN_BRANCH=${OVERRIDE_ZUUL_BRANCH:-${BRANCH_OVERRIDE:-${ZUUL_BRANCH:-${GERRIT_BRANCH:-master}}}}
-    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 ]]; then
-        need DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH
-        RUN_BRANCH=${GRENADE_NEW_BRANCH:-$RUN_BRANCH}
-    fi
+    check_grenade
 }
 
-# Fills RUN_PROJECTS: each once, the one under test among them in any case.
+# Upgrades were named by their direction: to the branch of the run, or from it.
+check_grenade() {
+    local given=${DEVSTACK_GATE_GRENADE:-}
+    case $given in
+        '' | 0) return ;;
+        1 | pullup) ;;
+        forward)
+            need DEVSTACK_GATE_GRENADE GRENADE_NEW_BRANCH
+            : "${GRENADE_OLD_BRANCH:=$RUN_BRANCH}"
+            ;;
+        sideways-*) : "${GRENADE_OLD_BRANCH:=$RUN_BRANCH}" ;;
+        *) die 2 "DEVSTACK_GATE_GRENADE: expected 0, 1, pullup, forward or sideways-NAME, not '$given'" ;;
+    esac
+    need DEVSTACK_GATE_GRENADE GRENADE_OLD_BRANCH
+    DEVSTACK_GATE_GRENADE=1
+    RUN_BRANCH=${GRENADE_NEW_BRANCH:-$RUN_BRANCH}
+}
+
+# Fills RUN_PROJECTS: each once, in the order of PROJECTS and the list, the one under test among them in any case. Of
+# namesakes, which would have the same folder, that one is meant, then the one of PROJECTS.
 check_projects() {
-    local project listed trigger=''
-    local -A taken=()
+    local project listed trigger named
+    local -A taken=() # folder: project
     if [[ ${ZUUL_REF:-} ]]; then trigger=$ZUUL_PROJECT; else trigger=${GERRIT_PROJECT:-}; fi
     listed=${DEVSTACK_GATE_PROJECTS:-$(sed 's/#.*//' "$HERE/gate/projects.txt" || true)}
     if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && " $listed ${PROJECTS:-} $trigger " != *'/grenade'[[:space:]]* ]]; then listed+=' openstack/grenade'; fi
-    RUN_PROJECTS=()
     set -f
-    # shellcheck disable=SC2086  # a list of words
-    set -- ${PROJECTS:-} $listed $trigger
-    set +f
-    for project in "$@"; do
-        if [[ ! $project =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$ ]]; then
-            die 2 "PROJECTS: expected names as openstack/nova, not '$project'"
-        elif [[ ! ${taken[${project##*/}]:-} ]]; then
-            taken[${project##*/}]=$project
-            RUN_PROJECTS+=("$project")
-        elif [[ ${taken[${project##*/}]} != "$project" ]]; then
-            die 2 "PROJECTS: ${taken[${project##*/}]} and $project would have the same folder"
-        fi
+    for project in $trigger; do take_project "${ZUUL_REF:+ZUUL_PROJECT}" "$project"; done
+    for project in ${PROJECTS:-}; do take_project PROJECTS "$(todays_name "$project" "$trigger $listed" || true)"; done
+    named=" ${!taken[*]} "
+    for project in $listed; do
+        if [[ $named != *" ${project##*/} "* ]]; then take_project DEVSTACK_GATE_PROJECTS "$project"; fi
     done
+    RUN_PROJECTS=()
+    for project in ${PROJECTS:-} $listed $trigger; do
+        project=${taken[${project##*/}]}
+        if [[ " ${RUN_PROJECTS[*]} " != *" $project "* ]]; then RUN_PROJECTS+=("$project"); fi
+    done
+    set +f
     if (( ! ${#RUN_PROJECTS[@]} )); then die 2 "DEVSTACK_GATE_PROJECTS: expected projects"; fi
+}
+
+# take_project VARIABLE PROJECT: into taken.
+take_project() {
+    local folder=${2##*/}
+    if [[ ! $2 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$ ]]; then
+        die 2 "${1:-GERRIT_PROJECT}: expected names as openstack/nova, not '$2'"
+    elif [[ ${taken[$folder]:-$2} != "$2" ]]; then
+        die 2 "$1: ${taken[$folder]} and $2 would have the same folder"
+    fi
+    taken[$folder]=$2
+}
+
+# todays_name PROJECT OTHERS: a project of an organisation that OpenStack has given up is what the others call it.
+todays_name() {
+    local project=$1 other
+    shift
+    if [[ $project == @(openstack-dev|openstack-infra|stackforge)/* ]]; then
+        for other in $1; do
+            if [[ ${other##*/} == "${project##*/}" ]]; then project=$other; fi
+        done
+    fi
+    printf '%s\n' "$project"
 }
 
 check_tests() {
     local name kind=''
-    for name in SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL \
-        DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE \
-        DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST; do
+    for name in "${SWITCHES[@]}"; do
         case ${!name:-} in
             '' | 0 | 1) ;;
             *) die 2 "$name: expected 0 or 1, not '${!name}'" ;;
@@ -239,7 +319,11 @@ check_tests() {
     for name in DEVSTACK_GATE_TEMPEST_FULL DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_REGEX DEVSTACK_GATE_TEMPEST_TESTS; do
         if [[ ! ${!name:-} || ${!name} == 0 ]]; then continue; fi
         if [[ ${DEVSTACK_GATE_TEMPEST:-0} != 1 ]]; then die 2 "DEVSTACK_GATE_TEMPEST: expected 1, since $name is given"; fi
-        if [[ $kind ]]; then die 2 "$kind and $name: expected one of them"; fi
+        if [[ $kind == *_@(FULL|ALL) ]]; then
+            log "$kind has no effect: $name says which tests"
+        elif [[ $kind ]]; then
+            die 2 "$kind and $name: expected one of them"
+        fi
         kind=$name
     done
 }

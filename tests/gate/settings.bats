@@ -185,11 +185,11 @@ accepted() {
 
 @test "projects" {
     export DEVSTACK_GATE_PROJECTS
-    for DEVSTACK_GATE_PROJECTS in ../etc a//b -x 'a/.git' '*' 'a;b' 'openstack/nova fork/nova'; do refused PROJECTS; done
+    for DEVSTACK_GATE_PROJECTS in ../etc a//b -x 'a/.git' '*' 'a;b' 'openstack/nova fork/nova'; do refused DEVSTACK_GATE_PROJECTS; done
     DEVSTACK_GATE_PROJECTS=$'openstack/nova\n  openstack/oslo.config openstack/nova'
     accepted
     export ZUUL_PROJECT=../nova ZUUL_BRANCH=master ZUUL_URL=x ZUUL_REF=refs/zuul/master/ZA
-    refused PROJECTS
+    refused ZUUL_PROJECT
 }
 
 @test "the list of projects: PROJECTS in front, DEVSTACK_GATE_PROJECTS instead, the one under test always" {
@@ -212,14 +212,36 @@ accepted() {
     [[ $output == 'a/one b/two c/three' ]]
 }
 
+@test "of projects with the same folder the one under test is meant, then the one of PROJECTS" {
+    projects() {
+        HERE=$PROJECT_FOLDER
+        # shellcheck source=devstack-vm-gate-wrap.sh
+        . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+        check_projects
+        printf '%s\n' "${RUN_PROJECTS[*]}"
+    }
+    export DEVSTACK_GATE_PROJECTS='openstack/devstack openstack/nova'
+    PROJECTS='openstack-dev/devstack stackforge/heat' run -0 projects
+    [[ $output == 'openstack/devstack stackforge/heat openstack/nova' ]]
+    PROJECTS=mine/devstack run -0 projects
+    [[ $output == 'mine/devstack openstack/nova' ]]
+    zuul fork/nova master refs/zuul/master/ZA
+    run -0 projects
+    [[ $output == 'openstack/devstack fork/nova' ]]
+    PROJECTS=openstack/nova run -2 projects
+    [[ $output == *'PROJECTS: fork/nova and openstack/nova would have the same folder' ]]
+}
+
 @test "switches are 0 or 1" {
     local name
-    for name in SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_GRENADE KEEP_LOCALRC \
+    for name in SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST KEEP_LOCALRC \
         DEVSTACK_GATE_THIS_HOST; do
         export "$name=yes"
         refused "$name: expected 0 or 1, not 'yes'"
         unset "$name"
     done
+    export KEEP_LOCALRC=true DEVSTACK_GATE_EXERCISES=False
+    accepted
 }
 
 @test "what tempest runs" {
@@ -228,9 +250,65 @@ accepted() {
     export DEVSTACK_GATE_TEMPEST=1
     accepted
     export DEVSTACK_GATE_TEMPEST_REGEX=api
-    refused 'DEVSTACK_GATE_TEMPEST_FULL and DEVSTACK_GATE_TEMPEST_REGEX'
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ ${lines[0]} == *'DEVSTACK_GATE_TEMPEST_FULL has no effect: DEVSTACK_GATE_TEMPEST_REGEX says which tests' && ${lines[1]} == *THIS_HOST* ]] # the expression, as it was in devstack-gate's earlier years
+    export DEVSTACK_GATE_TEMPEST_TESTS=tempest.api
+    DEVSTACK_GATE_TEMPEST_FULL='' refused 'DEVSTACK_GATE_TEMPEST_REGEX and DEVSTACK_GATE_TEMPEST_TESTS'
+    unset DEVSTACK_GATE_TEMPEST_TESTS
     export DEVSTACK_GATE_TEMPEST_FULL=0 TEMPEST_CONCURRENCY=many
     refused TEMPEST_CONCURRENCY
+}
+
+@test "what jobs of earlier years say in other words" {
+    says() {
+        HERE=$PROJECT_FOLDER
+        # shellcheck source=devstack-vm-gate-wrap.sh
+        . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+        check_settings
+        printf '%s %s %s %s\n' "$RUN_BRANCH" "${GRENADE_OLD_BRANCH:--}" "$DEVSTACK_GATE_TIMEOUT" "${RUN_PROJECTS[*]:0:2}"
+    }
+    export DEVSTACK_GATE_PROJECTS='a/one b/two'
+    BRANCH_OVERRIDE=default ZUUL_BRANCH=stable/x run -0 says
+    [[ $output == 'stable/x - 120 a/one b/two' ]]
+    BRANCH_OVERRIDE=default OVERRIDE_ZUUL_BRANCH=stable/y run -0 says
+    [[ $output == 'stable/y - 120 a/one b/two' ]]
+    BUILD_TIMEOUT=9000000 run -0 says
+    [[ $output == 'master - 148 a/one b/two' ]]
+    BUILD_TIMEOUT=600 run -0 says # somebody else's
+    [[ $output == 'master - 120 a/one b/two' ]]
+    BUILD_TIMEOUT=9000000 DEVSTACK_GATE_TIMEOUT=30 run -0 says
+    [[ $output == 'master - 30 a/one b/two' ]]
+    DEVSTACK_GATE_PROJECTS='' DEVSTACK_GATE_PROJECTS_OVERRIDE='c/three d/four' PROJECTS=e/five run -0 says
+    [[ $output == 'master - 120 c/three d/four' ]]
+    DEVSTACK_GATE_PROJECTS_OVERRIDE=c/three run -2 says
+    [[ $output == *'DEVSTACK_GATE_PROJECTS and DEVSTACK_GATE_PROJECTS_OVERRIDE: expected one of them'* ]]
+    DEVSTACK_GATE_GRENADE=pullup GRENADE_OLD_BRANCH=stable/a run -0 says
+    [[ $output == 'master stable/a 120 a/one b/two' ]]
+    ZUUL_BRANCH=stable/a DEVSTACK_GATE_GRENADE=forward GRENADE_NEW_BRANCH=stable/b run -0 says
+    [[ $output == 'stable/b stable/a 120 a/one b/two' ]]
+    ZUUL_BRANCH=stable/a DEVSTACK_GATE_GRENADE=sideways-neutron run -0 says
+    [[ $output == 'stable/a stable/a 120 a/one b/two' ]]
+    DEVSTACK_GATE_GRENADE=forward run -2 says
+    [[ $output == *'GRENADE_NEW_BRANCH: expected a value, since DEVSTACK_GATE_GRENADE is given' ]]
+    DEVSTACK_GATE_GRENADE=partial-ncpu run -2 says
+    [[ $output == *"DEVSTACK_GATE_GRENADE: expected 0, 1, pullup, forward or sideways-NAME, not 'partial-ncpu'" ]]
+}
+
+@test "settings of devstack that the job has left in a file" {
+    tells() {
+        HERE=$PROJECT_FOLDER
+        # shellcheck source=devstack-vm-gate-wrap.sh
+        . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+        LOCAL_CONF=$BATS_TEST_TMPDIR/local.conf
+        check_settings 2> /dev/null
+        check_settings # goes on as the changed script
+        printf '%s\n' "$DEVSTACK_LOCAL_CONFIG"
+    }
+    printf '[[local|localrc]]\nenable_plugin heat x\n\n' > "$BATS_TEST_TMPDIR/local.conf"
+    DEVSTACK_LOCAL_CONFIG=A=1 run -0 tells
+    [[ $output == $'[[local|localrc]]\nenable_plugin heat x\n[[local|localrc]]\nA=1' ]]
+    ln -sf /etc/hostname "$BATS_TEST_TMPDIR/local.conf"
+    run -2 tells
 }
 
 @test "an upgrade needs its old branch" {
@@ -271,7 +349,7 @@ exec bash -c '
     (restore_functions; exec bash -c "log theirs; sed")
     print_functions' bash "$PROJECT_FOLDER"
 EOT
-    PROJECT_FOLDER=$PROJECT_FOLDER run -0 bash "$BATS_TEST_TMPDIR/job" || { printf '%s\n' "$output"; false; }
+    PROJECT_FOLDER=$PROJECT_FOLDER run -0 bash "$BATS_TEST_TMPDIR/job"
     [[ ${lines[*]:0:4} == 'cbt ours of the job: theirs not sed' ]] || { printf '%s\n' "$output"; false; }
     for name in helper log sed; do [[ $output == *"export -f $name"* ]]; done
     bash -n <<< "$(printf '%s\n' "${lines[@]:4}")"

@@ -1,0 +1,197 @@
+"""gate/installed.py: whether the change under test is in what was installed, with real environments, pip and git."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.pool import PROJECT
+
+BACKEND = '''
+import base64, hashlib, pathlib, zipfile
+
+def write(folder, files):
+    name = "sample_lib-1.0-py3-none-any.whl"
+    info = "sample_lib-1.0.dist-info/"
+    files = dict(files)
+    files[info + "METADATA"] = "Metadata-Version: 2.1\\nName: sample.lib\\nVersion: 1.0\\n"
+    files[info + "WHEEL"] = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+    files[info + "RECORD"] = "".join(f"{path},,\\n" for path in [*files, info + "RECORD"])
+    with zipfile.ZipFile(pathlib.Path(folder) / name, "w") as wheel:
+        for path, text in files.items():
+            wheel.writestr(path, text)
+    return name
+
+def build_wheel(folder, settings=None, metadata=None):
+    return write(folder, {"sample_lib.py": pathlib.Path("sample_lib.py").read_text()})
+
+def build_editable(folder, settings=None, metadata=None):
+    return write(folder, {"sample_lib.pth": str(pathlib.Path.cwd()) + "\\n"})
+'''
+PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+class Site:
+    """A folder as BASE, with trees that have a change in them, and environments."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def tree(self, folder: str = "sample.lib", name: str = "sample.lib") -> Path:
+        """Make a project with a change in it."""
+        tree = self.base / "new" / folder
+        tree.mkdir(parents=True)
+        files = {"pyproject.toml": PYPROJECT + f'[project]\nname = "{name}"\n' * bool(name), "backend.py": BACKEND,
+                 "sample_lib.py": "changed = True\n"}
+        for path, text in files.items():
+            (tree / path).write_text(text)
+        git(tree, "init", "-q")
+        git(tree, "add", ".")
+        git(tree, "commit", "-q", "-m", "change")
+        (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
+        return tree
+
+    def environment(self, path: str) -> Path:
+        """Make a virtual environment."""
+        venv.create(self.base / path)
+        return self.base / path
+
+    def check(self, *more: str) -> tuple[int, list[str]]:
+        """Run the check; returns its exit code and its lines."""
+        done = subprocess.run([sys.executable, "-I", PROJECT / "gate/installed.py", self.base, *more], text=True,
+                              capture_output=True, check=False)
+        assert not done.stderr
+        return done.returncode, done.stdout.splitlines()
+
+
+def git(tree: Path, *words: str) -> str:
+    who = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+    done = subprocess.run(["git", "-C", tree, *words], env=os.environ | dict.fromkeys(who, "a@localhost"), text=True,
+                          capture_output=True, check=True)
+    return done.stdout
+
+
+def pip(environment: Path, *words: str | Path) -> None:
+    run_pip("--python", environment / "bin/python", "install", *words)
+
+
+def release(tree: Path, folder: Path) -> list[str]:
+    """Make a wheel of a tree, as a package index has it; returns the words that make pip take it from there."""
+    run_pip("wheel", "-w", folder, tree)
+    return ["--find-links", str(folder), "sample.lib"]
+
+
+def run_pip(*words: str | Path) -> None:
+    options = ("--no-index", "--no-build-isolation", "--disable-pip-version-check", "-q")
+    place = 3 if words[0] == "--python" else 1
+    subprocess.run([sys.executable, "-m", "pip", *words[:place], *options, *words[place:]], check=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_what_was_installed_from_the_tree_is_tested_as_a_copy_and_in_place(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, tree)
+    assert site.check() == (0, [f"sample.lib: sample.lib 1.0 is installed from {tree}, in "
+                                f"{next(services.glob('lib/*/site-packages'))}"])
+    pip(services, "--force-reinstall", "-e", tree)
+    assert site.check()[0] == 0
+
+
+def test_a_released_library_is_not_the_change_whatever_its_version(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, *release(tree, site.base / "index"))
+
+    status, lines = site.check()
+
+    assert status == 3
+    assert lines[0].startswith("NOT TESTED: sample.lib: sample.lib 1.0 in ")
+    assert lines[0].endswith("from a package index or the distribution's packages")
+
+
+def test_a_copy_that_is_older_than_the_tree_is_not_the_change(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, tree)
+    (tree / "sample_lib.py").write_text("changed = 'later'\n")
+
+    status, lines = site.check()
+
+    assert status == 3
+    assert lines[0].endswith(f"from {tree}, but is older than it: sample_lib.py differs")
+
+
+def test_another_tree_is_not_the_change(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    other = site.base / "elsewhere"
+    other.mkdir()
+    for name in ("pyproject.toml", "backend.py", "sample_lib.py"):
+        (other / name).write_text((tree / name).read_text())
+    pip(services, other)
+    assert site.check()[1][0].endswith(f"comes from {other}")
+
+
+def test_each_environment_of_services_counts_and_those_of_tox_for_what_is_nowhere_else(site: Site) -> None:
+    tree = site.tree()
+    tox = site.environment("new/tempest/.tox/tempest")
+    released = release(tree, site.base / "index")
+    pip(tox, *released)
+    assert site.check()[0] == 3
+    pip(site.environment("data/venv"), tree)
+    assert site.check()[0] == 0
+    nova = site.environment("new/nova.venv")
+    pip(nova, *released)
+    assert site.check()[0] == 3
+    pip(nova, "--force-reinstall", tree)
+    assert site.check()[0] == 0
+    named = site.environment("../elsewhere/venv")
+    pip(named, *released)
+    assert (site.check()[0], site.check(str(named))[0]) == (0, 3)
+
+
+def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    packages = next(services.glob("lib/*/site-packages"))
+    (packages / "sample.lib.egg-link").write_text(f"{tree}\n.")
+    assert site.check()[0] == 0
+    (packages / "sample.lib.egg-link").write_text("/somewhere/else\n.")
+    assert site.check()[0] == 3
+
+
+@pytest.mark.parametrize(("release", "status"), [("false", 0), ("true", 3)])
+def test_an_old_pip_writes_no_origin_but_pbr_tells_the_commit(site: Site, release: str, status: int) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    record = next(services.glob("lib/*/site-packages")) / "sample.lib-1.0.egg-info"
+    record.mkdir()
+    (record / "PKG-INFO").write_text("Name: sample.lib\nVersion: 1.0.dev3\n")
+    commit = git(tree, "log", "-n1", "--pretty=format:%h").strip()
+    (record / "pbr.json").write_text(f'{{"git_version": "{commit}", "is_release": {release}}}')
+    assert site.check()[0] == status
+
+
+def test_what_is_not_installed_is_said_so(site: Site) -> None:
+    site.tree("devstack", "")
+    site.tree("plugin", "a-plugin")
+    (site.base / "new/devstack/pyproject.toml").unlink()
+
+    status, lines = site.check()
+
+    assert status == 0
+    assert [line.partition("; ")[2] for line in lines] == [
+        "it is no Python distribution, so there is nothing to compare",
+        f"a-plugin is not installed, so that only what reads {site.base}/new/plugin sees it"]
+
+
+def test_a_change_that_is_no_longer_checked_out_is_not_tested(site: Site) -> None:
+    tree = site.tree()
+    git(tree, "checkout", "-q", "--orphan", "other")
+    git(tree, "commit", "-q", "-m", "other")
+    assert site.check()[1][0].startswith("NOT TESTED: sample.lib: the change ")
+    git(tree, "checkout", "-q", "master")
+    git(tree, "commit", "-q", "--allow-empty", "-m", "a hook's")
+    assert site.check()[0] == 0
