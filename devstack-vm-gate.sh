@@ -21,6 +21,7 @@ SETTINGS_FILES=()  # of devstack, as they are written
 SUDOERS=/etc/sudoers.d/50_stack_sh
 BEGIN='# devstack-gate: begin' # of what this script writes into devstack's settings
 END='# devstack-gate: end'
+TEMPEST_CONSTRAINTS=tempest-constraints.txt # in the folder of the trees
 
 check_devstack() {
     : "${DEVSTACK_GATE_GRENADE:=0}" "${DEVSTACK_GATE_UNSTACK:=0}" "${LIBS_FROM_GIT:=}" "${DEVSTACK_PROJECT_FROM_GIT:=}"
@@ -112,6 +113,18 @@ make_secrets() {
     SECRETS[MYSQL_PASSWORD]=${SECRETS[DATABASE_PASSWORD]}  # older devstacks' name for it
 }
 
+# Tempest is master's, and so are its constraints. devstack would have tox download them for that: the trees have them.
+save_tempest_constraints() {
+    local requirements=$1/requirements ref=refs/remotes/origin/master
+    rm -f -- "$1/$TEMPEST_CONSTRAINTS"
+    if ! grep -qsF 'TEMPEST_VENV_UPPER_CONSTRAINTS:-master' -- "$1/devstack/stackrc" || [[ ! -d $requirements ]]; then return 0; fi
+    if [[ $(git -C "$requirements" symbolic-ref -q --short HEAD || true) == master ]]; then ref=HEAD; fi
+    git -C "$requirements" show "$ref:upper-constraints.txt" > "$1/$TEMPEST_CONSTRAINTS" || {
+        rm -f -- "$1/$TEMPEST_CONSTRAINTS"
+        log "$requirements: no constraints of master for tempest; devstack will fetch them"
+    }
+}
+
 # write_settings DEVSTACK DEST: what devstack is told, in the one file that it reads, for no other eyes than the stack
 # user's: what is there already, from hooks or an earlier run, then ours.
 write_settings() {
@@ -171,6 +184,7 @@ print_localrc() {
     local -a settings=("DEST=$dest" "DATA_DIR=$BASE/data" "LOGDIR=$BASE/logs" "SCREEN_LOGDIR=$BASE/logs" VERBOSE=True LOG_COLOR=False
         ERROR_ON_CLONE=True RECLONE=no USE_SCREEN=False SWIFT_REPLICAS=1 NOVNC_FROM_PACKAGE=True ROOTSLEEP=0)
     for name in "${!SECRETS[@]}"; do settings+=("$name=${SECRETS[$name]}"); done
+    if [[ -s $dest/$TEMPEST_CONSTRAINTS ]]; then settings+=("TEMPEST_VENV_UPPER_CONSTRAINTS=$dest/$TEMPEST_CONSTRAINTS"); fi
     theirs=$(localrc_of <<< "$theirs")
     for name in "${settings[@]}"; do
         given=${name%%=*}
@@ -393,6 +407,7 @@ main() {
         revoke_sudo
         return
     fi
+    save_tempest_constraints "$NEW"
     write_settings "$DEVSTACK" "$NEW"
     part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
     check_installed

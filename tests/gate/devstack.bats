@@ -112,6 +112,7 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
 # The libraries that devstack is told to take from their trees, as bash reads our local.conf.
 libraries() {
     localrc_section > "$BATS_TEST_TMPDIR/localrc"
+    # shellcheck source=/dev/null
     (set -eu; . "$BATS_TEST_TMPDIR/localrc"; printf '%s\n' "${LIBS_FROM_GIT-none}")
 }
 
@@ -189,6 +190,30 @@ changed() {
     printf 'TEMPEST_VENV_UPPER_CONSTRAINTS=/a/file\n' > "$DEVSTACK/localrc.auto"
     run -0 gate
     [[ $output == *'constraints: /a/file /a/file timeout: '* ]]
+}
+
+@test "master's constraints for tempest come from the tree of requirements, also for a stable branch" {
+    local requirements=$BASE/new/requirements
+    printf 'TEMPEST_VENV_UPPER_CONSTRAINTS=${TEMPEST_VENV_UPPER_CONSTRAINTS:-master}\n' > "$DEVSTACK/stackrc"
+    run -0 gate
+    [[ $output != *TEMPEST_VENV* ]]
+    git init -q -b stable/x "$requirements"
+    printf 'a===1\n' > "$requirements/upper-constraints.txt"
+    git -C "$requirements" add .
+    git -C "$requirements" commit -q -m stable
+    run -0 gate
+    [[ $output == *'no constraints of master for tempest; devstack will fetch them'* && $output != *TEMPEST_VENV* ]]
+    printf 'a===2\n' > "$requirements/upper-constraints.txt"
+    git -C "$requirements" commit -q -a -m master
+    git -C "$requirements" update-ref refs/remotes/origin/master HEAD
+    git -C "$requirements" reset -q --hard HEAD~
+    run -0 gate
+    [[ $output == *"TEMPEST_VENV_UPPER_CONSTRAINTS=$BASE/new/tempest-constraints.txt"* && $(< "$BASE/new/tempest-constraints.txt") == a===2 ]]
+    git -C "$requirements" checkout -q -b master
+    run -0 gate
+    [[ $(< "$BASE/new/tempest-constraints.txt") == a===1 ]]
+    DEVSTACK_LOCAL_CONFIG=TEMPEST_VENV_UPPER_CONSTRAINTS=/mine run -0 gate
+    [[ $output == *$'\nTEMPEST_VENV_UPPER_CONSTRAINTS=/mine\n'* ]]
 }
 
 @test "a tempest that ran no test is told" {
