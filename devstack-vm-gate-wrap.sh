@@ -100,6 +100,7 @@ run_settings_file() {
     local entry name before=${PROJECTS:-}:${RUN_BRANCH:-}:${BASE}:${WORKSPACE}
     read -r -d '' -a words <<< "${DEVSTACK_GATE_SETTINGS:-}" || true
     if (( ! ${#words[@]} )); then return 0; fi
+    PHASE=gate_settings
     if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
     # shellcheck disable=SC2016  # the job's shell expands it
     JOB_FUNCTIONS[gate_settings]='() { trap "env -0 > $GATE_ENVIRONMENT" EXIT; set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift; . "$file" "$@"; }'
