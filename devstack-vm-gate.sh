@@ -140,9 +140,10 @@ write_settings() {
 }
 
 # Print what people left in local.conf and localrc, without what this script wrote there before. devstack reads the
-# localrc section of local.conf only if there is no localrc: here one file holds both.
+# localrc section of local.conf only if there is no localrc, and no line of local.conf before the first section: here one
+# file holds all of it, in sections.
 collect_theirs() {
-    local devstack=$1 file=$2 name
+    local devstack=$1 file=$2 name text
     for name in local.conf localrc; do
         if [[ ! -e $devstack/$name && ! -L $devstack/$name ]]; then continue; fi
         if [[ ! -f $devstack/$name || ! -r $devstack/$name ]]; then
@@ -150,12 +151,14 @@ collect_theirs() {
         elif [[ $name == local.conf && $file == */localrc ]]; then
             die 2 "$devstack/local.conf: this devstack does not read it, expected localrc"
         fi
-        if [[ $file == *"/local.conf" && $name == localrc ]]; then
+        text=$(sed "/^$BEGIN\$/,/^$END\$/d" -- "$devstack/$name")
+        if [[ $file == */local.conf && $name == localrc ]]; then
             log "$devstack/localrc: read as a section of local.conf"
             printf '[[local|localrc]]\n'
+        elif [[ $file == */local.conf ]] && ! grep -m 1 -vE '^[[:blank:]]*(#|$)' <<< "$text" | grep -qE '^\[\[.+\|.*\]\]'; then
+            printf '[[local|localrc]]\n'
         fi
-        sed "/^$BEGIN\$/,/^$END\$/d" -- "$devstack/$name"
-        printf '\n'
+        printf '%s\n' "$text"
     done
 }
 

@@ -91,6 +91,15 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
     [[ $output != *'b = c'* && $(grep -c SERVICE_PASSWORD= "$DEVSTACK/local.conf") -eq 1 ]]
 }
 
+@test "lines that a hook left in local.conf outside of any section are settings" {
+    printf '# a comment\nHOOK=1\n[[post-config|$X]]\n[a]\nb = c\n' > "$DEVSTACK/local.conf"
+    run -0 gate
+    run -0 localrc_section
+    [[ $output == *$'\nHOOK=1\n'* && $output != *'b = c'* ]]
+    run -0 gate
+    [[ $(grep -c HOOK=1 "$DEVSTACK/local.conf") -eq 1 ]]
+}
+
 @test "settings that devstack could not read end the run with 2" {
     printf 'A="open\n' > "$DEVSTACK/localrc"
     run -2 gate
