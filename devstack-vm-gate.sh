@@ -442,7 +442,7 @@ note_not_installed() {
     local name
     while IFS= read -r name; do
         if [[ $name != @(devstack|devstack-gate|requirements|grenade) ]] \
-            && ! grep -qsE "^[[:blank:]]*enable_plugin[[:blank:]]+$name[[:blank:]]" -- "${SETTINGS_FILES[@]}"; then
+            && ! grep -qsE "^[[:blank:]]*enable_plugin[[:blank:]]+${name}[[:blank:]]" -- "${SETTINGS_FILES[@]}"; then
             note "$name was not installed"
         fi
     done < <(sed -n 's/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
