@@ -26,10 +26,9 @@ PHASE=''     # what is running
 MINUTES=''   # what each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
 FOLLOWER=''  # process that shows the phase's output
-WATCH=''     # process that watches the clock
+WATCHER=''   # process that watches the clock, and us
 NOT_TRIED=75   # the status of a hook that says that the test could not be tried
 KIND_HINT=''   # infrastructure, if one did
-GATE_STARTED=${GATE_STARTED:-} # on the clock of now; a re-executed script goes on with it
 
 # --- settings, before anything is touched ---
 
@@ -151,6 +150,7 @@ run_local() {
         if [[ ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi
     mkdir -p -- "$LOGS"
+    start_watcher
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     print_node
     write_reproduce
@@ -196,6 +196,7 @@ finish() {
     fi
     run_cleanup_hook "$rc" "$words"
     finish_logs
+    end_watcher
     rm -rf -- "$RUN"
     printf '%s. Minutes: %s\n' "$words" "$MINUTES"
     exit "$rc"
@@ -248,6 +249,7 @@ main() {
     . "$HERE/gate/remote.sh"
     read_functions
     unset_git_variables
+    take_over
     case ${1:-} in
         -h | --help) usage; return 0 ;;
         -*) die 2 "unknown option $1; see --help" ;;
@@ -258,8 +260,7 @@ main() {
         check_machine
         rm -f -- ~/.devstack-gate-jenkins # with which the job's first step may have called Jenkins: not for the change
     fi
-    if [[ ${GATE_ADOPTS:-} != "$PPID" ]]; then adopt_orphans "$@"; fi
-    unset GATE_ADOPTS
+    if [[ ! $ADOPTS ]]; then adopt_orphans "$@"; fi
     if [[ ${1:-} ]]; then
         run_there "$1"
     else

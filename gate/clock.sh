@@ -4,6 +4,19 @@
 # shellcheck disable=SC2310
 
 GRACE_SECONDS=30 # between TERM and KILL
+
+# What the script that we were before left for us in GATE_RUN, behind our pid, which exec keeps: so it is nothing that a
+# job exports. Fills ADOPTS (1: adopt_orphans is done), and as a script that goes on with another's run GATE_STARTED and RE_EXEC.
+take_over() {
+    local pid adopts started rest
+    read -r pid adopts started rest <<< "${GATE_RUN:-}"
+    unset GATE_RUN GATE_STARTED RE_EXEC
+    ADOPTS='' GATE_STARTED='' RE_EXEC=''
+    if [[ ${pid:-} != "$$" ]]; then return 0; fi
+    ADOPTS=$adopts GATE_STARTED=${started:-}
+    if [[ $GATE_STARTED ]]; then RE_EXEC=true; fi
+}
+
 # Orphans of the run become our children, so that none escapes the time limit; and SIGINT reaches us although whoever
 # started us in the background had it ignored. The number of prctl is the architecture's.
 adopt_orphans() {
@@ -18,7 +31,7 @@ adopt_orphans() {
     esac
     restore_functions
     # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
-    GATE_ADOPTS=$PPID exec perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
+    GATE_RUN="$$ 1 $GATE_STARTED" exec perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
         "$number" bash "$0" "$@"
 }
 
@@ -33,15 +46,36 @@ start_clock() {
     GATE_STOP=$(( GATE_STARTED + limit ))
 }
 
-# Wake the script with SIGUSR1 at a time. Has no process below it that a test could kill or we would leave behind.
-watch_clock() {
-    local until=$1 left
-    trap '' TERM INT HUP
-    while now; left=$(( until - NOW )); (( left > 0 )); do
-        read -r -t "$left" <> <(:) || true
-    done
-    kill -USR1 "$$"
+# run_processes WHAT OPTION...: gate/processes.py, as root if we may be; with nothing in its environment by which others
+# would count it among the build's processes.
+run_processes() {
+    local -a program=(env -i PATH="$PATH" python3 -I "$RUN/processes.py")
+    if (( EUID )) && sudo -n true 2> /dev/null; then program=(sudo -n -- "${program[@]}"); fi
+    "${program[@]}" "$@" --run "$$" --user stack
 }
+
+# A watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends all of the run if we are killed or stopped.
+start_watcher() {
+    cp -- "$HERE/gate/processes.py" "$RUN/" # the run may change the checkout
+    export GATE_MARK=$RUN
+    WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
+        --log "$LOGS/cleanup-host.txt") || die 1 'the time limit cannot be watched: gate/processes.py does not run, which takes python3'
+}
+
+end_watcher() {
+    local pid=$WATCHER try
+    WATCHER=''
+    if [[ ! $pid ]] || ! signal_watcher TERM "$pid"; then return 0; fi
+    for try in {1..500}; do
+        if [[ ! -e /proc/$pid ]]; then return 0; fi
+        sleep 0.01
+    done
+    signal_watcher KILL "$pid"
+}
+
+signal_watcher() {
+    kill -s "$1" "$2" || as_root kill -s "$1" -- "$2"
+} 2> /dev/null
 
 begin_phase() {
     PHASE=$1
@@ -66,8 +100,6 @@ run_phase() {
     set +m
     follow "$file" "$size" "$pid" &
     FOLLOWER=$!
-    watch_clock "$GATE_DEADLINE" &
-    WATCH=$!
     wait "$pid" || rc=$?
     end_phase
     return "$rc"
@@ -83,55 +115,20 @@ follow() {
 
 end_phase() {
     local seconds
-    if [[ $WATCH ]]; then
-        kill -KILL "$WATCH" 2> /dev/null
-        wait "$WATCH" 2> /dev/null
-    fi
     if [[ $FOLLOWER ]]; then wait "$FOLLOWER"; fi
     now
     seconds=$(( NOW - PHASE_STARTED ))
     MINUTES+="${MINUTES:+, }$PHASE $(( seconds / 60 )).$(( seconds % 60 / 6 ))"
-    WATCH=''
     FOLLOWER=''
 } 2> /dev/null
 
-# The processes of the run: all that descends from this one, which adopts orphans, and when it was stopped all of the
-# stack user.
-list_processes() {
-    local stack all
-    stack=$(id -u stack 2> /dev/null) || stack=-1
-    if [[ ! $STOPPED ]] || (( stack == EUID )); then stack=-1; fi
-    all=$(ps -e -o pid= -o ppid= -o ruid= -o euid= -o stat=)
-    awk -v me="$$" -v skip="$BASHPID,${FOLLOWER:--},${WATCH:--}" -v stack="$stack" '
-        BEGIN { n = split(skip, list, ","); for (i = 1; i <= n; i++) ours[list[i]] = 1 }
-        $5 !~ /^Z/ { parent[$1] = $2; if ($3 == stack || $4 == stack) found[$1] = 1 }
-        END {
-            for (pid in parent) {
-                for (p = parent[pid]; !(pid in ours) && p > 1 && p != me && !(p in ours); p = parent[p]);
-                if (p == me && !(pid in ours) || found[pid] && pid != me) print pid
-            }
-        }' <<< "$all"
-}
-
-signal_processes() {
-    local pids
-    pids=$(list_processes)
-    # shellcheck disable=SC2086  # a list of numbers
-    if [[ $pids ]]; then as_root kill -s "$1" -- $pids; fi
-}
-
-# Nothing of the run survives: TERM, time to end, KILL.
+# Nothing of the run survives: TERM, time to end, KILL. Of the stack user neither, if the run was stopped.
 stop_processes() {
-    local grace pids until
+    local grace
+    local -a skip=()
     now
     grace=$(( (GATE_STOP - NOW) / 2 ))
-    until=$(( NOW + (grace < GRACE_SECONDS ? grace : GRACE_SECONDS) ))
-    if [[ -d /run/systemd/system ]]; then as_root systemctl stop --no-block 'devstack@*'; fi
-    signal_processes TERM
-    while pids=$(list_processes); now; [[ $pids ]] && (( NOW < until )); do sleep 0.1; done
-    until=$(( NOW + 10 ))
-    while pids=$(list_processes); now; [[ $pids ]] && (( NOW < until )); do
-        signal_processes KILL
-        sleep 0.1
-    done
-} 2> /dev/null
+    grace=$(( grace < 0 ? 0 : grace < GRACE_SECONDS ? grace : GRACE_SECONDS ))
+    if [[ $FOLLOWER ]]; then skip+=(--skip "$FOLLOWER"); fi
+    run_processes stop --grace "$grace" --skip "${WATCHER:-0}" "${skip[@]}" || printf 'Some processes of the run could not be stopped.\n'
+}

@@ -396,9 +396,9 @@ use_changed_gate() {
 
 go_on_as() {
     printf 'devstack-gate is under test: going on as %s\n' "$1"
+    end_watcher
     rm -rf -- "$RUN"
     trap - EXIT
-    export RE_EXEC=true GATE_STARTED
     restore_functions
-    exec bash "$1"
+    GATE_RUN="$$ 1 $GATE_STARTED" exec bash "$1"
 }

@@ -1,10 +1,12 @@
-"""The gate's time limit, which takes a minute to be reached: in a file of its own, beside other tests."""
+"""The gate's time limit, which takes a minute to be reached, and what ends a run when its script cannot."""
 
-from pathlib import Path
+from collections.abc import Iterator
 
-from tests.gatenode import boot_node
+import pytest
+
+from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool
+from tests.pool import Pool, await_that
 
 # All ways to outlive one's parent: a session of its own, a clean environment, other users, deafness to TERM.
 DAEMONS = """
@@ -13,26 +15,143 @@ gate_hook() {
     (env -i setsid bash -c 'trap "" TERM; while :; do sleep 7002; done' &)
     sudo setsid -f sleep 7003
     sudo -u stack setsid -f sleep 7004
+    sudo unshare --pid --fork --mount-proc bash -c 'setsid -f sleep 7007; sleep 7008' &
     trap "" TERM
+    %s
     echo daemons are out
     sleep 7005
     sleep 7006
 }
 export -f gate_hook
 """
+ONE = {"DEVSTACK_GATE_PROJECTS": "sample/one"}
+LOGS = "/home/jenkins/workspace/logs"
 
 
-def test_nothing_of_a_test_survives_the_time_limit_and_its_logs_are_kept(tmp_path: Path) -> None:
-    with Pocket(tmp_path, "--machines", "namespace") as pocket:
-        node = boot_node(Pool(tmp_path, pocket), "limit")
-        node.check("git init -q git/sample/one && cd git/sample/one && git checkout -q -b master && git -c user.name=a "
-                   "-c user.email=a@localhost commit -q --allow-empty -m one")
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    """A cloud with real machines."""
+    folder = tmp_path_factory.mktemp("limit")
+    with Pocket(folder, "--machines", "namespace") as pocket:
+        yield Pool(folder, pocket)
 
-        run = node.gate(hooks=DAEMONS, DEVSTACK_GATE_TIMEOUT="1", DEVSTACK_GATE_PROJECTS="sample/one")
 
-        assert run.returncode == 124, run.stdout
-        lines = run.stdout.splitlines()
-        assert "The time limit (1 minutes) was reached during gate_hook; everything was stopped." in lines
-        assert lines[-1].startswith("FAIL (124) in gate_hook. Minutes: setup-workspace 0.")
-        assert node.run("pgrep -a sleep | grep -v infinity").stdout == ""
-        assert "daemons are out" in node.file("/home/jenkins/workspace/logs/gate_hook.txt")
+@pytest.fixture
+def node(pool: Pool, request: pytest.FixtureRequest) -> Node:
+    """A fresh machine with one small project."""
+    made = boot_node(pool, request.node.name.replace("_", "-")[:50])
+    made.check("git init -q git/sample/one && cd git/sample/one && git checkout -q -b master && git -c user.name=a "
+               "-c user.email=a@localhost commit -q --allow-empty -m one")
+    return made
+
+
+def left_on(node: Node) -> str:
+    """What runs of the test, and of ours."""
+    return node.run("pgrep -fa '^(sleep [78]|python3 -I)'; pgrep -a tail").stdout
+
+
+def await_nothing_left(node: Node) -> None:
+    """Wait until all of a run has ended; it leaves neither a zombie, nor a folder, nor a cgroup."""
+    await_that(f"the end of all of the run, not {left_on(node)}", lambda: left_on(node) == "", 45)
+    found = "ls -d /tmp/tmp.* /sys/fs/cgroup/devstack* 2> /dev/null; ps -e -o stat= | grep Z"
+    await_that("the end of the run's folder", lambda: node.run(found).stdout == "", 5)
+
+
+def start(node: Node, hooks: str, sign: str, **settings: str) -> int:
+    """Start a run in a session of its own, wait for a sign on its console; returns the wrap script's pid."""
+    node.check("cat > job.sh", gate_script(hooks=hooks, **ONE, **settings).encode())
+    pid = node.check("setsid -f bash -c 'echo $$ > job.pid; exec bash job.sh > console 2>&1' < /dev/null &> /dev/null\n"
+                     f"until grep -qs '{sign}' console; do sleep 0.1; done; cat job.pid")
+    return int(pid)
+
+
+def test_nothing_of_a_test_survives_the_time_limit_and_its_logs_are_kept(node: Node) -> None:
+    run = node.gate(hooks=DAEMONS % ":", DEVSTACK_GATE_TIMEOUT="1", **ONE)
+
+    assert run.returncode == 124, run.stdout
+    lines = run.stdout.splitlines()
+    assert "The time limit (1 minutes) was reached during gate_hook; everything was stopped." in lines
+    assert lines[-1].startswith("FAIL (124) in gate_hook. Minutes: setup-workspace 0.")
+    assert left_on(node) == ""
+    assert "daemons are out" in node.file(f"{LOGS}/gate_hook.txt")
+
+
+def test_a_script_that_the_test_stopped_hears_the_time_limit_all_the_same(node: Node) -> None:
+    stop_all = "sudo kill -STOP $PPID $(pgrep -f devstack-vm-gate-wrap)"
+
+    run = node.gate(hooks=DAEMONS % stop_all, DEVSTACK_GATE_TIMEOUT="1", **ONE)
+
+    assert run.returncode == 124, run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (124) in gate_hook. ")
+    assert left_on(node) == ""
+
+
+@pytest.mark.parametrize(("whom", "cgroups"), [("{pid}", False), ("-- -{pid}", True), ("-1", False), ("-1", True)])
+def test_a_killed_script_leaves_no_test_running(node: Node, whom: str, cgroups: bool) -> None:
+    if cgroups:
+        node.check("sudo mount -t cgroup2 none /sys/fs/cgroup")
+    node.check("sudo useradd keeper && sudo -u keeper setsid -f sleep 6001 > /dev/null 2>&1")
+    settle = ":" if cgroups else "sleep 1"  # without cgroups a parent that ends at once may be seen by nobody
+    pid = start(node, DAEMONS % settle, "Z daemons are out")
+    for name in ("7001", "7002", "7003", "7004", "7005", "7007", "7008", "processes.py watch"):
+        assert name in left_on(node)
+    assert ("devstack-gate-" in node.check(f"cat /proc/{pid}/cgroup")) == cgroups
+
+    node.run(f"kill -KILL {whom.format(pid=pid)}")
+
+    await_nothing_left(node)
+    assert "the wrap script was killed; everything was stopped" in node.file(f"{LOGS}/cleanup-host.txt")
+    assert "sleep 6001" in node.run("pgrep -fa '^sleep 6'").stdout, "what is not the run's was ended, too"
+
+
+def test_what_was_started_a_moment_before_the_kill_is_found_by_its_environment(node: Node) -> None:
+    hooks = """gate_hook() {
+        sleep 2
+        (setsid bash -c 'sleep 7013 & sleep 7014 & echo out > ~/out' &)
+        until [[ -s ~/out ]]; do :; done
+        kill -KILL $PPID
+        setsid -f sleep 7015
+        sleep 7016
+    }; export -f gate_hook"""
+
+    run = node.gate(hooks=hooks, **ONE)
+
+    assert run.returncode == 255, run.stdout  # ssh's for a command that a signal ended
+    await_nothing_left(node)
+
+
+def test_a_killed_script_lets_a_test_clean_up_first(node: Node) -> None:
+    pid = start(node, "gate_hook() { trap 'sleep 2; echo given back > ~/given; exit' TERM; echo locked; "
+                      "sleep 7009 & wait; }; export -f gate_hook", "Z locked")
+
+    node.run(f"kill -KILL {pid}")
+
+    await_nothing_left(node)
+    assert node.file("/home/jenkins/given") == "given back\n"
+
+
+@pytest.mark.parametrize("cgroups", [False, True])
+def test_the_watcher_ends_with_the_run_and_services_stay(node: Node, cgroups: bool) -> None:
+    if cgroups:
+        node.check("sudo mount -t cgroup2 none /sys/fs/cgroup")
+    seen = "gate_hook() { setsid -f sleep 7010; pgrep -fa '^python3 -I'; }; export -f gate_hook"
+
+    run = node.gate(hooks=seen, **ONE)
+
+    assert run.returncode == 0, run.stdout
+    assert "processes.py watch" in run.stdout
+    assert node.run("pgrep -fa '^(sleep 7|python3 -I)'").stdout.endswith(" sleep 7010\n")
+    node.check("sudo pkill -f '^sleep 7010'")
+    await_nothing_left(node)
+
+
+def test_what_a_job_exports_of_our_own_variables_changes_nothing(node: Node) -> None:
+    node.check(f"mkdir -p {LOGS} && touch {LOGS}/old")
+
+    hooks = "gate_hook() { (setsid sleep 7011 &); kill -TERM $PPID; sleep 7012; }; export -f gate_hook"
+
+    run = node.gate(hooks=hooks, RE_EXEC="true", GATE_STARTED="1", GATE_ADOPTS="1", GATE_RUN="1 1 1", **ONE)
+
+    assert run.returncode == 143, run.stdout
+    assert left_on(node) == ""
+    assert node.run(f"ls {LOGS}/old").returncode

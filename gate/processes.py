@@ -1,0 +1,347 @@
+#!/usr/bin/env python3
+"""Finds, watches and ends the processes of a gate run: all that descends from the wrap script, which adopts orphans.
+
+`stop` ends them all: TERM, time to end, KILL; exit code 1 if some are left. `watch` puts the wrap script into a cgroup
+of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1 at
+the deadline, also a stopped one, and ends the run if the wrap script was killed, or has not ended long after the end.
+SIGTERM ends the watcher, and the cgroup. Times are seconds of /proc/uptime. Needs Python 3.8, of it the smallest part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+LOOK_SECONDS = 0.5
+LATE_SECONDS = 60.0  # after the end, when the wrap script is given up
+KILL_SECONDS = 10.0
+UNITS = "devstack@*"  # what systemd runs for devstack
+MARK = b"GATE_MARK="  # variable with the run's folder
+
+
+class Process(NamedTuple):
+    """A line of /proc/PID/stat, as far as we need it."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    started: int  # ticks since the machine's start
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self.state not in "ZX"
+
+
+def read_process(pid: int) -> Process | None:
+    """Return a process, or None if there is none with that pid."""
+    fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if not fields:
+        return None
+    return Process(pid, fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+
+
+def read_file(path: str) -> bytes:
+    """Return what a file of /proc or of a cgroup holds; nothing if it cannot be read."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123  # thousands of times
+            return file.read()
+    except OSError:
+        return b""
+
+
+def user_ids(pid: int) -> set[int]:
+    """Return the real and the effective user id of a process; none if it is gone."""
+    lines = [line for line in read_file(f"/proc/{pid}/status").splitlines() if line.startswith(b"Uid:")]
+    return {int(word) for line in lines for word in line.split()[1:3]}
+
+
+class Cgroup:
+    """A cgroup of the run's own below the one in which its wrap script was started."""
+
+    def __init__(self, run: Process) -> None:
+        self._name = f"devstack-gate-{run.pid}-{run.started}"
+        self._folder = ""  # none, if the machine has no cgroups of version 2 that we may change
+        lines = read_file(f"/proc/{run.pid}/cgroup").decode(errors="replace").splitlines()
+        path = next((line[3:] for line in lines if line.startswith("0::/")), "")
+        mounts = [line.split() for line in read_file("/proc/self/mountinfo").decode(errors="replace").splitlines()]
+        points = [words[4] for words in mounts if words[words.index("-") + 1] == "cgroup2"]
+        if path and points and ".." not in path:
+            self._folder = points[0] + path.rstrip("/")
+
+    def enter(self, run: Process) -> None:
+        """Make it, with the wrap script in it."""
+        if not self._folder or self.there:
+            return
+        folder = f"{self._folder}/{self._name}"
+        try:
+            os.mkdir(folder)  # noqa: PTH102
+            write_file(f"{folder}/cgroup.procs", str(run.pid))
+        except OSError:
+            self._folder = ""
+        else:
+            self._folder = folder
+
+    @property
+    def there(self) -> bool:
+        """Whether the run has one."""
+        return self._folder.endswith("/" + self._name)
+
+    def pids(self) -> set[int]:
+        """Return the pids of all in it."""
+        if not self.there:
+            return set()
+        folders = [folder for folder, _, _ in os.walk(self._folder)]
+        return {int(word) for folder in folders for word in read_file(f"{folder}/cgroup.procs").split()}
+
+    def kill(self) -> None:
+        """Kill all in it at once, where the kernel can (from 5.14)."""
+        if self.there and os.path.exists(f"{self._folder}/cgroup.kill"):  # noqa: PTH110
+            write_file(f"{self._folder}/cgroup.kill", "1")
+
+    def leave(self) -> None:
+        """Give those in it back to the cgroup above, and remove it."""
+        if not self.there:
+            return
+        above = os.path.dirname(self._folder)  # noqa: PTH120
+        for pid in self.pids():
+            try:
+                write_file(f"{above}/cgroup.procs", str(pid))
+            except OSError:
+                continue  # it has ended
+        for folder, _, _ in os.walk(self._folder, topdown=False):
+            try:
+                os.rmdir(folder)  # noqa: PTH106
+            except OSError:
+                continue  # somebody is in it still
+
+
+def write_file(path: str, text: str) -> None:
+    """Write to a file of the kernel's."""
+    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+
+
+class Family:
+    """The processes of a run: those in its cgroup, and those whose parent, group or session is the run's."""
+
+    def __init__(self, run: Process, cgroup: Cgroup, user: str, mark: str, skip: set[int]) -> None:
+        self.run = run
+        self.cgroup = cgroup
+        self._user = user  # all of whose processes are the run's
+        self._mark = MARK + os.fsencode(mark) + b"\0" if mark else b""
+        self._skip = skip  # these and what descends from them
+        self._own_user = user_ids(run.pid)
+        self._seen: dict[int, Process] = {}
+        self._members: set[int] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Learn which processes there are now. A process that was seen once stays what it was."""
+        there = {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208
+        self._seen = {pid: process for pid, process in self._seen.items() if pid in there}
+        self._members &= there
+        self._skip &= there
+        fresh = sorted(filter(None, map(read_process, there - set(self._seen))), key=lambda one: (one.started, one.pid))
+        self._seen.update((process.pid, process) for process in fresh)
+        groups = self._groups()
+        found = True
+        while found:
+            found = False
+            for process in fresh:
+                if self._is_new_member(process, groups):
+                    self._members.add(process.pid)
+                    groups |= {process.group, process.session} - {self.run.group, self.run.session}
+                    found = True
+
+    def _groups(self) -> set[int]:
+        """Return the process groups and sessions that members have now, but for those of the wrap script."""
+        for pid in self._members:
+            process = read_process(pid)
+            if process and process.started == self._seen[pid].started:
+                self._seen[pid] = process
+        members = [self._seen[pid] for pid in self._members]
+        return {number for one in members for number in (one.group, one.session)} - {self.run.group, self.run.session}
+
+    def _is_new_member(self, process: Process, groups: set[int]) -> bool:
+        if process.pid in self._members or process.pid in self._skip or process.pid == self.run.pid:
+            return False
+        if process.parent in self._skip:
+            self._skip.add(process.pid)
+            return False
+        return process.parent == self.run.pid or process.parent in self._members \
+            or process.group in groups or process.session in groups
+
+    def living(self) -> list[int]:
+        """Return the pids of all that live now, with those of the user whose processes are the run's."""
+        self.look()
+        pids = self._members | self.cgroup.pids() | self._of_user() | self._marked()
+        processes = [read_process(pid) for pid in (pids & set(self._seen)) - self._skip - {self.run.pid}]
+        now = [process for process in processes if process and process.alive]
+        return [one.pid for one in now if one.started == self._seen[one.pid].started]
+
+    def _of_user(self) -> set[int]:
+        try:
+            wanted = pwd.getpwnam(self._user).pw_uid if self._user else -1
+        except KeyError:
+            return set()
+        if wanted in self._own_user:
+            return set()
+        return {pid for pid in self._seen if wanted in user_ids(pid)}
+
+    def _marked(self) -> set[int]:
+        """Return those that were started so shortly before the wrap script's end that their parents were not seen."""
+        if not self._mark:
+            return set()
+        return {pid for pid in self._seen if self._mark in read_file(f"/proc/{pid}/environ")}
+
+
+def now() -> float:
+    """Return the seconds since the machine's start, of a clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def send(number: int, *pids: int) -> None:
+    """Send a signal to processes, of which some may be gone."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def stop(family: Family, grace: float) -> bool:
+    """End all processes of a run, with `grace` seconds between TERM and KILL; returns whether none is left."""
+    if os.path.isdir("/run/systemd/system"):  # noqa: PTH112
+        subprocess.run(["systemctl", "stop", "--no-block", UNITS], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL, check=False)
+    pids = family.living()
+    send(signal.SIGTERM, *pids)
+    send(signal.SIGCONT, *pids)  # a stopped one hears nothing
+    until = now() + grace
+    while (pids := family.living()) and now() < until:
+        time.sleep(0.1)
+    until = now() + KILL_SECONDS
+    while pids and now() < until:
+        send(signal.SIGKILL, *pids)
+        if not read_process(family.run.pid):
+            family.cgroup.kill()
+        time.sleep(0.02)
+        pids = family.living()
+    return not pids
+
+
+def watch(family: Family, deadline: float, end: float, grace: float) -> str:
+    """Watch over a run; returns, in words, why it was ended here. Returns only if the wrap script did not end it."""
+    told = False
+    while True:
+        run = read_process(family.run.pid)
+        if not run or not run.alive or run.started != family.run.started:
+            stop(family, grace)
+            return "the wrap script was killed"
+        if now() >= deadline:
+            if not told:
+                send(signal.SIGUSR1, run.pid)
+                told = True
+            send(signal.SIGCONT, run.pid)
+        if now() >= end + LATE_SECONDS:
+            send(signal.SIGKILL, run.pid)
+            stop(family, grace)
+            return "the time limit was reached, and the wrap script did not end"
+        family.look()
+        time.sleep(LOOK_SECONDS)
+
+
+def become_watcher() -> None:
+    """Go on as a process that no signal to the run's group or session reaches, and that holds none of its files."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.closerange(3, 1024)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        write_file("/proc/self/oom_score_adj", "-1000")
+    except OSError:
+        return  # not as root: the kernel may take us when memory runs out
+
+
+def tidy(path: str, folder: str, why: str) -> None:
+    """Add a line to a log, which may be nobody's but is no link, and remove the run's own folder."""
+    if folder:
+        subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, check=False)
+    if not path:
+        return
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError:
+        return  # the folder of the logs is gone
+    os.write(file, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {why}; everything was stopped\n".encode())
+    os.close(file)
+
+
+def ancestors(end: int) -> set[int]:
+    """Return this process and its parents up to one that is not among them, which are ours and no part of the run."""
+    pids = set()
+    process = read_process(os.getpid())
+    while process and process.pid not in (end, 0, 1):
+        pids.add(process.pid)
+        process = read_process(process.parent)
+    return pids
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["stop", "watch"])
+    parser.add_argument("--run", type=int, required=True, help="pid of the wrap script")
+    parser.add_argument("--folder", default="", help="the run's own, which is GATE_MARK in its environment")
+    parser.add_argument("--user", default="", help="all of whose processes are the run's")
+    parser.add_argument("--grace", type=float, default=30.0, help="seconds between TERM and KILL")
+    parser.add_argument("--skip", type=int, action="append", default=[], help="pid of what stays, with all below it")
+    parser.add_argument("--deadline", type=float, default=0.0, help="when the wrap script is woken")
+    parser.add_argument("--end", type=float, default=0.0, help="when it should have ended")
+    parser.add_argument("--log", default="", help="file that is told why the run was ended")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Do what the command line says; returns an exit code."""
+    options = parse(argv)
+    run = read_process(options.run)
+    if not run:
+        print(f"--run: there is no process {options.run}", file=sys.stderr)
+        return 2
+    cgroup = Cgroup(run)
+    if options.what == "stop":
+        family = Family(run, cgroup, options.user, "", {*options.skip, *ancestors(run.pid)})
+        return 0 if stop(family, options.grace) else 1
+    cgroup.enter(run)
+    become_watcher()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        family = Family(run, cgroup, options.user, options.folder, ancestors(run.pid))
+        why = watch(family, options.deadline, options.end, options.grace)
+    finally:
+        cgroup.leave()
+    tidy(options.log, options.folder, why)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
