@@ -2,8 +2,8 @@
 """Finds, watches and ends the processes of a gate run: all that descends from the wrap script, which adopts orphans.
 
 `stop` ends them all: TERM, time to end, KILL; exit code 1 if some are left. `watch` puts the wrap script into a cgroup
-of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1 at
-the deadline, also a stopped one, and ends the run if the wrap script was killed, or has not ended long after the end.
+of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1
+at the deadline, also a stopped one, and ends the run if the wrap script was killed, or has not ended long after the end.
 SIGTERM ends the watcher, and the cgroup. Times are seconds of /proc/uptime. Needs Python 3.8, of it the smallest part.
 """
 
@@ -188,6 +188,10 @@ class Family:
         now = [process for process in processes if process and process.alive]
         return [one.pid for one in now if one.started == self._seen[one.pid].started]
 
+    def helpers(self) -> list[int]:
+        """Return the pids of what the wrap script started for itself: a test has process groups of its own."""
+        return [pid for pid in self._members if self._seen[pid].group == self.run.group]
+
     def _of_user(self) -> set[int]:
         try:
             wanted = pwd.getpwnam(self._user).pw_uid if self._user else -1
@@ -251,7 +255,7 @@ def watch(family: Family, deadline: float, end: float, grace: float) -> str:
             if not told:
                 send(signal.SIGUSR1, run.pid)
                 told = True
-            send(signal.SIGCONT, run.pid)
+            send(signal.SIGCONT, run.pid, *family.helpers())
         if now() >= end + LATE_SECONDS:
             send(signal.SIGKILL, run.pid)
             stop(family, grace)

@@ -169,4 +169,4 @@ def test_a_host_that_cannot_be_reached_is_one_clear_line(client: Client) -> None
         shutil.rmtree(client.workspace)
 
     assert code == 1
-    assert output.splitlines()[-1].endswith(": the workspace could not be copied there")
+    assert ": the workspace could not be copied there: ssh: connect to host 127." in output.splitlines()[-1]
