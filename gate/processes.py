@@ -3,7 +3,7 @@
 
 `stop` ends them all: TERM, time to end, KILL; exit code 1 if some are left. `watch` puts the wrap script into a cgroup
 of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1
-at the deadline, also a stopped one, and ends the run if the wrap script was killed, or has not ended long after the end.
+at the deadline, also a stopped one, and ends the run if the wrap script was killed or has not ended long after the end.
 SIGTERM ends the watcher, and the cgroup. Times are seconds of /proc/uptime. Needs Python 3.8, of it the smallest part.
 """
 

@@ -2,9 +2,9 @@
 """Takes what another machine sends, on which a change was root, as no more than data: from stdin, behind a line MARK.
 
 `console STATE` shows a console: each line cut and made printable, so much altogether. It goes on where STATE says, a
-file that holds the bytes taken so far, whether the rest of a line is left out, and the last line. Exit code 3: it is too
-much, 4: nobody reads it here. `logs FOLDER` puts the plain files of a ustar archive into an empty folder, with names and
-modes of ours, at most so many and so large; stderr says what was left out. Exit code 1: it ended too early.
+file that holds the bytes taken so far, whether the rest of a line is left out, and the last line. Exit code 3: it is
+too much, 4: nobody reads it here. `logs FOLDER` puts the plain files of a ustar archive into an empty folder, with
+names and modes of ours, at most so many and so large; stderr says what was left out. Exit code 1: it ended too early.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ cd "$1" && exec tar --no-same-owner -xpf -'
 # The session of the run on the host. The status file appears last.
 REMOTE_RUN='cd "$1" || exit
 exec < /dev/null > /dev/null 2>&1
+unset SSH_CLIENT SSH2_CLIENT SSH_CONNECTION  # with which each bash of the run would read .bashrc
 . ./settings
 bash ./gate/devstack-vm-gate-wrap.sh > console 2>&1 &
 echo "$!" > pid.new

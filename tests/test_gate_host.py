@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from tests.gatenode import Node, boot_node
 from tests.pocketcloud.client import Pocket
 from tests.pool import PROJECT, Pool, await_that
-from tests.sampleprojects import add_change, make_projects
+from tests.sampleprojects import GATE_FILES, add_change, make_projects
 
 RUN_SECONDS = 120
 ODD = "with  blanks, 'single' and \"double\" quotes, $HOME, `date`, $(date), \\ and *\n\nand lines\n# end"
@@ -33,13 +35,14 @@ class Client:
         self.workspace = folder / "work space"
         self.workspace.mkdir()
         keep = ("PATH", "HOME", "LANG")
+        self.scripts = PROJECT
         self.environment = {name: os.environ[name] for name in keep if name in os.environ} | {
             "SSH_AUTH_SOCK": agent, "WORKSPACE": str(self.workspace), "GIT_BASE": "file:///home/jenkins/git",
             "DEVSTACK_GATE_PROJECTS": "sample/devstack sample/adder sample/adderd"}
 
     def start(self, hooks: str = "", **settings: str) -> "subprocess.Popen[str]":
         """Start the wrap script for the node."""
-        command = f"{hooks}\nexec {PROJECT}/devstack-vm-gate-wrap.sh jenkins@{self.node.address}"
+        command = f"{hooks}\nexec {self.scripts}/devstack-vm-gate-wrap.sh jenkins@{self.node.address}"
         return subprocess.Popen(["bash", "-c", command], env=self.environment | settings, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -52,6 +55,25 @@ class Client:
             process.kill()
         return process.returncode, output
 
+    def change(self, folder: Path, changes: dict[str, str]) -> None:
+        """Go on with a copy of the scripts with other constants, written as `file: NAME=` and what follows."""
+        self.scripts = folder
+        folder.mkdir()
+        for name in GATE_FILES:
+            copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
+            copy(PROJECT / name, folder / name)
+        for place, value in changes.items():
+            file, _, name = place.partition(": ")
+            text, count = re.subn(rf"(?m)^{name}.*", f"{name}{value}", (folder / file).read_text())
+            assert count == 1, place
+            (folder / file).write_text(text)
+
+    def left(self) -> str:
+        """What still runs here for the node."""
+        found = subprocess.run(["pgrep", "-fa", f"(ssh|bash|python3) .*{re.escape(self.node.address)}"],
+                               capture_output=True, text=True, check=False)
+        return found.stdout
+
     def log(self, name: str) -> str:
         """What a log that was fetched holds."""
         return (self.workspace / "logs" / name).read_text()
@@ -59,7 +81,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """One machine for all tests here, since it takes rsync, which is installed."""
+    """One machine for all tests here."""
     folder = tmp_path_factory.mktemp("host")
     make_projects(folder / "git")
     add_change(folder / "git/sample/adder", "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total",
@@ -67,7 +89,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with Pocket(folder, "--machines", "namespace") as pocket:
         made = boot_node(Pool(folder, pocket), "host")
         made.put(folder, ["git"], "/home/jenkins")
-        made.check("sudo apt-get -qq update && sudo apt-get -qq -y install rsync > /dev/null 2>&1")
         yield made
 
 
@@ -170,3 +191,145 @@ def test_a_host_that_cannot_be_reached_is_one_clear_line(client: Client) -> None
 
     assert code == 1
     assert ": the workspace could not be copied there: ssh: connect to host 127." in output.splitlines()[-1]
+
+
+# What a change that was root on the node can do to the logs, once the run is over.
+PLANT = r"""
+if [[ -e ~/devstack-gate/status ]]; then
+    cd ~/devstack-gate/workspace/logs
+    mkdir deep; echo deep > "$(printf 'deep/a  name:\033[2J\nodd')"
+    ln -s /etc/shadow shadow; ln -s / root; mkfifo fifo; sudo mknod device c 1 5; ln gate_hook.txt second
+    cp /bin/true suid; sudo chown root suid; sudo chmod 6755 suid; truncate -s 1500M huge; chmod 777 . deep
+    echo raw > "$(printf 'raw\xff')"
+fi
+"""
+
+
+def test_logs_are_plain_files_of_ours_whatever_the_node_sends(client: Client) -> None:
+    client.node.check("sudo tee /usr/local/bin/find > /dev/null; sudo chmod 755 /usr/local/bin/find",
+                      f'#!/bin/bash\n({PLANT}) > /dev/null 2>&1\nexec /usr/bin/find "$@"\n'.encode())
+    try:
+        code, output = client.run("gate_hook() { :; }; export -f gate_hook")
+    finally:
+        client.node.check("sudo rm /usr/local/bin/find")
+
+    assert code == 0, output
+    logs = client.workspace / "logs"
+    found = {str(path.relative_to(logs)): path.lstat() for path in logs.rglob("*")}
+    odd = {"deep/a__name__[2J_odd", "raw\N{REPLACEMENT CHARACTER}"}
+    assert {"deep", "suid", "gate_hook.txt", "second"} | odd <= set(found)
+    assert not {"shadow", "root", "fifo", "device", "huge"} & set(found)
+    assert {stat.filemode(one.st_mode) for one in found.values()} == {"drwxr-xr-x", "-rw-r--r--"}
+    assert {(one.st_uid, one.st_nlink) for one in found.values() if stat.S_ISREG(one.st_mode)} == {(os.getuid(), 1)}
+    assert stat.filemode(logs.lstat().st_mode) == "drwxr-xr-x"
+    assert "its logs: more than 1024 MB: the rest is left out" in output
+
+
+def test_a_console_obeys_no_terminal_and_ends_as_the_status_says(client: Client) -> None:
+    hooks = r"""gate_hook() {
+        printf '\033]0;owned\007\033[2J\033[31mred\033[0m\n'
+        head -c 20000 /dev/zero | tr '\0' x; echo
+        (setsid bash -c 'while [[ ! -e ~/devstack-gate/status ]]; do
+            tail -n 1 ~/devstack-gate/console | grep -q FAIL || continue
+            echo "PASS. Minutes: forged" >> ~/devstack-gate/console && exit; done' &)
+        return 5; }; export -f gate_hook"""
+
+    code, output = client.run(hooks)
+
+    assert code == 5, output
+    assert "\x1b" not in output
+    assert "Z ?]0;owned??[2Jred" in output
+    assert "PASS. Minutes: forged\nFAIL (5) at jenkins@" in output
+    assert max(map(len, output.splitlines())) < 8300
+
+
+def test_a_shell_there_that_prints_breaks_nothing(client: Client) -> None:
+    client.node.check("cp .bashrc before; (echo 'echo welcome; echo to you >&2'; cat before) > .bashrc")
+    try:
+        code, output = client.run("gate_hook() { echo tested; }; export -f gate_hook")
+        client.node.check("sudo mount --bind /mnt devstack-gate/workspace")
+        again, reason = client.run()
+    finally:
+        client.node.check("mv before .bashrc; sudo umount devstack-gate/workspace")
+
+    assert code == 0, output
+    assert "Z tested" in output
+    assert "welcome" not in output
+    assert "to you" not in output
+    assert client.log("gate_hook.txt").endswith("tested\n")
+    assert again == 1
+    assert re.search(": the workspace could not be copied there: rm: cannot remove 'workspace", reason)
+    assert len(reason.splitlines()) == 1
+
+
+def test_nothing_of_the_caller_is_lent_to_the_node(client: Client, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    settings = ["ForwardAgent yes", "PermitLocalCommand yes", f"LocalCommand touch {tmp_path}/local", "SendEnv LC_*",
+                "ControlMaster auto", f"ControlPath {tmp_path}/control", "ControlPersist 60", "RemoteCommand true",
+                "RemoteForward 127.0.0.1:4321 127.0.0.1:22", "RequestTTY force"]
+    (tools / "config").write_text("".join(f"{one}\n" for one in settings))
+    (tools / "ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {tools}/config "$@"\n')
+    (tools / "ssh").chmod(0o755)
+    hooks = "gate_hook() { env; ss -tln; [[ ! -t 0 ]]; }; export -f gate_hook"
+
+    code, output = client.run(hooks, PATH=f"{tools}:{os.environ['PATH']}", LC_SECRET="canary")
+
+    assert code == 0, output
+    assert "Z HOME=/home/jenkins" in output
+    assert "SSH_AUTH_SOCK" not in output
+    assert "canary" not in output
+    assert ":4321" not in output
+    assert not (tmp_path / "local").exists()
+    assert not (tmp_path / "control").exists()
+
+
+# A change that stops the clock and the script: the session stays open, and nothing comes.
+STAND_STILL = """gate_hook() {
+    echo standing still
+    sudo pkill -KILL -f processes.py; sudo kill -STOP $PPID; sleep 9003; }; export -f gate_hook"""
+# And one that also has much to say.
+FLOOD = "gate_hook() { echo flooding; sudo pkill -KILL -f processes.py; yes; }; export -f gate_hook"
+
+
+@pytest.fixture
+def cleared(client: Client) -> Iterator[Client]:
+    """A client whose node is cleared of what a test left there."""
+    yield client
+    client.node.run("sudo pkill -KILL -f 'devstack-vm-gate-wrap|gate_hook|^sleep 9|^yes'")
+
+
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])
+def test_a_node_that_stands_still_is_given_up_after_a_signal(cleared: Client, tmp_path: Path, name: str,
+                                                             status: int) -> None:
+    cleared.change(tmp_path / "scripts", {f"gate/remote.sh: {one}_SECONDS=": value
+                                          for one, value in (("SIGNAL", "16"), ("FETCH", "6"))})
+    process = cleared.start(STAND_STILL)
+    assert process.stdout
+    for line in process.stdout:
+        if line.endswith("standing still\n"):
+            break
+
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    started = time.monotonic()
+    output = process.communicate(timeout=RUN_SECONDS)[0]
+
+    assert process.returncode == status, output
+    assert time.monotonic() - started < 26
+    assert f": given up, its run did not end within 10 s after SIG{name}; what runs there is not known\n" in output
+    assert output.splitlines()[-1].startswith(f"FAIL ({status}) at jenkins@")
+    assert cleared.left() == ""
+
+
+def test_a_node_that_floods_us_is_given_up_after_the_time_limit(cleared: Client, tmp_path: Path) -> None:
+    cleared.change(tmp_path / "scripts", {"gate/remote.sh: LOST_SECONDS=": "16", "gate/remote.sh: FETCH_SECONDS=": "6",
+                                          "gate/received.py: CONSOLE_BYTES = ": "1 << 20"})
+
+    code, output = cleared.run(FLOOD, DEVSTACK_GATE_TIMEOUT="1")
+
+    assert code == 124
+    assert len(output) < 40 << 20  # each "y" has the time before it
+    assert ": its console is too long to be shown any further\n" in output
+    assert ": given up, its run did not end within 10 s after the time limit (1 minutes); what runs there" in output
+    assert output.splitlines()[-1].startswith("FAIL (124) at jenkins@")
+    assert cleared.left() == ""
