@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -229,12 +230,13 @@ def test_a_console_obeys_no_terminal_and_ends_as_the_status_says(client: Client)
     hooks = r"""gate_hook() {
         printf '\033]0;owned\007\033[2J\033[31mred\033[0m\n'
         head -c 20000 /dev/zero | tr '\0' x; echo
-        (setsid bash -c 'while [[ ! -e ~/devstack-gate/status ]]; do
-            tail -n 1 ~/devstack-gate/console | grep -q FAIL || continue
-            echo "PASS. Minutes: forged" >> ~/devstack-gate/console && exit; done' &)
         return 5; }; export -f gate_hook"""
-
-    code, output = client.run(hooks)
+    client.node.check("sudo tee /usr/local/bin/tail > /dev/null; sudo chmod 755 /usr/local/bin/tail",
+                      b"#!/bin/bash\n/usr/bin/tail \"$@\"\nif [[ ${!#} == console ]]; then echo 'PASS. Minutes: forged'; fi\n")
+    try:
+        code, output = client.run(hooks)
+    finally:
+        client.node.check("sudo rm /usr/local/bin/tail")
 
     assert code == 5, output
     assert "\x1b" not in output
@@ -282,6 +284,19 @@ def test_nothing_of_the_caller_is_lent_to_the_node(client: Client, tmp_path: Pat
     assert ":4321" not in output
     assert not (tmp_path / "local").exists()
     assert not (tmp_path / "control").exists()
+
+
+@pytest.mark.parametrize("status", ["256", "0\n0", "a[$(touch ~/evil)]"])
+def test_a_status_that_is_none_is_a_failure(client: Client, status: str) -> None:
+    hooks = f"""gate_hook() {{
+        kill -KILL $(ps -o ppid= -p $PPID)
+        printf %s {shlex.quote(status)} > ~/devstack-gate/status; }}; export -f gate_hook"""
+
+    code, output = client.run(hooks)
+
+    assert code == 1, output
+    assert "the run there ended without a status" in output
+    assert output.splitlines()[-1].startswith("FAIL (1) at jenkins@")
 
 
 # A change that stops the clock and the script: the session stays open, and nothing comes.
