@@ -22,6 +22,7 @@ CALL_SECONDS=60    # for anything else
 FILE_KB=1024       # what is kept of an answer
 THERE=''           # the run's folder on the host
 ATTENDED=''        # the process that is being attended, if any
+TIMER=''           # what ends it when its time is over
 GIVE_UP=0          # when all is given up, on the clock of now
 SIGNAL=''          # the name of one that came
 PASSED=''          # the name of the one that the host was told
@@ -114,7 +115,9 @@ run_there() {
 
 # Nothing of ours stays behind on this side.
 leave_there() {
-    if [[ $ATTENDED ]]; then kill -KILL -- "-$ATTENDED" 2> /dev/null || true; fi
+    if [[ $ATTENDED ]]; then
+        { kill -KILL -- "-$ATTENDED" ${TIMER:+"-$TIMER"}; wait "$ATTENDED"; } 2> /dev/null || true  # bash would tell each death
+    fi
     rm -rf -- "$RUN"
 }
 
@@ -129,7 +132,7 @@ check_host() {
 # attend SECONDS COMMAND...: run it in a session of its own, which gets no signal that comes to us, until its time or all
 # of ours is over, with no more in files than FILE_KB, and with its stderr in $RUN/errors. Returns its status.
 attend() {
-    local seconds=$1 rc=0 timer name pid
+    local seconds=$1 rc=0 name pid
     local -a given=()
     shift
     now
@@ -141,16 +144,16 @@ attend() {
     (ulimit -S -f "$FILE_KB"; exec setsid env -i "${given[@]}" "$@") < /dev/null 2> "$RUN/errors" &
     pid=$!
     ATTENDED=$pid
-    setsid bash -c 'sleep "$1"; kill -- "-$2"; sleep 2; kill -KILL -- "-$2"' timer "$seconds" "$pid" < /dev/null > /dev/null 2>&1 &
-    timer=$!
+    setsid bash -c 'sleep "$1"; kill -- "-$2"; sleep 2; kill -KILL -- "-$2"' timer "$seconds" "$pid" "$RUN" \
+        < /dev/null > /dev/null 2>&1 &
+    TIMER=$!
     while :; do
         rc=0
         wait "$pid" || rc=$?
-        if ! kill -0 "$pid" 2> /dev/null; then break; fi
-    done
-    { kill -KILL -- "-$pid"; kill -KILL -- "-$timer"; } 2> /dev/null || true
-    ATTENDED=''
-    wait "$timer" 2> /dev/null || true
+        if ! kill -0 "$pid"; then break; fi
+    done 2> /dev/null
+    { kill -KILL -- "-$pid"; kill -KILL -- "-$TIMER"; wait "$TIMER"; } 2> /dev/null || true
+    ATTENDED='' TIMER=''
     now
     return "$rc"
 }

@@ -33,12 +33,13 @@ class Client:
 
     def __init__(self, node: Node, folder: Path, agent: str) -> None:
         self.node = node
+        self.folder = folder
         self.workspace = folder / "work space"
         self.workspace.mkdir()
         keep = ("PATH", "HOME", "LANG")
         self.scripts = PROJECT
         self.environment = {name: os.environ[name] for name in keep if name in os.environ} | {
-            "SSH_AUTH_SOCK": agent, "WORKSPACE": str(self.workspace), "GIT_BASE": "file:///home/jenkins/git",
+            "SSH_AUTH_SOCK": agent, "TMPDIR": str(folder), "WORKSPACE": str(self.workspace), "GIT_BASE": "file:///home/jenkins/git",
             "DEVSTACK_GATE_PROJECTS": "sample/devstack sample/adder sample/adderd"}
 
     def start(self, hooks: str = "", **settings: str) -> "subprocess.Popen[str]":
@@ -70,10 +71,10 @@ class Client:
             (folder / file).write_text(text)
 
     def left(self) -> str:
-        """What still runs here for the node."""
-        found = subprocess.run(["pgrep", "-fa", f"(ssh|bash|python3) .*{re.escape(self.node.address)}"],
-                               capture_output=True, text=True, check=False)
-        return found.stdout
+        """What still runs here for the node, and what is left of the run's folder."""
+        words = f"(ssh|bash|python3) .*({re.escape(self.node.address)}|{self.folder}/tmp)"
+        found = subprocess.run(["pgrep", "-fa", words], capture_output=True, text=True, check=False)
+        return found.stdout + "".join(map(str, self.folder.glob("tmp.*")))
 
     def log(self, name: str) -> str:
         """What a log that was fetched holds."""
@@ -231,8 +232,8 @@ def test_a_console_obeys_no_terminal_and_ends_as_the_status_says(client: Client)
         printf '\033]0;owned\007\033[2J\033[31mred\033[0m\n'
         head -c 20000 /dev/zero | tr '\0' x; echo
         return 5; }; export -f gate_hook"""
-    client.node.check("sudo tee /usr/local/bin/tail > /dev/null; sudo chmod 755 /usr/local/bin/tail",
-                      b"#!/bin/bash\n/usr/bin/tail \"$@\"\nif [[ ${!#} == console ]]; then echo 'PASS. Minutes: forged'; fi\n")
+    tail = b"#!/bin/bash\n/usr/bin/tail \"$@\"\nif [[ ${!#} == console ]]; then echo 'PASS. Minutes: forged'; fi\n"
+    client.node.check("sudo tee /usr/local/bin/tail > /dev/null; sudo chmod 755 /usr/local/bin/tail", tail)
     try:
         code, output = client.run(hooks)
     finally:
@@ -284,6 +285,21 @@ def test_nothing_of_the_caller_is_lent_to_the_node(client: Client, tmp_path: Pat
     assert ":4321" not in output
     assert not (tmp_path / "local").exists()
     assert not (tmp_path / "control").exists()
+
+
+def test_a_signal_before_the_run_has_begun_there_leaves_nothing_here(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ssh").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexec sleep 9100\n")
+    (tmp_path / "bin/ssh").chmod(0o755)
+    process = client.start(PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    await_that("the call", (tmp_path / "called").exists)
+    assert client.left().count("\n") > 1
+
+    process.terminate()
+    output = process.communicate(timeout=RUN_SECONDS)[0]
+
+    assert (process.returncode, output) == (143, "")
+    assert client.left() == ""
 
 
 @pytest.mark.parametrize("status", ["256", "0\n0", "a[$(touch ~/evil)]"])

@@ -1,0 +1,77 @@
+"""gate/processes.py on its own: what it does when the wrap script hears nothing, with times that a run never has."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pool import PROJECT, await_that
+
+PROGRAM = [sys.executable, "-I", str(PROJECT / "gate/processes.py")]
+DEAF = "trap '' USR1 TERM; setsid sleep 5%d & echo ready; read"
+
+
+def now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@pytest.fixture
+def script() -> "Iterator[subprocess.Popen[str]]":
+    """What stands for a wrap script that is as deaf as it can be, with a child that has left its session."""
+    process = subprocess.Popen(["bash", "-c", DEAF % time.monotonic_ns()], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def child_of(process: "subprocess.Popen[str]") -> int:
+    command = ["pgrep", "-P", str(process.pid), "-f", "^sleep 5"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def watch(process: "subprocess.Popen[str]", *options: str) -> int:
+    """Start a watcher; returns its pid."""
+    command = [*PROGRAM, "watch", "--run", str(process.pid), "--grace", "1", *options]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout)
+
+
+def test_a_script_that_is_long_over_its_time_is_killed_with_all_of_its_run(
+        script: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    child, folder, log = child_of(script), tmp_path / "run", tmp_path / "log"
+    folder.mkdir()
+
+    watcher = watch(script, "--deadline", str(now()), "--end", str(now() - 58), "--folder", str(folder),
+                    "--log", str(log))
+
+    assert script.wait(30) == -signal.SIGKILL
+    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+    assert not Path(f"/proc/{child}").exists()
+    assert not folder.exists()
+    assert log.read_text().endswith(" the time limit was reached, and the wrap script did not end; "
+                                    "everything was stopped\n")
+
+
+def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -> None:
+    child = child_of(script)
+    watcher = watch(script, "--deadline", str(now() + 1000), "--end", str(now() + 1000))
+
+    subprocess.run(["kill", str(watcher)], check=True)
+
+    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+    assert script.poll() is None
+    assert Path(f"/proc/{child}").exists()
+    subprocess.run([*PROGRAM, "stop", "--run", str(script.pid), "--grace", "0"], check=True, timeout=20)
+    assert not Path(f"/proc/{child}").exists()
+    assert script.poll() is None
+
+
+def test_a_run_that_is_none_is_told() -> None:
+    done = subprocess.run([*PROGRAM, "watch", "--run", "999999999"], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (2, "--run: there is no process 999999999\n")
