@@ -25,6 +25,8 @@ MARK=/etc/devstack-gate/node
 PHASE=''     # what is running
 MINUTES=''   # what each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
+FAILED_PHASE='' # what failed
+NODE_LINES=''   # what the machine's mark says of it
 FOLLOWER=''  # process that shows the phase's output
 WATCHER=''   # process that watches the clock, and us
 NOT_TRIED=75   # the status of a hook that says that the test could not be tried
@@ -152,16 +154,18 @@ run_local() {
     mkdir -p -- "$LOGS"
     start_watcher
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
-    print_node
-    write_reproduce
+    note_given
+    NODE_LINES=$(print_node)
+    if [[ $NODE_LINES ]]; then printf '%s\n' "$NODE_LINES"; fi
     use_changed_gate || exit
     local rc=0
     run_phase setup-workspace "$LOGS/setup-workspace.txt" setup_workspace "${RUN_PROJECTS[@]}" || rc=$?
     if (( rc )); then exit 3; fi
-    print_projects "${RUN_PROJECTS[@]}" | tee -a "$LOGS/setup-workspace.txt"
-    print_projects "${RUN_PROJECTS[@]}" | sed 's/^/# /' >> "$LOGS/reproduce.sh"
+    print_projects "${RUN_PROJECTS[@]}" | printable | tee -a "$LOGS/setup-workspace.txt"
+    note_tested "${RUN_PROJECTS[@]}"
     run_phase setup-host "$LOGS/setup-host.txt" setup_host || exit 1
     run_settings_file || exit
+    note_given
     run_hook pre_test_hook || exit
     run_gate || exit
     run_hook post_test_hook || exit
@@ -176,7 +180,8 @@ print_node() {
 # --- whatever happened ---
 
 finish() {
-    local rc=$1 step=$PHASE words=PASS
+    local rc=$1 step='' words=PASS note
+    FAILED_PHASE=$PHASE
     trap - EXIT
     trap '' INT TERM HUP PIPE USR1
     set +e
@@ -184,23 +189,32 @@ finish() {
     if [[ $FOLLOWER ]]; then end_phase; fi
     case $STOPPED in
         '') ;;
-        timeout) printf 'The time limit (%s minutes) was reached during %s; everything was stopped.\n' "$DEVSTACK_GATE_TIMEOUT" "$step" ;;
-        *) printf 'SIG%s came during %s; everything was stopped.\n' "$STOPPED" "$step" ;;
+        timeout) printf 'The time limit (%s minutes) was reached during %s; everything was stopped.\n' "$DEVSTACK_GATE_TIMEOUT" "$PHASE" ;;
+        *) printf 'SIG%s came during %s; everything was stopped.\n' "$STOPPED" "$PHASE" ;;
     esac
     if (( rc )); then
-        words="FAIL ($rc) in ${step:-the beginning}"
-        if [[ $step == devstack-vm-gate.sh && -s $BASE/gate/step ]]; then words+=": $(< "$BASE/gate/step")"; fi
+        words="FAIL ($rc) in ${PHASE:-the beginning}"
+        if [[ $PHASE == devstack-vm-gate.sh ]]; then step=$(first_words "$BASE/gate/step"); fi
+        words+=${step:+: $step}
         note_full_disks
-    elif [[ -s $BASE/gate/note ]]; then
-        words+=" ($(< "$BASE/gate/note"))"
+    else
+        note=$(first_words "$BASE/gate/note")
+        words+=${note:+ ($note)}
     fi
     run_cleanup_hook "$rc" "$words"
-    finish_logs
+    finish_logs "$rc" "$step" "$words"
     end_watcher
     rm -rf -- "$RUN"
     printf '%s. Minutes: %s\n' "$words" "$MINUTES"
     exit "$rc"
 }
+
+# The first line of a file that the test may have written, for one of our lines.
+first_words() {
+    local words=''
+    if [[ -f $1 ]]; then words=$(head -c 300 -- "$1" | head -n 1 | printable); fi
+    printf '%s\n' "${words//[[:cntrl:]]/ }"
+} 2> /dev/null
 
 note_full_disks() {
     local folder free

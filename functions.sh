@@ -3,6 +3,10 @@
 # Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
 # shellcheck disable=SC2310
 
+GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
+GATE_TOOLS=${GATE_TOOLS%/*}/gate
+GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
+
 # --- messages ---
 
 # Write a line to standard error, with the time.
@@ -10,41 +14,54 @@ log() {
     printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ || true)" "$*" >&2
 }
 
-# Say why in one line, and exit with a status.
+# Say why in one line, whatever the words hold, and exit with a status.
 die() {
-    local status=$1
+    local status=$1 words
     shift
-    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    words=$*
+    words=${words//[[:cntrl:]]/ }
+    words=${words:0:1000}
+    if [[ $words == *://*@* ]]; then words=$(hide_logins <<< "$words"); fi
+    printf '%s: %s\n' "${0##*/}" "$words" >&2
     exit "$status"
 }
 
-# Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there.
+# gate_tool NAME ARGUMENT...: one of our Python programs; nothing of the environment changes what it does.
+gate_tool() {
+    local name=$1
+    shift
+    python3 -B -E -s -S "$GATE_TOOLS/$name.py" "$@"
+}
+
+# Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there; without the secrets
+# of the run and without what is no printable text.
 stamp() {
-    perl -MPOSIX=strftime -ne 'BEGIN { $| = 1 } print /^\d{4}-\d\d-\d\dT/ ? "" : strftime("%FT%TZ ", gmtime), $_;
-        $open = !/\n\z/; END { print "\n" if $open }'
+    gate_tool console stamp 3< <(print_secrets || true)
+}
+
+# The same without the time.
+printable() {
+    gate_tool console printable 3< <(print_secrets || true)
+}
+
+# What secrets are found in: the settings and functions that the run was given, and what devstack is told by now.
+print_secrets() {
+    if (( ${#GIVEN[@]} )); then printf '%s\0' "${GIVEN[@]}"; fi
+    if [[ ${BASE:-} && ${RUN:-} ]]; then
+        printf 'text\0\0'
+        as_root timeout 5 head -q -c 1000000 -- "$BASE"/{new,old}/devstack/{local.conf,localrc,.localrc.auto,.localrc.password} | tr -d '\0'
+        printf '\0'
+    fi 2> /dev/null
 }
 
 # Take logins out of the URLs of a text: https://user:secret@host/.
 hide_logins() {
-    sed -E 's,(://)[^/@[:space:]]*@,\1,g'
+    gate_tool hidesecrets logins
 }
 
 # hide_secrets FILE...: hide the secrets that settings files hold in a text.
 hide_secrets() {
-    local IFS=$'\n'
-    FILES=$* perl -ne '
-        BEGIN {
-            $| = 1;
-            for my $file (split /\n/, $ENV{FILES}) {
-                open my $settings, "<", $file or next;
-                while (<$settings>) {
-                    push @secrets, $1 if /^\s*(?:export\s+)?\w*(?:PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIALS?|SWIFT_HASH|API_?KEY|PRIVATE_KEY)\d*\s*[=:]\s*(?|"([^"]{6,})"|\x27([^\x27]{6,})\x27|(\S{6,}))/i;
-                }
-            }
-            $any = join "|", map { quotemeta } sort { length $b <=> length $a } @secrets;
-        }
-        s/$any/********/g if length $any;
-        print'
+    gate_tool hidesecrets stream "$@"
 }
 
 # --- doing things ---

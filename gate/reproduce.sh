@@ -1,28 +1,45 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: logs/reproduce.sh, which runs the same test again.
+# Sourced by devstack-vm-gate-wrap.sh: what the run was given, and what it tested, kept in memory from the start: for
+# logs/reproduce.sh, which gate/reproduce.py makes of it in the end, and for what is secret.
 # Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
 # shellcheck disable=SC2310
 
-# reproduce.sh runs the same thing again: our settings and hooks, and what was tested.
-write_reproduce() {
-    local file=$LOGS/reproduce.sh
-    {
-        printf '#!/usr/bin/env bash\n'
-        printf '# Runs this test again: [WORKSPACE=FOLDER] [DEVSTACK_GATE=FOLDER] reproduce.sh [[USER@]HOST]\n'
-        printf '# DEVSTACK_GATE is a checkout of devstack-gate. Secrets are left out.\n\n'
-        # shellcheck disable=SC2016  # expanded when it runs
-        printf 'folder=${WORKSPACE:-%q}\n' "$WORKSPACE"
-        WORKSPACE='' DEVSTACK_GATE_THIS_HOST='' print_settings leave_out_secrets
-        print_functions | leave_out_secrets
-        # shellcheck disable=SC2016
-        printf 'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\n'
-        # shellcheck disable=SC2016
-        printf 'gate=${DEVSTACK_GATE:-%q}\nexec "$gate/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:\n' "$HERE"
-    } > "$file"
-    chmod 755 -- "$file"
+TESTED=''      # lines: each project with branch, sha1 and subject
+CHANGE_SHA1='' # of the change under test, as it was checked out or merged
+
+# Fill GIVEN: triples of kind, name and text for settings, functions of the job, and other variables.
+note_given() {
+    local name
+    local -a names
+    local -A taken=()
+    read -r -d '' -a names <<< "${DEVSTACK_GATE_PASS:-}" || true
+    GIVEN=()
+    for name in "${SETTINGS[@]}" "${names[@]}" "${!OVERRIDE_@}"; do
+        if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ || ! ${!name:-} || ${taken[$name]:-} ]]; then continue; fi
+        if [[ $name == OVERRIDE_* ]] && ! is_known "$name"; then continue; fi
+        taken[$name]=1
+        GIVEN+=(setting "$name" "${!name}")
+    done
+    for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
+    while IFS= read -r name; do
+        if [[ ! ${taken[$name]:-} ]]; then GIVEN+=(environment "$name" "${!name}"); fi
+    done < <(compgen -e || true)
 }
 
-# Of a value: logins in URLs, and what is assigned to names that sound secret.
-leave_out_secrets() {
-    sed -E -e 's,(://)[^/@[:space:]]*@,\1,g' -e 's/^(.*(PASSWORD|PASSWD|SECRET|TOKEN|APIKEY|API_KEY|PRIVATE_KEY|CREDENTIAL)[A-Z_0-9]*[[:blank:]]*[=:]).*/\1left-out/I'
+# note_tested PROJECT...: what was checked out of each.
+note_tested() {
+    local project tree sha
+    TESTED=$(print_projects "$@")
+    for project in "$@"; do
+        for tree in old new; do
+            if sha=$(git -C "$BASE/$tree/${project##*/}" rev-parse --verify -q HEAD 2> /dev/null); then
+                TESTED+=$'\n'"$tree/${project##*/} $sha"
+            fi
+        done
+    done
+    project=${ZUUL_PROJECT:-${GERRIT_PROJECT:-}}
+    if [[ $project && -r $BASE/new/${project##*/}/.git/gate-change ]]; then
+        # shellcheck disable=SC2034  # gate/logs.sh tells it
+        read -r CHANGE_SHA1 < "$BASE/new/${project##*/}/.git/gate-change" || true
+    fi
 }

@@ -59,7 +59,7 @@ def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> 
     assert password not in node.check(f"cat {LOGS}/*")
     assert node.check(f"ls {LOGS}").split() == [
         "cleanup-host.txt", "devstack-vm-gate.txt", "devstacklog.txt", "local_conf.txt", "reproduce.sh",
-        "screen-adderd.txt", "setup-host.txt", "setup-workspace.txt"]
+        "screen-adderd.txt", "setup-host.txt", "setup-workspace.txt", "verdict.json"]
     assert "asked for [1, 2, 39]" in node.file(f"{LOGS}/screen-adderd.txt")
     assert f"# sample/adder master {adder} Say it better" in node.file(f"{LOGS}/reproduce.sh")
     assert node.check("sudo ls /etc/sudoers.d | grep -c 50_stack || true").strip() == "0", "sudo was not taken away"

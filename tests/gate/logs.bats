@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Logs: what is collected, in a folder of the test.
+# What the wrap script keeps of a run for its logs. What is collected, and how: tests/test_gate_logs.py.
 # Each test has an environment of its own, and what is in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
@@ -15,52 +15,15 @@ setup() {
     . "$PROJECT_FOLDER/gate/logs.sh"
     # shellcheck source=gate/reproduce.sh
     . "$PROJECT_FOLDER/gate/reproduce.sh"
-    export WORKSPACE=$BATS_TEST_TMPDIR/workspace BASE=$BATS_TEST_TMPDIR/stack
-    RUN=$BATS_TEST_TMPDIR/run
-    LOGS=$WORKSPACE/logs
-    SERVICE_LOGS=()
-    mkdir -p "$RUN" "$LOGS" "$BASE/new/devstack" "$BASE/logs"
-    as_root() { "$@"; }
 }
 
-# In a subshell, as the wrap script does; the journal and syslog are this host's and stay out.
-collect() (
-    save_journal() { :; }
-    collect_logs > "$LOGS/cleanup-host.txt" 2>&1
-)
-
-files() {
-    (cd "$LOGS" && find . -type f | sort)
-}
-
-@test "names without blanks or colons, large files compressed, folders kept, .log as text" {
-    mkdir -p "$BASE/logs/a folder" "$LOGS/hook: own"
-    printf 'x\n' > "$BASE/logs/a folder/n api: 2.log"
-    printf 'x\n' > "$LOGS/hook: own/a  b"
-    head -c 2000000 /dev/zero > "$BASE/logs/screen-n-cpu.log"
-    head -c 1048576 /dev/zero > "$BASE/logs/screen-just.log"
-    head -c 2000000 /dev/zero > "$LOGS/large"
-    collect
-    run -0 files
-    [[ $output == './a_folder/n_api__2.txt
-./cleanup-host.txt
-./hook__own/a__b
-./large.gz
-./screen-just.txt
-./screen-n-cpu.txt.gz' ]]
-    [[ $(gzip -dc "$LOGS/screen-n-cpu.txt.gz" | wc -c) -eq 2000000 ]]
-}
-
-@test "no file takes the place of another one" {
-    printf 'ours\n' > "$LOGS/setup-host.txt"
-    printf 'theirs\n' > "$BASE/logs/setup-host.txt"
-    printf '1\n' > "$BASE/logs/a b.log"
-    printf '2\n' > "$BASE/logs/a_b.log"
-    printf '3\n' > "$BASE/logs/a_b.txt"
-    collect
-    [[ $(< "$LOGS/setup-host.txt") == ours && $(< "$LOGS/_setup-host.txt") == theirs ]]
-    run -0 sort "$LOGS/a_b.txt" "$LOGS/_a_b.txt" "$LOGS/__a_b.txt"
-    [[ $output == $'1\n2\n3' ]]
+# The triples of GIVEN whose kind is $1, one on a line; only those named as $2 says, a pattern.
+given() {
+    local at
+    for (( at = 0; at < ${#GIVEN[@]}; at += 3 )); do
+        # shellcheck disable=SC2053  # a pattern
+        if [[ ${GIVEN[at]} == "$1" && ${GIVEN[at + 1]} == $2 ]]; then printf '%s=%q\n' "${GIVEN[at + 1]}" "${GIVEN[at + 2]}"; fi
+    done
 }
 
 @test "a line without an end is a line" {
@@ -68,97 +31,64 @@ files() {
     [[ $output == 2 ]]
 }
 
-@test "links are followed within the tree only" {
-    printf 'today\n' > "$BASE/logs/screen-key.2026.log"
-    ln -s screen-key.2026.log "$BASE/logs/screen-key.log"
-    printf 'secret\n' > "$BATS_TEST_TMPDIR/outside"
-    ln -s "$BATS_TEST_TMPDIR/outside" "$BASE/logs/screen-out.log"
-    ln -s "$BATS_TEST_TMPDIR" "$BASE/logs/folder"
-    ln -s nowhere "$BASE/logs/broken"
-    ln -s "$BATS_TEST_TMPDIR/outside" "$LOGS/hook-link"
-    ln -s cleanup-host.txt "$LOGS/inside"
-    mkfifo "$BASE/logs/pipe" "$LOGS/pipe"
-    collect
-    run -0 files
-    [[ $output == $'./cleanup-host.txt\n./screen-key.txt' ]]
-    [[ $(< "$LOGS/screen-key.txt") == today && ! -e $LOGS/hook-link && -L $LOGS/inside && ! -e $LOGS/pipe ]]
-    run -1 grep -r secret "$LOGS"
+@test "a reason to end is one printable line of bounded length without logins, whatever it quotes" {
+    run -2 --separate-stderr bash -c '. "$1/functions.sh"; die 2 "$2"' bash "$PROJECT_FOLDER" $'X: not a\n\e[31mb https://u:secret@h/'
+    [[ $stderr == 'bash: X: not a  [31mb https://h/' ]] || { printf '%s\n' "$stderr"; return 1; }
+    run -2 --separate-stderr bash -c '. "$1/functions.sh"; die 2 "$(printf %05000d 1)"' bash "$PROJECT_FOLDER"
+    (( ${#stderr} < 1100 ))
 }
 
-@test "a file that is being written is copied as it is now" {
-    (while :; do printf 'a line\n'; done > "$BASE/logs/screen-busy.log") 3>&- &
-    local writer=$!
-    until [[ -s $BASE/logs/screen-busy.log ]]; do :; done
-    collect
-    kill "$writer"
-    compgen -G "$LOGS/screen-busy.txt*"
+@test "logins are hidden whatever is in them, and nothing else is" {
+    run -0 hide_logins <<< 'https://me:a@b@h/x ssh://u:p/q@h/y ssh://git@h:29418/z git+https://h/repo@branch http://h:8080/x@y'
+    [[ $output == 'https://h/x ssh://h/y ssh://git@h:29418/z git+https://h/repo@branch http://h:8080/x@y' ]] || { printf '%s\n' "$output"; return 1; }
 }
 
-@test "the biggest go first when there is too much, and that is said" {
-    LOG_CAP_KB=400 # the state of the machine takes some, too
-    local size
-    for size in 100 150 200; do head -c "${size}000" /dev/urandom > "$BASE/logs/$size"; done
-    collect
-    run -0 files
-    [[ $output == $'./100\n./150\n./cleanup-host.txt' ]]
-    run -0 cat "$RUN/dropped"
-    [[ $output == 'Dropped 200 ('*'): more than 400 KB of logs.' ]]
+@test "secrets of devstack's settings are hidden: what is like nothing else everywhere, a common word as a value" {
+    printf '%s\n' 'ADMIN_PASSWORD=short' 'DB_PASSWORD=longenough1 # c' 'AWS_ACCESS_KEY_ID=AKIACANARY51' 'AWS_SECRET_ACCESS_KEY=CANARY52long' \
+        'RABBIT_PASS=CANARY53' 'export A=1; DB_PASSWORD=CANARY54' 'K_SECRET_KEY=CANARY55' 'DATABASE_URL=mysql://root:CANARY56@h' \
+        'SERVICE_TOKEN="CANARY57"' > "$BATS_TEST_TMPDIR/settings"
+    run -0 hide_secrets "$BATS_TEST_TMPDIR/settings" < <(printf '%s\n' 'short password=short' longenough1 AKIACANARY51 CANARY52long CANARY53 \
+        CANARY54 CANARY55 CANARY56 CANARY57 'PASSED in /opt/stack')
+    [[ $output == $'short password=********\n********\n********\n********\n********\n********\n********\n********\n********\nPASSED in /opt/stack' ]] \
+        || { printf '%s\n' "$output"; return 1; }
 }
 
-@test "devstack's settings and its log, without the passwords" {
-    printf '[[local|localrc]]\nADMIN_PASSWORD=abcdef123456\nexport RABBIT_PASSWORD="quoted-secret"\nX=1\n' > "$BASE/new/devstack/local.conf"
-    printf 'set abcdef123456 and quoted-secret\n' > "$BASE/new/devstacklog.txt"
-    printf 'key abcdef123456\n' > "$BASE/logs/screen-key.log"
-    collect
-    [[ $(< "$LOGS/local_conf.txt") == $'[[local|localrc]]\nADMIN_PASSWORD=********\nexport RABBIT_PASSWORD="********"\nX=1' ]]
-    [[ $(< "$LOGS/devstacklog.txt") == 'set ******** and ********' && $(< "$LOGS/screen-key.txt") == 'key ********' ]]
+@test "what the run was given is kept: settings, variables that the job names, all exported functions" {
+    own() { :; }
+    JOB_FUNCTIONS=([helper]='() { echo helping; }' [gate_hook]='() { helper; }')
+    export DEVSTACK_LOCAL_CONFIG=$'A=1\nB="x y"' OVERRIDE_NOVA_PROJECT_BRANCH=x MINE=$'m\ne' DEVSTACK_GATE_PASS='MINE NOT_SET x[$(touch owned)]' API_TOKEN=t
+    read_variables
+    note_given
+    run -0 given setting 'DEVSTACK_LOCAL_CONFIG'
+    [[ $output == "DEVSTACK_LOCAL_CONFIG=\$'A=1\\nB=\"x y\"'" ]] || { printf '%s\n' "$output"; return 1; }
+    run -0 given setting 'OVERRIDE_*'
+    [[ $output == 'OVERRIDE_NOVA_PROJECT_BRANCH=x' ]]
+    run -0 given setting MINE
+    [[ $output == "MINE=\$'m\\ne'" ]]
+    run -0 given environment API_TOKEN
+    [[ $output == 'API_TOKEN=t' ]]
+    run -0 given function '@(helper|gate_hook|own)'
+    [[ $output == *gate_hook=* && $output == *helping* && $output != *own=* ]]
+    [[ ! -e owned ]]
 }
 
-@test "what cannot be read or written does not stop the rest" {
-    mkdir "$LOGS/screen-a.txt"
-    printf 'x\n' > "$BASE/logs/screen-a.log"
-    printf 'x\n' > "$BASE/logs/screen-b.log"
-    collect
-    [[ -e $LOGS/screen-b.txt ]]
+@test "known failures are read at the start, and what is wrong in them is told" {
+    check_known_failures
+    [[ $KNOWN_FAILURES == *'disk full'* ]]
+    printf '[a]\npattern = (\nfiles = *\ntext = x\n' > "$BATS_TEST_TMPDIR/known.ini"
+    export DEVSTACK_GATE_KNOWN_FAILURES=$BATS_TEST_TMPDIR/known.ini
+    run -2 check_known_failures
+    [[ $output == *": DEVSTACK_GATE_KNOWN_FAILURES: $BATS_TEST_TMPDIR/known.ini: [a] pattern: expected an extended regular expression"* ]]
+    DEVSTACK_GATE_KNOWN_FAILURES=/nowhere
+    run -2 check_known_failures
+    [[ $output == *'DEVSTACK_GATE_KNOWN_FAILURES: /nowhere: cannot be read: No such file or directory' ]]
 }
 
-@test "reproduce.sh runs the wrap script again with the same settings and hooks, without secrets" {
-    mkdir "$BATS_TEST_TMPDIR/gate"
-    cat > "$BATS_TEST_TMPDIR/gate/devstack-vm-gate-wrap.sh" <<'END'
-#!/usr/bin/env bash
-printf '<%s>\n' "$@" "$WORKSPACE" "$ENABLED_SERVICES" "$DEVSTACK_LOCAL_CONFIG" "$GIT_BASE" "$ZUUL_REF" "${DEVSTACK_GATE_THIS_HOST:-none}" "$OVERRIDE_NOVA_PROJECT_BRANCH"
-gate_hook
-END
-    chmod +x "$BATS_TEST_TMPDIR/gate/devstack-vm-gate-wrap.sh"
-    gate_hook() { printf '%s\n' "hook 'quoted' \"\$HOME\""; }
-    export ENABLED_SERVICES=$'a\n"b" \'c\' $HOME `d`' GIT_BASE=https://me:hidden@example.org/git ZUUL_REF=refs/zuul/master/ZA
-    export DEVSTACK_LOCAL_CONFIG=$'A=1\nMY_PASSWORD="hid den"\nmy_api_token = hidden\nB=2' DEVSTACK_GATE_THIS_HOST=1
-    export OVERRIDE_NOVA_PROJECT_BRANCH=x OVERRIDE_OTHER=hidden UNDOCUMENTED=hidden
-    write_reproduce
-    run -1 grep -E 'hidden|hid den' "$LOGS/reproduce.sh"
-    run -0 env -i PATH="$PATH" HOME="$HOME" WORKSPACE="$BATS_TEST_TMPDIR/elsewhere" DEVSTACK_GATE="$BATS_TEST_TMPDIR/gate" \
-        "$LOGS/reproduce.sh" 'user@host'
-    [[ $output == "<user@host>
-<$BATS_TEST_TMPDIR/elsewhere>
-<"$'a\n"b" \'c\' $HOME `d`>\n<A=1\nMY_PASSWORD=left-out\nmy_api_token =left-out\nB=2>'"
-<https://example.org/git>
-<refs/zuul/master/ZA>
-<none>
-<x>
-hook 'quoted' \"\$HOME\"" ]] || { printf '%s\n' "$output"; return 1; }
-}
-
-@test "results of tempest as JUnit XML and HTML, made by the tools that it brings" {
-    local tools=$BASE/new/tempest/.tox/tempest/bin
-    mkdir -p "$tools" "$BASE/new/tempest/.stestr"
-    printf '#!/bin/sh\n[ "$*" = "last --subunit" ] && [ -d .stestr ] && echo stream\n' > "$tools/stestr"
-    printf '#!/bin/sh\nread line; echo "<testsuite>$line</testsuite>"\n' > "$tools/subunit2junitxml"
-    printf '#!/bin/sh\nread line < "$1"; echo "<html>$line</html>" > "$2"\n' > "$tools/subunit2html"
-    chmod +x "$tools/"*
-    collect
-    [[ $(< "$LOGS/tempest-results.xml") == '<testsuite>stream</testsuite>' ]]
-    [[ $(< "$LOGS/tempest-results.html") == '<html>stream</html>' ]]
-    rm "$tools/subunit2html" "$LOGS/"*
-    collect
-    [[ -e $LOGS/tempest-results.xml && ! -e $LOGS/tempest-results.html ]]
+@test "words that a test leaves for our last line are one line of ours" {
+    printf 'stack.sh\e[2K\nPASS. Minutes: none\n' > "$BATS_TEST_TMPDIR/step"
+    run -0 first_words "$BATS_TEST_TMPDIR/step"
+    [[ $output == stack.sh ]]
+    mkfifo "$BATS_TEST_TMPDIR/pipe"
+    run -0 first_words "$BATS_TEST_TMPDIR/pipe"
+    [[ $output == '' ]]
 }
