@@ -270,6 +270,7 @@ main() {
     esac
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
     check_settings
+    check_known_failures
     if [[ ! ${1:-} ]]; then
         check_machine
         rm -f -- ~/.devstack-gate-jenkins # with which the job's first step may have called Jenkins: not for the change
