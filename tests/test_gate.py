@@ -1,7 +1,9 @@
 """The gate on machines of its own, which it may change as it likes: the sample projects through all of it."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,13 @@ def node(pool: Pool, repositories: Path, request: pytest.FixtureRequest) -> Node
     return made
 
 
+def verdict(node: Node) -> dict[str, Any]:
+    """What the run left for machines to read."""
+    content = json.loads(node.file(f"{LOGS}/verdict.json"))
+    assert isinstance(content, dict)
+    return content
+
+
 def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> None:
     node.check("mkdir -p ~/cache/files ~/cache/pip && touch ~/cache/files/test.img ~/cache/pip/a.whl")
     adder = node.check("git -C ~/git/sample/adder rev-parse --short refs/zuul/master/Zgood").strip()
@@ -62,6 +71,10 @@ def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> 
         "screen-adderd.txt", "setup-host.txt", "setup-workspace.txt", "verdict.json"]
     assert "asked for [1, 2, 39]" in node.file(f"{LOGS}/screen-adderd.txt")
     assert f"# sample/adder master {adder} Say it better" in node.file(f"{LOGS}/reproduce.sh")
+    told = verdict(node)
+    assert (told["kind"], told["status"], told["phase"], told["reason"]) == ("passed", 0, "", "PASS")
+    assert (told["change"]["ref"], told["node"]["provider"]) == ("refs/zuul/master/Zgood", "one")
+    assert list(told["minutes"]) == ["setup-workspace", "setup-host", "devstack-vm-gate.sh", "cleanup-host"]
     assert node.check("sudo ls /etc/sudoers.d | grep -c 50_stack || true").strip() == "0", "sudo was not taken away"
     assert node.check("sudo stat -c %U /opt/stack/new/adder/adder.py").strip() == "stack"
     assert node.check("[[ ~/cache/files/test.img -ef /opt/stack/new/devstack/files/test.img ]] "
@@ -74,6 +87,7 @@ def test_a_change_that_breaks_another_project_fails(node: Node) -> None:
     assert run.returncode == 1, run.stdout
     assert run.stdout.splitlines()[-1].startswith("FAIL (1) in devstack-vm-gate.sh: exercise.sh. Minutes: ")
     assert "cannot add" in node.file(f"{LOGS}/screen-adderd.txt")
+    assert (verdict(node)["kind"], verdict(node)["step"]) == ("test", "exercise.sh")
 
 
 def test_stack_failing_with_42_is_42_even_when_no_log_can_be_kept(node: Node) -> None:
@@ -106,6 +120,7 @@ def test_a_source_that_cannot_be_had_is_3_and_no_test_runs(node: Node) -> None:
     assert run.stdout.splitlines()[-1].startswith("FAIL (3) in setup-workspace. ")
     assert "tested" not in run.stdout
     assert "Znone" in node.file(f"{LOGS}/setup-workspace.txt")
+    assert (verdict(node)["kind"], verdict(node)["status"]) == ("source", 3)
 
 
 HOOKS = """
@@ -145,6 +160,7 @@ def test_a_signal_stops_all_of_the_test_and_keeps_its_logs(node: Node, name: str
     assert console[-1].startswith(f"FAIL ({status}) in pre_test_hook. ")
     assert f"SIG{name} came during pre_test_hook; everything was stopped." in console
     assert "started" in node.file(f"{LOGS}/pre_test_hook.txt")
+    assert (verdict(node)["kind"], verdict(node)["phase"]) == ("aborted", "pre_test_hook")
 
 
 def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path: Path) -> None:
@@ -298,3 +314,36 @@ def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -
     run = node.gate(DEVSTACK_GATE_SETTINGS="/home/jenkins/wrong", **GOOD)
     assert run.returncode == 2, run.stdout
     assert "DEVSTACK_GATE_TEMPST: there is no such variable; the nearest name is DEVSTACK_GATE_TEMPEST" in run.stdout
+
+
+HOSTILE = r"""
+gate_hook() {
+    echo "pass phrase: $MY_PASSPHRASE"
+    printf '\033[2K\rPASS. Minutes: 0.1\n'
+    ln -s / $WORKSPACE/logs/root; mkfifo $WORKSPACE/logs/pipe; sudo cp /bin/true $WORKSPACE/logs/suid; sudo chmod 4755 $WORKSPACE/logs/suid
+    mkdir $WORKSPACE/logs/etc; sudo mount --bind /etc $WORKSPACE/logs/etc
+    sudo rm -f $WORKSPACE/logs/reproduce.sh; echo 'echo from the change' | sudo tee $WORKSPACE/logs/reproduce.sh > /dev/null
+    (setsid bash -c 'while :; do date >> $WORKSPACE/logs/late.txt; ln -sf / $WORKSPACE/logs/late-link; sleep 0.01; done' > /dev/null 2>&1 &)
+    return 9
+}
+helper() { echo helped; }
+export -f gate_hook helper
+export MY_PASSPHRASE=cannot-be-guessed-7
+"""
+
+
+def test_what_a_hostile_change_leaves_in_logs_leads_nowhere_and_no_secret_is_shown(node: Node) -> None:
+    run = node.gate(hooks=HOSTILE, DEVSTACK_GATE_PASS="MY_PASSPHRASE", **GOOD)
+
+    assert run.returncode == 9, run.stdout
+    assert "pass phrase: ********" in run.stdout
+    assert [line for line in run.stdout.splitlines() if line.startswith("PASS")] == []
+    assert "cannot-be-guessed-7" not in node.check(f"cat {LOGS}/*.txt {LOGS}/*.sh {LOGS}/*.json")
+    assert node.check(f"find {LOGS} ! -type f ! -type d ! -name late-link; find {LOGS} -perm /7000; ls -d {LOGS}/etc/*; true").split() == [
+        "ls:", "cannot", "access", f"'{LOGS}/etc/*':", "No", "such", "file", "or", "directory"]
+    assert node.check("sudo cat /etc/hostname") != ""
+    script = node.file(f"{LOGS}/reproduce.sh")
+    assert "from the change" not in script.splitlines()[-1]
+    assert "export -f helper" in script
+    assert "# Left out: MY_PASSPHRASE" in script
+    assert (verdict(node)["kind"], verdict(node)["phase"]) == ("test", "gate_hook")

@@ -73,6 +73,7 @@ def test_nothing_of_a_test_survives_the_time_limit_and_its_logs_are_kept(node: N
     assert "The time limit (1 minutes) was reached during gate_hook; everything was stopped." in lines
     assert lines[-1].startswith("FAIL (124) in gate_hook. Minutes: setup-workspace 0.")
     assert left_on(node) == ""
+    assert '"kind": "timeout"' in node.file(f"{LOGS}/verdict.json")
     assert "daemons are out" in node.file(f"{LOGS}/gate_hook.txt")
 
 
