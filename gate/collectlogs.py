@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Collect what a run leaves for people and machines to read; devstack-vm-gate-wrap.sh calls this at the end, as root.
 
-    collectlogs.py run < RECORDS     logs/ of a run: its own files, devstack's, services', the journal, results of tests,
-                                     known failures, reproduce.sh, verdict.json
+    collectlogs.py run < RECORDS     logs/ of a run: its own files, devstack's, services', the journal, results of
+                                     tests, known failures, reproduce.sh, verdict.json
     collectlogs.py tidy FROM TO      tidy a folder that comes from elsewhere: copy it to a new folder
 
-Everything is copied, in one pass and without secrets, into a fresh folder that nobody else can write to, which takes the
-place of logs/ at the end: whatever the test left there, or still writes there, is only read. No link is followed out of the
-folder that it is in, nothing is read but files, nothing that is mounted, and no more of a file than it had when it was
+Everything is copied, in one pass and without secrets, into a fresh folder that nobody else can write to, which takes
+the place of logs/ at the end: whatever the test left there, or still writes there, is only read. No link is followed
+out of the folder that it is in, nothing is read but files, nothing that is mounted, and no more of a file than it had when it was
 opened. Number and size of all files are limited, and so is the time: when that is over, what has been copied takes the
 place of logs/. Large files are compressed. RECORDS: triples of kind, name and text, each ended by a NUL.
 
@@ -42,17 +42,17 @@ from reproduce import reproduce
 from testresults import Test, junit, read_results
 from verdict import text_of, verdict, written
 
-LARGE = 1 << 20            # bytes; larger files are compressed
-BLOCK = 1 << 18            # bytes that are read at once
-MAX_RAW = 1 << 30          # bytes of one file; of a larger one the end is kept
-MAX_SEEN = 300_000         # entries of folders that are looked at
-MAX_DEPTH = 30             # folders in folders
-MAX_NAME = 200             # bytes of a name
-MAX_UNITS = 200            # of devstack, in the journal
-COMMAND_SECONDS = 60       # for one command that prints something for the logs
-RESERVE_SECONDS = 2        # of the time, for what comes after copying
-SEARCH_SHARE = 4           # a quarter of the time is for known failures
-SHOWN_TESTS = 10           # failed tests on the console
+LARGE = 1 << 20  # bytes; larger files are compressed
+BLOCK = 1 << 18  # bytes that are read at once
+MAX_RAW = 1 << 30  # bytes of one file; of a larger one the end is kept
+MAX_SEEN = 300_000  # entries of folders that are looked at
+MAX_DEPTH = 30  # folders in folders
+MAX_NAME = 200  # bytes of a name
+MAX_UNITS = 200  # of devstack, in the journal
+COMMAND_SECONDS = 60  # for one command that prints something for the logs
+RESERVE_SECONDS = 2  # of the time, for what comes after copying
+SEARCH_SHARE = 4  # a quarter of the time is for known failures
+SHOWN_TESTS = 10  # failed tests on the console
 PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zip", ".zst", ".whl", ".jar", ".png", ".jpg", ".qcow2")
 NOT_PACKED = ("tempest-results.xml", "cleanup-host.txt")  # what Jenkins and people want as it is
 REPOSITORIES = (".stestr", ".testrepository")
@@ -71,6 +71,7 @@ class OverError(Exception):
 
 
 # --- reading what is not to be trusted ---
+
 
 class Entry(NamedTuple):
     """Something in a folder: its path below it, and what it is."""
@@ -133,10 +134,15 @@ class Tree:
         looked = os.open(f"{self.real}/{path}", os.O_PATH | os.O_CLOEXEC)  # follows links; where to is looked at next
         try:
             real = os.readlink(f"/proc/self/fd/{looked}")
-            if (not real.startswith(self.real + "/") or not stat.S_ISREG(os.fstat(looked).st_mode)
-                    or mount_of(looked) != self._mount):
+            if (
+                not real.startswith(self.real + "/")
+                or not stat.S_ISREG(os.fstat(looked).st_mode)
+                or mount_of(looked) != self._mount
+            ):
                 return None
-            return os.fdopen(os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+            return os.fdopen(
+                os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb"
+            )
         finally:
             os.close(looked)
 
@@ -151,6 +157,7 @@ def mount_of(descriptor: int) -> str:
 
 
 # --- writing ---
+
 
 class Limits:
     """How much may be kept, and until when."""
@@ -235,7 +242,7 @@ class Collector:
 
     def __init__(self, folder: str, owner: tuple[int, int], hider: Hider, limits: Limits) -> None:
         self.folder, self.owner, self.hider, self.limits = folder, owner, hider, limits
-        self.said: list[str] = []           # for the console
+        self.said: list[str] = []  # for the console
         # Names in the folder: whether a file or a folder has it. What is written in the end has its own already.
         self._taken: dict[str, str] = dict.fromkeys(LAST_FILES, "file")
         self._copied: dict[tuple[int, int], str] = {}
@@ -272,7 +279,9 @@ class Collector:
         if self.limits.files_left <= 0:
             raise TooMuchError
         path = self.place(name)
-        return Output(f"{self.folder}/{path}", self.owner, self.limits, pack and not path.endswith((*PACKED, *NOT_PACKED)))
+        return Output(
+            f"{self.folder}/{path}", self.owner, self.limits, pack and not path.endswith((*PACKED, *NOT_PACKED))
+        )
 
     def put(self, name: str, pieces: Iterator[bytes] | Sequence[bytes], *, pack: bool = True) -> str:
         """Write a file of ours from pieces; returns its path, or "" when it could not be had whole."""
@@ -288,13 +297,17 @@ class Collector:
             output.close()
         except (TooMuchError, OSError) as err:
             output.drop()
-            why = "more than the limit of all logs" if isinstance(err, TooMuchError) else err.strerror or "cannot be written"
+            why = (
+                "more than the limit of all logs"
+                if isinstance(err, TooMuchError)
+                else err.strerror or "cannot be written"
+            )
             self.said.append(f"Dropped {printable(name)}: {why}.")
             return ""
         except OverError:
             output.drop()
             raise
-        return output.path[len(self.folder) + 1:]
+        return output.path[len(self.folder) + 1 :]
 
     def leave(self, why: str, size: int) -> None:
         """Count what is left out, for one line in the end."""
@@ -371,7 +384,7 @@ class Collector:
             output.drop()
             self.leave(f"cannot be copied: {err.strerror}", size)
             return ""
-        return output.path[len(self.folder) + 1:]
+        return output.path[len(self.folder) + 1 :]
 
     def _pieces(self, file: BinaryIO, first: bytes, size: int) -> Iterator[bytes]:
         """Return what the file held when it was opened, without secrets."""
@@ -400,7 +413,7 @@ class Collector:
             yield chunk
 
     def _has_secret(self, chunks: Iterator[bytes]) -> bool:
-        """Tell whether something compressed holds a secret; what is no such thing, or too large, counts as if it did."""
+        """Tell whether something compressed holds a secret; what cannot be looked into counts as if it did."""
         before, total = b"", 0
         try:
             for chunk in chunks:
@@ -418,7 +431,7 @@ class Collector:
 
 def plain_name(name: str) -> str:
     """Return a name without blanks, colons and what is not printable, not too long, and hidden from no listing."""
-    name = "".join(char if char.isprintable() and char not in " \t:\\*?\"<>|" else "_" for char in name)
+    name = "".join(char if char.isprintable() and char not in ' \t:\\*?"<>|' else "_" for char in name)
     while len(name.encode()) > MAX_NAME:
         stem, dot, end = name.rpartition(".")
         name = f"{stem[:-1]}{dot}{end}" if stem and len(end) < 20 else name[:-1]  # noqa: PLR2004  # an extension
@@ -429,8 +442,14 @@ def unpacked(name: str, first: bytes) -> Callable[[BinaryIO], Iterator[bytes]] |
     """Return a function that decompresses a file, if it is compressed in one of the usual ways."""
     if first[:2] == b"\x1f\x8b":
         return _of_gzip
-    return next((read for magic, read in ((b"\xfd7zXZ\0", _of_xz), (b"BZh", _of_bzip2), (b"PK\3\4", _members))
-                 if first.startswith(magic)), None)
+    return next(
+        (
+            read
+            for magic, read in ((b"\xfd7zXZ\0", _of_xz), (b"BZh", _of_bzip2), (b"PK\3\4", _members))
+            if first.startswith(magic)
+        ),
+        None,
+    )
 
 
 def _of_gzip(file: BinaryIO) -> Iterator[bytes]:
@@ -489,6 +508,7 @@ def _members(file: BinaryIO) -> Iterator[bytes]:
 
 # --- what belongs to a run's logs ---
 
+
 class Run:
     """One run: what the wrap script says of it, and what is collected."""
 
@@ -498,8 +518,12 @@ class Run:
         triples = list(zip(fields[::3], fields[1::3], fields[2::3]))
         self.records = records
         self.settings = [(name.decode("utf-8", "replace"), text) for kind, name, text in triples if kind == b"setting"]
-        self.functions = [(name.decode("utf-8", "replace"), text) for kind, name, text in triples if kind == b"function"]
-        self.facts = {name.decode(): text.decode("utf-8", "surrogateescape") for kind, name, text in triples if kind == b"fact"}
+        self.functions = [
+            (name.decode("utf-8", "replace"), text) for kind, name, text in triples if kind == b"function"
+        ]
+        self.facts = {
+            name.decode(): text.decode("utf-8", "surrogateescape") for kind, name, text in triples if kind == b"fact"
+        }
         self.logs, self.base = self.facts["logs"], self.facts["base"]
         self.owner = (int(self.facts["uid"]), int(self.facts["gid"]))
         self.until = self.started + float(self.facts["seconds"])
@@ -547,9 +571,15 @@ class Run:
         wanted: list[Wanted] = []
         seen = [0]
         services = [(f"/var/log/{name}", name, 3) for name in self.facts["services"].split()]
-        folders = [(self.logs, "", 0), (f"{self.base}/logs", "", 2), (f"{self.base}/new/logs", "", 2),
-                   (f"{self.base}/new/screen-logs", "", 2), (f"{self.base}/old/logs", "old", 2),
-                   (f"{self.base}/old/screen-logs", "old", 2), *services]
+        folders = [
+            (self.logs, "", 0),
+            (f"{self.base}/logs", "", 2),
+            (f"{self.base}/new/logs", "", 2),
+            (f"{self.base}/new/screen-logs", "", 2),
+            (f"{self.base}/old/logs", "old", 2),
+            (f"{self.base}/old/screen-logs", "old", 2),
+            *services,
+        ]
         wanted += self._single_files()
         for folder, to, rank in folders:
             try:
@@ -557,12 +587,21 @@ class Run:
             except OSError:
                 continue
             for entry in tree.entries(seen):
-                name = entry.path if folder == self.logs or not entry.path.endswith(".log") else f"{entry.path[:-4]}.txt"
+                name = (
+                    entry.path if folder == self.logs or not entry.path.endswith(".log") else f"{entry.path[:-4]}.txt"
+                )
                 top = rank == 0 and "/" not in entry.path and entry.kind == "file"
                 if top and entry.path in (*LAST_FILES, "cleanup-host.txt"):
                     continue  # ours, which are written anew
-                wanted.append(Wanted(0 if top and self._is_ours(entry.path) else max(rank, 1), entry, tree,
-                                     f"{to}/{name}" if to else name, own=folder == self.logs))
+                wanted.append(
+                    Wanted(
+                        0 if top and self._is_ours(entry.path) else max(rank, 1),
+                        entry,
+                        tree,
+                        f"{to}/{name}" if to else name,
+                        own=folder == self.logs,
+                    )
+                )
         # Of what is the same file, devstack's links have the better names; in logs/ the file has.
         wanted.sort(key=lambda one: (one.rank, one.entry.kind == ("link" if one.own else "file"), one.entry.size))
         return wanted, seen[0] > MAX_SEEN
@@ -574,16 +613,27 @@ class Run:
         """Files outside of the folders of logs."""
         wanted = []
         devstack_log = next((name for name in DEVSTACK_LOGS if os.path.isfile(f"{self.base}/{name}")), DEVSTACK_LOGS[0])
-        singles = [(devstack_log, "devstacklog.txt"), ("new/tempest/etc/tempest.conf", "tempest_conf.txt"),
-                   ("new/tempest/tempest.log", "tempest.txt"), ("new/grenade/localrc", "grenade/localrc.txt"),
-                   ("new/grenade/grenade.log", "grenade/grenade.txt")]
+        singles = [
+            (devstack_log, "devstacklog.txt"),
+            ("new/tempest/etc/tempest.conf", "tempest_conf.txt"),
+            ("new/tempest/tempest.log", "tempest.txt"),
+            ("new/grenade/localrc", "grenade/localrc.txt"),
+            ("new/grenade/grenade.log", "grenade/grenade.txt"),
+        ]
         if not os.path.isdir("/run/systemd/system"):
             singles += [("/var/log/syslog", "syslog.txt")]
         for path, to in singles:
             folder = "/var/log" if path.startswith("/") else self.base
             with contextlib.suppress(OSError):
                 info = os.stat(path if path.startswith("/") else f"{folder}/{path}")
-                wanted.append(Wanted(0, Entry(os.path.relpath(path, folder) if path.startswith("/") else path, "file", info.st_size), Tree(folder), to))
+                wanted.append(
+                    Wanted(
+                        0,
+                        Entry(os.path.relpath(path, folder) if path.startswith("/") else path, "file", info.st_size),
+                        Tree(folder),
+                        to,
+                    )
+                )
         return wanted
 
     def _settings(self, collector: Collector) -> None:
@@ -610,9 +660,14 @@ class Run:
         if not since.isdigit() or not os.path.isdir("/run/systemd/system"):
             return
         journal = ["journalctl", "--no-pager", "-o", "short-precise", "--since", f"@{since}"]
-        listing = b"".join(run_command(["systemctl", "list-units", "--all", "--no-legend", "--plain", "devstack@*"], self._left()))
+        listing = b"".join(
+            run_command(["systemctl", "list-units", "--all", "--no-legend", "--plain", "devstack@*"], self._left())
+        )
         units = re.findall(rb"^(devstack@([\w.:@\\-]{1,100})\.service)\b", listing, re.M)[:MAX_UNITS]
-        for name, words in [("syslog.txt", []), *((f"{name.decode()}.txt", ["-u", unit.decode()]) for unit, name in units)]:
+        for name, words in [
+            ("syslog.txt", []),
+            *((f"{name.decode()}.txt", ["-u", unit.decode()]) for unit, name in units),
+        ]:
             collector.put(name, self._hidden(run_command([*journal, *words], self._left())))
 
     def _hidden(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -635,10 +690,14 @@ class Run:
                 empty = not tests and not os.fstat(stream.fileno()).st_size
             if empty:
                 return
-            written_to = collector.put("tempest-results.xml", junit(tests, self.hider.hide), pack=False) if tests else ""
+            written_to = (
+                collector.put("tempest-results.xml", junit(tests, self.hider.hide), pack=False) if tests else ""
+            )
             if not written_to:
-                collector.said.append("There are results of tests, and no JUnit XML could be written of them"
-                                      + ("." if tests else ": none of them could be read."))
+                collector.said.append(
+                    "There are results of tests, and no JUnit XML could be written of them"
+                    + ("." if tests else ": none of them could be read.")
+                )
             html = self._html(tempest, work, owner.st_uid)
             if html:
                 collector.put("tempest-results.html", [self.hider.hide(html)])
@@ -658,7 +717,11 @@ class Run:
             for name in ("stestr", "testr"):
                 tool = self._tool(tempest, name)
                 if tool and not printed:
-                    printed = b"".join(run_command([tool, "last", "--subunit"], self._left(), user=user, folder=tempest, most=MAX_RAW >> 2))
+                    printed = b"".join(
+                        run_command(
+                            [tool, "last", "--subunit"], self._left(), user=user, folder=tempest, most=MAX_RAW >> 2
+                        )
+                    )
         with open(f"{work}/stream", "wb") as copy:
             copy.write(printed)
         if not printed and newest:
@@ -680,7 +743,9 @@ class Run:
 
     def search(self, send: Callable[[str, Any], None]) -> None:
         """Look for known failures."""
-        for one in knownfailures.search(ast.literal_eval(self.facts["known"]), self.folder, self.until - RESERVE_SECONDS / 2):
+        for one in knownfailures.search(
+            ast.literal_eval(self.facts["known"]), self.folder, self.until - RESERVE_SECONDS / 2
+        ):
             send("known", one)
 
     def note(self, name: str, value: Any) -> None:
@@ -698,15 +763,24 @@ class Run:
         """Write reproduce.sh and verdict.json; put the new folder in the place of logs/."""
         seconds = time.monotonic() - self.started
         minutes = self.facts.get("minutes", "")
-        self.facts["minutes"] = f"{minutes}{', ' if minutes else ''}cleanup-host {int(seconds) // 60}.{int(seconds) % 60 // 6}"
+        self.facts["minutes"] = (
+            f"{minutes}{', ' if minutes else ''}cleanup-host {int(seconds) // 60}.{int(seconds) % 60 // 6}"
+        )
         node = dict(line.partition("=")[::2] for line in self.facts.get("node", "").splitlines())
         settings = {name: value.decode("utf-8", "replace") for name, value in self.settings}
-        script = reproduce([one for one in self.settings if one[0] not in ("WORKSPACE", "DEVSTACK_GATE_THIS_HOST")], self.functions,
-                           settings.get("WORKSPACE", os.path.dirname(self.logs)), self.facts["gate"],
-                           self.facts.get("tested", "").encode("utf-8", "surrogateescape"))
+        script = reproduce(
+            [one for one in self.settings if one[0] not in ("WORKSPACE", "DEVSTACK_GATE_THIS_HOST")],
+            self.functions,
+            settings.get("WORKSPACE", os.path.dirname(self.logs)),
+            self.facts["gate"],
+            self.facts.get("tested", "").encode("utf-8", "surrogateescape"),
+        )
         content = verdict(self.facts, node, change_of(settings, self.facts), self.results, self.known)
         limits = Limits(1 << 30, 2, time.monotonic() + COMMAND_SECONDS)
-        for name, data, mode in (("reproduce.sh", self.hider.hide(script), 0o755), ("verdict.json", self._hidden_json(content), 0o644)):
+        for name, data, mode in (
+            ("reproduce.sh", self.hider.hide(script), 0o755),
+            ("verdict.json", self._hidden_json(content), 0o644),
+        ):
             path = f"{self.folder}/{name}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # of a hook's
@@ -720,6 +794,7 @@ class Run:
 
     def _hidden_json(self, content: Mapping[str, Any]) -> bytes:
         """Return the verdict without secrets: hidden in its texts, so that it stays JSON."""
+
         def hide(value: Any) -> Any:
             if isinstance(value, str):
                 return self.hider.hide(value.encode()).decode("utf-8", "replace")
@@ -737,7 +812,9 @@ class Run:
             names = self.results["names"]
             lines += [f"  {name}" for name in names[:SHOWN_TESTS]]
             if self.results["failed"] > SHOWN_TESTS:
-                lines.append(f"  and {self.results['failed'] - min(len(names), SHOWN_TESTS)} more, see logs/tempest-results.xml")
+                lines.append(
+                    f"  and {self.results['failed'] - min(len(names), SHOWN_TESTS)} more, see logs/tempest-results.xml"
+                )
         for one in self.known:
             known = " ".join(word for word in (one["text"], one["url"]) if word)
             lines.append(f"Known failure {one['name']} ({one['kind']}): {known}")
@@ -750,8 +827,14 @@ class Run:
 def summary(tests: Sequence[Test], hider: Hider) -> dict[str, Any]:
     """Return the numbers of a run's tests, and the names of the first that failed."""
     failed = [test for test in tests if test.failed]
-    return {"run": sum(not test.skipped for test in tests), "failed": len(failed), "skipped": sum(test.skipped for test in tests),
-            "names": [text_of(hider.hide(test.name.encode("utf-8", "replace")).decode("utf-8", "replace")) for test in failed[:20]]}
+    return {
+        "run": sum(not test.skipped for test in tests),
+        "failed": len(failed),
+        "skipped": sum(test.skipped for test in tests),
+        "names": [
+            text_of(hider.hide(test.name.encode("utf-8", "replace")).decode("utf-8", "replace")) for test in failed[:20]
+        ],
+    }
 
 
 def change_of(settings: Mapping[str, str], facts: Mapping[str, str]) -> dict[str, str] | None:
@@ -767,7 +850,7 @@ def change_of(settings: Mapping[str, str], facts: Mapping[str, str]) -> dict[str
 
 
 def newest_stream(tempest: str) -> tuple[BinaryIO, str] | None:
-    """Return the newest stream in a repository of stestr or testrepository, and its name: a number, or tmp... if cut short."""
+    """Return the newest stream in a repository of stestr or testrepository, and its name: tmp... if cut short."""
     for name in REPOSITORIES:
         try:
             tree = Tree(f"{tempest}/{name}")
@@ -804,8 +887,11 @@ def read_small(folder: str, name: str, size: int = 4 << 20) -> bytes:
         tree.close()
 
 
-def run_command(command: Sequence[str], seconds: float, *, user: int = -1, folder: str = "/", most: int = MAX_RAW) -> Iterator[bytes]:
+def run_command(
+    command: Sequence[str], seconds: float, *, user: int = -1, folder: str = "/", most: int = MAX_RAW
+) -> Iterator[bytes]:
     """Return what a command prints, in pieces, for at most so many seconds and about so many bytes."""
+
     def become() -> None:
         os.setsid()
         if user > 0 and os.geteuid() == 0:
@@ -815,9 +901,15 @@ def run_command(command: Sequence[str], seconds: float, *, user: int = -1, folde
             os.setuid(user)
 
     try:
-        process = subprocess.Popen(["timeout", "-k", "1", f"{seconds + 0.01:.2f}", *command], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=folder, preexec_fn=become,  # noqa: PLW1509
-                                   env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"})
+        process = subprocess.Popen(
+            ["timeout", "-k", "1", f"{seconds + 0.01:.2f}", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            preexec_fn=become,  # noqa: PLW1509
+            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        )
     except (OSError, subprocess.SubprocessError, KeyError):
         return
     try:
@@ -833,6 +925,7 @@ def run_command(command: Sequence[str], seconds: float, *, user: int = -1, folde
 
 
 # --- the place of logs/ ---
+
 
 def take_place(new: str, place: str, until: float) -> None:
     """Put a folder in the place of another one, whatever that is and has become; what was there is removed."""
@@ -861,7 +954,9 @@ def unmount(place: str) -> None:
         points = [re.sub(rb"\\(\d{3})", lambda one: bytes([int(one[1], 8)]), line.split()[4]) for line in table]
     for point in reversed(points):
         if point == real.encode() or point.startswith(real.encode() + b"/"):
-            subprocess.run(["umount", "-l", "--", point], stderr=subprocess.DEVNULL, timeout=COMMAND_SECONDS, check=False)
+            subprocess.run(
+                ["umount", "-l", "--", point], stderr=subprocess.DEVNULL, timeout=COMMAND_SECONDS, check=False
+            )
 
 
 def make_movable(path: str) -> None:
@@ -908,8 +1003,11 @@ def _empty(descriptor: int, mount: str, until: float) -> None:
 
 # --- processes ---
 
-def in_process(work: Callable[[Callable[[str, Any], None]], None], until: float, note: Callable[[str, Any], None]) -> bool:
-    """Run something in a process of its own, and stop it at a time of the monotonic clock; tells whether it came to its end.
+
+def in_process(
+    work: Callable[[Callable[[str, Any], None]], None], until: float, note: Callable[[str, Any], None]
+) -> bool:
+    """Run something in a process of its own until a time of the monotonic clock; tells whether it came to its end.
 
     It sends lines of literals, which are noted even if it is stopped.
     """

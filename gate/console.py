@@ -4,8 +4,8 @@
     console.py stamp       copy stdin to stdout, with the time (UTC) before each line that does not begin with it
     console.py printable   the same without the time
 
-A line is shown when it has ended, or half a second after it began (dots of progress). A carriage return ends a line, and
-so do 64 KB. Escape sequences, control characters and what turns the direction of text are taken out. What the run's
+A line is shown when it has ended, or half a second after it began (dots of progress). A carriage return ends a line,
+and so do 64 KB. Escape sequences, control characters and what turns the direction of text are taken out. What the run's
 secrets are is read from file descriptor 3, if that is open; they are hidden (see hidesecrets.py).
 
 Python 3.8 and its standard library: this runs on test nodes.
@@ -24,11 +24,13 @@ from hidesecrets import Hider, pieces_of, read_given, values_given, write_all
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 BEGUN_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)\Z")
 LINE_ENDS = re.compile(r"\r+\n|[\r\v\f\x85\u2028\u2029]")
-UNSEEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-                    "\U000e0000-\U000e007f]")
+UNSEEN = re.compile(
+    "[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 TIME = re.compile(rb"\d{4}-\d\d-\d\dT")
 LONGEST_ESCAPE = 4096  # characters; what is longer is no escape sequence
-PIECE = 64 << 10       # bytes of a line that has no end
+PIECE = 64 << 10  # bytes of a line that has no end
 
 
 class Cleaner:
@@ -45,8 +47,8 @@ class Cleaner:
         if not end:
             begun = BEGUN_ESCAPE.search(text, max(0, len(text) - LONGEST_ESCAPE))
             keep = len(begun[0]) if begun else int(text.endswith("\r"))
-            self._held = text[len(text) - keep:]
-            text = text[:len(text) - keep]
+            self._held = text[len(text) - keep :]
+            text = text[: len(text) - keep]
         return printable(text).encode()
 
 
@@ -67,7 +69,7 @@ class Stamper:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode() if self._stamps else b""
         parts = []
         for line in piece.splitlines(keepends=True):
-            for part in [line[at:at + PIECE] for at in range(0, len(line), PIECE)]:
+            for part in [line[at : at + PIECE] for at in range(0, len(line), PIECE)]:
                 if self._length >= PIECE:
                     parts.append(b"\n")
                     self._length = 0

@@ -9,8 +9,8 @@ Two questions are answered here and nowhere else:
 1. Where in a text of settings or of bash code does a secret stand? `find` returns these places: values of names that
    sound secret (SECRET_PARTS, LAST_PARTS), options that do, logins in URLs, headers, private keys.
 2. What of a log is hidden? `Hider` knows values. One that is like nothing else (`is_unique`: made at random, or at
-   least six characters with letters and digits, or longer and mixed) is hidden wherever it stands. One that logs are full
-   of (a password "openstack") is hidden only where it stands as the value of something that sounds secret.
+   least six characters with letters and digits, or longer and mixed) is hidden wherever it stands. One that logs are
+   full of (a password "openstack") is hidden only where it stands as the value of something that sounds secret.
 
 Python 3.8 and its standard library: this runs on test nodes.
 """
@@ -28,68 +28,97 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 MARK = b"********"
-MAX_TEXT = 4 << 20      # bytes of a settings file that are looked at
-MAX_VALUES = 1000       # values that a Hider knows
-MAX_LINE = 64 << 10     # bytes; a longer line is passed on in pieces
-WINDOW = 200            # bytes before a common value in which its name must stand
-IDLE_SECONDS = 0.5      # after which a line that has not ended is shown
+MAX_TEXT = 4 << 20  # bytes of a settings file that are looked at
+MAX_VALUES = 1000  # values that a Hider knows
+MAX_LINE = 64 << 10  # bytes; a longer line is passed on in pieces
+WINDOW = 200  # bytes before a common value in which its name must stand
+IDLE_SECONDS = 0.5  # after which a line that has not ended is shown
 
 # A name with one of these in it sounds secret,
-SECRET_PARTS = (rb"password|passwd|passphrase|secret|token|credential|fernet|swift_?hash|authorization|cookie"
-                rb"|(?:api|private|access|secret|signing|encryption|auth|account|storage|shared)[_.-]?key")
+SECRET_PARTS = (
+    rb"password|passwd|passphrase|secret|token|credential|fernet|swift_?hash|authorization|cookie"
+    rb"|(?:api|private|access|secret|signing|encryption|auth|account|storage|shared)[_.-]?key"
+)
 # and one whose last part is one of these,
 LAST_PARTS = rb"pass|pwd|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
 # but not one that ends so: it tells something about the secret.
-HARMLESS_ENDS = (rb"format|backend|type|types|url|uri|file|path|dir|folder|length|size|timeout|expiration|expiry|enabled"
-                 rb"|provider|driver|name|names|user|username|users|required|method|methods|strategy|ttl|port|host|version"
-                 rb"|count|lifetime|algorithm|ip|address|regex|project|domain|region|interval")
+HARMLESS_ENDS = (
+    rb"format|backend|type|types|url|uri|file|path|dir|folder|length|size|timeout|expiration|expiry|enabled"
+    rb"|provider|driver|name|names|user|username|users|required|method|methods|strategy|ttl|port|host|version"
+    rb"|count|lifetime|algorithm|ip|address|regex|project|domain|region|interval"
+)
 HARMLESS_NAMES = frozenset((b"pwd", b"oldpwd", b"public_key", b"ssh_auth_sock", b"xauthority", b"devstack_gate_pass"))
-NAME_IN_LOGS = (rb"[\w.-]{0,60}(?:" + SECRET_PARTS + rb")[\w.-]{0,60}|(?:[\w.-]{0,60}[_.-])?(?:" + LAST_PARTS + rb")\d{0,9}")
+NAME_IN_LOGS = (
+    rb"[\w.-]{0,60}(?:" + SECRET_PARTS + rb")[\w.-]{0,60}|(?:[\w.-]{0,60}[_.-])?(?:" + LAST_PARTS + rb")\d{0,9}"
+)
 SECRET_NAME = re.compile(SECRET_PARTS, re.I)
 LAST_NAME = re.compile(rb"(?:.*[_.-])?(?:" + LAST_PARTS + rb")", re.I | re.S)
 HARMLESS_NAME = re.compile(rb"(?:.*[_.-])?(?:" + HARMLESS_ENDS + rb")", re.I | re.S)
 
 # Words of which logs are full: a value made of them alone is hidden only as the value of something secret.
 COMMON = frozenset(
-    b"openstack stack devstack gate nova glance keystone cinder neutron swift placement heat horizon ironic tempest rabbit mysql"
-    b" mariadb postgres postgresql root admin administrator demo alt guest user users service services password passwd pass"
-    b" secret secrets token test tests testing tester default changeme example sample local localhost jenkins zuul gerrit git"
-    b" ubuntu debian centos fedora cirros cloud nomoresecret supersecret verysecret secretservice my the a super very no more".split())
+    b"openstack stack devstack gate nova glance keystone cinder neutron swift placement heat horizon ironic tempest rabbit"
+    b" mysql mariadb postgres postgresql root admin administrator demo alt guest user users service services password"
+    b" passwd pass secret secrets token test tests testing tester default changeme example sample local localhost jenkins zuul"
+    b" gerrit git ubuntu debian centos fedora cirros cloud nomoresecret supersecret verysecret secretservice my the"
+    b" a super very no more".split()
+)
 SHORT_OPTIONS = frozenset((b"key", b"auth", b"sig", b"pin"))  # of sort, curl and others
-NOT_SECRET = frozenset(b"true false yes no on off none null nil undefined enabled disabled 0 1 left-out ********".split())
+NOT_SECRET = frozenset(
+    b"true false yes no on off none null nil undefined enabled disabled 0 1 left-out ********".split()
+)
 
 NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 WORD = rb"""(?:[^\s'"\\;&|<>()`$,]|\\.|'[^']*'|\$'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\$\{\w+\}|\$\w+)+"""
-ASSIGNED = re.compile(rb"""(?<![\w$.-])(?P<name>[A-Za-z_][\w.-]*?)(?P<close>["']?\]?)(?P<blank>[ \t]*)(?P<sign>\+=|=>|=(?!=)|:=|:(?=[ \t'"]))(?P<blanks>[ \t]*)"""
-                      rb"""(?=(?P<value>""" + WORD + rb")?)", re.S)
+ASSIGNED = re.compile(
+    rb"""(?<![\w$.-])(?P<name>[A-Za-z_][\w.-]*?)(?P<close>["']?\]?)(?P<blank>[ \t]*)"""
+    rb"""(?P<sign>\+=|=>|=(?!=)|:=|:(?=[ \t'"]))(?P<blanks>[ \t]*)"""
+    rb"""(?=(?P<value>""" + WORD + rb")?)",
+    re.S,
+)
 DEFAULT = re.compile(rb"\$\{(\w+):?[-=+]([^{}$`\n]*)\}")
 ARRAY = re.compile(rb"(?<![\w$.-])([A-Za-z_]\w*)\+?=\(([^()]*)\)", re.S)
 ELEMENT = re.compile(rb"(?:\[[^\]\s]*\]=)?(" + WORD + rb")", re.S)
-SUBSTITUTED = re.compile(rb"""(?<![\w$])([A-Za-z_]\w*)=\$\(\s*cat\s*<<-?\s*['"\\]?(\w+)['"]?[^\n]*\n(.*?)^[ \t]*\2[ \t]*$""", re.S | re.M)
+SUBSTITUTED = re.compile(
+    rb"""(?<![\w$])([A-Za-z_]\w*)=\$\(\s*cat\s*<<-?\s*['"\\]?(\w+)['"]?[^\n]*\n(.*?)^[ \t]*\2[ \t]*$""", re.S | re.M
+)
 OPTION = re.compile(rb"(?<![\w-])--?([A-Za-z][\w-]*)(?:=|[ \t]+)(?!-)(" + WORD + rb")", re.S)
 LINE_OF_TWO = re.compile(rb"^[ \t]*([A-Za-z_][\w.-]*)[ \t]+(" + WORD + rb")[ \t]*$", re.M)
 HEADER = re.compile(rb"(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]+", re.I)
 REST_OF_LINE = re.compile(rb"[^\n\"']*")
 REST_OF_WORDS = re.compile(rb"[^\n\"';&|<>()`$]*")
-HERE_DOCUMENT = re.compile(rb"""(?<!<)<<(?!<)-?[ \t]*(['"\\]?)([A-Za-z_]\w*)\1[^\n]*\n(?P<body>.*?)^[ \t]*\2[ \t]*$""", re.S | re.M)
+HERE_DOCUMENT = re.compile(
+    rb"""(?<!<)<<(?!<)-?[ \t]*(['"\\]?)([A-Za-z_]\w*)\1[^\n]*\n(?P<body>.*?)^[ \t]*\2[ \t]*$""", re.S | re.M
+)
 KEY_BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----(.{0,100000}?)(?:-----END|\Z)", re.S)
-COMMANDS = [re.compile(pattern, re.I) for pattern in (
-    rb"""\b(?:curl|wget|http|https|lftp|smbclient)[ \t][^\n|;&]*?(?<![\w-])(?:-u|-U|--user|--proxy-user)[ =]?["']?[^\s:'"@/]+:([^\s'";&|)]+)""",
-    rb"""\b(?:mysql|mariadb)[\w-]*[^\n|;&]*?[ \t]-p([^\s;&|)]+)""",
-    rb"""\bsshpass[ \t]+-p[ \t]*([^\s;&|)]+)""",
-    rb"""\b(?:add_user|change_password)[ \t]+\S+[ \t]+([^\s;&|)]+)""",
-    rb"""\bmysqladmin[^\n|;&]*?[ \t]password[ \t]+([^\s;&|)]+)""",
-    rb"""\bidentified[ \t]+(?:with[ \t]+\S+[ \t]+)?by[ \t]+["']([^'"\n]+)""",
-    rb"""\bpassword\(["']([^'"\n]+)""",
-    rb"""\bpass:([^\s'"]+)""",
-    rb"""\bhtpasswd[ \t]+-\w*b\w*[ \t]+\S+[ \t]+\S+[ \t]+([^\s;&|)]+)""",
-    rb"""\b(?:bearer|basic)[ \t]+([\w.~+/=-]{6,})""",
-)]
+COMMANDS = [
+    re.compile(pattern, re.I)
+    for pattern in (
+        rb"""\b(?:curl|wget|http|https|lftp|smbclient)[ \t][^\n|;&]*?"""
+        rb"""(?<![\w-])(?:-u|-U|--user|--proxy-user)[ =]?["']?[^\s:'"@/]+:([^\s'";&|)]+)""",
+        rb"""\b(?:mysql|mariadb)[\w-]*[^\n|;&]*?[ \t]-p([^\s;&|)]+)""",
+        rb"""\bsshpass[ \t]+-p[ \t]*([^\s;&|)]+)""",
+        rb"""\b(?:add_user|change_password)[ \t]+\S+[ \t]+([^\s;&|)]+)""",
+        rb"""\bmysqladmin[^\n|;&]*?[ \t]password[ \t]+([^\s;&|)]+)""",
+        rb"""\bidentified[ \t]+(?:with[ \t]+\S+[ \t]+)?by[ \t]+["']([^'"\n]+)""",
+        rb"""\bpassword\(["']([^'"\n]+)""",
+        rb"""\bpass:([^\s'"]+)""",
+        rb"""\bhtpasswd[ \t]+-\w*b\w*[ \t]+\S+[ \t]+\S+[ \t]+([^\s;&|)]+)""",
+        rb"""\b(?:bearer|basic)[ \t]+([\w.~+/=-]{6,})""",
+    )
+]
 # scheme://login@: what stands before the last @ ahead of the first /; or a password with a / in it, which is no port.
-LOGIN = re.compile(rb"""\b([a-z][a-z0-9+.-]{0,30})://((?:[^\s/'"<>\[\]{}|\\]{1,2000})@|[^\s/:@'"<>\[\]{}|\\]{1,200}:(?!\d{1,5}[/\s])[^\s@'"<>|\\]{1,2000}@)""", re.I)
+LOGIN = re.compile(
+    rb"""\b([a-z][a-z0-9+.-]{0,30})://((?:[^\s/'"<>\[\]{}|\\]{1,2000})@|[^\s/:@'"<>\[\]{}|\\]{1,200}:(?!\d{1,5}[/\s])[^\s@'"<>|\\]{1,2000}@)""",
+    re.I,
+)
 
 LOGIN_IN_LOGS = re.compile(rb"""(://[^\s/@:'"<>\[\]]{0,200}:)(?!\*{8})([^\s/@'"<>]{1,500})(?=@)""")
-HEADER_IN_LOGS = re.compile(rb"""(uthorization['"]?: ?['"]?(?:Bearer |Basic )?|X-(?:Auth|Subject|Service)-Token['"]?: ?['"]?)([\w.~+/=-]{6,})""", re.I)
+HEADER_IN_LOGS = re.compile(
+    rb"""(uthorization['"]?: ?['"]?(?:Bearer |Basic )?"""
+    rb"""|X-(?:Auth|Subject|Service)-Token['"]?: ?['"]?)([\w.~+/=-]{6,})""",
+    re.I,
+)
 
 
 class Place(NamedTuple):
@@ -127,14 +156,17 @@ def says_secret(line: bytes) -> bool:
     sign = rest.rstrip(b"=>:,")
     before = sign.rstrip(b" \t\"'])\\") if sign != rest else sign
     outside = before.rstrip(NAME_BYTES)
-    name = before[len(outside):]
+    name = before[len(outside) :]
     if outside.endswith(b"$"):
         return False
     if name and _sounds_secret(name):
         return True
     words = rest.split()[-2:]
-    return sign == rest and (words[:1] in ([b"add_user"], [b"change_password"])
-                             or words[-1:] == [b"-p"] or [word.lower() for word in words] == [b"identified", b"by"])
+    return sign == rest and (
+        words[:1] in ([b"add_user"], [b"change_password"])
+        or words[-1:] == [b"-p"]
+        or [word.lower() for word in words] == [b"identified", b"by"]
+    )
 
 
 def find(text: bytes, *, code: bool = False) -> list[Place]:
@@ -149,18 +181,30 @@ def find(text: bytes, *, code: bool = False) -> list[Place]:
             places.append(Place(one.start(3), one.end(3) - 1, one[1]))
     for one in ARRAY.finditer(text):
         if sounds_secret(one[1]):
-            places += [Place(one.start(2) + element.start(1), one.start(2) + element.end(1), one[1])
-                       for element in ELEMENT.finditer(one[2])]
+            places += [
+                Place(one.start(2) + element.start(1), one.start(2) + element.end(1), one[1])
+                for element in ELEMENT.finditer(one[2])
+            ]
     places += list(_assigned(text, code))
     places += [Place(one.start(2), one.end(2), one[1]) for one in DEFAULT.finditer(text) if sounds_secret(one[1])]
-    places += [Place(one.start(2), one.end(2), one[1]) for one in OPTION.finditer(text)
-               if sounds_secret(one[1]) and one[1].lower() not in SHORT_OPTIONS]
+    places += [
+        Place(one.start(2), one.end(2), one[1])
+        for one in OPTION.finditer(text)
+        if sounds_secret(one[1]) and one[1].lower() not in SHORT_OPTIONS
+    ]
     for bodies in [(one.start("body"), one["body"]) for one in HERE_DOCUMENT.finditer(text)] if code else [(0, text)]:
-        places += [Place(bodies[0] + one.start(2), bodies[0] + one.end(2), one[1])
-                   for one in LINE_OF_TWO.finditer(bodies[1]) if SECRET_NAME.search(one[1]) and sounds_secret(one[1])]
-    places += [Place(one.start(1), one.end(1), b"option") for command in COMMANDS for one in command.finditer(text)
-               if not one[1].isdigit()]
-    return _sorted([one for one in places if one.login or _is_literal(text[one.start:one.end], one.name, code)])
+        places += [
+            Place(bodies[0] + one.start(2), bodies[0] + one.end(2), one[1])
+            for one in LINE_OF_TWO.finditer(bodies[1])
+            if SECRET_NAME.search(one[1]) and sounds_secret(one[1])
+        ]
+    places += [
+        Place(one.start(1), one.end(1), b"option")
+        for command in COMMANDS
+        for one in command.finditer(text)
+        if not one[1].isdigit()
+    ]
+    return _sorted([one for one in places if one.login or _is_literal(text[one.start : one.end], one.name, code)])
 
 
 def _assigned(text: bytes, code: bool) -> Iterator[Place]:
@@ -168,14 +212,14 @@ def _assigned(text: bytes, code: bool) -> Iterator[Place]:
         name = one["name"]
         if not sounds_secret(name) or (code and one["blank"]):
             continue
-        if code and not SECRET_NAME.search(name) and text[one.start() - 1:one.start()] == b"[":
+        if code and not SECRET_NAME.search(name) and text[one.start() - 1 : one.start()] == b"[":
             continue  # the subscript of an array
         start, end = one.span("value")
         if one["blank"] or (one["blanks"] and one["sign"] in (b":", b"=", b"=>")):
             if code and (one["sign"] != b":" or not HEADER.fullmatch(name)):
                 continue
             # An INI file or a header: up to the end of the line.
-            if start < 0 or text[start:start + 1] not in (b"'", b'"'):
+            if start < 0 or text[start : start + 1] not in (b"'", b'"'):
                 rest = (REST_OF_WORDS if code else REST_OF_LINE).match(text, one.end("blanks"))
                 start, end = rest.span() if rest else (-1, -1)
         if start >= 0:
@@ -215,10 +259,10 @@ def left_out(text: bytes, mark: bytes, *, code: bool = False) -> bytes:
     """Return a text of settings or code with the mark in place of each secret, and without logins in URLs."""
     parts, at = [], 0
     for one in find(text, code=code):
-        value = text[one.start:one.end]
+        value = text[one.start : one.end]
         quote = value[:1] if value[:1] in (b"'", b'"') and value[-1:] == value[:1] else b""
         lines = b"\n" if one.name == b"private key" else b""
-        parts += [text[at:one.start], b"" if one.login else lines + quote + mark + quote + lines]
+        parts += [text[at : one.start], b"" if one.login else lines + quote + mark + quote + lines]
         at = one.end
     return b"".join([*parts, text[at:]])
 
@@ -232,8 +276,12 @@ def unquoted(value: bytes) -> bytes:
     """Return what a word of bash stands for, as far as it is literal."""
     if value[:2] == b"$'" and value[-1:] == b"'":
         value = value[1:]
-    plain = re.sub(rb"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""",
-                   lambda one: one[1] or (re.sub(rb'\\(["\\$`])', rb"\1", one[2]) if one[2] else one[3] or b""), value, flags=re.S)
+    plain = re.sub(
+        rb"""'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""",
+        lambda one: one[1] or (re.sub(rb'\\(["\\$`])', rb"\1", one[2]) if one[2] else one[3] or b""),
+        value,
+        flags=re.S,
+    )
     return plain.strip()
 
 
@@ -241,7 +289,7 @@ def values_in(text: bytes, *, code: bool = False) -> list[bytes]:
     """Return the secrets that a text of settings or code holds, as they would appear in logs."""
     values = []
     for one in find(text[:MAX_TEXT], code=code):
-        value = text[one.start:one.end]
+        value = text[one.start : one.end]
         if one.login:
             user, colon, password = urllib.parse.unquote_to_bytes(value[:-1]).partition(b":")
             raw_password = value[:-1].partition(b":")[2]
@@ -267,9 +315,11 @@ def is_unique(value: bytes) -> bool:
     kinds = lower + upper + digit + other
     if digit and kinds == 1:
         return len(value) >= 12  # noqa: PLR2004  # times and numbers are shorter
-    return (len(value) >= 16  # noqa: PLR2004
-            or (len(value) >= 8 and kinds >= 2)  # noqa: PLR2004
-            or (len(value) >= 6 and (kinds >= 3 or (digit and (lower or upper)))))  # noqa: PLR2004
+    return (
+        len(value) >= 16  # noqa: PLR2004
+        or (len(value) >= 8 and kinds >= 2)  # noqa: PLR2004
+        or (len(value) >= 6 and (kinds >= 3 or (digit and (lower or upper))))  # noqa: PLR2004
+    )
 
 
 class Hider:
@@ -285,8 +335,15 @@ class Hider:
                 common.add(value)
         self._unique = sorted(unique, key=len, reverse=True)
         self._longest = max(map(len, self._unique), default=0)
-        self._common = re.compile(rb"""(?<=[\s=:'"(,>p])(?:""" + b"|".join(map(re.escape, sorted(common, key=len, reverse=True)))
-                                  + rb")(?![\w])") if common else None
+        self._common = (
+            re.compile(
+                rb"""(?<=[\s=:'"(,>p])(?:"""
+                + b"|".join(map(re.escape, sorted(common, key=len, reverse=True)))
+                + rb")(?![\w])"
+            )
+            if common
+            else None
+        )
         self._held = b""
 
     def hide(self, text: bytes, *, same_length: bool = False) -> bytes:
@@ -310,7 +367,7 @@ class Hider:
 
     def _in_context(self, found: re.Match[bytes]) -> bytes:
         at = found.start()
-        line = found.string[max(0, at - WINDOW):at].rpartition(b"\n")[2]
+        line = found.string[max(0, at - WINDOW) : at].rpartition(b"\n")[2]
         return self._mark if says_secret(line) else found[0]
 
     def feed(self, chunk: bytes, *, end: bool = False, same_length: bool = False) -> bytes:
@@ -337,13 +394,13 @@ class Hider:
         """Return what can be shown of a line that has not ended: all but what may become a secret."""
         text, self._held = self.hide(self._held), b""
         keep = min(self._longest, len(text))
-        while keep and not any(value.startswith(text[len(text) - keep:]) for value in self._unique):
+        while keep and not any(value.startswith(text[len(text) - keep :]) for value in self._unique):
             keep -= 1
         if self._common:
-            named = re.search(rb"(?:" + NAME_IN_LOGS + rb"|://|--?\w)[^\n]{0,120}\Z", text[-2 * WINDOW:], re.I)
+            named = re.search(rb"(?:" + NAME_IN_LOGS + rb"|://|--?\w)[^\n]{0,120}\Z", text[-2 * WINDOW :], re.I)
             keep = max(keep, len(named[0]) if named else 0)
-        self._held = text[len(text) - keep:]
-        return text[:len(text) - keep]
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
 
 
 def _forms(value: bytes) -> list[bytes]:
@@ -351,10 +408,19 @@ def _forms(value: bytes) -> list[bytes]:
     text = value.decode("utf-8", "surrogateescape")
     in_json = text.replace("\\", "\\\\").replace('"', '\\"')
     in_xml = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    forms = [text, urllib.parse.quote(value, safe=""), urllib.parse.quote_plus(value), in_json, in_json.replace("/", "\\/"),
-             "".join(char if char < "\x7f" else f"\\u{ord(char):04x}" for char in in_json),
-             in_xml, in_xml.replace('"', "&quot;"), in_xml.replace('"', "&quot;").replace("'", "&#x27;"),
-             text.replace("'", "'\\''"), re.sub(r"([^\w@%+=:,./-])", r"\\\1", text)]
+    forms = [
+        text,
+        urllib.parse.quote(value, safe=""),
+        urllib.parse.quote_plus(value),
+        in_json,
+        in_json.replace("/", "\\/"),
+        "".join(char if char < "\x7f" else f"\\u{ord(char):04x}" for char in in_json),
+        in_xml,
+        in_xml.replace('"', "&quot;"),
+        in_xml.replace('"', "&quot;").replace("'", "&#x27;"),
+        text.replace("'", "'\\''"),
+        re.sub(r"([^\w@%+=:,./-])", r"\\\1", text),
+    ]
     return [form.encode("utf-8", "surrogateescape") for form in forms]
 
 
@@ -425,7 +491,7 @@ def pieces_of(descriptor: int, hider: Hider, clean: Callable[[bytes, bool], byte
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of it."""
     while data:
-        data = data[os.write(descriptor, data):]
+        data = data[os.write(descriptor, data) :]
 
 
 def main(arguments: Sequence[str]) -> int:

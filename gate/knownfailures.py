@@ -33,12 +33,12 @@ from typing import Any
 
 KEYS = ("pattern", "files", "url", "text", "kind", "until")
 KINDS = ("infrastructure", "test", "source", "configuration", "machine")
-MAX_FILE = 1 << 20         # bytes of the file of signatures
+MAX_FILE = 1 << 20  # bytes of the file of signatures
 MAX_SIGNATURES = 200
-MAX_VALUE = 1000           # characters of one value
+MAX_VALUE = 1000  # characters of one value
 LIMITED = ("sh", "-c", 'ulimit -v 1000000 && exec "$@"', "sh")  # 1 GB of memory for what a pattern or a line may take
 CHECK_SECONDS = 10
-MAX_READ = 1 << 30         # bytes of one log, decompressed
+MAX_READ = 1 << 30  # bytes of one log, decompressed
 FILES_AT_ONCE = 500
 MAX_MATCHES = 20
 
@@ -49,15 +49,22 @@ class WrongFileError(Exception):
 
 def load(name: str) -> list[dict[str, str]]:
     """Return the signatures of a file, each with its section as `name`; raises WrongFileError."""
-    parser = configparser.ConfigParser(interpolation=None, default_section="\n", delimiters=("=",), comment_prefixes=("#", ";"),
-                                       empty_lines_in_values=False)
+    parser = configparser.ConfigParser(
+        interpolation=None,
+        default_section="\n",
+        delimiters=("=",),
+        comment_prefixes=("#", ";"),
+        empty_lines_in_values=False,
+    )
     try:
         parser.read_string(_read(name))
     except configparser.MissingSectionHeaderError as err:
         raise WrongFileError(f"line {err.lineno}: expected a section, [name], first") from err
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as err:
         option = getattr(err, "option", "")
-        raise WrongFileError(f"[{err.section}]{' ' + option if option else ''}: is there twice, line {err.lineno}") from err
+        raise WrongFileError(
+            f"[{err.section}]{' ' + option if option else ''}: is there twice, line {err.lineno}"
+        ) from err
     except configparser.ParsingError as err:
         raise WrongFileError(f"line {err.errors[0][0] if err.errors else '?'}: expected key = value") from err
     if len(parser.sections()) > MAX_SIGNATURES:
@@ -73,7 +80,9 @@ def _read(name: str) -> str:
                 raise WrongFileError("expected a file")
             data = file.read(MAX_FILE + 1)
     except (OSError, ValueError) as err:
-        raise WrongFileError(f"cannot be read: {getattr(err, 'strerror', None) or 'expected the name of a file'}") from err
+        raise WrongFileError(
+            f"cannot be read: {getattr(err, 'strerror', None) or 'expected the name of a file'}"
+        ) from err
     if len(data) > MAX_FILE:
         raise WrongFileError("expected at most 1 MB")
     try:
@@ -85,7 +94,9 @@ def _read(name: str) -> str:
 def _checked(section: str, values: dict[str, str]) -> dict[str, str]:
     for key, value in values.items():
         if key not in KEYS:
-            raise WrongFileError(f"[{section}] {key}: no such key, the nearest is {_nearest(key)}; expected {', '.join(KEYS)}")
+            raise WrongFileError(
+                f"[{section}] {key}: no such key, the nearest is {_nearest(key)}; expected {', '.join(KEYS)}"
+            )
         if len(value) > MAX_VALUE or not value.isprintable():
             raise WrongFileError(f"[{section}] {key}: expected one line of at most {MAX_VALUE} printable characters")
     for key in ("pattern", "files"):
@@ -106,8 +117,9 @@ def _checked(section: str, values: dict[str, str]) -> dict[str, str]:
 
 def _nearest(word: str) -> str:
     """Return the key that has most pairs of letters in common with a word."""
+
     def pairs(text: str) -> set[str]:
-        return {text[at:at + 2] for at in range(-1, len(text))}
+        return {text[at : at + 2] for at in range(-1, len(text))}
 
     return max(KEYS, key=lambda key: len(pairs(key) & pairs(word)) / len(pairs(key) | pairs(word)))
 
@@ -124,8 +136,9 @@ def _refusal(pattern: str) -> str:
     if re.search(r"(?<!\\)(?:\\\\)*\\[1-9]", pattern):
         return "a reference back to a group may take for ever"
     try:
-        done = subprocess.run(_grep(pattern), input=b"\n", capture_output=True, timeout=CHECK_SECONDS, check=False,
-                              env=_environment())
+        done = subprocess.run(
+            _grep(pattern), input=b"\n", capture_output=True, timeout=CHECK_SECONDS, check=False, env=_environment()
+        )
     except subprocess.TimeoutExpired:
         return f"grep needs more than {CHECK_SECONDS} seconds to read it"
     if done.returncode > 1 or done.returncode < 0:
@@ -148,8 +161,9 @@ def search(signatures: list[dict[str, str]], folder: str, until: float) -> Itera
     It ends at a time of the monotonic clock, whatever is left. The folder must be one that nobody else writes to.
     """
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    files = sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*")
-                   if path.is_file() and not path.is_symlink())
+    files = sorted(
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and not path.is_symlink()
+    )
     found = 0
     for signature in signatures:
         if signature.get("until", today) < today or found >= MAX_MATCHES:
@@ -158,8 +172,13 @@ def search(signatures: list[dict[str, str]], folder: str, until: float) -> Itera
         match = _first(signature["pattern"], folder, names, until)
         if match:
             found += 1
-            yield {"name": signature["name"], "kind": signature["kind"], "url": signature.get("url", ""),
-                   "text": signature.get("text", ""), **match}
+            yield {
+                "name": signature["name"],
+                "kind": signature["kind"],
+                "url": signature.get("url", ""),
+                "text": signature.get("text", ""),
+                **match,
+            }
 
 
 def _is_meant(file: str, patterns: str) -> bool:
@@ -170,7 +189,7 @@ def _is_meant(file: str, patterns: str) -> bool:
 def _first(pattern: str, folder: str, names: list[str], until: float) -> dict[str, Any] | None:
     plain = [name for name in names if not name.endswith(".gz")]
     for at in range(0, len(plain), FILES_AT_ONCE):
-        lines = _run([*_grep(pattern, "-n", "-H", "-Z"), "--", *plain[at:at + FILES_AT_ONCE]], folder, until)
+        lines = _run([*_grep(pattern, "-n", "-H", "-Z"), "--", *plain[at : at + FILES_AT_ONCE]], folder, until)
         if lines:
             file, _, rest = lines.partition(b"\0")
             return _match(file.decode("utf-8", "replace"), rest)
@@ -184,12 +203,15 @@ def _first(pattern: str, folder: str, names: list[str], until: float) -> dict[st
 
 def _match(file: str, rest: bytes) -> dict[str, Any]:
     number, _, line = rest.partition(b"\n")[0].partition(b":")
-    return {"file": file, "line": int(number) if number.isdigit() else 0,
-            "match": line[:MAX_VALUE].decode("utf-8", "replace").strip()}
+    return {
+        "file": file,
+        "line": int(number) if number.isdigit() else 0,
+        "match": line[:MAX_VALUE].decode("utf-8", "replace").strip(),
+    }
 
 
 def _run(grep: list[str], folder: str, until: float, source: list[str] | None = None) -> bytes:
-    """Return the first lines that a grep prints, within the time; it reads the first MAX_READ bytes of a source, if any."""
+    """Return the first lines that a grep prints, within the time; of a source's first MAX_READ bytes, if there is one."""
     left = until - time.monotonic()
     if left <= 0:
         return b""
@@ -198,8 +220,16 @@ def _run(grep: list[str], folder: str, until: float, source: list[str] | None = 
     stdin: Any = subprocess.DEVNULL
     try:
         for command in commands:
-            started.append(subprocess.Popen(
-                command, cwd=folder, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()))
+            started.append(
+                subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    stdin=stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=_environment(),
+                )
+            )
             if stdin != subprocess.DEVNULL:
                 stdin.close()
             stdin = started[-1].stdout

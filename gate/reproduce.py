@@ -21,8 +21,13 @@ HEAD = """#!/usr/bin/env bash
 """
 
 
-def reproduce(settings: Sequence[tuple[str, bytes]], functions: Sequence[tuple[str, bytes]], workspace: str, gate: str,
-              tested: bytes) -> bytes:
+def reproduce(
+    settings: Sequence[tuple[str, bytes]],
+    functions: Sequence[tuple[str, bytes]],
+    workspace: str,
+    gate: str,
+    tested: bytes,
+) -> bytes:
     """Return the script: it can be parsed, whatever it was made from, and says what it leaves out."""
     lines: list[bytes] = []
     missing: list[str] = []
@@ -39,11 +44,20 @@ def reproduce(settings: Sequence[tuple[str, bytes]], functions: Sequence[tuple[s
             continue
         lines += [safe.rstrip(b"\n"), b"export -f " + _quoted(name.encode())]
     said = [f"# Left out: {_one_line(one)}" for one in dict.fromkeys(missing)]
-    tail = [f"export WORKSPACE=$folder\nmkdir -p -- \"$WORKSPACE\"\ngate=${{DEVSTACK_GATE:-{quoted(gate)}}}\n"
-            "exec \"$gate/devstack-vm-gate-wrap.sh\" \"$@\"\n\n# What was tested:"]
+    tail = [
+        f'export WORKSPACE=$folder\nmkdir -p -- "$WORKSPACE"\ngate=${{DEVSTACK_GATE:-{quoted(gate)}}}\n'
+        'exec "$gate/devstack-vm-gate-wrap.sh" "$@"\n\n# What was tested:'
+    ]
     comments = ["# " + _one_line(line) for line in tested.decode("utf-8", "replace").splitlines() if line.strip()]
     head = HEAD + "\n".join([*said, "", f"folder=${{WORKSPACE:-{quoted(workspace)}}}"])
-    return b"\n".join([head.encode("utf-8", "surrogateescape"), *lines, *(one.encode("utf-8", "surrogateescape") for one in tail + comments), b""])
+    return b"\n".join(
+        [
+            head.encode("utf-8", "surrogateescape"),
+            *lines,
+            *(one.encode("utf-8", "surrogateescape") for one in tail + comments),
+            b"",
+        ]
+    )
 
 
 def _setting(name: str, value: bytes) -> tuple[bytes, list[str]]:
@@ -70,8 +84,14 @@ def _quoted(value: bytes) -> bytes:
 
 def _parses(code: bytes) -> bool:
     try:
-        done = subprocess.run(["bash", "--norc", "-n"], input=code, capture_output=True, timeout=CHECK_SECONDS, check=False,
-                              env={"PATH": "/usr/bin:/bin"})
+        done = subprocess.run(
+            ["bash", "--norc", "-n"],
+            input=code,
+            capture_output=True,
+            timeout=CHECK_SECONDS,
+            check=False,
+            env={"PATH": "/usr/bin:/bin"},
+        )
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -20,17 +20,24 @@ SIGNATURE = b"\xb3"
 VERSION = 0x2
 WITH_ROUTE, WITH_ID, WITH_TIME, WITH_TAGS, WITH_FILE, WITH_TYPE = 0x0400, 0x0800, 0x0200, 0x0080, 0x0040, 0x0020
 STATUSES = ("", "exists", "inprogress", "success", "uxsuccess", "skip", "fail", "xfail")
-MAX_PACKET = 4 << 20        # bytes, as the format has it
+MAX_PACKET = 4 << 20  # bytes, as the format has it
 BLOCK = 1 << 20
-MAX_STREAM = 1 << 30        # bytes that are read
-MAX_VAIN = 1 << 28         # bytes whose checksum was wrong, after which the rest is left
+MAX_STREAM = 1 << 30  # bytes that are read
+MAX_VAIN = 1 << 28  # bytes whose checksum was wrong, after which the rest is left
 MAX_TESTS = 100_000
-MAX_DETAIL = 64 << 10       # bytes of a test's output: the last ones are kept
-MAX_DETAILS = 16 << 20      # bytes of all tests' output; beyond that only names are kept
-MAX_NAME = 500              # characters
-MAX_LINE = 1 << 16          # bytes of a line of version 1
-OUTCOMES = {b"success": "success", b"successful": "success", b"failure": "fail", b"error": "fail", b"skip": "skip",
-            b"xfail": "xfail", b"uxsuccess": "uxsuccess"}
+MAX_DETAIL = 64 << 10  # bytes of a test's output: the last ones are kept
+MAX_DETAILS = 16 << 20  # bytes of all tests' output; beyond that only names are kept
+MAX_NAME = 500  # characters
+MAX_LINE = 1 << 16  # bytes of a line of version 1
+OUTCOMES = {
+    b"success": "success",
+    b"successful": "success",
+    b"failure": "fail",
+    b"error": "fail",
+    b"skip": "skip",
+    b"xfail": "xfail",
+    b"uxsuccess": "uxsuccess",
+}
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|[\x7f-\x9f]")
 
 
@@ -152,7 +159,7 @@ def packets(stream: BinaryIO) -> Iterator[Packet]:
             continue
         if not buffer:
             return
-        packet = _parsed(buffer[at:at + size]) if whole else None
+        packet = _parsed(buffer[at : at + size]) if whole else None
         if packet:
             yield packet
         elif whole:
@@ -174,7 +181,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     """Return a number of one to four bytes, whose first two bits tell how many, and where it ends."""
     more = data[at] >> 6
     value = data[at] & 0x3F
-    for byte in data[at + 1:at + 1 + more]:
+    for byte in data[at + 1 : at + 1 + more]:
         value = value << 8 | byte
     if len(data) < at + 1 + more:
         raise IndexError("a number that is cut off")
@@ -185,7 +192,7 @@ def _text(data: bytes, at: int) -> tuple[str, int]:
     size, at = _number(data, at)
     if at + size > len(data):
         raise IndexError("a text that is cut off")
-    return data[at:at + size].decode("utf-8", "replace"), at + size
+    return data[at : at + size].decode("utf-8", "replace"), at + size
 
 
 def _parsed(data: bytes) -> Packet | None:
@@ -198,7 +205,7 @@ def _parsed(data: bytes) -> Packet | None:
         _, at = _number(data, 3)
         if flags & WITH_TIME:
             nanoseconds, end = _number(data, at + 4)
-            seconds, at = int.from_bytes(data[at:at + 4], "big") + nanoseconds / 1e9, end
+            seconds, at = int.from_bytes(data[at : at + 4], "big") + nanoseconds / 1e9, end
         if flags & WITH_ID:
             test, at = _text(data, at)
         if flags & WITH_TAGS:
@@ -210,7 +217,7 @@ def _parsed(data: bytes) -> Packet | None:
         if flags & WITH_FILE:
             file, at = _text(data, at)
             size, at = _number(data, at)
-            content = data[at:at + size]
+            content = data[at : at + size]
     except IndexError:
         return None
     return Packet(test, STATUSES[flags & 0x7], seconds, file, content)
@@ -247,8 +254,10 @@ def junit(tests: list[Test], hide: Callable[[bytes], bytes]) -> Iterator[bytes]:
     failed = sum(test.failed for test in tests)
     skipped = sum(test.skipped for test in tests)
     seconds = sum(_seconds(test) for test in tests)
-    yield (f'<?xml version="1.0" encoding="utf-8"?>\n<testsuite name="tempest" tests="{len(tests)}" errors="0" '
-           f'failures="{failed}" skipped="{skipped}" time="{seconds:.3f}">\n').encode()
+    yield (
+        f'<?xml version="1.0" encoding="utf-8"?>\n<testsuite name="tempest" tests="{len(tests)}" errors="0" '
+        f'failures="{failed}" skipped="{skipped}" time="{seconds:.3f}">\n'
+    ).encode()
     for test in tests:
         yield _case(test, hide).encode()
     yield b"</testsuite>\n"
@@ -258,17 +267,29 @@ def _case(test: Test, hide: Callable[[bytes], bytes]) -> str:
     name = _clean(hide(test.name.encode()).decode("utf-8", "replace"))[:MAX_NAME]
     plain = name.partition("[")[0]
     group, dot, _ = plain.rpartition(".") if "(" not in plain else ("", "", "")
-    begin = (f"<testcase classname={_attribute(group or 'tests')} name={_attribute(name[len(group + dot):])} "
-             f'time="{_seconds(test):.3f}"')
+    begin = (
+        f"<testcase classname={_attribute(group or 'tests')} name={_attribute(name[len(group + dot) :])} "
+        f'time="{_seconds(test):.3f}"'
+    )
     if not test.failed and not test.skipped:
         return begin + "/>\n"
-    text = _clean("\n".join(f"{file}: {hide(content).decode('utf-8', 'replace')}" if file != "reason"
-                            else hide(content).decode("utf-8", "replace") for file, content in test.detail.items()))
+    text = _clean(
+        "\n".join(
+            f"{file}: {hide(content).decode('utf-8', 'replace')}"
+            if file != "reason"
+            else hide(content).decode("utf-8", "replace")
+            for file, content in test.detail.items()
+        )
+    )
     if test.skipped:
         return begin + f"><skipped message={_attribute(text[:MAX_NAME])}/></testcase>\n"
     why = {"uxsuccess": "passed, which was not expected", "inprogress": "it had not ended when the run did"}
     message = why.get(test.status) or next((line for line in reversed(text.splitlines()) if line.strip()), "failed")
-    return begin + f'><failure type="{test.status}" message={_attribute(message[:MAX_NAME])}>{_escaped(text)}</failure></testcase>\n'
+    return (
+        begin
+        + f'><failure type="{test.status}" message={_attribute(message[:MAX_NAME])}>'
+        + f'{_escaped(text)}</failure></testcase>\n'
+    )
 
 
 def _seconds(test: Test) -> float:

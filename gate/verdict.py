@@ -35,12 +35,14 @@ from typing import Any
 
 from console import printable
 
-NAMES = 20            # of failed tests
-MAX_TEXT = 500        # characters
-MAX_NUMBER = 10 ** 9
+NAMES = 20  # of failed tests
+MAX_TEXT = 500  # characters
+MAX_NUMBER = 10**9
 EXIT_SOURCE, EXIT_CONFIGURATION, EXIT_TIMEOUT, EXIT_NO_ENVIRONMENT = 3, 2, 124, 75
 EXITS_ABORTED = (130, 141, 143)
-PARTS = re.compile(r"(?:stack|unstack|exercise|grenade)\.sh|tempest.*")  # of devstack-vm-gate.sh, whose status is the test's
+PARTS = re.compile(
+    r"(?:stack|unstack|exercise|grenade)\.sh|tempest.*"
+)  # of devstack-vm-gate.sh, whose status is the test's
 ESCAPED = re.compile(r'[\x00-\x1f"\\\x7f-\x9f\ud800-\udfff]')
 HOOK = re.compile(r".*_hook")
 
@@ -68,8 +70,13 @@ def kind_of(facts: Mapping[str, str], known: list[dict[str, Any]]) -> str:
     return "test" if phase else "machine"
 
 
-def verdict(facts: Mapping[str, str], node: Mapping[str, str], change: Mapping[str, str] | None, tests: Mapping[str, Any],
-            known: list[dict[str, Any]]) -> dict[str, Any]:
+def verdict(
+    facts: Mapping[str, str],
+    node: Mapping[str, str],
+    change: Mapping[str, str] | None,
+    tests: Mapping[str, Any],
+    known: list[dict[str, Any]],
+) -> dict[str, Any]:
     """Return what goes into the file, as this file's docstring says."""
     return {
         "version": 1,
@@ -80,11 +87,22 @@ def verdict(facts: Mapping[str, str], node: Mapping[str, str], change: Mapping[s
         "reason": text_of(facts.get("words", "")),
         "minutes": minutes_of(facts.get("minutes", "")),
         "change": {key: text_of(value) for key, value in change.items()} if change else None,
-        "node": {key: text_of(node.get(f"NODE_{key.upper()}", "")) for key in ("provider", "image", "name", "snapshot")},
-        "tests": {"run": _number(tests.get("run", 0)), "failed": _number(tests.get("failed", 0)),
-                  "skipped": _number(tests.get("skipped", 0)), "names": [text_of(name) for name in tests.get("names", [])[:NAMES]]},
-        "known_failures": [{key: _number(one[key]) if key == "line" else text_of(one[key])
-                            for key in ("name", "kind", "file", "line", "match", "url", "text")} for one in known[:NAMES]],
+        "node": {
+            key: text_of(node.get(f"NODE_{key.upper()}", "")) for key in ("provider", "image", "name", "snapshot")
+        },
+        "tests": {
+            "run": _number(tests.get("run", 0)),
+            "failed": _number(tests.get("failed", 0)),
+            "skipped": _number(tests.get("skipped", 0)),
+            "names": [text_of(name) for name in tests.get("names", [])[:NAMES]],
+        },
+        "known_failures": [
+            {
+                key: _number(one[key]) if key == "line" else text_of(one[key])
+                for key in ("name", "kind", "file", "line", "match", "url", "text")
+            }
+            for one in known[:NAMES]
+        ],
     }
 
 

@@ -50,22 +50,50 @@ class Machine:
     def collect(self, **facts: str) -> str:
         """Collect as at the end of a run that failed; returns what the console shows."""
         known = json.dumps([])
-        told = {"logs": str(self.logs), "base": str(self.base), "seconds": "60", "cap_kb": "1048576", "cap_files": "20000",
-                "services": "", "uid": str(os.getuid()), "gid": str(os.getgid()), "journal_start": "", "status": "1", "stopped": "",
-                "phase": "gate_hook", "step": "", "words": "FAIL (1) in gate_hook", "minutes": "setup-workspace 0.1, gate_hook 12.5",
-                "hint": "", "node": "NODE_PROVIDER=one\nNODE_NAME=n1", "known": known, "tested": "", "gate": "/gate", "sha1": "",
-                **self.facts, **facts}
+        told = {
+            "logs": str(self.logs),
+            "base": str(self.base),
+            "seconds": "60",
+            "cap_kb": "1048576",
+            "cap_files": "20000",
+            "services": "",
+            "uid": str(os.getuid()),
+            "gid": str(os.getgid()),
+            "journal_start": "",
+            "status": "1",
+            "stopped": "",
+            "phase": "gate_hook",
+            "step": "",
+            "words": "FAIL (1) in gate_hook",
+            "minutes": "setup-workspace 0.1, gate_hook 12.5",
+            "hint": "",
+            "node": "NODE_PROVIDER=one\nNODE_NAME=n1",
+            "known": known,
+            "tested": "",
+            "gate": "/gate",
+            "sha1": "",
+            **self.facts,
+            **facts,
+        }
         records = [*self.given, *(("fact", name, value) for name, value in told.items())]
         stdin = b"".join(f"{text}\0".encode(errors="surrogateescape") for record in records for text in record)
-        done = subprocess.run([*PYTHON, str(GATE / "collectlogs.py"), "run"], input=stdin, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120, check=False)
+        done = subprocess.run(
+            [*PYTHON, str(GATE / "collectlogs.py"), "run"],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=120,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout.decode()
         return done.stdout.decode()
 
     def files(self) -> list[str]:
         """What is in logs/ beside what is always there."""
         always = {"cleanup-host.txt", "reproduce.sh", "verdict.json"}
-        found = [str(path.relative_to(self.logs)) for path in self.logs.rglob("*") if path.is_symlink() or not path.is_dir()]
+        found = [
+            str(path.relative_to(self.logs)) for path in self.logs.rglob("*") if path.is_symlink() or not path.is_dir()
+        ]
         assert always <= set(found)
         return sorted(set(found) - always)
 
@@ -76,8 +104,11 @@ class Machine:
 
     def text(self) -> bytes:
         """All of logs/, decompressed."""
-        return b"\n".join(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-                          for path in self.logs.rglob("*") if path.is_file())
+        return b"\n".join(
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            for path in self.logs.rglob("*")
+            if path.is_file()
+        )
 
 
 @pytest.fixture
@@ -89,6 +120,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 # --- files ---
+
 
 def test_thousands_of_files_with_any_names_are_all_there(machine: Machine) -> None:
     for number in range(3000):
@@ -128,7 +160,9 @@ def test_nothing_leads_out_of_the_folder_and_nothing_holds_it_up(machine: Machin
     assert machine.files() == ["screen-key.txt", "set-uid"]
     assert (machine.logs / "screen-key.txt").read_text() == "today"
     assert b"not for logs" not in machine.text()
-    assert {stat.S_IMODE(path.stat().st_mode) for path in machine.logs.rglob("*") if path.name != "reproduce.sh"} == {0o644}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in machine.logs.rglob("*") if path.name != "reproduce.sh"} == {
+        0o644
+    }
     assert stat.S_IMODE(machine.logs.stat().st_mode) == 0o755
 
 
@@ -136,14 +170,24 @@ def test_what_is_mounted_in_logs_is_neither_read_nor_removed(machine: Machine) -
     outside = machine.write("outside/secret", "not for logs").parent
     machine.write("workspace/logs/file.txt", "on top of which something is mounted")
     (machine.logs / "mounted").mkdir()
-    script = (f"mount --bind {outside} {machine.logs}/mounted && mount --bind {outside}/secret {machine.logs}/file.txt && "
-              f"mount --bind {machine.logs} {machine.logs} && exec \"$@\"")
+    script = (
+        f"mount --bind {outside} {machine.logs}/mounted && mount --bind {outside}/secret {machine.logs}/file.txt && "
+        f'mount --bind {machine.logs} {machine.logs} && exec "$@"'
+    )
     records = machine.folder / "records"
-    program = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tests.test_gate_logs import Machine; from pathlib import Path; " \
-              f"Machine(Path({str(machine.folder)!r})).collect()"
+    program = (
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tests.test_gate_logs import Machine; from pathlib import Path; "
+        f"Machine(Path({str(machine.folder)!r})).collect()"
+    )
 
-    done = subprocess.run(["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-c", program], cwd=PROJECT,
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-c", program],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert not records.exists()
@@ -212,32 +256,65 @@ def test_what_has_been_copied_is_tidy_when_the_time_is_over(machine: Machine) ->
 
     assert "in time" in console or "Left out" in console
     assert (machine.logs / "gate_hook.txt").read_text() == "what the hook said"
-    assert all(path.is_dir() or (path.is_file() and not path.is_symlink() and " " not in path.name) for path in machine.logs.rglob("*"))
+    assert all(
+        path.is_dir() or (path.is_file() and not path.is_symlink() and " " not in path.name)
+        for path in machine.logs.rglob("*")
+    )
     assert machine.verdict()["phase"] == "gate_hook"
 
 
 def test_what_an_upgrade_and_tempest_leave_is_there_too(machine: Machine) -> None:
-    for name in ("new/tempest/etc/tempest.conf", "new/tempest/tempest.log", "new/grenade/localrc", "old/logs/n-api.log",
-                 "old/devstack/localrc", "new/devstack/local.conf", "new/devstacklog.txt"):
+    for name in (
+        "new/tempest/etc/tempest.conf",
+        "new/tempest/tempest.log",
+        "new/grenade/localrc",
+        "old/logs/n-api.log",
+        "old/devstack/localrc",
+        "new/devstack/local.conf",
+        "new/devstacklog.txt",
+    ):
         machine.write(f"stack/{name}", name)
 
     machine.collect()
 
-    assert machine.files() == ["devstacklog.txt", "grenade/localrc.txt", "local_conf.txt", "old/local_conf.txt", "old/n-api.txt",
-                               "tempest.txt", "tempest_conf.txt"]
+    assert machine.files() == [
+        "devstacklog.txt",
+        "grenade/localrc.txt",
+        "local_conf.txt",
+        "old/local_conf.txt",
+        "old/n-api.txt",
+        "tempest.txt",
+        "tempest_conf.txt",
+    ]
 
 
 # --- secrets ---
 
+
 def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
-    machine.write("stack/new/devstack/local.conf", f"[[local|localrc]]\nADMIN_PASSWORD={PASSWORD}\nDATABASE_PASSWORD=openstack\n")
+    machine.write(
+        "stack/new/devstack/local.conf", f"[[local|localrc]]\nADMIN_PASSWORD={PASSWORD}\nDATABASE_PASSWORD=openstack\n"
+    )
     machine.write("stack/old/devstack/localrc", "RABBIT_PASSWORD='of the 0ld side'\n")
-    machine.given = [("setting", "GIT_BASE", "https://robot:hunter2secret@example.org"),
-                     ("setting", "DEVSTACK_LOCAL_CONFIG", "SWIFT_HASH=s3cret-hash-value\nMULTI_PASSWORD='first 1ine\nsecond 2ine'"),
-                     ("function", "gate_hook", "gate_hook () \n{ \n    curl -u bob:c4nary-hook https://x\n}"),
-                     ("environment", "MY_API_TOKEN", "t0ken/with+chars&<>"), ("environment", "PWD", "/home/jenkins")]
-    secrets = [PASSWORD, "of the 0ld side", "hunter2secret", "s3cret-hash-value", "first 1ine", "second 2ine", "c4nary-hook",
-               "t0ken/with+chars&<>", "t0ken%2Fwith%2Bchars%26%3C%3E", "t0ken/with+chars&amp;&lt;&gt;"]
+    machine.given = [
+        ("setting", "GIT_BASE", "https://robot:hunter2secret@example.org"),
+        ("setting", "DEVSTACK_LOCAL_CONFIG", "SWIFT_HASH=s3cret-hash-value\nMULTI_PASSWORD='first 1ine\nsecond 2ine'"),
+        ("function", "gate_hook", "gate_hook () \n{ \n    curl -u bob:c4nary-hook https://x\n}"),
+        ("environment", "MY_API_TOKEN", "t0ken/with+chars&<>"),
+        ("environment", "PWD", "/home/jenkins"),
+    ]
+    secrets = [
+        PASSWORD,
+        "of the 0ld side",
+        "hunter2secret",
+        "s3cret-hash-value",
+        "first 1ine",
+        "second 2ine",
+        "c4nary-hook",
+        "t0ken/with+chars&<>",
+        "t0ken%2Fwith%2Bchars%26%3C%3E",
+        "t0ken/with+chars&amp;&lt;&gt;",
+    ]
     words = "\n".join(f"it is {secret} indeed" for secret in secrets)
     machine.write("workspace/logs/gate_hook.txt", words)
     machine.write("stack/logs/large.log", (words + "\n") * 10_000)
@@ -245,8 +322,11 @@ def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
     machine.write("stack/logs/binary", b"\0" + words.encode() * 1000)
     machine.write("stack/logs/rotated.log.1.gz", gzip.compress(words.encode()))
     machine.write("stack/logs/clean.log.1.gz", gzip.compress(b"nothing in it"))
-    machine.write("stack/logs/mysql.log", "sudo: COMMAND=/bin/mysql -uroot -popenstack -e 'set password'; login mysql://root:openstack@h/x\n"
-                                          "in /opt/openstack as openstack, password: openstack, \"password\": \"openstack\"\n")
+    machine.write(
+        "stack/logs/mysql.log",
+        "sudo: COMMAND=/bin/mysql -uroot -popenstack -e 'set password'; login mysql://root:openstack@h/x\n"
+        'in /opt/openstack as openstack, password: openstack, "password": "openstack"\n',
+    )
 
     machine.collect()
 
@@ -254,11 +334,14 @@ def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
     assert [secret for secret in secrets if secret.encode() in text] == []
     assert (machine.logs / "mysql.txt").read_text() == (
         "sudo: COMMAND=/bin/mysql -uroot -p******** -e 'set password'; login mysql://root:********@h/x\n"
-        "in /opt/openstack as openstack, password: ********, \"password\": \"********\"\n")
+        'in /opt/openstack as openstack, password: ********, "password": "********"\n'
+    )
     assert gzip.decompress((machine.logs / "clean.log.1.gz").read_bytes()) == b"nothing in it"
     assert "rotated.log.1.gz" not in machine.files()
     assert (machine.logs / "binary").stat().st_size == len(words.encode()) * 1000 + 1
-    assert (machine.logs / "local_conf.txt").read_text() == "[[local|localrc]]\nADMIN_PASSWORD=********\nDATABASE_PASSWORD=********\n"
+    assert (
+        machine.logs / "local_conf.txt"
+    ).read_text() == "[[local|localrc]]\nADMIN_PASSWORD=********\nDATABASE_PASSWORD=********\n"
     assert b"/home/jenkins" not in text or b"********/home" not in text
 
 
@@ -332,9 +415,15 @@ Y
 
 
 def test_reproduce_has_no_secret_leaves_code_alone_and_says_what_it_leaves_out(machine: Machine) -> None:
-    machine.given = [("setting", "DEVSTACK_LOCAL_CONFIG", SETTINGS), ("setting", "GIT_BASE", "https://CANARY30@git"),
-                     ("setting", "BROKER_TOKEN", "CANARY31"), ("setting", "ENABLED_SERVICES", "a\n\"b\" 'c' $HOME `d`"),
-                     ("setting", "WORKSPACE", "/w"), ("function", "gate_hook", HOOK), ("function", "helper", "helper () \n{ \n    echo helped\n}")]
+    machine.given = [
+        ("setting", "DEVSTACK_LOCAL_CONFIG", SETTINGS),
+        ("setting", "GIT_BASE", "https://CANARY30@git"),
+        ("setting", "BROKER_TOKEN", "CANARY31"),
+        ("setting", "ENABLED_SERVICES", "a\n\"b\" 'c' $HOME `d`"),
+        ("setting", "WORKSPACE", "/w"),
+        ("function", "gate_hook", HOOK),
+        ("function", "helper", "helper () \n{ \n    echo helped\n}"),
+    ]
     machine.write("workspace/logs/reproduce.sh", "rm -rf /  # the change's own")
     machine.collect(tested="openstack/nova master 0123abc Subject \x1b[31m$(touch x)\nnew/nova " + "0" * 40)
 
@@ -345,19 +434,41 @@ def test_reproduce_has_no_secret_leaves_code_alone_and_says_what_it_leaves_out(m
     for line in HOOK.splitlines():
         if "CANARY" not in line:
             assert line in script
-    for word in ("change under test was root", "# Left out: BROKER_TOKEN", "# Left out: words in the function gate_hook",
-                 "# Left out: login in GIT_BASE", "# Left out: SWIFT_HASH in DEVSTACK_LOCAL_CONFIG",
-                 "# openstack/nova master 0123abc Subject $(touch x)", "# new/nova 0000000000", "export -f helper"):
+    for word in (
+        "change under test was root",
+        "# Left out: BROKER_TOKEN",
+        "# Left out: words in the function gate_hook",
+        "# Left out: login in GIT_BASE",
+        "# Left out: SWIFT_HASH in DEVSTACK_LOCAL_CONFIG",
+        "# openstack/nova master 0123abc Subject $(touch x)",
+        "# new/nova 0000000000",
+        "export -f helper",
+    ):
         assert word in script
-    gate = machine.write("gate/devstack-vm-gate-wrap.sh", "#!/bin/bash\nprintf '<%s>' \"$ENABLED_SERVICES\" \"$GIT_BASE\" \"$WORKSPACE\"; helper\n")
+    gate = machine.write(
+        "gate/devstack-vm-gate-wrap.sh",
+        '#!/bin/bash\nprintf \'<%s>\' "$ENABLED_SERVICES" "$GIT_BASE" "$WORKSPACE"; helper\n',
+    )
     gate.chmod(0o755)
-    ran = subprocess.run([str(machine.logs / "reproduce.sh")], env={"PATH": os.environ["PATH"], "DEVSTACK_GATE": str(gate.parent),
-                         "WORKSPACE": str(machine.folder / "else where")}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [str(machine.logs / "reproduce.sh")],
+        env={
+            "PATH": os.environ["PATH"],
+            "DEVSTACK_GATE": str(gate.parent),
+            "WORKSPACE": str(machine.folder / "else where"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.stdout == f"<a\n\"b\" 'c' $HOME `d`><https://git><{machine.folder}/else where>helped\n", ran.stderr
 
 
 def test_a_function_that_cannot_be_read_is_left_out_of_reproduce(machine: Machine) -> None:
-    machine.given = [("function", "broken", "broken () \n{ \n    if\n}"), ("function", "whole", "whole () \n{ \n    :\n}")]
+    machine.given = [
+        ("function", "broken", "broken () \n{ \n    if\n}"),
+        ("function", "whole", "whole () \n{ \n    :\n}"),
+    ]
 
     machine.collect()
 
@@ -369,6 +480,7 @@ def test_a_function_that_cannot_be_read_is_left_out_of_reproduce(machine: Machin
 
 # --- results of tests ---
 
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_results_are_junit_whichever_version_the_repository_has(machine: Machine, version: str) -> None:
     machine.write("stack/new/devstack/local.conf", "ADMIN_PASSWORD=the-secret-99\n")
@@ -378,19 +490,38 @@ def test_results_are_junit_whichever_version_the_repository_has(machine: Machine
     console = machine.collect()
 
     suite = ElementTree.parse(machine.logs / "tempest-results.xml").getroot()
-    assert {name: suite.attrib[name] for name in ("tests", "failures", "skipped")} == {"tests": "6", "failures": "3", "skipped": "1"}
+    assert {name: suite.attrib[name] for name in ("tests", "failures", "skipped")} == {
+        "tests": "6",
+        "failures": "3",
+        "skipped": "1",
+    }
     assert [(case.get("classname"), case.get("name"), [child.tag for child in case]) for case in suite] == [
-        ("tests", "setUpClass (tests.test_it.BrokenClass)", ["failure"]), ("tests.test_it.Mixed", "test_bad", ["failure"]),
-        ("tests.test_it.Mixed", "test_expected", []), ("tests.test_it.Mixed", "test_skipped", ["skipped"]),
-        ("tests.test_it.Mixed", "test_unexpected", ["failure"]), ("tests.test_it.Passing", "test_good", [])]
+        ("tests", "setUpClass (tests.test_it.BrokenClass)", ["failure"]),
+        ("tests.test_it.Mixed", "test_bad", ["failure"]),
+        ("tests.test_it.Mixed", "test_expected", []),
+        ("tests.test_it.Mixed", "test_skipped", ["skipped"]),
+        ("tests.test_it.Mixed", "test_unexpected", ["failure"]),
+        ("tests.test_it.Passing", "test_good", []),
+    ]
     assert "<tag> & ]]> ********" in (suite[1][0].text or "")
-    assert machine.verdict()["tests"] == {"run": 5, "failed": 3, "skipped": 1, "names": [
-        "setUpClass (tests.test_it.BrokenClass)", "tests.test_it.Mixed.test_bad", "tests.test_it.Mixed.test_unexpected"]}
+    assert machine.verdict()["tests"] == {
+        "run": 5,
+        "failed": 3,
+        "skipped": 1,
+        "names": [
+            "setUpClass (tests.test_it.BrokenClass)",
+            "tests.test_it.Mixed.test_bad",
+            "tests.test_it.Mixed.test_unexpected",
+        ],
+    }
     assert "3 of 5 tests failed:\n  setUpClass (tests.test_it.BrokenClass)\n" in console
 
 
 def test_a_test_that_the_run_was_stopped_in_is_a_failure(machine: Machine) -> None:
-    machine.write("stack/new/tempest/.stestr/tmpabc123", "time: 2026-01-01 00:00:00Z\ntest: a.B.whole\nsuccess: a.B.whole\ntest: a.B.hangs\n")
+    machine.write(
+        "stack/new/tempest/.stestr/tmpabc123",
+        "time: 2026-01-01 00:00:00Z\ntest: a.B.whole\nsuccess: a.B.whole\ntest: a.B.hangs\n",
+    )
 
     machine.collect()
 
@@ -418,8 +549,10 @@ def test_results_that_only_the_tools_can_print_are_used_and_shown_as_html(machin
     tools = machine.base / "new/tempest/.tox/tempest/bin"
     machine.write("stack/new/tempest/.stestr/0", "not what a file repository holds")
     machine.write("stack/stream", (SUBUNIT / "stestr.v2").read_bytes())
-    for name, code in (("stestr", f'[ "$*" = "last --subunit" ] && [ -d .stestr ] && cat {machine.base}/stream'),
-                       ("subunit2html", 'size=$(wc -c < "$1"); echo "<html>$size</html>" > "$2"')):
+    for name, code in (
+        ("stestr", f'[ "$*" = "last --subunit" ] && [ -d .stestr ] && cat {machine.base}/stream'),
+        ("subunit2html", 'size=$(wc -c < "$1"); echo "<html>$size</html>" > "$2"'),
+    ):
         machine.write(f"stack/new/tempest/.tox/tempest/bin/{name}", f"#!/bin/sh\n{code}\n")
         (tools / name).chmod(0o755)
 
@@ -438,32 +571,44 @@ def test_results_that_cannot_be_read_are_told(machine: Machine) -> None:
 
 # --- the verdict ---
 
-@pytest.mark.parametrize(("facts", "kind"), [
-    ({"status": "0", "phase": "", "words": "PASS"}, "passed"),
-    ({"status": "1"}, "test"),
-    ({"status": "2"}, "test"),  # a hook's status is its own
-    ({"status": "1", "phase": "devstack-vm-gate.sh", "step": "stack.sh"}, "test"),
-    ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "tempest smoke"}, "test"),
-    ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "check of the change"}, "source"),
-    ({"status": "2", "phase": "devstack-vm-gate.sh"}, "configuration"),
-    ({"status": "3", "phase": "setup-workspace"}, "source"),
-    ({"status": "1", "phase": "setup-host"}, "machine"),
-    ({"status": "75", "phase": "pre_test_hook", "hint": "infrastructure"}, "infrastructure"),
-    ({"status": "124", "stopped": "timeout"}, "timeout"),
-    ({"status": "130", "stopped": "INT"}, "aborted"),
-    ({"status": "143", "stopped": "TERM"}, "aborted"),
-    ({"status": "141", "stopped": "PIPE"}, "aborted"),
-])
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"status": "0", "phase": "", "words": "PASS"}, "passed"),
+        ({"status": "1"}, "test"),
+        ({"status": "2"}, "test"),  # a hook's status is its own
+        ({"status": "1", "phase": "devstack-vm-gate.sh", "step": "stack.sh"}, "test"),
+        ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "tempest smoke"}, "test"),
+        ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "check of the change"}, "source"),
+        ({"status": "2", "phase": "devstack-vm-gate.sh"}, "configuration"),
+        ({"status": "3", "phase": "setup-workspace"}, "source"),
+        ({"status": "1", "phase": "setup-host"}, "machine"),
+        ({"status": "75", "phase": "pre_test_hook", "hint": "infrastructure"}, "infrastructure"),
+        ({"status": "124", "stopped": "timeout"}, "timeout"),
+        ({"status": "130", "stopped": "INT"}, "aborted"),
+        ({"status": "143", "stopped": "TERM"}, "aborted"),
+        ({"status": "141", "stopped": "PIPE"}, "aborted"),
+    ],
+)
 def test_the_verdict_tells_the_kind_of_end(machine: Machine, facts: dict[str, str], kind: str) -> None:
     machine.collect(**facts)
 
     verdict = machine.verdict()
-    assert (verdict["kind"], verdict["status"], verdict["phase"]) == (kind, int(facts["status"]), facts.get("phase", "gate_hook"))
+    assert (verdict["kind"], verdict["status"], verdict["phase"]) == (
+        kind,
+        int(facts["status"]),
+        facts.get("phase", "gate_hook"),
+    )
 
 
 def test_the_verdict_says_what_ran_where_and_how_long(machine: Machine) -> None:
-    machine.given = [("setting", "ZUUL_PROJECT", "openstack/nova"), ("setting", "ZUUL_BRANCH", "master"),
-                     ("setting", "ZUUL_REF", "refs/zuul/master/Z1"), ("setting", "ZUUL_CHANGE", "45")]
+    machine.given = [
+        ("setting", "ZUUL_PROJECT", "openstack/nova"),
+        ("setting", "ZUUL_BRANCH", "master"),
+        ("setting", "ZUUL_REF", "refs/zuul/master/Z1"),
+        ("setting", "ZUUL_CHANGE", "45"),
+    ]
 
     machine.collect(sha1="0" * 40)
 
@@ -473,18 +618,36 @@ def test_the_verdict_says_what_ran_where_and_how_long(machine: Machine) -> None:
     assert sorted(minutes) == ["cleanup-host", "gate_hook", "setup-workspace"]
     assert (minutes["setup-workspace"], minutes["gate_hook"]) == (0.1, 12.5)
     assert verdict == {
-        "version": 1, "status": 1, "kind": "test", "phase": "gate_hook", "step": "", "reason": "FAIL (1) in gate_hook",
-        "change": {"project": "openstack/nova", "branch": "master", "ref": "refs/zuul/master/Z1", "number": "45", "patchset": "",
-                   "sha1": "0" * 40},
+        "version": 1,
+        "status": 1,
+        "kind": "test",
+        "phase": "gate_hook",
+        "step": "",
+        "reason": "FAIL (1) in gate_hook",
+        "change": {
+            "project": "openstack/nova",
+            "branch": "master",
+            "ref": "refs/zuul/master/Z1",
+            "number": "45",
+            "patchset": "",
+            "sha1": "0" * 40,
+        },
         "node": {"provider": "one", "image": "", "name": "n1", "snapshot": ""},
-        "tests": {"run": 0, "failed": 0, "skipped": 0, "names": []}, "known_failures": []}
+        "tests": {"run": 0, "failed": 0, "skipped": 0, "names": []},
+        "known_failures": [],
+    }
 
 
 def test_the_verdict_is_valid_bounded_and_printable_for_any_bytes(machine: Machine) -> None:
     odd = bytes(range(1, 256)).decode("utf-8", "surrogateescape") + "\u202e\u2028" + "x" * 100_000
     machine.given = [("setting", name, odd) for name in ("ZUUL_PROJECT", "ZUUL_REF", "ZUUL_BRANCH", "ZUUL_CHANGE")]
-    machine.write("stack/new/tempest/.stestr/0", b"".join(b"test: %s%d\nfailure: %s%d\n" % (b"\xff\x1b\x00" * 300, one, b"\xff\x1b\x00" * 300, one)
-                                                          for one in range(200)))
+    machine.write(
+        "stack/new/tempest/.stestr/0",
+        b"".join(
+            b"test: %s%d\nfailure: %s%d\n" % (b"\xff\x1b\x00" * 300, one, b"\xff\x1b\x00" * 300, one)
+            for one in range(200)
+        ),
+    )
 
     machine.collect(step=odd, words=odd, node=f"NODE_NAME={odd}", phase=odd, minutes=odd)
 
@@ -498,18 +661,30 @@ def test_the_verdict_is_valid_bounded_and_printable_for_any_bytes(machine: Machi
 
 # --- known failures ---
 
+
 def signatures(machine: Machine, text: str) -> subprocess.CompletedProcess[str]:
     machine.write("known.ini", text)
-    return subprocess.run([*PYTHON, str(GATE / "knownfailures.py"), str(machine.folder / "known.ini")], capture_output=True,
-                          text=True, timeout=60, check=False)
+    return subprocess.run(
+        [*PYTHON, str(GATE / "knownfailures.py"), str(machine.folder / "known.ini")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_known_failures_are_found_in_plain_and_compressed_logs(machine: Machine) -> None:
-    known = signatures(machine, "[disk]\npattern = No space left on (device|disk)\nfiles = *.txt\ntext = A disk is full.\n"
-                                "[bug]\npattern = ^Traceback [[:alpha:]]+\nfiles = a/*.txt\nurl = https://bugs.example.org/1\nkind = test\n"
-                                "[old]\npattern = line\nfiles = *\ntext = long ago\nuntil = 2020-01-01\n"
-                                "[never]\npattern = this is nowhere\nfiles = *\ntext = x\n").stdout
-    machine.write("workspace/logs/large.txt", b"a line\n" * 200_000 + b"write: No space left on device\x1b[31m\n" + b"a line\n" * 9)
+    known = signatures(
+        machine,
+        "[disk]\npattern = No space left on (device|disk)\nfiles = *.txt\ntext = A disk is full.\n"
+        "[bug]\npattern = ^Traceback [[:alpha:]]+\nfiles = a/*.txt\nurl = https://bugs.example.org/1\nkind = test\n"
+        "[old]\npattern = line\nfiles = *\ntext = long ago\nuntil = 2020-01-01\n"
+        "[never]\npattern = this is nowhere\nfiles = *\ntext = x\n",
+    ).stdout
+    machine.write(
+        "workspace/logs/large.txt",
+        b"a line\n" * 200_000 + b"write: No space left on device\x1b[31m\n" + b"a line\n" * 9,
+    )
     machine.write("workspace/logs/a/b.txt", "first\nTraceback most\n")
 
     console = machine.collect(known=known)
@@ -517,12 +692,29 @@ def test_known_failures_are_found_in_plain_and_compressed_logs(machine: Machine)
     verdict = machine.verdict()
     assert verdict["kind"] == "infrastructure"
     assert verdict["known_failures"] == [
-        {"name": "disk", "kind": "infrastructure", "file": "large.txt.gz", "line": 200_001, "match": "write: No space left on device",
-         "url": "", "text": "A disk is full."},
-        {"name": "bug", "kind": "test", "file": "a/b.txt", "line": 2, "match": "Traceback most", "url": "https://bugs.example.org/1",
-         "text": ""}]
-    assert ("Known failure disk (infrastructure): A disk is full.\n  logs/large.txt.gz, line 200001: write: No space left on device\n"
-            in console)
+        {
+            "name": "disk",
+            "kind": "infrastructure",
+            "file": "large.txt.gz",
+            "line": 200_001,
+            "match": "write: No space left on device",
+            "url": "",
+            "text": "A disk is full.",
+        },
+        {
+            "name": "bug",
+            "kind": "test",
+            "file": "a/b.txt",
+            "line": 2,
+            "match": "Traceback most",
+            "url": "https://bugs.example.org/1",
+            "text": "",
+        },
+    ]
+    assert (
+        "Known failure disk (infrastructure): A disk is full.\n  logs/large.txt.gz, line 200001: write: No space left on device\n"
+        in console
+    )
 
 
 def test_a_known_failure_of_kind_test_leaves_it_a_test_and_a_run_that_passed_has_none(machine: Machine) -> None:
@@ -535,16 +727,27 @@ def test_a_known_failure_of_kind_test_leaves_it_a_test_and_a_run_that_passed_has
     assert (machine.verdict()["kind"], machine.verdict()["known_failures"]) == ("passed", [])
 
 
-@pytest.mark.parametrize(("log", "name"), [
-    ("ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded "
-     "with url: /simple/pbr/ (Caused by NewConnectionError", "package index away"),
-    ("E: Failed to fetch http://deb.debian.org/debian/pool/x.deb  503  Service Unavailable", "package mirror away"),
-    ("fatal: unable to access 'https://opendev.org/openstack/nova/': The requested URL returned error: 502", "git host away"),
-    ("OSError: [Errno 28] No space left on device", "disk full"),
-    ("kernel: Out of memory: Killed process 4711 (mysqld) total-vm:1kB", "out of memory"),
-    ("curl: (6) Could not resolve host: opendev.org", "name service away"),
-])
-def test_the_signatures_that_come_with_the_project_know_what_is_never_a_changes_fault(machine: Machine, log: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("log", "name"),
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded "
+            "with url: /simple/pbr/ (Caused by NewConnectionError",
+            "package index away",
+        ),
+        ("E: Failed to fetch http://deb.debian.org/debian/pool/x.deb  503  Service Unavailable", "package mirror away"),
+        (
+            "fatal: unable to access 'https://opendev.org/openstack/nova/': The requested URL returned error: 502",
+            "git host away",
+        ),
+        ("OSError: [Errno 28] No space left on device", "disk full"),
+        ("kernel: Out of memory: Killed process 4711 (mysqld) total-vm:1kB", "out of memory"),
+        ("curl: (6) Could not resolve host: opendev.org", "name service away"),
+    ],
+)
+def test_the_signatures_that_come_with_the_project_know_what_is_never_a_changes_fault(
+    machine: Machine, log: str, name: str
+) -> None:
     known = signatures(machine, (GATE / "known-failures.ini").read_text())
     assert known.returncode == 0, known.stderr
     machine.write("stack/new/devstacklog.txt", f"+ doing\n{log}\n")
@@ -560,22 +763,34 @@ def test_the_signatures_that_come_with_the_project_know_what_is_never_a_changes_
 GOOD = "pattern = a\nfiles = *\ntext = x\n"
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("pattern = a\n", "line 1: expected a section"),
-    ("[a]\nwhat\n", "line 2: expected key = value"),
-    (f"[a]\n{GOOD}patern = b\n", "[a] patern: no such key, the nearest is pattern"),
-    ("[a]\nfiles = *\ntext = x\n", "[a] pattern: expected a value"),
-    ("[a]\npattern = a\nfiles = *\n", "[a] url or text: expected what is known"),
-    (f"[a]\n{GOOD}kind = passed\n", "[a] kind: expected one of infrastructure"),
-    (f"[a]\n{GOOD}until = tomorrow\n", "[a] until: expected a date as 2026-12-31, not 'tomorrow'"),
-    (f"[a]\n{GOOD}until = 2026-02-30\n", "[a] until: expected a date"),
-    (f"[a]\n{GOOD}[a]\n{GOOD}", "[a]: is there twice, line 5"),
-    ("[a]\npattern = (a\nfiles = *\ntext = x\n", "[a] pattern: expected an extended regular expression for grep -E: Unmatched"),
-    ("[a]\npattern = (a*)*\\1\nfiles = *\ntext = x\n", "[a] pattern: expected an extended regular expression for grep -E: a reference back"),
-    ("[a]\npattern = x*\nfiles = *\ntext = x\n", "it matches an empty line"),
-    ("[a]\npattern = ((a{999}){999}){999}\nfiles = *\ntext = x\n", "[a] pattern: expected an extended regular expression"),
-    ("[a\x1b[31m]\n" + GOOD + "kind = \x07\n", "expected one line"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pattern = a\n", "line 1: expected a section"),
+        ("[a]\nwhat\n", "line 2: expected key = value"),
+        (f"[a]\n{GOOD}patern = b\n", "[a] patern: no such key, the nearest is pattern"),
+        ("[a]\nfiles = *\ntext = x\n", "[a] pattern: expected a value"),
+        ("[a]\npattern = a\nfiles = *\n", "[a] url or text: expected what is known"),
+        (f"[a]\n{GOOD}kind = passed\n", "[a] kind: expected one of infrastructure"),
+        (f"[a]\n{GOOD}until = tomorrow\n", "[a] until: expected a date as 2026-12-31, not 'tomorrow'"),
+        (f"[a]\n{GOOD}until = 2026-02-30\n", "[a] until: expected a date"),
+        (f"[a]\n{GOOD}[a]\n{GOOD}", "[a]: is there twice, line 5"),
+        (
+            "[a]\npattern = (a\nfiles = *\ntext = x\n",
+            "[a] pattern: expected an extended regular expression for grep -E: Unmatched",
+        ),
+        (
+            "[a]\npattern = (a*)*\\1\nfiles = *\ntext = x\n",
+            "[a] pattern: expected an extended regular expression for grep -E: a reference back",
+        ),
+        ("[a]\npattern = x*\nfiles = *\ntext = x\n", "it matches an empty line"),
+        (
+            "[a]\npattern = ((a{999}){999}){999}\nfiles = *\ntext = x\n",
+            "[a] pattern: expected an extended regular expression",
+        ),
+        ("[a\x1b[31m]\n" + GOOD + "kind = \x07\n", "expected one line"),
+    ],
+)
 def test_a_wrong_file_of_signatures_is_told_with_section_and_key(machine: Machine, text: str, words: str) -> None:
     done = signatures(machine, text)
 
@@ -588,13 +803,17 @@ def test_a_wrong_file_of_signatures_is_told_with_section_and_key(machine: Machin
 
 @pytest.mark.parametrize("name", ["/nowhere", "/dev/zero", "/", "\udcff\n"])
 def test_a_file_of_signatures_that_is_none_is_told(name: str) -> None:
-    done = subprocess.run([*PYTHON, str(GATE / "knownfailures.py"), name], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*PYTHON, str(GATE / "knownfailures.py"), name], capture_output=True, text=True, timeout=60, check=False
+    )
 
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_looking_for_known_failures_ends_whatever_the_logs_hold(machine: Machine) -> None:
-    known = signatures(machine, "[slow]\npattern = (a|aa|aaa)*(b|a)*c.*[^x]{50}d\nfiles = one-line.txt bomb.txt\ntext = x\n").stdout
+    known = signatures(
+        machine, "[slow]\npattern = (a|aa|aaa)*(b|a)*c.*[^x]{50}d\nfiles = one-line.txt bomb.txt\ntext = x\n"
+    ).stdout
     machine.write("workspace/logs/bomb.txt.gz", gzip.compress(b"\0" * (1 << 28)))
     machine.write("workspace/logs/one-line.txt", b"a" * 1_000_000)
 
@@ -607,16 +826,21 @@ def test_looking_for_known_failures_ends_whatever_the_logs_hold(machine: Machine
 
 # --- the console ---
 
+
 @pytest.fixture
 def stamp() -> Iterator[subprocess.Popen[bytes]]:
     """The filter between a phase's output and the console."""
-    with subprocess.Popen([*PYTHON, str(GATE / "console.py"), "stamp"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*PYTHON, str(GATE / "console.py"), "stamp"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         yield process
         process.kill()
 
 
 def shown(text: bytes) -> str:
-    done = subprocess.run([*PYTHON, str(GATE / "console.py"), "stamp"], input=text, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*PYTHON, str(GATE / "console.py"), "stamp"], input=text, capture_output=True, timeout=60, check=True
+    )
     return done.stdout.decode()
 
 
@@ -633,18 +857,32 @@ def test_dots_without_a_newline_are_shown_while_they_come(stamp: subprocess.Pope
 
 
 def test_what_a_test_prints_cannot_pass_for_a_line_of_ours() -> None:
-    text = shown(b"\x1b[2K\x1b[1A\rPASS. Minutes: none\x0bPASS\xc2\x85PASS\xe2\x80\xa8PASS\n\x1b]0;title\x07\x08\xe2\x80\xaeevil\xff\x00\n"
-                 b"\x1b[8mha:AAAA\x1b[0mnote\n10%\r20%\r\n")
+    text = shown(
+        b"\x1b[2K\x1b[1A\rPASS. Minutes: none\x0bPASS\xc2\x85PASS\xe2\x80\xa8PASS\n\x1b]0;title\x07\x08\xe2\x80\xaeevil\xff\x00\n"
+        b"\x1b[8mha:AAAA\x1b[0mnote\n10%\r20%\r\n"
+    )
 
     lines = text.splitlines()
     assert all(line[:4].isdigit() and line[10] == "T" and line[19:21] == "Z " for line in lines)
-    assert [line[21:] for line in lines] == ["", "PASS. Minutes: none", "PASS", "PASS", "PASS", "evil\ufffd", "ha:AAAAnote", "10%", "20%"]
+    assert [line[21:] for line in lines] == [
+        "",
+        "PASS. Minutes: none",
+        "PASS",
+        "PASS",
+        "PASS",
+        "evil\ufffd",
+        "ha:AAAAnote",
+        "10%",
+        "20%",
+    ]
     assert all(line.isprintable() for line in lines)
 
 
 def test_a_line_without_an_end_costs_no_memory() -> None:
     script = f"head -c 60000000 /dev/zero | tr '\\0' a | (ulimit -v 200000; {' '.join(PYTHON)} {GATE}/console.py stamp) | wc -lc"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
 
     lines, size = map(int, done.stdout.split())
     assert lines > 400
@@ -653,10 +891,14 @@ def test_a_line_without_an_end_costs_no_memory() -> None:
 
 def test_secrets_do_not_get_to_the_console_in_pieces_either() -> None:
     pieces = (f"it is {PASSWORD[:10]}", f"{PASSWORD[10:]} and password=open", "stack on openstack")
-    script = ("given=$1; shift; for piece; do printf %s \"$piece\"; sleep 1.2; done "
-              f"| {' '.join(PYTHON)} {GATE}/console.py printable 3< <(printf %b \"$given\")")
+    script = (
+        'given=$1; shift; for piece; do printf %s "$piece"; sleep 1.2; done '
+        f'| {" ".join(PYTHON)} {GATE}/console.py printable 3< <(printf %b "$given")'
+    )
     given = rf"setting\0ADMIN_PASSWORD\0{PASSWORD}\0setting\0MY_PASSWORD\0openstack\0".replace(r"\0", r"\0000")
-    done = subprocess.run(["bash", "-c", script, "bash", given, *pieces], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", given, *pieces], capture_output=True, text=True, timeout=60, check=True
+    )
 
     assert done.stdout == "it is ******** and password=******** on openstack\n"
 
@@ -664,7 +906,9 @@ def test_secrets_do_not_get_to_the_console_in_pieces_either() -> None:
 def test_a_stuck_reader_of_logs_is_stopped_and_the_verdict_is_there(machine: Machine) -> None:
     # A tool of the test's that never ends and ignores TERM.
     machine.write("stack/new/tempest/.stestr/0", "x")
-    tool = machine.write("stack/new/tempest/.tox/tempest/bin/stestr", "#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 1; done\n")
+    tool = machine.write(
+        "stack/new/tempest/.tox/tempest/bin/stestr", "#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 1; done\n"
+    )
     tool.chmod(0o755)
 
     machine.collect(seconds="6")
