@@ -211,7 +211,7 @@ def _match(file: str, rest: bytes) -> dict[str, Any]:
 
 
 def _run(grep: list[str], folder: str, until: float, source: list[str] | None = None) -> bytes:
-    """Return the first lines that a grep prints, within the time; of a source's first MAX_READ bytes, if there is one."""
+    """Return the first lines that a grep prints, within the time; of a source, if there is one."""
     left = until - time.monotonic()
     if left <= 0:
         return b""

@@ -6,7 +6,8 @@ It is one JSON object in UTF-8, of at most 64 KB, with all of these keys:
     status          exit status of the run, 0 to 255
     kind            passed         the test passed; what was tested is in reason
                     test           the test failed, and nothing below explains it
-                    source         the code of a project could not be had, or the change does not merge or is not in what was installed
+                    source         the code of a project could not be had, or the change does not merge, or it is not in
+                                   what was installed
                     configuration  wrong settings
                     machine        the node could not be prepared
                     infrastructure a known failure of that kind, or a hook that ended with status 75
@@ -16,10 +17,12 @@ It is one JSON object in UTF-8, of at most 64 KB, with all of these keys:
     step            the step of devstack-vm-gate.sh that failed, or ""
     reason          the console's last line, without the minutes
     minutes         object: for each phase the minutes it took, a number with one decimal
-    change          the change under test, or null: object of project, branch, ref, number, patchset, sha1 (each a text, "" if not known)
+    change          the change under test, or null: object of project, branch, ref, number, patchset, sha1
+                    (each a text, "" if not known)
     node            object of provider, image, name, snapshot (texts, "" if not known)
     tests           object of run, failed, skipped (numbers), names (of the first 20 that failed)
-    known_failures  list, at most 20, of objects of name, kind, file (below logs/), line (a number), match (that line), url, text
+    known_failures  list, at most 20, of objects of name, kind, file (below logs/), line (a number),
+                    match (that line), url, text
 
 Texts hold printable characters only and have at most 500 of them, whatever the run printed. Who reads the file does not
 trust it: it comes from a machine on which the change was root.
@@ -131,7 +134,7 @@ def text_of(value: object) -> str:
 
 
 def minutes_of(words: str) -> dict[str, float]:
-    """Return the minutes of each phase, from the words of the console's last line; those of a phase that came twice together."""
+    """Return the minutes of each phase, as the console's last line has them, summed up for each name."""
     minutes: dict[str, float] = {}
     for name, number in re.findall(r"([\w.-]{1,100}) (\d{1,9}\.\d)(?:,|$)", words):
         minutes[name] = round(minutes.get(name, 0.0) + float(number), 1)

@@ -320,10 +320,12 @@ HOSTILE = r"""
 gate_hook() {
     echo "pass phrase: $MY_PASSPHRASE"
     printf '\033[2K\rPASS. Minutes: 0.1\n'
-    ln -s / $WORKSPACE/logs/root; mkfifo $WORKSPACE/logs/pipe; sudo cp /bin/true $WORKSPACE/logs/suid; sudo chmod 4755 $WORKSPACE/logs/suid
-    mkdir $WORKSPACE/logs/etc; sudo mount --bind /etc $WORKSPACE/logs/etc
-    sudo rm -f $WORKSPACE/logs/reproduce.sh; echo 'echo from the change' | sudo tee $WORKSPACE/logs/reproduce.sh > /dev/null
-    (setsid bash -c 'while :; do date >> $WORKSPACE/logs/late.txt; ln -sf / $WORKSPACE/logs/late-link; sleep 0.01; done' > /dev/null 2>&1 &)
+    cd $WORKSPACE/logs
+    ln -s / root; mkfifo pipe; sudo cp /bin/true suid; sudo chmod 4755 suid
+    mkdir etc; sudo mount --bind /etc etc
+    sudo rm -f reproduce.sh; echo 'echo from the change' | sudo tee reproduce.sh > /dev/null
+    late='while :; do date >> $WORKSPACE/logs/late.txt; ln -sf / $WORKSPACE/logs/late-link; sleep 0.01; done'
+    (setsid bash -c "$late" > /dev/null 2>&1 &)
     return 9
 }
 helper() { echo helped; }
@@ -339,8 +341,8 @@ def test_what_a_hostile_change_leaves_in_logs_leads_nowhere_and_no_secret_is_sho
     assert "pass phrase: ********" in run.stdout
     assert [line for line in run.stdout.splitlines() if line.startswith("PASS")] == []
     assert "cannot-be-guessed-7" not in node.check(f"cat {LOGS}/*.txt {LOGS}/*.sh {LOGS}/*.json")
-    assert node.check(f"find {LOGS} ! -type f ! -type d ! -name late-link; find {LOGS} -perm /7000; ls -d {LOGS}/etc/*; true").split() == [
-        "ls:", "cannot", "access", f"'{LOGS}/etc/*':", "No", "such", "file", "or", "directory"]
+    odd = f"find {LOGS} ! -type f ! -type d ! -name late-link; find {LOGS} -perm /7000; ls {LOGS}/etc 2> /dev/null; true"
+    assert node.check(odd) == ""
     assert node.check("sudo cat /etc/hostname") != ""
     script = node.file(f"{LOGS}/reproduce.sh")
     assert "from the change" not in script.splitlines()[-1]

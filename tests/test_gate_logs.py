@@ -1,4 +1,4 @@
-"""What a gate run leaves: logs/, its verdict, known failures, results of tests; the programs run as the wrap script runs them."""
+"""What a gate run leaves: logs/, its verdict, known failures, results of tests. Programs run as the wrap script runs them."""
 
 import gzip
 import json
@@ -176,7 +176,8 @@ def test_what_is_mounted_in_logs_is_neither_read_nor_removed(machine: Machine) -
     )
     records = machine.folder / "records"
     program = (
-        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from tests.test_gate_logs import Machine; from pathlib import Path; "
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from pathlib import Path; "
+        "from tests.test_gate_logs import Machine; "
         f"Machine(Path({str(machine.folder)!r})).collect()"
     )
 
@@ -712,7 +713,8 @@ def test_known_failures_are_found_in_plain_and_compressed_logs(machine: Machine)
         },
     ]
     assert (
-        "Known failure disk (infrastructure): A disk is full.\n  logs/large.txt.gz, line 200001: write: No space left on device\n"
+        "Known failure disk (infrastructure): A disk is full.\n"
+        "  logs/large.txt.gz, line 200001: write: No space left on device\n"
         in console
     )
 
@@ -731,7 +733,8 @@ def test_a_known_failure_of_kind_test_leaves_it_a_test_and_a_run_that_passed_has
     ("log", "name"),
     [
         (
-            "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='pypi.org', port=443): Max retries exceeded "
+            "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='pypi.org', port=443): "
+            "Max retries exceeded "
             "with url: /simple/pbr/ (Caused by NewConnectionError",
             "package index away",
         ),
@@ -858,7 +861,8 @@ def test_dots_without_a_newline_are_shown_while_they_come(stamp: subprocess.Pope
 
 def test_what_a_test_prints_cannot_pass_for_a_line_of_ours() -> None:
     text = shown(
-        b"\x1b[2K\x1b[1A\rPASS. Minutes: none\x0bPASS\xc2\x85PASS\xe2\x80\xa8PASS\n\x1b]0;title\x07\x08\xe2\x80\xaeevil\xff\x00\n"
+        b"\x1b[2K\x1b[1A\rPASS. Minutes: none\x0bPASS\xc2\x85PASS\xe2\x80\xa8PASS\n"
+        b"\x1b]0;title\x07\x08\xe2\x80\xaeevil\xff\x00\n"
         b"\x1b[8mha:AAAA\x1b[0mnote\n10%\r20%\r\n"
     )
 
@@ -879,7 +883,8 @@ def test_what_a_test_prints_cannot_pass_for_a_line_of_ours() -> None:
 
 
 def test_a_line_without_an_end_costs_no_memory() -> None:
-    script = f"head -c 60000000 /dev/zero | tr '\\0' a | (ulimit -v 200000; {' '.join(PYTHON)} {GATE}/console.py stamp) | wc -lc"
+    script = f"head -c 60000000 /dev/zero | tr '\\0' a | (ulimit -v 200000; {' '.join(PYTHON)} {GATE}/console.py stamp)"
+    script += " | wc -lc"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
