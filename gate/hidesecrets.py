@@ -58,8 +58,8 @@ HARMLESS_NAME = re.compile(rb"(?:.*[_.-])?(?:" + HARMLESS_ENDS + rb")", re.I | r
 # Words of which logs are full: a value made of them alone is hidden only as the value of something secret.
 COMMON = frozenset(
     b"openstack stack devstack gate nova glance keystone cinder neutron swift placement heat horizon ironic tempest"
-    b" rabbit mysql mariadb postgres postgresql root admin administrator demo alt guest user users service services password"
-    b" passwd pass secret secrets token test tests testing tester default changeme example sample"
+    b" rabbit mysql mariadb postgres postgresql root admin administrator demo alt guest user users service services"
+    b" password passwd pass secret secrets token test tests testing tester default changeme example sample"
     b" local localhost jenkins zuul"
     b" gerrit git ubuntu debian centos fedora cirros cloud nomoresecret supersecret verysecret secretservice my the"
     b" a super very no more".split()

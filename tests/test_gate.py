@@ -341,8 +341,8 @@ def test_what_a_hostile_change_leaves_in_logs_leads_nowhere_and_no_secret_is_sho
     assert "pass phrase: ********" in run.stdout
     assert [line for line in run.stdout.splitlines() if line.startswith("PASS")] == []
     assert "cannot-be-guessed-7" not in node.check(f"cat {LOGS}/*.txt {LOGS}/*.sh {LOGS}/*.json")
-    odd = f"find {LOGS} ! -type f ! -type d ! -name late-link; find {LOGS} -perm /7000; ls {LOGS}/etc 2> /dev/null; true"
-    assert node.check(odd) == ""
+    odd = f"find {LOGS} ! -type f ! -type d ! -name late-link; find {LOGS} -perm /7000; ls {LOGS}/etc 2> /dev/null"
+    assert node.run(odd).stdout == ""
     assert node.check("sudo cat /etc/hostname") != ""
     script = node.file(f"{LOGS}/reproduce.sh")
     assert "from the change" not in script.splitlines()[-1]

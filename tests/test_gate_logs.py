@@ -1,4 +1,4 @@
-"""What a gate run leaves: logs/, its verdict, known failures, results of tests. Programs run as the wrap script runs them."""
+"""What a gate run leaves: logs/, its verdict, known failures, results of tests, by the programs that make them."""
 
 import gzip
 import json
