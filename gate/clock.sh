@@ -7,6 +7,7 @@ GRACE_SECONDS=30 # between TERM and KILL
 
 # What the script that we were before left for us in GATE_RUN, behind our pid, which exec keeps: so it is nothing that a
 # job exports. Fills ADOPTS (1: adopt_orphans is done), and as a script that goes on with another's run GATE_STARTED and RE_EXEC.
+# shellcheck disable=SC2034  # the wrap script and gate/source.sh read them
 take_over() {
     local pid adopts started rest
     read -r pid adopts started rest <<< "${GATE_RUN:-}"
@@ -63,10 +64,10 @@ start_watcher() {
 }
 
 end_watcher() {
-    local pid=$WATCHER try
+    local pid=$WATCHER _
     WATCHER=''
     if [[ ! $pid ]] || ! signal_watcher TERM "$pid"; then return 0; fi
-    for try in {1..500}; do
+    for _ in {1..500}; do
         if [[ ! -e /proc/$pid ]]; then return 0; fi
         sleep 0.01
     done

@@ -9,7 +9,7 @@ Everything is copied, in one pass and without secrets, into a fresh folder that 
 the place of logs/ at the end: whatever the test left there, or still writes there, is only read. No link is followed
 out of the folder that it is in, nothing is read but files, nothing that is mounted, and no more of a file than it had
 when it was opened. Number and size of all files are limited, and so is the time: when that is over, what has been
-copied takes the place of logs/. Large files are compressed. RECORDS: triples of kind, name and text, each ended by a NUL.
+copied takes the place of logs/. Large files are compressed. RECORDS: kind, name and text, each ended by a NUL.
 
 Exit code: 0; 1 there is no logs/verdict.json.
 Python 3.8 and its standard library: this runs on test nodes.

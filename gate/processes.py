@@ -52,7 +52,7 @@ def read_process(pid: int) -> Process | None:
 def read_file(path: str) -> bytes:
     """Return what a file of /proc or of a cgroup holds; nothing if it cannot be read."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  # thousands of times
+        with open(path, "rb") as file:  # thousands of times
             return file.read()
     except OSError:
         return b""
@@ -83,7 +83,7 @@ class Cgroup:
             return
         folder = f"{self._folder}/{self._name}"
         try:
-            os.mkdir(folder)  # noqa: PTH102
+            os.mkdir(folder)
             write_file(f"{folder}/cgroup.procs", str(run.pid))
         except OSError:
             self._folder = ""
@@ -104,14 +104,14 @@ class Cgroup:
 
     def kill(self) -> None:
         """Kill all in it at once, where the kernel can (from 5.14)."""
-        if self.there and os.path.exists(f"{self._folder}/cgroup.kill"):  # noqa: PTH110
+        if self.there and os.path.exists(f"{self._folder}/cgroup.kill"):
             write_file(f"{self._folder}/cgroup.kill", "1")
 
     def leave(self) -> None:
         """Give those in it back to the cgroup above, and remove it."""
         if not self.there:
             return
-        above = os.path.dirname(self._folder)  # noqa: PTH120
+        above = os.path.dirname(self._folder)
         for pid in self.pids():
             try:
                 write_file(f"{above}/cgroup.procs", str(pid))
@@ -119,14 +119,14 @@ class Cgroup:
                 continue  # it has ended
         for folder, _, _ in os.walk(self._folder, topdown=False):
             try:
-                os.rmdir(folder)  # noqa: PTH106
+                os.rmdir(folder)
             except OSError:
                 continue  # somebody is in it still
 
 
 def write_file(path: str, text: str) -> None:
     """Write to a file of the kernel's."""
-    with open(path, "w", encoding="ascii") as file:  # noqa: PTH123
+    with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
 
@@ -146,7 +146,7 @@ class Family:
 
     def look(self) -> None:
         """Learn which processes there are now. A process that was seen once stays what it was."""
-        there = {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208
+        there = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
         self._seen = {pid: process for pid, process in self._seen.items() if pid in there}
         self._members &= there
         self._skip &= there
@@ -224,7 +224,7 @@ def send(number: int, *pids: int) -> None:
 
 def stop(family: Family, grace: float) -> bool:
     """End all processes of a run, with `grace` seconds between TERM and KILL; returns whether none is left."""
-    if os.path.isdir("/run/systemd/system"):  # noqa: PTH112
+    if os.path.isdir("/run/systemd/system"):
         subprocess.run(["systemctl", "stop", "--no-block", UNITS], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, check=False)
     pids = family.living()

@@ -75,7 +75,7 @@ class Console:
 
     def __init__(self, state: str) -> None:
         self._state = state
-        with open(state, encoding="utf-8") as file:  # noqa: PTH123
+        with open(state, encoding="utf-8") as file:
             numbers, _, self._last = file.read().rstrip("\n").partition("\n")
         self.taken, self._cut = (int(word) for word in numbers.split())
 
@@ -109,7 +109,7 @@ class Console:
     def _save(self, shown: list[str]) -> None:
         if shown:
             self._last = shown[-1]
-        with open(self._state, "w", encoding="utf-8") as file:  # noqa: PTH123
+        with open(self._state, "w", encoding="utf-8") as file:
             file.write(f"{self.taken} {self._cut}\n{self._last}\n")
 
 
@@ -152,7 +152,7 @@ class Logs:
     def _write(self, path: str, stream: Stream, size: int) -> None:
         folder, _, name = path.rpartition("/")
         try:
-            os.makedirs(folder, 0o755, exist_ok=True)  # noqa: PTH103
+            os.makedirs(folder, 0o755, exist_ok=True)
         except FileExistsError:
             folder, name = self._folder, path[len(self._folder) + 1:].replace("/", "_")
         while os.path.lexists(f"{folder}/{name}"):

@@ -268,9 +268,11 @@ def test_hooks_may_write_into_the_trees_use_git_and_each_other_and_clean_up(node
 
 
 def test_the_cleanup_hook_runs_after_a_failure_and_a_signal_and_changes_no_status(node: Node) -> None:
-    cleanup = "cleanup_hook() { echo \"cleaning up after $GATE_STATUS: $GATE_REASON\"; sleep 500; }; export -f cleanup_hook\n"
+    cleanup = ("cleanup_hook() { echo \"cleaning up after $GATE_STATUS: $GATE_REASON\"; sleep 500; }\n"
+               "export -f cleanup_hook\n")
 
-    run = node.gate(hooks=cleanup + "gate_hook() { return 75; }; export -f gate_hook", DEVSTACK_GATE_TIMEOUT="1", **GOOD)
+    run = node.gate(hooks=cleanup + "gate_hook() { return 75; }; export -f gate_hook", DEVSTACK_GATE_TIMEOUT="1",
+                    **GOOD)
 
     assert run.returncode == 75, run.stdout
     assert "cleaning up after 75: FAIL (75) in gate_hook" in run.stdout
@@ -285,7 +287,8 @@ def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> No
 
     assert run.returncode == 0, run.stdout
     assert run.stdout.splitlines()[-1].startswith("PASS (no test was run). Minutes: ")
-    run = node.gate(hooks="post_test_hook() { echo tested; }; export -f post_test_hook", DEVSTACK_GATE_EXERCISES="0", **GOOD)
+    hooks = "post_test_hook() { echo tested; }; export -f post_test_hook"
+    run = node.gate(hooks=hooks, DEVSTACK_GATE_EXERCISES="0", **GOOD)
     assert run.stdout.splitlines()[-1].startswith("PASS. Minutes: ")
 
 
@@ -300,7 +303,8 @@ def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
 
 
 def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -> None:
-    node.check("printf 'export DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1\\nr=1\\nmore() { echo more of it; }\\nexport -f more\\n' > settings; "
+    node.check("printf 'export DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1\\nr=1\\n' > settings; "
+               "printf 'more() { echo more of it; }\\nexport -f more\\n' >> settings; "
                "printf 'export DEVSTACK_GATE_TEMPST=1\\n' > wrong")
     hooks = "pre_test_hook() { more; }; export -f pre_test_hook"
 
