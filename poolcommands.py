@@ -1,4 +1,4 @@
-"""The commands of vmdatabase.py for people: list, load, hold, unhold."""
+"""The commands of vmdatabase.py for people: list, load, hold, unhold, backup, moved."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command = commands.add_parser("unhold", help="let a held machine be deleted")
     command.add_argument("node", metavar="NODE")
     command.set_defaults(run=_run_unhold)
+    command = commands.add_parser("backup", help="make a consistent copy of vm.db, also while scripts run")
+    command.add_argument("file", type=Path, metavar="FILE", help="where to; an older copy there is replaced")
+    command.set_defaults(run=_run_backup)
+    command = commands.add_parser("moved", help="say that this vm.db was moved or restored here on purpose")
+    command.set_defaults(run=_run_moved)
     return parser.parse_args(argv)
 
 
@@ -157,4 +162,19 @@ def _run_unhold(options: argparse.Namespace) -> int:
     if not vmdatabase.move(machine, vmdatabase.HOLD, vmdatabase.DELETE):
         raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
     vmdatabase.machine_log(machine).info("HOLD -> DELETE")
+    return gateconfig.EXIT_OK
+
+
+def _run_backup(options: argparse.Namespace) -> int:
+    file = gateconfig.expanded(str(options.file), "FILE")
+    vmdatabase.backup(file)
+    print(f"{file} is a copy of {vmdatabase.database.database}")
+    return gateconfig.EXIT_OK
+
+
+def _run_moved(_options: argparse.Namespace) -> int:
+    before = vmdatabase.setting("path")
+    last = vmdatabase.moved()
+    print(f"{vmdatabase.database.database} belongs to this host and path (before: {before}); new machines have ids "
+          f"from {last['machine'] + 1} on")
     return gateconfig.EXIT_OK

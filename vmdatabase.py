@@ -6,6 +6,8 @@
     vmdatabase.py load FILE         make providers and images equal to FILE, and print each change
     vmdatabase.py hold NODE ...     keep a machine; optionally let a person in
     vmdatabase.py unhold NODE       let it be deleted
+    vmdatabase.py backup FILE       make a consistent copy, also while scripts run
+    vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
 
 The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
 Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
@@ -15,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import peewee
 
@@ -36,6 +39,9 @@ BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR
 STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
 BUSY_SECONDS = 30
 FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
+COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
+SPARE_IDS = 1000  # left out after a restore, beside one for each second since the backup
+MACHINE_ID = Path("/etc/machine-id")
 
 _STATE_CHECK = f"CHECK (state IN {STATES})"
 
@@ -249,13 +255,26 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
     path = path.resolve()  # the lock files must not depend on how the path is written
-    database.init(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
+    _init(path)
     try:
+        if not os.path.lexists(path):
+            _make(path, migrations)
+        elif path.is_file() and path.stat().st_size <= 1:
+            raise _empty(path)
         with database.connection_context():
             _migrate(path, migrations)
             yield
     except (peewee.DatabaseError, sqlite3.Error) as err:
         raise _explained(path, err) from err
+
+
+def _init(path: Path) -> None:
+    database.init(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
+
+
+def _empty(path: Path) -> ConfigError:
+    return ConfigError(f"{path}: is empty, as no vm.db ever is; restore a backup, or remove the file to begin a new "
+                       "pool, which knows nothing of what the old one had")
 
 
 def connected() -> contextlib.AbstractContextManager[None]:
@@ -273,24 +292,56 @@ def _explained(path: Path, err: Exception) -> GateError:
     return DatabaseError(f"{path}: {reason}")
 
 
+def _make(path: Path, migrations: Sequence[str]) -> None:
+    """Make a new vm.db beside its place and put it there whole, so that nobody ever sees an empty one."""
+    with _schema_lock(path):
+        if os.path.lexists(path):
+            return  # another process was faster
+        draft = path.with_name(f"{path.name}.new")
+        for leftover in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
+            leftover.unlink(missing_ok=True)
+        _init(draft)
+        try:
+            with database.connection_context():
+                _run(path, migrations, 0)
+            draft.rename(path)
+        finally:
+            _init(path)
+
+
 def _migrate(path: Path, migrations: Sequence[str]) -> None:
     if _schema_version(path, migrations) == len(migrations):
         return
-    with gateconfig.file_lock(lock_folder() / "schema", BUSY_SECONDS) as mine:
-        if not mine:
-            raise DatabaseError(f"{path}: another process has been migrating it for more than {BUSY_SECONDS} s")
+    with _schema_lock(path):
         version = _schema_version(path, migrations)  # another process may have been faster
         if version == len(migrations):
             return
-        database.execute_sql("PRAGMA journal_mode = WAL")
-        if version:
-            _copy(path, version)
-        with database.atomic("IMMEDIATE"):
-            for number, script in enumerate(migrations[version:], version + 1):
-                for statement in filter(str.strip, script.split(";")):
-                    database.execute_sql(statement)
-                database.execute_sql(f"PRAGMA user_version = {number}")
-            _make_pool_uuid()
+        copy = path.with_name(f"{path.name}.schema-{version}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        _copy(copy)
+        get_log().warning("%s has an older schema (%d); kept a copy as %s and migrating it", path, version, copy.name)
+        _run(path, migrations, version)
+
+
+@contextlib.contextmanager
+def _schema_lock(path: Path) -> Iterator[None]:
+    with gateconfig.file_lock(_lock_folder_of(path) / "schema", BUSY_SECONDS) as mine:
+        if not mine:
+            raise DatabaseError(f"{path}: another process has been migrating it for more than {BUSY_SECONDS} s")
+        yield
+
+
+def _run(path: Path, migrations: Sequence[str], version: int) -> None:
+    """Run the migrations from a version on, in one transaction, and have the file belong to this host and path."""
+    database.execute_sql("PRAGMA journal_mode = WAL")
+    with database.atomic("IMMEDIATE"):
+        for number, script in enumerate(migrations[version:], version + 1):
+            for statement in filter(str.strip, script.split(";")):
+                database.execute_sql(statement)
+            database.execute_sql(f"PRAGMA user_version = {number}")
+        _make_pool_uuid()
+        if setting("path") is None:
+            _belong(path)
+            set_setting("made", str(now()))
 
 
 def _make_pool_uuid() -> None:
@@ -303,7 +354,9 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
     query = "SELECT user_version, (SELECT count(*) FROM sqlite_master), " \
             "(SELECT count(*) FROM sqlite_master WHERE name = 'setting') FROM pragma_user_version"
     version, tables, ours = database.execute_sql(query).fetchone()
-    if tables and not ours:
+    if not tables:
+        raise _empty(path)
+    if not ours:
         raise ConfigError(f"{path}: holds tables that devstack-gate did not make; name another file")
     if version > len(migrations):
         raise ConfigError(f"{path}: has schema version {version}, newer than the {len(migrations)} known here; "
@@ -311,12 +364,10 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
     return int(version)
 
 
-def _copy(path: Path, version: int) -> None:
-    copy = path.with_name(f"{path.name}.schema-{version}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-    target = sqlite3.connect(copy)
+def _copy(to: Path) -> None:
+    target = sqlite3.connect(to)
     with contextlib.closing(target):
         database.connection().backup(target)
-    get_log().warning("%s has an older schema (%d); kept a copy as %s and migrating it", path, version, copy.name)
 
 
 def pool_uuid() -> str:
@@ -332,6 +383,8 @@ def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextl
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
     """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
     with opened(gateconfig.database_path()):
+        require_home()
+        leave_out_noted_ids()
         if name != "all":
             return work(provider_named(name))
         names = provider_names()
@@ -356,7 +409,166 @@ def nodes_of(config: SecureConfig) -> Nodes | None:
 
 def lock_folder() -> Path:
     """Return the folder beside vm.db that holds the lock files."""
-    return Path(f"{database.database}.locks")
+    return _lock_folder_of(Path(str(database.database)))
+
+
+def _lock_folder_of(path: Path) -> Path:
+    return Path(f"{path}.locks")
+
+
+# --- whose vm.db it is, and how new -----------------------------------------------------------------------------------
+
+
+def setting(name: str) -> str | None:
+    """Return a value that belongs to the file itself, None if it has none of that name."""
+    row: Setting | None = Setting.get_or_none(Setting.name == name)
+    return str(row.value) if row else None
+
+
+def set_setting(name: str, value: str | None) -> None:
+    """Write such a value; None removes it."""
+    if value is None:
+        Setting.delete().where(Setting.name == name).execute()
+    else:
+        Setting.replace(name=name, value=value).execute()
+
+
+def this_host() -> str:
+    """Return what tells this host from others, empty where it has no machine-id."""
+    try:
+        return MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _belong(path: Path) -> None:
+    for name, value in {"host": this_host(), "host-name": os.uname().nodename, "path": str(path)}.items():
+        set_setting(name, value)
+
+
+def require_home() -> None:
+    """Raise ConfigError unless this vm.db was made, or said to be moved, where it lies: of two copies one is at work.
+
+    What one of them knows nothing of, because the other has made it since, would be deleted as a leak.
+    """
+    path = str(database.database)
+    host, home = setting("host"), setting("path")
+    if (host, home) != (this_host(), path):
+        where = home if host == this_host() else f"{home} on host {setting('host-name')}"
+        raise ConfigError(f"{path}: is the vm.db of {where}, and may be at work there; if it was moved or restored "
+                          "here on purpose, say so first: vmdatabase.py moved")
+
+
+def backup(file: Path) -> None:
+    """Write a consistent copy of vm.db to a file, which is replaced at once; ConfigError if that cannot be."""
+    try:
+        if file.is_dir():
+            raise ConfigError(f"{file}: is a folder; name the file to write")
+        if not file.parent.is_dir():
+            raise ConfigError(f"{file}: there is no folder {file.parent}")
+        if file.exists() and file.samefile(str(database.database)):
+            raise ConfigError(f"{file}: is vm.db itself; name another file")
+        draft = file.with_name(f"{file.name}.new")
+        draft.unlink(missing_ok=True)
+        _copy(draft)
+        draft.chmod(Path(str(database.database)).stat().st_mode & 0o777)
+        draft.replace(file)
+    except OSError as err:
+        raise ConfigError(f"{file}: cannot be written ({err.strerror})") from err
+    except sqlite3.Error as err:
+        raise GateError(f"{file}: cannot be written ({err})") from err
+
+
+def moved() -> dict[str, int]:
+    """Have vm.db belong to this host and path, and go on with ids that nothing made since it was written can bear.
+
+    Returns the highest id of each table that is not used any more: a pool makes less than one machine a second.
+    """
+    with database.atomic("IMMEDIATE"):
+        _belong(Path(str(database.database)))
+        spare = max(0, now() - _last_written()) + SPARE_IDS
+        last = {table: last_id(table) + spare for table in COUNTED}
+        for table, number in last.items():
+            _set_last_id(table, number)
+            set_setting(f"unknown {table}", None)
+        set_setting("moved", str(now()))
+        note_ids()
+    return last
+
+
+def _last_written() -> int:
+    times = "SELECT state_time FROM machine UNION ALL SELECT state_time FROM snapshot_image " \
+            "UNION ALL SELECT max(start_time, coalesce(end_time, 0)) FROM result " \
+            "UNION ALL SELECT value FROM setting WHERE name IN ('made', 'moved')"
+    (newest,) = database.execute_sql(f"SELECT max(CAST(state_time AS INTEGER)) FROM ({times})").fetchone()
+    return int(newest or 0)
+
+
+def last_id(table: str) -> int:
+    """Return the highest id that a table has had, or leaves out."""
+    row = database.execute_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _set_last_id(table: str, number: int) -> None:
+    database.execute_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+    database.execute_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number))
+
+
+class KnownIds(NamedTuple):
+    """Which ids of a table vm.db may know: those up to last, but for those that it was found to know nothing of.
+
+    What bears another id was made by a newer vm.db than this one, which is then a restored one.
+    """
+
+    last: int
+    unknown: range = range(0)
+
+    def knows(self, number: int) -> bool:
+        """Whether a row of that id may have been in this vm.db."""
+        return number <= self.last and number not in self.unknown
+
+
+def known_ids(table: str) -> KnownIds:
+    """Return which ids of a table this vm.db may know."""
+    unknown = [int(number) for number in (setting(f"unknown {table}") or "0 0").split()]
+    return KnownIds(last_id(table), range(*unknown))
+
+
+def leave_out_ids(table: str, seen: int) -> None:
+    """Make no row with an id up to one that was seen outside, which a restored vm.db may know nothing of.
+
+    The names of servers and nodes are made of ids, so one that is used twice would name two machines.
+    """
+    if seen <= last_id(table):
+        return
+    with database.atomic("IMMEDIATE"):
+        last = last_id(table)
+        if seen > last:
+            first = known_ids(table).unknown.start or last + 1
+            set_setting(f"unknown {table}", f"{first} {seen + 1}")
+            _set_last_id(table, seen)
+
+
+def note_ids() -> None:
+    """Write the highest ids into a file beside vm.db, which a restored vm.db can be compared with."""
+    noted = {"pool": pool_uuid(), **{table: last_id(table) for table in COUNTED}}
+    file = lock_folder() / "ids"
+    with contextlib.suppress(OSError):  # it is no more than a help: marks in the cloud and Jenkins tell, too
+        draft = file.with_name(f"ids.{os.getpid()}")
+        draft.write_text(json.dumps(noted), encoding="ascii")
+        draft.replace(file)
+
+
+def leave_out_noted_ids() -> None:
+    """Use no id again that was noted beside vm.db, which a restored vm.db knows nothing of."""
+    try:
+        noted = json.loads((lock_folder() / "ids").read_text(encoding="ascii"))
+        seen = {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for table, number in seen.items():
+        leave_out_ids(table, number)
 
 
 # --- rows and moves -------------------------------------------------------------------------------------------------

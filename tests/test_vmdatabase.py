@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -267,6 +268,10 @@ def test_a_file_of_schema_1_is_migrated_with_all_that_is_in_it(path: Path) -> No
         assert [(row.id, row.keep_until) for row in vmdatabase.SnapshotImage.select()] == [(1, None), (2, None)]
     (copy,) = path.parent.glob("vm.db.schema-1.*")
     assert dump(copy) == before
+    with closing(sqlite3.connect(path)) as connection:
+        names = {name for (name,) in connection.execute("DELETE FROM setting WHERE name != 'pool' RETURNING name")}
+        connection.commit()
+    assert names == {"host", "host-name", "path", "made"}
     assert rows_as_in(copy, path) == rows_as_in(copy, copy)
 
 
@@ -344,10 +349,171 @@ def test_tables_of_somebody_else_are_refused_and_left_alone(path: Path, version:
     assert path.read_bytes() == before
 
 
-def test_an_empty_file_is_made_a_pool(path: Path) -> None:
-    path.touch()
+@pytest.mark.parametrize("content", [b"", b"\n"], ids=["no byte", "one byte"])
+@pytest.mark.parametrize("script", ["vmdatabase.py", "devstack-vm-launch.py", "devstack-vm-reap.py"])
+def test_an_empty_file_in_the_place_of_vm_db_is_no_new_pool(pool: Pool, content: bytes, script: str) -> None:
+    for file in pool.folder.glob("vm.db-*"):
+        file.unlink()
+    pool.database.write_bytes(content)
+
+    result = pool.run(script, *["one"] * (script != "vmdatabase.py"), expect=2)
+
+    assert result.stderr == (f"{script}: {pool.database}: is empty, as no vm.db ever is; restore a backup, or remove the "
+                             "file to begin a new pool, which knows nothing of what the old one had\n")
+    assert pool.database.read_bytes() == content
+
+
+def test_a_database_without_tables_is_no_new_pool_either(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(ConfigError, match="is empty, as no vm[.]db ever is"), vmdatabase.opened(path):
+        pass
+
+
+def test_what_a_killed_making_of_vm_db_left_is_no_obstacle(path: Path) -> None:
+    for name in ("vm.db.new", "vm.db.new-wal"):
+        path.with_name(name).write_text("half of it")
     with vmdatabase.opened(path):
         assert vmdatabase.provider_names() == []
+    assert sorted(file.name for file in path.parent.iterdir()) == ["vm.db", "vm.db.locks"]
+
+
+# Backups, moves and restores
+
+
+def backup(pool: Pool, name: str = "backup.db") -> Path:
+    """A backup of vm.db in the pool's folder."""
+    pool.run("vmdatabase.py", "backup", str(pool.folder / name), expect=0)
+    return pool.folder / name
+
+
+def restore(pool: Pool, copy: Path) -> None:
+    """Put a backup in the place of vm.db, as README says."""
+    for file in pool.folder.glob("vm.db-*"):
+        file.unlink()
+    shutil.copy(copy, pool.database)
+
+
+def test_a_backup_holds_all_that_is_committed_while_a_script_writes(pool: Pool) -> None:
+    for _ in range(3):
+        machine(pool)
+    before = dump(pool.database)
+    with writing(pool.database):
+        copy = backup(pool)
+    assert (dump(copy), sorted(file.name for file in pool.folder.glob("backup*"))) == (before, ["backup.db"])
+
+
+def test_a_backup_replaces_an_older_one(pool: Pool) -> None:
+    backup(pool)
+    name = machine(pool)
+    copy = backup(pool)
+    assert any(name in line for line in dump(copy))
+
+
+@pytest.mark.parametrize(("file", "message"), [
+    ("vm.db", "{}: is vm.db itself; name another file"),
+    ("no-such-folder/backup.db", "{}: there is no folder {.parent}"),
+    (".", "{}: is a folder; name the file to write"),
+])
+def test_a_backup_that_cannot_be_written_is_said_in_one_line(pool: Pool, file: str, message: str) -> None:
+    before = dump(pool.database)
+    target = pool.folder / file
+    result = pool.run("vmdatabase.py", "backup", str(target), expect=2)
+    assert result.stderr == f"vmdatabase.py: {message.format(target, target)}\n"
+    assert dump(pool.database) == before
+
+
+MAKERS = ["devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"]
+
+
+@pytest.mark.parametrize("script", MAKERS)
+@pytest.mark.parametrize("provider_name", ["one", "all"])
+def test_a_copy_elsewhere_is_refused_until_it_is_said_to_be_on_purpose(
+        pool: Pool, script: str, provider_name: str) -> None:
+    copy = backup(pool)
+    elsewhere: dict[str, Any] = {"DEVSTACK_GATE_DB": str(copy)}
+
+    refused = pool.run(script, provider_name, expect=2, **elsewhere)
+    said = pool.run("vmdatabase.py", "moved", expect=0, **elsewhere)
+    again = pool.run(script, provider_name, **elsewhere)
+
+    assert refused.stderr == (
+        f"{script}: {copy}: is the vm.db of {pool.database}, and may be at work there; if it was moved or restored "
+        "here on purpose, say so first: vmdatabase.py moved\n")
+    assert said.stdout.startswith(f"{copy} belongs to this host and path (before: {pool.database}); new machines ")
+    assert "at work there" not in again.stderr
+    pool.run("vmdatabase.py", "list", expect=0, **elsewhere)
+
+
+def test_a_vm_db_of_another_host_is_refused_though_its_path_is_the_same(pool: Pool) -> None:
+    pool.sql("UPDATE setting SET value = 'another' WHERE name = 'host'")
+    pool.sql("UPDATE setting SET value = 'jenkins02' WHERE name = 'host-name'")
+
+    refused = pool.run("devstack-vm-reap.py", "one", expect=2)
+
+    assert f"is the vm.db of {pool.database} on host jenkins02, and may be at work there" in refused.stderr
+    pool.run("vmdatabase.py", "moved", expect=0)
+    assert "at work there" not in pool.run("devstack-vm-reap.py", "one").stderr
+
+
+def test_a_path_that_leads_to_the_same_file_is_no_other_path(pool: Pool) -> None:
+    link = pool.folder / "link.db"
+    link.symlink_to(pool.database)
+    result = pool.run("devstack-vm-reap.py", "one", DEVSTACK_GATE_DB=str(link))
+    assert "at work there" not in result.stderr
+
+
+def test_ids_that_were_noted_beside_a_vm_db_are_not_used_again_after_a_restore(pool: Pool) -> None:
+    copy = backup(pool)
+    machine(pool)
+    machine(pool)
+    with vmdatabase.opened(pool.database):
+        vmdatabase.note_ids()
+    restore(pool, copy)
+    assert pool.machines() == {}
+
+    with vmdatabase.opened(pool.database):
+        vmdatabase.leave_out_noted_ids()
+        known = vmdatabase.known_ids("machine")
+
+    assert machine(pool) == "devstack-noble-one-3"
+    assert [known.knows(number) for number in (0, 1, 2, 3)] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("content", ["", "x", "[]", '{"pool": "another", "machine": 7, "snapshot_image": 7}',
+                                     '{"pool": null}', "\xff"])
+def test_a_note_of_ids_that_is_none_of_this_pool_counts_for_nothing(pool: Pool, content: str) -> None:
+    (pool.folder / "vm.db.locks" / "ids").write_text(content, encoding="latin-1")
+    with vmdatabase.opened(pool.database):
+        vmdatabase.leave_out_noted_ids()
+    assert machine(pool) == "devstack-noble-one-1"
+
+
+@pytest.mark.parametrize(("seen", "unknown", "first"), [
+    ([], [], 3), ([2], [], 3), ([5], [3, 4, 5], 6), ([5, 4], [3, 4, 5], 6), ([5, 8], [3, 4, 5, 6, 7, 8], 9)])
+def test_ids_that_are_seen_outside_are_left_out_and_known_to_be_unknown(
+        pool: Pool, seen: list[int], unknown: list[int], first: int) -> None:
+    machine(pool)
+    machine(pool)
+    with vmdatabase.opened(pool.database):
+        for number in seen:
+            vmdatabase.leave_out_ids("machine", number)
+        known = vmdatabase.known_ids("machine")
+    assert [number for number in range(known.last + 1) if not known.knows(number)] == unknown
+    assert machine(pool) == f"devstack-noble-one-{first}"
+
+
+def test_moved_goes_on_with_ids_that_nothing_made_since_the_backup_can_have(pool: Pool) -> None:
+    machine(pool)
+    pool.sql("UPDATE setting SET value = value - 5000 WHERE name = 'made'")
+    pool.sql("UPDATE machine SET state_time = state_time - 3600")
+    with vmdatabase.opened(pool.database):
+        vmdatabase.leave_out_ids("machine", 7)
+        last = vmdatabase.moved()["machine"]
+        assert vmdatabase.known_ids("machine") == vmdatabase.KnownIds(last)
+    assert 7 + 3600 < last < 7 + 3600 + 60 + 2 * vmdatabase.SPARE_IDS
+    assert machine(pool) == f"devstack-noble-one-{last + 1}"
 
 
 # Views and list
