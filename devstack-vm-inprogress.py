@@ -32,16 +32,20 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
+    machine, pool = None, ""
     try:
         with vmdatabase.opened(gateconfig.database_path()):
+            pool = vmdatabase.pool_uuid()
             nodes = vmdatabase.nodes_of(config)
             if options.image:
                 take_for_person(options.image, options.provider, nodes)
             else:
-                take_for_build(vmdatabase.machine_named(options.node), nodes)
-    except vmdatabase.DatabaseError:
-        if options.node:
-            take_out_unknown(options.node, config)
+                machine = vmdatabase.machine_named(options.node)
+                take_for_build(machine, nodes)
+    except (vmdatabase.DatabaseError, ConfigError) as err:
+        known = machine is not None or not pool
+        if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
+            take_out_unknown(options.node, config, pool, jenkinsnodes.UNANSWERED if known else jenkinsnodes.UNKNOWN)
         raise
     return gateconfig.EXIT_OK
 
@@ -75,12 +79,36 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
         raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
 
 
-def take_out_unknown(node: str, config: SecureConfig) -> None:
-    """See to it that the node serves no other build either, though vm.db does not say which machine it is."""
-    if config.jenkins and node.startswith(f"{gateconfig.name_prefix()}devstack-"):
-        nodes = jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), "")
-        with contextlib.suppress(GateError):
-            nodes.take_out_of_service(node, "vm.db did not answer", missing_ok=True)
+def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> None:
+    """See to it that a node serves no other build either, though vm.db does not say which machine it is.
+
+    Each build of the queue would come here and fail. pool is the UUID of vm.db, empty where it could not be read.
+    """
+    prefix = gateconfig.name_prefix()
+    if not config.jenkins or not name.startswith(f"{prefix}devstack-"):
+        return
+    known = vmdatabase.database.database is not None
+    locks = vmdatabase.lock_folder() if known else config.path.with_name(f"{config.path.name}.locks")
+    nodes = jenkinsnodes.Nodes(config.jenkins, locks, pool)
+    log = gateconfig.get_log(node=name)
+    try:
+        node = nodes.look(name)
+        if node and is_black_hole(node, prefix, nodes.is_marked(node)):
+            nodes.take_out_of_service(name, why, missing_ok=True)
+            log.warning("%s: out of service now, so that no other build fails there", why)
+    except GateError as err:
+        log.error("%s; each build that comes to this node will fail until somebody takes it offline", err)
+
+
+def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
+    """Whether builds would come and fail on a node that vm.db does not know, one after the other.
+
+    It has a label of the pool, and is the pool's own, or a build runs on it: then it was that build which asked for it.
+    What else has such a name is left alone, for somebody may have mistyped it.
+    """
+    labels = [label for label in node.labels - {node.name, jenkinsnodes.USED_LABEL}
+              if label.startswith(f"{prefix}devstack-")]
+    return bool(labels) and (ours or not node.idle)
 
 
 def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None) -> None:
@@ -139,8 +167,9 @@ def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, miss
         log.info("no [jenkins] section in the secure configuration: there is no node to take out of service")
     elif machine.jenkins_name:
         build = f"{os.environ.get('JOB_NAME', '')} #{os.environ.get('BUILD_NUMBER', '')}".strip(" #")
+        why = f"{jenkinsnodes.IN_USE_BY}{build or 'a person'}"
         try:
-            nodes.take_out_of_service(machine.jenkins_name, f"in use by {build or 'a person'}", missing_ok)
+            nodes.take_out_of_service(machine.jenkins_name, why, missing_ok)
         except ConfigError as err:
             raise GateError(str(err)) from err  # exit code 2 says that nothing was changed
         log.info("out of service in Jenkins")

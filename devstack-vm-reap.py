@@ -459,7 +459,7 @@ class Reap:
 
     def delete_one(self, node: str | None, address: str | None, server_id: str | None) -> str:
         """Run in a worker: remove a node that builds nothing, then ask for the server's end."""
-        if self.nodes and node and not self.nodes.remove(node, "its machine is being deleted", address):
+        if self.nodes and node and not self.nodes.remove(node, jenkinsnodes.GOING, address):
             return BUILDS
         return ASKED if server_id and self.cloud.delete_server(server_id) else GONE
 
@@ -575,7 +575,7 @@ class Reap:
 
     def remove_node(self, name: str) -> None:
         """Run in a worker: remove a node from Jenkins, but not under a build."""
-        if self.nodes and not self.nodes.remove(name, "there is no machine of this name"):
+        if self.nodes and not self.nodes.remove(name, jenkinsnodes.STRAY):
             raise GateError("a build runs there; left for the next run")
 
     def drop_drained(self) -> None:

@@ -28,6 +28,10 @@ LOCK_SECONDS = 60
 TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
+# Why a node is out of service: the offline message that people see, and that tells what vm.db may have forgotten.
+IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
+UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
+GOING, STRAY = "its machine is being deleted", "there is no machine of this name"
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"

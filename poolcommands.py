@@ -124,9 +124,10 @@ def _run_hold(options: argparse.Namespace) -> int:
     if before == vmdatabase.BUILDING and not machine.external_id:
         log.warning("its server is only being asked for; should none come: vmdatabase.py unhold %s", machine.name)
     code = gateconfig.EXIT_OK
+    why = f"{jenkinsnodes.HELD}{options.reason}"
     try:
         if nodes:
-            nodes.take_out_of_service(str(machine.jenkins_name), f"held: {options.reason}", missing_ok=True)
+            nodes.take_out_of_service(str(machine.jenkins_name), why, missing_ok=True)
     except GateError as err:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
         code = gateconfig.EXIT_FAILED

@@ -1,15 +1,18 @@
 """devstack-vm-inprogress.py: one machine, one build."""
 
 import re
+import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, provider
+from tests.pool import PROJECT, Pool, image, load_script, provider
 
 INPROGRESS = "devstack-vm-inprogress.py"
 BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}
@@ -161,6 +164,82 @@ def test_the_second_build_is_told_which_one_has_the_node(busy: Pool, machine: Ta
     result = busy.run(INPROGRESS, name, expect=1)
 
     assert f"{name}: is USED already, by gate-tempest #17; this build must not run on it" in result.stderr
+
+
+@pytest.mark.parametrize("whose", ["ours", "of a vm.db that was lost"])
+def test_a_node_that_vm_db_does_not_know_fails_one_build_and_not_the_queue(busy: Pool, whose: str) -> None:
+    label = f"devstack-lost-{whose[:2]}"
+    name = f"{label}-one-77"
+    busy.add_node(name, label, "127.0.0.1", None if whose == "ours" else "a-lost-uuid")
+    assert busy.jenkins
+    script = [sys.executable, str(PROJECT / INPROGRESS), "$NODE_NAME"]
+    busy.jenkins.add_job(label, label, before=script, concurrent=True, environment=dict(busy.environment))
+    items = [busy.jenkins.build(label, GERRIT_CHANGE_NUMBER=str(number)) for number in range(3)]
+
+    first = busy.jenkins.wait_started(items[0])
+    ended = busy.jenkins.wait_build(label, first["number"])
+
+    assert ended["result"] == "FAILURE"
+    assert "vm.db does not know it: out of service now, so that no other build fails there" in ended["console"]
+    assert out_of_service(busy, name)
+    assert busy.nodes()[name]["offlineCauseReason"] == "vm.db does not know it"
+    assert len([one for one in busy.jenkins.look()["builds"] if one["job"] == label]) == 1
+
+
+@pytest.mark.parametrize("change", ["empty", "of a newer version", "in no folder"])
+def test_a_build_on_a_host_whose_vm_db_cannot_be_used_fails_once(busy: Pool, machine: Take, change: str) -> None:
+    name = machine()
+    database = busy.folder / change / "vm.db"
+    if change != "in no folder":
+        database.parent.mkdir()
+        database.touch()
+    if change == "of a newer version":
+        database.unlink()
+        shutil.copy(busy.database, database)
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA user_version = 999")
+
+    busy.run(INPROGRESS, name, expect=2, DEVSTACK_GATE_DB=str(database), **BUILD)
+
+    assert (out_of_service(busy, name), busy.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+    assert sorted(file.name for file in busy.folder.iterdir() if file.name.startswith("None")) == []
+
+
+@pytest.mark.parametrize(("name", "label", "pool", "why"), [
+    ("devstack-noble-one-501", "devstack-noble", "another", "another pool's, on which nothing runs"),
+    ("devstack-noble-one-502", "lab", None, "without a label of the pool"),
+    ("lab-7", "devstack-noble", None, "without a name of the pool"),
+])
+def test_a_name_that_was_mistyped_takes_nobodys_node_out_of_service(
+        busy: Pool, name: str, label: str, pool: str | None, why: str) -> None:
+    busy.add_node(name, label, "127.0.0.1", pool)
+    before = busy.nodes()[name]
+
+    busy.run(INPROGRESS, name, expect=2)
+
+    assert busy.nodes()[name] == before, why
+
+
+inprogress = load_script(INPROGRESS)
+Node = inprogress.jenkinsnodes.Node
+
+
+@pytest.mark.parametrize(("labels", "prefix", "ours", "idle", "hole"), [
+    ("devstack-noble", "", True, True, True),
+    ("devstack-noble", "", True, False, True),
+    ("devstack-noble", "", False, False, True),
+    ("devstack-noble", "", False, True, False),
+    ("devstack-used", "", True, False, False),  # no build can come any more
+    ("devstack-noble-one-1", "", True, False, False),  # Jenkins gives each node its name as a label
+    ("lab big", "", True, False, False),
+    ("", "", True, False, False),
+    ("ci-devstack-noble", "ci-", True, True, True),
+    ("devstack-noble", "ci-", True, True, False),
+])
+def test_is_black_hole(labels: str, prefix: str, ours: bool, idle: bool, hole: bool) -> None:
+    node = Node("devstack-noble-one-1", "", False, False, idle, "", "", frozenset(labels.split()))
+
+    assert inprogress.is_black_hole(node, prefix, ours) == hole
 
 
 def test_an_unknown_node_is_wrong_use(busy: Pool) -> None:
