@@ -59,6 +59,7 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
         with contextlib.suppress(jenkinsnodes.JenkinsError):
             nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
             refuse_ended_build(nodes, os.environ)
+            refuse_used_node(nodes.look(str(machine.name)), machine)
     try:
         take(machine)
     except GateError:
@@ -77,6 +78,16 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
     build = nodes.build(job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else None
     if build and build.result:
         raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
+
+
+def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
+    """Raise GateError if the node of a READY machine has been taken out of service before: vm.db is older than that.
+
+    No build comes to such a node any more; what asks for it has begun before, or is a person's.
+    """
+    if node and jenkinsnodes.USED_LABEL in node.labels and vmdatabase.state_of(machine) == READY:
+        raise GateError(f"{machine.name}: vm.db has it READY, but its node is out of service already "
+                        f"({node.reason or 'without its label'}); this build must not run on it")
 
 
 def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> None:
@@ -116,8 +127,8 @@ def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes 
     seen = nodes.all() if nodes else {}
     for machine in candidates(image, provider):
         node = seen.get(str(machine.jenkins_name))
-        if node and (not node.idle or node.temporarily_offline):
-            continue  # a build has just started there, or somebody took it offline
+        if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
+            continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         try:
             take(machine)
         except GateError:
@@ -136,6 +147,7 @@ def take(machine: Machine) -> Machine:
         if not vmdatabase.move(machine, READY, USED):
             raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
         vmdatabase.record_start(machine, os.environ)
+        vmdatabase.forget_deaths([machine.base_image_id])
     vmdatabase.machine_log(machine).info("READY -> USED")
     return machine
 

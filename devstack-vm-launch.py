@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import nodessh
 import novacloud
 import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from jenkinsnodes import AWAITED, HERE, LOST
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
@@ -34,6 +36,7 @@ ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a
 UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the server's id
 UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
+ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 
@@ -75,12 +78,15 @@ def poll_pause(quiet: float, took: float) -> float:
 
 
 # The stages of a machine on its way.
-CREATE, BOOT, LOGIN, REGISTER = "create", "boot", "login", "register"
+CREATE, BOOT, LOGIN, REGISTER, AGENT = "create", "boot", "login", "register", "agent"
 
 
 @dataclass
 class Boot:
-    """A machine on its way: in CREATE, LOGIN and REGISTER a worker has it or will have it at retry_at."""
+    """A machine on its way: in CREATE, LOGIN and REGISTER a worker has it or will have it at retry_at.
+
+    In AGENT it is READY, and Jenkins is to be seen to have its agent.
+    """
 
     machine: Machine
     deadline: float  # monotonic
@@ -123,6 +129,10 @@ class Launch:
         self.snapshot_names: dict[int | None, str] = {}  # by id
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
+        self.agents: dict[int, str] = {}  # of ready machines, by machine: HERE, AWAITED or LOST
+        self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # those whose agent was seen, by image
+        self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
+        self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
         self.consoles: list[Future[None]] = []
         self.done: dict[str, Callable[[Boot, Future[Any]], None]] = {
@@ -142,14 +152,19 @@ class Launch:
         """Do what run does."""
         nodes = None
         if self.nodes:  # first: without Jenkins nothing is begun
-            nodes = {name for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
-        self.take_over(self.cloud.list_servers(), nodes)
+            nodes = {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
+        servers = self.cloud.list_servers()
+        self.leave_out_ids(servers, nodes or {})
+        self.take_over(servers, nodes)
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
         changed_at = time.monotonic()
         while any(wait_for_boots or boot.stage in (CREATE, REGISTER) for boot in self.boots.values()):
             changed = self.collect(time.monotonic() + pause)
             began = time.monotonic()
+            if any(boot.stage == AGENT for boot in self.boots.values()):
+                changed |= self.look_at_agents()
+                self.ask_for_machines()
             if any(boot.stage in (BOOT, LOGIN) for boot in self.boots.values()):
                 changed |= self.look()
                 self.ask_for_machines()
@@ -161,20 +176,64 @@ class Launch:
 
     # --- what earlier runs left ---
 
-    def take_over(self, servers: Sequence[novacloud.Server], nodes: Container[str] | None) -> None:
+    def leave_out_ids(
+        self, servers: Iterable[novacloud.Server], nodes: Mapping[str, jenkinsnodes.Node]
+    ) -> None:
+        """Name no machine like one that a restored vm.db does not know any more."""
+        of_nodes = self.nodes.by_machine(nodes) if self.nodes else {}
+        vmdatabase.leave_out_ids("machine", max([0, *of_nodes, *(server.machine_id or 0 for server in servers)]))
+
+    def take_over(
+        self, servers: Sequence[novacloud.Server], nodes: Mapping[str, jenkinsnodes.Node] | None
+    ) -> None:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
         self.count_orphans(servers)
         for machine in vmdatabase.machines_of(self.provider, [BUILDING]):
-            self.adopt(machine, by_machine.get(machine.id))
+            if nodes is not None and machine.name in nodes:  # which is made after READY
+                self.log_of(machine).warning("has a node already: vm.db is older than that; left to the next reap")
+            else:
+                self.adopt(machine, by_machine.get(machine.id))
         if nodes is None:
             return
-        for machine_id, name in vmdatabase.ready_names(self.provider):  # there may be thousands: no rows, only names
-            ready = None if name in nodes else Machine.get_or_none(id=machine_id, state=READY)
-            if ready:
-                self.log_of(ready).info("is READY but not in Jenkins")
-                vmdatabase.set_columns(ready, jenkins_name=name)
-                self.follow(Boot(ready, time.monotonic() + REGISTER_SECONDS, REGISTER))
+        ready = vmdatabase.ready_machines(self.provider)  # there may be thousands: no whole rows
+        vmdatabase.note_agents(ready, nodes)
+        for machine in ready:
+            node = nodes.get(str(machine.name))
+            if node:
+                self.note_agent(machine, node)
+            elif unregistered := Machine.get_or_none(id=machine.id, state=READY):
+                self.log_of(unregistered).info("is READY but not in Jenkins")
+                vmdatabase.set_columns(unregistered, jenkins_name=machine.name)
+                self.follow(Boot(unregistered, time.monotonic() + REGISTER_SECONDS, REGISTER))
+        self.tell_agents()
+
+    def note_agent(self, machine: Machine, node: jenkinsnodes.Node) -> str:
+        """Write down whether the agent of a ready machine is of use, and return that: HERE, AWAITED or LOST.
+
+        One that was seen before and is away for a moment counts as here: breaks in the network pass.
+        """
+        now = vmdatabase.now()
+        absent = now - machine.absent_time if machine.absent_time else 0
+        came = machine.online_time is not None
+        found = node.prospect(now - machine.state_time, came, absent)
+        self.agents[machine.id] = found if found == LOST or not came else HERE
+        self.proven[machine.base_image_id].pop(machine.id, None)
+        if found == HERE and not node.offline:
+            self.proven[machine.base_image_id][machine.id] = machine
+        if found == LOST:
+            self.lost.append((str(machine.name), node.loss(came)))
+        return found
+
+    def tell_agents(self) -> None:
+        """Report the ready machines whose agents are lost, and why; reap replaces them."""
+        whys: dict[str, list[str]] = defaultdict(list)
+        for name, why in self.lost:
+            whys[re.sub("; log: .*", "", why)].append(name)
+        for why, names in whys.items():
+            log = next(text for name, text in self.lost if name == names[0]).rpartition("; log: ")[2]
+            self.log.error("no build can run on %s: %s; log: %s", gateconfig.some(names), why, log)
+        self.lost.clear()
 
     def count_orphans(self, servers: Sequence[novacloud.Server]) -> None:
         """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""
@@ -226,12 +285,30 @@ class Launch:
         """Return the image types to launch machines of, one entry for each machine."""
         counts = vmdatabase.count_machines(self.provider)
         needs = []
+        self.images |= {image.id: image for image in vmdatabase.images_of(self.provider)}  # one may be drained by now
         for image in self.images.values():
             if image.active and not {None, image.id} & self.no_more.keys():
                 present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
-                needs.append(Need(image.id, image.min_ready, present))
+                needs.append(Need(image.id, self.wanted(image), present))
         taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
         return [self.images[image_id] for image_id in plan_launches(needs, self.provider.max_servers - taken)]
+
+    def wanted(self, image: BaseImage) -> int:
+        """Return how many machines of an image type to have: its min-ready, if they are not lost to Jenkins in a row.
+
+        Then it is one more than those that Jenkins has, so that no more than one is tried at a time.
+        """
+        if image.deaths < vmdatabase.DEATHS_IN_A_ROW:
+            return image.min_ready
+        if image.death_of != vmdatabase.recipe(self.provider, image, None, self.config):
+            vmdatabase.forget_deaths([image.id])
+            return image.min_ready
+        if image.id not in self.told:
+            self.told.add(image.id)
+            self.log.bind(image=image.name).error(
+                "%d ready machines in a row were lost to Jenkins (%s); one at a time is tried until one is of use, or "
+                "the image or its entry in the providers file changes", image.deaths, image.death)
+        return min(image.min_ready, len(self.proven[image.id]) + 1)
 
     def template(self, image: BaseImage) -> Template | None:
         """Return what to boot for an image type, or None when this run cannot."""
@@ -266,6 +343,7 @@ class Launch:
                 name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
                 vmdatabase.set_columns(machine, name=name)
                 machines.append(machine)
+            vmdatabase.note_ids()
         for machine, (_, template) in zip(machines, wanted, strict=True):
             self.create(machine, template)
 
@@ -293,7 +371,8 @@ class Launch:
                 if boot.task is None and boot.stage in (LOGIN, REGISTER) and boot.retry_at <= time.monotonic():
                     self.submit(boot)
             tasks = {boot.task: boot for boot in self.boots.values() if boot.task}
-            due = [boot.retry_at for boot in self.boots.values() if boot.task is None and boot.stage != BOOT]
+            due = [boot.retry_at for boot in self.boots.values()
+                   if boot.task is None and boot.stage in (LOGIN, REGISTER)]
             for task in _finished(tasks, min([until, *due])):
                 boot = tasks[task]
                 boot.task = None
@@ -388,14 +467,16 @@ class Launch:
             self.fail(boot, str(err))
         else:
             self.log_of(boot.machine).info("registered in Jenkins")
-            del self.boots[boot.machine.id]
-            self.take_back(boot.machine)
+            if self.take_back(boot.machine):
+                del self.boots[boot.machine.id]
+            else:
+                boot.stage, boot.deadline = AGENT, time.monotonic() + ONLINE_SECONDS
 
-    def take_back(self, machine: Machine) -> None:
-        """See to the node of a machine that was taken, or deleted, while it was being registered."""
+    def take_back(self, machine: Machine) -> bool:
+        """See to the node of a machine that was taken, or deleted, while it was registered; returns whether it was."""
         state = vmdatabase.state_of(machine)
         if self.nodes is None or state == READY:
-            return
+            return False
         try:
             if state is None:
                 self.nodes.remove(str(machine.name), "its machine is gone", machine.ip)
@@ -404,6 +485,30 @@ class Launch:
         except GateError as err:
             self.failed[machine.base_image_id] += 1
             self.log_of(machine).error("%s", err)
+        return True
+
+    def look_at_agents(self) -> bool:
+        """Look at the nodes that this run has registered, by one list; returns whether any agent came or is lost."""
+        waiting = [boot for boot in self.boots.values() if boot.stage == AGENT]
+        try:
+            nodes = self.nodes.all() if self.nodes else {}
+        except GateError as err:
+            self.log.warning("%s", err)
+            nodes = {}
+        vmdatabase.note_agents([boot.machine for boot in waiting], nodes)
+        for machine in [one for image_id in self.told for one in self.proven[image_id].values()]:
+            if machine.name in nodes:
+                self.note_agent(machine, nodes[str(machine.name)])  # Jenkins' monitors look a little later
+        done = []
+        for boot in waiting:
+            node = nodes.get(str(boot.machine.name))
+            found = self.note_agent(boot.machine, node) if node else AWAITED
+            if found != AWAITED or time.monotonic() > boot.deadline:
+                done.append(boot.machine.id)
+        for machine_id in done:
+            del self.boots[machine_id]
+        self.tell_agents()
+        return bool(done)
 
     @staticmethod
     def again(boot: Boot) -> None:
@@ -525,16 +630,27 @@ class Launch:
     def report(self) -> int:
         """Print how full the pool is for each image type; returns the exit code."""
         counts = vmdatabase.count_machines(self.provider)
+        agents = self.count_agents()
         short = False
         for image in self.images.values():
-            ready, building, failed = counts[image.id, READY], counts[image.id, BUILDING], self.failed[image.id]
-            short |= ready + building < image.min_ready
+            awaited, lost = agents[image.id, AWAITED], agents[image.id, LOST]
+            ready, building = counts[image.id, READY] - awaited - lost, counts[image.id, BUILDING]
+            short |= ready + awaited + building < image.min_ready or lost > 0
+            also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
+                    "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
-                  + f", {building} booting" * bool(building) + f", {failed} failed" * bool(failed))
+                  + "".join(f", {count} {what}" for what, count in also.items() if count))
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateconfig.EXIT_CONFIG
         return gateconfig.EXIT_FAILED if short or self.failed or self.no_more else gateconfig.EXIT_OK
+
+
+    def count_agents(self) -> Counter[tuple[int, str]]:
+        """Return how many ready machines have their agents AWAITED or LOST, by (image id, that)."""
+        left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
+        return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
+                       for machine in vmdatabase.ready_machines(self.provider))
 
 
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:

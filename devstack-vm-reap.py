@@ -4,8 +4,10 @@
 Run by the job devstack-reap-vms every hour, once for each provider (or `all`). Deletes machines marked DELETE or ERROR,
 machines of failed builds after 24 hours, held ones whose hours are over, ready ones that died, old snapshots, and
 whatever carries this pool's UUID but has no row. Nothing without that mark is ever touched, nothing is concluded from
-an answer other than 404, and a node that still builds is left alone. Changes: servers, images, keypairs and floating
-IPs of the provider, nodes in Jenkins, rows in vm.db.
+an answer other than 404, and a node that still builds is left alone. Where vm.db is older than the world, as after a
+restore, what builds, is held or is out of service gets its row or state back, and other servers without a row are left
+until a person says that the restore was on purpose (vmdatabase.py moved), or --all-servers. Changes: servers, images,
+keypairs and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
 """
@@ -13,31 +15,50 @@ Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wron
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
+import peewee
+
 import gateconfig
 import jenkinsnodes
+import nodessh
 import novacloud
 import providersfile
 import vmdatabase
 from gateconfig import GateError, SecureConfig, get_log
-from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
+from vmdatabase import (
+    BUILDING,
+    DELETE,
+    ERROR,
+    HOLD,
+    READY,
+    USED,
+    BaseImage,
+    KnownIds,
+    Machine,
+    Provider,
+    SnapshotImage,
+)
 
 T = TypeVar("T")
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
-DEAD_NODE_SECONDS = 20  # how long the agent of a ready machine may take to come back (Jenkins reconnects in 12 s)
+DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
+CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
 CONFIRMED = 10  # servers that are asked for one by one when a list shows none at all
 STUCK = HOUR  # a delete that takes longer is reported
 SNAPSHOTS_KEPT = 2  # current and previous
+FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
 
 
 # --- rules: pure functions of rows and a clock ------------------------------------------------------------------------
@@ -50,6 +71,79 @@ class Verdict:
     machine: Machine
     target: str
     why: str
+    columns: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Use:
+    """Who has a machine, as its server and its node tell: a build or a person (USED), or a person for long (HOLD)."""
+
+    state: str
+    why: str
+    hold_until: int | None = None
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """What is written into the machine's row with the state."""
+        return {"hold_reason": self.why, "hold_until": self.hold_until} if self.state == HOLD else {}
+
+
+def use_of(server: novacloud.Server | None, node: jenkinsnodes.Node | None, now: float) -> Use | None:
+    """Return who has a machine, whatever vm.db says, which may be older than this; None if nobody has it.
+
+    The marks are those that hold, inprogress and delete leave on server and node. A node that a person took offline by
+    hand, and that has its label still, is none of a build's: whoever did that is to say when it may go.
+    """
+    if server and server.hold and now < (server.hold[1] or math.inf):
+        return Use(HOLD, *server.hold)
+    if node is None:
+        return None
+    said = node.reason if node.temporarily_offline and node.by_person else ""
+    spent = jenkinsnodes.USED_LABEL in node.labels
+    if said.startswith(jenkinsnodes.HELD):
+        return Use(HOLD, said.removeprefix(jenkinsnodes.HELD))
+    if not node.idle:
+        return Use(USED, said or "a build runs there")
+    if spent and said not in (jenkinsnodes.UNKNOWN, jenkinsnodes.UNANSWERED, jenkinsnodes.GOING, jenkinsnodes.STRAY):
+        return Use(USED, said or "its node has lost its label")
+    return Use(HOLD, f"its node is offline in Jenkins: {said}") if node.by_person and not spent else None
+
+
+def forgotten_use(
+    machine: Machine, server: novacloud.Server | None, node: jenkinsnodes.Node | None, now: float
+) -> Use | None:
+    """Return who has a machine whose row does not say so, because vm.db is older than that; None if that is not so.
+
+    A node is made after its machine is READY, so that one of a BUILDING machine tells for sure. Of other rows only the
+    marks do that hold and inprogress leave after they have written their state into vm.db.
+    """
+    use = use_of(server, node, now)
+    if use is None or machine.state in (HOLD, DELETE):
+        return None
+    said = node.reason if node and node.temporarily_offline else ""
+    held = use.state == HOLD and (bool(server and server.hold) or said.startswith(jenkinsnodes.HELD))
+    taken = machine.state == READY and said.startswith(jenkinsnodes.IN_USE_BY)
+    return use if held or taken or machine.state == BUILDING else None
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A ready machine whose agent is away."""
+
+    lost: bool  # whether it has been away for longer than Jenkins takes to have it back, or never came
+    gone: bool  # whether Jenkins has given up for the moment, rather than still connecting
+    absent: int  # seconds since a run first saw it away
+
+
+def is_dead(suspect: Suspect, silent: bool, cut_off: bool) -> bool:
+    """Whether a machine whose agent stayed away for another look is to be replaced.
+
+    silent: it does not answer by ssh either. cut_off: no ready machine of the provider does, nor has its agent; that is
+    the network rather than all of them, for some time.
+    """
+    if silent and cut_off and suspect.absent < CUT_OFF_SECONDS:
+        return False
+    return suspect.lost or (silent and suspect.gone)
 
 
 @dataclass(frozen=True)
@@ -60,12 +154,27 @@ class Sight:
     gone: frozenset[str]  # ids of servers for which the cloud, asked one by one, answered 404
     list_is_whole: bool  # False: the list left out servers that the cloud shows when asked for them
     nodes: Mapping[str, jenkinsnodes.Node] | None
-    dead_nodes: frozenset[str]  # nodes whose agent went and stayed away
+    dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
+    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # those of ours, by the id in their name
 
     @cached_property
     def by_machine(self) -> dict[int | None, novacloud.Server]:
         """The servers by the row id of their mark."""
         return {server.machine_id: server for server in self.servers.values()}
+
+    def server(self, machine: Machine) -> novacloud.Server | None:
+        """Return the server of a machine."""
+        return self.servers.get(str(machine.external_id)) or (
+            None if machine.external_id else self.by_machine.get(machine.id))
+
+    def node(self, machine: Machine) -> jenkinsnodes.Node | None:
+        """Return the node of a machine, also of one that was never in Jenkins as far as vm.db knows."""
+        return (self.nodes or {}).get(str(machine.jenkins_name or machine.name))
+
+    def renamed(self, machine: Machine) -> str:
+        """Return the name that a person gave to the server of a machine, empty if it has its own."""
+        server = self.server(machine)
+        return server.name if server and machine.name and server.name != machine.name else ""
 
     def builds(self, machine: Machine) -> bool:
         """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
@@ -89,12 +198,27 @@ class Sight:
             return "the server is gone"
         if server and server.status in novacloud.DEAD_STATUSES:
             return f"the server is {server.status} {server.fault}".strip()
-        return "its Jenkins node died" if machine.jenkins_name in self.dead_nodes else None
+        node = self.node(machine)
+        why = f" ({node.loss(machine.online_time is not None)})" if node else ""
+        return f"its Jenkins node died{why}" if machine.jenkins_name in self.dead_nodes else None
 
 
-def judge(machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int) -> Verdict | None:
-    """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing."""
+def build_named(text: str) -> dict[str, str]:
+    """Return the build that an offline message such as "in use by JOB #7" names, as Jenkins' environment does."""
+    found = re.fullmatch(rf"{jenkinsnodes.IN_USE_BY}(.+) #([0-9]{{1,9}})", text)
+    return {"JOB_NAME": found[1], "BUILD_NUMBER": found[2]} if found else {}
+
+
+def judge(
+    machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0
+) -> Verdict | None:
+    """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing.
+
+    moved is when vm.db was last said to have been restored or moved on purpose: what it says of before may be old.
+    """
     age = now - machine.state_time
+    if verdict := judge_old_row(machine, sight, now, moved):
+        return verdict
     if machine.state == HOLD and machine.hold_until is not None and now >= machine.hold_until:
         return Verdict(machine, DELETE, "its hours on hold are over")
     if machine.state == BUILDING and age >= boot_timeout + GRACE:
@@ -115,6 +239,20 @@ def judge(machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, n
     elif image.max_ready_age and age >= image.max_ready_age * HOUR:
         why = f"ready for more than {image.max_ready_age} hours (max-ready-age)"
     return Verdict(machine, DELETE, why) if why else None
+
+
+def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> Verdict | None:
+    """Return what becomes of a machine of which a person or a newer vm.db has made something else than its row says."""
+    if use := forgotten_use(machine, sight.server(machine), sight.node(machine), now):
+        return Verdict(machine, use.state, use.why, use.columns)
+    if machine.state not in (HOLD, DELETE) and (name := sight.renamed(machine)):
+        why = f"its server was renamed to {name}"
+        return Verdict(machine, HOLD, why, {"hold_reason": why})
+    if machine.state == HOLD and machine.state_time < moved and machine.external_id in sight.gone:
+        return Verdict(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
+    if machine.state == BUILDING and sight.node(machine):
+        return Verdict(machine, ERROR, "it has a node already, of which vm.db knows nothing")
+    return None
 
 
 def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[Verdict]:
@@ -145,6 +283,22 @@ def leaked_servers(
         if unaccounted:
             leaked.append(server)
     return leaked
+
+
+def unlikely_leaks(
+    servers: Sequence[novacloud.Server], machines: KnownIds, snapshots: KnownIds, rows: int
+) -> str:
+    """Return why so many or such servers without a row are none of a pool's that knows itself, empty if they may be.
+
+    A row is written before its server is asked for and deleted after that is gone, so that leaks are few. rows is how
+    many machines vm.db has of the provider.
+    """
+    newer = [server for server in servers
+             if not machines.knows(server.machine_id or 0) or not snapshots.knows(server.snapshot_id or 0)]
+    if newer:
+        return f"{len(newer)} of {len(servers)} were made by a newer vm.db than this one"
+    many = len(servers) > max(rows, FEW_LEAKS)
+    return f"these are {len(servers)}, but only {rows} machines have a row" if many else ""
 
 
 def leaked_images(
@@ -190,11 +344,14 @@ class Reap:
     def __init__(self, provider: Provider, config: SecureConfig, options: argparse.Namespace) -> None:
         self.provider = provider
         self.options = options
+        self.config = config
         self.log = get_log(provider=provider.name)
+        self.prefix = gateconfig.name_prefix()
         self.nodes = vmdatabase.nodes_of(config)
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
         self.troubles = 0
+        self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
         self.gone: set[str] = set()  # ids of servers that this run saw gone
         self.going: dict[int, str] = {}  # names of machines whose deletion this run has begun
@@ -216,7 +373,9 @@ class Reap:
         floating_ips = self.listed(self.cloud.list_floating_ips) or []
         sight = self.see()
         stray_nodes = self.stray_nodes(sight)
+        self.leave_out_ids(sight, images or [], keypairs)
         self.end_dead_builds()
+        self.adopt(sight)
         self.move_machines(sight)
         self.retire_nodes(sight)
         self.delete_servers(sight)
@@ -228,13 +387,20 @@ class Reap:
         if not self.options.dry_run:
             self.drop_drained()
             self.report()
-        return gateconfig.EXIT_FAILED if self.troubles else gateconfig.EXIT_OK
+        return gateconfig.EXIT_FAILED if self.troubles or self.died else gateconfig.EXIT_OK
 
     def report(self) -> None:
         """Print what was deleted and whether anything is left."""
         counted = [f"{count} {what}{'s' * (count > 1)}" for what, count in sorted(self.deleted.items())]
+        for image in [image for image in vmdatabase.images_of(self.provider) if self.died[image.id]]:
+            if image.deaths >= vmdatabase.DEATHS_IN_A_ROW:
+                self.log.bind(image=image.name).error(
+                    "%d ready machines in a row were lost to Jenkins; launch tries one at a time until one is of use, "
+                    "or the image or its entry in the providers file changes", image.deaths)
+        count = self.died.total()
+        died = f"; {count} ready machine{'s' * (count > 1)} lost to Jenkins" if count else ""
         left = f"; {self.troubles} left for the next run" if self.troubles else ""
-        print(f"{self.provider.name}: deleted {', '.join(counted) or 'nothing'}{left}")
+        print(f"{self.provider.name}: deleted {', '.join(counted) or 'nothing'}{died}{left}")
 
     def trouble(self, text: object) -> None:
         """Report what is left for the next run."""
@@ -289,6 +455,7 @@ class Reap:
             gone=frozenset(server_id for server_id, answer in found.items() if answer == GONE),
             list_is_whole=all(answer == GONE for answer in found.values()),
             nodes=nodes,
+            nodes_by_id=self.nodes.by_machine(nodes or {}) if self.nodes else {},
             dead_nodes=self.see_dead_nodes([machine for machine in machines if machine.state == READY], nodes),
         )
 
@@ -307,7 +474,7 @@ class Reap:
         if self.nodes is None:
             return {}
         try:
-            return self.nodes.all()
+            return {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
         except GateError as err:
             self.trouble(f"{err}; machines that may have a node are left alone")
             return None
@@ -315,17 +482,55 @@ class Reap:
     def see_dead_nodes(
         self, machines: Sequence[Machine], nodes: Mapping[str, jenkinsnodes.Node] | None
     ) -> frozenset[str]:
-        """Return the nodes of ready machines whose agent is gone and does not come back within its time."""
-        names = {str(machine.jenkins_name) for machine in machines}
-        dead = {name for name in names if nodes and name in nodes and nodes[name].dead}
+        """Return the nodes of ready machines whose agent is lost, after a second look and logins of our own."""
+        if nodes is None:
+            return frozenset()
+        if not self.options.dry_run:
+            vmdatabase.note_agents(machines, nodes)
+        watched = {str(machine.jenkins_name): machine for machine in machines if machine.jenkins_name in nodes}
+        dead = {name for name in watched if nodes[name].idle and nodes[name].agent == jenkinsnodes.BARRED}
+        suspects = {name: self.suspect(machine, nodes[name]) for name, machine in watched.items()
+                    if nodes[name].idle and name not in dead}
+        suspects = {name: suspect for name, suspect in suspects.items() if suspect.lost or suspect.gone}
+        silent = self.silent_ones(watched, suspects)
+        doubted = [name for name, one in suspects.items() if one.lost or name in silent]
+        away = self.stay_away(doubted)
+        silent &= self.silent_ones(watched, away & silent)
+        here = [name for name in watched if nodes[name].agent == jenkinsnodes.HERE and not nodes[name].offline]
+        cut_off = len(silent) > 1 and not here and len(silent) == len(suspects)
+        dead |= {name for name in away if is_dead(suspects[name], name in silent, cut_off)}
+        if waiting := sorted((away | suspects.keys() - set(doubted)) - dead):
+            self.log.warning("the agents of %s are away; Jenkins is given time to have them back%s",
+                             gateconfig.some(waiting), ", and the network, since none answers by ssh" * cut_off)
+        return frozenset(dead)
+
+    @staticmethod
+    def suspect(machine: Machine, node: jenkinsnodes.Node) -> Suspect:
+        """Return what is to be known of a ready machine whose agent may be lost."""
+        now = vmdatabase.now()
+        absent = now - machine.absent_time if machine.absent_time else 0
+        state = node.prospect(now - machine.state_time, machine.online_time is not None, absent)
+        return Suspect(state == jenkinsnodes.LOST, node.agent == jenkinsnodes.GONE, absent)
+
+    def silent_ones(self, machines: Mapping[str, Machine], names: Iterable[str]) -> set[str]:
+        """Return which machines do not answer by ssh."""
+        port, node = self.provider.ssh_port, self.config.node
+        tasks = {name: self.workers.submit(nodessh.answers, nodessh.Login(
+            str(machines[name].ip), port, str(machines[name].user), node.ssh_key, machines[name].host_key))
+            for name in names}
+        return {name for name, task in tasks.items() if not task.result()}
+
+    def stay_away(self, names: Sequence[str]) -> set[str]:
+        """Look at nodes for a while; returns those whose agents did not show themselves meanwhile."""
+        away = set(names)
         deadline = time.monotonic() + DEAD_NODE_SECONDS
-        while dead and time.monotonic() < deadline:
+        while away and time.monotonic() < deadline:
             time.sleep(2)
             seen = self.see_nodes()
             if seen is None:
-                return frozenset()
-            dead = {name for name in dead if name in seen and seen[name].dead}
-        return frozenset(dead)
+                return set()
+            away = {name for name in away if name in seen and seen[name].idle and seen[name].agent != jenkinsnodes.HERE}
+        return away
 
     # --- machines ---
 
@@ -339,8 +544,8 @@ class Reap:
         """Apply the rules to every machine."""
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
-        now = vmdatabase.now()
-        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now)
+        now, moved = vmdatabase.now(), int(vmdatabase.setting("moved") or 0)
+        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved)
                   for machine in machines]
         verdicts = [verdict for verdict in judged if verdict]
         if self.options.all_servers:
@@ -350,24 +555,73 @@ class Reap:
                          and not sight.builds(machine)]
         else:
             verdicts += self.verdicts_for_room(machines, images.values(), verdicts, sight)
-        self.see_to_held([machine for machine in machines if machine.state == HOLD], sight)
         for verdict in verdicts:
             machine, source = verdict.machine, str(verdict.machine.state)
             if self.options.dry_run:
                 print(f"would move {machine.name} {source} -> {verdict.target}: {verdict.why}")
                 continue
-            columns = {"error": verdict.why} if verdict.target == ERROR else {}
+            columns = dict(verdict.columns) | ({"error": verdict.why} if verdict.target == ERROR else {})
+            if source == BUILDING and (node := sight.node(machine)):
+                columns["jenkins_name"] = node.name
             if vmdatabase.move(machine, source, verdict.target, **columns):
                 self.log_of(machine).info("%s -> %s: %s", source, verdict.target, verdict.why)
+                self.tell_forgotten(verdict, sight)
+                self.count_death(verdict, sight)
+        self.see_to_held([machine for machine in machines if machine.state == HOLD], sight)
+
+    def count_death(self, verdict: Verdict, sight: Sight) -> None:
+        """Count a ready machine that is of no use to Jenkins, in a row with those before it of its image type."""
+        machine, node = verdict.machine, sight.node(verdict.machine)
+        if verdict.target == ERROR and node and node.name in sight.dead_nodes:
+            self.died[machine.base_image_id] += 1
+            made_of = vmdatabase.recipe(self.provider, machine.base_image, machine.snapshot_image_id, self.config)
+            vmdatabase.count_death(machine, f"{node.agent} {node.cause}", made_of)
+
+    def tell_forgotten(self, verdict: Verdict, sight: Sight) -> None:
+        """Report a machine that vm.db did not know to be somebody's, and write down the build that has it."""
+        if verdict.target not in (HOLD, USED):
+            return
+        machine = verdict.machine
+        self.trouble(f"{machine.name}: vm.db did not know that it is {verdict.target} ({verdict.why}); now it does")
+        if verdict.target == USED and not vmdatabase.open_result(machine):
+            vmdatabase.record_start(machine, build_named(verdict.why))
+            self.see_end_of_build(machine, verdict.why)
+        server = sight.server(machine)
+        if machine.ip is None and server:
+            vmdatabase.set_columns(machine, ip=self.cloud.shown_address(server))
+
+    def see_end_of_build(self, machine: Machine, why: str) -> None:
+        """Ask Jenkins whether the build that has had a machine is over, of which vm.db knows nothing, and record it."""
+        build = build_named(why)
+        try:
+            seen = self.nodes.build(build["JOB_NAME"], int(build["BUILD_NUMBER"])) if self.nodes and build else None
+        except GateError as err:
+            self.trouble(err)
+            return
+        if seen and seen.result:
+            vmdatabase.record_end(machine, build, seen.result)
+            if seen.result not in vmdatabase.FAILED_RESULTS and vmdatabase.move(machine, USED, DELETE):
+                self.log_of(machine).info("USED -> DELETE: its build has ended %s", seen.result)
 
     def see_to_held(self, machines: Sequence[Machine], sight: Sight) -> None:
         """Learn the servers of held machines whose ids were not saved, and tell whose servers are gone."""
         for machine in machines:
             if not self.options.dry_run:
                 self.save_server_id(machine, sight)
+                self.mark_held(machine, sight)
             if machine.external_id in sight.gone:
                 self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
                                              machine.name)
+
+    def mark_held(self, machine: Machine, sight: Sight) -> None:
+        """Have the server of a held machine tell so, for a vm.db that may be restored some day."""
+        server = sight.server(machine)
+        marks = novacloud.held_marks(str(machine.hold_reason or ""), machine.hold_until)
+        if server and not marks.items() <= server.metadata.items():
+            try:
+                self.cloud.mark_held(server.id, str(machine.hold_reason or ""), machine.hold_until)
+            except GateError as err:
+                self.trouble(f"{machine.name}: {err}")
 
     @staticmethod
     def save_server_id(machine: Machine, sight: Sight) -> None:
@@ -413,23 +667,35 @@ class Reap:
     def delete_servers(self, sight: Sight) -> None:
         """Delete the servers of machines that are over and the leaked ones, side by side, and see them gone."""
         over = [machine for machine in vmdatabase.machines_of(self.provider) if machine.state in (DELETE, ERROR)]
-        snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
-        leaked = leaked_servers(
-            sight.servers.values(), dict(vmdatabase.server_ids(self.provider)), snapshots, time.time())
+        rows = dict(vmdatabase.server_ids(self.provider))
+        leaked = self.leaks_to_delete(sight, rows)
         if self.options.dry_run:
             for machine in over:
                 print(f"would delete machine {machine.name} ({machine.state})")
         asked = [] if self.options.dry_run else self.delete_over(over, sight)
         gone_soon: dict[str, Machine | None] = {str(machine.external_id): machine for machine in asked}
         names = {server.id: f"{server.name} {server.id}" for server in leaked}
-        gone_soon |= dict.fromkeys(self.each("leaked server", names, self.cloud.delete_server))
+        nodes = {server.id: sight.nodes_by_id[server.machine_id].name for server in leaked
+                 if server.machine_id is not None and server.machine_id in sight.nodes_by_id.keys() - rows.keys()}
+        gone_soon |= dict.fromkeys(self.each(
+            "leaked server", names, lambda server_id: self.delete_leak(server_id, nodes.get(server_id))))
         self.see_gone(gone_soon)
+
+    def delete_leak(self, server_id: str, node: str | None) -> None:
+        """Run in a worker: remove the node of a server without a row, if it has one that builds nothing, then that."""
+        if self.nodes and node and not self.nodes.remove(node, jenkinsnodes.GOING):
+            raise GateError("a build runs there; left for the next run")
+        self.cloud.delete_server(server_id)
 
     def delete_over(self, machines: Sequence[Machine], sight: Sight) -> list[Machine]:
         """Ask for the end of each machine's node and server; returns those still to be seen gone."""
         tasks = {}
         for machine in machines:
             if sight.nodes is None and machine.jenkins_name:
+                continue
+            if name := sight.renamed(machine):
+                self.trouble(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take its "
+                             f"metadata {novacloud.POOL_KEY} away")
                 continue
             if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE):
                 continue  # a person holds it
@@ -510,14 +776,95 @@ class Reap:
             self.going.pop(machine.id, None)
             self.deleted["machine"] += 1
 
+    # --- servers without a row ---
+
+    def leave_out_ids(
+        self, sight: Sight, images: Sequence[novacloud.Image], keypairs: Mapping[str, int]
+    ) -> None:
+        """Make no row with an id that a server or a node bears, and know which ids vm.db knows nothing of."""
+        if not self.options.dry_run:
+            seen = [0, *sight.nodes_by_id, *(number or 0 for number in sight.by_machine)]
+            vmdatabase.leave_out_ids("machine", max(seen))
+            vmdatabase.leave_out_ids("snapshot_image", novacloud.last_snapshot_id(
+                sight.servers.values(), images, keypairs.values()))
+
+    def leaks(self, sight: Sight) -> list[novacloud.Server]:
+        """Return the servers of ours that no row accounts for."""
+        snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
+        rows = dict(vmdatabase.server_ids(self.provider))
+        return leaked_servers(sight.servers.values(), rows, snapshots, time.time())
+
+    def adopt(self, sight: Sight) -> None:
+        """Give a row to each server that has none though somebody has it: vm.db is older than that."""
+        rows = {number for number, _ in vmdatabase.server_ids(self.provider)}
+        for server in self.leaks(sight):
+            number = server.machine_id
+            if number is None or number in rows:
+                continue
+            node = sight.nodes_by_id.get(number)
+            use = use_of(server, node, time.time())
+            if use and self.options.dry_run:
+                print(f"would take over {server.name} as {use.state}: {use.why}")
+            elif use:
+                self.adopt_one(server, node, use, sight)
+
+    def adopt_one(
+        self, server: novacloud.Server, node: jenkinsnodes.Node | None, use: Use, sight: Sight
+    ) -> None:
+        """Write the row of a server that somebody has; one of an image type that is not known is left as it is."""
+        ending = f"-{self.provider.name}-{server.machine_id}"
+        image = next((image for image in vmdatabase.images_of(self.provider)
+                      if server.name.endswith(f"devstack-{image.name}{ending}")), None)
+        if image is None:
+            return
+        values = {"id": server.machine_id, "base_image": image, "external_id": server.id, "name": server.name,
+                  "jenkins_name": node.name if node else None, "user": self.config.node.user, "state": use.state,
+                  "state_time": vmdatabase.now(), **use.columns}
+        try:
+            Machine.insert(**values).execute()
+        except peewee.IntegrityError:
+            return  # a row of another provider has its id
+        self.tell_forgotten(Verdict(Machine.get_by_id(server.machine_id), use.state, use.why), sight)
+
+    def leaks_to_delete(self, sight: Sight, rows: Mapping[int, str | None]) -> list[novacloud.Server]:
+        """Return the servers without a row that go; the others are told."""
+        going = []
+        for server in self.leaks(sight):
+            why = self.why_left(server, rows, sight)
+            if why:
+                self.trouble(f"server {server.name} {server.id} has no row in vm.db and is left: {why}")
+            elif server.machine_id is None or sight.nodes is not None:
+                going.append(server)
+        unlikely = unlikely_leaks(going, vmdatabase.known_ids("machine"), vmdatabase.known_ids("snapshot_image"),
+                                  len(rows))
+        if not unlikely or self.options.all_servers:
+            return going
+        names = gateconfig.some([server.name for server in going])
+        self.trouble(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are left until "
+                     "a person says that this is so (vmdatabase.py moved), or --all-servers")
+        return []
+
+    def why_left(self, server: novacloud.Server, rows: Mapping[int, str | None], sight: Sight) -> str:
+        """Return why a server without a row is no leak but somebody's; empty if it is one."""
+        number = server.machine_id
+        node = None if number is None or number in rows else sight.nodes_by_id.get(number)
+        if use := use_of(server, node, time.time()):
+            return use.why
+        own_name = number is None or server.name.endswith(f"-{self.provider.name}-{number}")
+        if not own_name and not self.options.all_servers:
+            return f"it was renamed or copied by a person; its metadata {novacloud.POOL_KEY} makes it ours"
+        return ""
+
     # --- images ---
 
     def delete_snapshots(self, images: Sequence[novacloud.Image]) -> None:
         """Delete old and failed snapshots, and images of ours without a row."""
         rows = vmdatabase.snapshots_of(self.provider)
         by_id = {row.id: row for row in rows}
-        leaked = leaked_images(images, by_id, time.time())
+        leaked = self.images_to_delete(leaked_images(images, by_id, time.time()))
         self.each("leaked image", {image.id: f"{image.name} {image.id}" for image in leaked}, self.cloud.delete_image)
+        self.see_images_of([row for row in rows if row.state == READY], {image.id: image for image in images})
+        rows = vmdatabase.snapshots_of(self.provider)
         by_image = defaultdict(list)
         for row in rows:
             by_image[row.base_image_id].append(row)
@@ -526,6 +873,46 @@ class Reap:
             image = image_rows[0].base_image
             for row in old_snapshots(image_rows, self.options.all_images or not image.active, time.time()):
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
+
+    def images_to_delete(self, leaked: Sequence[novacloud.Image]) -> list[novacloud.Image]:
+        """Return which images without a row go; good ones that a newer vm.db has made get a row, others are left."""
+        known = vmdatabase.known_ids("snapshot_image")
+        going = [image for image in leaked if known.knows(image.snapshot_id or 0) or self.options.all_images]
+        for image in [image for image in leaked if image not in going]:
+            if self.options.dry_run or not self.adopt_image(image):
+                self.trouble(f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it "
+                             "is left until a person says that this is so (vmdatabase.py moved), or --all-images")
+        return going
+
+    def adopt_image(self, image: novacloud.Image) -> bool:
+        """Give a row to an image that machines boot well from; returns whether it has one now."""
+        version = re.search(rf"-([0-9]+){re.escape(novacloud.TEMPLATE_SUFFIX)}$", image.name)
+        types = [one for one in vmdatabase.images_of(self.provider) if version and image.name.endswith(
+            f"devstack-{one.name}-{version[1]}{novacloud.TEMPLATE_SUFFIX}")]
+        if not (image.proved and image.status == "active" and version and types):
+            return False
+        try:
+            SnapshotImage.insert(id=image.snapshot_id, base_image=types[0], name=image.name, version=int(version[1]),
+                                 external_id=image.id, state=READY, state_time=vmdatabase.now()).execute()
+        except peewee.IntegrityError:
+            return False
+        self.trouble(f"snapshot {image.name}: vm.db did not know it; now it does")
+        return True
+
+    def see_images_of(self, snapshots: Sequence[SnapshotImage], images: Mapping[str, novacloud.Image]) -> None:
+        """Delete the rows of snapshots whose image is gone, and have the other images tell that they are good."""
+        for row in snapshots:
+            image = images.get(str(row.external_id))
+            try:
+                if self.options.dry_run or (image and image.proved):
+                    continue
+                if image:
+                    self.cloud.mark_proved(image.id)
+                elif row.external_id and self.image_deleted(row.external_id):
+                    self.log.warning("snapshot %s: its image is gone", row.name)
+                    self.delete_snapshot(row, None)
+            except GateError as err:
+                self.trouble(f"snapshot {row.name}: {err}")
 
     def delete_snapshot(self, row: SnapshotImage, image_id: str | None) -> None:
         """Delete a snapshot's image, and its row when the image and the template server are gone."""
@@ -550,6 +937,10 @@ class Reap:
     def image_gone(self, image_id: str) -> bool:
         """Delete an image and return whether a later look shows it gone."""
         self.cloud.delete_image(image_id)
+        return self.image_deleted(image_id)
+
+    def image_deleted(self, image_id: str) -> bool:
+        """Return whether a look shows an image gone."""
         try:
             return self.cloud.image_status(image_id) in ("deleted", "pending_delete")
         except novacloud.GoneError:
@@ -568,10 +959,22 @@ class Reap:
         return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:
-        """Return the nodes that carry this pool's UUID but have no machine."""
-        names = vmdatabase.node_names()
-        return {node.name: node.name for node in (sight.nodes or {}).values()
-                if self.nodes and self.nodes.is_marked(node) and node.name not in names}
+        """Return the nodes that carry this pool's UUID but have no machine.
+
+        Those whose server is there go with that, or stay with it, and those of another provider are its own reap's.
+        One that somebody has stays while vm.db does not know its id: a list of servers may leave out one of them.
+        """
+        names, known = vmdatabase.node_names(), vmdatabase.known_ids("machine")
+        others = [name for name in vmdatabase.provider_names() if name != self.provider.name]
+        found = {}
+        for number, node in sight.nodes_by_id.items():
+            theirs = [name for name in others if node.name.endswith(f"-{name}-{number}")]
+            ours = node.name.endswith(f"-{self.provider.name}-{number}")
+            kept = not known.knows(number) and use_of(None, node, time.time())
+            if node.name not in names and number not in sight.by_machine and not kept \
+                    and (not theirs or (ours and len(self.provider.name) > max(map(len, theirs)))):
+                found[node.name] = node.name
+        return found
 
     def remove_node(self, name: str) -> None:
         """Run in a worker: remove a node from Jenkins, but not under a build."""

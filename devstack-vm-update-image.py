@@ -69,6 +69,7 @@ class Build:
         self.row = SnapshotImage.create(
             base_image=image, version=version, state=BUILDING, state_time=version,
             name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{novacloud.TEMPLATE_SUFFIX}")
+        vmdatabase.note_ids()
         self.key = paramiko.ECDSAKey.generate()
         self.keypair = cloud.keypair_name(self.row.id)
 
@@ -84,6 +85,7 @@ class Build:
             self.see_gone(server_id)
             with self.server("test machine", image_id, None) as (_, address):
                 self.prove(address)
+            self.clean_up(lambda: self.cloud.mark_proved(image_id))
             vmdatabase.move(self.row, BUILDING, READY)
             self.log.info("BUILDING -> READY: %s %s", self.row.name, image_id)
         except Exception as err:
@@ -372,6 +374,8 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     """Build the images side by side and return one exit code for all."""
     cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
     vmdatabase.end_dead_builds(provider)
+    vmdatabase.leave_out_ids("snapshot_image", novacloud.last_snapshot_id(
+        cloud.list_servers(), cloud.list_snapshots(), cloud.list_keypairs().values()))
     builds: list[Build] = []
     workers = gateconfig.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]

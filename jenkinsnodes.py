@@ -12,7 +12,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
@@ -28,6 +28,12 @@ LOCK_SECONDS = 60
 TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
+PERSON_CAUSES = ("UserCause", "ByCLI")
+CHANNEL_LOST = "ChannelTermination"
+HERE, CONNECTING, GONE, BARRED = "here", "connecting", "gone", "barred"  # see Node.agent
+AWAITED, LOST = "awaited", "lost"  # see Node.prospect
+RECONNECT_SECONDS = 150
+AGENT_SECONDS = 600
 # Why a node is out of service: the offline message that people see, and that tells what vm.db may have forgotten.
 IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
 UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
@@ -62,6 +68,7 @@ class Node(NamedTuple):
     cause: str  # the last part of the class of the reason for being offline, such as UserCause; empty if none
     reason: str
     labels: frozenset[str]
+    url: str = ""  # of its page in Jenkins
 
     @property
     def out_of_service(self) -> bool:
@@ -69,9 +76,42 @@ class Node(NamedTuple):
         return self.temporarily_offline and USED_LABEL in self.labels
 
     @property
-    def dead(self) -> bool:
-        """Whether the agent is gone by itself: not while it still connects, nor when a person took it offline."""
-        return self.offline and not self.temporarily_offline and self.cause in ("LaunchFailed", "ChannelTermination")
+    def by_person(self) -> bool:
+        """Whether it is a person who has it offline, or a script of ours, which Jenkins takes for one."""
+        return self.offline and (self.cause in PERSON_CAUSES or (self.temporarily_offline and not self.cause))
+
+    @property
+    def agent(self) -> str:
+        """What has become of the agent, apart from what a person does: HERE, CONNECTING, GONE or BARRED by Jenkins.
+
+        Jenkins' own monitors, as of free disk space, mark a node offline like a person; only the class of the reason
+        tells them apart.
+        """
+        if not self.offline or self.by_person:
+            return HERE
+        if self.temporarily_offline:
+            return BARRED
+        return GONE if self.cause else CONNECTING
+
+    def prospect(self, ready: float, came: bool, absent: float) -> str:
+        """Return whether the agent of a ready machine is HERE, AWAITED or LOST.
+
+        ready is for how long the machine has been ready, absent since when a run has seen the agent away, in seconds;
+        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back, and 165 s
+        until it gives up on one that does not answer.
+        """
+        if self.agent in (HERE, BARRED):
+            return HERE if self.agent == HERE else LOST
+        if came or self.cause == CHANNEL_LOST:
+            return LOST if absent >= (RECONNECT_SECONDS if self.agent == GONE else AGENT_SECONDS) else AWAITED
+        return LOST if self.agent == GONE or ready >= AGENT_SECONDS else AWAITED
+
+    def loss(self, came: bool) -> str:
+        """Return in one line why the agent is not of use, as Jenkins has it, and where its log is."""
+        what = "Jenkins took it offline" if self.agent == BARRED else "its agent is gone" if came else \
+            "its agent never came"
+        said = self.reason.strip().partition("\n")[0].strip()[:200] or self.cause or "Jenkins still connects"
+        return f"{what}: {said}; log: {self.url}/log"
 
 
 class Build(NamedTuple):
@@ -152,6 +192,11 @@ class Nodes:
         """Whether a node carries this pool's mark."""
         return self._mark in node.description
 
+    def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
+        """Return the nodes that carry this pool's mark by the machine id that their names end with."""
+        found = {name: re.search("-([0-9]{1,18})$", name) for name, node in nodes.items() if self.is_marked(node)}
+        return {int(match[1]): nodes[name] for name, match in found.items() if match}
+
     def is_others(self, node: Node) -> bool:
         """Whether a node carries the mark of another pool."""
         return DESCRIPTION in node.description and not self.is_marked(node)
@@ -172,14 +217,18 @@ class Nodes:
     def all(self) -> dict[str, Node]:
         """Return all nodes by name, in one call."""
         nodes = self._fetch("list nodes", "computer/api/json", f"computer[{NODE_FIELDS}]",
-                            lambda parsed: [_node(raw) for raw in parsed["computer"]])
+                            lambda parsed: [self._node(raw) for raw in parsed["computer"]])
         if nodes is None:
             raise JenkinsError(f"Jenkins {self._config.server}: list nodes: 404, is this the address of a Jenkins?")
         return {node.name: node for node in nodes}
 
     def look(self, name: str) -> Node | None:
         """Return a node, or None if Jenkins says 404."""
-        return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, _node)
+        return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, self._node)
+
+    def _node(self, raw: dict[str, Any]) -> Node:
+        node = _node(raw)
+        return node._replace(url=f"{self._config.server.rstrip('/')}/computer/{quote(node.name)}")
 
     def build(self, job: str, number: int) -> Build | None:
         """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""

@@ -290,6 +290,19 @@ def write_node_marks(login: Login, marks: str, seconds: float, jenkins_login: st
         raise NotYetError(str(err)) from err
 
 
+def answers(login: Login) -> bool:
+    """Whether ssh answers at all, if only to refuse the login or to show another host key: the network is there."""
+    import paramiko
+
+    try:
+        with session(login):
+            return True
+    except NotYetError as err:
+        return isinstance(err.__cause__, paramiko.AuthenticationException)
+    except GateError:
+        return True
+
+
 def authorize(login: Login, public_key: str) -> None:
     """Let a person in: add a public key to the account's authorized_keys, once."""
     script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '

@@ -13,7 +13,7 @@ import ipaddress
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +30,10 @@ POOL_KEY = "devstack-gate-pool"
 PROVIDER_KEY = "devstack-gate-provider"
 MACHINE_KEY = "devstack-gate-machine"
 SNAPSHOT_KEY = "devstack-gate-snapshot"
+PROVED_KEY = "devstack-gate-proved"  # of an image: a machine booted from it has passed the ssh test
+HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes it where vm.db has forgotten
+HOLD_UNTIL_KEY = "devstack-gate-hold-until"  # Unix seconds, 0 for no end
+METADATA_LENGTH = 255
 TEMPLATE_SUFFIX = ".template.openstack.org"
 TEMPLATE_NAME = re.compile(rf"devstack-[a-z0-9-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
@@ -102,6 +106,12 @@ class Server:
         return _row_id(self.metadata.get(MACHINE_KEY, ""))
 
     @property
+    def hold(self) -> tuple[str, int | None] | None:
+        """Why a person holds it and until when (Unix seconds), as it was last marked; None if nobody does."""
+        reason, until = self.metadata.get(HOLD_KEY), _row_id(self.metadata.get(HOLD_UNTIL_KEY, ""))
+        return None if reason is None else (reason, until or None)
+
+    @property
     def snapshot_id(self) -> int | None:
         """The snapshot row that the template server was made for."""
         return _row_id(self.metadata.get(SNAPSHOT_KEY, ""))
@@ -116,6 +126,7 @@ class Image:
     status: str
     snapshot_id: int | None
     created: float
+    proved: bool = False  # whether a machine booted from it has passed the ssh test
 
 
 @dataclass(frozen=True)
@@ -259,6 +270,11 @@ class Cloud:
             return False
         return True
 
+    def mark_held(self, server_id: str, reason: str, until: int | None) -> None:
+        """Mark a server as held by a person, so that it is known to be even if vm.db is lost; see Server.hold."""
+        marks = held_marks(reason, until)
+        self._compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
+
     def console_log(self, server_id: str) -> str:
         """Return the end of a server's console output."""
         text: str = self._compute("show console", lambda: self._nova.servers.get_console_output(server_id, length=500))
@@ -335,6 +351,10 @@ class Cloud:
         return [_image(image) for image in images
                 if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))]
 
+    def mark_proved(self, image_id: str) -> None:
+        """Mark an image as one that machines boot well from, so that it is known to be even if vm.db is lost."""
+        self._ask("mark image", lambda: self._connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
+
     def delete_image(self, image_id: str) -> None:
         """Delete an image; one that is gone already is fine."""
         with contextlib.suppress(GoneError):
@@ -354,6 +374,14 @@ class Cloud:
         if mode == "always" or (mode == "auto" and self.external_networks()):
             return self._bind_floating_ip(server)
         return self._first(server, "fixed")
+
+    def shown_address(self, server: Server) -> str | None:
+        """Return the address that a server shows by the provider's settings; nothing is made for it."""
+        try:
+            return self._chosen(server)
+        except CloudError as err:
+            self.log.warning("%s", err)
+            return None
 
     def _chosen(self, server: Server) -> str | None:
         """Choose without knowing the external networks first: most clouds need not be asked for them."""
@@ -541,7 +569,8 @@ def _server(raw: Mapping[str, Any]) -> Server:
 
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
-    return Image(str(image.id), str(image.name), str(image.status).lower(), snapshot_id, _unix_time(image.created_at))
+    return Image(str(image.id), str(image.name), str(image.status).lower(), snapshot_id, _unix_time(image.created_at),
+                 PROVED_KEY in (image.properties or {}))
 
 
 def _row_id(text: str) -> int | None:
@@ -581,6 +610,17 @@ def choose_address(
     if wanted == "private-v4":
         return next(iter(found[False] + found[True]), None)
     return next(iter(found[True]), None)
+
+
+def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:
+    """Return the highest id of a snapshot row that anything of ours bears, 0 if nothing does."""
+    marks = [*(server.snapshot_id for server in servers), *(image.snapshot_id for image in images), *of_keypairs]
+    return max([0, *(number or 0 for number in marks)])
+
+
+def held_marks(reason: str, until: int | None) -> dict[str, str]:
+    """Return the metadata of a held server; clouds limit its length, and some its letters."""
+    return {HOLD_KEY: reason.encode("ascii", "replace").decode()[:METADATA_LENGTH], HOLD_UNTIL_KEY: str(until or 0)}
 
 
 def read_user_data(image: ImageSettings) -> str | None:

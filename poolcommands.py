@@ -133,8 +133,21 @@ def _run_hold(options: argparse.Namespace) -> int:
         code = gateconfig.EXIT_FAILED
     if config and key:
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
-    print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name)
+    print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name, flush=True)
+    if machine.external_id:
+        _mark_held(machine, options.reason, until)
     return code
+
+
+def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> None:
+    """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise."""
+    import novacloud
+
+    try:
+        cloud = novacloud.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
+        cloud.mark_held(str(machine.external_id), reason, until)
+    except GateError as err:
+        vmdatabase.machine_log(machine).info("%s; the next reap marks its server as held", err)
 
 
 def _checked_nodes(config: SecureConfig) -> jenkinsnodes.Nodes | None:

@@ -33,7 +33,7 @@ from gateconfig import ConfigError, GateError, get_log
 
 if TYPE_CHECKING:
     from gateconfig import SecureConfig
-    from jenkinsnodes import Nodes
+    from jenkinsnodes import Node, Nodes
 
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
 STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
@@ -42,6 +42,12 @@ FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds a
 COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
 SPARE_IDS = 1000  # left out after a restore, beside one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
+DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
+LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+CHUNK = 500  # ids in one statement
+# Columns that do not change what a machine is made of.
+OF_NO_RECIPE = ("active", "deaths", "death", "death_of", "min_ready", "max_ready_age", "max_servers", "max_concurrency",
+                "calls_per_second", "boot_timeout")
 
 _STATE_CHECK = f"CHECK (state IN {STATES})"
 
@@ -100,7 +106,9 @@ MIGRATIONS = (
     """,
     # Until then the server of a failed image build is kept for a person.
     "ALTER TABLE snapshot_image ADD COLUMN keep_until INTEGER",
-    # How an image type boots, whose snapshot it uses, and when the create of a machine's server was sent.
+    # How an image type boots, whose snapshot it uses, and when the create of a machine's server was sent. When Jenkins
+    # was first seen to have the agent of a machine, and since when it was seen without; how many ready machines of an
+    # image type were lost in a row, of what, and what they were made of.
     """
     ALTER TABLE base_image ADD COLUMN config_drive INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE base_image ADD COLUMN boot_from_volume INTEGER NOT NULL DEFAULT 0;
@@ -108,6 +116,11 @@ MIGRATIONS = (
     ALTER TABLE base_image ADD COLUMN template TEXT;
     ALTER TABLE base_image ADD COLUMN ready_script TEXT;
     ALTER TABLE machine ADD COLUMN create_time INTEGER;
+    ALTER TABLE machine ADD COLUMN online_time INTEGER;
+    ALTER TABLE machine ADD COLUMN absent_time INTEGER;
+    ALTER TABLE base_image ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE base_image ADD COLUMN death TEXT;
+    ALTER TABLE base_image ADD COLUMN death_of TEXT;
     """,
 )
 
@@ -181,6 +194,9 @@ class BaseImage(Model):
     volume_size = peewee.IntegerField(null=True)  # GB
     template = peewee.TextField(null=True)  # the image type of the same provider whose snapshot is used
     ready_script = peewee.TextField(null=True)  # path
+    deaths = peewee.IntegerField(default=0)  # ready machines lost to Jenkins in a row, of the same
+    death = peewee.TextField(null=True)  # what of
+    death_of = peewee.TextField(null=True)  # what these machines were made of, see recipe
     active = peewee.BooleanField(default=True)
 
 
@@ -221,6 +237,8 @@ class Machine(Model):
     state = peewee.TextField()
     state_time = peewee.IntegerField()
     create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
+    online_time = peewee.IntegerField(null=True)  # when its agent was first seen online
+    absent_time = peewee.IntegerField(null=True)  # since when its agent was seen away
     error = peewee.TextField(null=True)
     hold_reason = peewee.TextField(null=True)
     hold_until = peewee.IntegerField(null=True)
@@ -753,6 +771,73 @@ def hold(machine: Machine, reason: str, until: int | None) -> str:
         raise ConfigError(f"{machine.name}: is marked for deletion and cannot be held any more")
     set_columns(machine, hold_reason=reason, hold_until=until)
     return HOLD
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+def ready_machines(provider: Provider) -> list[Machine]:
+    """Return the READY machines of a provider, oldest first, with what the look at their agents needs and no more."""
+    query = Machine.select(Machine.id, Machine.name, Machine.jenkins_name, Machine.base_image, Machine.state,
+                           Machine.state_time, Machine.online_time, Machine.absent_time).join(BaseImage)
+    return list(query.where((BaseImage.provider == provider) & (Machine.state == READY)).order_by(Machine.id))
+
+
+def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
+    """Write down of ready machines when their agents were first seen, since when they are away, and that they are back.
+
+    An agent that comes ends the row of those that did not; one that has stayed for a while any row of deaths.
+    """
+    came, back, away, lasting = [], [], [], []
+    for machine in machines:
+        node = nodes.get(str(machine.jenkins_name))
+        if node is None or node.by_person:
+            continue
+        if node.offline:
+            away += [machine] * (machine.absent_time is None)
+            continue
+        came += [machine] * (machine.online_time is None)
+        back += [machine] * (machine.absent_time is not None)
+        lasting += [machine] * ((machine.online_time or now()) <= now() - LASTING_SECONDS)
+    written: tuple[tuple[list[Machine], dict[str, Any]], ...] = (
+        (came, {"online_time": now()}), (back, {"absent_time": None}), (away, {"absent_time": now()}))
+    for found, columns in written:
+        for start in range(0, len(found), CHUNK):
+            part = found[start:start + CHUNK]
+            Machine.update(**columns).where(Machine.id.in_([machine.id for machine in part])).execute()
+            for machine in part:
+                for name, value in columns.items():
+                    setattr(machine, name, value)
+    for found, of_any in ((came, False), (lasting, True)):
+        forget_deaths({machine.base_image_id for machine in found}, of_any)
+
+
+def forget_deaths(image_ids: Iterable[int], of_any: bool = True) -> None:
+    """End the row of deaths of image types; of_any: also of machines that Jenkins took offline after they had come."""
+    ended = BaseImage.update(deaths=0, death=None, death_of=None).where(
+        BaseImage.id.in_(list(image_ids)) & (BaseImage.deaths > 0))
+    (ended if of_any else ended.where(~BaseImage.death.startswith("barred"))).execute()
+
+
+def count_death(machine: Machine, kind: str, recipe_of: str) -> None:
+    """Count a ready machine that was lost to Jenkins, in a row with those lost before it of the same."""
+    with database.atomic("IMMEDIATE"):
+        image = BaseImage.get_by_id(machine.base_image_id)
+        same = (image.death, image.death_of) == (kind, recipe_of)
+        BaseImage.update(deaths=image.deaths + 1 if same else 1, death=kind, death_of=recipe_of).where(
+            BaseImage.id == image.id).execute()
+
+
+def recipe(provider: Provider, image: BaseImage, snapshot_id: int | None, config: SecureConfig) -> str:
+    """Return what tells whether a machine would be made as another one was: settings, snapshot, credential."""
+    import hashlib
+
+    rows = [{name: value for name, value in row.__data__.items() if name not in OF_NO_RECIPE}
+            for row in (provider, image)]
+    snapshot = snapshot_id or getattr(current_snapshot(image), "id", None)
+    jenkins = config.jenkins and (config.jenkins.server, config.jenkins.credentials_id)
+    made_of = [rows, snapshot, str(config.node.ssh_key), config.node.user, config.node.remote_fs, jenkins]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 # --- builds ---------------------------------------------------------------------------------------------------------

@@ -200,27 +200,31 @@ def toggle(stand_in: StandIn, message: str = "") -> None:
         "POST", f"{stand_in.url}computer/n1/toggleOffline", params={"offlineMessage": message}))
 
 
-STATES: dict[str, tuple[Callable[[StandIn], object], dict[str, Any], bool]] = {
-    "online": (lambda _: None, {"offline": False, "cause": ""}, False),
+DISK = {"barred": "hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace", "message": "0.100GB left on /tmp."}
+STATES: dict[str, tuple[Callable[[StandIn], object], dict[str, Any], str]] = {
+    "online": (lambda _: None, {"offline": False, "cause": ""}, "here"),
     "disabled": (lambda stand_in: toggle(stand_in, "held"),
-                 {"offline": True, "temporarily_offline": True, "cause": "UserCause", "reason": "held"}, False),
-    "disconnected": (disconnect, {"offline": True, "cause": "UserCause"}, False),
-    "died": (lambda stand_in: stand_in.node("n1", die=True), {"offline": True, "cause": "ChannelTermination"}, True),
+                 {"offline": True, "temporarily_offline": True, "cause": "UserCause", "reason": "held"}, "here"),
+    "disconnected": (disconnect, {"offline": True, "cause": "UserCause"}, "here"),
+    "died": (lambda stand_in: stand_in.node("n1", die=True), {"offline": True, "cause": "ChannelTermination"}, "gone"),
+    "disk full": (lambda stand_in: stand_in.node("n1", **DISK),
+                  {"offline": True, "temporarily_offline": True, "cause": "DiskSpace"}, "barred"),
 }
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_node_is_shown_as_it_is_and_dead_only_when_its_agent_is_gone_by_itself(
+def test_a_node_is_shown_as_it_is_and_only_what_a_person_does_is_none_of_its_agents(
     nodes: Nodes, stand_in: StandIn, name: str
 ) -> None:
-    change, expected, dead = STATES[name]
+    change, expected, agent = STATES[name]
     add_online(nodes, stand_in)
     change(stand_in)
     node = nodes.look("n1")
     assert node
-    usual = Node("n1", "devstack-gate-pool=p", False, False, True, "", node.reason, frozenset({LABEL, "n1"}))
+    usual = Node("n1", "devstack-gate-pool=p", False, False, True, "", node.reason, frozenset({LABEL, "n1"}),
+                 f"{stand_in.url}computer/n1")
     assert node == usual._replace(**expected)
-    assert node.dead is dead
+    assert node.agent == agent
     assert nodes.all()["n1"] == node
 
 
@@ -229,7 +233,7 @@ def test_a_node_that_still_connects_is_not_dead(nodes: Nodes, stand_in: StandIn)
     add(nodes)
     node = nodes.look("n1")
     assert node
-    assert (node.offline, node.temporarily_offline, node.cause, node.dead) == (True, False, "", False)
+    assert (node.offline, node.temporarily_offline, node.cause, node.agent) == (True, False, "", "connecting")
 
 
 def test_a_node_whose_launch_failed_is_dead(nodes: Nodes, stand_in: StandIn) -> None:
@@ -239,7 +243,55 @@ def test_a_node_whose_launch_failed_is_dead(nodes: Nodes, stand_in: StandIn) -> 
     stand_in.wait_node("n1", "launch-failed", WAIT_SECONDS)
     node = nodes.look("n1")
     assert node
-    assert (node.cause, node.dead) == ("LaunchFailed", True)
+    assert (node.cause, node.agent) == ("LaunchFailed", "gone")
+
+
+def shown(agent: str, cause: str = "") -> Node:
+    """A node whose agent is in that state."""
+    return {
+        "here": Node("n", "", False, False, True, "", "", frozenset()),
+        "offline by hand": Node("n", "", True, True, True, "UserCause", "", frozenset()),
+        "offline by hand, restarted": Node("n", "", True, True, True, "", "", frozenset()),
+        "offline by command": Node("n", "", True, True, True, "ByCLI", "", frozenset()),
+        "barred": Node("n", "", True, True, True, cause or "DiskSpace", "", frozenset()),
+        "connecting": Node("n", "", True, False, True, "", "", frozenset()),
+        "gone": Node("n", "", True, False, True, cause or "LaunchFailed", "", frozenset()),
+    }[agent]
+
+
+@pytest.mark.parametrize(("node", "ready", "came", "absent", "prospect"), [
+    (shown("here"), 9999, True, 9999, "here"),
+    (shown("offline by hand"), 9999, True, 9999, "here"),
+    (shown("offline by hand, restarted"), 9999, True, 9999, "here"),
+    (shown("offline by command"), 9999, True, 9999, "here"),
+    (shown("barred"), 0, True, 0, "lost"),
+    (shown("barred", "ResponseTime"), 0, False, 0, "lost"),
+    (shown("connecting"), 599, False, 599, "awaited"),
+    (shown("connecting"), 600, False, 0, "lost"),
+    (shown("connecting"), 9999, True, 599, "awaited"),  # Jenkins has been restarted
+    (shown("connecting"), 9999, True, 600, "lost"),
+    (shown("gone"), 0, False, 0, "lost"),  # Jenkins has given up: a wrong credential, no Java
+    (shown("gone"), 9999, True, 149, "awaited"),  # Jenkins takes up to two minutes to have it back
+    (shown("gone"), 9999, True, 150, "lost"),
+    (shown("gone", "ChannelTermination"), 9999, True, 149, "awaited"),
+    (shown("gone", "ChannelTermination"), 9999, True, 150, "lost"),
+    (shown("gone", "ChannelTermination"), 9999, False, 149, "awaited"),  # it was there, though no run has seen it
+    (shown("gone", "ChannelTermination"), 9999, False, 150, "lost"),
+    (shown("gone", "Data"), 9999, True, 149, "awaited"),  # the monitor of response times disconnects
+])
+def test_prospect(node: Node, ready: float, came: bool, absent: float, prospect: str) -> None:
+    assert node.prospect(ready, came, absent) == prospect
+
+
+@pytest.mark.parametrize(("node", "came", "words"), [
+    (shown("gone")._replace(reason="Jenkins failed to launch it.\nat java.lang"), False,
+     "its agent never came: Jenkins failed to launch it."),
+    (shown("gone"), True, "its agent is gone: LaunchFailed"),
+    (shown("connecting"), False, "its agent never came: Jenkins still connects"),
+    (shown("barred")._replace(reason="0.100GB left on /tmp."), True, "Jenkins took it offline: 0.100GB left on /tmp."),
+])
+def test_a_loss_is_told_with_what_jenkins_says_and_where_the_log_is(node: Node, came: bool, words: str) -> None:
+    assert node._replace(url="http://ci/computer/n").loss(came) == f"{words}; log: http://ci/computer/n/log"
 
 
 def test_all_nodes_are_seen_by_one_call(nodes: Nodes, stand_in: StandIn) -> None:

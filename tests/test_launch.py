@@ -3,7 +3,7 @@
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -735,3 +735,103 @@ def test_two_spellings_of_one_database_share_its_locks(pool: Pool) -> None:
     assert [process.returncode for process in both] == [0, 0], outputs
     assert list(pool.machines().values()) == ["READY", "READY"]
     assert len(pool.servers()) == 2
+
+
+# --- ready means that Jenkins has the agent ---
+
+
+def test_a_launch_waits_for_the_agents_of_what_it_registers(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(connect_seconds=4)
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 2 of 2 ready\n"
+    assert {node["state"] for node in pool.nodes().values()} == {"online"}
+    assert pool.sql("SELECT count(*) FROM machine WHERE online_time IS NOT NULL") == [(2,)]
+
+
+def test_an_agent_that_is_awaited_is_no_failure_for_a_while_and_then_it_is(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(connect="never")
+
+    first = pool.run(LAUNCH, "one", expect=0)
+    assert first.stdout == "one noble: 0 of 1 ready, 1 waiting for their agents\n"
+    pool.sql("UPDATE machine SET state_time = state_time - 600")
+    second = pool.run(LAUNCH, "one", expect=1)
+
+    assert second.stdout == "one noble: 0 of 1 ready, 1 lost to Jenkins\n"
+    assert re.search("no build can run on devstack-noble-one-1: its agent never came: Jenkins still connects; log: "
+                     "http://.*/computer/devstack-noble-one-1/log\n", second.stderr)
+    reaped = pool.run("devstack-vm-reap.py", "one", expect=1)
+    assert reaped.stdout == "one: deleted 1 machine; 1 ready machine lost to Jenkins\n"
+
+
+def test_where_no_agent_ever_comes_one_machine_is_tried_at_a_time_until_something_changes(
+        make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool()
+    seeded(pool, provider(images=[image(min_ready=3)]))
+    pool.write_secure_config(credentials_id="no-such")
+    first = pool.run(LAUNCH, "one", expect=1)
+    assert first.stdout == "one noble: 0 of 3 ready, 3 lost to Jenkins\n"
+    reaped = pool.run("devstack-vm-reap.py", "one", expect=1)
+    assert "3 ready machines in a row were lost to Jenkins; launch tries one at a time" in reaped.stderr
+
+    tried = pool.run(LAUNCH, "one", expect=1)
+    again = pool.run(LAUNCH, "one", expect=1)
+
+    assert tried.stdout == again.stdout == "one noble: 0 of 3 ready, 1 lost to Jenkins\n"
+    assert "3 ready machines in a row were lost to Jenkins (gone LaunchFailed); one at a time is tried" in tried.stderr
+    pool.run("devstack-vm-reap.py", "one", expect=1)
+    pool.write_secure_config()
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 3 of 3 ready\n"
+    assert pool.sql("SELECT deaths, death FROM base_image") == [(0, None)]
+
+
+def test_after_machines_that_jenkins_took_offline_each_next_one_waits_for_the_agent_before_it(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=3)]))
+    pool.fill()
+    assert pool.jenkins
+    for name in pool.machines():
+        pool.jenkins.node(name, barred="hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace")
+    pool.run("devstack-vm-reap.py", "one", expect=1)
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    told = re.findall("one-([456]) (asking|registered)", result.stderr)
+    assert told == [(number, what) for number in "456" for what in ("asking", "registered")]
+    assert pool.sql("SELECT deaths, death FROM base_image") == [(3, "barred DiskSpace")]
+    pool.run("devstack-vm-inprogress.py", "devstack-noble-one-4", expect=0)
+    assert pool.sql("SELECT deaths FROM base_image") == [(0,)]
+
+
+def test_a_new_snapshot_is_tried_as_if_nothing_had_been(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=3)]))
+    pool.fill()
+    assert pool.jenkins
+    for name in pool.machines():
+        pool.jenkins.node(name, barred="hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace")
+    pool.run("devstack-vm-reap.py", "one", expect=1)
+    pool.seed_snapshots()
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert "one at a time" not in result.stderr
+    assert pool.sql("SELECT deaths FROM base_image") == [(0,)]
+
+
+def test_a_running_launch_asks_for_no_more_of_an_image_type_that_is_drained(pool: Pool) -> None:
+    both = provider(max_concurrency=1, max_servers=30, images=[image("old", min_ready=10), image("new", min_ready=1)])
+    seeded(pool, both)
+    pool.knobs(latency_seconds=0.4, boot_seconds=1)
+    run = pool.start(LAUNCH, "one")
+    while not any("-old-" in name for name in pool.machines()):
+        assert run.poll() is None
+    pool.load({**both, "images": [image("new", min_ready=1)]})
+    before = len([name for name in pool.machines() if "-old-" in name])
+
+    run.communicate(timeout=100)
+
+    assert len([name for name in pool.machines() if "-old-" in name]) <= before + 1

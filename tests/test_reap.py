@@ -1,7 +1,9 @@
 """devstack-vm-reap.py: cloud, Jenkins and vm.db are made to agree again."""
 
 import re
+import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -74,7 +76,8 @@ def test_a_server_that_is_asked_to_go_is_waited_for(slow: Slow) -> None:
 
 
 def machine(state: str, age: int = 0, **columns: Any) -> Any:
-    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "base_image": vmdatabase.BaseImage(id=1)}
+    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "online_time": None,
+              "base_image": vmdatabase.BaseImage(id=1)}
     return vmdatabase.Machine(state=state, state_time=NOW - age, **(values | columns))
 
 
@@ -83,8 +86,10 @@ def server(ident: str = "server", status: str = "ACTIVE", age: float = 0, fault:
     return novacloud.Server(ident, ident, status, fault, metadata, {}, NOW - age)
 
 
-def node(idle: bool = True) -> Any:
-    return Node("node", "", False, False, idle, "", "", frozenset({"devstack-noble"}))
+def node(idle: bool = True, offline: str | None = None, label: str = "devstack-noble", cause: str = "UserCause") -> Any:
+    """A node; offline is the message with which it was taken offline, by a person unless the cause is another."""
+    away = offline is not None
+    return Node("node", "", away, away, idle, cause if away else "", offline or "", frozenset({label, "node"}), "URL")
 
 
 def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | None = None,
@@ -92,9 +97,11 @@ def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | 
     return reap.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
 
 
-UNLABELLED = sight(server(), nodes={"node": Node("node", "", False, False, True, "", "", frozenset({"devstack-used"}))})
-SPENT = sight(server(), nodes={"node": Node("node", "", True, True, True, "", "", frozenset({"devstack-used"}))})
-OFFLINE = sight(server(), nodes={"node": Node("node", "", True, True, True, "", "", frozenset({"devstack-noble"}))})
+USED = "devstack-used"
+UNLABELLED = sight(server(), nodes={"node": node(label=USED)})
+SPENT = sight(server(), nodes={"node": node(offline="vm.db did not answer", label=USED)})
+OFFLINE = sight(server(), nodes={"node": node(offline="anna looks")})
+LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat ...", frozenset(), "URL")
 ALIVE = sight(server(), nodes={"node": node()})
 BUILDS = sight(server(), nodes={"node": node(idle=False)})
 NOT_KNOWN = sight(server(), nodes=None)
@@ -109,6 +116,12 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("READY"), sight(server(status="SHUTOFF"), nodes={}), ("ERROR", "the server is SHUTOFF")),
     (machine("READY"), sight(server(status="UNKNOWN"), nodes={}), None),
     (machine("READY"), sight(server(status="REBOOT"), nodes={}), None),
+    (machine("READY"), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
+     ("ERROR", "its Jenkins node died (its agent never came: no Java; log: URL/log)")),
+    (machine("READY", online_time=1), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
+     ("ERROR", "its Jenkins node died (its agent is gone: no Java; log: URL/log)")),
+    (machine("READY"), sight(server(), nodes={"node": node(offline="0 GB left", cause="DiskSpace")}, dead=("node",)),
+     ("ERROR", "its Jenkins node died (Jenkins took it offline: 0 GB left; log: URL/log)")),
     (machine("READY"), sight(server(), nodes={}, dead=("node",)), ("ERROR", "its Jenkins node died")),
     (machine("READY"), SPENT, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), UNLABELLED, ("DELETE", "no build can start on its node any more")),
@@ -122,8 +135,8 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("HOLD", hold_until=NOW + 1), ALIVE, None),
     (machine("HOLD", hold_until=NOW), ALIVE, ("DELETE", "its hours on hold are over")),
     (machine("HOLD", hold_until=NOW), NOT_KNOWN, ("DELETE", "its hours on hold are over")),
-    (machine("BUILDING", 900 + 600 - 1), ALIVE, None),
-    (machine("BUILDING", 900 + 600), ALIVE, ("ERROR", "still BUILDING after 1500 s")),
+    (machine("BUILDING", 900 + 600 - 1), sight(server(), nodes={}), None),
+    (machine("BUILDING", 900 + 600), sight(server(), nodes={}), ("ERROR", "still BUILDING after 1500 s")),
     (machine("ERROR"), ALIVE, None),
     (machine("DELETE"), ALIVE, None),
 ])
@@ -131,6 +144,131 @@ def test_judge(one: Any, seen: Any, verdict: tuple[str, str] | None) -> None:
     found = reap.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
 
     assert (found and (found.machine, found.target, found.why)) == (verdict and (one, *verdict))
+
+
+def held(until: int | None = None) -> Any:
+    marks: dict[str, Any] = {"hold": "bug 1", "hold-until": until or 0}
+    return server(**marks)
+
+
+HELD = node(offline="held: bug 1", label=USED)
+TAKEN = node(offline="in use by gate #7", label=USED)
+
+
+@pytest.mark.parametrize(("seen", "found", "use"), [
+    (server(), None, None),
+    (None, node(), None),
+    (server(), node(), None),
+    (held(), None, ("HOLD", "bug 1", None)),
+    (held(NOW + 1), None, ("HOLD", "bug 1", NOW + 1)),
+    (held(NOW), None, None),  # its hours are over
+    (held(), node(idle=False), ("HOLD", "bug 1", None)),
+    (server(), HELD, ("HOLD", "bug 1", None)),
+    (server(), node(idle=False), ("USED", "a build runs there", None)),
+    (server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", None)),
+    (server(), TAKEN, ("USED", "in use by gate #7", None)),
+    (server(), node(offline="its build has ended", label=USED), ("USED", "its build has ended", None)),
+    (server(), node(label=USED), ("USED", "its node has lost its label", None)),  # Jenkins was restarted
+    (server(), node(offline="its machine is being deleted", label=USED), None),
+    (server(), node(offline="there is no machine of this name", label=USED), None),
+    (server(), node(offline="vm.db does not know it", label=USED), None),
+    (server(), node(offline="vm.db did not answer", label=USED), None),
+    (server(), node(offline="anna looks"), ("HOLD", "its node is offline in Jenkins: anna looks", None)),
+    (server(), node(offline="0 GB left", cause="DiskSpace"), None),
+    (server(), LAUNCH_FAILED, None),
+])
+def test_use_of(seen: Any, found: Any, use: tuple[str, str, int | None] | None) -> None:
+    assert reap.use_of(seen, found, NOW) == (use and reap.Use(*use))
+
+
+HOLD = {"hold_reason": "bug 1", "hold_until": None}
+
+
+@pytest.mark.parametrize(("one", "seen", "found", "verdict"), [
+    # What a hold leaves, on server and node, wins over any row but one that is marked for deletion.
+    *((machine(state), held(), found, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")
+      for found in (None, node(), TAKEN)),
+    *((machine(state), server(), HELD, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")),
+    (machine("DELETE"), held(), HELD, None),
+    (machine("HOLD"), held(), HELD, None),
+    (machine("READY"), server(), TAKEN, ("USED", "in use by gate #7", {})),
+    (machine("READY"), server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", {})),
+    (machine("READY"), server(), node(idle=False), None),  # a build that is just asking for it
+    (machine("READY"), server(), node(offline="anna looks"), None),
+    (machine("USED"), server(), TAKEN, None),
+    # A node is made after READY.
+    (machine("BUILDING"), server(), node(idle=False), ("USED", "a build runs there", {})),
+    (machine("BUILDING"), server(), TAKEN, ("USED", "in use by gate #7", {})),
+    (machine("BUILDING"), server(), node(), ("ERROR", "it has a node already, of which vm.db knows nothing", {})),
+    (machine("BUILDING"), server(), None, None),
+    *((machine(state, name="server"), server(), node(), None) for state in ("READY", "USED", "ERROR", "DELETE")),
+    *((machine(state, name="given"), server(), node(), ("HOLD", "its server was renamed to server", {
+        "hold_reason": "its server was renamed to server"})) for state in ("READY", "USED", "ERROR")),
+    (machine("DELETE", name="given"), server(), node(), None),
+])
+def test_a_row_that_is_older_than_the_world_is_put_right(
+        one: Any, seen: Any, found: Any, verdict: tuple[str, str, Any] | None) -> None:
+    old = reap.judge_old_row(one, sight(seen, nodes={"node": found} if found else {}), NOW, 0)
+
+    assert (old and (old.target, old.why, old.columns)) == verdict
+
+
+@pytest.mark.parametrize(("held_at", "moved", "gone", "goes"), [
+    (100, 0, True, False), (100, 99, True, False), (100, 101, True, True), (100, 101, False, False)])
+def test_a_hold_of_before_a_restore_ends_when_its_server_is_gone(
+        held_at: int, moved: int, gone: bool, goes: bool) -> None:
+    one = machine("HOLD", NOW - held_at)
+
+    verdict = reap.judge_old_row(one, sight(gone=("server",) * gone, nodes={}), NOW, moved)
+
+    assert (verdict is not None) == goes
+
+
+def test_a_build_is_known_by_the_message_of_its_node() -> None:
+    assert reap.build_named("in use by folder/gate job #17") == {"JOB_NAME": "folder/gate job", "BUILD_NUMBER": "17"}
+    assert reap.build_named("in use by a person") == reap.build_named("its build has ended") == {}
+
+
+IDS = vmdatabase.KnownIds
+
+
+@pytest.mark.parametrize(("servers", "machines", "rows", "unlikely"), [
+    ([], IDS(0), 0, ""),
+    ([3], IDS(3), 0, ""),
+    ([1, 2, 3], IDS(3), 0, ""),
+    ([1, 2, 3, 4], IDS(4), 0, "these are 4, but only 0 machines have a row"),
+    ([1, 2, 3, 4], IDS(9), 4, ""),
+    ([1, 2, 3, 4, 5], IDS(9), 4, "these are 5, but only 4 machines have a row"),
+    ([4], IDS(3), 99, "1 of 1 were made by a newer vm.db than this one"),
+    ([3, 4, 5], IDS(3), 99, "2 of 3 were made by a newer vm.db than this one"),
+    ([4], IDS(9, range(4, 6)), 99, "1 of 1 were made by a newer vm.db than this one"),
+    ([3, 6], IDS(9, range(4, 6)), 99, ""),
+])
+def test_unlikely_leaks(servers: list[int], machines: Any, rows: int, unlikely: str) -> None:
+    found = [server(str(number), machine=number) for number in servers]
+    assert reap.unlikely_leaks(found, machines, IDS(0), rows) == unlikely
+
+
+@pytest.mark.parametrize(("snapshot", "unlikely"), [(5, False), (6, True)])
+def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_leaks(
+        snapshot: int, unlikely: bool) -> None:
+    assert bool(reap.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9)) == unlikely
+
+
+@pytest.mark.parametrize(("lost", "gone", "silent", "cut_off", "absent", "dead"), [
+    (True, True, False, False, 0, True),  # Jenkins cannot have it, though ssh answers
+    (True, False, False, False, 0, True),
+    (True, True, True, False, 0, True),
+    (False, True, True, False, 0, True),  # nobody can reach it, but others can be reached
+    (False, False, True, False, 0, False),  # Jenkins still tries
+    (False, True, False, False, 0, False),  # Jenkins is given time
+    (False, True, True, True, 1799, False),  # nobody can reach any of them: that is the network
+    (True, True, True, True, 1799, False),
+    (True, True, True, True, 1800, True),
+    (True, True, False, True, 0, True),
+])
+def test_is_dead(lost: bool, gone: bool, silent: bool, cut_off: bool, absent: int, dead: bool) -> None:
+    assert reap.is_dead(reap.Suspect(lost, gone, absent), silent, cut_off) == dead
 
 
 @pytest.mark.parametrize(("one", "columns", "verdict"), [
@@ -633,6 +771,323 @@ def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     assert list(pool.nodes()) == ["devstack-noble-one-77"]
 
 
+# --- a vm.db that is older than the world ---
+
+
+def filled(pool: Pool, ready: int) -> list[str]:
+    """A pool with machines as launch makes them, and a backup of vm.db of before; returns their names."""
+    pool.load(provider(images=[image(min_ready=ready)]))
+    pool.seed_snapshots()
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+    return list(pool.machines())
+
+
+def restore(pool: Pool) -> None:
+    """Put the backup in the place of vm.db, long after all that there is was made."""
+    for file in pool.folder.glob("vm.db-*"):
+        file.unlink()
+    shutil.copy(pool.folder / "backup.db", pool.database)
+    assert pool.pocket
+    pool.pocket.age("pocket-a", 1000)
+
+
+def build_on(pool: Pool, name: str, job: str) -> int:
+    """Have a build run for long on a node, as its first step leaves it; returns its number."""
+    assert pool.jenkins
+    pool.jenkins.add_job(job, name, seconds=600)
+    number = int(pool.jenkins.wait_started(pool.jenkins.build(job))["number"])
+    pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME=job, BUILD_NUMBER=str(number))
+    return number
+
+
+def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_rest_waits_for_a_word(pool: Pool) -> None:
+    built, held_one, taken, offline, ready = filled(pool, 5)
+    number = build_on(pool, built, "gate-restored")
+    pool.run("vmdatabase.py", "hold", held_one, "--reason", "bug 1", "--hours", "50", expect=0)
+    until = pool.column(held_one, "hold_until")
+    pool.run("devstack-vm-inprogress.py", taken, expect=0)
+    assert pool.jenkins
+    pool.jenkins.node(offline, temporarilyOffline=True, message="anna looks")
+    restore(pool)
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert pool.server_names() == [built, held_one, taken, offline, ready]
+    assert pool.machines() == {built: "USED", held_one: "HOLD", taken: "USED", offline: "HOLD"}
+    assert [pool.column(held_one, name) for name in ("hold_reason", "hold_until")] == ["bug 1", until]
+    assert pool.column(offline, "hold_reason") == "its node is offline in Jenkins: anna looks"
+    assert pool.sql("SELECT node_name, jenkins_job_name, jenkins_build_number FROM result ORDER BY node_name") == [
+        (built, "gate-restored", number), (taken, None, None)]
+    assert all(f"{name}: vm.db did not know that it is" in result.stderr for name in (built, held_one, taken, offline))
+    assert (f"servers without a row in vm.db: {ready}; 1 of 1 were made by a newer vm.db than this one, as after a "
+            "restore, so all are left until a person says that this is so (vmdatabase.py moved), or --all-servers"
+            ) in result.stderr
+    assert pool.in_service(ready)
+
+
+@pytest.mark.parametrize("word", ["moved", "--all-servers"])
+def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: str) -> None:
+    names = filled(pool, 3)
+    pool.run("vmdatabase.py", "hold", names[0], "--reason", "bug 1", expect=0)
+    restore(pool)
+    pool.run(REAP, "one", expect=1)
+    assert pool.server_names() == names
+
+    if word == "moved":
+        pool.run("vmdatabase.py", "moved", expect=0)
+    pool.run(REAP, "one", *[word] * (word != "moved"), expect=0)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+    assert pool.run(REAP, "one", expect=0).stdout == "one: deleted nothing\n"
+
+    machines = pool.machines()
+    assert sorted(machines) == pool.server_names() == sorted(pool.nodes())
+    assert sorted(machines.values()) == ["HOLD", "READY", "READY", "READY"]
+    assert not set(names[1:]) & machines.keys(), "a name was given twice"
+
+
+def test_launch_uses_no_id_again_that_a_server_or_node_bears_and_reap_still_knows_it_for_unknown(pool: Pool) -> None:
+    names = filled(pool, 2)
+    shutil.rmtree(pool.folder / "vm.db.locks")  # where the ids are noted, too
+    restore(pool)
+
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+    result = pool.run(REAP, "one", expect=1)
+
+    assert list(pool.machines()) == ["devstack-noble-one-3", "devstack-noble-one-4"]
+    assert f"servers without a row in vm.db: {', '.join(names)}; 2 of 2 were made by a newer vm.db" in result.stderr
+    assert len(pool.server_names()) == 4
+
+
+@pytest.mark.parametrize("state", ["gone", "USED"])
+def test_a_build_that_ended_unknown_to_vm_db_is_recorded(pool: Pool, state: str) -> None:
+    (name,) = filled(pool, 1)
+    assert pool.jenkins
+    job = f"gate-ended-{state}"
+    command = [sys.executable, "-c", f"raise SystemExit({int(state == 'USED')})"]
+    pool.jenkins.add_job(job, name, seconds=0.1, before=command)
+    number = int(pool.jenkins.wait_started(pool.jenkins.build(job))["number"])
+    result = str(pool.jenkins.wait_build(job, number)["result"])
+    pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME=job, BUILD_NUMBER=str(number))
+    restore(pool)
+
+    pool.run(REAP, "one", expect=1)
+
+    assert pool.machines() == ({} if state == "gone" else {name: "USED"})
+    assert pool.sql("SELECT jenkins_job_name, jenkins_build_number, result FROM result") == [(job, number, result)]
+
+
+def test_rows_of_a_restored_vm_db_learn_what_has_become_of_their_machines(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=3)]))
+    pool.seed_snapshots()
+    pool.fill()
+    built, held_one, _ = pool.machines()
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    build_on(pool, built, "gate-old-row")
+    pool.run("vmdatabase.py", "hold", held_one, "--reason", "bug 2", expect=0)
+    restore(pool)
+
+    pool.run(REAP, "one", expect=1)
+
+    assert list(pool.machines().values()) == ["USED", "HOLD", "READY"]
+    assert pool.column(held_one, "hold_reason") == "bug 2"
+    assert "would take over" not in pool.run(REAP, "one", "--dry-run", expect=0).stdout
+
+
+def test_a_machine_that_was_building_at_the_backup_is_not_logged_in_to_again(pool: Pool) -> None:
+    (built, ready) = filled(pool, 2)
+    build_on(pool, built, "gate-was-building")
+    pool.sql("UPDATE machine SET state = 'BUILDING', jenkins_name = NULL, ip = NULL, host_key = NULL")
+
+    launched = pool.run("devstack-vm-launch.py", "one")
+    pool.run(REAP, "one", expect=1)
+
+    assert launched.stderr.count("has a node already: vm.db is older than that; left to the next reap") == 2
+    assert pool.machines() == {built: "USED"}
+    assert (pool.server_names(), list(pool.nodes())) == ([built], [built])
+    assert ready not in pool.machines()
+
+
+def test_few_leaks_of_known_ids_go_and_many_need_a_word(pool: Pool) -> None:
+    loaded(pool)
+    names = [f"devstack-noble-one-{number}" for number in range(1, 5)]
+    for number, name in enumerate(names[:3], 1):
+        pool.boot(name, pool.marks(machine=number))
+    pool.sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('machine', 99)")
+    assert pool.pocket
+    pool.pocket.age("pocket-a", 1000)
+    pool.run(REAP, "one", expect=0)
+    assert pool.server_names() == []
+
+    for number, name in enumerate(names, 1):
+        pool.boot(name, pool.marks(machine=number))
+    pool.pocket.age("pocket-a", 1000)
+    result = pool.run(REAP, "one", expect=1)
+
+    assert (pool.server_names(), "these are 4, but only 0 machines have a row" in result.stderr) == (names, True)
+    pool.run(REAP, "one", "--all-servers", expect=0)
+    assert pool.server_names() == []
+
+
+def test_a_leak_goes_with_its_node_and_not_while_that_builds(pool: Pool) -> None:
+    _, busy = (loaded(pool).add_machine("READY") for _ in range(2))
+    assert pool.jenkins
+    pool.jenkins.add_job("on-leak", busy, seconds=600)
+    pool.jenkins.wait_started(pool.jenkins.build("on-leak"))
+    pool.sql("DELETE FROM machine")
+    assert pool.pocket
+    pool.pocket.age("pocket-a", 1000)
+
+    pool.run(REAP, "one", expect=1)
+
+    assert (pool.server_names(), list(pool.nodes()), pool.machines()) == ([busy], [busy], {busy: "USED"})
+
+
+@pytest.mark.parametrize("state", ["READY", "USED", "ERROR", "DELETE"])
+def test_what_a_person_renamed_is_neither_deleted_nor_forgotten(pool: Pool, state: str) -> None:
+    name = loaded(pool).add_machine(state, age=99 * HOUR)
+    compute = pool.client().compute
+    compute.update_server(pool.column(name, "external_id"), name="annas-machine")
+
+    result = pool.run(REAP, "one", expect=1)
+    pool.run(REAP, "one")
+
+    assert pool.server_names() == ["annas-machine"]
+    assert pool.machines() == {name: "DELETE" if state == "DELETE" else "HOLD"}
+    assert "its server was renamed to annas-machine" in result.stderr
+
+
+def test_what_a_person_made_with_the_marks_of_ours_is_left_and_told(pool: Pool) -> None:
+    name = loaded(pool).add_machine("READY")
+    pool.boot("annas-copy", pool.marks(machine=1))
+    assert pool.pocket
+    pool.pocket.age("pocket-a", 1000)
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert pool.server_names() == ["annas-copy", name]
+    assert re.search("server annas-copy .* is left: it was renamed or copied by a person; its metadata "
+                     "devstack-gate-pool makes it ours", result.stderr)
+
+
+def test_the_server_of_a_held_machine_tells_so_at_the_cloud(pool: Pool) -> None:
+    name = loaded(pool).add_machine("READY")
+    later = pool.add_machine("HOLD", hold_reason="bug 2", hold_until=2**31)
+    pool.run("vmdatabase.py", "hold", name, "--reason", "bug 1: żółw", expect=0)
+    told = {one["name"]: one["metadata"] for one in pool.servers()}
+    assert (told[name]["devstack-gate-hold"], told[name]["devstack-gate-hold-until"]) == ("bug 1: ???w", "0")
+
+    pool.run(REAP, "one", expect=0)
+
+    told = {one["name"]: one["metadata"] for one in pool.servers()}
+    assert (told[later]["devstack-gate-hold"], told[later]["devstack-gate-hold-until"]) == ("bug 2", str(2**31))
+
+
+def test_nodes_of_another_provider_are_left_to_its_own_reap(pool: Pool) -> None:
+    loaded(pool, provider("one"), provider("two", "pocket-b"))
+    for name in ("devstack-noble-one-71", "devstack-noble-two-72", "devstack-noble-three-73"):
+        pool.add_node(name, "devstack-noble", "127.0.0.77")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert list(pool.nodes()) == ["devstack-noble-two-72"]
+
+
+# --- agents that are of no use ---
+
+
+def agents_die(pool: Pool, *names: str, seconds: float = 900) -> None:
+    """Have agents go, which Jenkins has back after so many seconds."""
+    assert pool.jenkins
+    pool.jenkins.knobs(reconnect_seconds=seconds)
+    for name in names:
+        pool.jenkins.node(name, die=True)
+
+
+def test_a_break_between_jenkins_and_its_agents_costs_no_machine(pool: Pool) -> None:
+    names = filled(pool, 3)
+    agents_die(pool, *names)
+
+    reaped = pool.run(REAP, "one", expect=0)
+    launched = pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert (reaped.stdout, launched.stdout) == ("one: deleted nothing\n", "one noble: 3 of 3 ready\n")
+    assert "are away; Jenkins is given time to have them back\n" in reaped.stderr
+    pool.sql("UPDATE machine SET absent_time = ?", int(time.time()) - 75)
+    pool.run(REAP, "one", expect=0)
+    pool.sql("UPDATE machine SET absent_time = ?", int(time.time()) - 150)
+    last = pool.run(REAP, "one", expect=1)
+    assert last.stdout == "one: deleted 3 machines; 3 ready machines lost to Jenkins\n"
+    assert "(its agent is gone: Connection was broken: java.io.EOFException; log: " in last.stderr
+
+
+def test_an_agent_that_is_back_again_counts_as_never_gone(pool: Pool) -> None:
+    (name,) = filled(pool, 1)
+    agents_die(pool, name)
+    pool.run(REAP, "one", expect=0)
+    assert pool.column(name, "absent_time")
+    assert pool.jenkins
+    pool.jenkins.node(name, launch=True)
+    pool.jenkins.wait_node(name, "online")
+
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert pool.column(name, "absent_time") is None
+
+
+def test_machines_that_are_all_silent_at_once_are_the_networks_fault_for_a_while(pool: Pool) -> None:
+    names = filled(pool, 2)
+    for name in names:
+        pool.pocket_server(name, ssh="refused")
+    agents_die(pool, *names)
+
+    first = pool.run(REAP, "one", expect=0)
+    assert "have them back, and the network, since none answers by ssh" in first.stderr
+    pool.sql("UPDATE machine SET absent_time = absent_time - 1800")
+    pool.run(REAP, "one", expect=1)
+
+    assert (pool.machines(), pool.server_names(), pool.nodes()) == ({}, [], {})
+
+
+def test_of_machines_one_of_which_is_silent_that_one_goes(pool: Pool) -> None:
+    alive, silent = filled(pool, 2)
+    pool.pocket_server(silent, ssh="refused")
+    agents_die(pool, silent)
+
+    pool.run(REAP, "one", expect=1)
+
+    assert pool.machines() == {alive: "READY"}
+
+
+def test_what_jenkins_itself_took_offline_is_replaced_and_what_a_person_did_is_not(pool: Pool) -> None:
+    full, offline = filled(pool, 2)
+    assert pool.jenkins
+    pool.jenkins.node(full, barred="hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace",
+                      message="0.412GB left on /tmp.")
+    pool.jenkins.node(offline, temporarilyOffline=True, message="anna looks")
+
+    launched = pool.run("devstack-vm-launch.py", "one", expect=1)
+    reaped = pool.run(REAP, "one", expect=1)
+
+    assert launched.stdout == "one noble: 1 of 2 ready, 1 lost to Jenkins\n"
+    assert re.search(f"no build can run on {full}: Jenkins took it offline: 0.412GB left on /tmp.; log: "
+                     f"http://.*/computer/{full}/log\n", launched.stderr)
+    assert "READY -> ERROR: its Jenkins node died (Jenkins took it offline: 0.412GB left on /tmp.; " in reaped.stderr
+    assert (gone(pool, full), pool.machines()) == (True, {offline: "READY"})
+
+
+def test_a_build_on_a_node_that_jenkins_takes_offline_goes_on(pool: Pool) -> None:
+    (name,) = filled(pool, 1)
+    assert pool.jenkins
+    pool.jenkins.add_job("on-full", name, seconds=600)
+    pool.jenkins.wait_started(pool.jenkins.build("on-full"))
+    pool.jenkins.node(name, barred="hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {name: "READY"}
+
+
 # --- snapshots ---
 
 
@@ -689,6 +1144,44 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
     pool.run(REAP, "one", "--all-images", expect=0)
 
     assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
+
+
+def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_word(pool: Pool) -> None:
+    loaded(pool)
+    add_snapshot(pool, 1)
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    good, unproved = add_snapshot(pool, 2), add_snapshot(pool, 3)
+    cloud = pool.client().image
+    ((image_id,),) = pool.sql("SELECT external_id FROM snapshot_image WHERE version = 2")
+    disk = cloud.get_image(image_id)
+    disk.data = b"a disk"
+    disk.upload(cloud)
+    cloud.update_image(image_id, **{"devstack-gate-proved": "1"})
+    restore(pool)
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert pool.sql("SELECT name, state FROM snapshot_image WHERE version > 1") == [(good, "READY")]
+    assert f"snapshot {good}: vm.db did not know it; now it does" in result.stderr
+    assert f"image {unproved} " in result.stderr
+    assert len(images(pool)) == 3
+    pool.run("vmdatabase.py", "moved", expect=0)
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == ["devstack-noble-1.template.openstack.org", good]
+
+
+def test_a_snapshot_whose_image_is_gone_is_booted_from_no_more(pool: Pool) -> None:
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    newest = add_snapshot(pool, 2)
+    cloud = pool.client()
+    cloud.image.delete_image(pool.sql("SELECT external_id FROM snapshot_image WHERE version = 2")[0][0])
+    pool.run("devstack-vm-launch.py", "one", expect=1)
+
+    result = pool.run(REAP, "one", expect=0)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert f"snapshot {newest}: its image is gone" in result.stderr
 
 
 def add_kept_template(pool: Pool, keep_until: float) -> None:
@@ -960,7 +1453,8 @@ def test_a_node_that_jenkins_does_not_delete_keeps_its_machine(pool: Pool, troub
 def test_a_machine_whose_agent_died_is_deleted_and_those_whose_agent_came_back_or_was_taken_stay(slow: Slow) -> None:
     output = slow.deaths.communicate(timeout=60)
 
-    assert (slow.deaths.returncode, output[0]) == (0, "two: deleted 1 machine\n"), output
+    assert (slow.deaths.returncode, output[0]) == (
+        1, "two: deleted 1 machine; 1 ready machine lost to Jenkins\n"), output
     left = [name for name in slow.pool.machines() if "-two-" in name]
     assert left == [slow.names[what] for what in ("back", "taken", "well")]
     assert f"node={slow.names['dead']} READY -> ERROR: its Jenkins node died" in output[1]

@@ -133,7 +133,7 @@ class StandIn:
         self._call("POST", "control/nodes", [dict(node) for node in nodes])
 
     def node(self, name: str, **what: Any) -> dict[str, Any]:
-        """Let something happen to a node (die, connect, label, temporarilyOffline, launch); gives its truth."""
+        """Let something happen to a node (die, connect, label, temporarilyOffline, barred, launch); gives its truth."""
         return self._call("POST", f"control/nodes/{name}", what)
 
     def restart(self) -> None:

@@ -160,8 +160,11 @@ class Control:
         return next(iter(self.model.keys.credentials), "any")
 
     def change_node(self, node: Node, value: dict[str, Any]) -> dict[str, Any]:
-        """Let something happen to a node: die, connect (how from now on), label, temporarilyOffline, launch."""
-        if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "message", "launch"}:
+        """Let something happen to a node: die, connect (how from now on), label, temporarilyOffline, barred, launch.
+
+        barred is the class of a cause for which Jenkins itself takes it offline, message the reason that it gives.
+        """
+        if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "barred", "message", "launch"}:
             raise ControlError(f"nothing to do with a node: {', '.join(sorted(unknown))}")
         model = self.model
         if "connect" in value:
@@ -170,6 +173,8 @@ class Control:
             node.config.label = value["label"]
         if value.get("temporarilyOffline", node.temporarily_offline) != node.temporarily_offline:
             model.toggle_offline(node, value.get("message", ""))
+        if "barred" in value:
+            model.bar(node, value["barred"], value.get("message", ""))
         if value.get("die"):
             model.agent_lost(node)
         if value.get("launch"):

@@ -111,6 +111,12 @@ class Model:
             node.cause = OfflineCause(USER_CAUSE, message.strip()) if node.temporarily_offline else None
         self.kick()
 
+    def bar(self, node: Node, kind: str, reason: str) -> None:
+        """One of Jenkins' own node monitors takes a node offline, as one for free disk space does."""
+        with self.lock:
+            node.temporarily_offline = True
+            node.cause = OfflineCause(kind, reason)
+
     def change_offline_cause(self, node: Node, message: str) -> None:
         with self.lock:
             node.cause = OfflineCause(USER_CAUSE, message.strip())
