@@ -2,6 +2,7 @@
 
     tests/chaos/run --rounds 500 --seed 1      many rounds, peace every 5 rounds
     tests/chaos/run --points                   one run for each point between two outside calls
+    tests/chaos/run --restores 50 --seed 1     vm.db is restored, after hours of traffic, from a backup of any moment
 
 Needs root: vm.db lies on a small disk of its own, in a mount namespace of its own. Exit codes: 0 no violation, 1 some.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tests.chaos import killpoints
 from tests.chaos.events import Events
+from tests.chaos.restores import Restores
 from tests.chaos.runs import Starter
 from tests.chaos.storm import Storm
 from tests.chaos.world import World, open_site
@@ -38,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
             pocket, jenkins = open_site(stack, folder, PROVIDERS.values())
             starter = stack.enter_context(Starter(events))
             world = stack.enter_context(World(folder / "world", pocket, jenkins, starter, events, PROVIDERS))
+            if options.restores:
+                wrong = Restores(world, options.seed).run(options.restores)
+                print(f"{wrong} violations in {time.monotonic() - began:.0f} s")
+                return 1 if wrong else 0
             tally = Storm(world, options.seed, options.peace_every, options.side_by_side).run(options.rounds)
             print(tally.text())
             wrong = len(tally.violations)
@@ -52,6 +58,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peace-every", type=int, default=5, metavar="ROUNDS")
     parser.add_argument("--side-by-side", type=int, default=3, metavar="N", help="scripts at once, or lanes of points")
+    parser.add_argument("--restores", type=int, default=0, metavar="N", help="restore vm.db so often instead")
     parser.add_argument("--points", action="store_true", help="kill each script at each point, instead of rounds")
     parser.add_argument("--script", action="append", help="with --points: of this scenario only")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"), help="with --points")

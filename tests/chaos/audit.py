@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 LIVING = ("READY", "USED", "HOLD")
 SNAPSHOTS_KEPT = 2
+AGENT_SECONDS = 700  # a machine whose agent is away for longer is to be replaced
 Row = dict[str, Any]
 
 
@@ -137,7 +139,7 @@ def of_holds(world: World) -> Iterator[Violation]:
              if one["task_state"] != "deleting"}
     states = world.pool.machines()
     for node, server_id in world.held.items():
-        if states.get(node) != "HOLD":
+        if states.get(node) != "HOLD" and not world.restored:  # the next reap puts that right
             yield Violation("hold", f"{node} is held, but {states.get(node, 'has no row')}", (node, server_id or node))
         if server_id and server_id not in there | world.vanished:
             yield Violation("hold", f"{node} is held, but its server {server_id} is gone", (node, server_id))
@@ -208,9 +210,14 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
             yield Violation("nodes", f"node {name} is in service, its machine {row['state']}", _words(row))
     for row in state.machines:
         node = state.nodes.get(row["name"])
-        if row["state"] == "READY" and (node is None or node["host"] != row["ip"]
-                                        or node["label"] != f"devstack-{row['image']}"):
+        if row["state"] != "READY":
+            continue
+        if node is None or node["host"] != row["ip"] or node["label"] != f"devstack-{row['image']}":
             yield Violation("nodes", f"READY machine {row['name']} has the node {node}", _words(row))
+        elif (node["state"] != "online" or node["temporarilyOffline"]) and row["absent_time"] is None:
+            yield Violation("agents", f"{row['name']} is READY without an agent, which nobody has seen", _words(row))
+        elif node["state"] != "online" and time.time() - row["absent_time"] > AGENT_SECONDS:
+            yield Violation("agents", f"{row['name']} is READY without an agent for long", _words(row))
 
 
 def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:

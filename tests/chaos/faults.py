@@ -175,6 +175,26 @@ def dying_agents(world: World, rng: random.Random) -> str:
     return ", ".join(chosen)
 
 
+def agents_that_never_come(world: World, rng: random.Random) -> str:
+    """Jenkins connects for ever, or has no such credential as the nodes are registered with."""
+    if rng.random() < 0.5:
+        world.jenkins.knobs(connect="never")
+        return "connecting for ever"
+    world.unreachable["DEVSTACK_GATE_SECURE_CONFIG"] = str(world.folder / "wrong-credential.conf")
+    return "wrong credential"
+
+
+def barred_nodes(world: World, rng: random.Random) -> str:
+    """Jenkins' own monitors take nodes offline."""
+    truth = world.jenkins.look()["nodes"]
+    nodes = sorted(name for name in truth.keys() & world.machines().keys() if not truth[name]["temporarilyOffline"])
+    chosen = rng.sample(nodes, min(len(nodes), rng.randint(1, 3)))
+    for name in chosen:
+        world.jenkins.node(name, barred="hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace",
+                           message="0.412GB left on /tmp.")
+    return ", ".join(chosen)
+
+
 # --- the host ---
 
 
@@ -195,7 +215,8 @@ def clock_set_back(world: World, _rng: random.Random) -> str:
 CATALOGUE: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
     failing_calls, refused_connections, rate_limit, no_quota, slow_cloud, stale_lists, empty_lists, ignored_deletes,
     slow_deletes, failing_boots, slow_boots, broken_servers, failing_snapshots, failing_jenkins, restarting_jenkins,
-    slow_jenkins, unreachable_jenkins, dying_agents, full_disk, read_only_disk, clock_set_back)}
+    slow_jenkins, unreachable_jenkins, dying_agents, agents_that_never_come, barred_nodes, full_disk, read_only_disk,
+    clock_set_back)}
 
 
 def _cloud(world: World, rng: random.Random) -> str:

@@ -31,6 +31,7 @@ SIGNALLED = 0.45  # the share of runs that get a signal
 SIGNAL_SECONDS = 0.7  # after its start, on average
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 HELD = 3  # machines at most
+BACKED_UP, RESTORED = 0.3, 0.15  # the share of rounds before which vm.db is
 DAY = 86400
 
 
@@ -40,6 +41,7 @@ class Tally:
 
     rounds: int = 0
     peaces: int = 0
+    restores: int = 0
     runs: Counter[str] = field(default_factory=Counter)  # by script
     codes: Counter[str] = field(default_factory=Counter)  # by exit code
     faults: Counter[str] = field(default_factory=Counter)  # by name
@@ -52,7 +54,8 @@ class Tally:
         def counts(counter: Counter[str]) -> str:
             return f"{counter.total()} ({', '.join(f'{name} {count}' for name, count in sorted(counter.items()))})"
 
-        return (f"rounds {self.rounds}, peace {self.peaces} times\nruns of scripts {counts(self.runs)}\n"
+        return (f"rounds {self.rounds}, peace {self.peaces} times, restores {self.restores}\n"
+                f"runs of scripts {counts(self.runs)}\n"
                 f"exit codes {counts(self.codes)}\nfaults {counts(self.faults)}\nsignals {counts(self.signals)}\n"
                 f"builds {counts(self.builds)}\nviolations {len(self.violations)}")
 
@@ -126,6 +129,17 @@ class Storm:
         for node in let_go:  # also what a hold that failed has held all the same
             world.held.pop(node, None)
             world.expect_all([world.wait(world.start(VMDATABASE, "unhold", node))])
+        self.back_up_or_restore()
+
+    def back_up_or_restore(self) -> None:
+        """Make a backup of vm.db now and then, and put one in its place after some rounds."""
+        world, rng = self.world, self.rng
+        if world.backup.exists() and rng.random() < RESTORED:
+            world.restore()
+            world.backup.unlink()
+            self.tally.restores += 1
+        elif rng.random() < BACKED_UP:
+            world.back_up()
 
     def actions(self) -> list[Callable[[], list[Run]]]:
         """What happens in a round; each starts something and returns the runs that are to be waited for."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.chaos.runs import Run, Starter
 from tests.chaos.starter import PROJECT
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, provider
+from tests.pool import Pool, image, make_key, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
@@ -28,6 +29,7 @@ MAX_SERVERS = 26
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
 RUN_SECONDS = 120.0  # to find a hang
+LONG = 3600.0  # seconds of a build that is to be stopped
 DISK_KILOBYTES = 4096
 DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
 # The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
@@ -37,7 +39,10 @@ LIMITS = {
     "nodessh.CONNECT_SECONDS": 3,
     "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,
     "script.WATCH_SECONDS": 3, "script.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
+    "script.ONLINE_SECONDS": 3,
 }
+PEACE_LIMITS = {"script.DEAD_NODE_SECONDS": 2}
+BACKUP_KEPT = "backup.db"
 CALM_CLOUD: dict[str, Any] = {
     "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "delete_ignored": False,
     "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "list_empty": 0,
@@ -73,6 +78,8 @@ class World:
         self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs
         self.strangers: dict[str, Any] = {}
         self.uuid = ""  # of the pool, known also when faults keep vm.db from being read
+        self.backup = folder / BACKUP_KEPT
+        self.restored = False  # since the last word of a person
 
     def __enter__(self) -> Self:
         try:
@@ -119,16 +126,24 @@ class World:
         dead = self.folder / "dead-jenkins.conf"
         dead.write_text(self.pool.secure_config.read_text().replace(self.jenkins.url, f"{DEAD_URL}/"))
         dead.chmod(0o600)
+        wrong = self.folder / "wrong-credential.conf"
+        text = self.pool.secure_config.read_text()
+        wrong.write_text(text.replace("credentials_id = nodes", "credentials_id = no-such"))
+        wrong.chmod(0o600)
 
     def _add_jobs(self) -> None:
-        """A job for each image whose builds call inprogress and delete as the gate job does, and one that fails."""
+        """A job for each image whose builds call inprogress and delete as the gate job does, and one that fails.
+
+        The builds of a third one take long.
+        """
         limits = {name: seconds for name, seconds in LIMITS.items() if name.startswith("jenkinsnodes.")}
         starter = [sys.executable, "-m", "tests.chaos.starter", json.dumps({"limits": limits})]
         script = '"${@:4}" "$1" && echo "$1 $2 #$3" >> ' + str(self.let_in)
         for name in IMAGES:
-            for result in ("SUCCESS", "FAILURE"):
+            for result in ("SUCCESS", "FAILURE", "ABORTED"):
                 self.jenkins.add_job(
-                    f"gate-{name}-{result}", f"devstack-{name}", seconds=0.2, concurrent=True,
+                    f"gate-{name}-{result}", f"devstack-{name}", seconds=LONG if result == "ABORTED" else 0.2,
+                    concurrent=True,
                     environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
                     before=["bash", "-c", script, "inprogress", "$NODE_NAME", "$JOB_NAME", "$BUILD_NUMBER", *starter,
                             INPROGRESS],
@@ -192,7 +207,7 @@ class World:
 
     def runs(self, script: str, *arguments: str) -> list[Run]:
         """Run a script for each provider, side by side, with the limits as they are; returns the ended runs."""
-        runs = [self.start(script, name, *arguments, limits={}) for name in self.providers]
+        runs = [self.start(script, name, *arguments, limits=PEACE_LIMITS) for name in self.providers]
         for run in runs:
             self.wait(run)
         return runs
@@ -252,6 +267,13 @@ class World:
             assert time.monotonic() < deadline, f"builds do not end: {running}"
             time.sleep(0.05)
 
+    def stop_builds(self) -> None:
+        """Abort the builds that run."""
+        for one in self.jenkins.look()["builds"]:
+            if one["building"]:
+                requests.post(f"{self.jenkins.url}job/{one['job']}/{one['number']}/stop", timeout=30,
+                              auth=(self.jenkins.user, self.jenkins.token), allow_redirects=False)
+
     def await_jenkins(self) -> None:
         """Wait for the end of a restart."""
         deadline = time.monotonic() + RUN_SECONDS
@@ -274,6 +296,8 @@ class World:
         self.end_builds()
         self.set_boot_timeout(PEACE_BOOT)
         self.age(PEACE_SECONDS)
+        if self.restored:
+            self.say_moved()
         self.events.add("peace")
         runs = self.runs(REAP) + self.runs(LAUNCH) + self.runs(REAP)
         self.harvest()
@@ -285,9 +309,46 @@ class World:
             self.pocket.age(cloud, seconds)
         for table in ("machine", "snapshot_image"):
             self.pool.sql(f"UPDATE {table} SET state_time = state_time - ?", seconds)
+        for column in ("online_time", "absent_time"):
+            self.pool.sql(f"UPDATE machine SET {column} = {column} - ?", seconds)
+
+    # --- backups and restores ---
+
+    def back_up(self) -> None:
+        """Make a backup of vm.db, as a nightly job does."""
+        self.events.add("backup")
+        self.expect_all([self.wait(self.start(VMDATABASE, "backup", str(self.backup), spared=True))])
+
+    def restore(self) -> None:
+        """Put the backup in the place of vm.db, as README says: whoever has the old one open keeps that."""
+        self.events.add("restore")
+        copy = self.pool.database.with_name("restored.db")
+        shutil.copyfile(self.backup, copy)
+        for ending in ("-wal", "-shm"):
+            Path(f"{self.pool.database}{ending}").unlink(missing_ok=True)
+        copy.replace(self.pool.database)
+        self.restored = True
+        kept = self.machines()
+        held = {one["name"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
+                if "devstack-gate-hold" in one["metadata"]}
+        held |= {name for name, node in self.jenkins.look()["nodes"].items()
+                 if node["temporarilyOffline"] and node["offlineCauseReason"].startswith("held: ")}
+        for name in [name for name in self.held if kept.get(name) != "HOLD" and name not in held]:
+            del self.held[name]  # a fault kept clouds and Jenkins from being told
+        there = {one["id"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
+                 if one["task_state"] != "deleting"}
+        for name in [name for name, state in kept.items() if state == "HOLD"]:
+            if self.pool.column(name, "external_id") in there:
+                self.held.setdefault(name, self.pool.column(name, "external_id"))
+
+    def say_moved(self) -> None:
+        """Let a person say that the restore was on purpose."""
+        self.expect_all([self.wait(self.start(VMDATABASE, "moved", spared=True))])
+        self.restored = False
 
 
 def open_site(stack: ExitStack, folder: Path, clouds: Iterable[str]) -> tuple[Pocket, StandIn]:
     """Start clouds and a Jenkins that end with the stack."""
     pocket = stack.enter_context(Pocket(folder, "--machines", "shared-ssh", "--clouds", ",".join(clouds)))
-    return pocket, stack.enter_context(StandIn(folder / "jenkins", knobs=CALM_JENKINS))
+    credentials = {"nodes": ("jenkins", make_key(folder))}
+    return pocket, stack.enter_context(StandIn(folder / "jenkins", credentials=credentials, knobs=CALM_JENKINS))
