@@ -138,7 +138,10 @@ class Build:
 
     def keep_server(self, what: str) -> None:
         """Keep the server of a failed build for a person, who may log in with the node's key, and say how."""
-        vmdatabase.set_columns(self.row, keep_until=vmdatabase.now() + KEEP_SECONDS)
+        until = vmdatabase.now() + KEEP_SECONDS
+        vmdatabase.set_columns(self.row, keep_until=until)
+        self.clean_up(lambda: self.cloud.mark_held(
+            str(self.row.server_external_id), "kept after its build failed", until))
         self.log.warning("keeping the %s (server %s) for %d hours, then reap deletes it",
                          what, self.row.server_external_id, KEEP_SECONDS // 3600)
         node = self.plan.node

@@ -573,7 +573,7 @@ def note_ids() -> None:
     noted = {"pool": pool_uuid(), **{table: last_id(table) for table in COUNTED}}
     file = lock_folder() / "ids"
     with contextlib.suppress(OSError):  # it is no more than a help: marks in the cloud and Jenkins tell, too
-        draft = file.with_name(f"ids.{os.getpid()}")
+        draft = file.with_name("ids.new")
         draft.write_text(json.dumps(noted), encoding="ascii")
         draft.replace(file)
 
@@ -673,13 +673,6 @@ def machines_of(provider: Provider, states: Sequence[str] = STATES) -> list[Mach
     """Return the machines of a provider that are in one of these states, oldest first."""
     query = Machine.select(Machine, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
     return list(query.where(Machine.state.in_(states)).order_by(Machine.id))
-
-
-def ready_names(provider: Provider) -> list[tuple[int, str]]:
-    """Return (machine id, name) of the READY machines of a provider, oldest first."""
-    query = Machine.select(Machine.id, Machine.name).join(BaseImage).where(BaseImage.provider == provider)
-    rows: Iterable[Any] = query.where(Machine.state == READY).order_by(Machine.id).tuples()
-    return list(rows)
 
 
 def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
