@@ -202,6 +202,9 @@ class Launch:
             node = nodes.get(str(machine.name))
             if node:
                 self.note_agent(machine, node)
+            elif vmdatabase.restored_since(machine.state_time):  # it may have had its build, and be on its way out
+                self.log_of(machine).warning("is READY but not in Jenkins, and vm.db was restored; left to reap")
+                self.agents[machine.id] = LOST
             elif unregistered := Machine.get_or_none(id=machine.id, state=READY):
                 self.log_of(unregistered).info("is READY but not in Jenkins")
                 vmdatabase.set_columns(unregistered, jenkins_name=machine.name)

@@ -250,6 +250,9 @@ def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> Verdi
         return Verdict(machine, HOLD, why, {"hold_reason": why})
     if machine.state == HOLD and machine.state_time < moved and machine.external_id in sight.gone:
         return Verdict(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
+    if machine.state == READY and machine.state_time < moved and machine.jenkins_name and sight.nodes is not None \
+            and sight.node(machine) is None:
+        return Verdict(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
     if machine.state == BUILDING and sight.node(machine):
         return Verdict(machine, ERROR, "it has a node already, of which vm.db knows nothing")
     return None

@@ -553,6 +553,11 @@ def known_ids(table: str) -> KnownIds:
     return KnownIds(last_id(table), range(*unknown))
 
 
+def restored_since(moment: int) -> bool:
+    """Whether vm.db is known to have been restored, or moved, since a moment that it tells of (Unix seconds)."""
+    return bool(known_ids("machine").unknown) or moment < int(setting("moved") or 0)
+
+
 def leave_out_ids(table: str, seen: int) -> None:
     """Make no row with an id up to one that was seen outside, which a restored vm.db may know nothing of.
 
@@ -771,8 +776,8 @@ def hold(machine: Machine, reason: str, until: int | None) -> str:
 
 def ready_machines(provider: Provider) -> list[Machine]:
     """Return the READY machines of a provider, oldest first, with what the look at their agents needs and no more."""
-    query = Machine.select(Machine.id, Machine.name, Machine.jenkins_name, Machine.base_image, Machine.state,
-                           Machine.state_time, Machine.online_time, Machine.absent_time).join(BaseImage)
+    query = Machine.select(Machine.id, Machine.name, Machine.jenkins_name, Machine.base_image, Machine.external_id,
+                           Machine.state, Machine.state_time, Machine.online_time, Machine.absent_time).join(BaseImage)
     return list(query.where((BaseImage.provider == provider) & (Machine.state == READY)).order_by(Machine.id))
 
 

@@ -224,6 +224,18 @@ def test_a_hold_of_before_a_restore_ends_when_its_server_is_gone(
     assert (verdict is not None) == goes
 
 
+@pytest.mark.parametrize(("ready_at", "moved", "nodes", "goes"), [
+    (100, 99, {}, True), (100, 101, {}, False), (100, 99, {"node": node()}, False), (100, 99, None, False)])
+def test_a_ready_machine_of_before_a_restore_whose_node_is_gone_may_have_had_its_build(
+        ready_at: int, moved: int, nodes: Any, goes: bool) -> None:
+    one = machine("READY", ready_at)
+
+    verdict = reap.judge_old_row(one, sight(server(), nodes=nodes), NOW, NOW - moved)
+
+    assert (verdict and (verdict.target, verdict.why)) == (
+        ("ERROR", "its node is gone, and vm.db was restored since it was ready") if goes else None)
+
+
 def test_a_build_is_known_by_the_message_of_its_node() -> None:
     assert reap.build_named("in use by folder/gate job #17") == {"JOB_NAME": "folder/gate job", "BUILD_NUMBER": "17"}
     assert reap.build_named("in use by a person") == reap.build_named("its build has ended") == {}
@@ -906,6 +918,33 @@ def test_a_machine_that_was_building_at_the_backup_is_not_logged_in_to_again(poo
     assert pool.machines() == {built: "USED"}
     assert (pool.server_names(), list(pool.nodes())) == ([built], [built])
     assert ready not in pool.machines()
+
+
+def test_a_used_machine_of_which_only_the_server_is_left_does_not_come_back_into_service(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    pool.fill()
+    (name,) = pool.machines()
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME="gate", BUILD_NUMBER="1")
+    pool.run("devstack-vm-delete.py", name, "--result", "SUCCESS", expect=0)
+    pool.knobs(delete_ignored=True)  # the node goes first
+    reaping = pool.start(REAP, "one")
+    while name in pool.nodes():
+        assert reaping.poll() is None
+    reaping.kill()
+    reaping.communicate()
+    pool.knobs(delete_ignored=False)
+    restore(pool)
+    pool.run("vmdatabase.py", "moved", expect=0)
+
+    launched = pool.run("devstack-vm-launch.py", "one", expect=1)
+
+    assert launched.stdout == "one noble: 0 of 1 ready, 1 lost to Jenkins\n"
+    assert pool.nodes() == {}
+    pool.run(REAP, "one")
+    assert name not in pool.machines()
+    pool.run("devstack-vm-launch.py", "one", expect=0)
 
 
 def test_few_leaks_of_known_ids_go_and_many_need_a_word(pool: Pool) -> None:
