@@ -878,11 +878,17 @@ class Reap:
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
     def images_to_delete(self, leaked: Sequence[novacloud.Image]) -> list[novacloud.Image]:
-        """Return which images without a row go; good ones that a newer vm.db has made get a row, others are left."""
+        """Return which images without a row go; good ones get a row, others that a newer vm.db has made are left."""
         known = vmdatabase.known_ids("snapshot_image")
-        going = [image for image in leaked if known.knows(image.snapshot_id or 0) or self.options.all_images]
-        for image in [image for image in leaked if image not in going]:
-            if self.options.dry_run or not self.adopt_image(image):
+        going = []
+        for image in leaked:
+            if self.options.all_images:
+                going.append(image)
+            elif not self.options.dry_run and self.adopt_image(image):
+                self.trouble(f"snapshot {image.name}: vm.db did not know it; now it does")
+            elif known.knows(image.snapshot_id or 0):
+                going.append(image)
+            else:
                 self.trouble(f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it "
                              "is left until a person says that this is so (vmdatabase.py moved), or --all-images")
         return going
@@ -899,7 +905,6 @@ class Reap:
                                  external_id=image.id, state=READY, state_time=vmdatabase.now()).execute()
         except peewee.IntegrityError:
             return False
-        self.trouble(f"snapshot {image.name}: vm.db did not know it; now it does")
         return True
 
     def see_images_of(self, snapshots: Sequence[SnapshotImage], images: Mapping[str, novacloud.Image]) -> None:

@@ -1185,7 +1185,8 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
     assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
 
 
-def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_word(pool: Pool) -> None:
+@pytest.mark.parametrize("first", [REAP, "moved"])
+def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_word(pool: Pool, first: str) -> None:
     loaded(pool)
     add_snapshot(pool, 1)
     pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
@@ -1198,6 +1199,12 @@ def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_wo
     cloud.update_image(image_id, **{"devstack-gate-proved": "1"})
     restore(pool)
 
+    if first == "moved":
+        pool.run("vmdatabase.py", "moved", expect=0)
+        pool.run(REAP, "one", expect=1)
+        assert images(pool) == ["devstack-noble-1.template.openstack.org", good]
+        assert pool.sql("SELECT name, state FROM snapshot_image WHERE version > 1") == [(good, "READY")]
+        return
     result = pool.run(REAP, "one", expect=1)
 
     assert pool.sql("SELECT name, state FROM snapshot_image WHERE version > 1") == [(good, "READY")]
