@@ -60,8 +60,8 @@ isolate_git() {
 
 # --- words of others ---
 
-# printable < text: its lines without what is not to be seen or moves what is, each cut short.
-printable() {
+# harmless_lines < text: its lines without what is not to be seen or moves what is, each cut short.
+harmless_lines() {
     LENGTH=$LINE_CHARACTERS perl -MEncode -ne 'BEGIN { binmode STDOUT, ":utf8" }
         chomp; $_ = decode("UTF-8", $_);
         s/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]//g;
@@ -99,7 +99,7 @@ main_line() {
     found=${found:-$before}
     shown=$(hide_login "$ASKED")
     if [[ $ASKED ]]; then found=${found//"$ASKED"/"$shown"}; fi
-    printable <<< "$found" | hide_logins
+    harmless_lines <<< "$found" | hide_logins
 }
 
 # --- time ---

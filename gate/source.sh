@@ -363,7 +363,7 @@ merge_changes() {
         if (( rc > 2 )); then  # git itself failed
             return 1
         elif (( rc )); then
-            head -n 20 <<< "$SAID" | printable | sed 's/^/    /' >&2
+            head -n 20 <<< "$SAID" | harmless_lines | sed 's/^/    /' >&2
             SAID="the change $ref does not merge into $branch"
             return 3
         fi
@@ -396,7 +396,7 @@ describe_project() {
         refs/zuul/*) ref=${ref#refs/zuul/} ref=${ref%/*} ;;
         *) ref=${ref#refs/*/} ;;
     esac
-    commit=$("${GIT_COMMAND[@]}" -C "$tree" log -1 --encoding=UTF-8 --format='%h %s' | printable) || return
+    commit=$("${GIT_COMMAND[@]}" -C "$tree" log -1 --encoding=UTF-8 --format='%h %s' | harmless_lines) || return
     printf '%s %s %s%s\n' "$project" "$ref" "$commit" "${NOTE:+ ($NOTE)}"
 }
 
