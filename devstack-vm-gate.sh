@@ -67,11 +67,27 @@ become_owner() {
     # shellcheck disable=SC2016,SC2119  # the owner's bash expands it; no filter
     {
         print_settings
-        for name in http_proxy https_proxy no_proxy "${!PIP_@}"; do
+        for name in http_proxy https_proxy no_proxy; do
             if [[ ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
-        if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
+        print_pip_settings
     } | as_user "$owner" bash -c 'set -e; eval "$(cat)"; exec bash "$1" < /dev/null' bash "$script"
+}
+
+# The job's own settings of pip hide those of /etc/pip.conf, in which the image's cache is (see use_pip_cache).
+print_pip_settings() {
+    local name value mode=''
+    if [[ -r $BASE/gate/pip ]]; then mode=$(< "$BASE/gate/pip"); fi
+    for name in "${!PIP_@}"; do
+        value=${!name}
+        case $mode:$name in
+            only:PIP_INDEX_URL | only:PIP_EXTRA_INDEX_URL) value='' ;;
+            add:PIP_EXTRA_INDEX_URL) value+=" file://$BASE/cache/pip/simple" ;;
+        esac
+        if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
+    done
+    # For a pip before 20.3, which of equal versions takes the one that it finds first.
+    if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
 }
 
 as_user() {
