@@ -302,13 +302,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
     if options.what is not None:
-        print(json.dumps(_what(options), indent=2))
-        return gateconfig.EXIT_OK
+        what, complete = _what(options)
+        print(json.dumps(what, indent=2))
+        return gateconfig.EXIT_OK if complete else gateconfig.EXIT_FAILED
     return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
 
 
-def _what(options: argparse.Namespace) -> dict[str, dict[str, list[str]]]:
-    """Return what would be cached for a distribution, by branch."""
+def _what(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[str]]], bool]:
+    """Return what would be cached for a distribution, by branch, and whether all of it could be told."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.what):
         raise ConfigError(f"--what: expected a distribution such as noble, bookworm or rhel9, got {options.what!r}")
     checkout = _checkout(options)
