@@ -230,7 +230,7 @@ class Build:
         with nodessh.session(self.login) as session:
             template = Template(session, self.plan, self.log)
             for name, step in steps_of(self.plan, self.key.get_base64(), self.marks()):
-                template.step = name
+                template.begin(name)
                 if template.missing and name == FORGET:
                     raise GateError(f"install packages: there is no {', '.join(template.missing)}")
                 with gateconfig.phase(self.log, name):

@@ -6,7 +6,9 @@ made of what they say, is here.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,10 +52,16 @@ class Template:
         self.plan = plan
         self.log = log
         self.step = ""  # the name of the step that runs
+        self._deadline = time.monotonic() + plan.step_seconds
         self.missing: list[str] = []  # required packages that the distribution does not have
         self._distribution = ""
         self._wanted: dict[str, Wanted] = {}
         self._got: set[tuple[tuple[str, ...], str]] = set()  # pip sets, with their constraints
+
+    def begin(self, step: str) -> None:
+        """Begin a named step, for all of which its time limit counts."""
+        self.step = step
+        self._deadline = time.monotonic() + self.plan.step_seconds
 
     def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
         """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
@@ -62,8 +70,9 @@ class Template:
         return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
 
     def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
-        """Run a command as root within the time limit of a step and return the lines of its output."""
-        output = self.session.run_as_root(self.step, words, self.plan.step_seconds, stdin)
+        """Run a command as root within what is left of the step's time and return the lines of its output."""
+        left = min(self.plan.step_seconds, max(1, math.ceil(self._deadline - time.monotonic())))
+        output = self.session.run_as_root(self.step, words, left, stdin)
         self.log.debug("%s", output.rstrip())
         return output.splitlines()
 
@@ -155,6 +164,10 @@ class Template:
                        for name in dict.fromkeys((branch, "master"))}
         sets = self.wanted(branch).pip_sets(branch, pipneeds.unpack(needs))
         for one in devstackfiles.worth_getting(sets, constraints):
+            if time.monotonic() > self._deadline:
+                self.log.warning("%s: not done after %d s; the image is made without the rest", self.step,
+                                 self.plan.step_seconds)
+                return
             if (one.requirements, one.constraints) not in self._got:
                 self._got.add((one.requirements, one.constraints))
                 for line in unavailable(self.cache("cache_pips", one.constraints, stdin=one.requirements)):
