@@ -33,7 +33,8 @@ DEVSTACK = {
     "master": {
         "files/debs/general": "tree\njq # a comment, dist:bookworm,trixie\nhello # NOPRIME\nno-such-tool # NOPRIME\n",
         "files/debs/nova": "figlet # dist:trixie\nno-such-package\n",
-        "stackrc": "echo 'this is not devstack' >&2; id -un > /home/jenkins/ran-as\nEXTRA_CACHE_URLS=,@/files/extra.tar.gz\n"
+        "stackrc": "echo 'this is not devstack' >&2; id -un > /home/jenkins/ran-as\n"
+                   "EXTRA_CACHE_URLS=,@/files/extra.tar.gz\n"
                    "GITREPO[\"tiny\"]=${TINY_REPO:-${GIT_BASE}/openstack/tiny.git}\n"
                    "GITREPO[\"gone\"]=${GONE_REPO:-${GIT_BASE}/openstack/gone.git}\n",
         "tools/image_list.sh": "#!/bin/bash\necho @/files/new.img,@/files/broken.img\necho @/files/both.img\n",
