@@ -94,6 +94,15 @@ MIGRATIONS = (
     """,
     # Until then the server of a failed image build is kept for a person.
     "ALTER TABLE snapshot_image ADD COLUMN keep_until INTEGER",
+    # How an image type boots, whose snapshot it uses, and when the create of a machine's server was sent.
+    """
+    ALTER TABLE base_image ADD COLUMN config_drive INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE base_image ADD COLUMN boot_from_volume INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE base_image ADD COLUMN volume_size INTEGER;
+    ALTER TABLE base_image ADD COLUMN template TEXT;
+    ALTER TABLE base_image ADD COLUMN ready_script TEXT;
+    ALTER TABLE machine ADD COLUMN create_time INTEGER;
+    """,
 )
 
 
@@ -161,6 +170,11 @@ class BaseImage(Model):
     username = peewee.TextField(null=True)
     user_data = peewee.TextField(null=True)  # path
     max_ready_age = peewee.IntegerField(null=True)  # hours
+    config_drive = peewee.BooleanField(default=False)
+    boot_from_volume = peewee.BooleanField(default=False)
+    volume_size = peewee.IntegerField(null=True)  # GB
+    template = peewee.TextField(null=True)  # the image type of the same provider whose snapshot is used
+    ready_script = peewee.TextField(null=True)  # path
     active = peewee.BooleanField(default=True)
 
 
@@ -200,6 +214,7 @@ class Machine(Model):
     host_key = peewee.TextField(null=True)  # "type base64", seen at the first login
     state = peewee.TextField()
     state_time = peewee.IntegerField()
+    create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
     error = peewee.TextField(null=True)
     hold_reason = peewee.TextField(null=True)
     hold_until = peewee.IntegerField(null=True)
