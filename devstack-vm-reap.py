@@ -4,8 +4,8 @@
 Run by the job devstack-reap-vms every hour, once for each provider (or `all`). Deletes machines marked DELETE or ERROR,
 machines of failed builds after 24 hours, held ones whose hours are over, ready ones that died, old snapshots, and
 whatever carries this pool's UUID but has no row. Nothing without that mark is ever touched, nothing is concluded from
-an answer other than 404, and a node that still builds is left alone. Changes: servers, images, keypairs and floating
-IPs of the provider, nodes in Jenkins, rows in vm.db.
+an answer other than 404, and a node that still builds is left alone. Changes: servers, images, keypairs, volumes and
+floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
+CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 DEAD_NODE_SECONDS = 20  # how long the agent of a ready machine may take to come back (Jenkins reconnects in 12 s)
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
@@ -168,6 +169,19 @@ def leaked_images(
     return leaked
 
 
+def leaked_volumes(
+    volumes: Iterable[novacloud.Volume], machines: Mapping[int, str], snapshots: Container[int]
+) -> list[novacloud.Volume]:
+    """Return the volumes of ours that belong to no server and are not about to.
+
+    machines is {row id: state}, snapshots the ids of those that are being built or used. The volume of a machine that
+    boots, or was held while it did, is left alone; so is any that a server has, with which it goes, and the one that
+    a snapshot was made of, from which some clouds cannot part while there is the snapshot.
+    """
+    return [volume for volume in volumes if volume.unattached
+            and machines.get(volume.machine_id or 0) not in (BUILDING, HOLD) and volume.snapshot_id not in snapshots]
+
+
 def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:
     """Return which snapshots of one image type go, of a list with the newest first.
 
@@ -198,6 +212,7 @@ class Reap:
         self.deleted: Counter[str] = Counter()
         self.gone: set[str] = set()  # ids of servers that this run saw gone
         self.going: dict[int, str] = {}  # names of machines whose deletion this run has begun
+        self.clock_ahead = 0.0  # seconds that this host's clock is ahead of the cloud's and of Jenkins'
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""
@@ -213,7 +228,8 @@ class Reap:
         """Do what run does."""
         images = self.listed(self.cloud.list_snapshots)
         keypairs = self.listed(self.cloud.list_keypairs) or {}
-        floating_ips = self.listed(self.cloud.list_floating_ips) or []
+        floating_ips = self.listed(self.cloud.network.list_ours) or []
+        volumes = self.see_volumes()
         sight = self.see()
         stray_nodes = self.stray_nodes(sight)
         self.end_dead_builds()
@@ -223,7 +239,8 @@ class Reap:
         if images is not None:
             self.delete_snapshots(images)
         self.each("keypair", self.leaked_keypairs(keypairs), self.cloud.delete_keypair)
-        self.each("floating IP", self.leaked_floating_ips(floating_ips, sight), self.cloud.delete_floating_ip)
+        self.release_floating_ips(floating_ips, sight)
+        self.each("volume", self.leaked_volumes(volumes), self.cloud.volumes.delete)
         self.each("stray node", stray_nodes, self.remove_node)
         if not self.options.dry_run:
             self.drop_drained()
@@ -270,11 +287,22 @@ class Reap:
             self.trouble(err)
             return None
 
+    def see_volumes(self) -> list[novacloud.Volume]:
+        """Return the volumes of ours; if no image type boots from one, silence of the cloud is no trouble."""
+        if any(image.boot_from_volume for image in vmdatabase.images_of(self.provider)):
+            return self.listed(self.cloud.list_volumes) or []
+        try:
+            return self.cloud.list_volumes()
+        except GateError as err:
+            self.log.info("%s; no image type boots from a volume now", err)
+            return []
+
     def see(self) -> Sight:
         """Look at the cloud and at Jenkins, and only then at vm.db: what is launched meanwhile is no leak."""
         listed_at = vmdatabase.now()
         servers = {server.id: server for server in self.cloud.list_servers()}
         nodes = self.see_nodes()
+        self.see_clock()
         machines = vmdatabase.machines_of(self.provider)
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
@@ -291,6 +319,20 @@ class Reap:
             nodes=nodes,
             dead_nodes=self.see_dead_nodes([machine for machine in machines if machine.state == READY], nodes),
         )
+
+    def see_clock(self) -> None:
+        """Compare this host's clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
+        told = {"the cloud's": self.cloud.clock_ahead, "Jenkins'": self.nodes.clock_ahead if self.nodes else None}
+        known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
+        ahead = min(known.values(), default=0.0)
+        if ahead > CLOCK_SECONDS:
+            self.clock_ahead = ahead
+            self.trouble(f"the clock of this host is {ahead / 60:.0f} min ahead of {' and '.join(known)}; "
+                         "ages are counted without that")
+
+    def now(self) -> float:
+        """Return the time by which ages are counted, in Unix seconds."""
+        return time.time() - self.clock_ahead
 
     def look_at(self, server_id: str) -> novacloud.Server | str | None:
         """Run in a worker: return the server, GONE for a 404, None when the cloud does not tell."""
@@ -339,7 +381,7 @@ class Reap:
         """Apply the rules to every machine."""
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
-        now = vmdatabase.now()
+        now = int(self.now())
         judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now)
                   for machine in machines]
         verdicts = [verdict for verdict in judged if verdict]
@@ -415,7 +457,7 @@ class Reap:
         over = [machine for machine in vmdatabase.machines_of(self.provider) if machine.state in (DELETE, ERROR)]
         snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
         leaked = leaked_servers(
-            sight.servers.values(), dict(vmdatabase.server_ids(self.provider)), snapshots, time.time())
+            sight.servers.values(), dict(vmdatabase.server_ids(self.provider)), snapshots, self.now())
         if self.options.dry_run:
             for machine in over:
                 print(f"would delete machine {machine.name} ({machine.state})")
@@ -516,7 +558,7 @@ class Reap:
         """Delete old and failed snapshots, and images of ours without a row."""
         rows = vmdatabase.snapshots_of(self.provider)
         by_id = {row.id: row for row in rows}
-        leaked = leaked_images(images, by_id, time.time())
+        leaked = leaked_images(images, by_id, self.now())
         self.each("leaked image", {image.id: f"{image.name} {image.id}" for image in leaked}, self.cloud.delete_image)
         by_image = defaultdict(list)
         for row in rows:
@@ -524,7 +566,7 @@ class Reap:
         found = {(image.snapshot_id, image.name): image.id for image in images}
         for image_rows in by_image.values():
             image = image_rows[0].base_image
-            for row in old_snapshots(image_rows, self.options.all_images or not image.active, time.time()):
+            for row in old_snapshots(image_rows, self.options.all_images or not image.active, self.now()):
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
     def delete_snapshot(self, row: SnapshotImage, image_id: str | None) -> None:
@@ -562,10 +604,20 @@ class Reap:
         building = vmdatabase.building_snapshot_ids()
         return {name: name for name, snapshot_id in keypairs.items() if snapshot_id not in building}
 
-    def leaked_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> dict[str, str]:
-        """Return the floating IPs that we made for servers which are in neither vm.db nor the cloud, or seen gone."""
+    def release_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> None:
+        """Let go of the floating IPs that we have for servers or machines which are gone."""
         known = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
-        return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
+        machines = vmdatabase.machine_ids()
+        leaked = {ip.id: ip for ip in floating_ips
+                  if (ip.machine_id not in machines if ip.machine_id is not None else ip.server_id not in known)}
+        self.each("floating IP", {ip.id: ip.address for ip in leaked.values()},
+                  lambda ip_id: self.cloud.network.release(leaked[ip_id]))
+
+    def leaked_volumes(self, volumes: Iterable[novacloud.Volume]) -> dict[str, str]:
+        """Return the volumes that we made for servers which never were, or which left them behind."""
+        snapshots = {row.id for row in vmdatabase.snapshots_of(self.provider) if row.state != ERROR}
+        leaked = leaked_volumes(volumes, vmdatabase.machine_states(self.provider), snapshots)
+        return {volume.id: f"{volume.name} {volume.id}" for volume in leaked}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:
         """Return the nodes that carry this pool's UUID but have no machine."""
