@@ -365,6 +365,8 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
         tries += 1
 
 
+WRITE_MARKS = """umask 022; mkdir -p /etc/devstack-gate && cat > /etc/devstack-gate/node || exit 1
+chmod 0644 /etc/devstack-gate/node"""
 # Prints how many seconds ago cloud-init was done with the host keys, "busy" before, nothing where it plays no part.
 CLOUD_INIT = """[ -d /run/cloud-init ] && [ ! -e /run/cloud-init/disabled ] || exit 0
 for done in /var/lib/cloud/instance/sem/config_ssh /run/cloud-init/result.json; do
@@ -379,9 +381,14 @@ def settle(connection: Session, until: float) -> None:
     Otherwise NotYetError: the host key that was seen is not the one to keep. After `until`, on the monotonic clock,
     cloud-init is waited for no more.
     """
+    outcome = connection.attempt("look at cloud-init", connection.as_root(["sh", "-c", CLOUD_INIT]))
+    _refuse_unsettled(connection, outcome.output.strip(), until)
+
+
+def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
+    """Do what settle does with what CLOUD_INIT has printed."""
     if time.monotonic() > until:
         return
-    text = connection.attempt("look at cloud-init", connection.as_root(["sh", "-c", CLOUD_INIT])).output.strip()
     where = f"{connection.login.user}@{connection.login.address}"
     if text == "busy":
         raise NotYetError(f"{where}: cloud-init is still at work, and may replace the host keys")
@@ -422,8 +429,9 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
     """
     try:
         with session(login, max(1.0, min(patience, deadline - time.monotonic()))) as connection:
-            settle(connection, settled_by)
-            connection.put("write /etc/devstack-gate/node", "/etc/devstack-gate/node", gift.marks)
+            words = connection.as_root(["sh", "-c", f"{WRITE_MARKS}\n{CLOUD_INIT}"])
+            seen = connection.run("write /etc/devstack-gate/node", words, stdin=gift.marks)
+            _refuse_unsettled(connection, seen.strip(), settled_by)
             if gift.jenkins_login:
                 script = "umask 077; rm -f ~/.devstack-gate-jenkins && cat > ~/.devstack-gate-jenkins"
                 connection.run("write ~/.devstack-gate-jenkins", ["sh", "-c", script], stdin=f"{gift.jenkins_login}\n")
