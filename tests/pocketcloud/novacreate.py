@@ -106,11 +106,14 @@ def _wish_flavor(cloud: Cloud, wish: dict[str, Any]) -> Flavor:
 
 
 def _wish_volume(call: Call, wish: dict[str, Any]) -> Volume | None:
-    """Return the volume to boot from, None for an image."""
+    """Return the volume to boot from, None for an image, also one that the `openstack` command names as a device."""
     devices = wish.get("block_device_mapping_v2") or []
     if not devices:
         return None
-    (device,) = devices  # no more than one is needed here
+    device = devices[0]  # no more than one is needed here
+    if (device.get("source_type"), device.get("destination_type")) == ("image", "local"):
+        wish["imageRef"] = wish.get("imageRef") or device.get("uuid")
+        return None
     volume = call.cloud.volumes.get(str(device.get("uuid")))
     if device.get("source_type") != "volume" or volume is None or volume.project != call.project:
         raise RefusalError(400, f"Block Device Mapping is Invalid: failed to get volume {device.get('uuid')}.")
