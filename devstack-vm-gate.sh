@@ -67,11 +67,27 @@ become_owner() {
     # shellcheck disable=SC2016,SC2119  # the owner's bash expands it; no filter
     {
         print_settings
-        for name in http_proxy https_proxy no_proxy "${!PIP_@}"; do
+        for name in http_proxy https_proxy no_proxy; do
             if [[ ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
-        if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
+        print_pip_settings
     } | as_user "$owner" bash -c 'set -e; eval "$(cat)"; exec bash "$1" < /dev/null' bash "$script"
+}
+
+# The job's own settings of pip hide those of /etc/pip.conf, in which the image's cache is (see use_pip_cache).
+print_pip_settings() {
+    local name value mode=''
+    if [[ -r $BASE/gate/pip ]]; then mode=$(< "$BASE/gate/pip"); fi
+    for name in "${!PIP_@}"; do
+        value=${!name}
+        case $mode:$name in
+            only:PIP_INDEX_URL | only:PIP_EXTRA_INDEX_URL) value='' ;;
+            add:PIP_EXTRA_INDEX_URL) value+=" file://$BASE/cache/pip/simple" ;;
+        esac
+        if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
+    done
+    # For a pip before 20.3, which of equal versions takes the one that it finds first.
+    if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
 }
 
 as_user() {
@@ -261,13 +277,9 @@ step() {
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
-# note WORDS: what is to be said of the run beside that it passed; notes are told in one line.
+# note WORDS: what is to be said of the run beside that it passed.
 note() {
-    local file=$BASE/gate/note
-    if [[ -w $file ]]; then
-        if [[ -s $file ]]; then printf '; ' >> "$file"; fi
-        printf '%s' "$1" >> "$file"
-    fi
+    if [[ -w $BASE/gate/note ]]; then printf '%s' "$1" > "$BASE/gate/note"; fi
 }
 
 # part NAME FILE FOLDER COMMAND...: run it there; the script ends with its status if that is not 0. Its output goes to the
@@ -407,7 +419,7 @@ main() {
     fi
     check_devstack
     make_secrets
-    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
+    note ''
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
         check_installed
@@ -433,19 +445,6 @@ check_installed() {
     local venv
     venv=$(devstack_setting DEVSTACK_VENV)
     part 'check of what is installed' "$NEW/installed.txt" "$NEW" python3 -I "$HERE/gate/installed.py" "$BASE" ${venv:+"$venv"}
-    note_not_installed
-}
-
-# A change to what this run does not install, a service that is not on, has passed nothing. What devstack itself reads
-# as it lies there has.
-note_not_installed() {
-    local name
-    while IFS= read -r name; do
-        if [[ $name != @(devstack|devstack-gate|requirements|grenade) ]] \
-            && ! grep -qsE "^[[:blank:]]*enable_plugin[[:blank:]]+${name}[[:blank:]]" -- "${SETTINGS_FILES[@]}"; then
-            note "$name was not installed"
-        fi
-    done < <(sed -n 's/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
 }
 
 # devstack_setting NAME: its value as devstack itself reads its settings; nothing if it has no such setting.

@@ -11,6 +11,8 @@ Exit codes: 0 the pool is full, 1 it is short or something failed (the next run 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import re
 import time
@@ -99,6 +101,14 @@ class Boot:
     ask_at: float | None = None  # monotonic; when to ask for a server by itself that the list leaves out
     server: novacloud.Server | None = None
     last_seen: str = "nothing yet"
+    zone: str | None = None
+    sent_at: float | None = None  # monotonic; when the create went out, after all waiting for the rate
+    patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
+    settled_by: float = 0.0  # monotonic; until when cloud-init is waited for
+
+    def sent(self) -> None:
+        """Be told by a worker that the create goes out now."""
+        self.sent_at = time.monotonic()
 
 
 @dataclass
@@ -106,8 +116,7 @@ class Template:
     """What the machines of one image type are made of."""
 
     snapshot: SnapshotImage
-    flavor_id: str
-    user_data: str | None
+    recipe: novacloud.Recipe
 
 
 class Launch:
@@ -123,6 +132,7 @@ class Launch:
         self.nodes = vmdatabase.nodes_of(config)
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
+        self.patient = gateconfig.Workers(provider.max_concurrency)  # for what takes long and must keep nobody waiting
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
         self.templates: dict[int, Template] = {}
@@ -134,6 +144,8 @@ class Launch:
         self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
         self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
+        self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
+        self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
         self.done: dict[str, Callable[[Boot, Future[Any]], None]] = {
             CREATE: self.created, LOGIN: self.logged_in, REGISTER: self.registered}
@@ -250,7 +262,7 @@ class Launch:
         """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
-        age = max(vmdatabase.now() - machine.state_time, 0)
+        age = max(vmdatabase.now() - (machine.create_time or machine.state_time), 0)
         left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
         boot = Boot(machine, time.monotonic() + left, BOOT, give_up_at=time.monotonic() + UNSEEN_BEFORE_SECONDS)
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
@@ -267,7 +279,7 @@ class Launch:
             and vmdatabase.count_rows(self.provider) + self.orphans <= self.provider.max_servers
         template = self.template(image) if wanted else None
         if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
-            self.create(machine, template)
+            self.create(machine, template, again=True)
         else:
             self.moved(self.boots[machine.id], ERROR, error="an earlier run ended before the cloud had made a server")
             self.boots.pop(machine.id, None)
@@ -281,17 +293,16 @@ class Launch:
         """
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
         if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
-            wanted = [(image, self.template(image)) for image in self.plan()[:free]]
-            self.start([(image, template) for image, template in wanted if template])
+            self.start([(image, self.templates[image.id]) for image in self.plan()[:free]])
 
     def plan(self) -> list[BaseImage]:
         """Return the image types to launch machines of, one entry for each machine."""
+        self.refresh()
         counts = vmdatabase.count_machines(self.provider)
         needs = []
-        self.images |= {image.id: image for image in vmdatabase.images_of(self.provider)}  # one may be drained by now
         for image in self.images.values():
-            if image.active and not {None, image.id} & self.no_more.keys():
-                present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
+            present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
+            if present < image.min_ready and image.active and self.template(image):
                 needs.append(Need(image.id, self.wanted(image), present))
         taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
         return [self.images[image_id] for image_id in plan_launches(needs, self.provider.max_servers - taken)]
@@ -313,16 +324,28 @@ class Launch:
                 "the image or its entry in the providers file changes", image.deaths, image.death)
         return min(image.min_ready, len(self.proven[image.id]) + 1)
 
+    def refresh(self) -> None:
+        """Read the settings again: an image type that was drained since is asked for no more."""
+        fresh = {image.id: image for image in vmdatabase.images_of(self.provider)}
+        for image in self.images.values():
+            image.active, image.min_ready = False, 0
+        self.images.update(fresh)
+        provider = Provider.get_or_none(Provider.id == self.provider.id)
+        self.provider.max_servers = provider.max_servers if provider else 0
+
     def template(self, image: BaseImage) -> Template | None:
         """Return what to boot for an image type, or None when this run cannot."""
-        if image.id not in self.templates and image.id not in self.no_more:
+        if {None, image.id} & self.no_more.keys():
+            return None
+        if image.id not in self.templates:
             try:
                 snapshot = vmdatabase.current_snapshot(image)
                 if snapshot is None:
-                    raise GateError("there is no snapshot yet; run devstack-vm-update-image.sh")
-                self.cloud.network_ids()
-                self.templates[image.id] = Template(
-                    snapshot, self.cloud.flavor_id(image), novacloud.read_user_data(image))
+                    raise GateError(f"there is no snapshot{f' of {image.template}' if image.template else ''} yet; "
+                                    "run devstack-vm-update-image.sh")
+                self.cloud.network.attached()
+                read_ready_script(image.ready_script)
+                self.templates[image.id] = Template(snapshot, self.cloud.recipe(image, str(snapshot.external_id)))
             except GateError as err:
                 self.ask_no_more(image.id, err)
         return self.templates.get(image.id)
@@ -333,6 +356,38 @@ class Launch:
             self.no_more[image_id] = why
             log = self.log.bind(image=self.images[image_id].name) if image_id else self.log
             log.error("no more servers are asked for in this run: %s", why)
+
+    def run_short(self, boot: Boot, why: GateError) -> None:
+        """Ask for no more of what needs that of which the cloud has no more: this zone, image type, volumes, or all."""
+        image_id = boot.machine.base_image_id
+        lack = novacloud.shortage(str(why))
+        if lack == novacloud.HOST:
+            self.leave_zone(boot, why)
+        elif lack == novacloud.FLAVOR:
+            self.ask_no_more(image_id, why)
+        elif lack == novacloud.VOLUME:
+            for image in self.images.values():
+                if image.boot_from_volume:
+                    self.ask_no_more(image.id, why)
+        else:
+            self.ask_no_more(None, why)
+
+    def leave_zone(self, boot: Boot, why: GateError) -> bool:
+        """Ask for no more of an image type in the zone of this machine; returns whether others are left to it."""
+        image_id = boot.machine.base_image_id
+        if self.zones and boot.zone is None:  # taken over; those that this run asks for tell more
+            return True
+        self.full.add((image_id, boot.zone))
+        left = self.zones_left(image_id)
+        if left:
+            self.log_of(boot.machine).warning("goes on in zone %s, for in %s: %s", " and ".join(left), boot.zone, why)
+        else:
+            self.ask_no_more(image_id, why)
+        return bool(left)
+
+    def zones_left(self, image_id: int) -> list[str]:
+        """Return the zones in which there may be room for an image type."""
+        return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
     def start(self, wanted: Sequence[tuple[BaseImage, Template]]) -> None:
         """Write a row for each machine, then ask for the servers that are named after them."""
@@ -350,15 +405,28 @@ class Launch:
         for machine, (_, template) in zip(machines, wanted, strict=True):
             self.create(machine, template)
 
-    def create(self, machine: Machine, template: Template) -> None:
-        """Have a worker ask for the server of a row."""
+    def create(self, machine: Machine, template: Template, *, again: bool = False) -> None:
+        """Have a worker ask for the server of a row; again: whether an earlier run may have begun to."""
         self.log_of(machine).info("asking for a server")
-        boot = Boot(machine, time.monotonic() + self.provider.boot_timeout, CREATE, asked=True)
+        zones = self.zones_left(machine.base_image_id)
+        boot = Boot(machine, math.inf, CREATE, asked=True)
+        boot.zone = zones[machine.id % len(zones)] if zones else None
+        self.outcomes[machine.base_image_id][machine.id] = None
         boot.task = self.workers.submit(
-            self.cloud.create_server, str(machine.name), str(template.snapshot.external_id), template.flavor_id,
-            {novacloud.MACHINE_KEY: str(machine.id)}, user_data=template.user_data,
-            zone=self.zones[machine.id % len(self.zones)] if self.zones else None)
+            self.make_server, machine.id, str(machine.name), template.recipe, boot.zone, boot.sent, again)
         self.follow(boot)
+
+    def make_server(self, machine_id: int, name: str, recipe: novacloud.Recipe, zone: str | None,
+                    sent: Callable[[], None], again: bool) -> str:
+        """Run in a worker: have what the server needs, ask for it, and return its id."""
+        self.cloud.network.reserve(machine_id, again=again)
+        try:
+            return self.cloud.make_server(
+                name, recipe, {novacloud.MACHINE_KEY: str(machine_id)}, zone=zone, sent=sent)
+        except (novacloud.CapacityError, novacloud.RefusedError, ConfigError):
+            with contextlib.suppress(GateError):  # reap sweeps what is left
+                self.cloud.network.release_for(machine_id)
+            raise
 
     # --- what the workers bring back ---
 
@@ -392,7 +460,9 @@ class Launch:
             marks = {"NODE_PROVIDER": self.provider.name, "NODE_IMAGE": image.name, "NODE_NAME": machine.name,
                      "NODE_SNAPSHOT": self.snapshot_name(machine.snapshot_image_id)}
             text = "".join(f"{key}={value}\n" for key, value in marks.items())
-            boot.task = self.workers.submit(self.log_in, boot.server, str(machine.user), text, boot.deadline)
+            slow = boot.patience > nodessh.CONNECT_SECONDS or image.ready_script
+            boot.task = (self.patient if slow else self.workers).submit(
+                self.log_in, boot, boot.server, str(machine.user), text, image.ready_script)
         elif self.nodes:
             boot.task = self.workers.submit(
                 self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
@@ -406,25 +476,33 @@ class Launch:
             self.snapshot_names[snapshot_id] = str(row.name) if row else ""
         return self.snapshot_names[snapshot_id]
 
-    def log_in(self, server: novacloud.Server, user: str, marks: str, deadline: float) -> nodessh.Login:
+    def log_in(self, boot: Boot, server: novacloud.Server, user: str, marks: str, ready_script: str | None
+               ) -> nodessh.Login:
         """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
-        address = self.cloud.reachable_address(server)
+        address = self.cloud.network.reachable_address(server)
         if address is None:
             raise nodessh.NotYetError("active, but without an address")
         login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
         jenkins_login = self.config.jenkins.node_login if self.config.jenkins else ""
-        return nodessh.write_node_marks(login, marks, deadline - time.monotonic(), jenkins_login)
+        gift = nodessh.Welcome(marks, jenkins_login, read_ready_script(ready_script))
+        return nodessh.welcome(login, gift, boot.deadline, boot.patience, boot.settled_by)
 
     def created(self, boot: Boot, task: Future[str]) -> None:
         """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""
+        sent_at = boot.sent_at or time.monotonic()
+        boot.deadline = sent_at + self.provider.boot_timeout
+        sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
         try:
-            vmdatabase.set_columns(boot.machine, external_id=task.result())
+            vmdatabase.set_columns(boot.machine, external_id=task.result(), create_time=sent_time)
         except novacloud.CapacityError as err:
             self.forget(boot)
-            self.ask_no_more(None, err)
+            self.run_short(boot, err)
         except (novacloud.RefusedError, ConfigError) as err:
             self.forget(boot)
-            self.ask_no_more(boot.machine.base_image_id, err)
+            if "availability zone" in str(err) and self.zones:
+                self.leave_zone(boot, err)
+            else:
+                self.ask_no_more(boot.machine.base_image_id, err)
         except GateError as err:
             self.log_of(boot.machine).warning("%s; looking whether there is a server all the same", err)
             boot.last_seen = str(err)
@@ -435,16 +513,20 @@ class Launch:
         """Drop the row of a machine of which the cloud made nothing."""
         Machine.delete().where((Machine.id == boot.machine.id) & (Machine.state == BUILDING)).execute()
         del self.boots[boot.machine.id]
+        del self.outcomes[boot.machine.base_image_id][boot.machine.id]
 
     def logged_in(self, boot: Boot, task: Future[nodessh.Login]) -> None:
         """Move a machine that passed the ssh test to READY, then have it registered; try the others again."""
         try:
             login = task.result()
-        except ConfigError as err:
+        except (ConfigError, novacloud.CapacityError) as err:  # settings, or floating IPs that are used up
             self.ask_no_more(None, err)
+            self.fail(boot, str(err))
+        except nodessh.ReadyScriptError as err:
             self.fail(boot, str(err))
         except GateError as err:
             boot.last_seen = str(err)
+            boot.patience = nodessh.next_patience(boot.patience, err)
             if not self.expired(boot):
                 self.again(boot)
         else:
@@ -566,13 +648,32 @@ class Launch:
             return
         boot.server, boot.ask_at = server, None
         if server.status == novacloud.SERVER_ERROR:
-            self.fail(boot, f"the server went to ERROR: {server.fault or 'without a fault text'}")
-            if novacloud.CAPACITY_FAULTS.search(server.fault):
-                self.ask_no_more(None, novacloud.CapacityError(server.fault))
+            self.went_to_error(boot, server.fault)
         elif boot.stage == BOOT and server.status == novacloud.ACTIVE:
+            self.outcomes[boot.machine.base_image_id][boot.machine.id] = True
+            now = time.monotonic()
+            boot.deadline = max(boot.deadline, now + nodessh.CONNECT_SECONDS)  # our look may have waited for the rate
+            boot.settled_by = nodessh.settle_until(boot.deadline)
             boot.stage = LOGIN
         elif boot.stage == BOOT:
             boot.last_seen = f"server status {server.status}"
+
+    def went_to_error(self, boot: Boot, fault: str) -> None:
+        """Fail a machine whose server did not come up, and conclude whether there is room for more."""
+        image_id = boot.machine.base_image_id
+        why, failed = novacloud.CapacityError(fault), self.failed[image_id]
+        elsewhere = False
+        if novacloud.RETRY_FAULTS.search(fault):
+            self.outcomes[image_id][boot.machine.id] = False
+            if novacloud.out_of_room([*self.outcomes[image_id].values()]):
+                self.ask_no_more(image_id, why)
+        elif novacloud.shortage(fault) == novacloud.HOST:
+            elsewhere = self.leave_zone(boot, why)
+        elif novacloud.CAPACITY_FAULTS.search(fault):
+            self.run_short(boot, why)
+        self.fail(boot, f"the server went to ERROR: {fault or 'without a fault text'}")
+        if elsewhere:
+            self.failed[image_id] = failed  # another one is asked for at once, in another zone
 
     def ask_for(self, boot: Boot) -> novacloud.Server | None:
         """Ask for one server that the list left out, if it does so for long; only a 404 means that it is gone."""
@@ -619,7 +720,7 @@ class Launch:
         try:
             text = self.cloud.console_log(server.id)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8", errors="replace")
         except (GateError, OSError) as err:
             log.warning("the console log could not be saved: %s", err)
         else:
@@ -663,6 +764,14 @@ def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
         return wait(tasks, seconds, FIRST_COMPLETED).done
     time.sleep(seconds)
     return set()
+
+
+def read_ready_script(path: str | None) -> bytes | None:
+    """Return the ready-script of an image type; ReadyScriptError if the file is not there any more."""
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as err:
+        raise nodessh.ReadyScriptError(f"ready-script: {path} cannot be read ({err.strerror})") from err
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ whatever carries this pool's UUID but has no row. Nothing without that mark is e
 an answer other than 404, and a node that still builds is left alone. Where vm.db is older than the world, as after a
 restore, what builds, is held or is out of service gets its row or state back, and other servers without a row are left
 until a person says that the restore was on purpose (vmdatabase.py moved), or --all-servers. Changes: servers, images,
-keypairs and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
+keypairs, volumes and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
 """
@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
+CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
 CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
@@ -325,6 +326,19 @@ def leaked_images(
     return leaked
 
 
+def leaked_volumes(
+    volumes: Iterable[novacloud.Volume], machines: Mapping[int, str], snapshots: Container[int]
+) -> list[novacloud.Volume]:
+    """Return the volumes of ours that belong to no server and are not about to.
+
+    machines is {row id: state}, snapshots the ids of those that are being built or used. The volume of a machine that
+    boots, or was held while it did, is left alone; so is any that a server has, with which it goes, and the one that
+    a snapshot was made of, from which some clouds cannot part while there is the snapshot.
+    """
+    return [volume for volume in volumes if volume.unattached
+            and machines.get(volume.machine_id or 0) not in (BUILDING, HOLD) and volume.snapshot_id not in snapshots]
+
+
 def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:
     """Return which snapshots of one image type go, of a list with the newest first.
 
@@ -358,6 +372,7 @@ class Reap:
         self.deleted: Counter[str] = Counter()
         self.gone: set[str] = set()  # ids of servers that this run saw gone
         self.going: dict[int, str] = {}  # names of machines whose deletion this run has begun
+        self.clock_ahead = 0.0  # seconds that this host's clock is ahead of the cloud's and of Jenkins'
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""
@@ -373,7 +388,8 @@ class Reap:
         """Do what run does."""
         images = self.listed(self.cloud.list_snapshots)
         keypairs = self.listed(self.cloud.list_keypairs) or {}
-        floating_ips = self.listed(self.cloud.list_floating_ips) or []
+        floating_ips = self.listed(self.cloud.network.list_ours) or []
+        volumes = self.see_volumes()
         sight = self.see()
         stray_nodes = self.stray_nodes(sight)
         self.leave_out_ids(sight, images or [], keypairs)
@@ -385,7 +401,8 @@ class Reap:
         if images is not None:
             self.delete_snapshots(images)
         self.each("keypair", self.leaked_keypairs(keypairs), self.cloud.delete_keypair)
-        self.each("floating IP", self.leaked_floating_ips(floating_ips, sight), self.cloud.delete_floating_ip)
+        self.release_floating_ips(floating_ips, sight)
+        self.each("volume", self.leaked_volumes(volumes), self.cloud.volumes.delete)
         self.each("stray node", stray_nodes, self.remove_node)
         if not self.options.dry_run:
             self.drop_drained()
@@ -439,11 +456,22 @@ class Reap:
             self.trouble(err)
             return None
 
+    def see_volumes(self) -> list[novacloud.Volume]:
+        """Return the volumes of ours; if no image type boots from one, silence of the cloud is no trouble."""
+        if any(image.boot_from_volume for image in vmdatabase.images_of(self.provider)):
+            return self.listed(self.cloud.list_volumes) or []
+        try:
+            return self.cloud.list_volumes()
+        except GateError as err:
+            self.log.info("%s; no image type boots from a volume now", err)
+            return []
+
     def see(self) -> Sight:
         """Look at the cloud and at Jenkins, and only then at vm.db: what is launched meanwhile is no leak."""
         listed_at = vmdatabase.now()
         servers = {server.id: server for server in self.cloud.list_servers()}
         nodes = self.see_nodes()
+        self.see_clock()
         machines = vmdatabase.machines_of(self.provider)
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
@@ -461,6 +489,20 @@ class Reap:
             nodes_by_id=self.nodes.by_machine(nodes or {}) if self.nodes else {},
             dead_nodes=self.see_dead_nodes([machine for machine in machines if machine.state == READY], nodes),
         )
+
+    def see_clock(self) -> None:
+        """Compare this host's clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
+        told = {"the cloud's": self.cloud.clock_ahead, "Jenkins'": self.nodes.clock_ahead if self.nodes else None}
+        known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
+        ahead = min(known.values(), default=0.0)
+        if ahead > CLOCK_SECONDS:
+            self.clock_ahead = ahead
+            self.trouble(f"the clock of this host is {ahead / 60:.0f} min ahead of {' and '.join(known)}; "
+                         "ages are counted without that")
+
+    def now(self) -> float:
+        """Return the time by which ages are counted, in Unix seconds."""
+        return time.time() - self.clock_ahead
 
     def look_at(self, server_id: str) -> novacloud.Server | str | None:
         """Run in a worker: return the server, GONE for a 404, None when the cloud does not tell."""
@@ -507,10 +549,9 @@ class Reap:
                              gateconfig.some(waiting), ", and the network, since none answers by ssh" * cut_off)
         return frozenset(dead)
 
-    @staticmethod
-    def suspect(machine: Machine, node: jenkinsnodes.Node) -> Suspect:
+    def suspect(self, machine: Machine, node: jenkinsnodes.Node) -> Suspect:
         """Return what is to be known of a ready machine whose agent may be lost."""
-        now = vmdatabase.now()
+        now = int(self.now())
         absent = now - machine.absent_time if machine.absent_time else 0
         state = node.prospect(now - machine.state_time, machine.online_time is not None, absent)
         return Suspect(state == jenkinsnodes.LOST, node.agent == jenkinsnodes.GONE, absent)
@@ -547,7 +588,7 @@ class Reap:
         """Apply the rules to every machine."""
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
-        now, moved = vmdatabase.now(), int(vmdatabase.setting("moved") or 0)
+        now, moved = int(self.now()), int(vmdatabase.setting("moved") or 0)
         judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved)
                   for machine in machines]
         verdicts = [verdict for verdict in judged if verdict]
@@ -591,7 +632,7 @@ class Reap:
             self.see_end_of_build(machine, verdict.why)
         server = sight.server(machine)
         if machine.ip is None and server:
-            vmdatabase.set_columns(machine, ip=self.cloud.shown_address(server))
+            vmdatabase.set_columns(machine, ip=self.cloud.network.shown_address(server))
 
     def see_end_of_build(self, machine: Machine, why: str) -> None:
         """Ask Jenkins whether the build that has had a machine is over, of which vm.db knows nothing, and record it."""
@@ -795,7 +836,7 @@ class Reap:
         """Return the servers of ours that no row accounts for."""
         snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
         rows = dict(vmdatabase.server_ids(self.provider))
-        return leaked_servers(sight.servers.values(), rows, snapshots, time.time())
+        return leaked_servers(sight.servers.values(), rows, snapshots, self.now())
 
     def adopt(self, sight: Sight) -> None:
         """Give a row to each server that has none though somebody has it: vm.db is older than that."""
@@ -805,7 +846,7 @@ class Reap:
             if number is None or number in rows:
                 continue
             node = sight.nodes_by_id.get(number)
-            use = use_of(server, node, time.time())
+            use = use_of(server, node, self.now())
             if use and self.options.dry_run:
                 print(f"would take over {server.name} as {use.state}: {use.why}")
             elif use:
@@ -851,7 +892,7 @@ class Reap:
         """Return why a server without a row is no leak but somebody's; empty if it is one."""
         number = server.machine_id
         node = None if number is None or number in rows else sight.nodes_by_id.get(number)
-        if use := use_of(server, node, time.time()):
+        if use := use_of(server, node, self.now()):
             return use.why
         own_name = number is None or server.name.endswith(f"-{self.provider.name}-{number}")
         if not own_name and not self.options.all_servers:
@@ -864,7 +905,7 @@ class Reap:
         """Delete old and failed snapshots, and images of ours without a row."""
         rows = vmdatabase.snapshots_of(self.provider)
         by_id = {row.id: row for row in rows}
-        leaked = self.images_to_delete(leaked_images(images, by_id, time.time()))
+        leaked = self.images_to_delete(leaked_images(images, by_id, self.now()))
         self.each("leaked image", {image.id: f"{image.name} {image.id}" for image in leaked}, self.cloud.delete_image)
         self.see_images_of([row for row in rows if row.state == READY], {image.id: image for image in images})
         rows = vmdatabase.snapshots_of(self.provider)
@@ -874,7 +915,7 @@ class Reap:
         found = {(image.snapshot_id, image.name): image.id for image in images}
         for image_rows in by_image.values():
             image = image_rows[0].base_image
-            for row in old_snapshots(image_rows, self.options.all_images or not image.active, time.time()):
+            for row in old_snapshots(image_rows, self.options.all_images or not image.active, self.now()):
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
     def images_to_delete(self, leaked: Sequence[novacloud.Image]) -> list[novacloud.Image]:
@@ -961,10 +1002,20 @@ class Reap:
         building = vmdatabase.building_snapshot_ids()
         return {name: name for name, snapshot_id in keypairs.items() if snapshot_id not in building}
 
-    def leaked_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> dict[str, str]:
-        """Return the floating IPs that we made for servers which are in neither vm.db nor the cloud, or seen gone."""
+    def release_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> None:
+        """Let go of the floating IPs that we have for servers or machines which are gone."""
         known = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
-        return {ip.id: ip.address for ip in floating_ips if ip.server_id not in known}
+        machines = vmdatabase.machine_ids()
+        leaked = {ip.id: ip for ip in floating_ips
+                  if (ip.machine_id not in machines if ip.machine_id is not None else ip.server_id not in known)}
+        self.each("floating IP", {ip.id: ip.address for ip in leaked.values()},
+                  lambda ip_id: self.cloud.network.release(leaked[ip_id]))
+
+    def leaked_volumes(self, volumes: Iterable[novacloud.Volume]) -> dict[str, str]:
+        """Return the volumes that we made for servers which never were, or which left them behind."""
+        snapshots = {row.id for row in vmdatabase.snapshots_of(self.provider) if row.state != ERROR}
+        leaked = leaked_volumes(volumes, vmdatabase.machine_states(self.provider), snapshots)
+        return {volume.id: f"{volume.name} {volume.id}" for volume in leaked}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:
         """Return the nodes that carry this pool's UUID but have no machine.
@@ -978,7 +1029,7 @@ class Reap:
         for number, node in sight.nodes_by_id.items():
             theirs = [name for name in others if node.name.endswith(f"-{name}-{number}")]
             ours = node.name.endswith(f"-{self.provider.name}-{number}")
-            kept = not known.knows(number) and use_of(None, node, time.time())
+            kept = not known.knows(number) and use_of(None, node, self.now())
             if node.name not in names and number not in sight.by_machine and not kept \
                     and (not theirs or (ours and len(self.provider.name) > max(map(len, theirs)))):
                 found[node.name] = node.name

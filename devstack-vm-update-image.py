@@ -59,12 +59,11 @@ class Build:
         self.plan = plan
         self.log = get_log(provider=self.provider.name, image=image.name)
         self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
+        self.zones = self.provider.listed("availability_zones")
         self.stopping = False
         self.cleared = False  # whether the template has forgotten who may log in
-        self.base_id = cloud.find_base_image(image.external_id)
-        self.flavor_id = cloud.flavor_id(image)
-        self.user_data = novacloud.read_user_data(image)
-        cloud.network_ids()
+        self.base_recipe = cloud.recipe(image, cloud.find_base_image(image.external_id))
+        cloud.network.attached()
         version = vmdatabase.now()
         self.row = SnapshotImage.create(
             base_image=image, version=version, state=BUILDING, state_time=version,
@@ -78,12 +77,12 @@ class Build:
         try:
             self.wait_for_room()
             self.cloud.create_keypair(self.keypair, f"{self.key.get_name()} {self.key.get_base64()}")
-            with self.server("template", self.base_id, self.keypair) as (server_id, address):
+            with self.server("template", self.base_recipe, self.keypair) as (server_id, address):
                 self.prepare(address)
                 image_id = self.snapshot(server_id)
             self.cleared = False
             self.see_gone(server_id)
-            with self.server("test machine", image_id, None) as (_, address):
+            with self.server("test machine", self.cloud.recipe(self.image, image_id), None) as (_, address):
                 self.prove(address)
             self.clean_up(lambda: self.cloud.mark_proved(image_id))
             vmdatabase.move(self.row, BUILDING, READY)
@@ -109,7 +108,7 @@ class Build:
         self.clean_up(self.delete_keypair)
 
     @contextmanager
-    def server(self, what: str, image_id: str, keypair: str | None) -> Iterator[tuple[str, str]]:
+    def server(self, what: str, recipe: novacloud.Recipe, keypair: str | None) -> Iterator[tuple[str, str]]:
         """Boot a server for the build, yield its id and address, and see that it does not outlive its use.
 
         After a failure it stays for a while if that was asked for.
@@ -119,9 +118,9 @@ class Build:
             with gateconfig.phase(self.log, f"boot {what}"):
                 if self.stopping:
                     raise GateError("the build was stopped")
-                server_id = self.cloud.create_server(
-                    self.row.name, image_id, self.flavor_id, {novacloud.SNAPSHOT_KEY: str(self.row.id)},
-                    key_name=keypair, user_data=self.user_data)
+                server_id = self.cloud.make_server(
+                    self.row.name, recipe, {novacloud.SNAPSHOT_KEY: str(self.row.id)}, key_name=keypair,
+                    zone=self.zones[self.row.id % len(self.zones)] if self.zones else None)
                 vmdatabase.set_columns(self.row, server_external_id=server_id)
                 address = self.reach(server_id)
             yield server_id, address
@@ -173,9 +172,9 @@ class Build:
         server_id = self.row.server_external_id
         if server_id:
             self.cloud.delete_server(server_id)
-            for ip in self.cloud.list_floating_ips():
+            for ip in self.cloud.network.list_ours():
                 if ip.server_id == server_id:
-                    self.cloud.delete_floating_ip(ip.id)
+                    self.cloud.network.release(ip)
 
     def wait_for_room(self) -> None:
         """Return when the provider has room for the template; launch leaves it free once our row is there.
@@ -219,10 +218,10 @@ class Build:
                 last = f"status {server.status}"
                 if server.status == novacloud.SERVER_ERROR:
                     raise GateError(f"the server went to ERROR: {server.fault or 'without a fault text'}")
-                address = self.cloud.reachable_address(server) if server.status == novacloud.ACTIVE else None
+                address = self.cloud.network.reachable_address(server) if server.status == novacloud.ACTIVE else None
                 if address:
                     return address
-            except novacloud.GoneError:
+            except (novacloud.GoneError, novacloud.CapacityError):
                 raise
             except novacloud.CloudError as err:
                 last = str(err)
@@ -235,7 +234,7 @@ class Build:
         with nodessh.session(self.login) as session:
             template = Template(session, self.plan, self.log)
             for name, step in steps_of(self.plan, self.key.get_base64(), self.marks()):
-                template.step = name
+                template.begin(name)
                 if template.missing and name == FORGET:
                     raise GateError(f"install packages: there is no {', '.join(template.missing)}")
                 with gateconfig.phase(self.log, name):
@@ -246,8 +245,17 @@ class Build:
         """Return the login that the base image lets in and lets run commands."""
         users = (self.image.username,) if self.image.username else FIRST_LOGINS
         logins = [nodessh.Login(address, self.provider.ssh_port, user, self.key) for user in users]
+        deadline = time.monotonic() + self.provider.boot_timeout
+        settled_by = nodessh.settle_until(deadline)
+
+        def test(session: nodessh.Session) -> bool:
+            if not is_shell(session):
+                return False
+            nodessh.settle(session, settled_by)
+            return True
+
         with gateconfig.phase(self.log, "first login"):
-            return nodessh.wait_for_session(logins, time.monotonic() + self.provider.boot_timeout, is_shell)
+            return nodessh.wait_for_session(logins, deadline, test)
 
     def marks(self) -> str:
         """Return what the image says of itself, one KEY=VALUE a line; lists are separated by commas."""
@@ -307,13 +315,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateconfig.setup_logging(options.verbosity)
     if options.what is not None:
-        print(json.dumps(_what(options), indent=2))
-        return gateconfig.EXIT_OK
+        what, complete = _what(options)
+        print(json.dumps(what, indent=2))
+        return gateconfig.EXIT_OK if complete else gateconfig.EXIT_FAILED
     return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
 
 
-def _what(options: argparse.Namespace) -> dict[str, dict[str, list[str]]]:
-    """Return what would be cached for a distribution, by branch."""
+def _what(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[str]]], bool]:
+    """Return what would be cached for a distribution, by branch, and whether all of it could be told."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.what):
         raise ConfigError(f"--what: expected a distribution such as noble, bookworm or rhel9, got {options.what!r}")
     checkout = _checkout(options)
@@ -335,13 +344,7 @@ def _checkout(options: argparse.Namespace) -> Checkout | None:
 
 def _update(provider: Provider, options: argparse.Namespace) -> int:
     plan = _plan(options)
-    images = [image for image in vmdatabase.images_of(provider) if image.active]
-    if options.image is not None:
-        known = [image.name for image in images]
-        images = [image for image in images if image.name == options.image]
-        if not images:
-            raise ConfigError(f"--image: provider {provider.name} has no image {options.image}"
-                              f"{gateconfig.nearest(options.image, known)}")
+    images = _images(provider, options.image)
     if options.dry_run:
         names = ["boot template", "first login", *(name for name, _ in steps_of(plan, "", "")), "snapshot",
                  "boot test machine", "ssh test"]
@@ -353,6 +356,18 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
             "there is no devstack checkout in $WORKSPACE/devstack, so nothing is cached; devstack-vm-update-image.sh "
             "makes one")
     return vmdatabase.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LOCK_SECONDS)
+
+
+def _images(provider: Provider, name: str | None) -> list[BaseImage]:
+    """Return the image types to build, the one of that name or all: those that use no other one's snapshot."""
+    active = [image for image in vmdatabase.images_of(provider) if image.active]
+    images = [image for image in active if name in (None, image.name)]
+    if name is not None and not images:
+        raise ConfigError(f"--image: provider {provider.name} has no image {name}"
+                          f"{gateconfig.nearest(name, [image.name for image in active])}")
+    if name is not None and images[0].template:
+        raise ConfigError(f"--image: {name} has a template and needs no image of its own; build {images[0].template}")
+    return [image for image in images if not image.template]
 
 
 def _plan(options: argparse.Namespace) -> Plan:

@@ -17,19 +17,45 @@ TEXT
 GIT_SECONDS=900  # for a clone or a fetch of devstack
 LOCK_SECONDS=1800  # two jobs may share a workspace
 
-# No questions, no transfer that stands still, checkouts whoever owns them, and no repository above a damaged one.
+# No questions, no transfer that stands still, checkouts whoever owns them, no repository above a damaged one, and no hook.
 set_up_git() {
-    unset_git_variables
+    local name
+    for name in $(git rev-parse --local-env-vars); do unset "$name"; done  # with these git would look elsewhere
     GIT_CEILING_DIRECTORIES=$(readlink -f -- "$WORKSPACE")
     export GIT_CEILING_DIRECTORIES
     export GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60
-    export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+    export GIT_CONFIG_COUNT=3 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' \
+        GIT_CONFIG_KEY_1=core.hooksPath GIT_CONFIG_VALUE_1=/dev/null GIT_CONFIG_KEY_2=core.fsmonitor GIT_CONFIG_VALUE_2=false
+}
+
+# What somebody else could have put into the workspace, for us to write through or to run, is refused.
+check_is_ours() {
+    local path=$1 kind=$2
+    if [[ ! -e $path && ! -L $path ]]; then return 0; fi
+    if [[ $kind == file && ( -L $path || ! -f $path ) ]]; then
+        die 2 "$path: expected a file of our own; move it away"
+    elif [[ $(stat -c %u -- "$path") != "$EUID" || ( -e $path && ! -O $path ) ]]; then
+        die 2 "$path: belongs to somebody else; move it away"
+    fi
+}
+
+# Of a checkout that is there only objects and refs count. Its settings may name commands that git would run, and hold the
+# login of GIT_BASE, which is for nobody else's eyes.
+write_git_settings() {
+    local url=$1 git=$2/.git
+    if [[ -L $git || ! -d $git ]]; then return 1; fi
+    rm -rf -- "$git/config" "$git/config.worktree" "$git/config.lock" "$git/hooks" "$git/info" "$git/commondir" \
+        "$git/objects/info/alternates" || return
+    git config --file "$git/config" core.repositoryFormatVersion 0 || return
+    git config --file "$git/config" core.bare false || return
+    git config --file "$git/config" remote.origin.url "$url" || return
+    git config --file "$git/config" remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'
 }
 
 # Make a checkout equal to its remote: every branch, none that is gone there, no local change, no stray file.
 update_checkout() {
     local url=$1 folder=$2 head
-    git -C "$folder" remote set-url origin "$url" || return
+    write_git_settings "$url" "$folder" || return
     retry 3 "$GIT_SECONDS" git -C "$folder" fetch --quiet --force --prune --tags origin \
         '+refs/heads/*:refs/remotes/origin/*' || return
     timeout 60 git -C "$folder" remote set-head origin --auto > /dev/null 2>&1 || true
@@ -59,7 +85,7 @@ choose_head() {
 # Clone beside the old checkout, and put the new one in its place only when it is whole.
 clone_afresh() {
     local url=$1 folder=$2
-    retry 3 "$GIT_SECONDS" git clone --quiet --no-checkout --origin origin -- "$url" "$folder.new" || return
+    retry 3 "$GIT_SECONDS" git clone --quiet --no-checkout --origin origin --template= -- "$url" "$folder.new" || return
     update_checkout "$url" "$folder.new" || return
     rm -rf -- "$folder" || return
     mv -- "$folder.new" "$folder"
@@ -81,7 +107,7 @@ have_devstack() {
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
-    local here url
+    local here url mask
     here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
     # shellcheck source=functions.sh
     . "$here/functions.sh"
@@ -101,9 +127,15 @@ main() {
     url=${GIT_BASE:-https://opendev.org}
     url=${url%/}/openstack/devstack
     set_up_git
-    exec {lock}> "$WORKSPACE/devstack.lock"
+    check_is_ours "$WORKSPACE/devstack.lock" file
+    check_is_ours "$WORKSPACE/devstack" folder
+    check_is_ours "$WORKSPACE/devstack/.git" folder
+    exec {lock}>> "$WORKSPACE/devstack.lock"
     flock -w "$LOCK_SECONDS" "$lock" || die 1 "another run has held $WORKSPACE/devstack.lock for $LOCK_SECONDS s"
+    mask=$(umask)
+    umask 077
     have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $(hide_logins <<< "$url"); nothing was built"
+    umask "$mask"
     exec {lock}>&-
     exec "$here/devstack-vm-update-image.py" "$@"
 }

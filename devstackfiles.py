@@ -9,29 +9,38 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import os
 import re
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, Log, get_log
+import pipneeds
+from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, get_log
+from pipneeds import PipSet, ProjectFiles
 
 PROJECTS_FILE = Path(__file__).resolve().parent / "gate" / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
+SANDBOX_FILE = STEPS_FILE.with_name("sandbox.sh")
 CALL_SECONDS = 120  # for what is run of devstack
 GIT_SECONDS = 600
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+LINK, PROGRAM = "120000", "100755"  # modes of git
+BIG = 1024 * 1024
 # With these git would look at another repository than the folder's.
 GIT_VARIABLES = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
+INSTALLS = re.compile(r"\b(?:install_package|apt_get[ \t]+install|yum_install)[ \t]+([^;&|#\n]+)")
 MARKED = r"(.*)#.*{}:([^ ]*)"  # the last of such marks in a line counts
-DEBIAN_CODENAMES = ("wheezy", "jessie", "stretch", "buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid")
-URL = re.compile(r"[a-z]+://[^\s,]+")
-REQUIREMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SCRIPTS = ("stack.sh", "functions*", "inc/*", "lib/*", "lib/*/*", "tools/*.sh", "extras.d/*.sh")
+REPOSITORY = re.compile(  # GITREPO["cliff"]=${CLIFF_REPO:-${GIT_BASE}/openstack/cliff.git} or NOVA_REPO=${...}
+    r"^[ \t]*(GITREPO\[[^\]]*\]|(\w+_REPO))=\S*\$\{?GIT_BASE\}?/([\w./-]+?)(?:\.git)?\}?[\"']?[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,23 @@ class Package:
 class Wanted:
     """What one branch of devstack wants cached for one distribution.
 
-    pips are pip requirements, None where those of the projects count; images are URLs.
+    later names packages that its scripts install, whatever the distribution calls them;
+    pips is devstack's own list, None where the projects' requirements count; words is what it installs by name (see
+    pipneeds.words_of), builds what it builds of its own tree; urls are files; repositories what it may clone. Its test
+    images only devstack's code tells, see image_urls.
     """
 
     packages: list[Package]
+    later: list[str]
     pips: list[str] | None
-    images: list[str]
+    words: tuple[list[str], list[str]]
+    builds: list[ProjectFiles]
+    urls: list[str]
+    repositories: list[Repository]
+
+    def pip_sets(self, branch: str, projects: Sequence[ProjectFiles]) -> list[PipSet]:
+        """Return what pip is asked for by a build of the branch, the projects' files being these."""
+        return pipneeds.sets_of(branch, projects, self.words, self.builds, self.pips)
 
 
 # --- packages -------------------------------------------------------------------------------------------------------
@@ -87,7 +107,7 @@ def _is_for(line: str, distribution: str, whole_lists: bool) -> bool:
 def matches_whole_lists(tree: Path) -> bool:
     """Whether a devstack tree is one of before autumn 2012, whose stack.sh takes `dist:a,b` for one word."""
     files = (tree / "stack.sh", tree / "functions")
-    return any("${distros//,/ }" in _read(file) for file in files if file.is_file())
+    return any("${distros//,/ }" in _read(file, tree) for file in files if file.is_file())
 
 
 def packages_of(tree: Path, distribution: str) -> list[Package]:
@@ -98,57 +118,29 @@ def packages_of(tree: Path, distribution: str) -> list[Package]:
         for path in sorted((tree / folder).glob("*")):
             if path.is_file():
                 file = f"{folder}/{path.name}"
-                for package in parse_packages(_read(path), distribution, file, whole_lists=whole_lists):
+                for package in parse_packages(_read(path, tree), distribution, file, whole_lists=whole_lists):
                     if package.name not in found or package.install > found[package.name].install:
                         found[package.name] = package
     return sorted(found.values(), key=lambda package: package.name)
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+def later_packages(tree: Path) -> list[str]:
+    """Return the names that scripts of a devstack tree install by themselves, for whatever distribution, in order."""
+    found: set[str] = set()
+    for path in scripts_of(tree):
+        text = pipneeds.code_of(_read(path, tree))
+        for arguments in INSTALLS.findall(text):
+            found.update(word for word in pipneeds.arguments_of(arguments, text) if PACKAGE_NAME.fullmatch(word))
+    return sorted(found - {package.name for package in packages_of(tree, "")})
+
+
+def _read(path: Path, tree: Path) -> str:
+    """Return the text of a file of a tree; nothing if it is a link that leads out of the tree."""
+    real = path.resolve()
+    return real.read_text(encoding="utf-8", errors="replace") if real.is_relative_to(tree.resolve()) else ""
 
 
 # --- pip packages ---------------------------------------------------------------------------------------------------
-
-
-def parse_requirements(text: str) -> list[str]:
-    """Return the requirements of a pip requirements file: no comments, no options, no links."""
-    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
-    return [line for line in lines if REQUIREMENT_NAME.match(line) and "://" not in line.partition(";")[0]]
-
-
-def pinned(requirements: str, constraints: str) -> list[str]:
-    """Return the requirements of a text with the versions of an upper-constraints file, sorted, each once.
-
-    A marker (`; python_version...`) of the requirement is kept with each pin; what has no constraint stays as it is.
-    Empty if there are no constraints, that is, where the requirements project is not cached.
-    """
-    pins: dict[str, list[str]] = {}
-    for line in parse_requirements(constraints):
-        pins.setdefault(_project_name(line), []).append(line)
-    found: set[str] = set()
-    for requirement in parse_requirements(requirements) if pins else ():
-        marker = requirement.partition(";")[2].strip()
-        found.update(_with_marker(pin, marker) for pin in pins.get(_project_name(requirement), [requirement]))
-    return _in_order(found)
-
-
-def _in_order(requirements: set[str]) -> list[str]:
-    return sorted(requirements, key=lambda requirement: (requirement.lower(), requirement))  # the same in each run
-
-
-def _project_name(requirement: str) -> str:
-    """Return the name of a requirement as PEP 503 compares names."""
-    name = REQUIREMENT_NAME.match(requirement)
-    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
-
-
-def _with_marker(pin: str, marker: str) -> str:
-    version, _, own = (part.strip() for part in pin.partition(";"))
-    markers = [one for one in dict.fromkeys((own, marker)) if one]
-    if not markers:
-        return version
-    return f"{version};{markers[0] if len(markers) == 1 else ' and '.join(f'({one})' for one in markers)}"
 
 
 def pips_of(tree: Path) -> list[str] | None:
@@ -156,70 +148,102 @@ def pips_of(tree: Path) -> list[str] | None:
     if not (tree / "files/pips").is_dir():
         return None
     files = sorted(path for path in (tree / "files/pips").glob("*") if path.is_file())
-    return _in_order({requirement for path in files for requirement in parse_requirements(_read(path))})
+    return pipneeds.in_order(requirement for path in files
+                             for requirement in pipneeds.parse_requirements(_read(path, tree)))
 
 
-def local_requirements(branch: str, projects: Sequence[str], cache: Path) -> list[str]:
-    """Return the pinned requirements of projects that are cloned in a folder, as the build reads them on the image."""
-    requirements, constraints = (
-        subprocess.run(["bash", str(STEPS_FILE), function, branch, str(cache)], capture_output=True, text=True,
-                       input="".join(f"{one}\n" for one in projects), env=_environment(), timeout=CALL_SECONDS,
-                       check=True).stdout
-        for function in ("show_requirements", "show_constraints"))
-    return pinned(requirements, constraints)
+def builds_of(tree: Path) -> list[ProjectFiles]:
+    """Return the projects that are part of a devstack tree and that it builds, such as tools/dbcounter."""
+    found: dict[str, dict[str, str]] = {}
+    for name in ("setup.cfg", "pyproject.toml", "setup.py"):
+        for path in sorted(tree.glob(f"tools/*/{name}")):
+            found.setdefault(str(path.parent.relative_to(tree)), {})[name] = _read(path, tree)
+    return [ProjectFiles(folder, True, files) for folder, files in found.items()]
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
+def local_needs(branch: str, projects: Sequence[str], cache: Path) -> tuple[list[ProjectFiles], dict[str, str]]:
+    """Return the files of projects that are cloned in a folder, and the upper constraints there, {branch: text}."""
+    def ask(*words: str) -> str:
+        return subprocess.run(["bash", str(STEPS_FILE), *words, str(cache)], capture_output=True, text=True,
+                              input="".join(f"{one}\n" for one in projects), env=_environment(), timeout=CALL_SECONDS,
+                              check=True).stdout
 
-# Devstack asks for the distribution, and may want to install the tool for that: it is told, and installs nothing.
-LSB_RELEASE = """#!/bin/sh
-for word in "$@"; do
-    case $word in
-        -*i* | --id) echo "{vendor}" ;;
-        -*r* | --release) echo "{release}" ;;
-        -*c* | --codename) echo "{distribution}" ;;
-    esac
-done
-"""
-IMAGE_URLS = "exec 3>&1 1>&2; trap 'printf \"%s\\n\" \"$IMAGE_URLS\" >&3' EXIT; source ./stackrc"
+    return (pipneeds.unpack(ask("show_needs", branch)),
+            {name: ask("show_constraints", name) for name in dict.fromkeys((branch, "master"))})
 
 
-def image_urls(tree: Path, distribution: str) -> list[str]:
-    """Return the URLs of the test images that a devstack tree wants, sorted, each once.
+# --- images and other files -----------------------------------------------------------------------------------------
 
-    tools/image_list.sh says so; a tree without it has them in IMAGE_URLS of stackrc, which bash evaluates. Both run
-    with nothing of our environment and without sudo. GateError with the end of what they printed if they fail.
+
+def image_urls(archive: bytes, distribution: str) -> list[str]:
+    """Return the URLs of the test images and other files that a devstack wants, sorted, each once; archive is a tar.
+
+    Only devstack's own shell code tells what they are: stackrc puts them together from the virtualization driver, the
+    architecture and a dozen of its functions. A build has it run on the template, on which no secret is. Here it runs
+    in sandbox.sh, which shows it none of this host's files, network and processes. SandboxError if this host does not
+    let us shut it away; GateError with the reason if devstack's code fails.
     """
-    if (tree / "tools/image_list.sh").is_file():
-        what, words = "tools/image_list.sh", ["bash", "tools/image_list.sh"]
-    elif (tree / "stackrc").is_file():
-        what, words = "stackrc", ["bash", "-c", IMAGE_URLS]
-    else:
-        return []
-    with tempfile.TemporaryDirectory(prefix="devstack-gate-") as folder:
-        path = f"{_stand_ins(Path(folder), distribution)}:/usr/sbin:/usr/bin:/sbin:/bin"
-        result = subprocess.run(  # timeout ends what bash has started, too
-            ["timeout", "-k", "5", str(CALL_SECONDS), *words], cwd=tree, stdin=subprocess.DEVNULL, capture_output=True,
-            env={"HOME": folder, "PATH": path, "LC_ALL": "C"}, text=True, errors="replace", check=False)
+    command = ["timeout", "-k", "5", str(2 * CALL_SECONDS), "bash", str(SANDBOX_FILE), str(STEPS_FILE),
+               "print_image_urls", distribution]
+    result = subprocess.run(command, input=archive, capture_output=True, check=False,
+                            env={"PATH": PATH, "LC_ALL": "C"})
+    first, _, output = result.stdout.decode(errors="replace").partition("\n")
+    reason = (result.stderr.decode(errors="replace").strip() or f"exit status {result.returncode}").splitlines()[-1]
+    if first != "shut away":
+        raise SandboxError("devstack's code is run only where it sees nothing of this host, which is not to be had "
+                           f"here ({reason}); a build asks it on the template")
     if result.returncode in TIMED_OUT:
-        raise GateError(f"{what}: not done after {CALL_SECONDS} s")
-    urls = sorted(set(URL.findall(result.stdout)))
-    if result.returncode and (what != "stackrc" or not urls):  # stackrc alone may well end early, after IMAGE_URLS
-        last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-        raise GateError(f"{what}: exit status {result.returncode}: {last}")
-    return urls
+        raise GateError(f"not done after {2 * CALL_SECONDS} s")
+    if result.returncode:
+        raise GateError(reason)
+    return output.split()
 
 
-def _stand_ins(folder: Path, distribution: str) -> Path:
-    vendor = "Debian" if distribution.lower() in DEBIAN_CODENAMES else "Fedora" if is_rpm(distribution) else "Ubuntu"
-    release = re.sub(r"\D", "", distribution) or "0"
-    scripts = {"lsb_release": LSB_RELEASE.format(vendor=vendor, release=release, distribution=distribution)}
-    for name in ("sudo", "apt-get", "yum", "dnf", "zypper"):
-        scripts[name] = f"#!/bin/sh\necho '{name} is not available here' >&2\nexit 1\n"
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    return folder
+class SandboxError(GateError):
+    """What is not to be trusted cannot be run here, since this host does not let us shut it away."""
+
+
+def file_urls(tree: Path, distribution: str) -> list[str]:
+    """Return the URLs of what a devstack tree downloads by itself into its folder files: get-pip.py."""
+    installs_pip = tree / "tools/install_pip.sh"
+    text = _read(installs_pip, tree) if installs_pip.is_file() else ""
+    if re.search(r"^(el)?if is_fedora" if is_rpm(distribution) else r"^(el)?if is_ubuntu", text, re.MULTILINE):
+        return []  # there the distribution's own pip is used
+    return re.findall(r"^\w*GET_PIP_URL=[\"']?(?:\$\{\w+:-)?[\"']?(https?://[^\s\"'}]+)", text, re.MULTILINE)
+
+
+# --- repositories ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository that devstack may clone; a library only where LIBS_FROM_GIT names it."""
+
+    project: str
+    library: bool
+
+
+def repositories_of(tree: Path) -> list[Repository]:
+    """Return the repositories below GIT_BASE that a devstack tree may clone by itself, in the order of stackrc.
+
+    stackrc says where each comes from: those in its table GITREPO are libraries, each other has a variable that ends
+    with _REPO, which some `git_clone` names; what nothing names is not cloned.
+    """
+    stackrc = tree / "stackrc"
+    text = _read(stackrc, tree) if stackrc.is_file() else ""
+    scripts = "\n".join(_read(path, tree) for path in scripts_of(tree))
+    cloned = set(re.findall(r"git_clone[ \t]+[\"']?\$\{?(\w+)", scripts))
+    found: dict[str, Repository] = {}
+    for _, variable, project in REPOSITORY.findall(text):
+        if not variable or variable in cloned:
+            found.setdefault(project, Repository(project, library=not variable))
+    return list(found.values())
+
+
+def scripts_of(tree: Path) -> list[Path]:
+    """Return the shell scripts of a devstack tree with which it installs."""
+    found = [path for pattern in SCRIPTS for path in sorted(tree.glob(pattern))]
+    return [path for path in found if path.is_file() and path.suffix not in (".py", ".txt", ".rst", ".template")]
 
 
 # --- projects -------------------------------------------------------------------------------------------------------
@@ -309,12 +333,44 @@ class Checkout:
             yield self.folder
             return
         with tempfile.TemporaryDirectory(prefix="devstack-gate-") as folder:
-            archive = Path(folder) / "tree.tar"
-            self._git("archive", "--format=tar", f"--output={archive}", self.sha1(branch))
             tree = Path(folder) / "devstack"
             tree.mkdir()
-            subprocess.run(["tar", "-xf", archive, "-C", tree], check=True, timeout=GIT_SECONDS)
+            for name, mode, content in self._files(branch):
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                if mode == LINK:
+                    (tree / name).symlink_to(content.decode(errors="replace"))
+                else:
+                    (tree / name).write_bytes(content)
             yield tree
+
+    def archive(self, branch: str) -> bytes:
+        """Return the files of a branch as a tar."""
+        output = io.BytesIO()
+        with tarfile.open(fileobj=output, mode="w") as archive:
+            for name, mode, content in self._files(branch) if self.is_git else _files_of(self.folder):
+                info = tarfile.TarInfo(name)
+                info.mode = 0o755 if mode == PROGRAM else 0o644
+                if mode == LINK:
+                    info.type, info.linkname = tarfile.SYMTYPE, content.decode(errors="replace")
+                    archive.addfile(info)
+                else:
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        return output.getvalue()
+
+    def _files(self, branch: str) -> Iterator[tuple[str, str, bytes]]:
+        """Yield name, mode and content of each file of a branch as it was committed: no filter of git's is run."""
+        listed = self._git("ls-tree", "-r", "-z", self.sha1(branch)).split("\0")
+        entries = [(*head.split(" "), name) for head, _, name in (line.partition("\t") for line in listed if line)]
+        blobs = [(mode, sha1, name) for mode, kind, sha1, name in entries if kind == "blob"]
+        output = io.BytesIO(_git(self.folder, "cat-file", "--batch",
+                                 stdin="".join(f"{sha1}\n" for _, sha1, _ in blobs).encode()))
+        for mode, sha1, name in blobs:
+            *_, size = output.readline().split()
+            if not size.isdigit():
+                raise GateError(f"git cat-file in {self.folder}: {name} ({sha1}) is missing")
+            yield name, mode, output.read(int(size))
+            output.read(1)  # the end of the line
 
     def _is_git(self) -> bool:
         try:
@@ -337,15 +393,26 @@ class Checkout:
         return _git(self.folder, *words).decode(errors="replace")
 
 
+def _files_of(folder: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Yield name, mode and content of the files of a plain folder; the big ones are images that it has downloaded."""
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            yield name, LINK, os.fsencode(path.readlink())
+        elif path.is_file() and path.stat().st_size <= BIG:
+            yield name, PROGRAM if os.access(path, os.X_OK) else "100644", path.read_bytes()
+
+
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
+    own = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
+    return own | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}  # nothing is fetched, whatever its settings say
 
 
-def _git(folder: Path, *words: str) -> bytes:
+def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
     command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
     try:
-        result = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True,
-                                timeout=GIT_SECONDS, check=False)
+        result = subprocess.run(command, env=_environment(), input=stdin, capture_output=True, timeout=GIT_SECONDS,
+                                check=False)
     except subprocess.TimeoutExpired as err:
         raise GateError(f"git {words[0]} in {folder}: not done after {GIT_SECONDS} s") from err
     if result.returncode:
@@ -354,30 +421,50 @@ def _git(folder: Path, *words: str) -> bytes:
     return result.stdout
 
 
-def wanted(checkout: Checkout, branch: str, distribution: str, log: Log) -> Wanted:
+def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:
     """Return what one branch wants cached for a distribution, by the name that devstack gives it."""
     with checkout.tree(branch) as tree:
-        try:
-            images = image_urls(tree, distribution)
-        except GateError as err:
-            log.warning("branch %s: its test images are not known: %s", branch, err)
-            images = []
-        return Wanted(packages_of(tree, distribution), pips_of(tree), images)
+        own = pipneeds.words_of(_read(path, tree) for path in scripts_of(tree))
+        return Wanted(packages_of(tree, distribution), later_packages(tree), pips_of(tree), own, builds_of(tree),
+                      file_urls(tree, distribution), repositories_of(tree))
 
 
 def describe(
     checkout: Checkout, distribution: str, branches: Sequence[str], projects: Sequence[str]
-) -> dict[str, dict[str, list[str]]]:
+) -> tuple[dict[str, dict[str, list[str]]], bool]:
     """Return what is cached for a distribution, {branch: {packages, pips, images, projects}}, each a list of words.
 
-    Requirements of projects are read from clones beside the checkout, as far as there are any.
+    Requirements of projects are read from clones beside the checkout, as far as there are any. The second value is
+    False if this host does not let us ask devstack for its images.
     """
-    found = {}
+    found, complete, log = {}, True, get_log()
     for branch in branches:
-        wants = wanted(checkout, branch, distribution, get_log())
-        pips = wants.pips
-        if pips is None:
-            pips = local_requirements(branch, projects, checkout.folder.parent)
-        found[branch] = {"packages": [package.name for package in wants.packages], "pips": pips,
-                         "images": wants.images, "projects": list(projects)}
-    return found
+        wants = wanted(checkout, branch, distribution)
+        all_projects = list(dict.fromkeys([*projects, *(one.project for one in wants.repositories)]))
+        files, constraints = local_needs(branch, all_projects, checkout.folder.parent)
+        images: list[str] = []
+        try:
+            images = image_urls(checkout.archive(branch), distribution)
+        except SandboxError as err:
+            complete = False
+            log.error("branch %s: its test images are not known: %s", branch, err)
+        except GateError as err:
+            log.warning("branch %s: its test images are not known: %s", branch, err)
+        found[branch] = {"packages": [package.name for package in wants.packages],
+                         "pips": pips_described(wants.pip_sets(branch, files), constraints),
+                         "images": sorted({*images, *wants.urls}), "projects": all_projects}
+    return found, complete
+
+
+def worth_getting(sets: Sequence[PipSet], constraints: Mapping[str, str]) -> list[PipSet]:
+    """Return the sets that are got: without any constraints, {branch: text}, only what devstack lists by itself."""
+    return [one for one in sets if any(constraints.values()) or one.name == pipneeds.LISTED]
+
+
+def pips_described(sets: Sequence[PipSet], constraints: Mapping[str, str]) -> list[str]:
+    """Return the requirements of sets, pinned where constraints, {branch: text}, apply; none if there are none."""
+    found: set[str] = set()
+    for one in worth_getting(sets, constraints):
+        pins = constraints.get(one.constraints, "")
+        found.update(pipneeds.pinned(one.requirements, pins) if pins else one.requirements)
+    return pipneeds.in_order(found)

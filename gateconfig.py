@@ -152,7 +152,7 @@ def load_secure_config() -> SecureConfig:
     path = secure_config_path()
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:  # editors of other systems put a byte order mark first
             mode = os.fstat(stream.fileno()).st_mode
             parser.read_file(stream)
     except (OSError, UnicodeDecodeError) as err:
@@ -385,6 +385,16 @@ def _run_to_end(body: Callable[[], int]) -> int:
     return code
 
 
+def clock_ahead(date: str | None) -> float | None:
+    """Return how many seconds our clock is ahead of a server that sent this Date header, None if it tells no time."""
+    import email.utils
+
+    try:
+        return time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
 def one_line(err: BaseException) -> str:
     """Return an error's message without line breaks."""
     return " ".join(str(err).split())
@@ -514,10 +524,11 @@ def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, wait_seconds: float) -> Iterator[bool]:
+def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]:
     """Hold an exclusive lock on a file, and yield whether it was had within wait_seconds.
 
-    The kernel drops it with the process, however that ends; the file itself stays.
+    With a name it is a lock of that name only, of which one file has as many as there are names. The kernel drops it
+    with the process, however that ends; the file itself stays.
     """
     deadline = time.monotonic() + wait_seconds
     try:
@@ -526,15 +537,22 @@ def file_lock(path: Path, wait_seconds: float) -> Iterator[bool]:
     except OSError as err:
         raise GateError(f"{path}: cannot be opened as a lock ({err.strerror})") from err
     with stream:
-        while not (mine := _try_flock(stream.fileno())) and time.monotonic() < deadline:
+        while not (mine := _try_lock(stream.fileno(), name)) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield mine
 
 
-def _try_flock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, name: str) -> bool:
+    import struct
+    import zlib
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if name:  # the byte whose number stands for the name, which need not be there
+            wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, zlib.crc32(name.encode()), 1, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as POSIX allows both for locks
         return False
     return True
 

@@ -6,7 +6,18 @@
 HERE=/var/lib/devstack-gate
 APT=(apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold
     -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 -o APT::Cmd::Pattern-Only=true -o APT::Update::Error-Mode=any)
+LOCKED='^(E: (Could not get lock|Unable to (lock|acquire))|dpkg: error: .* lock)'
 DOWNLOAD_SECONDS=1800  # for one clone or download; the step as a whole has its own limit
+PIP_RETRIES=8  # with growing pauses, a minute in all
+PIP_WORK=cache/pip-work  # what pip keeps from one call to the next; goes at the end
+SYSTEMD=/run/systemd/system  # is there where systemd runs
+LOCK_SECONDS=600  # how long another process may hold a lock of the package manager
+CALL_SECONDS=120  # for what is run of devstack
+# What upgrades a machine by itself, and would do so in the middle of our steps or of a test.
+UPGRADE_TIMERS=(apt-daily.timer apt-daily-upgrade.timer dnf-makecache.timer dnf-automatic.timer dnf-automatic-install.timer
+    dnf-automatic-download.timer dnf-automatic-notifyonly.timer)
+UPGRADE_SERVICES=(apt-daily.service apt-daily-upgrade.service dnf-makecache.service dnf-automatic.service
+    dnf-automatic-install.service dnf-automatic-download.service dnf-automatic-notifyonly.service)
 
 # Run a command or function until it succeeds, at most so often, with growing pauses; returns the last status.
 retry() {
@@ -30,6 +41,36 @@ has() {
 }
 
 # --- the machine ---
+
+# Switch automatic upgrades off for good. What is under way may end: killed in the middle it leaves packages half done.
+stop_upgrades() {
+    local deadline=$(( SECONDS + LOCK_SECONDS ))
+    mask_upgrades || return
+    if ! has systemctl || [[ ! -d $SYSTEMD ]]; then
+        return 0
+    fi
+    systemctl daemon-reload || return
+    systemctl stop "${UPGRADE_TIMERS[@]}" > /dev/null 2>&1 || true  # status 5: one that is not there
+    while systemctl show --property=ActiveState -- "${UPGRADE_SERVICES[@]}" | grep -qE '=(active|activating|deactivating)$'; do
+        if (( SECONDS > deadline )); then
+            printf 'an automatic upgrade is still under way after %s s\n' "$LOCK_SECONDS"
+            break
+        fi
+        sleep 2
+    done
+    systemctl stop unattended-upgrades.service > /dev/null 2>&1 || true  # it only waits for a shutdown
+}
+
+mask_upgrades() {
+    local unit folder
+    for unit in "${UPGRADE_TIMERS[@]}" "${UPGRADE_SERVICES[@]}" unattended-upgrades.service; do
+        for folder in /lib/systemd/system /usr/lib/systemd/system; do
+            if [[ -e $folder/$unit ]]; then
+                mkdir -p /etc/systemd/system && ln -sfn /dev/null "/etc/systemd/system/$unit" || return
+            fi
+        done
+    done
+}
 
 # Wait until the first boot's own work is over: it holds apt's lock and writes the files that we change.
 wait_for_boot() {
@@ -68,20 +109,12 @@ resolve_hostname() {
 
 # Jobs of the template must not run in the middle of a test.
 remove_cron_jobs() {
-    local timer folder
     find /etc/cron.d /etc/cron.hourly /etc/cron.daily /etc/cron.weekly /etc/cron.monthly /var/spool/cron \
         -type f ! -name '.*' -print -delete 2> /dev/null || true
     if [[ -e /etc/crontab ]]; then
         printf '# Emptied by devstack-gate: no job of the template runs on test machines.\n' > /etc/crontab
     fi
-    for timer in apt-daily.timer apt-daily-upgrade.timer dnf-makecache.timer dnf-automatic.timer; do
-        for folder in /lib/systemd/system /usr/lib/systemd/system; do
-            if [[ -e $folder/$timer ]]; then
-                mkdir -p /etc/systemd/system
-                ln -sfn /dev/null "/etc/systemd/system/$timer"
-            fi
-        done
-    done
+    mask_upgrades  # what was installed since brings its own
 }
 
 # Whatever is this machine's own goes; each machine makes its own at its first boot. The build's key opens none of them.
@@ -110,8 +143,32 @@ forget_machine() {
 
 # apt-get as nobody could interrupt it.
 apt() {
-    DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none NEEDRESTART_MODE=a UCF_FORCE_CONFFOLD=1 LC_ALL=C \
-        "${APT[@]}" "$@" < /dev/null
+    when_unlocked "${APT[@]}" "$@"
+}
+
+# Run apt-get or dpkg, again and again while another process holds one of their locks: apt-get's own option for that does
+# not count for the locks of the package lists and of the archives.
+when_unlocked() {
+    local deadline=$(( SECONDS + LOCK_SECONDS )) output rc
+    output=$(mktemp) || return
+    while :; do
+        DEBIAN_FRONTEND=noninteractive APT_LISTCHANGES_FRONTEND=none NEEDRESTART_MODE=a UCF_FORCE_CONFFOLD=1 LC_ALL=C \
+            "$@" < /dev/null 2>&1 | tee "$output"
+        rc=${PIPESTATUS[0]}
+        if (( rc == 0 || SECONDS > deadline )) || ! grep -qE "$LOCKED" "$output"; then
+            break
+        fi
+        sleep 5
+    done
+    rm -f -- "$output"
+    return "$rc"
+}
+
+# Finish what an interrupted dpkg left, without which apt-get installs nothing.
+repair_packages() {
+    if has apt-get; then  # rpm systems may have a dpkg, too
+        when_unlocked dpkg --force-confdef --force-confold --configure -a && apt --fix-broken install
+    fi
 }
 
 # Older versions of apt call it a success when a mirror fails.
@@ -330,26 +387,44 @@ clone_repository() {
     mv -- "$folder.part" "$folder"
 }
 
-# Print a file of a clone as it is on the first of some refs that the clone has.
+# Print a file of a clone as it is on the first of some refs that the clone has. It is only read: nothing that the clone's
+# settings name is run, nothing is fetched.
 show_file() {
     local clone=$1 file=$2 ref
-    local -a git=(env GIT_CEILING_DIRECTORIES="$(realpath -m -- "$clone/..")" git -c safe.directory='*' -C "$clone")
-    shift 2
-    for ref in "$@"; do
-        if "${git[@]}" rev-parse --quiet --verify "$ref^{commit}" > /dev/null 2>&1; then
-            "${git[@]}" show "$ref:$file" 2> /dev/null
+    ref=$(first_ref "$clone" "${@:3}") || return 0
+    git_reads "$clone" cat-file blob "$ref:$file" 2> /dev/null || true
+}
+
+git_reads() {
+    GIT_CEILING_DIRECTORIES=$(realpath -m -- "$1/..") GIT_ALLOW_PROTOCOL='' GIT_NO_LAZY_FETCH=1 \
+        git -c safe.directory='*' -C "$@" < /dev/null
+}
+
+first_ref() {
+    local clone=$1 ref
+    for ref in "${@:2}"; do
+        if git_reads "$clone" rev-parse --quiet --verify "$ref^{commit}" > /dev/null 2>&1; then
+            printf '%s\n' "$ref"
             return 0
         fi
     done
+    return 1
 }
 
-# Print the requirements, on a branch or else the default one, of the projects that are named on standard input.
-show_requirements() {
-    local branch=$1 cache=$2 project
+# Print what says which pip packages the projects on standard input need, a line for each file: project, whether the project
+# has the branch (branch, else default), file, content in base64. All of it is compressed, in base64.
+show_needs() {
+    local branch=$1 cache=$2 project clone ref file kind text
     while IFS= read -r project; do
-        show_file "$(clone_of "$cache" "$project")" requirements.txt "origin/$branch" "$branch" origin/HEAD HEAD < /dev/null
-        printf '\n'
-    done
+        clone=$(clone_of "$cache" "$project")
+        ref=$(first_ref "$clone" "origin/$branch" "$branch" origin/HEAD HEAD) || continue
+        kind=branch
+        if [[ $ref == *HEAD ]]; then kind=default; fi
+        for file in requirements.txt setup.cfg pyproject.toml setup.py tox.ini; do
+            text=$(git_reads "$clone" cat-file blob "$ref:$file" 2> /dev/null | base64 -w 0)
+            if [[ $text ]]; then printf '%s %s %s %s\n' "$project" "$kind" "$file" "$text"; fi
+        done
+    done | gzip | base64 -w 0
 }
 
 # Print the upper constraints of a branch; nothing where the requirements project is not cloned or has no such branch.
@@ -368,7 +443,8 @@ clone_of() {
     fi
 }
 
-# Download the pip requirements that are on standard input, with what they need, into ~/cache/pip.
+# Get the pip requirements that are on standard input, with what they need, into ~/cache/pip, as wheels if that can be had.
+# The upper constraints of a branch apply, if one is named.
 cache_pips() {
     local branch=$1 folder requirement
     local -a requirements constrained=()
@@ -379,14 +455,14 @@ cache_pips() {
     mapfile -t requirements
     mkdir -p cache/pip
     folder=$(mktemp -d) || return
-    show_constraints "$branch" workspace-cache > "$folder/constraints"
-    if [[ -s $folder/constraints ]]; then
+    if [[ $branch ]]; then
+        show_constraints "$branch" workspace-cache > "$folder/constraints"
         constrained=(--constraint "$folder/constraints")
     fi
     printf '%s\n' "${requirements[@]}" > "$folder/requirements"
-    if ! retry 3 download_pips "${constrained[@]}" --requirement "$folder/requirements"; then
+    if ! get_pips "$PIP_RETRIES" "${constrained[@]}" --requirement "$folder/requirements"; then
         for requirement in "${requirements[@]}"; do  # one that cannot be had must not cost the others
-            if (( SECONDS > DOWNLOAD_SECONDS )) || ! download_pips "${constrained[@]}" "$requirement" > /dev/null 2>&1; then
+            if (( SECONDS > DOWNLOAD_SECONDS )) || ! get_pips 1 "${constrained[@]}" "$requirement" > /dev/null 2>&1; then
                 printf 'unavailable: %s\n' "$requirement"
             fi
         done
@@ -394,9 +470,94 @@ cache_pips() {
     rm -rf -- "$folder"
 }
 
-download_pips() {
-    timeout --foreground -k 10 "$DOWNLOAD_SECONDS" python3 -m pip --disable-pip-version-check --no-input download --quiet \
-        --no-cache-dir --dest cache/pip "$@" < /dev/null
+# Wheels need not be built by each test; what does not build here, for want of a library, is kept as it came.
+get_pips() {
+    run_pip "$1" wheel --wheel-dir cache/pip "${@:2}" || run_pip "$1" download --dest cache/pip "${@:2}"
+}
+
+run_pip() {
+    timeout --foreground -k 10 "$DOWNLOAD_SECONDS" python3 -m pip --disable-pip-version-check --no-input --quiet --retries "$1" \
+        --cache-dir "$PWD/$PIP_WORK" "${@:2}" < /dev/null
+}
+
+forget_pip_work() {
+    rm -rf -- "$PIP_WORK"
+}
+
+# Print the URLs of the test images and other files that a devstack wants for a distribution; its files are a tar on standard
+# input. tools/image_list.sh names them. Where that is missing, or fails, as it does on its own account in every devstack
+# since 2021, stackrc has them. What stackrc calls EXTRA_CACHE_URLS counts in any case.
+# This runs devstack's code: call it on a template, or in sandbox.sh.
+print_image_urls() {
+    local distribution=$1 folder tree urls='' more='' rc=0
+    folder=$(mktemp -d) || return
+    tree=$folder/devstack
+    mkdir -- "$tree" "$folder/bin" && tar -xf - -C "$tree" && make_stand_ins "$folder/bin" "$distribution" || return
+    : > "$folder/reason"
+    if [[ -f $tree/stackrc ]]; then
+        more=$(ask_devstack "$folder" stackrc -c "$ASK_STACKRC" 2>> "$folder/reason") || rc=1
+    fi
+    if [[ -f $tree/tools/image_list.sh ]]; then
+        if urls=$(ask_devstack "$folder" tools/image_list.sh tools/image_list.sh 2>> "$folder/reason"); then rc=0; else rc=1 urls=''; fi
+    fi
+    if [[ $urls || $more ]]; then
+        rc=0  # stackrc may well end early, after these
+    elif (( rc )); then
+        cat -- "$folder/reason" >&2
+    fi
+    if [[ ! $urls ]]; then urls=$(grep -av '^extra ' <<< "$more" || true); fi
+    printf '%s\n%s\n' "$urls" "$(sed -n 's/^extra //p' <<< "$more")" | grep -aoE '[a-z]+://[^[:space:],]+' | sort -u
+    rm -rf -- "$folder"
+    return "$rc"
+}
+
+# shellcheck disable=SC2016  # the bash that sources stackrc expands it
+ASK_STACKRC='HOST_IP=SKIP; exec 3>&1 1>&2
+trap '\''printf "%s\n" "${IMAGE_URLS:-}" >&3; printf "extra %s\n" "${EXTRA_CACHE_URLS:-}" >&3'\'' EXIT
+source ./stackrc'
+
+# ask_devstack FOLDER NAME ARGUMENTS...: run bash in the tree of a devstack, and print what it says if it ends well.
+ask_devstack() {
+    local folder=$1 name=$2 output rc=0 last
+    shift 2
+    (cd -- "$folder/devstack" && env -i HOME="$folder" PATH="$folder/bin:/usr/sbin:/usr/bin:/sbin:/bin" LC_ALL=C \
+        timeout -k 5 "$CALL_SECONDS" bash "$@") > "$folder/output" 2> "$folder/errors" < /dev/null || rc=$?
+    if (( rc == 124 || rc == 137 )); then
+        printf '%s: not done after %s s\n' "$name" "$CALL_SECONDS" >&2
+        return 1
+    fi
+    output=$(tr -d '\000' < "$folder/output" | grep -aE '[a-z]+://')
+    if (( rc )); then
+        last=$(grep -a . "$folder/errors" | tail -n 1)
+        printf '%s: exit status %s: %s\n' "$name" "$rc" "${last:-${output:-no output}}" >&2
+    fi
+    printf '%s\n' "$output"
+    return "$rc"
+}
+
+# Devstack asks for the distribution, and may want to install the tool for that: it is told, and installs nothing.
+make_stand_ins() {
+    local folder=$1 distribution=$2 vendor=Ubuntu name
+    case ${distribution,,} in
+        wheezy | jessie | stretch | buster | bullseye | bookworm | trixie | forky | duke | sid) vendor=Debian ;;
+        fedora* | f[0-9]* | rhel* | centos* | rocky* | almalinux* | ol[0-9]* | *euler*) vendor=Fedora ;;
+    esac
+    for name in sudo apt-get yum dnf zypper; do
+        printf "#!/bin/sh\necho '%s is not available here' >&2\nexit 1\n" "$name" > "$folder/$name"
+    done
+    {
+        # shellcheck disable=SC2016  # the script expands it
+        printf '#!/bin/sh\nfor word in "$@"; do\n    case $word in\n'
+        printf '        -*i* | --id) echo "%s" ;;\n' "$vendor"
+        printf '        -*r* | --release) echo "%s" ;;\n' "$(release_of "$distribution")"
+        printf '        -*c* | --codename) echo "%s" ;;\n    esac\ndone\n' "$distribution"
+    } > "$folder/lsb_release"
+    chmod 755 "$folder"/*
+}
+
+release_of() {
+    local digits=${1//[!0-9]/}
+    printf '%s\n' "${digits:-0}"
 }
 
 # Download the URLs that are on standard input into ~/cache/files; nothing half there keeps its name.

@@ -6,12 +6,16 @@ made of what they say, is here.
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import devstackfiles
 import gateconfig
 import nodessh
+import pipneeds
 from devstackfiles import Checkout, Wanted
 from gateconfig import GateError, ImageConfig, NodeConfig
 
@@ -20,6 +24,7 @@ ALWAYS_RPM = ("sudo",)
 CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
 REMOTE_FOLDER = "/var/lib/devstack-gate"
 FORGET = "forget this machine"  # the last step, after which nobody can log in
+URL = re.compile(r"[a-z]+://\S+")
 MARKS = "/etc/devstack-gate/image"
 
 
@@ -47,9 +52,16 @@ class Template:
         self.plan = plan
         self.log = log
         self.step = ""  # the name of the step that runs
+        self._deadline = time.monotonic() + plan.step_seconds
         self.missing: list[str] = []  # required packages that the distribution does not have
         self._distribution = ""
         self._wanted: dict[str, Wanted] = {}
+        self._got: set[tuple[tuple[str, ...], str]] = set()  # pip sets, with their constraints
+
+    def begin(self, step: str) -> None:
+        """Begin a named step, for all of which its time limit counts."""
+        self.step = step
+        self._deadline = time.monotonic() + self.plan.step_seconds
 
     def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
         """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
@@ -58,15 +70,20 @@ class Template:
         return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
 
     def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
-        """Run a command as root within the time limit of a step and return the lines of its output."""
-        output = self.session.run_as_root(self.step, words, self.plan.step_seconds, stdin)
+        """Run a command as root within what is left of the step's time and return the lines of its output."""
+        left = min(self.plan.step_seconds, max(1, math.ceil(self._deadline - time.monotonic())))
+        output = self.session.run_as_root(self.step, words, left, stdin)
         self.log.debug("%s", output.rstrip())
         return output.splitlines()
 
-    def copy_steps(self) -> None:
-        """Bring the steps to the machine, and wait for its first boot to be over."""
+    def stop_upgrades(self) -> None:
+        """Bring the steps to the machine, and keep it from upgrading itself meanwhile and ever after."""
         text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
         self.session.put(self.step, f"{REMOTE_FOLDER}/imagesteps.sh", text, "0755")
+        self.call("stop_upgrades")
+
+    def wait_for_boot(self) -> None:
+        """Wait for the first boot to be over, and learn what distribution it is."""
         self.call("wait_for_boot")
         self._distribution = self.call("print_distribution")[-1]
         self.log.info("the distribution is %s", self._distribution)
@@ -98,44 +115,78 @@ class Template:
         self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
 
     def clone_projects(self) -> None:
-        """Clone the gate's projects, all branches; those of a folder of this host are carried over."""
+        """Clone the gate's projects, all branches, and what devstack may clone; those of this host are carried over."""
+        missing = self.clone(self.plan.projects)
+        for line in missing:
+            self.log.warning("%s: could not get %s", self.step, line)
+        missing = self.clone([one for one in self.projects() if one not in self.plan.projects])
+        if missing:
+            self.log.warning("%s: devstack may clone these too, which could not be got: %s", self.step,
+                             ", ".join(line.partition(" ")[0] for line in missing))
+
+    def clone(self, projects: Sequence[str]) -> list[str]:
+        """Clone projects and return those that could not be had, with the reason."""
         if not devstackfiles.is_local(self.plan.git_base):
-            self.cache("clone_projects", self.plan.git_base, stdin=self.plan.projects)
-            return
-        for project in self.plan.projects:
+            return unavailable(self.cache("clone_projects", self.plan.git_base, stdin=projects))
+        missing = []
+        for project in projects:
             url = f"{self.plan.git_base}/{project}"
             try:
                 bundle = devstackfiles.bundle(url)
             except GateError as err:
-                self.log.warning("%s: could not get %s (%s)", self.step, project, err)
+                missing.append(f"{project} ({err})")
                 continue
             self.cache("clone_bundle", url, f"workspace-cache/{project}", stdin=bundle)
+        return missing
+
+    def projects(self) -> list[str]:
+        """Return the gate's projects and what the branches of devstack may clone, each once."""
+        found = dict.fromkeys(self.plan.projects)
+        for branch in self.plan.branches:
+            found.update(dict.fromkeys(one.project for one in self.wanted(branch).repositories))
+        return list(found)
 
     def cache_packages(self, branch: str) -> None:
         """Install what devstack installs first, and download what it installs later."""
-        packages = self.wanted(branch).packages
-        files = {package.name: package.file for package in packages}
+        wanted = self.wanted(branch)
+        files = {package.name: package.file for package in wanted.packages}
         for mode, install in (("install", True), ("download", False)):
-            names = [package.name for package in packages if package.install == install]
+            names = [package.name for package in wanted.packages if package.install == install]
             for name in unavailable(self.call("fetch_packages", mode, stdin=names)):
                 self.log.warning("there is no package %s (%s of %s)", name, files.get(name, "?"), branch)
+        self.call("fetch_packages", "download", stdin=wanted.later)  # whatever this distribution has of these
 
     def cache_pips(self, branch: str) -> None:
-        """Download pip packages: devstack's own list, or what the projects require under the upper constraints."""
-        pips = self.wanted(branch).pips
+        """Get pip packages: what all that a build of the branch asks pip for needs."""
         user = self.plan.node.user
-        if pips is None:
-            requirements, constraints = (
-                "\n".join(self.call(function, branch, "workspace-cache", stdin=self.plan.projects, user=user))
-                for function in ("show_requirements", "show_constraints"))
-            pips = devstackfiles.pinned(requirements, constraints)
-        if pips:
-            self.cache("cache_pips", branch, stdin=pips)
+        needs = "".join(self.call("show_needs", branch, "workspace-cache", stdin=self.projects(), user=user))
+        constraints = {name: "\n".join(self.call("show_constraints", name, "workspace-cache", user=user))
+                       for name in dict.fromkeys((branch, "master"))}
+        sets = self.wanted(branch).pip_sets(branch, pipneeds.unpack(needs))
+        for one in devstackfiles.worth_getting(sets, constraints):
+            if time.monotonic() > self._deadline:
+                self.log.warning("%s: not done after %d s; the image is made without the rest", self.step,
+                                 self.plan.step_seconds)
+                return
+            if (one.requirements, one.constraints) not in self._got:
+                self._got.add((one.requirements, one.constraints))
+                for line in unavailable(self.cache("cache_pips", one.constraints, stdin=one.requirements)):
+                    self.log.warning("%s: could not get %s (%s)", self.step, line, one.name)
 
     def cache_files(self) -> None:
-        """Download the test images of all branches."""
-        urls = dict.fromkeys(url for branch in self.plan.branches for url in self.wanted(branch).images)
-        self.cache("cache_files", stdin=list(urls))
+        """Download the test images and other files of all branches; devstack's own code, run here, says which."""
+        checkout = self.plan.checkout
+        urls: dict[str, None] = {}
+        for branch in self.plan.branches:
+            try:
+                assert checkout, "the step is made for a checkout only"
+                output = self.call("print_image_urls", self._distribution, stdin=checkout.archive(branch),
+                                   user=self.plan.node.user)
+                urls.update(dict.fromkeys(line for line in output if URL.fullmatch(line)))
+            except nodessh.StepError as err:
+                self.log.warning("branch %s: its test images are not known: %s", branch, str(err).splitlines()[-1])
+            urls.update(dict.fromkeys(self.wanted(branch).urls))
+        self.warn(self.cache("cache_files", stdin=list(urls)))
 
     def run_custom_script(self) -> None:
         """Run the operator's own script, last of all that changes the machine."""
@@ -146,15 +197,16 @@ class Template:
     def wanted(self, branch: str) -> Wanted:
         """Return what a branch wants cached here."""
         if branch not in self._wanted and self.plan.checkout:
-            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution, self.log)
+            self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
         return self._wanted[branch]
 
-    def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> None:
-        """Run a function that fills a cache; what is missing there costs the tests time, no more."""
+    def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> list[str]:
+        """Run a function that fills a cache and return its output; what is missing costs the tests time, no more."""
         try:
-            self.warn(self.call(function, *words, stdin=stdin, user=self.plan.node.user))
+            return self.call(function, *words, stdin=stdin, user=self.plan.node.user)
         except nodessh.StepError as err:
             self.log.warning("%s; the image is made without", err)
+            return []
 
     def warn(self, output: Sequence[str]) -> None:
         """Log what a step could not get."""
@@ -173,7 +225,9 @@ Step = tuple[str, Callable[[Template], object]]
 def steps_of(plan: Plan, build_key: str, marks: str) -> list[Step]:
     """Return the named steps that make a machine a template, in their order; build_key is the base64 of its key."""
     steps: list[Step] = [
-        ("wait for first boot", Template.copy_steps),
+        ("stop automatic upgrades", Template.stop_upgrades),
+        ("wait for first boot", Template.wait_for_boot),
+        ("repair packages", lambda template: template.call("repair_packages")),
         ("make hostname resolve", lambda template: template.call("resolve_hostname")),
         ("upgrade", lambda template: template.call("upgrade")),
         ("install packages", Template.install_packages),
@@ -186,7 +240,8 @@ def steps_of(plan: Plan, build_key: str, marks: str) -> list[Step]:
         steps += [(f"cache packages of {branch}", _for(Template.cache_packages, branch)) for branch in plan.branches]
         steps.append((f"clone {len(plan.projects)} projects", Template.clone_projects))
         steps += [(f"cache pip packages of {branch}", _for(Template.cache_pips, branch)) for branch in plan.branches]
-        steps.append(("cache test images", Template.cache_files))
+        steps += [("cache test images", Template.cache_files),
+                  ("forget what pip kept", lambda template: template.cache("forget_pip_work", stdin=()))]
     if plan.script is not None:
         steps.append(("run custom script", Template.run_custom_script))
     return [

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gateconfig import ConfigError, GateError, JenkinsConfig, file_lock
+from gateconfig import ConfigError, GateError, JenkinsConfig, clock_ahead, file_lock
 
 if TYPE_CHECKING:
     import jenkins
@@ -140,6 +140,12 @@ class Nodes:
         self._lock_folder = lock_folder
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
         self._jenkins.crumb = False  # API tokens need none; see _ask
+        self.clock_ahead: float | None = None  # seconds that our clock is ahead of Jenkins', None: not told
+        self._jenkins._session.hooks["response"].append(self._watch_clock)
+
+    def _watch_clock(self, answer: requests.Response, *_: Any, **__: Any) -> None:
+        """Learn Jenkins' time from the Date of its answers."""
+        self.clock_ahead = clock_ahead(answer.headers.get("Date"))
 
     # --- calls ---
 
@@ -285,7 +291,7 @@ class Nodes:
         A build that runs goes on. Raises JenkinsError if Jenkins does not show it so in the end; returns None if the
         node is not there and that is fine.
         """
-        with file_lock(self._lock_folder / f"node-{name}", LOCK_SECONDS) as mine:
+        with file_lock(self._lock_folder / "nodes", LOCK_SECONDS, name) as mine:
             if not mine:
                 raise JenkinsError(f"node {name}: another process has held its lock for more than {LOCK_SECONDS} s")
             node = self.look(name)

@@ -6,12 +6,13 @@ key seen at the first login is kept with the machine and required from then on.
 
 from __future__ import annotations
 
+import copy
 import functools
 import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,7 +22,11 @@ from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log
 if TYPE_CHECKING:
     import paramiko
 
-CONNECT_SECONDS = 10  # for one try: the TCP connection, the banner, the login, each
+CONNECT_SECONDS = 10  # for the TCP connection; in a first try also for the banner, the login, the first command, each
+LOGIN_SECONDS = 120  # for each of these where there is one try only, as much as sshd itself gives a login
+SLOWER = 3  # how many times as long the next try may take after one that was too slow
+SLOW_SHARE = 0.9  # of its time that a try must have used up to count as too slow
+SETTLE_SECONDS = 120  # how long we wait for cloud-init to be done with the host keys
 STEP_SECONDS = 60
 KILL_SECONDS = 10  # what a command that takes too long is given to end before it is killed
 BACKGROUND_SECONDS = 5  # how long we listen on to what a command that has ended left running
@@ -43,6 +48,14 @@ class HostKeyError(GateError):
 
 class StepError(GateError):
     """A step on the machine failed or took too long; the message holds its name, status and last lines of output."""
+
+
+class TooSlowError(NotYetError, StepError):
+    """The machine answered, but not within the time of this try; a longer one may succeed."""
+
+
+class ReadyScriptError(GateError):
+    """The ready-script of an image type failed, or took too long; it is not run again."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,11 @@ class Outcome:
 class Session:
     """A login that stands; runs steps one after the other."""
 
-    def __init__(self, client: paramiko.SSHClient, login: Login) -> None:
+    def __init__(self, client: paramiko.SSHClient, login: Login, seconds: float = LOGIN_SECONDS) -> None:
         self._client = client
         self.login = login
+        self._seconds = seconds  # for the start of a command
+        self.began = time.monotonic()
 
     def run(
         self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
@@ -104,13 +119,10 @@ class Session:
         """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
         import paramiko
 
-        deadline = time.monotonic() + seconds
         output = bytearray()
+        channel = self._channel(name)
+        deadline = time.monotonic() + seconds
         try:
-            transport = self._client.get_transport()
-            if transport is None:
-                raise EOFError("the connection is closed")
-            channel = transport.open_session(timeout=min(seconds, CONNECT_SECONDS))
             with channel:
                 channel.set_combine_stderr(True)
                 channel.settimeout(seconds)
@@ -130,6 +142,21 @@ class Session:
         if status < 0:
             raise StepError(f"{self.login.address}: {name}: connection lost{_tail(output.decode(errors='replace'))}")
         return Outcome(status, output.decode(errors="replace"))
+
+    def _channel(self, name: str) -> paramiko.Channel:
+        """Open a channel for a command; where a login takes long, it is often this that does (PAM's session)."""
+        import paramiko
+
+        began = time.monotonic()
+        try:
+            transport = self._client.get_transport()
+            if transport is None:
+                raise EOFError("the connection is closed")
+            return transport.open_session(timeout=self._seconds)
+        except (paramiko.SSHException, EOFError, OSError) as err:
+            if time.monotonic() - began > SLOW_SHARE * self._seconds:
+                raise TooSlowError(f"{self.login.address}: {name}: no session within {self._seconds:.0f} s") from err
+            raise StepError(f"{self.login.address}: {name}: connection lost ({_reason(err)})") from err
 
     def as_root(self, words: Sequence[str]) -> list[str]:
         """Return the command with sudo before it, unless the login is root's."""
@@ -177,32 +204,71 @@ def _reason(err: BaseException) -> str:
 
 
 @contextmanager
-def session(login: Login, seconds: float = CONNECT_SECONDS) -> Iterator[Session]:
+def session(login: Login, seconds: float = LOGIN_SECONDS) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    seconds is the limit for the connection, the banner and the login, each. Raises NotYetError for all that a booting
-    machine does (refusal, reset, no banner, key not yet installed, an address where another machine answers),
-    HostKeyError if a host key was kept and another one is shown, and ConfigError for a private key that cannot be read.
+    seconds is the limit for the banner, the key exchange, the login and the start of a command, each. Where a
+    certificate lies beside the private key it is tried first, then the key alone, as OpenSSH does. Raises NotYetError
+    for all that a booting machine does (refusal, reset, no banner, key not yet installed, an address where another
+    machine answers), TooSlowError if it may only need more time, HostKeyError if a host key was kept and another one is
+    shown, and ConfigError for a private key that cannot be read.
     """
-    import paramiko
-
-    client = paramiko.SSHClient()
-    client.set_missing_host_key_policy(_pinned(login.host_key))
+    client = _connected(login, seconds)
     try:
-        with _explained(login):
-            client.connect(
-                login.address, login.port, login.user, pkey=load_key(login.key),
-                allow_agent=False, look_for_keys=False,
-                timeout=seconds, banner_timeout=seconds, auth_timeout=seconds,
-            )
-            transport = client.get_transport()
-            if transport is None:
-                raise EOFError("the connection is closed")
-            transport.set_keepalive(KEEPALIVE_SECONDS)
-            seen = transport.get_remote_server_key()
-        yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"))
+        transport = client.get_transport()
+        if transport is None:
+            raise NotYetError(f"{login.user}@{login.address}: no ssh (the connection is closed)")
+        transport.set_keepalive(KEEPALIVE_SECONDS)
+        seen = transport.get_remote_server_key()
+        yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"), seconds)
     finally:
         client.close()
+
+
+def _connected(login: Login, seconds: float) -> paramiko.SSHClient:
+    """Return a client that is logged in, with the first of our identities that the machine takes."""
+    import paramiko
+
+    identities = _identities(load_key(login.key))
+    for identity in identities:
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(_pinned(login.host_key))
+        try:
+            with _explained(login, seconds):
+                client.connect(
+                    login.address, login.port, login.user, pkey=identity, allow_agent=False, look_for_keys=False,
+                    sock=_open_socket(login, min(seconds, CONNECT_SECONDS)),
+                    timeout=seconds, banner_timeout=seconds, auth_timeout=seconds)
+        except _LoginRefusedError:
+            client.close()
+            if identity is identities[-1]:
+                raise
+        except BaseException:
+            client.close()
+            raise
+        else:
+            return client
+    raise NotYetError(f"{login.user}@{login.address}: no key")  # not reached: there is always one
+
+
+def _open_socket(login: Login, seconds: float) -> socket.socket:
+    try:
+        return socket.create_connection((login.address, login.port), seconds)
+    except OSError as err:
+        raise NotYetError(f"{login.user}@{login.address}: no ssh (port {login.port}: {_reason(err)})") from err
+
+
+def _identities(key: paramiko.PKey) -> list[paramiko.PKey]:
+    """Return a key with its certificate, if it has one, and then the key alone."""
+    if key.public_blob is None:
+        return [key]
+    alone = copy.copy(key)
+    alone.public_blob = None
+    return [key, alone]
+
+
+class _LoginRefusedError(NotYetError):
+    """The machine does not let this key in, or not yet."""
 
 
 def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
@@ -219,20 +285,24 @@ def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
 
 
 @contextmanager
-def _explained(login: Login) -> Iterator[None]:
+def _explained(login: Login, seconds: float) -> Iterator[None]:
     import paramiko
 
+    began = time.monotonic()
     try:
         yield
-    except paramiko.AuthenticationException as err:
-        raise NotYetError(f"{login.user}@{login.address}: login refused ({_reason(err)})") from err
-    except (paramiko.SSHException, EOFError, OSError, socket.gaierror) as err:
-        raise NotYetError(f"{login.user}@{login.address}: no ssh ({_reason(err)})") from err
+    except (paramiko.SSHException, EOFError, OSError) as err:
+        refused = isinstance(err, paramiko.AuthenticationException)
+        text = f"{login.user}@{login.address}: {'login refused' if refused else 'no ssh'} ({_reason(err)})"
+        if seconds > CONNECT_SECONDS * SLOW_SHARE and time.monotonic() - began > SLOW_SHARE * seconds:
+            raise TooSlowError(f"{login.user}@{login.address}: no login within {seconds:.0f} s "
+                               f"({_reason(err)})") from err
+        raise (_LoginRefusedError if refused else NotYetError)(text) from err
 
 
 @functools.cache
 def load_key(key: Key) -> paramiko.PKey:
-    """Return the private key of a file; ConfigError if it cannot be used."""
+    """Return the private key of a file, with the certificate beside it (KEY-cert.pub); ConfigError if it is none."""
     import paramiko
 
     if isinstance(key, paramiko.PKey):
@@ -240,7 +310,22 @@ def load_key(key: Key) -> paramiko.PKey:
     try:
         return paramiko.PKey.from_path(key)
     except (OSError, ValueError, TypeError, paramiko.SSHException) as err:
-        raise ConfigError(f"[node] ssh_key: {key} is no private key without a passphrase ({_reason(err)})") from err
+        certificate = key.with_name(f"{key.name}-cert.pub")
+        alone = _key_alone(key) if certificate.exists() else None
+        if alone is None:
+            raise ConfigError(f"[node] ssh_key: {key} is no private key without a passphrase ({_reason(err)})") from err
+        get_log().warning("%s cannot be used as a certificate (%s); the key goes without it", certificate, _reason(err))
+        return alone
+
+
+def _key_alone(path: Path) -> paramiko.PKey | None:
+    """Return the private key of a file whatever lies beside it, None if it is none."""
+    import paramiko
+
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        with suppress(OSError, ValueError, TypeError, paramiko.SSHException):
+            return kind.from_private_key_file(str(path))
+    return None
 
 
 def check_key_pair(path: Path, public_key: str) -> None:
@@ -249,43 +334,112 @@ def check_key_pair(path: Path, public_key: str) -> None:
         raise ConfigError(f"[node] ssh_key: {path}.pub is not the public half of {path}")
 
 
+def next_patience(patience: float, outcome: Exception) -> float:
+    """Return how long the next try may take, in seconds, after one of `patience` seconds that ended like this."""
+    return patience * SLOWER if isinstance(outcome, TooSlowError) else patience
+
+
 def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[Session], bool]) -> Login:
     """Try the logins in turn until one passes the test; returns it with its host key.
 
-    deadline is on the monotonic clock. Raises NotYetError with the last thing seen.
+    deadline is on the monotonic clock. A login that is too slow gets more time in the next turn. Raises NotYetError
+    with the last thing seen.
     """
     tries = 0
     last = NotYetError("no time to log in")
+    patience = dict.fromkeys(logins, float(CONNECT_SECONDS))
     while True:
         for login in logins:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise last
             try:
-                with session(login, min(CONNECT_SECONDS, left)) as connection:
+                with session(login, min(patience[login], left)) as connection:
                     if test(connection):
                         return connection.login
                     last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
             except (NotYetError, StepError) as err:
                 last = NotYetError(str(err))
+                patience[login] = next_patience(patience[login], err)
         time.sleep(min(PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)], max(0.0, deadline - time.monotonic())))
         tries += 1
 
 
-def write_node_marks(login: Login, marks: str, seconds: float, jenkins_login: str = "") -> Login:
-    """Log in once, leave the marks in /etc/devstack-gate/node, and return the login with its host key.
+WRITE_MARKS = """umask 022; mkdir -p /etc/devstack-gate && cat > /etc/devstack-gate/node || exit 1
+chmod 0644 /etc/devstack-gate/node"""
+# Prints how many seconds ago cloud-init was done with the host keys, "busy" before, nothing where it plays no part.
+CLOUD_INIT = """[ -d /run/cloud-init ] && [ ! -e /run/cloud-init/disabled ] || exit 0
+for done in /var/lib/cloud/instance/sem/config_ssh /run/cloud-init/result.json; do
+    [ ! -e "$done" ] || { echo $(( $(date +%s) - $(stat -c %Y "$done") )); exit 0; }
+done
+echo busy"""
 
-    This is the ssh test of a new machine: it proves the login, sudo and a writable disk. seconds is what is left for
-    it, of which no more than CONNECT_SECONDS are spent on each wait. jenkins_login, if there is one, is left in the
-    account's ~/.devstack-gate-jenkins, for it alone. Raises NotYetError when it is worth another try.
+
+def settle(connection: Session, until: float) -> None:
+    """Return if cloud-init replaces no host keys any more, and did not since the session began.
+
+    Otherwise NotYetError: the host key that was seen is not the one to keep. After `until`, on the monotonic clock,
+    cloud-init is waited for no more.
+    """
+    outcome = connection.attempt("look at cloud-init", connection.as_root(["sh", "-c", CLOUD_INIT]))
+    _refuse_unsettled(connection, outcome.output.strip(), until)
+
+
+def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
+    """Do what settle does with what CLOUD_INIT has printed."""
+    if time.monotonic() > until:
+        return
+    where = f"{connection.login.user}@{connection.login.address}"
+    if text == "busy":
+        raise NotYetError(f"{where}: cloud-init is still at work, and may replace the host keys")
+    if text.isdigit() and int(text) <= time.monotonic() - connection.began + 1:
+        raise NotYetError(f"{where}: cloud-init has replaced the host keys a moment ago")
+
+
+def settle_until(deadline: float) -> float:
+    """Return until when to wait for cloud-init on a machine that has time until the deadline, both monotonic."""
+    now = time.monotonic()
+    return now + min(SETTLE_SECONDS, (deadline - now) / 2)
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a new machine gets at its ssh test.
+
+    marks are left in /etc/devstack-gate/node; jenkins_login, if there is one, in the account's
+    ~/.devstack-gate-jenkins, for it alone; ready_script, if there is one, is run as root, last.
+    """
+
+    marks: str
+    jenkins_login: str = ""
+    ready_script: bytes | None = None
+
+
+RUN_READY_SCRIPT = """file=/var/lib/devstack-gate/ready-script; mkdir -p /var/lib/devstack-gate
+(umask 077; cat > "$file") && chmod 700 "$file" || exit 1
+umask 022; "$file" < /dev/null; status=$?; rm -f "$file"; exit $status"""
+
+
+def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settled_by: float) -> Login:
+    """Log in once, leave on a new machine what it is to know, and return the login with its host key.
+
+    This is the ssh test: it proves the login, sudo and a writable disk. deadline and settled_by are on the monotonic
+    clock (for settled_by see settle), patience is what each wait of the login may take, in seconds. Raises NotYetError
+    when it is worth another try, TooSlowError if with more patience, ReadyScriptError if the script failed.
     """
     try:
-        with session(login, max(1.0, min(CONNECT_SECONDS, seconds))) as connection:
-            connection.put("write /etc/devstack-gate/node", "/etc/devstack-gate/node", marks)
-            if jenkins_login:
+        with session(login, max(1.0, min(patience, deadline - time.monotonic()))) as connection:
+            words = connection.as_root(["sh", "-c", f"{WRITE_MARKS}\n{CLOUD_INIT}"])
+            seen = connection.run("write /etc/devstack-gate/node", words, stdin=gift.marks)
+            _refuse_unsettled(connection, seen.strip(), settled_by)
+            if gift.jenkins_login:
                 script = "umask 077; rm -f ~/.devstack-gate-jenkins && cat > ~/.devstack-gate-jenkins"
-                connection.run("write ~/.devstack-gate-jenkins", ["sh", "-c", script], stdin=f"{jenkins_login}\n")
+                connection.run("write ~/.devstack-gate-jenkins", ["sh", "-c", script], stdin=f"{gift.jenkins_login}\n")
+            if gift.ready_script is not None:
+                run_ready_script(connection, gift.ready_script, deadline)
             return connection.login
+    except TooSlowError:
+        raise
     except StepError as err:
         raise NotYetError(str(err)) from err
 
@@ -301,6 +455,15 @@ def answers(login: Login) -> bool:
         return isinstance(err.__cause__, paramiko.AuthenticationException)
     except GateError:
         return True
+
+
+def run_ready_script(connection: Session, script: bytes, deadline: float) -> None:
+    """Run the ready-script as root until the deadline, on the monotonic clock; ReadyScriptError if it fails."""
+    seconds = max(1, int(deadline - time.monotonic()))
+    try:
+        connection.run_as_root("ready-script", ["sh", "-c", RUN_READY_SCRIPT], seconds, script)
+    except StepError as err:
+        raise ReadyScriptError(str(err)) from err
 
 
 def authorize(login: Login, public_key: str) -> None:

@@ -1,32 +1,71 @@
 """One provider: an OpenStack cloud, region and project, as the scripts use it.
 
-Compute goes through python-novaclient; clouds.yaml, images, networks and floating IPs through openstacksdk; both over
-one keystoneauth session; they are imported where they are used, since that takes long and a script must be able to say
-that it was stopped. Every call has a time limit and keeps the provider's pace. Whatever goes wrong comes out as
-one of the classes below, and only a 404 is ever taken to mean that something is gone.
+Compute goes through python-novaclient; clouds.yaml, images, networks, volumes and floating IPs through openstacksdk;
+all over one keystoneauth session; they are imported where they are used, since that takes long and a script must be
+able to say that it was stopped. Every call has a time limit and keeps the provider's pace. Whatever goes wrong comes
+out as one of the classes of cloud/errors.py, and only a 404 is ever taken to mean that something is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import heapq
+import itertools
+import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from gateconfig import ConfigError, GateError, get_log
+from cloud.errors import (
+    CAPACITY_FAULTS,
+    RETRY_FAULTS,
+    CapacityError,
+    CloudConfigError,
+    CloudError,
+    GoneError,
+    RateLimitedError,
+    RefusedError,
+    explained,
+    plain,
+)
+from cloud.login import connect
+from cloud.network import POOL_KEY, FloatingIP, Network
+from cloud.rules import (
+    ALL,
+    FLAVOR,
+    HOST,
+    VOLUME,
+    Flavor,
+    ImageSettings,
+    Source,
+    choose_address,
+    choose_flavor,
+    out_of_room,
+    shortage,
+    volume_gigabytes,
+    wanted_flavor,
+)
+from cloud.volumes import Volume, Volumes
+from gateconfig import ConfigError, clock_ahead, get_log
 
-CALL_SECONDS = 60  # time limit of a call, for each wait on the socket
+__all__ = [
+    "ALL", "CAPACITY_FAULTS", "FLAVOR", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError", "Cloud",
+    "CloudConfigError", "CloudError", "Flavor", "FloatingIP", "GoneError", "RefusedError", "Source", "Volume",
+    "choose_address", "out_of_room", "shortage",
+]
+
+CALL_SECONDS = 60  # time limit of a call, for each wait on the socket, unless clouds.yaml has api_timeout
 RATE_LIMIT_SECONDS = 300  # how long one call may be kept waiting by rate limits
 MICROVERSION = "2.1"
+PAGES = 1000  # of a list, at most
+LISTS_ANEW = 3  # how often a list is begun anew because the end of a page was deleted meanwhile
 
-POOL_KEY = "devstack-gate-pool"
 PROVIDER_KEY = "devstack-gate-provider"
 MACHINE_KEY = "devstack-gate-machine"
 SNAPSHOT_KEY = "devstack-gate-snapshot"
@@ -35,33 +74,13 @@ HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes
 HOLD_UNTIL_KEY = "devstack-gate-hold-until"  # Unix seconds, 0 for no end
 METADATA_LENGTH = 255
 TEMPLATE_SUFFIX = ".template.openstack.org"
-TEMPLATE_NAME = re.compile(rf"devstack-[a-z0-9-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
+TEMPLATE_NAME = re.compile(rf"devstack-[A-Za-z0-9._-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
 ACTIVE, SERVER_ERROR = "ACTIVE", "ERROR"
-DEAD_STATUSES = ("ERROR", "DELETED", "SOFT_DELETED", "SHUTOFF", "SUSPENDED", "PAUSED", "SHELVED", "SHELVED_OFFLOADED")
-CAPACITY_FAULTS = re.compile(r"no valid host|quota|exceeded maximum number of retries|insufficient", re.IGNORECASE)
+DEAD_STATUSES = ("ERROR", "SHUTOFF", "SUSPENDED", "PAUSED", "SHELVED", "SHELVED_OFFLOADED")
+GONE_STATUSES = ("DELETED", "SOFT_DELETED")  # a cloud may show a server for days after its end
 
 T = TypeVar("T")
-
-
-class CloudError(GateError):
-    """A call failed; what it was about is in an unknown state, and trying again may help."""
-
-
-class GoneError(CloudError):
-    """404: the thing asked for is not there."""
-
-
-class CapacityError(CloudError):
-    """The provider refuses more: quota or no room. Nothing was made."""
-
-
-class RefusedError(CloudError):
-    """The provider understood the request and refused it for good. Nothing was made."""
-
-
-class CloudConfigError(ConfigError):
-    """Wrong credentials, cloud, region, image, flavor or network name."""
 
 
 class ProviderSettings(Protocol):
@@ -78,14 +97,6 @@ class ProviderSettings(Protocol):
 
     def listed(self, column: str) -> list[str]:
         """Return a column that holds a list."""
-
-
-class ImageSettings(Protocol):
-    """The columns of an image type that matter here."""
-
-    min_ram: Any
-    flavor: Any
-    user_data: Any
 
 
 @dataclass(frozen=True)
@@ -130,12 +141,19 @@ class Image:
 
 
 @dataclass(frozen=True)
-class FloatingIP:
-    """A floating IP of ours; server_id is what it was made for."""
+class Recipe:
+    """What the servers of an image type are made of."""
 
-    id: str
-    address: str
-    server_id: str
+    image_id: str
+    flavor_id: str
+    user_data: str | None = None
+    config_drive: bool = False
+    gigabytes: int | None = None  # of the volume to boot from, None for the flavor's own disk
+    source: Source | None = None  # what the volume is made of
+
+
+class _LostPlaceError(Exception):
+    """The last thing of a page was deleted before the next page was asked for."""
 
 
 class Pace:
@@ -144,18 +162,28 @@ class Pace:
     def __init__(self, calls_per_second: float | None) -> None:
         self._gap = 1 / calls_per_second if calls_per_second else 0.0
         self._next = 0.0
-        self._lock = threading.Lock()
+        self._line: list[tuple[bool, int]] = []
+        self._numbers = itertools.count()
+        self._turn = threading.Condition()
 
-    def wait(self) -> None:
-        """Return when the next call may go out."""
-        with self._lock:
-            start = max(self._next, time.monotonic())
-            self._next = start + self._gap
-        time.sleep(max(0.0, start - time.monotonic()))
+    def wait(self, *, first: bool = False) -> None:
+        """Return when the next call may go out; first: before all others that wait, as looks go before creates."""
+        with self._turn:
+            ticket = (not first, next(self._numbers))
+            heapq.heappush(self._line, ticket)
+            try:
+                while self._line[0] != ticket or time.monotonic() < self._next:
+                    mine = self._line[0] == ticket
+                    self._turn.wait(max(self._next - time.monotonic(), 0.0) if mine else None)
+                self._next = max(self._next, time.monotonic()) + self._gap
+            finally:
+                self._line.remove(ticket)
+                heapq.heapify(self._line)
+                self._turn.notify_all()
 
     def hold_back(self, seconds: float) -> None:
         """Let no call out for so many seconds."""
-        with self._lock:
+        with self._turn:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
@@ -170,102 +198,220 @@ class Cloud:
         self.pool = pool
         self.log = get_log(provider=provider.name)
         self._pace = Pace(provider.calls_per_second)
-        self._connection = _connect(provider)
+        self.connection = connect(provider, CALL_SECONDS)
+        config = self.connection.config
         self._nova = novaclient.client.Client(
             MICROVERSION,
-            session=self._connection.session,
-            region_name=self._connection.config.get_region_name("compute"),
-            endpoint_type=self._connection.config.get_interface("compute"),
-            service_type="compute",
+            session=self.connection.session,
+            region_name=config.get_region_name("compute"),
+            endpoint_type=config.get_interface("compute"),
+            endpoint_override=config.get_endpoint("compute"),
+            service_type=config.get_service_type("compute"),
+            service_name=config.get_service_name("compute"),
         )
-        self._network_ids: list[str] | None = None
-        self._external_networks: dict[str, str] | None = None  # name: id, asked for when first needed
+        self.network = Network(self)
+        self.volumes = Volumes(self)
+        self._flavors: list[Flavor] | None = None
         self._lock = threading.Lock()
-        self._ask("log in", self._log_in)
+        self.clock_ahead: float | None = None  # seconds that our clock is before the cloud's, None: not told
+        self._watch_clock()
+        self.ask("log in", self._log_in)
 
     def _log_in(self) -> None:
-        self._connection.session.get_token()
-        if self._connection.config.get_session_endpoint("compute") is None:
+        self.connection.session.get_token()
+        if self.clock_ahead is None:  # something between us and the cloud may drop the Date
+            issued = self.connection.session.auth.get_access(self.connection.session).issued
+            self.clock_ahead = time.time() - issued.timestamp()
+        config = self.connection.config
+        if config.get_session_endpoint("compute") is None:
+            region = self.provider.region or config.get_region_name("compute")
             raise CloudConfigError(f"provider {self.provider.name}: entry {self.provider.cloud} of clouds.yaml has no "
-                                   f"compute service in region {self.provider.region or 'of its own'}")
+                                   f"compute service in region {region or 'of its own'}")
+
+    def _watch_clock(self) -> None:
+        """Learn the cloud's time from the Date of its answers."""
+        def look(answer: Any, *_: Any, **__: Any) -> None:
+            self.clock_ahead = clock_ahead(answer.headers.get("Date"))
+
+        self.connection.session.session.hooks["response"].append(look)
 
     # --- calls ---
 
-    def _compute(self, what: str, call: Callable[[], T]) -> T:
-        """Make a compute call at the provider's pace; a rate limit is obeyed, and the call made again."""
+    def compute(self, what: str, call: Callable[[], T], *, first: bool = False,
+                sent: Callable[[], None] | None = None) -> T:
+        """Make a compute call at the provider's pace; a rate limit is obeyed, and the call made again.
+
+        first: it goes before other calls that wait for the pace. sent is called each time right before the call goes
+        out, after all waiting.
+        """
         deadline = time.monotonic() + RATE_LIMIT_SECONDS
         pause = 1.0
         while True:
-            self._pace.wait()
+            self._pace.wait(first=first)
+            if sent:
+                sent()
             try:
-                return self._ask(what, call)
-            except _RateLimitedError as err:
+                return self.ask(what, call)
+            except RateLimitedError as err:
                 pause = err.retry_after or min(pause * 2, 60.0)
                 if time.monotonic() + pause > deadline:
                     raise CloudError(f"{err}, for more than {RATE_LIMIT_SECONDS} s") from err
                 self.log.info("%s: rate limit, pausing %.0f s as the cloud asks", what, pause)
                 self._pace.hold_back(pause)
 
-    def _ask(self, what: str, call: Callable[[], T]) -> T:
-        with _explained(f"provider {self.provider.name}: {what}", self.provider.cloud):
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call; whatever goes wrong comes out as one of our classes, with the provider and what in words."""
+        with explained(f"provider {self.provider.name}: {what}", self.provider.cloud):
             return call()
+
+    def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
+        """Make a call for a list and return all of it, whatever pages the cloud sends.
+
+        CloudError if a page comes again. Where the last thing of a page was deleted meanwhile, the list is made anew.
+        """
+        for turn in itertools.count(1):
+            found: dict[str, T] = {}
+            try:
+                self.ask(what, partial(self._to_the_end, what, call, found))
+            except (GoneError, RefusedError):
+                if not found or turn > LISTS_ANEW:
+                    raise
+            else:
+                break
+        return list(found.values())
+
+    def _to_the_end(self, what: str, call: Callable[[], Iterable[Any]], found: dict[str, Any]) -> None:
+        for item in call():
+            if str(item.id) in found:
+                raise self._same_page(what)
+            found[str(item.id)] = item
+
+    def _same_page(self, what: str) -> CloudError:
+        return CloudError(f"provider {self.provider.name}: {what}: the cloud sends the same page again")
+
+    def _pages(self, what: str, path: str, key: str) -> list[Mapping[str, Any]]:
+        """Return all of a list of compute, read page by page."""
+        last: Exception | None = None
+        for _ in range(LISTS_ANEW):
+            found: dict[str, Mapping[str, Any]] = {}
+            try:
+                self._read_pages(what, path, key, found)
+            except _LostPlaceError as err:
+                last = err
+            else:
+                return list(found.values())
+        raise CloudError(f"{last}, {LISTS_ANEW} times in a row")
+
+    def _read_pages(self, what: str, path: str, key: str, found: dict[str, Mapping[str, Any]]) -> None:
+        query = "limit=1000"
+        for number in range(PAGES):
+            try:
+                body = self.compute(what, partial(self._get, f"{path}?{query}"), first=True)
+            except (GoneError, RefusedError) as err:
+                if number:
+                    raise _LostPlaceError(str(err)) from err
+                raise
+            page, links = self.ask(what, partial(_page, body, key))
+            if page and page.keys() <= found.keys():
+                raise self._same_page(what)
+            found |= page
+            following = [link["href"].partition("?")[2] for link in links if link["rel"] == "next"]
+            if not following:
+                return
+            if following[0] == query:
+                raise self._same_page(what)
+            query = following[0]
+        raise CloudError(f"provider {self.provider.name}: {what}: no end after {PAGES} pages")
+
+    def _get(self, url: str) -> Any:
+        return self._nova.client.get(url)[1]
 
     # --- servers ---
 
     def list_servers(self) -> list[Server]:
         """Return every server that carries our pool's UUID and this provider's name, in one call per 1,000 servers.
 
-        The metadata is looked at here: real clouds ignore such a filter for members.
+        The metadata is looked at here: real clouds ignore such a filter for members. What is gone is left out, though
+        a cloud may go on to show it.
         """
-        found: list[Server] = []
-        url: str | None = "/servers/detail?limit=1000"
-        while url:
-            page, url = self._compute("list servers", partial(self._list_page, url))
-            found += [server for server in page if self._is_ours(server.metadata)]
-        return found
-
-    def _list_page(self, url: str) -> tuple[list[Server], str | None]:
-        body = self._nova.client.get(url)[1]
-        following = [link["href"] for link in body.get("servers_links", []) if link["rel"] == "next"]
-        return list(map(_server, body["servers"])), (
-            f"/servers/detail?{following[0].partition('?')[2]}" if following else None)
+        found = self._pages("list servers", "/servers/detail", "servers")
+        servers = self.ask("list servers", lambda: list(map(_server, found)))
+        return [server for server in servers
+                if self._is_ours(server.metadata) and server.status not in GONE_STATUSES]
 
     def _is_ours(self, metadata: Mapping[str, str]) -> bool:
         return metadata.get(POOL_KEY) == self.pool and metadata.get(PROVIDER_KEY) == self.provider.name
 
     def get_server(self, server_id: str) -> Server:
-        """Return a server; GoneError only if the cloud says that it is not there."""
-        return self._compute("show server", lambda: _server(self._nova.servers.get(server_id).to_dict()))
+        """Return a server; GoneError only if the cloud says that it is not there, or shows it as deleted."""
+        server = self.compute("show server", lambda: _server(self._nova.servers.get(server_id).to_dict()))
+        if server.status in GONE_STATUSES:
+            raise GoneError(f"provider {self.provider.name}: show server: {server_id} is {server.status}")
+        return server
 
     def create_server(
         self,
         name: str,
-        image_id: str,
-        flavor_id: str,
+        recipe: Recipe,
         metadata: Mapping[str, str],
         *,
         key_name: str | None = None,
-        user_data: str | None = None,
         zone: str | None = None,
+        volume_id: str | None = None,
+        sent: Callable[[], None] | None = None,
     ) -> str:
         """Ask for a server and return its id; the metadata is completed with our marks.
 
-        CapacityError, RefusedError and CloudConfigError mean that nothing was made; after any other CloudError the
-        server may exist and is to be looked for by its metadata.
+        volume_id is the volume to boot from, which then goes with the server. sent is called when the create goes
+        out. CapacityError, RefusedError and CloudConfigError mean that nothing was made; after any other CloudError
+        the server may exist and is to be looked for by its metadata.
         """
-        server = self._compute("create server", lambda: self._nova.servers.create(
-            name, image_id, flavor_id,
-            meta={POOL_KEY: self.pool, PROVIDER_KEY: self.provider.name, **metadata},
-            key_name=key_name, userdata=user_data, availability_zone=zone,
+        root = {"boot_index": 0, "uuid": volume_id, "source_type": "volume", "destination_type": "volume",
+                "delete_on_termination": True}
+        networks = self.network.attached()
+        server = self.compute("create server", lambda: self._nova.servers.create(
+            name, None if volume_id else recipe.image_id, recipe.flavor_id,
+            meta=self.marks(metadata),
+            block_device_mapping_v2=[root] if volume_id else None,
+            config_drive=recipe.config_drive or None,
+            key_name=key_name, userdata=recipe.user_data, availability_zone=zone,
             security_groups=self.provider.listed("security_groups") or None,
-            nics=[{"net-id": network} for network in self.network_ids()] or None,
-        ))
+            nics=[{"net-id": network} for network in networks] or None,
+        ), sent=sent)
         return str(server.id)
+
+    def make_server(
+        self,
+        name: str,
+        recipe: Recipe,
+        metadata: Mapping[str, str],
+        *,
+        key_name: str | None = None,
+        zone: str | None = None,
+        sent: Callable[[], None] | None = None,
+    ) -> str:
+        """Do what create_server does, after the volume was made that the recipe may want."""
+        volume_id = None
+        if recipe.gigabytes and recipe.source:
+            volume_id = self.volumes.make(
+                name, recipe.gigabytes, recipe.source, self.marks(metadata), self.provider.boot_timeout)
+        try:
+            return self.create_server(
+                name, recipe, metadata, key_name=key_name, zone=zone, volume_id=volume_id, sent=sent)
+        except (CapacityError, RefusedError, ConfigError):
+            if volume_id:
+                with contextlib.suppress(CloudError):  # reap sweeps what is left
+                    self.volumes.delete(volume_id)
+            raise
+
+    def marks(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """Return metadata with what makes a thing ours."""
+        return {POOL_KEY: self.pool, PROVIDER_KEY: self.provider.name, **metadata}
 
     def delete_server(self, server_id: str) -> bool:
         """Ask for a server's end; returns False if it was gone already."""
         try:
-            self._compute("delete server", lambda: self._nova.servers.delete(server_id))
+            self.compute("delete server", lambda: self._nova.servers.delete(server_id))
         except GoneError:
             return False
         return True
@@ -273,38 +419,66 @@ class Cloud:
     def mark_held(self, server_id: str, reason: str, until: int | None) -> None:
         """Mark a server as held by a person, so that it is known to be even if vm.db is lost; see Server.hold."""
         marks = held_marks(reason, until)
-        self._compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
+        self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
 
     def console_log(self, server_id: str) -> str:
         """Return the end of a server's console output."""
-        text: str = self._compute("show console", lambda: self._nova.servers.get_console_output(server_id, length=500))
+        text: str = self.compute("show console", lambda: self._nova.servers.get_console_output(server_id, length=500))
         return text
 
-    def flavor_id(self, image: ImageSettings) -> str:
-        """Return the id of the named flavor, or of the smallest one with at least min_ram MB."""
-        flavors = self._compute("list flavors", self._nova.flavors.list)
-        if image.flavor:
-            found = [flavor for flavor in flavors if image.flavor in (flavor.name, flavor.id)]
-        else:
-            enough = [flavor for flavor in flavors if flavor.ram >= image.min_ram]
-            found = sorted(enough, key=lambda flavor: (flavor.ram, flavor.vcpus, flavor.disk, flavor.name))
-        if not found:
-            wanted = f"named {image.flavor}" if image.flavor else f"with {image.min_ram} MB or more (min-ram)"
-            raise CloudConfigError(f"provider {self.provider.name}: no flavor {wanted}; "
-                                   f"there are {', '.join(sorted(flavor.name for flavor in flavors))}")
-        return str(found[0].id)
+    # --- what servers are made of ---
+
+    def recipe(self, image: ImageSettings, image_id: str) -> Recipe:
+        """Return what the servers of an image type are made of when they boot from this image.
+
+        CloudConfigError if the provider has no flavor for it, ConfigError if the user data is not there any more.
+        """
+        source = Source(image_id)
+        if image.boot_from_volume or not image.flavor:
+            source = self._source(image_id)
+        gigabytes = volume_gigabytes(image, source) if image.boot_from_volume else None
+        return Recipe(image_id, self._flavor(image, source).id, read_user_data(image), bool(image.config_drive),
+                    gigabytes, source)
+
+    def _source(self, image_id: str) -> Source:
+        """Return what an image needs of the servers that boot from it."""
+        image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
+        source = Source(image_id, int(image.min_ram or 0), int(image.min_disk or 0))
+        for device in _volume_snapshots(image.properties or {}):
+            size = device.get("volume_size")
+            return replace(source, volume_snapshot=str(device["snapshot_id"]),
+                           snapshot_size=size if isinstance(size, int) else 0)
+        return source
+
+    def _flavor(self, image: ImageSettings, source: Source) -> Flavor:
+        flavors = self._list_flavors()
+        found = choose_flavor(flavors, image, source)
+        if found is None:
+            raise CloudConfigError(
+                f"provider {self.provider.name}: no flavor {wanted_flavor(flavors, image, source)}; "
+                f"there are {', '.join(sorted(flavor.name for flavor in flavors))}")
+        return found
+
+    def _list_flavors(self) -> list[Flavor]:
+        """Return the flavors that the project may use, asked for once."""
+        with self._lock:
+            if self._flavors is None:
+                found = self._pages("list flavors", "/flavors/detail", "flavors")
+                self._flavors = self.ask("list flavors", lambda: [
+                    _flavor(raw) for raw in found if not raw.get("OS-FLV-DISABLED:disabled")])
+            return self._flavors
 
     # --- keypairs ---
 
     def create_keypair(self, name: str, public_key: str) -> None:
         """Make a keypair; one of that name that exists already is replaced."""
         self.delete_keypair(name)
-        self._compute("create keypair", lambda: self._nova.keypairs.create(name, public_key))
+        self.compute("create keypair", lambda: self._nova.keypairs.create(name, public_key))
 
     def delete_keypair(self, name: str) -> None:
         """Delete a keypair; one that is gone already is fine."""
         with contextlib.suppress(GoneError):
-            self._compute("delete keypair", lambda: self._nova.keypairs.delete(name))
+            self.compute("delete keypair", lambda: self._nova.keypairs.delete(name))
 
     def keypair_name(self, snapshot_id: int) -> str:
         """Return the name of the keypair of one image build, which says whose it is: keypairs have no metadata."""
@@ -313,7 +487,7 @@ class Cloud:
     def list_keypairs(self) -> dict[str, int]:
         """Return our keypairs, {name: snapshot row id}."""
         mark = f"devstack-gate-{self.pool}-"
-        names = [str(pair.name) for pair in self._compute("list keypairs", self._nova.keypairs.list)]
+        names = [str(pair.name) for pair in self.compute("list keypairs", self._nova.keypairs.list)]
         found = {name: _row_id(name.removeprefix(mark)) for name in names if name.startswith(mark)}
         return {name: row_id for name, row_id in found.items() if row_id is not None}
 
@@ -321,11 +495,13 @@ class Cloud:
 
     def find_base_image(self, name_or_id: str) -> str:
         """Return the id of the newest active image of that name, or with that id."""
-        proxy = self._connection.image
-        images = self._ask("list images", lambda: list(proxy.images(name=name_or_id)))
+        proxy = self.connection.image
+        named = [image for image in self.listed("list images", lambda: proxy.images(**_name_filter(name_or_id)))
+                 if image.name == name_or_id]
+        images = named
         if not images:
             with contextlib.suppress(GoneError):
-                images = [self._ask("show image", lambda: proxy.get_image(name_or_id))]
+                images = [self.ask("show image", lambda: proxy.get_image(name_or_id))]
         active = [image for image in images if image.status == "active"]
         if not active:
             states = f", only {', '.join(sorted({image.status for image in images}))} ones" if images else ""
@@ -334,243 +510,90 @@ class Cloud:
 
     def create_image(self, server_id: str, name: str, snapshot_id: int) -> str:
         """Ask for a snapshot of a server's disk and return the image's id; the image is not active yet."""
-        marks = {POOL_KEY: self.pool, PROVIDER_KEY: self.provider.name, SNAPSHOT_KEY: str(snapshot_id)}
-        image: str = self._compute("create image", lambda: self._nova.servers.create_image(server_id, name, marks))
+        marks = self.marks({SNAPSHOT_KEY: str(snapshot_id)})
+        image: str = self.compute("create image", lambda: self._nova.servers.create_image(server_id, name, marks))
         return image
 
     def image_status(self, image_id: str) -> str:
         """Return an image's status in lower case; GoneError if the cloud has no such image."""
-        return str(self._ask("show image", lambda: self._connection.image.get_image(image_id)).status).lower()
+        return str(self.ask("show image", lambda: self.connection.image.get_image(image_id)).status).lower()
 
     def list_snapshots(self) -> list[Image]:
         """Return the images that carry our marks and are named as we name templates.
 
         The name is looked at too, because an image that a user makes of one of our machines inherits the marks.
         """
-        images = self._ask("list images", lambda: list(self._connection.image.images(visibility="private")))
+        images = self.listed("list images", lambda: self.connection.image.images(visibility="private"))
         return [_image(image) for image in images
                 if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))]
 
     def mark_proved(self, image_id: str) -> None:
         """Mark an image as one that machines boot well from, so that it is known to be even if vm.db is lost."""
-        self._ask("mark image", lambda: self._connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
+        self.ask("mark image", lambda: self.connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
 
     def delete_image(self, image_id: str) -> None:
-        """Delete an image; one that is gone already is fine."""
+        """Delete an image, and the volume snapshots that it stands for; one that is gone already is fine."""
         with contextlib.suppress(GoneError):
-            self._ask("delete image", lambda: self._connection.image.delete_image(image_id, ignore_missing=True))
+            image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
+            for device in _volume_snapshots(image.properties or {}):  # first: nothing else knows of them
+                self.volumes.delete_snapshot(str(device["snapshot_id"]))
+            self.ask("delete image", lambda: self.connection.image.delete_image(image_id, ignore_missing=True))
 
-    # --- addresses ---
+    # --- volumes ---
 
-    def reachable_address(self, server: Server) -> str | None:
-        """Return the address of an active server by the provider's settings, or None if it has none yet.
-
-        May ask for a floating IP first, which shows among the server's addresses a little later.
-        """
-        mode = self.provider.floating_ips
-        found = self._first(server, "floating") if mode == "always" else self._chosen(server)
-        if found or not server.addresses or self.provider.address == "public-v6":
-            return found
-        if mode == "always" or (mode == "auto" and self.external_networks()):
-            return self._bind_floating_ip(server)
-        return self._first(server, "fixed")
-
-    def shown_address(self, server: Server) -> str | None:
-        """Return the address that a server shows by the provider's settings; nothing is made for it."""
-        try:
-            return self._chosen(server)
-        except CloudError as err:
-            self.log.warning("%s", err)
-            return None
-
-    def _chosen(self, server: Server) -> str | None:
-        """Choose without knowing the external networks first: most clouds need not be asked for them."""
-        found = choose_address(server.addresses, self.provider.address, set())
-        if found is None and server.addresses:
-            found = choose_address(server.addresses, self.provider.address, set(self.external_networks()))
-        return found
-
-    @staticmethod
-    def _first(server: Server, kind: str) -> str | None:
-        """Return a server's first IPv4 address of kind fixed or floating."""
-        return next((str(address["addr"]) for group in server.addresses.values() for address in group
-                     if address["version"] == 4 and address.get("OS-EXT-IPS:type", "fixed") == kind), None)  # noqa: PLR2004
-
-    def external_networks(self) -> dict[str, str]:
-        """Return the networks that floating IPs come from, {name: id}; none where there is no network service."""
-        with self._lock:
-            if self._external_networks is None:
-                self._external_networks = self._ask("list networks", self._find_external_networks)
-            return self._external_networks
-
-    def _find_external_networks(self) -> dict[str, str]:
-        wanted = self.provider.floating_ip_network
-        if not self._has_network_service():
-            return {}
-        found = {network.name: network.id for network in self._connection.network.networks(is_router_external=True)
-                 if wanted in (None, network.name, network.id)}
-        if wanted and not found:
-            raise CloudConfigError(f"provider {self.provider.name}: floating-ip-network: no external network {wanted}")
-        return found
-
-    def _has_network_service(self) -> bool:
-        return self._connection.config.get_session_endpoint("network") is not None
-
-    def _bind_floating_ip(self, server: Server) -> str:
-        """Make a floating IP on the server's port in one call and return its address; made before, it is found."""
-        for existing in self.list_floating_ips():
-            if existing.server_id == server.id:
-                return existing.address
-        networks = self.external_networks()
-        if not networks:
-            raise CloudConfigError(f"provider {self.provider.name}: floating-ips is {self.provider.floating_ips}, "
-                                   "but there is no external network")
-        network = self._connection.network
-        ports = self._ask("list ports", lambda: list(network.ports(device_id=server.id)))
-        if not ports:
-            raise CloudError(f"provider {self.provider.name}: server {server.name} has no port for a floating IP yet")
-        made = self._ask("create floating IP", lambda: network.create_ip(
-            floating_network_id=next(iter(networks.values())), port_id=ports[0].id,
-            description=f"{POOL_KEY}={self.pool} server={server.id}"))
-        self.log.info("server %s gets floating IP %s", server.name, made.floating_ip_address)
-        return str(made.floating_ip_address)
-
-    def list_floating_ips(self) -> list[FloatingIP]:
-        """Return the floating IPs that we made, by the mark in their description."""
-        if not self._has_network_service():
-            return []
-        mark = f"{POOL_KEY}={self.pool} server="
-        addresses = self._ask("list floating IPs", lambda: list(self._connection.network.ips()))
-        return [FloatingIP(str(ip.id), str(ip.floating_ip_address), ip.description.removeprefix(mark))
-                for ip in addresses if (ip.description or "").startswith(mark)]
-
-    def delete_floating_ip(self, floating_ip_id: str) -> None:
-        """Release a floating IP; one that is gone already is fine."""
-        with contextlib.suppress(GoneError):
-            self._ask("delete floating IP",
-                      lambda: self._connection.network.delete_ip(floating_ip_id, ignore_missing=True))
-
-    def network_ids(self) -> list[str]:
-        """Return the ids of the networks that servers are attached to, empty for the provider's default."""
-        names = self.provider.listed("networks")
-        with self._lock:
-            if self._network_ids is None:
-                self._network_ids = self._ask("list networks", lambda: [self._network_id(name) for name in names])
-            return self._network_ids
-
-    def _network_id(self, name: str) -> str:
-        import openstack.exceptions
-
-        try:
-            return str(self._connection.network.find_network(name, ignore_missing=False).id)
-        except openstack.exceptions.NotFoundException as err:
-            raise CloudConfigError(f"provider {self.provider.name}: networks: there is no network {name}") from err
-
-
-# --- login ----------------------------------------------------------------------------------------------------------
-
-
-def _connect(provider: ProviderSettings) -> Any:
-    import keystoneauth1.exceptions
-    import openstack
-    import openstack.exceptions
-    import yaml
-
-    where = f"provider {provider.name}"
-    try:
-        config = openstack.config.OpenStackConfig().get_one(
-            provider.cloud, region_name=provider.region, api_timeout=CALL_SECONDS,
-            image_status_code_retries=1, network_status_code_retries=1)
-        return openstack.connection.Connection(config=config)
-    except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
-        raise CloudConfigError(f"{where}: clouds.yaml: entry {provider.cloud}: {_one_line(err)}") from err
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError, KeyError) as err:
-        raise CloudConfigError(f"{where}: clouds.yaml cannot be read: {_one_line(err)}") from err
-
-
-# --- what went wrong ------------------------------------------------------------------------------------------------
-
-
-class _RateLimitedError(CloudError):
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-@contextlib.contextmanager
-def _explained(what: str, cloud: str) -> Iterator[None]:
-    """Turn the exceptions of the client libraries into ours."""
-    import keystoneauth1.exceptions
-    import novaclient.exceptions
-    import openstack.exceptions
-
-    try:
-        yield
-    except novaclient.exceptions.ClientException as err:
-        raise _by_status(what, cloud, err.code, err, getattr(err, "retry_after", 0)) from err
-    except openstack.exceptions.HttpException as err:
-        headers = err.response.headers if err.response is not None else {}
-        raise _by_status(what, cloud, err.status_code or 0, err, _seconds(headers.get("Retry-After"))) from err
-    except keystoneauth1.exceptions.HttpError as err:
-        raise _by_status(what, cloud, err.http_status, err, 0) from err
-    except keystoneauth1.exceptions.DiscoveryFailure as err:
-        answer = re.search(r"[A-Z][A-Za-z ]+ \(HTTP [0-9]+\)", str(err))
-        text = f"{what}: no identity service answers there: {answer[0] if answer else _one_line(err)}" \
-               f"; see auth_url in entry {cloud} of clouds.yaml"
-        raise (CloudConfigError(text) if "HTTP 4" in text else CloudError(text)) from err
-    except (keystoneauth1.exceptions.CatalogException, keystoneauth1.exceptions.MissingRequiredOptions,
-            keystoneauth1.exceptions.MissingAuthPlugin) as err:
-        raise CloudConfigError(f"{what}: {_one_line(err)}; see entry {cloud} of clouds.yaml") from err
-    except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as err:
-        raise CloudError(f"{what}: {_one_line(err)}") from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        # The clients raise these for answers that are cut short or are not what the API promises.
-        raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {_one_line(err)})") from err
-
-
-def _by_status(what: str, cloud: str, status: int, err: Exception, retry_after: float) -> GateError:
-    text = f"{what}: {_one_line(err)}"
-    if status == 404:  # noqa: PLR2004
-        return GoneError(text)
-    if status == 401:  # noqa: PLR2004
-        return CloudConfigError(f"{text}; see entry {cloud} of clouds.yaml")
-    if status == 429 or (status == 413 and retry_after):  # noqa: PLR2004
-        return _RateLimitedError(text, retry_after)
-    if status == 413 or (status in (403, 409) and CAPACITY_FAULTS.search(text)):  # noqa: PLR2004
-        return CapacityError(text)
-    if status in (400, 403, 406, 409):
-        return RefusedError(text)
-    return CloudError(text)
-
-
-def _one_line(err: BaseException) -> str:
-    text = re.sub(r"<[^>]*>", " ", str(err))
-    return " ".join(text.split())[:300] or type(err).__name__
-
-
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    def list_volumes(self) -> list[Volume]:
+        """Return the volumes that carry our marks."""
+        return [replace(volume, machine_id=_row_id(volume.metadata.get(MACHINE_KEY, "")),
+                        snapshot_id=_row_id(volume.metadata.get(SNAPSHOT_KEY, "")))
+                for volume in self.volumes.list_all() if self._is_ours(volume.metadata)]
 
 
 # --- what the cloud shows -------------------------------------------------------------------------------------------
 
 
+def _page(body: Any, key: str) -> tuple[dict[str, Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return what a page of a list holds, by id, and its links."""
+    return {str(raw["id"]): raw for raw in body[key]}, body.get(f"{key}_links", [])
+
+
 def _server(raw: Mapping[str, Any]) -> Server:
     return Server(
         id=str(raw["id"]),
-        name=str(raw.get("name")),
-        status=str(raw.get("status", "UNKNOWN")).upper(),
-        fault=str((raw.get("fault") or {}).get("message", "")).strip(),
+        name=plain(str(raw.get("name"))),
+        status=plain(str(raw.get("status", "UNKNOWN")).upper()),
+        fault=plain(str((raw.get("fault") or {}).get("message", ""))),
         metadata=raw.get("metadata") or {},
         addresses=raw.get("addresses") or {},
         created=_unix_time(raw.get("created")),
     )
 
 
+def _flavor(raw: Mapping[str, Any]) -> Flavor:
+    return Flavor(str(raw["id"]), plain(str(raw["name"])), int(raw["ram"]), int(raw["disk"]), int(raw["vcpus"]))
+
+
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
     return Image(str(image.id), str(image.name), str(image.status).lower(), snapshot_id, _unix_time(image.created_at),
                  PROVED_KEY in (image.properties or {}))
+
+
+def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the devices of an image that stand for snapshots of volumes, as Nova makes one of a server on a volume."""
+    text = properties.get("block_device_mapping")
+    try:
+        devices = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return []
+    return [device for device in devices if isinstance(device, dict) and device.get("snapshot_id")] \
+        if isinstance(devices, list) else []
+
+
+def _name_filter(name: str) -> dict[str, str]:
+    """Return the filter for images of a name; Glance takes what stands before a colon for an operator."""
+    if ":" not in name and "," not in name:
+        return {"name": name}
+    return {} if '"' in name else {"name": f'in:"{name}"'}
 
 
 def _row_id(text: str) -> int | None:
@@ -583,33 +606,6 @@ def _unix_time(text: str | None) -> float:
     if not text:
         return time.time()
     return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC).timestamp()
-
-
-def choose_address(
-    addresses: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str, external_networks: set[str]
-) -> str | None:
-    """Return the address to use by the setting `address`, or None if the server has none of that kind.
-
-    public-v4: a floating address, else a fixed one that is not private (RFC 1918, RFC 6598, link-local) or lies on an
-    external network; loopback addresses are reachable by their nature. private-v4: a fixed private one, else any
-    fixed one. public-v6: an IPv6 address that is not link-local or unique-local.
-    """
-    version = 6 if wanted == "public-v6" else 4
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for network, group in addresses.items():
-        for address in group:
-            if address.get("version") != version:
-                continue
-            ip = ipaddress.ip_address(address["addr"])
-            floating = address.get("OS-EXT-IPS:type") == "floating"
-            public = floating or network in external_networks or ip.is_loopback or ip.is_global
-            if floating and wanted == "public-v4":
-                return str(address["addr"])
-            if not floating or wanted != "private-v4":
-                found[public].append(str(address["addr"]))
-    if wanted == "private-v4":
-        return next(iter(found[False] + found[True]), None)
-    return next(iter(found[True]), None)
 
 
 def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:

@@ -1,4 +1,4 @@
-"""The commands of vmdatabase.py for people: list, load, hold, unhold, backup, moved."""
+"""The commands of vmdatabase.py for people: list, load, hold, unhold, forget, backup, moved."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.set_defaults(run=_run_backup)
     command = commands.add_parser("moved", help="say that this vm.db was moved or restored here on purpose")
     command.set_defaults(run=_run_moved)
+    command = commands.add_parser("forget", help="drop a provider whose cloud is gone")
+    command.add_argument("provider", metavar="PROVIDER")
+    command.add_argument("--dry-run", action="store_true", help="print what would be left behind")
+    command.set_defaults(run=_run_forget)
     return parser.parse_args(argv)
 
 
@@ -99,11 +103,8 @@ def _run_load(options: argparse.Namespace) -> int:
     if not changes:
         print("no changes")
     for provider in providers:
-        wanted = sum(image["min-ready"] for image in provider["images"])
-        if wanted > provider["max-servers"]:
-            get_log(provider=provider["name"]).warning(
-                "min-ready adds up to %d, but max-servers is %d: the pool can never be full",
-                wanted, provider["max-servers"])
+        for warning in providersfile.warnings_of(provider):
+            get_log(provider=provider["name"]).warning("%s", warning)
     return gateconfig.EXIT_OK
 
 
@@ -192,3 +193,50 @@ def _run_moved(_options: argparse.Namespace) -> int:
     print(f"{vmdatabase.database.database} belongs to this host and path (before: {before}); new machines have ids "
           f"from {last['machine'] + 1} on")
     return gateconfig.EXIT_OK
+
+
+def _run_forget(options: argparse.Namespace) -> int:
+    """Drop the rows and Jenkins nodes of a provider without asking its cloud, and list what may still be there."""
+    provider = vmdatabase.provider_named(options.provider)
+    if provider.active:
+        raise ConfigError(f"{provider.name}: is in the providers file; take it out there, and load the file, first")
+    with contextlib.ExitStack() as locks:
+        for kind in ("launch", "reap", "update-image"):
+            if not locks.enter_context(vmdatabase.provider_lock(kind, provider.name)):
+                raise GateError(f"{provider.name}: a {kind} is at work there; try again when it has ended")
+        machines = vmdatabase.machines_of(provider)
+        held = [str(machine.name) for machine in machines if machine.state == vmdatabase.HOLD]
+        if held:
+            raise ConfigError(f"{provider.name}: {gateconfig.some(held)} is held; vmdatabase.py unhold it first")
+        left = _left_behind(provider, machines)
+        if options.dry_run:
+            print("\n".join(f"would be left behind: {thing}" for thing in left) or "nothing is left behind")
+            return gateconfig.EXIT_OK
+        building = _remove_nodes(machines)
+        for thing in left:
+            print(f"left behind: {thing}")
+        if building:
+            raise GateError(f"{provider.name}: builds run on {gateconfig.some(building)}; forget it again when they "
+                            "have ended")
+        vmdatabase.forget(provider)
+    print(f"forgot provider {provider.name}; what else is there carries {vmdatabase.pool_uuid()}: floating IPs in "
+          "their description, keypairs in their name, volumes in their metadata")
+    return gateconfig.EXIT_OK
+
+
+def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Machine]) -> list[str]:
+    """Return in words the servers and images that vm.db knows of a provider."""
+    left = [f"server {machine.name} {machine.external_id or '(id not known)'}" for machine in machines]
+    for snapshot in vmdatabase.snapshots_of(provider):
+        if snapshot.server_external_id and snapshot.has_server(vmdatabase.now()):
+            left.append(f"server {snapshot.name} {snapshot.server_external_id}")
+        if snapshot.external_id:
+            left.append(f"image {snapshot.name} {snapshot.external_id}")
+    return left
+
+
+def _remove_nodes(machines: Sequence[vmdatabase.Machine]) -> list[str]:
+    """Remove the Jenkins nodes of machines; returns the names of those that still build, which stay."""
+    nodes = vmdatabase.nodes_of(gateconfig.load_secure_config()) if any(one.jenkins_name for one in machines) else None
+    names = [(str(one.jenkins_name), one.ip) for one in machines if one.jenkins_name]
+    return [name for name, ip in names if nodes and not nodes.remove(name, "its provider is forgotten", ip)]

@@ -19,7 +19,8 @@ from gateconfig import ConfigError, nearest, one_line
 from vmdatabase import BaseImage, Machine, Provider, SnapshotImage, database, images_of
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
-NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+FILE_KEYS = ("user-data", "ready-script")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ def _one_of(*words: str) -> Key:
     return Key(f"one of {', '.join(words)}", lambda value: value in words, words[0])
 
 
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _rate(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < 2**31  # type: ignore[operator]
 
@@ -61,7 +66,8 @@ def _shown(key: str) -> str:
 
 
 PROVIDER_KEYS = {
-    "name": Key("a name of a-z, 0-9 and -, not all", lambda value: _name(value) and value != "all", required=True),
+    "name": Key("a name of letters, digits, ., _ and -, not all", lambda value: _name(value) and value != "all",
+                required=True),
     "cloud": Key("the name of an entry of clouds.yaml", _text, required=True),
     "region": Key("a region's name", _text),
     "max-servers": Key("a whole number, 0 or more", _whole(0), required=True),
@@ -78,14 +84,19 @@ PROVIDER_KEYS = {
     "images": Key("a list of images", lambda value: isinstance(value, list), []),
 }
 IMAGE_KEYS = {
-    "name": Key("a name of a-z, 0-9 and -", _name, required=True),
-    "image": Key("name or id of a base image of the provider", _text, required=True),
+    "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
+    "image": Key("name or id of a base image of the provider", _text),
     "min-ready": Key("a whole number, 0 or more", _whole(0), required=True),
     "min-ram": Key("MB, a whole number, 0 or more", _whole(0), 0),
     "flavor": Key("a flavor's name", _text),
     "username": Key("an account name", _text),
     "user-data": Key("a file", _text),
     "max-ready-age": Key("hours, a whole number, 1 or more", _whole(1)),
+    "config-drive": Key("true or false", _flag, False),
+    "boot-from-volume": Key("true or false", _flag, False),
+    "volume-size": Key("GB, a whole number, 1 or more", _whole(1)),
+    "template": Key("the name of another image of this provider", _name),
+    "ready-script": Key("a file", _text),
 }
 
 
@@ -95,7 +106,7 @@ def load_providers_file(path: Path) -> list[dict[str, Any]]:
     Raises ConfigError with file, line, key, what was expected and the nearest known key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read ({reason})") from err
@@ -184,11 +195,23 @@ class _ProvidersReader:
                 raise self.fail(node, f"{where}: {key} is missing; expected {rule.expected}")
             if kind == "provider" and key == "images" and key in nodes:
                 values[key] = self.items(nodes[key], IMAGE_KEYS, "image", f"{where}: ")
+                self.check_images(nodes[key], values[key], where)
                 continue
             values[key] = self.value(nodes[key], rule, f"{where}: {key}") if key in nodes else rule.default
-        if values.get("user-data"):
-            values["user-data"] = self.user_data(nodes["user-data"], where)
+        for key in FILE_KEYS:
+            if values.get(key):
+                values[key] = self.file(nodes[key], where, key)
         return values
+
+    def check_images(self, node: Any, images: list[dict[str, Any]], where: str) -> None:
+        """Refuse images whose keys do not go together; one with a template is made of its template's base image."""
+        by_name = {image["name"]: image for image in images}
+        for item, image in zip(node.value, images, strict=True):
+            wrong = _wrong_keys(image, by_name)
+            if wrong:
+                raise self.fail(item, f"{where}: image {image['name']}: {wrong}")
+            if image["template"]:
+                image["image"] = image["image"] or by_name[image["template"]]["image"]
 
     def value(self, node: Any, rule: Key, where: str) -> Any:
         try:
@@ -202,15 +225,76 @@ class _ProvidersReader:
             raise self.fail(node, f"{where}: expected {rule.expected}, got {shown}")
         return value
 
-    def user_data(self, node: Any, where: str) -> str:
+    def file(self, node: Any, where: str, key: str) -> str:
+        """Return the path of a file that is named from the folder of the providers file."""
         try:
             file = self.path.absolute().parent / Path(node.value).expanduser()
             found = file.is_file()
         except (OSError, RuntimeError) as err:  # too long a name, or a home folder that is not there
-            raise self.fail(node, f"{where}: user-data: there is no file {node.value}") from err
+            raise self.fail(node, f"{where}: {key}: there is no file {node.value}") from err
         if not found:
-            raise self.fail(node, f"{where}: user-data: there is no file {file}")
+            raise self.fail(node, f"{where}: {key}: there is no file {file}")
         return str(file)
+
+
+def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what is wrong with the keys of an image taken together, None if nothing is."""
+    name = image["template"]
+    if not image["image"] and not name:
+        return f"image is missing; expected {IMAGE_KEYS['image'].expected}"
+    if image["volume-size"] and not image["boot-from-volume"]:
+        return "volume-size: has no effect without boot-from-volume: true"
+    if not name:
+        return None
+    template = by_name.get(name)
+    if template is None or template is image:
+        others = [other for other in by_name if other != image["name"]]
+        hint = nearest(name, others) if others else ""
+        return f"template: expected {IMAGE_KEYS['template'].expected}, got {name}{hint}"
+    if template["template"]:
+        return f"template: {name} has a template itself; name {template['template']}"
+    if template["boot-from-volume"] and not image["boot-from-volume"]:
+        return f"boot-from-volume: expected true, as for its template {name}"
+    return None
+
+
+def warnings_of(provider: Mapping[str, Any]) -> list[str]:
+    """Return what cannot work, or has no effect, in the settings of a provider as they were loaded."""
+    wanted, room = sum(image["min-ready"] for image in provider["images"]), provider["max-servers"]
+    found = []
+    if wanted > room:
+        found.append(f"min-ready adds up to {wanted}, but max-servers is {room}: the pool can never be full")
+    elif wanted == room and provider["images"]:
+        found.append(f"min-ready adds up to max-servers ({room}): while the pool is full there is no room for a "
+                     f"template server, and no image can be built; expected max-servers of {room + 1} or more")
+    found += _warnings_of_addresses(provider)
+    for image in provider["images"]:
+        found += [f"image {image['name']}: {text}" for text in _warnings_of_image(image)]
+    return found
+
+
+def _warnings_of_addresses(provider: Mapping[str, Any]) -> list[str]:
+    mode, address = provider["floating-ips"], provider["address"]
+    found = []
+    if mode == "always" and address == "public-v6":
+        found.append("address: public-v6 with floating-ips: always can never work: floating IPs are IPv4 addresses")
+    if mode == "always" and address == "private-v4":
+        found.append("address: private-v4 has no effect with floating-ips: always")
+    if mode == "never" and provider["floating-ip-network"]:
+        found.append("floating-ip-network has no effect with floating-ips: never")
+    return found
+
+
+def _warnings_of_image(image: Mapping[str, Any]) -> list[str]:
+    found = []
+    if image["flavor"] and image["min-ram"]:
+        found.append("min-ram has no effect beside flavor")
+    if image["template"] and image["username"]:
+        found.append("username has no effect beside template, which is where somebody logs in first")
+    if image["boot-from-volume"] and not image["volume-size"]:
+        found.append("boot-from-volume without volume-size: volumes are as large as the image asks for (min_disk), "
+                     "which may be 1 GB")
+    return found
 
 
 # --- into vm.db -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
     vmdatabase.py unhold NODE       let it be deleted
     vmdatabase.py backup FILE       make a consistent copy, also while scripts run
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
+    vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
 
 The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
 Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
@@ -181,6 +182,7 @@ class BaseImage(Model):
 
     id = peewee.AutoField()
     provider = peewee.ForeignKeyField(Provider)
+    provider_id: int
     name = peewee.TextField()
     external_id = peewee.TextField()  # name or id of the provider's base image
     min_ready = peewee.IntegerField()
@@ -413,9 +415,21 @@ def run_alone(kind: str, provider: Provider, work: Callable[[], int], wait_secon
     """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code."""
     with provider_lock(kind, provider.name, wait_seconds) as mine:
         if mine:
-            return work()
+            with _hint_of_forget(provider):
+                return work()
     get_log(provider=provider.name).warning("another %s is at work on this provider; leaving it to that one", kind)
     return gateconfig.EXIT_OK
+
+
+@contextlib.contextmanager
+def _hint_of_forget(provider: Provider) -> Iterator[None]:
+    """Say how to be rid of a provider that left the providers file, if nothing can be done there any more."""
+    try:
+        yield
+    except GateError as err:
+        if not provider.active:
+            err.args = (f"{err}; if that cloud is gone for good: vmdatabase.py forget {provider.name}",)
+        raise
 
 
 def nodes_of(config: SecureConfig) -> Nodes | None:
@@ -705,6 +719,19 @@ def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
     return list(rows)
 
 
+def machine_ids() -> set[int]:
+    """Return the ids of the machines of all providers."""
+    rows: Iterable[Any] = Machine.select(Machine.id).tuples()
+    return {machine_id for (machine_id,) in rows}
+
+
+def machine_states(provider: Provider) -> dict[int, str]:
+    """Return {machine id: state} of all machines of a provider."""
+    query = Machine.select(Machine.id, Machine.state).join(BaseImage).where(BaseImage.provider == provider)
+    rows: Iterable[Any] = query.tuples()
+    return dict(rows)
+
+
 def all_server_ids() -> set[str]:
     """Return the ids of all servers that a machine or a snapshot of any provider knows."""
     machines: Iterable[Any] = Machine.select(Machine.external_id).tuples()
@@ -729,6 +756,16 @@ def images_of(provider: Provider) -> list[BaseImage]:
     return list(BaseImage.select().where(BaseImage.provider == provider).order_by(BaseImage.name))
 
 
+def forget(provider: Provider) -> None:
+    """Delete a provider's rows with all that belongs to it; the results of its builds stay."""
+    with database.atomic("IMMEDIATE"):
+        images = BaseImage.select(BaseImage.id).where(BaseImage.provider == provider)
+        for model in (Machine, SnapshotImage):
+            model.delete().where(model.base_image.in_(images)).execute()
+        BaseImage.delete().where(BaseImage.provider == provider).execute()
+        provider.delete_instance()
+
+
 def snapshots_of(provider: Provider) -> list[SnapshotImage]:
     """Return all snapshots of a provider's images, newest first."""
     query = SnapshotImage.select(SnapshotImage, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
@@ -743,8 +780,10 @@ def end_dead_builds(provider: Provider) -> None:
 
 
 def current_snapshot(image: BaseImage) -> SnapshotImage | None:
-    """Return the newest READY snapshot of an image type, or None if there is none yet."""
-    query = SnapshotImage.select().where((SnapshotImage.base_image == image) & (SnapshotImage.state == READY))
+    """Return the newest READY snapshot of an image type, or of its template, or None if there is none yet."""
+    query = SnapshotImage.select().join(BaseImage).where(
+        (BaseImage.provider == image.provider_id) & (BaseImage.name == (image.template or image.name))
+        & (SnapshotImage.state == READY))
     newest: SnapshotImage | None = query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()).first()
     return newest
 

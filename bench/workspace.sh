@@ -13,6 +13,12 @@ gate() {
     . "$HERE/devstack-vm-gate-wrap.sh"
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
+    # shellcheck source=gate/settings.sh
+    . "$HERE/gate/settings.sh"
+    # shellcheck source=gate/clock.sh
+    . "$HERE/gate/clock.sh"
+    # shellcheck source=gate/source.sh
+    . "$HERE/gate/source.sh"
     unset_git_variables
     check_settings
     start_clock

@@ -114,9 +114,17 @@ follow() {
     if kill -0 "$3" 2> /dev/null; then kill -s PIPE "$$"; fi
 }
 
+# Whether a child has not ended yet.
+is_running() {
+    local state=''
+    read -r state < "/proc/$1/stat" || return
+    [[ ${state##*) } != Z* ]]
+} 2> /dev/null
+
 end_phase() {
     local seconds
-    if [[ $FOLLOWER ]]; then wait "$FOLLOWER"; fi
+    # No wait: in a trap that has interrupted another one it can wait for the watcher instead, bash 5.2 does.
+    while [[ $FOLLOWER ]] && is_running "$FOLLOWER"; do sleep 0.02; done
     now
     seconds=$(( NOW - PHASE_STARTED ))
     MINUTES+="${MINUTES:+, }$PHASE $(( seconds / 60 )).$(( seconds % 60 / 6 ))"

@@ -6,7 +6,7 @@
 
 STACK_RIGHTS='stack ALL=(ALL) NOPASSWD:ALL
 Defaults:stack !requiretty
-Defaults:stack env_keep += "http_proxy https_proxy no_proxy PIP_FIND_LINKS"'
+Defaults:stack env_keep += "http_proxy https_proxy no_proxy PIP_FIND_LINKS PIP_INDEX_URL PIP_EXTRA_INDEX_URL"'
 SUDOERS=/etc/sudoers.d/50_stack_sh
 SWAP_FILE=/devstack-gate.swap
 
@@ -16,12 +16,14 @@ setup_host() {
         return 1
     fi
     link_cache ~/cache/files "$BASE/new/devstack/files"
+    if [[ -d $BASE/old/devstack ]]; then link_cache ~/cache/files "$BASE/old/devstack/files"; fi
     link_cache ~/cache/pip "$BASE/cache/pip"
     start_syslog_afresh
     add_swap || log "no swap: $SWAP_FILE could not be used"
     install_cached_headers
     make_stack_user || return
     install_scripts || return
+    use_pip_cache || log "pip's cache could not be put to use"
     trust_trees || return
     as_root chown stack:stack "$BASE" && as_root chmod go+rx "$BASE" "$BASE/new"
 }
@@ -40,6 +42,72 @@ link_cache() {
     as_root mkdir -p -- "$to"
     as_root cp -aln -- "$from/." "$to/" 2> /dev/null || as_root cp -an -- "$from/." "$to/" \
         || log "$from could not be put into $to"
+}
+
+# pip goes by version, not by place: of two files of one version it takes that of the index that it was told of last. So the
+# cache becomes an index, named after the real one, from which only what the cache lacks is downloaded. Where the real one
+# does not answer, the cache is the only one: to ask in vain for each package would take longer than the build.
+use_pip_cache() {
+    local cache=$BASE/cache/pip index=file://$BASE/cache/pip/simple mode=add more
+    if ! compgen -G "$cache/*-*" > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then return 0; fi
+    index_pip_cache "$cache" "$RUN/simple" && as_root rm -rf -- "$cache/simple" && as_root cp -r -- "$RUN/simple" "$cache/simple" \
+        && as_root chmod -R a+rX "$cache" || return
+    restore_pip_settings || return
+    more=$(python3 -m pip config --global get global.extra-index-url 2> /dev/null) || more=
+    if index_answers; then
+        set_pip extra-index-url "${more:+$more }$index" || return
+    else
+        log "the package index does not answer: pip takes all from the image's cache"
+        mode=only
+        set_pip index-url "$index" || return
+        if [[ $more ]]; then as_root python3 -m pip config --global unset global.extra-index-url > /dev/null || return; fi
+    fi
+    printf '%s\n' "$mode" > "$RUN/pip"
+    as_root install -m 644 -- "$RUN/pip" "$BASE/gate/pip"
+}
+
+# Have /etc/pip.conf as it was before the first run on this machine.
+restore_pip_settings() {
+    local file=/etc/pip.conf saved=/etc/pip.conf.before-devstack-gate
+    if [[ -e $saved ]]; then
+        as_root cp -- "$saved" "$file"
+    elif [[ -e $file ]]; then
+        as_root cp -- "$file" "$saved"
+    else
+        as_root install -m 644 -- /dev/null "$saved"
+    fi
+}
+
+set_pip() {
+    as_root python3 -m pip config --global set "global.$1" "$2" > /dev/null
+}
+
+# Whether the real index answers: it is asked for a version that nothing has, and names those that there are.
+index_answers() {
+    local answer
+    answer=$(cd / && PIP_FIND_LINKS='' timeout 120 python3 -m pip --disable-pip-version-check --no-input --retries 2 --timeout 15 \
+        download --no-cache-dir --no-deps --dest "$RUN/nothing" pbr===0.0.0.0 2>&1 < /dev/null) || true
+    [[ $answer == *'(from versions: '* && $answer != *'(from versions: none)'* ]]
+}
+
+# index_pip_cache FOLDER INDEX: make the pages of a simple index (PEP 503) for the files of a folder, two folders above them.
+index_pip_cache() {
+    local folder=$1 index=$2 file name
+    rm -rf -- "$index"
+    mkdir -- "$index" || return
+    for file in "$folder"/*-*; do
+        file=${file##*/}
+        case $file in
+            *.whl) name=${file%%-*} ;;
+            *.tar.gz | *.tar.bz2 | *.zip) name=${file%-*} ;;
+            *) continue ;;
+        esac
+        name=${name,,}
+        name=${name//[-_.]/-}
+        while [[ $name == *--* ]]; do name=${name//--/-}; done
+        mkdir -p -- "$index/$name" || return
+        printf '<a href="../../%s">%s</a>\n' "${file//+/%2B}" "$file" >> "$index/$name/index.html" || return
+    done
 }
 
 # What was logged before is not this run's. The journal is read from this moment on.

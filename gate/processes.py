@@ -21,6 +21,7 @@ from typing import NamedTuple
 LOOK_SECONDS = 0.5
 LATE_SECONDS = 60.0  # after the end, when the wrap script is given up
 KILL_SECONDS = 10.0
+LEAVE_SECONDS = 4.0
 UNITS = "devstack@*"  # what systemd runs for devstack
 MARK = b"GATE_MARK="  # variable with the run's folder
 
@@ -112,16 +113,18 @@ class Cgroup:
         if not self.there:
             return
         above = os.path.dirname(self._folder)
-        for pid in self.pids():
-            try:
-                write_file(f"{above}/cgroup.procs", str(pid))
-            except OSError:
-                continue  # it has ended
-        for folder, _, _ in os.walk(self._folder, topdown=False):
-            try:
-                os.rmdir(folder)
-            except OSError:
-                continue  # somebody is in it still
+        until = now() + LEAVE_SECONDS
+        while os.path.isdir(self._folder) and now() < until:
+            for pid in self.pids():
+                try:
+                    write_file(f"{above}/cgroup.procs", str(pid))
+                except OSError:
+                    continue  # it has ended
+            for folder, _, _ in os.walk(self._folder, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    time.sleep(0.05)  # somebody was started, or is ending, in it
 
 
 def write_file(path: str, text: str) -> None:

@@ -221,6 +221,10 @@ check_branches() {
             die 2 "$name: expected the name of a branch, not '${!name}'"
         fi
     done
+    # In the words of OpenStack's job templates, default means none.
+    for name in OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE "${!OVERRIDE_@}"; do
+        if [[ $name == @(*_PROJECT_BRANCH|OVERRIDE_ZUUL_BRANCH|BRANCH_OVERRIDE) && ${!name:-} == default ]]; then unset "$name"; fi
+    done
     if [[ ${OVERRIDE_ZUUL_BRANCH:-} && ${BRANCH_OVERRIDE:-} && $OVERRIDE_ZUUL_BRANCH != "$BRANCH_OVERRIDE" ]]; then
         die 2 "OVERRIDE_ZUUL_BRANCH and BRANCH_OVERRIDE: expected one of them, or the same branch in both"
     fi

@@ -2,55 +2,59 @@
 # Sourced by devstack-vm-gate-wrap.sh: which code is tested, and its trees under $BASE.
 # Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
 # shellcheck disable=SC2310
-# shellcheck disable=SC2153  # BASE, HERE, RUN and LOGS are the wrap script's
+# shellcheck disable=SC2153  # BASE, HERE, RUN, LOGS and RUN_BRANCH are the wrap script's
 
-ATTEMPTS=3          # of a command that goes over the network
-GIT_SECONDS_MAX=300 # for one git command that does
-# What a server says that has no such repository: no answer could be more final.
-NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not exported|does not exist'
-SAID=''  # what git printed last, or why the code of a project cannot be had
-ASKED='' # the address that was last fetched from
+# shellcheck source=gate/git.sh
+. "${BASH_SOURCE[0]%/*}/git.sh"
 
-# Nothing of the user's own git settings or of a repository's hooks may change what is tested.
-GIT_COMMAND=(env LC_ALL=C git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false
-    -c fetch.unpackLimit=1 -c commit.gpgSign=false -c merge.ff=true -c init.defaultBranch=master
-    -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
+NOTE=''      # what is to be said of a project's code, beside its line
+EXTRA=''     # 1: devstack may want these projects, the job did not name them: one that is nowhere is left out
+declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
 
-# The line of a text that tells why git failed: its first "fatal:" or "error:", otherwise its last.
-main_line() {
-    local line found=${1##*$'\n'}
-    while IFS= read -r line; do
-        if [[ $line == *fatal:* || $line == *error:* ]]; then
-            found=$line
-            break
-        fi
-    done <<< "$1"
-    hide_logins <<< "$found"
+# --- the choice ---
+
+# names_of BRANCH: the branch and what OpenStack may have made of it. A series' branch is renamed when it is no longer
+# maintained.
+names_of() {
+    printf '%s\n' "$1"
+    case $1 in
+        stable/*) printf 'unmaintained/%s\n' "${1#*/}" ;;
+        unmaintained/*) printf 'stable/%s\n' "${1#*/}" ;;
+        *) ;;
+    esac
 }
 
-# What one git command may take: a part of what is left of the run, so that several failures still end before it does.
-git_seconds() {
-    local seconds=$GIT_SECONDS_MAX left
-    if [[ ${GATE_DEADLINE:-} ]]; then
-        now
-        left=$(( (GATE_DEADLINE - NOW) / 5 ))
-        seconds=$(( left < 1 ? 1 : left < seconds ? left : seconds ))
-    fi
-    printf '%s\n' "$seconds"
+# tags_of BRANCH: the tags that a series leaves in place of its branch: its end of life, the end of its maintenance.
+tags_of() {
+    case $1 in
+        stable/* | unmaintained/*) printf '%s\n' "${1#*/}-eol" "${1#*/}-eom" ;;
+        *) ;;
+    esac
 }
 
-# choose_ref BRANCH ID < refs: of the refs that exist, the one to test on a branch, in the order that README.md gives.
-# ID is the last part of ZUUL_REF, or empty. Fails when there is none.
+# candidates BRANCH ID: the refs to test on a branch, the first that exists, in the order that README.md gives. ID is the
+# last part of ZUUL_REF, or empty.
+candidates() {
+    local branch=$1 id=$2 names tags name
+    names=$(names_of "$branch")
+    tags=$(tags_of "$branch")
+    for name in $names; do
+        if [[ $id ]]; then printf 'refs/zuul/%s/%s\n' "$name" "$id"; fi
+        printf 'refs/heads/%s\n' "$name"
+    done
+    if [[ $id ]]; then printf 'refs/zuul/master/%s\n' "$id"; fi
+    for name in $tags; do printf 'refs/tags/%s\n' "$name"; done
+    # Projects without branches for series tag the last commit that goes with one.
+    if [[ $tags ]]; then printf 'refs/tags/%s-last\n' "${branch#*/}"; fi
+    printf 'refs/heads/master\n'
+}
+
+# choose_ref BRANCH ID < refs: of the refs that exist, the one to test. Fails when there is none.
 choose_ref() {
-    local branch=$1 id=$2 refs candidate
-    local -a candidates=()
+    local refs candidate wanted
     refs=$'\n'$(cat)$'\n'
-    if [[ $id ]]; then candidates+=("refs/zuul/$branch/$id"); fi
-    candidates+=("refs/heads/$branch")
-    if [[ $id ]]; then candidates+=("refs/zuul/master/$id"); fi
-    if [[ $branch == stable/* ]]; then candidates+=("refs/tags/${branch#stable/}-eol"); fi
-    candidates+=(refs/heads/master)
-    for candidate in "${candidates[@]}"; do
+    wanted=$(candidates "$1" "$2")
+    for candidate in $wanted; do
         if [[ $refs == *$'\n'"$candidate"$'\n'* ]]; then
             printf '%s\n' "$candidate"
             return 0
@@ -59,18 +63,45 @@ choose_ref() {
     return 1
 }
 
-# project_setting PROJECT NAME: the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
-project_setting() {
+# is_of_branch REF BRANCH: a ref is the branch, under the name that it has today.
+is_of_branch() {
+    local name names
+    names=$(names_of "$2")
+    for name in $names; do
+        case $1 in "refs/heads/$name" | "refs/zuul/$name/"*) return 0 ;; *) ;; esac
+    done
+    names=$(tags_of "$2")
+    for name in $names; do
+        if [[ $1 == "refs/tags/$name" ]]; then return 0; fi
+    done
+    return 1
+}
+
+# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>
+project_variable() {
     local name=${1##*/}
     name=${name^^}
-    name=OVERRIDE_${name//[-.]/_}_$2
+    printf 'OVERRIDE_%s_%s\n' "${name//[-.]/_}" "$2"
+}
+
+# project_setting PROJECT NAME: the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
+project_setting() {
+    local name
+    name=$(project_variable "$1" "$2")
     printf '%s\n' "${!name:-}"
+}
+
+# own_branch PROJECT: the branch that the job wants of it, whatever the run is about.
+own_branch() {
+    local own
+    own=$(project_setting "$1" PROJECT_BRANCH)
+    if [[ $own != default ]]; then printf '%s\n' "$own"; fi
 }
 
 # indicated_branch PROJECT BRANCH: the branch to test of a project when the run is about BRANCH.
 indicated_branch() {
     local own
-    own=$(project_setting "$1" PROJECT_BRANCH)
+    own=$(own_branch "$1")
     printf '%s\n' "${own:-$2}"
 }
 
@@ -97,14 +128,53 @@ changes_of() {
     done
 }
 
-# setup_project PROJECT BRANCH FOLDER: have its code in FOLDER, and print its line. Starts from what is there: a tree of
-# an earlier run or a cache, which only saves fetching; when that is damaged, from nothing.
+# --- one project ---
+
+# setup_project PROJECT BRANCH FOLDER: have its code in FOLDER, and print its line; to be run in a shell of its own. 3: it
+# cannot be had, and one line has said why.
 setup_project() {
-    local project=$1 branch tree=$3/${1##*/} url store rc=0
-    branch=$(indicated_branch "$project" "$2")
+    local project=$1 branch=$2 tree=$3/${1##*/} rc=0
+    SAID='' NOTE=''
+    if isolate_git; then
+        replace_tree "$project" "$branch" "$tree" || rc=$?
+    else
+        SAID="git's settings cannot be read" rc=3
+    fi
+    if (( rc == 0 )); then
+        branch=$(indicated_branch "$project" "$branch")
+        describe_project "$project" "$branch" "$tree" || rc=3
+    elif [[ $EXTRA && $SAID =~ $NO_REPOSITORY|could\ not\ read\ Username ]] && (( rc == 1 )); then
+        rm -rf -- "$tree"
+        log "$project: left out, which devstack may want: there is no such repository at $(hide_login "$ASKED" || true)"
+        rc=0
+    else
+        tell_failure "$project" "$rc"
+        rc=3
+    fi
+    rm -f -- "$GIT_SETTINGS"
+    return "$rc"
+}
+
+# tell_failure PROJECT STATUS: in one line; what several projects would say alike, once.
+tell_failure() {
+    local project=$1 shown words=$SAID key
+    if (( $2 == 1 )); then
+        shown=$(hide_login "$ASKED")
+        words=$(main_line "$SAID")
+        words="git failed with $shown: $words"
+    fi
+    if [[ ${TOLD:-} ]]; then
+        key=$(cksum <<< "${words//"$project"/}")
+        mkdir -- "$TOLD/${key// /-}" 2> /dev/null || return 0
+    fi
+    printf '%s: %s: %s\n' "${0##*/}" "$project" "$words" >&2
+}
+
+# replace_tree PROJECT BRANCH TREE: starts from what is there, a tree of an earlier run or a cache, which only saves
+# fetching; when that is damaged, from nothing. 1: git failed, 3: the code cannot be had; SAID tells why.
+replace_tree() {
+    local project=$1 branch=$2 tree=$3 url store rc=0
     url=$(project_url "$project")
-    SAID=
-    rm -rf -- "$tree.making"
     store=$(find_store "$project" "$tree")
     if [[ $store ]]; then
         make_tree "$project" "$branch" "$tree.making" "$url" "$store" || rc=$?
@@ -120,27 +190,20 @@ setup_project() {
     fi
     if (( rc )); then
         rm -rf -- "$tree.making"
-        if (( rc == 1 )); then SAID="git failed with $(hide_logins <<< "$ASKED" || true): $(main_line "$SAID" || true)"; fi
-        printf '%s: %s: %s\n' "${0##*/}" "$project" "$SAID" >&2
-        return 3
+        return "$rc"
     fi
     if [[ ${KEEP_LOCALRC:-} == 1 ]]; then keep_settings "$tree" "$tree.making" || return 3; fi
-    { rm -rf -- "$tree" && mv -- "$tree.making" "$tree"; } || return 3
-    describe_project "$project" "$tree"
+    SAID="$tree cannot be replaced"
+    rm -rf -- "$tree" && mv -- "$tree.making" "$tree" || return 3
 }
 
 # make_tree PROJECT BRANCH TREE URL [STORE]
 make_tree() {
     local project=$1 branch=$2 tree=$3 url=$4 store=${5:-}
     ASKED=$url
-    start_tree "$tree" "$url" "$store" || return 1
-    take_code "$project" "$branch" "$tree" "$url"
-}
-
-answers() {
-    local seconds
-    seconds=$(git_seconds)
-    timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
+    clone "$tree" "$url" "$store" || return 1
+    take_code "$project" "$branch" "$tree" || return
+    rm -f -- "$tree/.git/FETCH_HEAD"
 }
 
 # keep_settings OLD NEW: a devstack's settings stay with it.
@@ -151,104 +214,126 @@ keep_settings() {
     done
 }
 
-# The repository that saves fetching a project again, if any; not one that has only a part of the history.
-find_store() {
-    local project=$1 tree=$2 folder
-    for folder in "$tree" "${HOME:-}/workspace-cache/$project" "${HOME:-}/workspace-cache/${project##*/}" \
-        "/opt/git/$project" "/opt/git/$project.git"; do
-        if [[ -d $folder/.git ]]; then folder=$folder/.git; fi
-        if [[ -d $folder/objects && ! -e $folder/shallow ]] && ! compgen -G "$folder/objects/pack/*.promisor" > /dev/null; then
-            printf '%s\n' "$folder"
-            return 0
-        fi
-    done
-}
-
-# start_tree TREE URL [STORE]: an empty repository with the objects of STORE, by hard links where that can be, and its
-# refs under refs/store, which tell the server what is here. No setting, hook or index of STORE comes along.
-start_tree() {
-    local tree=$1 url=$2 store=${3:-} refs
-    rm -rf -- "$tree"
-    SAID=$("${GIT_COMMAND[@]}" init -q --template= -- "$tree" 2>&1 && git -C "$tree" remote add origin "$url" 2>&1) || return 1
-    if [[ ! $store ]]; then
-        return 0
-    fi
-    SAID=$(cp -al -- "$store/objects/." "$tree/.git/objects/" 2>&1) \
-        || SAID=$(cp -a -- "$store/objects/." "$tree/.git/objects/" 2>&1) || return 1
-    refs=$(git --git-dir="$store" for-each-ref --format='create refs/store/%(refname) %(objectname)' 2>&1) \
-        || { SAID=$refs; return 1; }
-    if [[ $refs ]]; then
-        SAID=$(git -C "$tree" update-ref --stdin 2>&1 <<< "$refs") || return 1
-    fi
-}
-
-# take_code PROJECT BRANCH TREE URL: fetch, choose, check out, merge. SAID tells why not: 1 git failed, 3 for good.
+# take_code PROJECT BRANCH TREE: fetch, choose, check out, merge. SAID tells why not: 1 git failed, 3 for good.
 take_code() {
-    local project=$1 branch=$2 tree=$3 url=$4 id=${ZUUL_REF:-} chosen
+    local project=$1 run=$2 tree=$3 id=${ZUUL_REF:-} own branch refs chosen changes
     id=${id##*/}
-    fetch_refs "$project" "$branch" "$tree" "$url" || return
-    local refs
-    refs=$(git -C "$tree" for-each-ref --format='%(refname)' refs/remotes/origin refs/tags refs/zuul 2>&1) \
-        || { SAID=$refs; return 1; }
-    refs=${refs//refs\/remotes\/origin\//refs/heads/}
-    if [[ $id && $project == "${ZUUL_PROJECT:-}" && $'\n'$refs$'\n' != *$'\n'"$ZUUL_REF"$'\n'* ]]; then
-        SAID="the change under test is missing: there is no $ZUUL_REF at ${ZUUL_URL%/}/$project"
-        return 3
-    fi
-    if ! chosen=$(choose_ref "$branch" "$id" <<< "$refs"); then
-        SAID="there is neither a branch $branch nor a branch master at $url"
-        return 3
-    fi
-    if [[ ${GERRIT_REFSPEC:-} && $project == "$GERRIT_PROJECT" && $branch == "$GERRIT_BRANCH" && $chosen != "refs/heads/$branch" ]]; then
-        SAID="the change under test cannot be merged: there is no branch $branch at $url"
-        return 3
-    fi
-    if [[ ${ZUUL_REF:+$ZUUL_PROJECT} == "$project" && $chosen != refs/zuul/* || ${GERRIT_REFSPEC:+$GERRIT_PROJECT:$GERRIT_BRANCH} == "$project:"* \
-        && ${GERRIT_BRANCH:-} != "$branch" ]]; then
-        log "$project: the change under test is not in what is tested: the run asks for branch $branch of it"
-    fi
+    own=$(own_branch "$project")
+    if [[ $id ]]; then fetch_refs "$project" "$run" "$own" "$tree" || return; fi
+    refs=$(list_refs "$project" "$run" "$own" "$tree") || { SAID=$refs; return 1; }
+    if [[ ! $own ]] && ! has_change "$project" "$run" "$refs"; then own=${EXTRA_REFS[$project]:-}; fi
+    branch=${own:-$run}
+    chosen=$(choose_ref "$branch" "$id" <<< "$refs") || chosen=''
+    if [[ $own ]] && ! is_of_branch "$chosen" "$own" && [[ $'\n'$refs$'\n' == *$'\n'"refs/tags/$own"$'\n'* ]]; then chosen=refs/tags/$own; fi
+    check_choice "$project" "$run" "$own" "$chosen" "$tree" "$refs" || return
     check_out "$tree" "$chosen" || return
     merge_changes "$project" "${chosen#refs/heads/}" "$tree" || return
+    changes=$(changes_of "$project" "${chosen#refs/heads/}")
+    note_choice "$project" "$branch" "$chosen" "$refs" "$changes"
     printf '%s\n' "$chosen" > "$tree/.git/gate-ref"
+    if [[ $chosen == refs/zuul/* || $changes ]]; then
+        SAID=$(git -C "$tree" rev-parse HEAD 2>&1) || return 1
+        printf '%s\n' "$SAID" > "$tree/.git/gate-change"
+    fi
 }
 
-# Fetch all branches and tags, and what Zuul has for this run. A pattern that matches nothing is no error to git, so
-# that every failure is the server's or the disk's.
+# fetch_refs PROJECT BRANCH OWN TREE: what Zuul has for this run.
 fetch_refs() {
-    local project=$1 branch=$2 tree=$3 url=$4 zuul=${ZUUL_URL:-} id=${ZUUL_REF:-} name
-    local -a refspecs=('+refs/heads/*:refs/remotes/origin/*' '+refs/tags/*:refs/tags/*') wanted=()
+    local project=$1 run=$2 own=$3 tree=$4 zuul=${ZUUL_URL:-} id=${ZUUL_REF##*/} branch branches
+    local -a wanted=()
+    branches=$(branches_of_run "$run" "$own")
+    for branch in $branches; do wanted+=("+refs/zuul/$branch/$id*:refs/zuul/$branch/$id*"); done
     zuul=${zuul%/}/$project
-    id=${id##*/}
-    if [[ $id ]]; then
-        for name in "$branch" "$ZUUL_BRANCH" master; do
-            wanted+=("+refs/zuul/$name/$id*:refs/zuul/$name/$id*")
-        done
-        if [[ $zuul == "$url" ]]; then
-            refspecs+=("${wanted[@]}")
-            wanted=()
-        fi
-    fi
-    fetch "$tree" "$url" "${refspecs[@]}" || return 1
-    if (( ${#wanted[@]} )) && ! ATTEMPTS=1 fetch "$tree" "$zuul" "${wanted[@]}" && [[ ! $SAID =~ $NO_REPOSITORY ]]; then
-        fetch "$tree" "$zuul" "${wanted[@]}" || return 1
-    fi
-    local stale
-    stale=$(git -C "$tree" for-each-ref --format='delete %(refname)' refs/store) || return 1
-    if [[ $stale ]]; then
-        SAID=$(git -C "$tree" update-ref --stdin 2>&1 <<< "$stale") || return 1
-    fi
+    if ! fetch "$tree" "$zuul" "${wanted[@]}" && [[ ! $SAID =~ $NO_REPOSITORY ]]; then return 1; fi
+    fetch_missing "$project" "$run" "$tree" "$zuul"
 }
 
-# fetch TREE URL REFSPEC...
-fetch() {
-    local tree=$1 seconds rc=0
-    ASKED=$2
-    shift 2
-    seconds=$(git_seconds)
-    SAID=$(retry "$ATTEMPTS" "$seconds" "${GIT_COMMAND[@]}" -C "$tree" fetch -q --prune --no-tags --force -- "$ASKED" "$@" 2>&1 < /dev/null) \
-        || rc=$?
-    if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
-    return "$rc"
+# branches_of_run BRANCH OWN: on which Zuul may have refs for this run.
+branches_of_run() {
+    local branch names
+    for branch in "$1" ${2:+"$2"} ${ZUUL_BRANCH:+"$ZUUL_BRANCH"} master; do
+        names=$(names_of "$branch")
+        printf '%s\n' "$names"
+    done | sort -u
+}
+
+# fetch_missing PROJECT BRANCH TREE URL: the ref that Zuul must have of a project, if it has not come yet.
+fetch_missing() {
+    local project=$1 ref what rc=0
+    if [[ $project == "$ZUUL_PROJECT" ]]; then
+        ref=$ZUUL_REF what='the change under test'
+    elif [[ ^${ZUUL_CHANGES:-} == *"^$project:$2:"* ]]; then
+        ref=refs/zuul/$2/${ZUUL_REF##*/} what='a change of ZUUL_CHANGES'
+    else
+        return 0
+    fi
+    if git -C "$3" rev-parse --verify -q "$ref" > /dev/null; then return 0; fi
+    fetch_late_ref "$project: $what" "$3" "$ref" "$ref" "$4" || rc=$?
+    if (( rc == 0 )); then return 0; fi
+    SAID="$what is missing: $SAID"
+    return 3
+}
+
+# list_refs PROJECT BRANCH OWN TREE: which of the refs exist that may be chosen or must be known.
+list_refs() {
+    local branch wanted refs id=${ZUUL_REF:-}
+    wanted=$(
+        for branch in "$2" ${3:+"$3"} ${EXTRA_REFS[$1]:+"${EXTRA_REFS[$1]}"} ${ZUUL_BRANCH:+"$ZUUL_BRANCH"}; do
+            candidates "$branch" "${id##*/}"
+            printf 'refs/tags/%s\n' "$branch"
+        done)
+    # shellcheck disable=SC2086  # a list of refs, which have no blanks and no wildcards
+    refs=$(git -C "$4" for-each-ref --format='%(refname)' ${wanted//refs\/heads\//refs/remotes/origin/} 2>&1) || { printf '%s\n' "$refs"; return 1; }
+    printf '%s\n' "${refs//refs\/remotes\/origin\//refs/heads/}"
+}
+
+# has_change PROJECT BRANCH REFS: this run has a change to the project's branch.
+has_change() {
+    local id=${ZUUL_REF:-} changes
+    changes=$(changes_of "$1" "$2")
+    [[ $changes || ( $id && $'\n'$3$'\n' == *$'\n'"refs/zuul/$2/${id##*/}"$'\n'* ) ]]
+}
+
+# check_choice PROJECT BRANCH OWN REF TREE REFS: the ref is what can have been meant. SAID tells why not.
+check_choice() {
+    local project=$1 run=$2 own=$3 chosen=$4 branch=${3:-$2} name changes what='a change of GERRIT_CHANGES' url
+    url=$(project_url "$project")
+    url=$(hide_login "$url")
+    name=$(project_variable "$project" PROJECT_BRANCH)
+    changes=$(changes_of "$project" "$branch")
+    if [[ $project:$branch == "${GERRIT_REFSPEC:+$GERRIT_PROJECT:$GERRIT_BRANCH}" ]]; then what='the change under test'; fi
+    if [[ $changes && $chosen != "refs/heads/$branch" ]]; then
+        SAID="$what cannot be merged: there is no branch $branch at $url"
+    elif [[ $own && $own != "$run" && $chosen != refs/zuul/* && ! $changes ]] && has_change "$project" "$run" "$6"; then
+        SAID="$name: $own is tested then without the change of this run on $run"
+    elif [[ $own && $chosen != "refs/tags/$own" ]] && ! is_of_branch "$chosen" "$own"; then
+        SAID="${!name:+$name: }there is no branch $own at $url"
+    elif [[ ! $chosen ]]; then
+        SAID=$(tell_branches "$branch" "$url" "$name" "$5")
+    else
+        return 0
+    fi
+    return 3
+}
+
+# tell_branches BRANCH URL VARIABLE TREE: that there is neither it nor master, and what there is instead.
+tell_branches() {
+    local branches words="there is no branch $1"
+    if [[ $1 != master ]]; then words="there is neither a branch $1 nor a branch master"; fi
+    branches=$(git -C "$4" for-each-ref --count=4 --format='%(refname)' refs/remotes/origin) || branches=''
+    branches=${branches//refs\/remotes\/origin\//}
+    printf '%s at %s%s\n' "$words" "$2" "${branches:+, only ${branches//$'\n'/, }: $3 chooses one}"
+}
+
+# note_choice PROJECT BRANCH REF REFS CHANGES: NOTE says what is not as a reader of the line would think.
+note_choice() {
+    local asked=${ZUUL_REF:+$ZUUL_BRANCH}
+    asked=${asked:-${GERRIT_BRANCH:-}}
+    NOTE=''
+    case $3 in "refs/heads/$2" | "refs/zuul/$2/"* | "refs/tags/$2") ;; *) NOTE="no branch $2" ;; esac
+    if [[ $asked && $3 != refs/zuul/* && ! $5 ]] && has_change "$1" "$asked" "$4"; then
+        NOTE+="${NOTE:+; }without its change on $asked"
+    fi
 }
 
 # check_out TREE REF: REF is one that choose_ref printed; a branch becomes a local branch of that name.
@@ -258,6 +343,7 @@ check_out() {
     case $ref in
         refs/heads/*) how=(-B "${ref#refs/heads/}"); ref=refs/remotes/origin/${ref#refs/heads/} ;;
         refs/zuul/*) branch=${ref#refs/zuul/}; how=(-B "${branch%/*}") ;;
+        *) ;;
     esac
     if ! commit=$(git -C "$tree" rev-parse --verify -q "$ref^{commit}" 2> /dev/null); then
         SAID="$ref is no commit"
@@ -266,7 +352,7 @@ check_out() {
     SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f "${how[@]}" "$commit" -- 2>&1) || return 1
 }
 
-# Merge the Gerrit changes of a project and branch, as Gerrit itself would.
+# merge_changes PROJECT BRANCH TREE: the Gerrit changes, as Gerrit itself would.
 merge_changes() {
     local project=$1 branch=$2 tree=$3 ref refs rc
     refs=$(changes_of "$project" "$branch")
@@ -277,47 +363,44 @@ merge_changes() {
         if (( rc > 2 )); then  # git itself failed
             return 1
         elif (( rc )); then
-            log "$project: $SAID"
+            head -n 20 <<< "$SAID" | harmless_lines | sed 's/^/    /' >&2
             SAID="the change $ref does not merge into $branch"
             return 3
         fi
     done
 }
 
-# Fetch a change from where the branches come from or, when it is not there, from Gerrit.
+# fetch_change PROJECT REF TREE: from where the branches come from or, when it is not there, from Gerrit.
 fetch_change() {
-    local project=$1 ref=$2 tree=$3 gerrit=''
+    local project=$1 ref=$2 tree=$3 gerrit='' url rc=0
     if [[ ${GERRIT_HOST:-} ]]; then
         gerrit=${GERRIT_SCHEME:-https}://$GERRIT_HOST${GERRIT_PORT:+:$GERRIT_PORT}/$project
     fi
-    local from url
     url=$(project_url "$project")
-    for from in "$url" ${gerrit:+"$gerrit"}; do
-        fetch "$tree" "$from" "+$ref*:refs/gerrit/$ref*" || return
-        if git -C "$tree" rev-parse --verify -q "refs/gerrit/$ref^{commit}" > /dev/null; then
-            return 0
-        fi
-    done
-    SAID="the change to be merged is missing: there is no $ref at $url${gerrit:+ or $gerrit}"
-    return 3
+    fetch_late_ref "$project: the change to be merged" "$tree" "$ref" "refs/gerrit/$ref" "$url" ${gerrit:+"$gerrit"} || rc=$?
+    if (( rc )); then
+        SAID="the change to be merged is missing: $SAID"
+        return 3
+    fi
+    if ! git -C "$tree" rev-parse --verify -q "refs/gerrit/$ref^{commit}" > /dev/null; then
+        SAID="the change to be merged, $ref, is no commit"
+        return 3
+    fi
 }
 
-# The line of a project: name, branch (or tag), short sha1, subject.
+# describe_project PROJECT BRANCH TREE: name, branch (or tag), short sha1, subject; and NOTE.
 describe_project() {
-    local project=$1 tree=$2 ref commit
+    local project=$1 tree=$3 ref commit
     ref=$(< "$tree/.git/gate-ref")
     case $ref in
         refs/zuul/*) ref=${ref#refs/zuul/} ref=${ref%/*} ;;
         *) ref=${ref#refs/*/} ;;
     esac
-    commit=$("${GIT_COMMAND[@]}" -c log.showSignature=false -C "$tree" log -1 --format='%h %s') || return
-    printf '%s %s %s\n' "$project" "$ref" "${commit//[[:cntrl:]]/}"
+    commit=$("${GIT_COMMAND[@]}" -C "$tree" log -1 --encoding=UTF-8 --format='%h %s' | harmless_lines) || return
+    printf '%s %s %s%s\n' "$project" "$ref" "$commit" "${NOTE:+ ($NOTE)}"
 }
 
-# With these set, git would look at another repository than the one that it is pointed at.
-unset_git_variables() {
-    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE
-}
+# --- all projects ---
 
 # setup_trees BRANCH FOLDER LINES PROJECT...: side by side, the next one as soon as any is done; their lines go to files
 # in LINES.
@@ -325,6 +408,7 @@ setup_trees() {
     local branch=$1 folder=$2 lines=$3 project most pid
     local -a pids=()
     shift 3
+    TOLD=$lines
     most=$(nproc)
     most=$(( most > 4 ? most : 4 ))
     for project in "$@"; do
@@ -353,21 +437,105 @@ make_folder() {
 }
 
 setup_workspace() {
-    local lines=$RUN/lines
-    mkdir -p -- "$lines/new" "$lines/old"
-    make_folder "$BASE/new" || return
-    setup_trees "$RUN_BRANCH" "$BASE/new" "$lines/new" "$@" || return
-    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! ${ONLY_GATE:-} ]]; then
-        make_folder "$BASE/old" || return
-        setup_trees "$GRENADE_OLD_BRANCH" "$BASE/old" "$lines/old" "$@" || return
+    local old=''
+    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! ${ONLY_GATE:-} ]]; then old=1; fi
+    setup_side new "$RUN_BRANCH" "$@" || return
+    if [[ $old ]]; then setup_side old "$GRENADE_OLD_BRANCH" "$@" || return; fi
+    if [[ ! ${ONLY_GATE:-} ]]; then check_change_is_in new ${old:+old}; fi
+}
+
+# setup_side new|old BRANCH PROJECT...: the projects, and what their devstack would clone beside them.
+setup_side() {
+    local side=$1 branch=$2 lines=$RUN/lines/$1
+    shift 2
+    mkdir -p -- "$lines"
+    make_folder "$BASE/$side" || return
+    setup_trees "$branch" "$BASE/$side" "$lines" "$@" || return
+    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    check_branch_is_there "$side" "$branch" "$@" || return
+    setup_clones "$side" "$branch"
+}
+
+# check_branch_is_there new|old BRANCH PROJECT...: at least one project has the branch, or else its name is wrong.
+check_branch_is_there() {
+    local side=$1 branch=$2 project ref own asked=''
+    shift 2
+    for project in "$@"; do
+        own=$(own_branch "$project")
+        if [[ $own ]]; then continue; fi
+        ref=$(< "$BASE/$side/${project##*/}/.git/gate-ref")
+        if is_of_branch "$ref" "$branch"; then return 0; fi
+        asked=1
+    done
+    if [[ ! $asked ]]; then return 0; fi
+    printf '%s: %s: no project of this run has a branch %s\n' "${0##*/}" "$(branch_variable "$side" || true)" "$branch" >&2
+    return 3
+}
+
+# branch_variable new|old: the name of the variable that says which branch the run is about.
+branch_variable() {
+    local name
+    if [[ $1 == old ]]; then
+        printf 'GRENADE_OLD_BRANCH\n'
+        return
     fi
+    for name in GRENADE_NEW_BRANCH OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE ZUUL_BRANCH GERRIT_BRANCH; do
+        if [[ $name == GRENADE_* && ${DEVSTACK_GATE_GRENADE:-} != 1 ]]; then continue; fi
+        if [[ ${!name:-default} != default ]]; then break; fi
+    done
+    printf '%s\n' "$name"
+}
+
+# check_change_is_in SIDE...: the project under test has its change in one of the trees that are tested.
+check_change_is_in() {
+    local side project=${ZUUL_REF:+$ZUUL_PROJECT}
+    project=${project:-${GERRIT_PROJECT:-}}
+    if [[ ! $project ]]; then return 0; fi
+    for side in "$@"; do
+        if [[ -s $BASE/$side/${project##*/}/.git/gate-change ]]; then return 0; fi
+    done
+    printf '%s: %s: the change under test, %s, is not in what would be tested: %s asks for branch %s of it\n' "${0##*/}" \
+        "$project" "${ZUUL_REF:-${GERRIT_REFSPEC:-}}" "$(branch_variable new || true)" "$RUN_BRANCH" >&2
+    return 3
+}
+
+# setup_clones new|old BRANCH: devstack must not clone by itself, since that would be without this run's changes.
+setup_clones() {
+    local side=$1 folder=$BASE/$1 clones=$RUN/clones-$1 project base ref name
+    local -a projects=()
+    if [[ ! -e $folder/devstack/stackrc ]]; then return 0; fi
+    if ! python3 -I "$HERE/gate/devstackclones.py" "$folder/devstack" > "$clones"; then
+        log "what devstack would clone is not known; whatever is missing, it will say"
+        return 0
+    fi
+    while read -r project base ref name; do
+        if [[ -e $folder/$name || -e $folder/${project##*/} ]]; then continue; fi
+        if [[ $base != - ]]; then set_default "$(project_variable "$project" GIT_BASE || true)" "$base"; fi
+        if [[ $ref != - ]]; then EXTRA_REFS[$project]=$ref; fi
+        log "$project: set up as well, since devstack would clone it"
+        projects+=("$project")
+    done < "$clones"
+    if (( ${#projects[@]} )); then
+        EXTRA=1 setup_trees "$2" "$folder" "$RUN/lines/$side" "${projects[@]}" || return
+        printf '%s\n' "${projects[@]}" >> "$RUN/more-projects"
+    fi
+    while read -r project base ref name; do
+        if [[ ! -e $folder/$name && -d $folder/${project##*/} ]]; then ln -s -- "${project##*/}" "$folder/$name" || return; fi
+    done < "$clones"
+}
+
+# set_default NAME VALUE: of a variable that is not set.
+set_default() {
+    if [[ ! ${!1:-} ]]; then export "$1=$2"; fi
 }
 
 # One line a project, in the order of the list, as plain as can be found again.
 print_projects() {
     local tree project
+    local -a more=()
+    if [[ -s $RUN/more-projects ]]; then mapfile -t more < <(sort -u "$RUN/more-projects"); fi
     for tree in old new; do
-        for project in "$@"; do
+        for project in "$@" ${more[@]+"${more[@]}"}; do
             if [[ -s $RUN/lines/$tree/${project##*/} ]]; then cat -- "$RUN/lines/$tree/${project##*/}"; fi
         done
     done

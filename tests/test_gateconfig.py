@@ -427,3 +427,37 @@ def test_a_second_launch_on_a_provider_leaves_it_to_the_first(pool: Pool) -> Non
         result = pool.run("devstack-vm-launch.py", "-q", "one", expect=0)
     assert [line.split("Z ", 1)[1] for line in result.stderr.splitlines()] == [
         "WARNING provider=one another launch is at work on this provider; leaving it to that one"]
+
+
+NAMED_HOLDER = """import sys; sys.path.insert(0, {project!r})
+from pathlib import Path
+import gateconfig
+with gateconfig.file_lock(Path({path!r}), 0, "node-1") as mine:
+    print(mine, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_names_share_a_lock_file_and_do_not_keep_each_other_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "nodes"
+    command = [sys.executable, "-c", NAMED_HOLDER.format(project=str(PROJECT), path=str(path))]
+    with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "True\n"
+            had = {}
+            for name in ("node-1", "node-2"):
+                with gateconfig.file_lock(path, 0, name) as mine, gateconfig.file_lock(path, 0, name) as again:
+                    had[name] = (mine, again)
+            assert had == {"node-1": (False, False), "node-2": (True, False)}
+        finally:
+            process.kill()
+    with gateconfig.file_lock(path, 0, "node-1") as mine:
+        assert mine is True
+    assert [file.name for file in path.parent.iterdir()] == ["nodes"]
+
+
+def test_a_byte_order_mark_before_the_first_section_plays_no_part(secure: Path) -> None:
+    secure.write_bytes(b"\xef\xbb\xbf[node]\nuser = stack\n")
+    secure.chmod(0o600)
+    assert gateconfig.load_secure_config().node.user == "stack"

@@ -19,7 +19,7 @@ from tests.repos import write
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 RUN_SECONDS = 120  # to find a hang
-CLOUDS = 7
+CLOUDS = 8
 MakePool = Callable[..., Pool]
 BAD_ACCOUNT = NO_APT + """cat > /usr/local/sbin/useradd << 'END'
 #!/bin/sh
@@ -309,3 +309,33 @@ def test_the_build_after_a_killed_one_is_as_good_as_any(make: MakePool, tmp_path
     pool.run(REAP, "one", expect=0)
     assert pool.server_names("cloud-6") == []
     assert [state for (state,) in pool.sql("SELECT state FROM snapshot_image ORDER BY id")] == ["READY", "READY"]
+
+
+def test_an_image_of_a_server_on_a_volume_is_built_used_and_deleted_with_all_its_volumes(make: MakePool) -> None:
+    on_volume = image(user_data="user-data.sh", min_ready=1, boot_from_volume=True, volume_size=3)
+    pool = make("volume", "cloud-7", images=[on_volume])
+    pool.sql("DELETE FROM snapshot_image")
+    pool.knobs("cloud-7", no_disks=True)
+
+    pool.run(UPDATE, "one", *script(pool, "echo made > /etc/made"), expect=0)
+    pool.run(LAUNCH, "one", expect=0)
+
+    truth = pool.pocket_look("cloud-7")
+    (server,) = truth["servers"]
+    assert pool.ssh(server["address"], "cat /etc/made").stdout == "made\n"
+    (used,) = [volume for volume in truth["volumes"] if volume["server"] == server["id"]]
+    (snapshot,) = truth["volume_snapshots"]
+    assert (used["size"], used["snapshot"], used["image"]) == (3, snapshot["id"], None)
+    assert [image["properties"]["devstack-gate-pool"] for image in truth["images"] if image["id"] == snapshot["image"]
+            ] == [pool.uuid]
+    pool.run(REAP, "one", expect=0)  # the volume that the snapshot was made of cannot go before it
+    assert len(pool.pocket_look("cloud-7")["volumes"]) == 2
+
+    pool.load(provider(cloud="cloud-7", images=[]))
+
+    def gone() -> bool:
+        pool.run(REAP, "one", "--all-servers", "--all-images")
+        truth = pool.pocket_look("cloud-7")
+        return not truth["volumes"] and not truth["volume_snapshots"]
+
+    await_that("the end of all volumes", gone, RUN_SECONDS)

@@ -33,8 +33,12 @@ DEVSTACK = {
     "master": {
         "files/debs/general": "tree\njq # a comment, dist:bookworm,trixie\nhello # NOPRIME\nno-such-tool # NOPRIME\n",
         "files/debs/nova": "figlet # dist:trixie\nno-such-package\n",
-        "stackrc": "echo 'this is not devstack' >&2\n",
+        "stackrc": "echo 'this is not devstack' >&2; id -un > /home/jenkins/ran-as\n"
+                   "EXTRA_CACHE_URLS=,@/files/extra.tar.gz\n"
+                   "GITREPO[\"tiny\"]=${TINY_REPO:-${GIT_BASE}/openstack/tiny.git}\n"
+                   "GITREPO[\"gone\"]=${GONE_REPO:-${GIT_BASE}/openstack/gone.git}\n",
         "tools/image_list.sh": "#!/bin/bash\necho @/files/new.img,@/files/broken.img\necho @/files/both.img\n",
+        "lib/tool": "install_package hello-traditional no-such-guess\n",
     },
     "stable/older": {
         "files/apts/general": "sl\n",
@@ -47,8 +51,11 @@ DEVSTACK = {
     "feature/ignored": {"files/debs/general": "sl\n"},
 }
 CONSTRAINTS = "tiny-two===1.5\ntiny-dep===1.0\nnever-wanted===1.0\n"
+TOOLS = ("pip", "setuptools", "wheel", "tiny-backend")
 NOVA = {
-    "master": {"requirements.txt": "tiny_two>=1.0 # Apache-2.0\ntiny-two;python_version>'3'\nold;python_version<'3'\n"},
+    "master": {"requirements.txt": "tiny_two>=1.0 # Apache-2.0\ntiny-two;python_version>'3'\nold;python_version<'3'\n",
+               "setup.cfg": "[extras]\nmore =\n    tiny-extra\n",
+               "pyproject.toml": "[build-system]\nrequires = ['tiny-backend']\n"},
     "stable/older": {"requirements.txt": "never-wanted\n"},
     "feature/x": {"README": "of a feature\n"},
 }
@@ -94,17 +101,20 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
 
 def fill(site: FileHost) -> None:
     """Put there all that the build is to fetch."""
+    (site.folder / "files").mkdir()
+    (site.folder / "files/extra.tar.gz").write_text("extra\n")
     for name in ("new", "old", "both", "broken"):
-        (site.folder / "files").mkdir(exist_ok=True)
         (site.folder / f"files/{name}.img").write_text(f"{name} image\n" * 1000)
     site.broken = {"/files/broken.img"}
     for name, version, requires in (("tiny-one", "1.0", ""), ("tiny-two", "1.5", "tiny-dep"), ("tiny-two", "2.0", ""),
-                                    ("tiny-dep", "1.0", ""), ("tiny-dep", "2.0", ""), ("never-wanted", "1.0", "")):
+                                    ("tiny-dep", "1.0", ""), ("tiny-dep", "2.0", ""), ("never-wanted", "1.0", ""),
+                                    ("tiny-extra", "1.0", ""), *((name, "99", "") for name in TOOLS)):
         wheel(site.folder / "simple", name, version, requires)
     devstack = {branch: {name: text.replace("@/", f"{site.url}/") for name, text in files.items()}
                 for branch, files in DEVSTACK.items()}
     constraints = {branch: {"upper-constraints.txt": CONSTRAINTS} for branch in ("master", "stable/older")}
-    for name, branches in (("devstack", devstack), ("requirements", constraints), ("nova", NOVA)):
+    for name, branches in (("devstack", devstack), ("requirements", constraints), ("nova", NOVA),
+                           ("tiny", {"master": {"README": "a library\n"}})):
         folder = repository(site.folder / f"openstack/{name}.work", branches)
         git(site.folder, "clone", "--quiet", "--bare", str(folder), f"openstack/{name}")
         git(site.folder / "openstack" / name, "update-server-info")
@@ -157,6 +167,10 @@ def test_packages_that_devstack_installs_later_are_only_in_the_archive(built: Bu
     assert built.run("dpkg-query -W -f '${db:Status-Status}' hello 2> /dev/null || echo absent") == "absent\n"
 
 
+def test_packages_that_a_script_of_devstack_s_installs_are_in_the_archive_too(built: Built) -> None:
+    assert built.run("ls /var/cache/apt/archives | grep -c hello-traditional_") == "1\n"
+
+
 def test_packages_for_other_distributions_and_other_branches_are_not_there(built: Built) -> None:
     assert built.run("ls /var/cache/apt/archives | grep figlet || echo none") == "none\n"
     assert "stable/older" in built.log
@@ -173,7 +187,8 @@ def test_what_could_not_be_had_is_named_with_its_file_and_branch(built: Built) -
         f"cache test images: could not get {built.site.url}/files/broken.img",
         "clone 3 projects: could not get openstack/absent",
     ]
-    assert len(found) == 5, found
+    assert "clone 3 projects: devstack may clone these too, which could not be got: openstack/gone" in found
+    assert len(found) == 6, found
 
 
 # --- files, pip, projects ---
@@ -182,18 +197,25 @@ def test_what_could_not_be_had_is_named_with_its_file_and_branch(built: Built) -
 def test_test_images_of_all_branches_are_whole_and_nothing_half_is_left(built: Built) -> None:
     listing = built.run("cd cache/files && for f in * .[!.]*; do [ -e $f ] && echo $f $(wc -l < $f); done; true")
 
-    assert listing.splitlines() == ["both.img 1000", "new.img 1000", "old.img 1000"]
+    assert listing.splitlines() == ["both.img 1000", "extra.tar.gz 1", "new.img 1000", "old.img 1000"]
+
+
+def test_devstack_s_code_ran_on_the_template_as_the_account(built: Built) -> None:
+    assert built.run("cat ran-as") == "jenkins\n"
+    assert not Path("/home/jenkins/ran-as").exists()
 
 
 def test_an_image_that_two_branches_want_is_fetched_once(built: Built) -> None:
     asked = {path: count for path, count in built.site.asked.items() if path.startswith("/files/")}
 
-    assert asked == {"/files/both.img": 1, "/files/new.img": 1, "/files/old.img": 1, "/files/broken.img": 3}
+    assert asked == {"/files/both.img": 1, "/files/new.img": 1, "/files/old.img": 1, "/files/broken.img": 3,
+                     "/files/extra.tar.gz": 1}
 
 
-def test_pip_packages_are_those_of_the_list_or_the_pinned_ones_of_projects_with_what_they_need(built: Built) -> None:
-    assert built.run("ls cache/pip").splitlines() == [
-        "tiny_dep-1.0-py3-none-any.whl", "tiny_one-1.0-py3-none-any.whl", "tiny_two-1.5-py3-none-any.whl"]
+def test_pip_packages_are_what_devstack_lists_or_projects_require_and_all_that_builds_them(built: Built) -> None:
+    assert built.run("ls cache/pip").splitlines() == [f"{name}-py3-none-any.whl" for name in (
+        "pip-99", "setuptools-99", "tiny_backend-99", "tiny_dep-1.0", "tiny_extra-1.0", "tiny_one-1.0", "tiny_two-1.5",
+        "wheel-99")]
 
 
 def test_the_cached_pip_packages_can_be_installed_without_an_index(built: Built) -> None:
@@ -210,7 +232,7 @@ def test_projects_are_cloned_with_all_branches(built: Built) -> None:
         f"refs/remotes/origin/{branch}" for branch in NOVA}
     assert built.run("cd workspace-cache/openstack/nova && git remote get-url origin && git status --porcelain"
                      ) == f"{built.site.url}/openstack/nova\n"
-    assert built.run("ls workspace-cache/openstack").split() == ["nova", "requirements"]
+    assert built.run("ls workspace-cache/openstack").split() == ["nova", "requirements", "tiny"]
 
 
 def test_the_caches_and_the_workspace_belong_to_the_account(built: Built) -> None:
@@ -247,7 +269,7 @@ def test_no_cron_job_is_left(built: Built) -> None:
     assert built.run("[ ! -e /etc/crontab ] || grep -v '^#' /etc/crontab || true") == ""
 
 
-@pytest.mark.parametrize("timer", ["apt-daily.timer", "apt-daily-upgrade.timer"])
+@pytest.mark.parametrize("timer", ["apt-daily.timer", "apt-daily-upgrade.timer", "apt-daily.service"])
 def test_the_timers_of_apt_are_off(built: Built, timer: str) -> None:
     assert built.run(f"[ ! -e /lib/systemd/system/{timer} ] || readlink /etc/systemd/system/{timer}") == "/dev/null\n"
 

@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import pipneeds
 from tests.pool import PROJECT
 from tests.repos import ENVIRONMENT, commit, git, repository, write
 
@@ -82,6 +85,103 @@ def test_the_names_that_apt_does_not_have_are_found(tmp_path: Path, output: str,
     assert lines(tmp_path, "unknown_to_apt", stdin=output) == names
 
 
+def apt_here(folder: Path) -> str:
+    """Bash that lets apt-get and dpkg work on a folder, in which nothing is installed and there are no mirrors."""
+    for name in ("state/lists/partial", "cache/archives/partial", "dpkg/info", "dpkg/updates"):
+        (folder / name).mkdir(parents=True)
+    write(folder, {"dpkg/status": "", "dpkg/available": "", "dpkg/info/format": "1\n", "none": ""})
+    options = {"Dir::State": folder / "state", "Dir::Cache": folder / "cache",
+               "Dir::State::status": folder / "dpkg/status", "Dir::Etc::sourcelist": folder / "none",
+               "Dir::Etc::sourceparts": "/dev/null"}
+    words = " ".join(f"-o {name}={value}" for name, value in options.items())
+    return f"unset -f sleep; export DPKG_ADMINDIR='{folder}/dpkg'; APT+=({words})"
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Has another process hold a lock of apt-get or dpkg for some seconds."""
+    holders = []
+
+    def hold(name: str, seconds: float = 4) -> None:
+        script = ("import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+                  "print(flush=True); time.sleep(float(sys.argv[2]))")
+        holders.append(subprocess.Popen([sys.executable, "-c", script, tmp_path / name, str(seconds)],
+                                        stdout=subprocess.PIPE))
+        assert holders[-1].stdout
+        holders[-1].stdout.readline()
+
+    yield hold
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
+
+
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [
+        ("state/lists/lock", ["update_lists"]),
+        ("cache/archives/lock", ["apt", "clean"]),
+        ("dpkg/lock", ["repair_packages"]),
+        ("dpkg/lock-frontend", ["repair_packages"]),
+        ("dpkg/lock-frontend", ["apt", "--fix-broken", "install"]),
+    ],
+    ids=["lists", "archives", "dpkg", "frontend", "apt's own time limit"],
+)
+def test_a_lock_that_another_process_holds_is_waited_for(
+    tmp_path: Path, held: Callable[[str], None], lock: str, words: list[str]
+) -> None:
+    prepare = apt_here(tmp_path)
+    held(lock)
+    result = call(tmp_path, *words, before=prepare)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_lock_is_not_waited_for_for_ever(tmp_path: Path, held: Callable[[str, float], None]) -> None:
+    prepare = apt_here(tmp_path)
+    held("state/lists/lock", 60)
+    result = call(tmp_path, "update_lists", before=f"{prepare}; LOCK_SECONDS=0")
+    assert (result.returncode, "Could not get lock" in result.stdout) == (100, True), result.stdout
+
+
+def test_what_an_interrupted_dpkg_left_is_finished(tmp_path: Path) -> None:
+    prepare = apt_here(tmp_path)
+    write(tmp_path, {"dpkg/info/tiny.list": "/.\n", "dpkg/updates/0001":
+                     "Package: tiny\nStatus: install ok unpacked\nMaintainer: a <a@example.org>\nArchitecture: all\n"
+                     "Version: 1\nDescription: x\n"})
+    before = call(tmp_path, "apt", "--fix-broken", "install", before=prepare)
+    assert "dpkg was interrupted" in before.stdout
+
+    result = call(tmp_path, "repair_packages", before=prepare)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Status: install ok installed\n" in (tmp_path / "dpkg/status").read_text()
+
+
+SYSTEMCTL = """#!/bin/bash
+echo "$*" >> '{folder}/calls'
+case $1 in
+    show)
+        echo ActiveState=inactive
+        if [[ ! -e {folder}/ended ]]; then touch '{folder}/ended'; echo ActiveState=activating; fi
+        ;;
+    stop) exit 5 ;;  # some of them are not there
+esac
+"""
+
+
+def test_automatic_upgrades_are_stopped_and_what_is_under_way_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, {"bin/systemctl": SYSTEMCTL.format(folder=tmp_path)})
+    (tmp_path / "bin/systemctl").chmod(0o755)
+    result = call(tmp_path, "stop_upgrades", PATH=f"{tmp_path}/bin:{os.environ['PATH']}",
+                  before="mask_upgrades() { echo masked >> calls; }; SYSTEMD=$PWD")
+    assert (result.returncode, result.stderr) == (0, "")
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [line.split()[0] for line in calls] == ["masked", "daemon-reload", "stop", "show", "show", "stop"]
+    assert calls[2].startswith("stop apt-daily.timer apt-daily-upgrade.timer ")
+    assert "apt-daily.service apt-daily-upgrade.service" in calls[3]
+    assert calls[-1] == "stop unattended-upgrades.service"
+
+
 # Paths
 
 
@@ -140,15 +240,41 @@ def cache(tmp_path: Path) -> Path:
 PROJECTS = "openstack/nova\nopenstack/glance\nopenstack/absent\n"
 
 
-@pytest.mark.parametrize(
-    ("branch", "expected"),
-    [("master", ["pbr", "six", "wsme"]), ("stable/x", ["pbr>=1", "wsme"]), ("none", ["pbr", "six", "wsme"])],
-)
-def test_requirements_are_those_of_the_branch_or_else_the_default_one(
-    cache: Path, branch: str, expected: list[str]
+def needs(folder: Path, branch: str, projects: str = PROJECTS) -> dict[str, tuple[bool, str]]:
+    """{project: (whether it has the branch, its requirements.txt)}."""
+    (blob,) = lines(folder, "show_needs", branch, "cache", stdin=projects)
+    return {one.name: (one.has_branch, one.files["requirements.txt"]) for one in pipneeds.unpack(blob)}
+
+
+@pytest.mark.parametrize(("branch", "nova"), [
+    ("master", (True, "pbr\nsix\n")), ("stable/x", (True, "pbr>=1\n")), ("none", (False, "pbr\nsix\n"))])
+def test_what_projects_need_is_that_of_the_branch_or_else_of_the_default_one(
+    cache: Path, branch: str, nova: tuple[bool, str]
 ) -> None:
-    found = lines(cache.parent, "show_requirements", branch, "cache", stdin=PROJECTS)
-    assert [line for line in found if line] == expected
+    assert needs(cache.parent, branch) == {"openstack/nova": nova, "openstack/glance": (False, "wsme")}
+
+
+def test_the_files_that_say_what_a_project_needs_are_shown(tmp_path: Path) -> None:
+    names = ("requirements.txt", "setup.cfg", "pyproject.toml", "setup.py", "tox.ini")
+    files = {name: f"of {name} ö\n" for name in names}
+    repository(tmp_path / "remote", {"master": {**files, "other.txt": "x"}})
+    git(tmp_path, "clone", "--quiet", str(tmp_path / "remote"), "cache/nova")
+    (blob,) = lines(tmp_path, "show_needs", "master", "cache", stdin="openstack/nova\n")
+    assert pipneeds.unpack(blob) == [pipneeds.ProjectFiles("openstack/nova", True, files)]
+
+
+@pytest.mark.parametrize("setting", ["core.fsmonitor", "diff.x.textconv", "filter.x.smudge", "core.sshCommand",
+                                     "remote.origin.uploadpack", "core.pager"])
+def test_nothing_that_a_clone_s_settings_name_is_run(cache: Path, setting: str) -> None:
+    clone = cache / "openstack/nova"
+    git(clone, "config", setting, f"touch '{cache}/ran'; cat")
+    git(clone, "config", "remote.origin.promisor", "true")
+    git(clone, "config", "extensions.partialClone", "origin")
+    write(clone, {".git/info/attributes": "* diff=x filter=x\n"})
+    blob = git(clone, "rev-parse", "origin/stable/x:requirements.txt")
+    (clone / f".git/objects/{blob[:2]}/{blob[2:]}").unlink()
+    call(cache.parent, "show_needs", "stable/x", "cache", stdin="openstack/nova\n")
+    assert not (cache / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -163,13 +289,13 @@ def test_without_the_requirements_project_there_are_no_constraints(tmp_path: Pat
 
 def test_the_work_tree_of_a_clone_does_not_count(cache: Path) -> None:
     commit(cache / "openstack/nova", "master", {"requirements.txt": "mine\n"})
-    assert lines(cache.parent, "show_requirements", "master", "cache", stdin="openstack/nova\n") == ["pbr", "six", ""]
+    assert needs(cache.parent, "master", "openstack/nova\n") == {"openstack/nova": (True, "pbr\nsix\n")}
 
 
 def test_a_folder_that_is_no_clone_is_not_taken_for_the_repository_round_it(tmp_path: Path) -> None:
     outer = repository(tmp_path / "outer", {"master": {"requirements.txt": "outer\n"}})
     write(outer / "cache/openstack/absent", {"x": ""})
-    assert lines(outer, "show_requirements", "master", "cache", stdin="openstack/absent\n") == [""]
+    assert needs(outer, "master", "openstack/absent\n") == {}
 
 
 # Clones

@@ -7,14 +7,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 import nodessh
 from gateconfig import ConfigError, GateError, NodeConfig
-from nodessh import HostKeyError, Login, NotYetError, Outcome, StepError
+from nodessh import HostKeyError, Login, NotYetError, Outcome, StepError, TooSlowError
 from tests.pool import await_that, make_key
 from tests.sshserver import Sshd, free_address
 
@@ -236,6 +236,92 @@ def test_a_private_key_may_be_of_any_kind(sshd: Sshd, tmp_path: Path, kind: str)
         keys.write(Path(f"{file}.pub").read_text())
     with nodessh.session(Login(sshd.host, sshd.port, "root", file)) as session:
         assert works(session)
+
+
+# What OpenSSH would get through
+
+
+@contextmanager
+def slowly(sshd: Sshd, seconds: float) -> Iterator[tuple[str, int]]:
+    """The sshd as one sees it whose first words come late."""
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def greet(connection: socket.socket) -> None:
+        def forward() -> None:
+            time.sleep(seconds)
+            behind = socket.create_connection((sshd.host, sshd.port))
+            threading.Thread(target=pump, args=(connection, behind), daemon=True).start()
+            pump(behind, connection)
+
+        threading.Thread(target=forward, daemon=True).start()
+
+    with listening(greet) as address:
+        yield address
+
+
+def test_a_login_that_is_too_slow_gets_more_time(sshd: Sshd, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodessh, "CONNECT_SECONDS", 1)
+    with slowly(sshd, 4) as (host, port):
+        login = Login(host, port, "root", key)
+        with pytest.raises(TooSlowError, match="no login within 1 s"), nodessh.session(login, 1):
+            pass
+        found = nodessh.wait_for_session([login], time.monotonic() + 40, works)
+        assert found.host_key == sshd.host_key
+
+
+def test_a_single_login_is_given_as_much_time_as_sshd_gives(sshd: Sshd, key: Path) -> None:
+    with slowly(sshd, 12) as (host, port), nodessh.session(Login(host, port, "root", key)) as session:
+        assert works(session)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"), [(TooSlowError("x"), 30), (NotYetError("x"), 10), (StepError("x"), 10)])
+def test_only_what_was_too_slow_gets_more_time(outcome: Exception, expected: float) -> None:
+    assert nodessh.next_patience(10, outcome) == expected
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Path:
+    """A private key with a certificate of an authority beside it, both in one folder."""
+    file = make_key(tmp_path)
+    authority = make_key(tmp_path / "authority")
+    subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "gate", "-n", "root", f"{file}.pub"], check=True)
+    return file
+
+
+@pytest.mark.parametrize("trusted", ["the authority", "the key", "both"])
+def test_a_certificate_is_tried_and_then_the_key_alone(signed: Path, tmp_path: Path, trusted: str) -> None:
+    server = Sshd(tmp_path / "trusting", "" if trusted == "the authority" else Path(f"{signed}.pub").read_text())
+    if trusted != "the key":
+        with (server.root / "config").open("a") as config:
+            config.write(f"TrustedUserCAKeys {tmp_path}/authority/id_ed25519.pub\n")
+    server.start()
+    try:
+        await_that("the sshd", lambda: answers(server.host, server.port))
+        with nodessh.session(Login(server.host, server.port, "root", signed)) as session:
+            assert works(session)
+    finally:
+        server.stop()
+
+
+def test_the_key_is_the_same_with_a_certificate(signed: Path) -> None:
+    nodessh.check_key_pair(signed, Path(f"{signed}.pub").read_text().strip())
+
+
+def test_a_damaged_certificate_leaves_the_key(
+    sshd: Sshd, signed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate = signed.with_name(f"{signed.name}-cert.pub")
+    certificate.write_text("ssh-ed25519-cert-v01@openssh.com AAAA damaged\n")
+    with (sshd.root / "authorized_keys").open("a") as keys:
+        keys.write(Path(f"{signed}.pub").read_text())
+    with nodessh.session(Login(sshd.host, sshd.port, "root", signed)) as session:
+        assert works(session)
+    assert f"{certificate} cannot be used as a certificate" in caplog.text
 
 
 # Steps

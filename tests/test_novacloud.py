@@ -1,6 +1,7 @@
 """One provider as the scripts use it, with the real clients against a cloud on loopback."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import novacloud
 from gateconfig import ConfigError
@@ -23,6 +25,7 @@ from novacloud import (
     CloudConfigError,
     CloudError,
     GoneError,
+    Recipe,
     RefusedError,
     choose_address,
 )
@@ -77,7 +80,7 @@ def base(pocket: Pocket) -> str:
 
 
 def boot(cloud: Cloud, pocket: Pocket, name: str = "n1", metadata: Mapping[str, str] | None = None) -> str:
-    return cloud.create_server(name, base(pocket), "1", metadata or {MACHINE_KEY: "1"})
+    return cloud.create_server(name, Recipe(base(pocket), "1"), metadata or {MACHINE_KEY: "1"})
 
 
 def active(cloud: Cloud, server_id: str) -> novacloud.Server:
@@ -172,7 +175,7 @@ def test_a_floating_ip_is_made_when_the_setting_says_so(
 ) -> None:
     cloud = make_cloud(floating_ips=mode, address=address)
     server = active(cloud, boot(cloud, pocket))
-    found = cloud.reachable_address(with_addresses(server, *shown))
+    found = cloud.network.reachable_address(with_addresses(server, *shown))
     made = [one["address"] for one in pocket.look(CLOUD)["floating_ips"]]
     assert found == (made[0] if expected == "a new one" and made else expected)
     assert len(made) == (expected == "a new one")
@@ -181,11 +184,11 @@ def test_a_floating_ip_is_made_when_the_setting_says_so(
 def test_a_floating_ip_is_not_made_twice_and_carries_our_mark(pocket: Pocket, make_cloud: MakeCloud) -> None:
     cloud = make_cloud(floating_ips="always")
     server = active(cloud, boot(cloud, pocket))
-    address = cloud.reachable_address(server)
-    assert cloud.reachable_address(server) == address
+    address = cloud.network.reachable_address(server)
+    assert cloud.network.reachable_address(server) == address
     (made,) = pocket.look(CLOUD)["floating_ips"]
     assert (made["address"], made["description"]) == (address, f"{POOL_KEY}={POOL} server={server.id}")
-    assert cloud.list_floating_ips() == [novacloud.FloatingIP(made["id"], str(address), server.id)]
+    assert cloud.network.list_ours() == [novacloud.FloatingIP(made["id"], str(address), server.id)]
 
 
 def test_floating_ips_of_others_are_not_ours(pocket: Pocket, cloud: Cloud, make_cloud: MakeCloud) -> None:
@@ -193,15 +196,15 @@ def test_floating_ips_of_others_are_not_ours(pocket: Pocket, cloud: Cloud, make_
     public = network.find_network("public").id
     network.create_ip(floating_network_id=public)
     network.create_ip(floating_network_id=public, description=f"{POOL_KEY}={OTHER_POOL} server={NOBODY}")
-    assert cloud.list_floating_ips() == []
-    assert [ip.server_id for ip in make_cloud(OTHER_POOL).list_floating_ips()] == [NOBODY]
+    assert cloud.network.list_ours() == []
+    assert [ip.server_id for ip in make_cloud(OTHER_POOL).network.list_ours()] == [NOBODY]
 
 
 def test_a_floating_ip_that_is_gone_can_be_deleted(pocket: Pocket, cloud: Cloud) -> None:
     network = client(pocket.clouds_yaml, CLOUD).network
     made = network.create_ip(floating_network_id=network.find_network("public").id)
     for _ in range(2):
-        cloud.delete_floating_ip(made.id)
+        cloud.network.release(novacloud.FloatingIP(made.id, "", ""))
     assert pocket.look(CLOUD)["floating_ips"] == []
 
 
@@ -209,7 +212,7 @@ def test_an_unknown_floating_ip_network_is_named(pocket: Pocket, make_cloud: Mak
     cloud = make_cloud(floating_ips="always", floating_ip_network="inside")
     server = active(cloud, boot(cloud, pocket))
     with pytest.raises(CloudConfigError) as caught:
-        cloud.reachable_address(server)
+        cloud.network.reachable_address(server)
     assert str(caught.value) == "provider one: floating-ip-network: no external network inside"
 
 
@@ -218,7 +221,7 @@ def test_a_used_up_quota_of_floating_ips_is_no_room(pocket: Pocket, make_cloud: 
     server = active(cloud, boot(cloud, pocket))
     pocket.knobs(CLOUD, floating_quota=0)
     with pytest.raises(CapacityError, match=r"provider one: create floating IP: .*Quota exceeded"):
-        cloud.reachable_address(server)
+        cloud.network.reachable_address(server)
 
 
 # Base images and flavors
@@ -265,9 +268,9 @@ def test_a_base_image_that_is_not_there_is_named(pocket: Pocket, cloud: Cloud, n
      (16384, "m1.tiny", "1")],
 )
 def test_the_smallest_flavor_that_is_enough_or_the_named_one(
-    cloud: Cloud, min_ram: int, flavor: str | None, expected: str
+    pocket: Pocket, cloud: Cloud, min_ram: int, flavor: str | None, expected: str
 ) -> None:
-    assert cloud.flavor_id(BaseImage(min_ram=min_ram, flavor=flavor)) == expected
+    assert cloud.recipe(BaseImage(min_ram=min_ram, flavor=flavor), base(pocket)).flavor_id == expected
 
 
 @pytest.mark.parametrize(
@@ -275,10 +278,10 @@ def test_the_smallest_flavor_that_is_enough_or_the_named_one(
     [(16385, None, "with 16385 MB or more (min-ram)"), (0, "m2.tiny", "named m2.tiny")],
 )
 def test_a_flavor_that_is_not_there_is_named_with_those_that_are(
-    cloud: Cloud, min_ram: int, flavor: str | None, wanted: str
+    pocket: Pocket, cloud: Cloud, min_ram: int, flavor: str | None, wanted: str
 ) -> None:
     with pytest.raises(CloudConfigError) as caught:
-        cloud.flavor_id(BaseImage(min_ram=min_ram, flavor=flavor))
+        cloud.recipe(BaseImage(min_ram=min_ram, flavor=flavor), base(pocket))
     there = "m1.large, m1.medium, m1.small, m1.tiny, m1.xlarge"
     assert str(caught.value) == f"provider one: no flavor {wanted}; there are {there}"
 
@@ -320,7 +323,7 @@ def test_what_goes_wrong_is_sorted(
     answer(pocket, "(GET|POST) /servers.*", **script)
     actions: dict[str, Callable[[], object]] = {
         "show server": lambda: cloud.get_server(NOBODY),
-        "create server": lambda: cloud.create_server("n1", image, "1", {}),
+        "create server": lambda: cloud.create_server("n1", Recipe(image, "1"), {}),
         "list servers": cloud.list_servers,
     }
     with pytest.raises(error) as caught:
@@ -378,7 +381,7 @@ def test_a_create_whose_answer_is_lost_is_not_known_and_found_by_its_marks(pocke
     image = base(pocket)
     answer(pocket, "POST /servers", kind="after", then="close", times=1)
     with pytest.raises(CloudError) as caught:
-        cloud.create_server("n1", image, "1", {MACHINE_KEY: "7"})
+        cloud.create_server("n1", Recipe(image, "1"), {MACHINE_KEY: "7"})
     assert type(caught.value) is CloudError
     assert [(server.name, server.machine_id) for server in cloud.list_servers()] == [("n1", 7)]
 
@@ -415,7 +418,7 @@ def test_a_rate_limit_holds_back_the_other_threads_too(pocket: Pocket, cloud: Cl
         listed = other.submit(cloud.list_servers)
         await_that("the refusal", lambda: calls(pocket).get("GET /servers/detail"))
         threading.Event().wait(0.2)
-        cloud.flavor_id(BaseImage(min_ram=0))
+        cloud.recipe(BaseImage(min_ram=0), base(pocket))
         listed.result(10)
     times = {entry["path"]: entry["time"] for entry in reversed(pocket.look(CLOUD)["requests"])}
     assert times["/flavors/detail"] - times["/servers/detail"] >= 1
@@ -448,8 +451,8 @@ def test_calls_per_second_is_kept(pocket: Pocket, make_cloud: MakeCloud, threads
 def test_a_server_is_made_with_our_marks_and_what_the_provider_says(pocket: Pocket, make_cloud: MakeCloud) -> None:
     cloud = make_cloud(networks=["private"], security_groups=["default"])
     cloud.create_keypair("key", KEY)
-    server_id = cloud.create_server("n1", base(pocket), "2", {MACHINE_KEY: "7"}, key_name="key", zone="nova",
-                                    user_data="#!/bin/sh\n")
+    server_id = cloud.create_server("n1", Recipe(base(pocket), "2", "#!/bin/sh\n"), {MACHINE_KEY: "7"},
+                                    key_name="key", zone="nova")
     shown = client(pocket.clouds_yaml, CLOUD).compute.get_server(server_id)
     marks = {POOL_KEY: POOL, PROVIDER_KEY: "one", MACHINE_KEY: "7"}
     assert (shown.name, shown.metadata, shown.key_name) == ("n1", marks, "key")
@@ -465,6 +468,14 @@ def test_an_unknown_network_is_named_and_nothing_is_made(pocket: Pocket, make_cl
         boot(cloud, pocket)
     assert str(caught.value) == "provider one: networks: there is no network lost"
     assert pocket.look(CLOUD)["servers"] == []
+
+
+def test_two_networks_of_one_name_are_both_attached_by_their_ids(pocket: Pocket, make_cloud: MakeCloud) -> None:
+    pocket.knobs(CLOUD, second_network="private")
+    networks = client(pocket.clouds_yaml, CLOUD).network.networks()
+    found = [network.id for network in networks if network.name == "private"]
+    assert len(found) == 2
+    assert make_cloud(networks=found).network.attached() == found
 
 
 def test_only_what_carries_our_pool_and_provider_is_listed(
@@ -491,7 +502,7 @@ def test_a_row_number_that_is_none_is_no_row(pocket: Pocket, cloud: Cloud, text:
 def test_more_than_a_thousand_servers_are_listed_completely(pocket: Pocket, cloud: Cloud) -> None:
     image, count = base(pocket), 1030
     with ThreadPoolExecutor(4) as workers:
-        tasks = [workers.submit(cloud.create_server, f"n{number}", image, "1", {MACHINE_KEY: str(number)})
+        tasks = [workers.submit(cloud.create_server, f"n{number}", Recipe(image, "1"), {MACHINE_KEY: str(number)})
                  for number in range(count)]
         made = {task.result(): number for number, task in enumerate(tasks)}
     pocket.reset_calls(CLOUD)
@@ -565,3 +576,195 @@ def test_user_data_is_read_and_a_missing_file_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ConfigError, match=f"user-data: {file} cannot be read"):
         novacloud.read_user_data(BaseImage(user_data=str(file)))
+
+
+# Pages
+
+
+SERVER = {"id": "a", "name": "n", "status": "ACTIVE", "metadata": {POOL_KEY: POOL, PROVIDER_KEY: "one"}}
+
+
+def page(*ids: str, following: str = "", key: str = "servers") -> dict[str, Any]:
+    """A page of a list of Nova's, with a link to the next."""
+    links = [{"rel": "next", "href": f"http://cloud.example.org/{key}/detail?{following}"}] if following else []
+    return {key: [{**SERVER, "id": one} for one in ids], f"{key}_links": links}
+
+
+@pytest.mark.parametrize("pages", [
+    [page("a", following="limit=1000")],
+    [page("a", following="marker=a"), page("b", following="marker=a")],
+    [page("a", following="marker=a"), page("a", following="marker=b")],
+    [page(following="limit=1000")],
+], ids=["the same link", "a link again", "the same servers", "empty"])
+def test_a_page_that_comes_again_ends_the_list_with_an_error(
+    pocket: Pocket, cloud: Cloud, pages: list[dict[str, Any]]
+) -> None:
+    scripts = [{"match": "GET /servers/detail", "status": 200, "body": body, "times": 1} for body in pages[:-1]]
+    pocket.knobs(CLOUD, answers=[*scripts, {"match": "GET /servers/detail", "status": 200, "body": pages[-1]}])
+    with pytest.raises(CloudError, match="list servers: the cloud sends the same page again"):
+        cloud.list_servers()
+    assert calls(pocket)["GET /servers/detail"] <= 3
+
+
+def test_a_list_is_made_anew_when_the_last_server_of_a_page_is_deleted_meanwhile(pocket: Pocket, cloud: Cloud) -> None:
+    server_id = boot(cloud, pocket)
+    for first in (page("a", following="marker=gone"), page(following="marker=gone")):
+        answer(pocket, "GET /servers/detail", status=200, body=first, times=1)
+        assert [server.id for server in cloud.list_servers()] == [server_id]
+
+
+def test_a_list_that_never_gets_beyond_its_first_page_is_an_error(pocket: Pocket, cloud: Cloud) -> None:
+    pages = [{"match": "GET /servers/detail", "status": status, "body": body, "times": 1}
+             for _ in range(4) for status, body in ((200, page("a", following="marker=gone")), (400, None))]
+    pocket.knobs(CLOUD, answers=pages)
+    with pytest.raises(CloudError, match="times in a row"):
+        cloud.list_servers()
+
+
+def test_flavors_beyond_the_first_page_are_seen(pocket: Pocket, cloud: Cloud) -> None:
+    first = {"flavors": [{"id": "1", "name": "m1.tiny", "ram": 512, "disk": 1, "vcpus": 1}],
+             "flavors_links": [{"rel": "next", "href": "http://cloud.example.org/flavors/detail?limit=1&marker=1"}]}
+    answer(pocket, "GET /flavors/detail", status=200, body=first, times=1)
+    assert cloud.recipe(BaseImage(min_ram=8192), base(pocket)).flavor_id == "4"
+
+
+def test_images_that_come_again_and_again_end_the_list(pocket: Pocket, cloud: Cloud) -> None:
+    image = {"id": NOBODY, "name": "x", "status": "active", "created_at": "2026-01-01T00:00:00Z"}
+    answer(pocket, "GET /images", service="image", status=200, body={"images": [image], "next": "/v2/images?marker=x"})
+    with pytest.raises(CloudError, match="list images: the cloud sends the same page again"):
+        cloud.list_snapshots()
+
+
+# What is gone, and names
+
+
+@pytest.mark.parametrize("status", ["DELETED", "SOFT_DELETED"])
+def test_a_server_that_is_shown_as_deleted_is_gone(pocket: Pocket, cloud: Cloud, status: str) -> None:
+    answer(pocket, "GET /servers/.*", status=200, body={"server": {**SERVER, "status": status}}, times=1)
+    with pytest.raises(GoneError, match=f"a is {status}"):
+        cloud.get_server("a")
+    body = {"servers": [{**SERVER, "status": status}]}
+    answer(pocket, "GET /servers/detail", status=200, body=body, times=1)
+    assert cloud.list_servers() == []
+
+
+@pytest.mark.parametrize("name", ["Debian 12: minimal", "a,b", 'the "best": one', "eq:x", "in:x"])
+def test_a_base_image_is_found_whatever_its_name(pocket: Pocket, cloud: Cloud, name: str) -> None:
+    image = client(pocket.clouds_yaml, CLOUD).image.create_image(
+        name, data=b"x", disk_format="raw", container_format="bare", wait=True, allow_duplicates=True)
+    assert cloud.find_base_image(name) == image.id
+    with pytest.raises(CloudConfigError, match="no active image"):
+        cloud.find_base_image(f"{name}:")
+
+
+def test_a_fault_text_is_one_short_line(pocket: Pocket, cloud: Cloud) -> None:
+    fault = {"message": "line one\r\n\x1b[31m\udce9chec " + "x" * 20_000}
+    answer(pocket, "GET /servers/.*", status=200, body={"server": {**SERVER, "status": "ERROR", "fault": fault}})
+    text = cloud.get_server("a").fault
+    assert text.startswith("line one ?[31m?chec xxx")
+    assert len(text.encode()) == 1000
+
+
+def test_the_clock_of_the_cloud_is_known(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cloud.clock_ahead is not None
+    assert abs(cloud.clock_ahead) < 5
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+    cloud.list_servers()
+    assert abs(cloud.clock_ahead - 86_400) < 5
+
+
+# clouds.yaml
+
+
+def entry_with(pocket: Pocket, folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> None:
+    """Have the cloud's entry of clouds.yaml with these keys, without those that are None."""
+    clouds = yaml.safe_load(pocket.clouds_yaml.read_text())
+    entry = {**clouds["clouds"][CLOUD], **keys}
+    clouds["clouds"][CLOUD] = {key: value for key, value in entry.items() if value is not None}
+    file = folder / "clouds.yaml"
+    file.write_text(yaml.safe_dump(clouds))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(file))
+
+
+def test_the_endpoint_that_clouds_yaml_sets_for_compute_is_used(
+    pocket: Pocket, make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as override:
+        port = override.getsockname()[1]
+        entry_with(pocket, tmp_path, monkeypatch, compute_endpoint_override=f"http://127.0.0.1:{port}/v2.1")
+        with ThreadPoolExecutor(1) as workers:
+            listing = workers.submit(make_cloud().list_servers)
+            connection, _ = override.accept()
+            with connection:
+                asked = connection.recv(65536).split(b"\r\n")[0]
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n" + b'{"servers": []}')
+            assert listing.result() == []
+    assert asked == b"GET /v2.1/servers/detail?limit=1000 HTTP/1.1"
+    assert "GET /servers/detail" not in calls(pocket)
+
+
+@pytest.mark.parametrize(("keys", "seconds"), [({}, 60), ({"api_timeout": 180}, 180), ({"api_timeout": "2.5"}, 2.5)])
+def test_api_timeout_of_clouds_yaml_is_obeyed(
+    pocket: Pocket, make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any],
+    seconds: float,
+) -> None:
+    entry_with(pocket, tmp_path, monkeypatch, **keys)
+    assert make_cloud().connection.session.timeout == seconds
+
+
+def test_a_call_ends_at_the_api_timeout(
+    pocket: Pocket, make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry_with(pocket, tmp_path, monkeypatch, api_timeout=1)
+    cloud = make_cloud()
+    answer(pocket, "GET /servers/detail", kind="hang")
+    began = time.monotonic()
+    with pytest.raises(CloudError, match="timed out"):
+        cloud.list_servers()
+    assert time.monotonic() - began < 20
+
+
+URL = "http://127.0.0.1:1/v3"
+AUTH = {"auth_url": "http://127.0.0.1:1/v3", "username": "u", "password": "p", "project_name": "q"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        ({}, CloudConfigError, "entry x is empty; expected auth with auth_url, user, password and project"),
+        (None, CloudConfigError, "entry x is empty; expected auth with auth_url, user, password and project"),
+        ("text", CloudConfigError, "entry x: expected a mapping with auth, itself a mapping"),
+        ({"auth": None}, CloudConfigError, "entry x: auth is empty; expected auth_url, user, password and project"),
+        ({"auth": {"auth_url": URL, "application_credential_id": "a", "application_credential_secret": "b"}},
+         CloudConfigError, "entry x: auth: application_credential_id does not go with the auth_type, which is password "
+                           "by default; set auth_type: v3applicationcredential"),
+        ({"auth": {"auth_url": URL, "token": "a"}}, CloudConfigError,
+         "entry x: auth: token does not go with the auth_type, which is password by default; set auth_type: v3token"),
+        ({"profile": "nobody", "auth": {"username": "u", "password": "p", "project_name": "q"}}, CloudConfigError,
+         "entry x: Auth plugin requires parameters which were not given: auth_url; the client knows no profile nobody"),
+        ({"profile": "http://127.0.0.1:1", "auth": AUTH}, CloudError,
+         "entry x: profile http://127.0.0.1:1 cannot be fetched now: "),
+        ({"auth": AUTH, "api_timeout": "long"}, CloudConfigError, "entry x: api_timeout: expected seconds, got 'long'"),
+        ({"auth": AUTH, "api_timeout": 0}, CloudConfigError, "entry x: api_timeout: expected seconds above 0, got 0"),
+    ],
+)
+def test_what_is_wrong_with_an_entry_is_told(
+    make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: Any, error: type[Exception],
+    message: str,
+) -> None:
+    file = tmp_path / "clouds.yaml"
+    file.write_text(yaml.safe_dump({"clouds": {"x": entry}}))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(file))
+    with pytest.raises(error) as caught:
+        make_cloud(cloud="x")
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(f"provider one: clouds.yaml: {message}")
+
+
+def test_a_region_that_has_no_compute_is_named_though_clouds_yaml_names_it(
+    pocket: Pocket, make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry_with(pocket, tmp_path, monkeypatch, region_name="Nowhere")
+    with pytest.raises(CloudConfigError, match="has no compute service in region Nowhere"):
+        make_cloud()

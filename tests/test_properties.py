@@ -362,14 +362,15 @@ def test_the_start_and_the_end_of_a_build_are_written_down_whatever_its_environm
 
 # Which code
 
-BRANCHES = ("master", "stable/essex", "stable/essex-2", "stable/e", "essex", "feature/a-b", "feature/a",
-            "feature/c/d.e", "master-2", "stable-essex", "a/stable/essex")
+BRANCHES = ("master", "stable/essex", "unmaintained/essex", "stable/essex-2", "stable/e", "essex", "feature/a-b",
+            "feature/a", "feature/c/d.e", "master-2", "stable-essex", "a/stable/essex", "unmaintained/e-eol")
 ZUUL_IDS = ("Zab", "Zabc", "ab", "Z-1")  # of which some are parts of others
 REFS = sorted({*(f"refs/heads/{branch}" for branch in BRANCHES),
                *(f"refs/zuul/{branch}/{ident}" for branch in BRANCHES for ident in ZUUL_IDS),
                *(f"refs/tags/{tag}" for tag in ("essex-eol", "e-eol", "essex-2-eol", "stable/essex-eol", "essex",
                                                 "master", "stable/essex", "essex-eol-2", "master-eol",
-                                                "stable-essex-eol", "a/stable/essex-eol"))})
+                                                "stable-essex-eol", "a/stable/essex-eol", "essex-eom", "essex-last",
+                                                "e-last", "essex-em", "unmaintained/essex", "last"))})
 
 
 @st.composite
@@ -377,20 +378,26 @@ def questions(draw: st.DrawFn) -> tuple[list[str], str, str]:
     """Refs, a branch that is asked for, and the last part of ZUUL_REF; mostly refs that have to do with the branch."""
     branch = draw(st.sampled_from(BRANCHES))
     ident = draw(st.sampled_from(["", "Zab", "Zab", "Z-1"]))
-    alike = [ref for ref in REFS if branch in ref or branch.removeprefix("stable/") in ref or "/master/Zab" in ref]
+    series = branch.removeprefix("stable/").removeprefix("unmaintained/")
+    alike = [ref for ref in REFS if branch in ref or series in ref or "/master/Zab" in ref]
     return draw(st.lists(st.sampled_from(alike) | st.sampled_from(REFS), max_size=7, unique=True)), branch, ident
 
 
 def to_test(refs: Sequence[str], branch: str, ident: str) -> str | None:
     """The order in which a project's code is chosen, as README.md tells it."""
-    if ident and f"refs/zuul/{branch}/{ident}" in refs:
-        return f"refs/zuul/{branch}/{ident}"
-    if f"refs/heads/{branch}" in refs:
-        return f"refs/heads/{branch}"
+    kind, _, series = branch.partition("/")
+    other = {"stable": "unmaintained", "unmaintained": "stable"}.get(kind)
+    for name in (branch, f"{other}/{series}" if other else branch):
+        if ident and f"refs/zuul/{name}/{ident}" in refs:
+            return f"refs/zuul/{name}/{ident}"
+        if f"refs/heads/{name}" in refs:
+            return f"refs/heads/{name}"
     if ident and f"refs/zuul/master/{ident}" in refs:
         return f"refs/zuul/master/{ident}"
-    if branch.startswith("stable/") and f"refs/tags/{branch.removeprefix('stable/')}-eol" in refs:
-        return f"refs/tags/{branch.removeprefix('stable/')}-eol"
+    if other:
+        for end in ("eol", "eom", "last"):
+            if f"refs/tags/{series}-{end}" in refs:
+                return f"refs/tags/{series}-{end}"
     return "refs/heads/master" if "refs/heads/master" in refs else None
 
 
@@ -473,11 +480,13 @@ def test_a_tree_holds_the_code_of_that_ref_of_a_real_repository(
     chosen = to_test(refs, branch, ident)
     if chosen is None:
         assert result.returncode == 3
-        assert f"there is neither a branch {branch} nor a branch master" in result.stderr
+        words = "no branch master" if branch == "master" else f"neither a branch {branch} nor a branch master"
+        assert f"there is {words} at " in result.stderr
     else:
         assert result.returncode == 0, result.stderr
-        assert result.stdout.split()[0] == "a/b"
-        assert result.stdout.split()[-1] == chosen
+        own = chosen in (f"refs/heads/{branch}", f"refs/zuul/{branch}/{ident}")
+        assert result.stdout.startswith("a/b ")
+        assert result.stdout.endswith(f" {chosen}\n" if own else f" {chosen} (no branch {branch})\n")
 
 
 CHANGES = st.lists(st.tuples(st.sampled_from(["a/b", "a/bc", "b"]), st.sampled_from(BRANCHES),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import devstackfiles
 import gateconfig
+import pipneeds
 import providersfile
 import vmdatabase
 from gateconfig import ConfigError
@@ -377,7 +378,7 @@ def in_order(requirements: list[str]) -> list[str]:
 @given(REQUIREMENTS | st.text() | st.text(string.printable))
 @settings(repeatable, max_examples=200)
 def test_requirements_are_lines_of_the_file_without_comments_options_and_links(text: str) -> None:
-    found = devstackfiles.parse_requirements(text)
+    found = pipneeds.parse_requirements(text)
 
     for requirement in found:
         assert any(line.strip().startswith(requirement) for line in text.splitlines())
@@ -385,23 +386,23 @@ def test_requirements_are_lines_of_the_file_without_comments_options_and_links(t
         assert requirement[0] not in "-#./"
         assert " #" not in requirement
         assert "://" not in requirement.partition(";")[0]
-    assert devstackfiles.parse_requirements("\n".join(found)) == found
+    assert pipneeds.parse_requirements("\n".join(found)) == found
 
 
 @given(REQUIREMENTS, CONSTRAINTS)
 @settings(repeatable, max_examples=200)
 def test_pinned_requirements_are_in_order_each_once_and_whatever_has_a_constraint_has_its_version(
         requirements: str, constraints: str) -> None:
-    found = devstackfiles.pinned(requirements, constraints)
+    found = pipneeds.pinned(pipneeds.parse_requirements(requirements), constraints)
 
     assert found == in_order(found)
     pins: dict[str, list[str]] = {}
-    for pin in devstackfiles.parse_requirements(constraints):
+    for pin in pipneeds.parse_requirements(constraints):
         pins.setdefault(project_of(pin), []).append(pin.partition(";")[0].strip())
     for requirement in found:
         versions = pins.get(project_of(requirement))
         assert versions is None or requirement.partition(";")[0] in versions
-    wanted = devstackfiles.parse_requirements(requirements) if pins else []
+    wanted = pipneeds.parse_requirements(requirements) if pins else []
     assert {project_of(one) for one in found} == {project_of(one) for one in wanted}
 
 
@@ -419,7 +420,7 @@ def test_pips_are_in_order_each_once_and_none_where_devstack_has_no_such_folder(
         found = devstackfiles.pips_of(write(Path(tree), files))
 
     listed = [one for file, text in files.items() if "more" not in file
-              for one in devstackfiles.parse_requirements(text)]
+              for one in pipneeds.parse_requirements(text)]
     assert found == (in_order(listed) if files else None)
 
 
@@ -435,8 +436,8 @@ PRINTED = st.lists(
 @settings(repeatable, max_examples=20)
 def test_images_are_the_urls_that_devstack_prints_in_order_each_once(text: str, distribution: str) -> None:
     with tempfile.TemporaryDirectory() as name:
-        tree = write(Path(name), {"tools/image_list.sh": "cat list\n", "list": text})
-        found = devstackfiles.image_urls(tree, distribution)
+        tree = write(Path(name), {"tools/image_list.sh": "cat list\n", "list": text, "stackrc": ""})
+        found = devstackfiles.image_urls(devstackfiles.Checkout(tree).archive("master"), distribution)
 
     assert found == sorted(set(found))
     assert all(re.fullmatch(r"(http|https|ftp)://[^\s,]+", url) for url in found)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateconfig import ConfigError
-from providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file
+from providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file, warnings_of
 
 PROVIDER = {"name": "one", "cloud": "pocket", "max-servers": 10}
 IMAGE = {"name": "noble", "image": "Ubuntu 24.04", "min-ready": 2}
@@ -21,7 +21,8 @@ PROVIDER_DEFAULTS: dict[str, Any] = {
     "availability-zones": [], "images": [],
 }
 IMAGE_DEFAULTS: dict[str, Any] = {
-    "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None,
+    "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None, "config-drive": False,
+    "boot-from-volume": False, "volume-size": None, "template": None, "ready-script": None,
 }
 
 
@@ -68,6 +69,7 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
     [
         ("name", "a", "a"),
         ("name", "rax-ord-2", "rax-ord-2"),
+        ("name", "Local_01.eu", "Local_01.eu"),
         ("cloud", "'123'", "123"),
         ("region", "ORD", "ORD"),
         ("region", "null", None),
@@ -105,6 +107,9 @@ def test_a_key_of_a_provider_takes(tmp_path: Path, key: str, text: str, value: o
         ("image", "Ubuntu 24.04", "Ubuntu 24.04"),
         ("min-ready", "0", 0),
         ("min-ram", "8192", 8192),
+        ("name", "ubuntu-noble-32GB", "ubuntu-noble-32GB"),
+        ("config-drive", "true", True),
+        ("boot-from-volume", "true", True),
         ("flavor", "m1.large", "m1.large"),
         ("flavor", "null", None),
         ("username", "ubuntu", "ubuntu"),
@@ -165,19 +170,102 @@ def test_merge_keys_and_aliases_save_repetition(tmp_path: Path) -> None:
     assert load(tmp_path, MERGED) == [one, one | {"name": "two", "max-servers": 5}]
 
 
+def two_images(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """A file with two images, noble in line 5 and large below it."""
+    images = [{"name": "noble", "min-ready": 1, **first}, {"name": "large", "min-ready": 1, **second}]
+    return yaml.safe_dump({"providers": [{"cloud": "pocket", "images": images, "max-servers": 10, "name": "one"}]})
+
+
+def test_an_image_with_a_template_is_made_of_the_same_base_image(tmp_path: Path) -> None:
+    (provider,) = load(tmp_path, two_images({"image": "Ubuntu 24.04"}, {"template": "noble", "min-ram": 8192}))
+    assert [(image["image"], image["template"]) for image in provider["images"]] == [
+        ("Ubuntu 24.04", None), ("Ubuntu 24.04", "noble")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"image": "x"}, {}, "image is missing; expected name or id of a base image of the provider"),
+        ({"image": "x"}, {"template": "nobel"},
+         "template: expected the name of another image of this provider, got nobel; did you mean noble?"),
+        ({"image": "x"}, {"image": "x", "template": "large"},
+         "template: expected the name of another image of this provider, got large; known are noble"),
+        ({"image": "x"}, {"image": "x", "volume-size": 20},
+         "volume-size: has no effect without boot-from-volume: true"),
+        ({"image": "x", "boot-from-volume": True}, {"template": "noble"},
+         "boot-from-volume: expected true, as for its template noble"),
+    ],
+)
+def test_keys_of_images_that_do_not_go_together_are_refused(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], message: str
+) -> None:
+    said = refusal(tmp_path, two_images(first, second))
+    assert said.split(": ", 1)[1] == f"provider one: image large: {message}"
+
+
+def test_a_template_of_a_template_is_refused(tmp_path: Path) -> None:
+    images = [{"name": "a", "image": "x", "min-ready": 1}, {"name": "b", "template": "a", "min-ready": 1},
+              {"name": "c", "template": "b", "min-ready": 1}]
+    said = refusal(tmp_path, yaml.safe_dump({"providers": [PROVIDER | {"images": images}]}))
+    assert said.endswith("image c: template: b has a template itself; name a")
+
+
+def test_a_ready_script_is_looked_for_beside_the_providers_file(tmp_path: Path) -> None:
+    assert refusal(tmp_path, image_with(ready_script="none.sh")).endswith(
+        f"ready-script: there is no file {tmp_path}/none.sh")
+    (tmp_path / "ready.sh").write_text("#!/bin/sh\n")
+    (provider,) = load(tmp_path, image_with(ready_script="ready.sh"))
+    assert provider["images"][0]["ready-script"] == str(tmp_path / "ready.sh")
+
+
+def test_a_byte_order_mark_plays_no_part(tmp_path: Path) -> None:
+    file = tmp_path / "providers.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + provider_with().encode())
+    assert load_providers_file(file) == [PROVIDER_DEFAULTS | PROVIDER]
+
+
+@pytest.mark.parametrize(
+    ("provider", "image", "warning"),
+    [
+        ({"max-servers": 1}, {}, "min-ready adds up to 2, but max-servers is 1: the pool can never be full"),
+        ({"max-servers": 2}, {}, "min-ready adds up to max-servers (2): while the pool is full there is no room for a "
+                                 "template server, and no image can be built; expected max-servers of 3 or more"),
+        ({"max-servers": 3}, {}, None),
+        ({"floating-ips": "always", "address": "public-v6"}, {},
+         "address: public-v6 with floating-ips: always can never work: floating IPs are IPv4 addresses"),
+        ({"floating-ips": "always", "address": "private-v4"}, {},
+         "address: private-v4 has no effect with floating-ips: always"),
+        ({"floating-ips": "never", "floating-ip-network": "public"}, {},
+         "floating-ip-network has no effect with floating-ips: never"),
+        ({}, {"flavor": "m1.large", "min-ram": 512}, "image noble: min-ram has no effect beside flavor"),
+        ({}, {"boot-from-volume": True}, "image noble: boot-from-volume without volume-size: volumes are as large as "
+                                         "the image asks for (min_disk), which may be 1 GB"),
+        ({}, {"boot-from-volume": True, "volume-size": 20}, None),
+    ],
+)
+def test_what_cannot_work_or_has_no_effect_is_warned_of(
+    tmp_path: Path, provider: dict[str, Any], image: dict[str, Any], warning: str | None
+) -> None:
+    text = yaml.safe_dump({"providers": [PROVIDER | provider | {"images": [IMAGE | image]}]})
+    assert warnings_of(load(tmp_path, text)[0]) == ([warning] if warning else [])
+
+
 # What is wrong
 
 
 @pytest.mark.parametrize(
     ("key", "text", "expected", "got"),
     [
-        ("name", "Rax", "a name of a-z, 0-9 and -, not all", "'Rax'"),
-        ("name", "-rax", "a name of a-z, 0-9 and -, not all", "'-rax'"),
-        ("name", "a_b", "a name of a-z, 0-9 and -, not all", "'a_b'"),
-        ("name", "''", "a name of a-z, 0-9 and -, not all", "''"),
-        ("name", '"a\\n"', "a name of a-z, 0-9 and -, not all", "'a\\n'"),
-        ("name", "12", "a name of a-z, 0-9 and -, not all", "12"),
-        ("name", "null", "a name of a-z, 0-9 and -, not all", "None"),
+        ("name", "all", "a name of letters, digits, ., _ and -, not all", "'all'"),
+        ("name", "-rax", "a name of letters, digits, ., _ and -, not all", "'-rax'"),
+        ("name", "rax_", "a name of letters, digits, ., _ and -, not all", "'rax_'"),
+        ("name", "a b", "a name of letters, digits, ., _ and -, not all", "'a b'"),
+        ("name", "../a", "a name of letters, digits, ., _ and -, not all", "'../a'"),
+        ("name", "é", "a name of letters, digits, ., _ and -, not all", "'é'"),
+        ("name", "''", "a name of letters, digits, ., _ and -, not all", "''"),
+        ("name", '"a\\n"', "a name of letters, digits, ., _ and -, not all", "'a\\n'"),
+        ("name", "12", "a name of letters, digits, ., _ and -, not all", "12"),
+        ("name", "null", "a name of letters, digits, ., _ and -, not all", "None"),
         ("cloud", "7", "the name of an entry of clouds.yaml", "7"),
         ("cloud", "' '", "the name of an entry of clouds.yaml", "' '"),
         ("cloud", "null", "the name of an entry of clouds.yaml", "None"),
@@ -249,7 +337,8 @@ def test_a_key_of_an_image_refuses(tmp_path: Path, key: str, text: str, expected
         ("provider: []\n", ":1: unknown key provider; did you mean providers?"),
         ("providers: []\nproviders: []\n", ":2: key providers is given twice"),
         ("providers:\n  - one\n", f":2: provider: expected a mapping with {', '.join(PROVIDER_KEYS)}"),
-        ("providers:\n  - cloud: a\n", ":2: provider ?: name is missing; expected a name of a-z, 0-9 and -, not all"),
+        ("providers:\n  - cloud: a\n",
+         ":2: provider ?: name is missing; expected a name of letters, digits, ., _ and -, not all"),
         (provider_with(max_server="1"), ":5: provider: unknown key max-server; did you mean max-servers?"),
         (provider_with(max_servers="1", xyzzy="1"),
          f":5: provider: unknown key xyzzy; known are {', '.join(PROVIDER_KEYS)}"),
@@ -333,7 +422,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
 
 # Whatever is written
 
-NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True).filter(lambda name: name != "all")
+NAMES = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True).filter(
+    lambda name: name != "all")
 TEXTS = st.text(string.ascii_letters + string.digits + string.punctuation + " äß€", min_size=1).filter(str.strip)
 TEXT_LISTS = st.lists(TEXTS, max_size=3)
 COUNTS = st.integers(0, 10_000)
@@ -346,7 +436,7 @@ PROVIDER_VALUES = {
 }
 IMAGE_VALUES = {
     "name": NAMES, "image": TEXTS, "min-ready": COUNTS, "min-ram": COUNTS, "flavor": TEXTS, "username": TEXTS,
-    "max-ready-age": st.integers(1, 10_000),
+    "max-ready-age": st.integers(1, 10_000), "config-drive": st.booleans(), "boot-from-volume": st.booleans(),
 }
 
 

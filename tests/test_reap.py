@@ -1517,3 +1517,42 @@ def test_a_stuck_delete_is_reported_with_its_age_from_the_first_attempt(slow: Sl
     slow.pool.knobs(delete_ignored=False)
     slow.pool.run(REAP, "one", expect=0)
     assert [name for name in slow.pool.machines() if "-one-" in name] == []
+
+
+# --- a clock that jumps ---
+
+
+def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_failed_build(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=0)]))
+    failed = pool.add_machine("USED", age=HOUR)
+    held = pool.add_machine("HOLD", age=60, hold_until=int(time.time()) + 40 * HOUR)
+    young = pool.boot("devstack-noble-one-99", pool.marks(machine=99))
+    ahead = pool.folder / "ahead"
+    ahead.mkdir()
+    (ahead / "sitecustomize.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() + 172800\n")
+
+    result = pool.run(REAP, "one", expect=1, PYTHONPATH=str(ahead))
+
+    assert pool.machines() == {failed: "USED", held: "HOLD"}
+    assert young in [server["id"] for server in pool.servers()]
+    assert "the clock of this host is 2880 min ahead of the cloud's; ages are counted without that" in result.stderr
+
+
+@pytest.mark.parametrize(("status", "left"), [("available", False), ("error", False), ("in-use", True),
+                                              ("attaching", True), ("creating", True), ("deleting", True)])
+def test_a_volume_that_a_server_may_have_is_no_leak(status: str, left: bool) -> None:
+    volume = novacloud.Volume("v", "n", status, {}, 7, None)
+    assert (reap.leaked_volumes([volume], {}, set()) == []) is left
+
+
+@pytest.mark.parametrize(("state", "left"), [("BUILDING", True), ("HOLD", True), ("READY", False), ("USED", False),
+                                             ("ERROR", False), ("DELETE", False), (None, False)])
+def test_the_volume_of_a_machine_that_boots_is_no_leak(state: str | None, left: bool) -> None:
+    volume = novacloud.Volume("v", "n", "available", {}, 7, None)
+    assert (reap.leaked_volumes([volume], {7: state} if state else {}, set()) == []) is left
+
+
+@pytest.mark.parametrize(("snapshots", "left"), [({3}, True), (set(), False)])
+def test_the_volume_that_a_snapshot_was_made_of_stays_with_it(snapshots: set[int], left: bool) -> None:
+    volume = novacloud.Volume("v", "n", "available", {}, None, 3)
+    assert (reap.leaked_volumes([volume], {}, snapshots) == []) is left

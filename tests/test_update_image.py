@@ -313,7 +313,7 @@ def test_a_build_that_is_stopped_cleans_up_behind_itself(quick: Pool) -> None:
     quick.knobs("pocket-b", snapshot_seconds=30)
     run = quick.start(UPDATE, "one")
     await_that("the snapshot to be under way", lambda: quick.sql(
-        "SELECT * FROM snapshot_image WHERE external_id IS NOT NULL"), 20)
+        "SELECT * FROM snapshot_image WHERE external_id IS NOT NULL"), 90)
 
     run.terminate()
 

@@ -480,3 +480,85 @@ def test_a_tag_is_not_taken_for_a_branch(new: Site) -> None:
     for _ in range(2):
         new.run()
     assert new.equals(new.remote)
+
+
+# What others could have put there
+
+
+def planted(folder: Path, text: str) -> str:
+    """A command that leaves a mark if it is run."""
+    return str(write(folder, {"planted": f"#!/bin/sh\ntouch '{folder}/ran'\n{text}\n"}) / "planted")
+
+
+@pytest.mark.parametrize("line", [
+    "fsmonitor = {planted}", "hooksPath = {folder}", "sshCommand = {planted}", "gitProxy = {planted}",
+    "worktree = {folder}", "attributesFile = {folder}/attributes"])
+def test_nothing_that_a_checkout_s_settings_name_is_run(site: Site, line: str) -> None:
+    folder = site.folder / "planted-things"
+    script = planted(folder, "cat")
+    for name in ("planted", "post-checkout", "reference-transaction", "post-index-change"):
+        program(folder / name, f"#!/bin/sh\ntouch '{folder}/ran'\ncat\n")
+    write(folder, {"attributes": "* filter=planted\n"})
+    with (site.checkout / ".git/config").open("a") as config:
+        config.write(f"[core]\n\t{line.format(planted=script, folder=folder)}\n"
+                     f"[filter \"planted\"]\n\tsmudge = {script}\n\tclean = {script}\n"
+                     f"[credential]\n\thelper = {script}\n"
+                     f"[remote \"origin\"]\n\tuploadpack = {script}\n")
+    for name in ("post-checkout", "reference-transaction", "post-index-change"):
+        (site.checkout / ".git/hooks").mkdir(exist_ok=True)
+        program(site.checkout / f".git/hooks/{name}", f"#!/bin/sh\ntouch '{folder}/ran'\n")
+    write(site.checkout, {".git/info/attributes": "* filter=planted\n"})
+    commit(site.remote, "master", {"stackrc": "two", ".gitattributes": "* filter=planted\n"})
+
+    site.run()
+
+    assert site.equals(site.remote)
+    assert not (folder / "ran").exists()
+
+
+def test_hooks_of_the_account_s_template_are_not_run(new: Site) -> None:
+    hook = write(new.folder / "template", {"hooks/post-checkout": f"#!/bin/sh\ntouch '{new.folder}/ran'\n"})
+    (hook / "hooks/post-checkout").chmod(0o755)
+    git(new.folder, "config", "--file", str(new.folder / "home/.gitconfig"), "init.templateDir", str(hook))
+    for _ in range(2):
+        new.run()
+    assert not (new.folder / "ran").exists()
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_what_it_names_stays_whole(new: Site) -> None:
+    precious = write(new.folder, {"vm.db": "all machines"}) / "vm.db"
+    (new.workspace / "devstack.lock").symlink_to(precious)
+    result = new.run(expect=2)
+    assert result.stderr == (
+        f"{SCRIPT}: {new.workspace}/devstack.lock: expected a file of our own; move it away\n")
+    assert (precious.read_text(), new.checkout.exists()) == ("all machines", False)
+
+
+def test_a_lock_file_that_is_no_file_does_not_keep_us_waiting(new: Site) -> None:
+    os.mkfifo(new.workspace / "devstack.lock")
+    assert new.run(expect=2).stderr == (
+        f"{SCRIPT}: {new.workspace}/devstack.lock: expected a file of our own; move it away\n")
+
+
+def test_what_the_lock_file_holds_is_kept(new: Site) -> None:
+    write(new.workspace, {"devstack.lock": "kept"})
+    new.run()
+    assert (new.workspace / "devstack.lock").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["devstack", "devstack/.git", "devstack.lock"])
+def test_what_belongs_to_somebody_else_is_refused(site: Site, name: str) -> None:
+    os.chown(site.workspace / name, 65534, 65534, follow_symlinks=False)
+    commit(site.remote, "master", {"stackrc": "two"})
+    result = site.run(expect=2)
+    assert result.stderr == f"{SCRIPT}: {site.workspace}/{name}: belongs to somebody else; move it away\n"
+    assert site.files()["stackrc"] == "one"
+
+
+def test_a_login_of_the_base_is_in_no_file_that_others_can_read(site: Site) -> None:
+    (site.checkout / ".git/config").chmod(0o644)
+    with daemon(site.base, port := free_port()):
+        site.run(GIT_BASE=f"git://robot:hunter2@127.0.0.1:{port}", expect=1)  # git:// has no logins
+    found = [path for path in site.workspace.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in found), found
+    assert found, "the setting with the login was not written"

@@ -45,7 +45,7 @@ def after_peace(world: World, runs: Iterable[Run]) -> list[Violation]:
     found = [*any_time(world, runs), *of_machines(world, state), *of_snapshots(world, state), *of_pool(world, state),
              *of_nodes(world, state)]
     for cloud in world.providers.values():
-        found += of_cloud(world, state, cloud)
+        found += [*of_cloud(world, state, cloud), *of_volumes(world, state, cloud)]
     # Two launches and reaps that have nothing against them say so.
     return found + [Violation("peace", f"{run.name}: exit code {run.status}", (run.name,)) for run in runs
                     if run.status != 0 and run in list(runs)[len(world.providers):]]
@@ -221,7 +221,7 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
 
 
 def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
-    """No server, image, keypair, floating IP or port of ours without a row. (pocketcloud has no volumes.)"""
+    """No server, image, keypair, floating IP or port of ours without a row."""
     truth, uuid = state.truth[cloud], world.uuid
     known = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
     for server in state.servers[cloud].values():
@@ -247,3 +247,18 @@ def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
         if port["made_by_nova"] and port["device"] not in servers:
             yield Violation("leak", f"{cloud}: port {port['id']} of {port['device']} is left",
                             (port["id"], port["device"]))
+
+
+def of_volumes(world: World, state: State, cloud: str) -> Iterator[Violation]:
+    """No volume of ours without its machine or snapshot, no snapshot of a volume without its image."""
+    servers = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
+    made = {str(row["id"]) for row in state.snapshots}
+    for one in state.truth[cloud]["volumes"]:
+        of_snapshot = one["metadata"].get("devstack-gate-snapshot") in made
+        if one["metadata"].get("devstack-gate-pool") == world.uuid and one["server"] not in servers and not of_snapshot:
+            yield Violation("leak", f"{cloud}: volume {one['name']} {one['id']} ({one['status']}) is left",
+                            (one["id"], one["name"]))
+    images = {row["external_id"] for row in state.snapshots}
+    for one in state.truth[cloud]["volume_snapshots"]:
+        if one["image"] not in images:
+            yield Violation("leak", f"{cloud}: {one['name']} {one['id']} is left", (one["id"], one["image"]))

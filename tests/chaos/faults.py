@@ -10,13 +10,16 @@ Fault = Callable[[World, random.Random], str]  # switches it on, returns what it
 LISTS_AND_LOOKS = [
     ("compute", "GET /servers/detail"), ("compute", "GET /servers/[^/]+"), ("compute", "GET /flavors/detail"),
     ("compute", "GET /os-keypairs"), ("image", "GET /images"), ("image", "GET /images/.*"),
-    ("network", "GET /floatingips"), ("network", "GET /ports"), ("network", "GET /networks.*"),
+    ("block-storage", "GET /volumes.*"), ("network", "GET /floatingips"), ("network", "GET /ports"),
+    ("network", "GET /networks.*"),
     ("identity", "POST /auth/tokens"),
 ]
 CHANGES = [
     ("compute", "POST /servers"), ("compute", "DELETE /servers/.*"), ("compute", "POST /servers/.*/action createImage"),
     ("compute", "POST /os-keypairs"), ("compute", "DELETE /os-keypairs/.*"), ("image", "DELETE /images/.*"),
-    ("network", "POST /floatingips"), ("network", "DELETE /floatingips/.*"),
+    ("network", "POST /floatingips"), ("network", "PUT /floatingips/.*"), ("network", "DELETE /floatingips/.*"),
+    ("block-storage", "POST /volumes"), ("block-storage", "DELETE /volumes/.*"),
+    ("block-storage", "DELETE /snapshots/.*"),
 ]
 QUOTA = {"forbidden": {"code": 403, "message": "Quota exceeded for instances: Requested 1, but already used 9 of 9"}}
 REFUSALS: dict[str, dict[str, Any]] = {
@@ -139,6 +142,14 @@ def failing_snapshots(world: World, rng: random.Random) -> str:
     return _knobs(world, rng, snapshot_failure=rng.choice(["queued", "stuck", "killed", "error"]))
 
 
+def failing_volumes(world: World, rng: random.Random) -> str:
+    """Volumes that become error, are slow, used up, or left behind by their servers."""
+    change: dict[str, Any] = rng.choice([
+        {"volume_failures": 2}, {"volume_seconds": rng.choice([1.0, 4.0])}, {"volume_quota": rng.randint(0, 4)},
+        {"volumes_stay": True}])
+    return _knobs(world, rng, **change)
+
+
 # --- Jenkins ---
 
 
@@ -214,9 +225,9 @@ def clock_set_back(world: World, _rng: random.Random) -> str:
 
 CATALOGUE: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
     failing_calls, refused_connections, rate_limit, no_quota, slow_cloud, stale_lists, empty_lists, ignored_deletes,
-    slow_deletes, failing_boots, slow_boots, broken_servers, failing_snapshots, failing_jenkins, restarting_jenkins,
-    slow_jenkins, unreachable_jenkins, dying_agents, agents_that_never_come, barred_nodes, full_disk, read_only_disk,
-    clock_set_back)}
+    slow_deletes, failing_boots, slow_boots, broken_servers, failing_snapshots, failing_volumes, failing_jenkins,
+    restarting_jenkins, slow_jenkins, unreachable_jenkins, dying_agents, agents_that_never_come, barred_nodes,
+    full_disk, read_only_disk, clock_set_back)}
 
 
 def _cloud(world: World, rng: random.Random) -> str:

@@ -25,6 +25,7 @@ from tests.pool import Pool, image, make_key, provider
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
 IMAGES = {"noble": 4, "jammy": 2}  # min-ready
+ON_VOLUME = "jammy"  # its servers boot from volumes
 MAX_SERVERS = 26
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
@@ -47,6 +48,7 @@ CALM_CLOUD: dict[str, Any] = {
     "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "delete_ignored": False,
     "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "list_empty": 0,
     "list_stale_seconds": 0.0, "snapshot_seconds": 0.1, "snapshot_failure": None, "floating_seconds": 0.1,
+    "volume_seconds": 0.1, "volume_failures": 0, "volume_quota": None, "volumes_stay": False,
 }
 CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect": "instant", "restart_seconds": 0.5,
                                 "reconnect_seconds": 0.5, "relaunch_seconds": 0.5}
@@ -102,7 +104,9 @@ class World:
     def _settle(self) -> None:
         """Have images, a full pool, and strangers."""
         self.calm()
-        images = [image(name, min_ready=ready) for name, ready in IMAGES.items()]
+        on_volume = {"boot_from_volume": True, "volume_size": 2}
+        images = [image(name, min_ready=ready, **(on_volume if name == ON_VOLUME else {}))
+                  for name, ready in IMAGES.items()]
         described = [provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=STORM_BOOT,
                               floating_ips=self.floating_ips or ("auto", "always")[number % 2])
                      for number, (name, cloud) in enumerate(self.providers.items())]
@@ -165,6 +169,8 @@ class World:
                                       container_format="bare", **other)
             network = client.network.find_network("public").id
             client.network.create_ip(floating_network_id=network, description="somebody else's")
+            client.block_storage.create_volume(size=1, name="somebody else's")
+            client.block_storage.create_volume(size=1, name="another pool's", metadata=other)
             for node in (f"somebody-elses-{name}", f"devstack-noble-{name}-999999"):
                 self.pool.add_node(node, "other", "127.0.0.1", uuid)
 
@@ -182,6 +188,8 @@ class World:
                 "keypairs": sorted(one["name"] for one in truth["keypairs"] if ours not in one["name"]),
                 "floating IPs": sorted((one["id"], one["address"], one["port"]) for one in truth["floating_ips"]
                                        if ours not in one["description"]),
+                "volumes": sorted((one["id"], one["name"], one["status"]) for one in truth["volumes"]
+                                  if one["metadata"].get("devstack-gate-pool") != ours),
             }
         nodes = self.jenkins.look()["nodes"]
         names = [f"{start}-{name}{end}" for name in self.providers
@@ -309,6 +317,7 @@ class World:
             self.pocket.age(cloud, seconds)
         for table in ("machine", "snapshot_image"):
             self.pool.sql(f"UPDATE {table} SET state_time = state_time - ?", seconds)
+        self.pool.sql("UPDATE machine SET create_time = create_time - ?", seconds)
         for column in ("online_time", "absent_time"):
             self.pool.sql(f"UPDATE machine SET {column} = {column} - ?", seconds)
 

@@ -217,7 +217,7 @@ grenade_projects() {
     git -C "$SERVER/openstack/nova" tag -a -m eol essex-eol stable/essex
     git -C "$SERVER/openstack/nova" branch -q -D stable/essex
     run -0 set_up openstack/nova stable/essex
-    [[ $output == "openstack/nova essex-eol "*" tip of stable/essex" ]]
+    [[ $output == "openstack/nova essex-eol "*" tip of stable/essex (no branch stable/essex)" ]]
 }
 
 @test "a tag with the branch's name does not hide the branch" {
@@ -234,6 +234,7 @@ grenade_projects() {
     zuul openstack/oslo.config 'feature/a.b/c+d%s@x' 'refs/zuul/feature/a.b/c+d%s@x/ZA'
     run -0 set_up openstack/oslo.config 'feature/a.b/c+d%s@x'
     [[ $output == 'openstack/oslo.config feature/a.b/c+d%s@x '*' refs/zuul/feature/a.b/c+d%s@x/ZA' ]]
+    unset ZUUL_REF
     export OVERRIDE_OSLO_CONFIG_PROJECT_BRANCH=master
     expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of master'
 }
@@ -267,4 +268,130 @@ grenade_projects() {
     export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
     export GERRIT_SCHEME=https GERRIT_HOST=review.example.org GERRIT_PORT=8443
     expect openstack/nova master refs/changes/01/1/1
+}
+
+# --- the whole run ---
+
+# refused WORDS: setup_workspace ends with 3, and its last line is this one.
+refused() {
+    run --separate-stderr -3 workspace
+    local last=${stderr##*$'\n'}
+    [[ $last == "gate: $1" ]] || { printf 'status %s: %s\n' "$status" "$stderr"; return 1; }
+}
+
+two_branches() {
+    export DEVSTACK_GATE_PROJECTS='openstack/nova openstack/glance openstack/oslo.utils'
+    make_project openstack/nova master stable/victoria
+    make_project openstack/glance master stable/victoria
+    make_project openstack/oslo.utils master
+    make_ref openstack/nova refs/zuul/stable/victoria/Z2 stable/victoria
+    make_ref openstack/nova refs/changes/01/1/1 stable/victoria
+}
+
+@test "BRANCH_OVERRIDE=default, as OpenStack's job templates have it, tests the change" {
+    two_branches
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    export BRANCH_OVERRIDE=default OVERRIDE_GLANCE_PROJECT_BRANCH=default
+    run --separate-stderr -0 workspace
+    [[ ${lines[0]} == 'openstack/nova stable/victoria '*' refs/zuul/stable/victoria/Z2' ]]
+    [[ ${lines[1]} == 'openstack/glance stable/victoria '*' tip of stable/victoria' ]]
+    [[ ${lines[2]} == 'openstack/oslo.utils master '*' tip of master (no branch stable/victoria)' ]]
+    [[ $(change_of openstack/nova) == refs/zuul/stable/victoria/Z2 && ! -e $TREES/new/glance/.git/gate-change ]]
+}
+
+@test "an override that takes the project under test away from its change ends the run" {
+    two_branches
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    BRANCH_OVERRIDE=master refused 'openstack/nova: the change under test, refs/zuul/stable/victoria/Z2, is not in what would be tested: BRANCH_OVERRIDE asks for branch master of it'
+    BRANCH_OVERRIDE=stable/victoria run -0 workspace
+    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master is tested then without the change of this run on stable/victoria'
+    unset ZUUL_REF ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=stable/victoria GERRIT_REFSPEC=refs/changes/01/1/1
+    OVERRIDE_ZUUL_BRANCH=master refused 'openstack/nova: the change under test, refs/changes/01/1/1, is not in what would be tested: OVERRIDE_ZUUL_BRANCH asks for branch master of it'
+    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master is tested then without the change of this run on stable/victoria'
+    OVERRIDE_ZUUL_BRANCH=stable/victoria run -0 workspace
+    [[ $(change_of openstack/nova) == refs/changes/01/1/1 ]]
+}
+
+@test "a branch that no project has ends the run, whoever asks for it" {
+    two_branches
+    zuul openstack/oslo.utils master refs/zuul/master/Z3
+    make_ref openstack/oslo.utils refs/zuul/master/Z3
+    OVERRIDE_ZUUL_BRANCH=stable/victoira refused 'OVERRIDE_ZUUL_BRANCH: no project of this run has a branch stable/victoira'
+    unset ZUUL_REF ZUUL_PROJECT ZUUL_URL
+    export ZUUL_BRANCH=stable/victoira
+    refused 'ZUUL_BRANCH: no project of this run has a branch stable/victoira'
+    export ZUUL_BRANCH=master DEVSTACK_GATE_GRENADE=1 GRENADE_OLD_BRANCH=stable/victoira
+    make_project openstack/grenade master
+    refused 'GRENADE_OLD_BRANCH: no project of this run has a branch stable/victoira'
+}
+
+@test "an override for one project: a branch or tag that is there, or the run ends" {
+    two_branches
+    git -C "$SERVER/openstack/glance" tag 21.0.0 stable/victoria
+    OVERRIDE_GLANCE_PROJECT_BRANCH=stable/vicotria refused "openstack/glance: OVERRIDE_GLANCE_PROJECT_BRANCH: there is no branch stable/vicotria at $GIT_BASE/openstack/glance"
+    OVERRIDE_GLANCE_PROJECT_BRANCH=21.0.0 run -0 workspace
+    [[ $output == *$'\nopenstack/glance 21.0.0 '*$' tip of stable/victoria\n'* ]]
+}
+
+@test "a change to a client on the services' stable branch: the client has it, the line of another project with a change says so" {
+    two_branches
+    make_ref openstack/oslo.utils refs/zuul/master/Z3
+    make_ref openstack/glance refs/zuul/master/Z3
+    zuul openstack/oslo.utils master refs/zuul/master/Z3
+    export BRANCH_OVERRIDE=stable/victoria
+    run --separate-stderr -0 workspace
+    [[ ${lines[1]} == 'openstack/glance stable/victoria '*' tip of stable/victoria (without its change on master)' ]]
+    [[ ${lines[2]} == 'openstack/oslo.utils master '*' refs/zuul/master/Z3 (no branch stable/victoria)' ]]
+    [[ $(change_of openstack/oslo.utils) == refs/zuul/master/Z3 && ! -e $TREES/new/glance/.git/gate-change ]]
+    OVERRIDE_GLANCE_PROJECT_BRANCH=stable/victoria BRANCH_OVERRIDE=master refused \
+        'openstack/glance: OVERRIDE_GLANCE_PROJECT_BRANCH: stable/victoria is tested then without the change of this run on master'
+}
+
+@test "a dependency has its change noted, and one that ZUUL_CHANGES names must be there" {
+    two_branches
+    make_ref openstack/glance refs/zuul/stable/victoria/Z2 stable/victoria
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    export ZUUL_CHANGES=openstack/glance:stable/victoria:refs/changes/02/2/1^openstack/nova:stable/victoria:refs/changes/01/1/1
+    run -0 workspace
+    [[ $(change_of openstack/glance) == refs/zuul/stable/victoria/Z2 ]]
+    git -C "$SERVER/openstack/glance" update-ref -d refs/zuul/stable/victoria/Z2
+    refused "openstack/glance: a change of ZUUL_CHANGES is missing: there is no refs/zuul/stable/victoria/Z2 at $GIT_BASE/openstack/glance"
+}
+
+@test "a series' branch is followed when it is renamed, and to the tags at its end" {
+    make_project openstack/nova master unmaintained/victoria
+    make_project openstack/glance master stable/victoria
+    expect openstack/nova stable/victoria 'tip of unmaintained/victoria'
+    run -0 set_up openstack/nova stable/victoria
+    [[ $output == 'openstack/nova unmaintained/victoria '*' tip of unmaintained/victoria (no branch stable/victoria)' ]]
+    expect openstack/glance unmaintained/victoria 'tip of stable/victoria'
+    make_ref openstack/nova refs/zuul/unmaintained/victoria/Z4 unmaintained/victoria
+    zuul openstack/nova unmaintained/victoria refs/zuul/unmaintained/victoria/Z4
+    expect openstack/nova unmaintained/victoria refs/zuul/unmaintained/victoria/Z4
+    expect openstack/nova stable/victoria refs/zuul/unmaintained/victoria/Z4
+    unset ZUUL_REF
+    local end
+    for end in last eom eol; do  # each goes before those that came earlier
+        make_ref openstack/nova "refs/tags/victoria-$end" unmaintained/victoria
+    done
+    git -C "$SERVER/openstack/nova" checkout -q master
+    git -C "$SERVER/openstack/nova" branch -q -D unmaintained/victoria
+    for end in eol eom last; do
+        expect openstack/nova stable/victoria "refs/tags/victoria-$end"
+        run -0 set_up openstack/nova unmaintained/victoria
+        [[ $output == "openstack/nova victoria-$end "*" refs/tags/victoria-$end (no branch unmaintained/victoria)" ]]
+        git -C "$SERVER/openstack/nova" tag -d "victoria-$end"
+    done
+    expect openstack/nova unmaintained/victoria 'tip of master'
+}
+
+@test "an upgrade has the change in the old trees or in the new ones, or ends" {
+    two_branches
+    make_project openstack/grenade master
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    export DEVSTACK_GATE_GRENADE=1 GRENADE_OLD_BRANCH=stable/victoria GRENADE_NEW_BRANCH=master
+    run -0 workspace
+    [[ $(change_of openstack/nova old) == refs/zuul/stable/victoria/Z2 && ! -e $TREES/new/nova/.git/gate-change ]]
+    GRENADE_OLD_BRANCH=master refused 'openstack/nova: the change under test, refs/zuul/stable/victoria/Z2, is not in what would be tested: GRENADE_NEW_BRANCH asks for branch master of it'
 }

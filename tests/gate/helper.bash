@@ -60,3 +60,18 @@ set_up() {
 zuul() {
     export ZUUL_URL=file://$SERVER ZUUL_PROJECT=$1 ZUUL_BRANCH=$2 ZUUL_REF=$3
 }
+
+# workspace: setup_workspace as the wrap script runs it, with the settings that are exported; its lines on stdout.
+workspace() {
+    bash -c 'set -euo pipefail; shopt -s inherit_errexit; . "$1/devstack-vm-gate-wrap.sh"; HERE=$1
+        . "$1/functions.sh"; . "$1/gate/settings.sh"; . "$1/gate/source.sh"
+        BASE=$TREES RUN=$(mktemp -d -p "$BATS_TEST_TMPDIR"); sleep() { :; }
+        check_branches; check_projects
+        setup_workspace "${RUN_PROJECTS[@]}" || exit
+        print_projects "${RUN_PROJECTS[@]}"' gate "$PROJECT_FOLDER"
+}
+
+# change_of PROJECT [SIDE]: the subject of the commit that .git/gate-change names.
+change_of() {
+    git -C "$TREES/${2:-new}/${1##*/}" log -1 --format=%s "$(< "$TREES/${2:-new}/${1##*/}/.git/gate-change")"
+}

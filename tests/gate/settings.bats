@@ -192,6 +192,30 @@ accepted() {
     refused ZUUL_PROJECT
 }
 
+@test "the branch default is none" {
+    branch() {
+        check_branches
+        printf '%s %s' "$RUN_BRANCH" "${OVERRIDE_NOVA_PROJECT_BRANCH:-}"
+    }
+    export ZUUL_BRANCH=stable/x BRANCH_OVERRIDE=default OVERRIDE_NOVA_PROJECT_BRANCH=default
+    [[ $(branch) == 'stable/x ' ]]
+    OVERRIDE_ZUUL_BRANCH=stable/y
+    [[ $(branch) == 'stable/y ' ]]
+    BRANCH_OVERRIDE=stable/z OVERRIDE_ZUUL_BRANCH=default
+    [[ $(branch) == 'stable/z ' ]]
+    unset ZUUL_BRANCH BRANCH_OVERRIDE
+    [[ $(branch) == 'master ' ]]
+}
+
+@test "HOME of somebody else, or none, is not where the job's caches are" {
+    run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; HOME=/proc/1/fd; find_home; printf "%s " "$HOME"; unset HOME; find_home; printf "%s" "$HOME"' \
+        gate "$PROJECT_FOLDER"
+    local entry
+    entry=$(getent passwd "$EUID")
+    entry=${entry%:*}
+    [[ $output == "/proc/1/fd ${entry##*:}" || $output == "${entry##*:} ${entry##*:}" ]]
+}
+
 @test "the list of projects: PROJECTS in front, DEVSTACK_GATE_PROJECTS instead, the one under test always" {
     projects() {
         HERE=$PROJECT_FOLDER

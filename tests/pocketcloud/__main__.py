@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.pocketcloud import basetree, glance, keystone, leftovers, neutron, nova
+from tests.pocketcloud import basetree, cinder, glance, keystone, leftovers, neutron, nova
 from tests.pocketcloud.addresses import NoRangeLeftError
 from tests.pocketcloud.control import control
 from tests.pocketcloud.doors import Doors
@@ -35,7 +35,8 @@ from tests.pocketcloud.state import Cloud, Workshop
 
 log = logging.getLogger("pocketcloud")
 HANDS = 8  # threads that start, stop and copy machines
-SERVICES = {"identity": keystone.ROUTES, "compute": nova.ROUTES, "image": glance.ROUTES, "network": neutron.ROUTES}
+SERVICES = {"identity": keystone.ROUTES, "compute": nova.ROUTES, "image": glance.ROUTES, "network": neutron.ROUTES,
+            "block-storage": cinder.ROUTES}
 
 
 class UsageError(Exception):

@@ -1,5 +1,6 @@
 """Glance v2: images."""
 
+import csv
 import hashlib
 import time
 from typing import Any
@@ -22,6 +23,7 @@ FIELDS = {  # as Glance names them: as Image names them
 }
 VISIBILITIES = ("all", "community", "private", "public", "shared")
 READ_ONLY = {"id", "status", "owner", "size", "checksum", "created_at", "updated_at", "self", "file", "schema"}
+OPERATED = {"id", "name", "status", "container_format", "disk_format"}  # in these a colon ends an operator
 PAGING = {"limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "os_hidden", "tag"}
 
 
@@ -115,6 +117,11 @@ def _page(call: Call, found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]]
     return found[start : start + limit], len(found) > start + limit
 
 
+def _quoted(text: str) -> list[str]:
+    """Return the values of a list in which those with a comma stand in quotes."""
+    return next(csv.reader([text]))
+
+
 def _wanted(call: Call, image: dict[str, Any]) -> bool:
     hidden = (call.first("os_hidden") or "false").lower() == "true"
     if image["os_hidden"] != hidden or not set(call.query.get("tag", [])) <= set(image["tags"]):
@@ -122,7 +129,10 @@ def _wanted(call: Call, image: dict[str, Any]) -> bool:
     for name, values in call.query.items():
         if name in PAGING or (name == "visibility" and values == ["all"]):
             continue
-        wanted = values[0].removeprefix("in:").split(",") if values[0].startswith("in:") else [values[0]]
+        operator, colon, rest = values[0].partition(":")
+        if name in OPERATED and colon and operator not in ("in", "eq"):
+            raise RefusalError(400, f"Unable to filter by unknown operator '{operator}'.")
+        wanted = _quoted(rest) if operator == "in" and colon else [rest if operator == "eq" and colon else values[0]]
         if str(image.get(name)) not in [one.strip('"') for one in wanted]:
             return False
     return True

@@ -408,6 +408,7 @@ class Connection(BaseHTTPRequestHandler):
         headers |= answer.headers
         if answer.status != 204:
             headers["Content-Length"] = str(len(content))
+        lines.append(f"Date: {self.date_time_string()}")
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
         return head if self.command == "HEAD" or answer.status == 204 else head + content

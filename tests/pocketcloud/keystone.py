@@ -17,6 +17,7 @@ CATALOGUE = {
     "compute": ("nova", "/compute/v2.1"),
     "image": ("glance", "/image"),
     "network": ("neutron", "/network"),
+    "block-storage": ("cinder", "/block-storage/v3"),
 }
 
 

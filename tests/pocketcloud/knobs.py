@@ -15,7 +15,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 ANSWER_KINDS = ("status", "hang", "reset", "close", "truncate", "html", "after")
 ANSWER_FIELDS = {"service", "match", "status", "times", "body", "headers", "kind", "then"}
-SERVICES = ("identity", "compute", "image", "network")
+SERVICES = ("identity", "compute", "image", "network", "block-storage")
 
 
 class KnobError(ValueError):
@@ -32,6 +32,7 @@ class Knobs:
     boot_failure_rate: float = 0.0  # 0 to 1
     boot_failure: str = "error"  # how a boot fails
     boot_failure_next: int = 0  # so many boots from now on fail for certain
+    boot_failure_every: int = 0  # each so-manieth boot fails for certain; 0: none
     boot_fault: str = "No valid host was found. "  # {id} becomes the server's id
     boot_fault_code: int = 500
     random_seed: int = 1  # setting it starts the random numbers anew
@@ -47,6 +48,11 @@ class Knobs:
     list_stale_seconds: float = 0.0  # server lists come from a copy, made now and renewed so often
     snapshot_seconds: float = 0.0
     snapshot_failure: str | None = None  # stays queued, stays saving (stuck), killed, or is gone again (error)
+    no_disks: bool = False  # no flavor has a disk: servers boot from volumes only
+    volume_seconds: float = 0.0  # from a volume's create until it is available
+    volume_failures: int = 0  # so many volumes from now on become error
+    volume_quota: int | None = None
+    volumes_stay: bool = False  # a server leaves its volume behind, as Nova does when Cinder fails
     second_network: str | None = None  # name of a network beside private, between which a create then has to choose
     floating_seconds: float = 1.0  # from a floating IP's binding until the server shows it and it answers
     floating_quota: int | None = None

@@ -15,6 +15,7 @@ EXTENSIONS = (
     "standard-attr-description",
     "quotas",
     "project-id",
+    "revision-if-match",
 )
 LIST_WORDS = {
     "limit", "marker", "page_reverse", "fields", "sort_key", "sort_dir", "tags", "tags-any", "not-tags", "not-tags-any",
@@ -226,7 +227,7 @@ def describe_floating(call: Call, floating: FloatingIP) -> dict[str, Any]:
         "port_forwardings": [],
         "created_at": stamp(floating.created),
         "updated_at": stamp(floating.updated),
-        "revision_number": 1,
+        "revision_number": floating.revision,
     }
 
 
@@ -291,9 +292,14 @@ def _update_floating(call: Call) -> Answer:
     wish = call.json("floatingip")
     with call.cloud.lock:
         floating = _find_floating(call)
+        wanted = call.headers.get("if-match")
+        if wanted not in (None, f"revision_number={floating.revision}"):
+            raise RefusalError(412, f"Constrained to {wanted}, but current revision is {floating.revision}",
+                               "RevisionNumberConstraintFailed")
         if "port_id" in wish:
             call.cloud.bind(floating, _checked_port(call, wish, floating))
         floating.description = wish.get("description", floating.description)
+        floating.revision += 1
         return Answer(200, {"floatingip": describe_floating(call, floating)})
 
 

@@ -1,5 +1,6 @@
 """Nova 2.1 to 2.96: lists of servers, what is done with one server, and the table of all calls."""
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from tests.pocketcloud.neutron import describe_port
 from tests.pocketcloud.novacreate import checked_metadata, create_server, invalid_input
 from tests.pocketcloud.novarest import REST
 from tests.pocketcloud.novaviews import console_text, describe_server, nova_links
-from tests.pocketcloud.records import Image, Server, new_id
+from tests.pocketcloud.records import Image, Server, VolumeSnapshot, new_id
 
 LARGEST_PAGE = 1000
 MICROVERSION = ".".join(map(str, NEWEST))
@@ -320,10 +321,22 @@ def _create_image(call: Call, server: Server, wish: Any) -> Answer:
         "user_id": call.user,
         **metadata,
     }
+    if server.volume in call.cloud.volumes:
+        _add_volume_snapshot(call, server, image)
     call.cloud.snapshot_server(server, image)
     if call.microversion >= (2, 45):
         return Answer(202, {"image_id": image.id})
     return Answer(202, None, {"Location": f"{call.base}/image//images/{image.id}"})
+
+
+def _add_volume_snapshot(call: Call, server: Server, image: Image) -> None:
+    """Have the image stand for a snapshot of the server's volume."""
+    volume = call.cloud.volumes[str(server.volume)]
+    snapshot = VolumeSnapshot(new_id(), server.project, volume.id, volume.size, f"snapshot for {image.name}", image.id)
+    call.cloud.volume_snapshots[snapshot.id] = snapshot
+    device = {"source_type": "snapshot", "destination_type": "volume", "snapshot_id": snapshot.id, "boot_index": 0,
+              "volume_size": volume.size, "delete_on_termination": True, "device_name": "/dev/vda"}
+    image.properties |= {"block_device_mapping": json.dumps([device]), "bdm_v2": "True", "root_device_name": "/dev/vda"}
 
 
 ACTIONS: dict[str, Callable[[Call, Server, Any], Answer]] = {

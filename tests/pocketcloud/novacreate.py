@@ -8,7 +8,7 @@ from typing import Any
 from tests.pocketcloud.glance import visible
 from tests.pocketcloud.httpd import Answer, Call, RefusalError
 from tests.pocketcloud.novaviews import nova_links
-from tests.pocketcloud.records import FLAVORS, Flavor, Image, Keypair, Port, Server, new_id
+from tests.pocketcloud.records import Flavor, Image, Keypair, Port, Server, Volume, new_id
 from tests.pocketcloud.state import Cloud, QuotaError
 
 UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
@@ -29,11 +29,12 @@ def create_server(call: Call) -> Answer:
     wish = call.json("server")
     _check_words(call, wish)
     with call.cloud.lock:
-        flavor, image = _wish_flavor(wish), _wish_image(call, wish)
-        _check_sizes(flavor, image)
-        server = Server(new_id(), wish["name"], call.project, image.id, flavor, call.cloud.knobs.machines, image.layers)
+        flavor, volume = _wish_flavor(call.cloud, wish), _wish_volume(call, wish)
+        image_id, layers = ("", volume.layers) if volume else _wish_disk(call, wish, flavor)
+        server = Server(new_id(), wish["name"], call.project, image_id, flavor, call.cloud.knobs.machines, layers)
         server.metadata = checked_metadata(wish.get("metadata", {}))
         server.user_data = _wish_user_data(wish)
+        server.config_drive = bool(wish.get("config_drive"))
         server.description = wish.get("description") if call.microversion >= (2, 19) else wish["name"]
         server.groups = _wish_groups(call.cloud, wish)
         key = _wish_key(call, wish)
@@ -46,6 +47,10 @@ def create_server(call: Call) -> Answer:
             networks = []
         known = call.cloud.networks()
         made = [call.cloud.add_port(call.project, network=known[one], made_by_nova=True) for one in networks]
+        if volume:
+            server.volume = volume.id
+            call.cloud.attach(volume, server, goes_with_server=bool(
+                wish["block_device_mapping_v2"][0].get("delete_on_termination")))
         call.cloud.add_server(server, [port] if port else made)
     created = {
         "id": server.id,
@@ -92,12 +97,39 @@ def _check_zone(wish: dict[str, Any]) -> None:
         raise RefusalError(400, "The requested availability zone is not available")
 
 
-def _wish_flavor(wish: dict[str, Any]) -> Flavor:
+def _wish_flavor(cloud: Cloud, wish: dict[str, Any]) -> Flavor:
     wanted = str(wish.get("flavorRef", "")).rsplit("/", 1)[-1]
-    for flavor in FLAVORS:
+    for flavor in cloud.flavors():
         if flavor.id == wanted:
             return flavor
     raise RefusalError(400, f"Flavor {wanted} could not be found.")
+
+
+def _wish_volume(call: Call, wish: dict[str, Any]) -> Volume | None:
+    """Return the volume to boot from, None for an image, also one that the `openstack` command names as a device."""
+    devices = wish.get("block_device_mapping_v2") or []
+    if not devices:
+        return None
+    device = devices[0]  # no more than one is needed here
+    if (device.get("source_type"), device.get("destination_type")) == ("image", "local"):
+        wish["imageRef"] = wish.get("imageRef") or device.get("uuid")
+        return None
+    volume = call.cloud.volumes.get(str(device.get("uuid")))
+    if device.get("source_type") != "volume" or volume is None or volume.project != call.project:
+        raise RefusalError(400, f"Block Device Mapping is Invalid: failed to get volume {device.get('uuid')}.")
+    if volume.status != "available":
+        raise RefusalError(400, f"Invalid volume: volume '{volume.id}' status must be 'available'. Currently in "
+                                f"'{volume.status}' status.")
+    return volume
+
+
+def _wish_disk(call: Call, wish: dict[str, Any], flavor: Flavor) -> tuple[str, tuple[str, ...]]:
+    """Return the image to boot from, and its layers."""
+    image = _wish_image(call, wish)
+    _check_sizes(flavor, image)
+    if not flavor.disk:
+        raise RefusalError(403, "Only volume-backed servers are allowed for flavors with zero disk.")
+    return image.id, image.layers
 
 
 def _wish_image(call: Call, wish: dict[str, Any]) -> Image:
@@ -116,7 +148,7 @@ def _wish_image(call: Call, wish: dict[str, Any]) -> Image:
 def _check_sizes(flavor: Flavor, image: Image) -> None:
     if flavor.ram < image.min_ram:
         raise RefusalError(400, "Flavor's memory is too small for requested image.")
-    if flavor.disk < image.min_disk:
+    if flavor.disk and flavor.disk < image.min_disk:
         raise RefusalError(
             400,
             "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is "

@@ -10,7 +10,7 @@ from tests.pocketcloud.glance import visible
 from tests.pocketcloud.httpd import Answer, Call, Handler, RefusalError, not_found
 from tests.pocketcloud.novacreate import METADATA_ITEMS, check_name, invalid_input
 from tests.pocketcloud.novaviews import nova_image, nova_links
-from tests.pocketcloud.records import FLAVORS, Flavor, Keypair, stamp
+from tests.pocketcloud.records import Flavor, Keypair, stamp
 from tests.pocketcloud.state import Cloud
 
 
@@ -38,7 +38,7 @@ def _flavor(call: Call, flavor: Flavor) -> dict[str, Any]:
 def _list_flavors(call: Call, *, detailed: bool) -> Answer:
     least = int(call.first("minRam") or 0)
     names = ("id", "name", "links") if not detailed else None
-    shown = [_flavor(call, flavor) for flavor in FLAVORS if flavor.ram >= least]
+    shown = [_flavor(call, flavor) for flavor in call.cloud.flavors() if flavor.ram >= least]
     marker = call.first("marker")
     if marker:
         ids = [flavor["id"] for flavor in shown]
@@ -47,7 +47,7 @@ def _list_flavors(call: Call, *, detailed: bool) -> Answer:
 
 
 def _find_flavor(call: Call) -> Flavor:
-    for flavor in FLAVORS:
+    for flavor in call.cloud.flavors():
         if flavor.id == call.args["id"]:
             return flavor
     raise not_found(f"Flavor {call.args['id']} could not be found.")

@@ -39,7 +39,7 @@ def describe_server(call: Call, server: Server) -> dict[str, Any]:
         "user_id": call.user,
         "metadata": dict(server.metadata),
         "hostId": hashlib.sha224(server.project.encode()).hexdigest() if hosted else "",
-        "image": {"id": server.image, "links": nova_links(call, "images", server.image)[1:]},
+        "image": {"id": server.image, "links": nova_links(call, "images", server.image)[1:]} if server.image else "",
         "flavor": _flavor_of(call, server),
         "created": stamp(server.created),
         "updated": stamp(server.updated),
@@ -49,14 +49,14 @@ def describe_server(call: Call, server: Server) -> dict[str, Any]:
         "links": nova_links(call, "servers", server.id),
         "OS-DCF:diskConfig": "MANUAL",
         "OS-EXT-AZ:availability_zone": "nova" if hosted else "",
-        "config_drive": "",
+        "config_drive": "True" if server.config_drive else "",
         "key_name": server.key_name,
         "OS-SRV-USG:launched_at": launched,
         "OS-SRV-USG:terminated_at": None,
         "OS-EXT-STS:task_state": server.task_state,
         "OS-EXT-STS:vm_state": server.vm_state,
         "OS-EXT-STS:power_state": POWER_STATES.get(server.status, 0),
-        "os-extended-volumes:volumes_attached": [],
+        "os-extended-volumes:volumes_attached": [{"id": server.volume}] if server.volume else [],
     }
     if hosted:
         shown["security_groups"] = [{"name": name} for name in server.groups]

@@ -1,4 +1,4 @@
-"""The things a cloud keeps: servers, images, keypairs, ports, floating IPs; and what a kind of machine must do."""
+"""The things a cloud keeps: servers, images, volumes, ports and so on; and what a kind of machine must do."""
 
 import time
 import uuid
@@ -46,6 +46,8 @@ class Server:
     user_data: bytes = b""
     groups: tuple[str, ...] = ("default",)
     description: str | None = None
+    config_drive: bool = False
+    volume: str | None = None  # that it boots from
     network: str = "private"  # the name of the one it is on first
     others: list["Port"] = field(default_factory=list)  # on further networks; nobody answers there
     port: str | None = None
@@ -131,9 +133,42 @@ class FloatingIP:
     address: str
     port: str | None = None
     description: str = ""
+    revision: int = 1
     tags: list[str] = field(default_factory=list)
     created: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
+
+
+@dataclass
+class Volume:
+    """A disk of its own; `layers` make what is on it, topmost first."""
+
+    id: str
+    project: str
+    size: int  # GB
+    name: str
+    layers: tuple[str, ...]
+    status: str = "creating"
+    metadata: dict[str, str] = field(default_factory=dict)
+    image: str | None = None
+    snapshot: str | None = None
+    server: str | None = None  # that it is attached to
+    goes_with_server: bool = False
+    created: float = field(default_factory=time.time)
+
+
+@dataclass
+class VolumeSnapshot:
+    """A snapshot of a volume, which an image of a server on a volume stands for."""
+
+    id: str
+    project: str
+    volume: str
+    size: int  # GB
+    name: str
+    image: str
+    layers: tuple[str, ...] = ()
+    created: float = field(default_factory=time.time)
 
 
 class Guest(Protocol):

@@ -1,6 +1,7 @@
 """One cloud: what it has, and how servers, snapshots and floating IPs change over time."""
 
 import copy
+import dataclasses
 import logging
 import random
 import threading
@@ -15,7 +16,9 @@ from tests.pocketcloud.addresses import Range
 from tests.pocketcloud.calls import CallLog
 from tests.pocketcloud.knobs import CHOICES, Knobs
 from tests.pocketcloud.records import (
+    FLAVORS,
     BootError,
+    Flavor,
     FloatingIP,
     Image,
     Keypair,
@@ -23,6 +26,8 @@ from tests.pocketcloud.records import (
     Port,
     Server,
     SnapshotError,
+    Volume,
+    VolumeSnapshot,
     new_id,
 )
 from tests.pocketcloud.schedule import Schedule
@@ -71,6 +76,8 @@ class Cloud:
     keypairs: dict[tuple[str, str], Keypair] = field(default_factory=dict)  # by project and name
     ports: dict[str, Port] = field(default_factory=dict)
     floating_ips: dict[str, FloatingIP] = field(default_factory=dict)
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    volume_snapshots: dict[str, VolumeSnapshot] = field(default_factory=dict)
     tokens: dict[str, Token] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +87,7 @@ class Cloud:
         self.private_network, self.public_network = new_id(), new_id()
         self.private_subnet, self.public_subnet, self.group = new_id(), new_id(), new_id()
         self.second_network, self.second_subnet = new_id(), new_id()
+        self._boots = 0
         self._stale: tuple[float, list[Server]] | None = None
         self._layers: set[str] = set()  # made by snapshots and not yet dropped
         self._add_base_image()
@@ -94,10 +102,16 @@ class Cloud:
             self.knobs.turn(name, value)
             if name == "rate_limit":
                 self.calls.refill()
+            if name == "boot_failure_every":
+                self._boots = 0
             if name == "random_seed":
                 self.random = random.Random(self.knobs.random_seed)
             if name == "list_stale_seconds":
                 self._stale = (time.monotonic(), self._copies())
+
+    def flavors(self) -> list[Flavor]:
+        """Return the sizes that servers may have."""
+        return [dataclasses.replace(one, disk=0) if self.knobs.no_disks else one for one in FLAVORS]
 
     # Servers
 
@@ -188,6 +202,9 @@ class Cloud:
         if self.knobs.boot_failure_next:
             self.knobs.boot_failure_next -= 1
             fails = True
+        self._boots += 1
+        if self.knobs.boot_failure_every and self._boots % self.knobs.boot_failure_every == 0:
+            fails = True
         return self.knobs.boot_failure if fails else None
 
     def _spawn(self, server: Server) -> None:
@@ -249,10 +266,11 @@ class Cloud:
         with self.lock:
             log.info("%s: server %s %s is gone", self.name, server.id, server.name)
             self._drop_port(server)
+            self._detach(server)
             unfinished = [i.id for i in self.images.values() if i.properties.get("instance_uuid") == server.id]
             for image in unfinished:
                 if self.images[image].status in ("queued", "saving") and not self.knobs.snapshot_failure:
-                    del self.images[image]
+                    self._drop_image(self.images[image])
             self._drop_layers()
 
     def _hand(self, server: Server, work: Callable[[Kind], None], then: Callable[[], None] | None = None) -> None:
@@ -273,6 +291,41 @@ class Cloud:
             self.workshop.pool.submit(run)
         else:
             run()
+
+    # Volumes
+
+    def add_volume(self, volume: Volume) -> None:
+        """Take a new volume in, which is available after a while."""
+        self.volumes[volume.id] = volume
+        fails = self.knobs.volume_failures > 0
+        self.knobs.volume_failures -= fails
+        self.workshop.schedule.later(
+            self.knobs.volume_seconds, lambda: self._settle_volume(volume, "error" if fails else "available"))
+
+    def _settle_volume(self, volume: Volume, status: str) -> None:
+        with self.lock:
+            volume.status = status
+
+    def attach(self, volume: Volume, server: Server, *, goes_with_server: bool) -> None:
+        """Let a server boot from a volume."""
+        volume.status, volume.server, volume.goes_with_server = "in-use", server.id, goes_with_server
+
+    def _detach(self, server: Server) -> None:
+        for volume in [volume for volume in self.volumes.values() if volume.server == server.id]:
+            volume.status, volume.server = "available", None
+            has_snapshots = any(one.volume == volume.id for one in self.volume_snapshots.values())
+            if volume.goes_with_server and not has_snapshots and not self.knobs.volumes_stay:
+                self.delete_volume(volume)
+
+    def delete_volume(self, volume: Volume) -> None:
+        """Remove a volume; its layers stay as long as others need them."""
+        del self.volumes[volume.id]
+        self._drop_layers()
+
+    def delete_volume_snapshot(self, snapshot: VolumeSnapshot) -> None:
+        """Remove a snapshot of a volume."""
+        del self.volume_snapshots[snapshot.id]
+        self._drop_layers()
 
     # Images
 
@@ -306,7 +359,7 @@ class Cloud:
         """Nova removes the image of a snapshot that failed."""
         with self.lock:
             server.task_state = None
-            self.images.pop(image.id, None)
+            self._drop_image(image)
 
     def _finish_image(self, server: Server, image: Image) -> None:
         with self.lock:
@@ -315,15 +368,23 @@ class Cloud:
             failure = self.knobs.snapshot_failure
             image.updated = time.time()
             if failure == "error":
-                self.images.pop(image.id, None)
+                self._drop_image(image)
             else:
                 image.status = SNAPSHOT_FAILED_STATUS.get(failure or "", "active")
+            for snapshot in self.volume_snapshots.values():
+                if snapshot.image == image.id:
+                    snapshot.layers = image.layers
             if image.status == "active":
                 image.disk_format, image.container_format = "qcow2", "bare"
                 image.size, image.checksum = 1 << 30, new_id().replace("-", "")
                 image.properties["image_state"] = "available"
             self._drop_layers()
             log.info("%s: image %s %s is %s", self.name, image.id, image.name, image.status)
+
+    def _drop_image(self, image: Image) -> None:
+        self.images.pop(image.id, None)
+        for snapshot in [one for one in self.volume_snapshots.values() if one.image == image.id]:
+            del self.volume_snapshots[snapshot.id]
 
     def delete_image(self, image: Image) -> None:
         """Remove an image; its layers stay as long as servers and other images need them."""
@@ -333,6 +394,8 @@ class Cloud:
     def _drop_layers(self) -> None:
         used = {layer for server in self.servers.values() for layer in server.layers}
         used |= {layer for image in self.images.values() for layer in image.layers}
+        used |= {layer for volume in self.volumes.values() for layer in volume.layers}
+        used |= {layer for snapshot in self.volume_snapshots.values() for layer in snapshot.layers}
         unused = self._layers - used
         if unused:
             self._layers -= unused
@@ -406,7 +469,8 @@ class Cloud:
         """Let everything there is have been made so much earlier."""
         with self.lock:
             kept: list[dict[str, Any]] = [
-                self.servers, self.images, self.keypairs, self.ports, self.floating_ips]  # type: ignore[list-item]
+                self.servers, self.images, self.keypairs, self.ports, self.floating_ips,  # type: ignore[list-item]
+                self.volumes, self.volume_snapshots]
             for things in kept:
                 for thing in things.values():
                     thing.created -= seconds
@@ -421,6 +485,8 @@ class Cloud:
                 "keypairs": [dict(vars(keypair)) for keypair in self.keypairs.values()],
                 "floating_ips": [dict(vars(floating)) for floating in self.floating_ips.values()],
                 "ports": [dict(vars(port)) for port in self.ports.values()],
+                "volumes": [dict(vars(volume)) for volume in self.volumes.values()],
+                "volume_snapshots": [dict(vars(snapshot)) for snapshot in self.volume_snapshots.values()],
                 **self.calls.as_dict(),
             }
 

@@ -78,6 +78,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=ours, help="where the services are; or DEVSTACK_GATE_REALCLOUD")
     parser.add_argument("--trees", type=Path, default=caches / "pocketcloud", help="where the base tree is kept")
     parser.add_argument("--logs", type=Path, help="a folder to which the services' logs are copied at the end")
+    parser.add_argument("--nova", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="in nova.conf, too")
     parser.add_argument("--prepare-only", action="store_true", help="make what is below --cache if needed and exit")
     options = parser.parse_args(argv)
     options.root, options.cache, options.trees = (
@@ -113,16 +114,17 @@ def _running(options: argparse.Namespace, made: environment.Environment) -> Iter
         stack.callback(services.stop)
         clouds = [MEMBER, SMALL, *filter(None, options.clouds.split(","))]
         cidrs = {use: one.cidr for use, one in ranges.items()}
-        _start(options.root, services, made.venv, clouds, cidrs)
+        _start(options, services, made.venv, clouds, cidrs)
         _announce(options.root, services, clouds, cidrs)
         yield services
 
 
-def _start(root: Path, services: Services, venv: Path, clouds: list[str], cidrs: dict[str, str]) -> None:
+def _start(options: argparse.Namespace, services: Services, venv: Path, clouds: list[str], cidrs: dict[str, str]
+           ) -> None:
     """Start everything, and have what differs from run to run."""
     began = time.time()
-    state = root / "state"
-    configuration.write(state, venv, services.ports)
+    root, state = options.root, options.root / "state"
+    configuration.write(state, venv, services.ports, nova=options.nova)
     seed.move_endpoints(state / "databases/keystone.db", services.ports)
     (root / "clouds.yaml").write_text(configuration.clouds_yaml(services.ports["keystone"], clouds))
     services.start(*NAMES)

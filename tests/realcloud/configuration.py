@@ -17,8 +17,11 @@ FOLDERS = ("etc/nova", "etc/neutron", "etc/keystone", "etc/glance", "etc/placeme
 Sections = Mapping[str, Mapping[str, object]]
 
 
-def write(state: Path, venv: Path, ports: Mapping[str, int], driver: str = DRIVER) -> None:
-    """Write what the services read at their start, which is below `state`/etc; `driver` is Nova's."""
+def write(state: Path, venv: Path, ports: Mapping[str, int], driver: str = DRIVER, nova: Iterable[str] = ()) -> None:
+    """Write what the services read at their start, which is below `state`/etc.
+
+    `driver` is Nova's; `nova` are further settings of nova.conf, SECTION.OPTION=VALUE.
+    """
     for folder in FOLDERS:
         (state / folder).mkdir(parents=True, exist_ok=True)
     identity = f"http://127.0.0.1:{ports['keystone']}/v3"
@@ -26,7 +29,7 @@ def write(state: Path, venv: Path, ports: Mapping[str, int], driver: str = DRIVE
         ("keystone/keystone.conf", _keystone(state)),
         ("glance/glance-api.conf", _glance(state, venv, identity)),
         ("placement/placement.conf", _placement(identity)),
-        ("nova/nova.conf", _nova(state, identity, driver)),
+        ("nova/nova.conf", _with(_nova(state, identity, driver), nova)),
         ("neutron/neutron.conf", _neutron(state, venv, identity)),
         ("neutron/ml2.ini", ML2),
     ):
@@ -197,6 +200,16 @@ def _token_check(identity: str) -> dict[str, object]:
         "service_token_roles": "service",
         "service_token_roles_required": "true",
     }
+
+
+def _with(sections: Sections, settings: Iterable[str]) -> Sections:
+    """Return the sections with further settings, SECTION.OPTION=VALUE."""
+    found: dict[str, dict[str, object]] = {name: dict(options) for name, options in sections.items()}
+    for setting in settings:
+        place, _, value = setting.partition("=")
+        section, _, option = place.partition(".")
+        found.setdefault(section, {})[option] = value
+    return found
 
 
 def _ini(sections: Sections) -> str:

@@ -1,0 +1,109 @@
+"""What can go wrong with a cloud, as classes that say what the caller may conclude."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from gateconfig import ConfigError, GateError
+
+TEXT_LENGTH = 300  # of what a client library says, in a message
+FAULT_LENGTH = 1000  # of what a cloud says of a server that failed
+
+# What clouds say when there is no more room. That a server "exceeded maximum number of retries" may as well mean that
+# one host failed.
+CAPACITY_FAULTS = re.compile(
+    r"no valid host|quota|insufficient|limit ?exceeded|no more ip addresses|"
+    r"maximum number of (ports|volumes|instances|floating)", re.IGNORECASE)
+RETRY_FAULTS = re.compile(
+    r"exceeded max(imum)? (number of retries|scheduling attempts)|exhausted all hosts", re.IGNORECASE)
+
+
+class CloudError(GateError):
+    """A call failed; what it was about is in an unknown state, and trying again may help."""
+
+
+class GoneError(CloudError):
+    """404: the thing asked for is not there."""
+
+
+class CapacityError(CloudError):
+    """The provider refuses more: quota or no room. Nothing was made."""
+
+
+class RefusedError(CloudError):
+    """The provider understood the request and refused it for good. Nothing was made."""
+
+
+class CloudConfigError(ConfigError):
+    """Wrong credentials, cloud, region, image, flavor or network name."""
+
+
+class RateLimitedError(CloudError):
+    """429, or 413 with Retry-After: the same call is to be made again after retry_after seconds, if these are told."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@contextlib.contextmanager
+def explained(what: str, cloud: str) -> Iterator[None]:
+    """Turn the exceptions of the client libraries into ours; what: the call in words, cloud: the clouds.yaml entry."""
+    import keystoneauth1.exceptions
+    import novaclient.exceptions
+    import openstack.exceptions
+
+    try:
+        yield
+    except novaclient.exceptions.ClientException as err:
+        raise _by_status(what, cloud, err.code, err, getattr(err, "retry_after", 0)) from err
+    except openstack.exceptions.HttpException as err:
+        headers = err.response.headers if err.response is not None else {}
+        raise _by_status(what, cloud, err.status_code or 0, err, _seconds(headers.get("Retry-After"))) from err
+    except keystoneauth1.exceptions.HttpError as err:
+        raise _by_status(what, cloud, err.http_status, err, 0) from err
+    except keystoneauth1.exceptions.DiscoveryFailure as err:
+        answer = re.search(r"[A-Z][A-Za-z ]+ \(HTTP [0-9]+\)", str(err))
+        text = f"{what}: no identity service answers there: {answer[0] if answer else short_text(err)}" \
+               f"; see auth_url in entry {cloud} of clouds.yaml"
+        raise (CloudConfigError(text) if "HTTP 4" in text else CloudError(text)) from err
+    except (keystoneauth1.exceptions.CatalogException, keystoneauth1.exceptions.MissingRequiredOptions,
+            keystoneauth1.exceptions.MissingAuthPlugin) as err:
+        raise CloudConfigError(f"{what}: {short_text(err)}; see entry {cloud} of clouds.yaml") from err
+    except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as err:
+        raise CloudError(f"{what}: {short_text(err)}") from err
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        # The clients raise these for answers that are cut short or are not what the API promises.
+        raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {short_text(err)})") from err
+
+
+def _by_status(what: str, cloud: str, status: int, err: Exception, retry_after: float) -> GateError:
+    text = f"{what}: {short_text(err)}"
+    if status == 404:  # noqa: PLR2004
+        return GoneError(text)
+    if status == 401:  # noqa: PLR2004
+        return CloudConfigError(f"{text}; see entry {cloud} of clouds.yaml")
+    if status == 429 or (status == 413 and retry_after):  # noqa: PLR2004
+        return RateLimitedError(text, retry_after)
+    if status == 413 or (status in (403, 409) and CAPACITY_FAULTS.search(text)):  # noqa: PLR2004
+        return CapacityError(text)
+    if status in (400, 403, 406, 409, 412):
+        return RefusedError(text)
+    return CloudError(text)
+
+
+def short_text(err: BaseException) -> str:
+    """Return an exception's message in one short line, without HTML; the exception's name if it has no message."""
+    return plain(re.sub(r"<[^>]*>", " ", str(err)), TEXT_LENGTH) or type(err).__name__
+
+
+def plain(text: str, length: int = FAULT_LENGTH) -> str:
+    """Return a text from outside in one line of at most so many characters that can be printed and stored anywhere."""
+    line = " ".join(text[:10 * length].split())
+    return "".join(char if char.isprintable() else "?" for char in line)[:length].strip()
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0

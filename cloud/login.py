@@ -1,0 +1,99 @@
+"""clouds.yaml, obeyed whole: what a provider's entry says, and words for what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cloud.errors import CloudConfigError, CloudError, short_text
+from gateconfig import get_log
+
+# What we set unless the entry does: fewer hidden repeats, since every caller here has its own time limit.
+RETRIES = {"image_status_code_retries": 1, "network_status_code_retries": 1, "block_storage_status_code_retries": 1}
+AUTH_TYPES = {"application_credential_id": "v3applicationcredential",
+              "application_credential_name": "v3applicationcredential",
+              "application_credential_secret": "v3applicationcredential", "token": "v3token"}
+
+
+def connect(provider: Any, call_seconds: float) -> Any:
+    """Return an openstacksdk connection for a provider, which is not logged in yet.
+
+    call_seconds is the time limit of a call where the entry has no api_timeout. CloudConfigError names what is wrong
+    with the entry; CloudError if the profile that it names cannot be fetched now.
+    """
+    import keystoneauth1.exceptions
+    import openstack
+    import openstack.exceptions
+    import requests
+    import yaml
+
+    where = f"provider {provider.name}: clouds.yaml"
+    entry = f"{where}: entry {provider.cloud}"
+    profile = ""
+    try:
+        clouds = openstack.config.OpenStackConfig()
+        profile = _checked_profile(clouds, provider.cloud, entry)
+        config = clouds.get_one(provider.cloud, region_name=provider.region)
+        _complete(config.config, call_seconds, entry)
+        if unknown := _unknown_profile(profile):
+            get_log(provider=provider.name).warning("%s%s", entry, unknown)
+        return openstack.connection.Connection(config=config)
+    except requests.exceptions.RequestException as err:
+        raise CloudError(f"{entry}: profile {profile} cannot be fetched now: {short_text(err)}") from err
+    except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
+        raise CloudConfigError(f"{entry}: {short_text(err)}{_unknown_profile(profile)}") from err
+    except TypeError as err:
+        raise CloudConfigError(_wrong_auth(entry, err) or f"{where} cannot be read: {short_text(err)}") from err
+    except (OSError, yaml.YAMLError, AttributeError, ValueError, KeyError) as err:
+        raise CloudConfigError(f"{where} cannot be read: {short_text(err)}") from err
+
+
+def _checked_profile(clouds: Any, name: str, entry: str) -> str:
+    """Return the vendor profile that an entry names, empty for none; CloudConfigError if the entry is no mapping."""
+    known = clouds.cloud_config.get("clouds") or {}
+    if name in known:
+        settings = known[name]
+        if not settings:
+            raise CloudConfigError(f"{entry} is empty; expected auth with auth_url, user, password and project")
+        if not isinstance(settings, dict) or not isinstance(settings.get("auth") or {}, dict):
+            raise CloudConfigError(f"{entry}: expected a mapping with auth, itself a mapping")
+        if "auth" in settings and not settings["auth"]:
+            raise CloudConfigError(f"{entry}: auth is empty; expected auth_url, user, password and project")
+        return str(settings.get("profile") or settings.get("cloud") or "")
+    return ""
+
+
+def _complete(config: dict[str, Any], call_seconds: float, entry: str) -> None:
+    """Set what the entry leaves open."""
+    import openstack.config.defaults
+
+    timeout = config.get("api_timeout")
+    try:
+        config["api_timeout"] = call_seconds if timeout is None else float(timeout)
+    except (TypeError, ValueError) as err:
+        raise CloudConfigError(f"{entry}: api_timeout: expected seconds, got {timeout!r}") from err
+    if config["api_timeout"] <= 0:
+        raise CloudConfigError(f"{entry}: api_timeout: expected seconds above 0, got {timeout!r}")
+    defaults = openstack.config.defaults.get_defaults()
+    for key, value in RETRIES.items():
+        if config.get(key) in (None, defaults.get(key)):
+            config[key] = value
+
+
+def _unknown_profile(profile: str) -> str:
+    """Return words for a profile that nobody knows: the client leaves it out, and then misses what it would hold."""
+    from openstack.config import vendors
+
+    if not profile or profile.startswith("http") or vendors.get_profile(profile):
+        return ""
+    return f"; the client knows no profile {profile}"
+
+
+def _wrong_auth(entry: str, err: TypeError) -> str:
+    """Return words for a key under auth that does not belong to the auth_type, which is password by default."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(err))
+    if not found:
+        return ""
+    needed = AUTH_TYPES.get(found[1])
+    hint = f"; set auth_type: {needed}" if needed else "; see auth_type"
+    return f"{entry}: auth: {found[1]} does not go with the auth_type, which is password by default{hint}"

@@ -1,0 +1,160 @@
+"""Pure rules about what a cloud shows: which flavor, which address, what there is no more room for."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cloud.errors import CAPACITY_FAULTS, RETRY_FAULTS
+
+FAILED_IN_A_ROW = 5  # servers that ran out of retries one after the other: no flaky host, but no room
+FAILED_OF_ALL = 3  # the same if not one server of the run came up
+
+# What a lack of room is about, which says whose servers are asked for no more.
+HOST, FLAVOR, VOLUME, ALL = "host", "flavor", "volume", "all"
+
+
+class ImageSettings(Protocol):
+    """The columns of an image type that matter here."""
+
+    min_ram: Any
+    flavor: Any
+    user_data: Any
+    config_drive: Any
+    boot_from_volume: Any
+    volume_size: Any
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """A size of server; ram in MB, disk in GB."""
+
+    id: str
+    name: str
+    ram: int
+    disk: int
+    vcpus: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image that servers boot from: what it needs at least (MB, GB), and the volume snapshot that it stands for."""
+
+    image_id: str
+    min_ram: int = 0
+    min_disk: int = 0
+    volume_snapshot: str | None = None
+    snapshot_size: int = 0  # GB
+
+
+def choose_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> Flavor | None:
+    """Return the flavor that an image type names, or the smallest one from which its image boots; None if none does.
+
+    Without a volume that takes a disk: Nova refuses to boot an image on a flavor whose disk is 0.
+    """
+    if image.flavor:
+        named = [flavor for flavor in flavors if image.flavor in (flavor.name, flavor.id)]
+        return min(named, key=lambda flavor: flavor.name != image.flavor) if named else None
+    disk = 0 if image.boot_from_volume else max(source.min_disk, 1)
+    ram = max(image.min_ram, source.min_ram)
+    enough = [flavor for flavor in flavors if flavor.ram >= ram and flavor.disk >= disk]
+    return min(enough, key=lambda flavor: (flavor.ram, flavor.vcpus, flavor.disk, flavor.name), default=None)
+
+
+def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> str:
+    """Return in words which flavor was looked for, for the message that there is none."""
+    if image.flavor:
+        return f"named {image.flavor}"
+    ram = f"with {image.min_ram} MB or more (min-ram)"
+    if source.min_ram > image.min_ram:
+        ram = f"with {source.min_ram} MB or more (min_ram of its image)"
+    if not any(flavor.ram >= max(image.min_ram, source.min_ram) for flavor in flavors):
+        return ram
+    return f"{ram} and a disk of {max(source.min_disk, 1)} GB or more for its image (or see boot-from-volume)"
+
+
+def volume_gigabytes(image: ImageSettings, source: Source) -> int:
+    """Return how large the volume of a server is to be: as asked for, but never smaller than what goes onto it."""
+    return max(image.volume_size or 0, source.min_disk, source.snapshot_size, 1)
+
+
+def shortage(text: str) -> str | None:
+    """Return what a cloud's words say there is no more of, None if they speak of something else.
+
+    HOST: no host has room for this flavor in this zone; FLAVOR: no more cores or memory, of which a smaller flavor
+    takes less; VOLUME: no more volumes; ALL: servers, addresses, ports, and whatever else there is a quota of.
+    """
+    if RETRY_FAULTS.search(text) or not CAPACITY_FAULTS.search(text):
+        return None
+    if re.search(r"volume|gigabytes", text, re.IGNORECASE):
+        return VOLUME
+    if re.search(r"no valid host|insufficient compute", text, re.IGNORECASE):
+        return HOST
+    quota = re.search(r"quota exceeded for ([a-z_, ]+)", text, re.IGNORECASE)
+    if quota and set(re.findall(r"[a-z_]+", quota[1].lower())) <= {"cores", "ram"}:
+        return FLAVOR
+    return ALL
+
+
+def out_of_room(outcomes: Sequence[bool | None]) -> bool:
+    """Return whether servers that ran out of retries mean that there is no room.
+
+    outcomes are of a run's servers in the order in which they were asked for: True is active, False ran out of
+    retries, None is not yet known. One unlucky server among others is no lack of room; several in a row are, or all.
+    """
+    row = 0
+    for outcome in outcomes:
+        row = row + 1 if outcome is False else 0
+        if row >= FAILED_IN_A_ROW:
+            return True
+    return len(outcomes) >= FAILED_OF_ALL and not any(outcome is not False for outcome in outcomes)
+
+
+def choose_address(
+    addresses: Mapping[str, Sequence[Mapping[str, Any]]], wanted: str, external_networks: set[str]
+) -> str | None:
+    """Return the address to use by the setting `address`, or None if the server has none of that kind.
+
+    public-v4: a floating address, else a fixed one that is not private (RFC 1918, RFC 6598, link-local) or lies on an
+    external network; loopback addresses are reachable by their nature. private-v4: a fixed private one, else any
+    fixed one. public-v6: an IPv6 address that is not link-local or unique-local.
+    """
+    version = 6 if wanted == "public-v6" else 4
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for network, group in addresses.items():
+        for address in group:
+            if address.get("version") != version:
+                continue
+            ip = ipaddress.ip_address(address["addr"])
+            floating = address.get("OS-EXT-IPS:type") == "floating"
+            public = floating or network in external_networks or ip.is_loopback or ip.is_global
+            if floating and wanted == "public-v4":
+                return str(address["addr"])
+            if not floating or wanted != "private-v4":
+                found[public].append(str(address["addr"]))
+    if wanted == "private-v4":
+        return next(iter(found[False] + found[True]), None)
+    return next(iter(found[True]), None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a floating IP can be bound: an IPv4 address of a port of a server."""
+
+    port_id: str
+    address: str
+    network_id: str
+
+
+def places_of(ports: Iterable[Mapping[str, Any]], networks: Sequence[str]) -> list[Place]:
+    """Return the IPv4 addresses of a server's ports, in the order of the provider's networks, then of their ids."""
+    def rank(place: Place) -> tuple[int, str, str]:
+        known = place.network_id in networks
+        return networks.index(place.network_id) if known else len(networks), place.network_id, place.port_id
+
+    found = [Place(str(port["id"]), str(fixed["ip_address"]), str(port["network_id"]))
+             for port in ports for fixed in port["fixed_ips"] or [] if ":" not in str(fixed["ip_address"])]
+    return sorted(found, key=rank)

@@ -1,0 +1,132 @@
+"""Volumes that servers boot from: made by us before the server, since only so can they carry our marks.
+
+The server deletes its volume when it goes (delete_on_termination); reap sweeps those whose server never was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError, plain
+from cloud.rules import Source
+from gateconfig import Log
+
+T = TypeVar("T")
+POLL_SECONDS = 1.0
+UNATTACHED = ("available", "error", "error_deleting", "error_restoring", "error_extending")
+
+
+class Caller(Protocol):
+    """How calls are made: with a time limit, and whatever goes wrong in one of our classes."""
+
+    provider: Any
+    connection: Any
+    log: Log
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call."""
+
+    def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
+        """Make a call for a list, to its end."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume with our marks as the cloud last showed it."""
+
+    id: str
+    name: str
+    status: str
+    metadata: Mapping[str, str]
+    machine_id: int | None = None  # the row that it was made for
+    snapshot_id: int | None = None  # or the row of the snapshot whose template it belongs to
+
+    @property
+    def unattached(self) -> bool:
+        """Whether it is at rest and belongs to no server."""
+        return self.status in UNATTACHED
+
+
+class Volumes:
+    """The calls to a provider's block storage; safe to use from several threads."""
+
+    def __init__(self, calls: Caller) -> None:
+        self._calls = calls
+
+    @property
+    def _api(self) -> Any:
+        return self._calls.connection.block_storage
+
+    def is_there(self) -> bool:
+        """Whether the cloud has block storage."""
+        return self._calls.connection.config.get_session_endpoint("block-storage") is not None
+
+    def make(self, name: str, gigabytes: int, source: Source, marks: Mapping[str, str], seconds: float) -> str:
+        """Make a volume of an image, or of the volume snapshot that it stands for, and return its id once it is there.
+
+        seconds is how long that may take. CapacityError if there is no more room for volumes, RefusedError if the
+        volume does not become available; it is deleted again then.
+        """
+        provider = self._calls.provider.name
+        if not self.is_there():
+            raise CloudConfigError(f"provider {provider}: boot-from-volume: the cloud has no block storage")
+        what = {"snapshot_id": source.volume_snapshot} if source.volume_snapshot else {"image_id": source.image_id}
+        made = self._calls.ask("create volume", lambda: self._api.create_volume(
+            name=name, size=gigabytes, metadata=dict(marks), **what))
+        try:
+            self._wait(str(made.id), seconds)
+        except CloudError:
+            with contextlib.suppress(CloudError):
+                self.delete(str(made.id))
+            raise
+        return str(made.id)
+
+    def _wait(self, volume_id: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        last = "nothing yet"
+        while time.monotonic() < deadline:
+            with self._forgiven() as failures:
+                last = str(self._calls.ask("show volume", lambda: self._api.get_volume(volume_id)).status)
+            last = failures[0] if failures else last
+            if last == "available":
+                return
+            if last.startswith("error"):
+                raise RefusedError(f"provider {self._calls.provider.name}: volume {volume_id} became {last}")
+            time.sleep(POLL_SECONDS)
+        raise RefusedError(f"provider {self._calls.provider.name}: volume {volume_id} is not available after "
+                           f"{seconds:.0f} s; last seen: {last}")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _forgiven() -> Any:
+        """Let a look fail that is made again soon; but what is gone is gone."""
+        failures: list[str] = []
+        try:
+            yield failures
+        except GoneError:
+            raise
+        except CloudError as err:
+            failures.append(str(err))
+
+    def list_all(self) -> list[Volume]:
+        """Return the volumes of the project that carry metadata."""
+        if not self.is_there():
+            return []
+        found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
+        return [Volume(str(one.id), plain(str(one.name)), str(one.status), one.metadata or {}) for one in found
+                if one.metadata]
+
+    def delete(self, volume_id: str) -> None:
+        """Delete a volume; one that is gone already is fine. RefusedError if something still needs it."""
+        with contextlib.suppress(GoneError):
+            self._calls.ask("delete volume", lambda: self._api.delete_volume(volume_id, ignore_missing=True))
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete a volume snapshot; one that is gone already is fine."""
+        with contextlib.suppress(GoneError):
+            self._calls.ask("delete volume snapshot",
+                            lambda: self._api.delete_snapshot(snapshot_id, ignore_missing=True))

@@ -1,0 +1,241 @@
+# shellcheck shell=bash
+# Sourced by gate/source.sh: git on servers and caches that nobody vouches for, with nothing of the user's settings.
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
+
+ATTEMPTS=3               # of a fetch
+GIT_SECONDS_MAX=300      # for one git command that goes over the network
+SAID_BYTES=65536         # of what git prints, which a server may make long
+LINE_CHARACTERS=200      # of a line of somebody else's words
+LATE_PAUSES=(2 4 8 10 12 12 12) # between looks for a ref that is not there yet: a minute
+# What a server says that has no such repository: no answer could be more final.
+NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not exported|does not exist'
+SAID=''  # what git printed last, or why the code of a project cannot be had
+ASKED='' # the address that was last fetched from
+GIT_SETTINGS='' # the file with what is kept of the user's settings
+
+SHALLOW='a shallow mirror, which has a part of the history only'
+
+# Git before 2.32 reads the user's settings in any case: these are the ones that would change what is tested.
+GIT_COMMAND=(git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false -c core.fsmonitor=false
+    -c core.attributesFile=/dev/null -c core.excludesFile=/dev/null -c core.logAllRefUpdates=false
+    -c filter.lfs.required=false -c filter.lfs.smudge= -c filter.lfs.clean= -c filter.lfs.process=
+    -c protocol.version=2 -c fetch.unpackLimit=1 -c fetch.recurseSubmodules=false -c submodule.recurse=false
+    -c commit.gpgSign=false -c merge.ff=true -c merge.verifySignatures=false -c rerere.enabled=false -c log.showSignature=false
+    -c init.defaultBranch=master -c init.defaultObjectFormat=sha1 -c init.defaultRefFormat=files
+    -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
+# Of the user's settings and environment, what says how a server is reached, which a site may need.
+ACCESS_SETTINGS='^(http|credential|url|safe|ssh)\.|^core\.(sshcommand|askpass|gitproxy)$'
+ACCESS_VARIABLES=' GIT_BASE GIT_TERMINAL_PROMPT GIT_ASKPASS GIT_SSH GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_PROXY_COMMAND
+    GIT_HTTP_USER_AGENT GIT_HTTP_PROXY_AUTHMETHOD GIT_PROXY_SSL_CERT GIT_PROXY_SSL_KEY GIT_PROXY_SSL_CAINFO
+    GIT_SSL_NO_VERIFY GIT_SSL_CERT GIT_SSL_KEY GIT_SSL_CAINFO GIT_SSL_CAPATH GIT_SSL_VERSION '
+
+# With these set, git would look at another repository than the one that it is pointed at.
+unset_git_variables() {
+    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE \
+        GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_SHALLOW_FILE GIT_GRAFT_FILE
+}
+
+# From here on, in this shell, git does the same for everybody. Makes the file GIT_SETTINGS, for the caller to remove.
+isolate_git() {
+    local name entry value
+    GIT_SETTINGS=$(mktemp) || return
+    (cd / && git config -z --get-regexp "$ACCESS_SETTINGS") > "$GIT_SETTINGS.all" 2> /dev/null || true
+    while IFS= read -r -d '' entry; do
+        value=true
+        if [[ $entry == *$'\n'* ]]; then value=${entry#*$'\n'}; fi
+        git config --file "$GIT_SETTINGS" --add "${entry%%$'\n'*}" "$value" || return
+    done < "$GIT_SETTINGS.all"
+    rm -f -- "$GIT_SETTINGS.all"
+    for name in "${!GIT_@}"; do
+        case $name in
+            GIT_COMMAND | GIT_SECONDS_MAX | GIT_SETTINGS) continue ;;
+            *) ;;
+        esac
+        if [[ $ACCESS_VARIABLES != *[[:space:]]"$name"[[:space:]]* ]]; then unset "$name"; fi
+    done
+    export GIT_CONFIG_GLOBAL=$GIT_SETTINGS GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 LC_ALL=C
+    umask 022
+}
+
+# --- words of others ---
+
+# harmless_lines < text: its lines without what is not to be seen or moves what is, each cut short.
+harmless_lines() {
+    LENGTH=$LINE_CHARACTERS perl -MEncode -ne 'BEGIN { binmode STDOUT, ":utf8" }
+        chomp; $_ = decode("UTF-8", $_);
+        s/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]//g;
+        $_ = substr($_, 0, $ENV{LENGTH}) . "..." if length > $ENV{LENGTH};
+        print "$_\n"'
+}
+
+# hide_login URL: without the user and password in it; a user alone that ssh needs stays.
+hide_login() {
+    local url=$1 rest authority login
+    if [[ $url == *://*@* ]]; then
+        rest=${url#*://}
+        authority=${rest%%/*}
+        # A password with a slash in it: what follows the colon is no port.
+        if [[ $authority != *@* && $authority == *:*[!0-9]* ]]; then authority=${rest%@*}@; fi
+        login=${authority%@*}
+        if [[ $authority == *@* && ( $login == *:* || $url != *ssh://* ) ]]; then rest=${rest#"$login"@}; fi
+        url=${url%%://*}://$rest
+    fi
+    printf '%s\n' "$url"
+}
+
+# The line of a text that tells why git failed: its first "fatal:" or "error:", or what ssh said before that; otherwise
+# its last.
+main_line() {
+    local line found='' before='' shown
+    while IFS= read -r line; do
+        case $line in
+            *'Could not read from remote repository'*) found=$before ;;
+            *fatal:* | *error:*) found=$line ;;
+            *) before=${line:-$before} ;;
+        esac
+        if [[ $found ]]; then break; fi
+    done <<< "$1"
+    found=${found:-$before}
+    shown=$(hide_login "$ASKED")
+    if [[ $ASKED ]]; then found=${found//"$ASKED"/"$shown"}; fi
+    harmless_lines <<< "$found" | hide_logins
+}
+
+# --- time ---
+
+# Of the seconds that are left of the run, one part of so many; nothing without a time limit.
+part_of_time() {
+    local left
+    if [[ ! ${GATE_DEADLINE:-} ]]; then return 0; fi
+    now
+    left=$(( (GATE_DEADLINE - NOW) / $1 ))
+    printf '%s\n' "$(( left < 1 ? 1 : left ))"
+}
+
+# What one git command may take: so little of what is left that several failures still end before the run does.
+git_seconds() {
+    local left
+    left=$(part_of_time 5)
+    printf '%s\n' "$(( ${left:-GIT_SECONDS_MAX} < GIT_SECONDS_MAX ? ${left:-GIT_SECONDS_MAX} : GIT_SECONDS_MAX ))"
+}
+
+# --- servers ---
+
+# ask URL GIT-ARGUMENT...: a git command that goes over the network, tried again unless the server has no such
+# repository. SAID is what it printed.
+ask() {
+    local attempt rc=1
+    ASKED=$1
+    shift
+    for (( attempt = 1; attempt <= ATTEMPTS; attempt++ )); do
+        if (( attempt > 1 )); then sleep "$(( 1 << (attempt - 1) ))"; fi
+        rc=0
+        ask_once "$@" || rc=$?
+        if (( rc == 0 )) || [[ $SAID =~ $NO_REPOSITORY ]]; then break; fi
+    done
+    return "$(( rc > 0 ))"
+}
+
+ask_once() {
+    local seconds rc=0
+    seconds=$(git_seconds)
+    SAID=$(set -o pipefail
+        timeout -k 10 "$seconds" "${GIT_COMMAND[@]}" "$@" 2>&1 < /dev/null | { head -c "$SAID_BYTES"; cat > /dev/null; }) || rc=$?
+    if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
+    return "$rc"
+}
+
+# fetch TREE URL REFSPEC...: a pattern that matches nothing is no error to git: every failure is the server's or the disk's.
+fetch() {
+    local tree=$1 url=$2
+    shift 2
+    ask "$url" -C "$tree" fetch -q --prune --no-tags --force -- "$url" "$@" || return
+    if [[ $SAID == *'shallow roots are not allowed'* ]]; then
+        SAID=$SHALLOW
+        return 1
+    fi
+}
+
+answers() {
+    local seconds
+    seconds=$(git_seconds)
+    timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
+}
+
+# fetch_ref TREE REF TO URL...: REF as TO, from the first address that has it. 2: no address has it, 1: none answers; SAID
+# tells what each said.
+fetch_ref() {
+    local tree=$1 ref=$2 to=$3 from shown words='' rc=1
+    shift 3
+    for from in "$@"; do
+        shown=$(hide_login "$from")
+        if fetch "$tree" "$from" "+$ref*:$to*"; then
+            if git -C "$tree" rev-parse --verify -q "$to" > /dev/null; then return 0; fi
+            rc=2
+            words+="; there is no $ref at $shown"
+        else
+            if [[ $SAID =~ $NO_REPOSITORY ]]; then rc=2; fi
+            words+="; $shown: $(main_line "$SAID" || true)"
+        fi
+    done
+    SAID=${words#; }
+    return "$rc"
+}
+
+# fetch_late_ref WHAT TREE REF TO URL...: as fetch_ref; but the news of a change may be here before the change is, so
+# that one which is not there is looked for again.
+fetch_late_ref() {
+    local what=$1 pause left rc=0
+    shift
+    fetch_ref "$@" || rc=$?
+    for pause in "${LATE_PAUSES[@]}"; do
+        left=$(part_of_time 2)
+        if (( rc != 2 || ${left:-pause} < pause )); then break; fi
+        if (( pause == LATE_PAUSES[0] )); then log "$what is not there yet ($2); looking again for a minute"; fi
+        sleep "$pause"
+        rc=0
+        ATTEMPTS=1 fetch_ref "$@" || rc=$?
+    done
+    return "$rc"
+}
+
+# --- what is here already ---
+
+# The repository that saves fetching a project again, if any; not one that has only a part of the history, or leans on
+# another one.
+find_store() {
+    local project=$1 tree=$2 folder
+    for folder in "$tree" "${HOME:-}/workspace-cache/$project" "${HOME:-}/workspace-cache/${project##*/}" \
+        "/opt/git/$project" "/opt/git/$project.git"; do
+        if [[ -d $folder/.git ]]; then folder=$folder/.git; fi
+        if [[ -d $folder/objects && ! -e $folder/shallow && ! -e $folder/objects/info/alternates ]] \
+            && ! compgen -G "$folder/objects/pack/*.promisor" > /dev/null; then
+            printf '%s\n' "$folder"
+            return 0
+        fi
+    done
+}
+
+# clone TREE URL [STORE]: all branches and tags, which git writes at once, as against fetch, that has a file for each, and
+# looks at each that is here and not there. STORE saves fetching: its objects, by hard links where that can be, and no
+# setting, hook, ref or index of it.
+clone() {
+    local tree=$1 url=$2 store=${3:-} branches shown
+    rm -rf -- "$tree"
+    ask "$url" clone -q --no-checkout --no-local --template= ${store:+"--reference=$store"} -- "$url" "$tree" || return
+    if [[ -e $tree/.git/shallow ]]; then
+        SAID=$SHALLOW
+        return 1
+    fi
+    if [[ $store ]]; then
+        if [[ $SAID == *error:* ]]; then return 1; fi  # git got around something in it that is broken
+        SAID=$(cp -al -- "$store/objects/." "$tree/.git/objects/" 2>&1) \
+            || SAID=$(cp -a -- "$store/objects/." "$tree/.git/objects/" 2>&1) || return 1
+    fi
+    rm -rf -- "$tree/.git/objects/info"
+    shown=$(hide_login "$url")
+    branches=$(git -C "$tree" for-each-ref --format='delete %(refname)' refs/heads)
+    SAID=$(git -C "$tree" remote set-url origin "$shown" 2>&1 \
+        && git -C "$tree" update-ref --no-deref --stdin 2>&1 <<< "${branches:+$branches$'\n'}delete refs/remotes/origin/HEAD") || return 1
+}
