@@ -9,6 +9,7 @@ Defaults:stack !requiretty
 Defaults:stack env_keep += "http_proxy https_proxy no_proxy PIP_FIND_LINKS PIP_INDEX_URL PIP_EXTRA_INDEX_URL"'
 SUDOERS=/etc/sudoers.d/50_stack_sh
 SWAP_FILE=/devstack-gate.swap
+APT_SETTINGS=/etc/apt/apt.conf.d/99devstack-gate
 
 setup_host() {
     if ! python3 -I -c 'import json, subprocess; f""' 2> /dev/null; then
@@ -61,14 +62,25 @@ use_pip_cache() {
         mode=only
         set_pip index-url "$index" || return
         if [[ $more ]]; then as_root python3 -m pip config --global unset global.extra-index-url > /dev/null || return; fi
+        hurry_apt
     fi
     printf '%s\n' "$mode" > "$RUN/pip"
     as_root install -m 644 -- "$RUN/pip" "$BASE/gate/pip"
 }
 
+# Where nothing answers, devstack gives up after five minutes of apt-get update: tried once, each mirror takes half a minute
+# at most, and the package lists of the image do.
+hurry_apt() {
+    if [[ -d ${APT_SETTINGS%/*} ]]; then
+        printf 'Acquire::%s "%s";\n' Retries 0 http::Timeout 10 https::Timeout 10 > "$RUN/apt"
+        as_root install -m 644 -- "$RUN/apt" "$APT_SETTINGS" || log "$APT_SETTINGS could not be written"
+    fi
+}
+
 # Have /etc/pip.conf as it was before the first run on this machine.
 restore_pip_settings() {
     local file=/etc/pip.conf saved=/etc/pip.conf.before-devstack-gate
+    as_root rm -f -- "$APT_SETTINGS" || return
     if [[ -e $saved ]]; then
         as_root cp -- "$saved" "$file"
     elif [[ -e $file ]]; then

@@ -173,6 +173,8 @@ def test_without_an_index_that_answers_all_comes_from_the_cache_and_nobody_waits
     assert marks == {"tiny_one": "cache", "tiny_two": "cache", "built": "built"}
     assert "Retrying" not in node.said
     assert (node.base / "gate/pip").read_text() == "only\n"
+    assert node.run("apt-config dump Acquire::Retries; apt-config dump Acquire::http::Timeout").splitlines() == [
+        'Acquire::Retries "0";', 'Acquire::http::Timeout "10";']
 
 
 def test_what_the_operator_configured_stays_and_a_second_run_changes_nothing(node: Node) -> None:
@@ -192,6 +194,7 @@ def test_an_index_that_comes_back_is_used_again(node: Node, pip: str) -> None:
     node.run(f"printf '%s' {shlex.quote(good)} | tee /etc/pip.conf /etc/pip.conf.before-devstack-gate")
     assert node.use() == ""
     assert node.install(pip, "tiny-two>=2") == {"tiny_two": "newer"}
+    assert node.run("ls /etc/apt/apt.conf.d | grep -c devstack-gate", expect=1) == "0\n"
 
 
 def test_the_cache_s_files_are_found_by_their_normalized_names(node: Node) -> None:
