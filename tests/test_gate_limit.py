@@ -52,7 +52,7 @@ def left_on(node: Node) -> str:
 
 def await_nothing_left(node: Node) -> None:
     """Wait until all of a run has ended; it leaves neither a zombie, nor a folder, nor a cgroup."""
-    await_that(f"the end of all of the run, not {left_on(node)}", lambda: left_on(node) == "", 45)
+    await_that(f"the end of all of the run, not {left_on(node)}", lambda: left_on(node) == "", 120)
     found = "ls -d /tmp/tmp.* /sys/fs/cgroup/devstack* 2> /dev/null; ps -e -o stat= | grep Z; true"
     await_that("the end of the run's folder", lambda: node.check(found) == "", 10)
 

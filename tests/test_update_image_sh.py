@@ -40,6 +40,7 @@ class Site:
             made.mkdir()
         for name in (SCRIPT, "functions.sh"):
             shutil.copy(PROJECT / name, self.scripts)
+        shutil.copytree(PROJECT / "gate", self.scripts / "gate")
         program(self.scripts / "devstack-vm-update-image.py", STAND_IN)
         program(folder / "bin/sleep", "#!/bin/sh\n")  # no pause between two attempts
         self.environment = {
