@@ -254,7 +254,7 @@ def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> Verdi
     if machine.state == READY and machine.state_time < moved and machine.jenkins_name and sight.nodes is not None \
             and sight.node(machine) is None:
         return Verdict(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
-    if machine.state == BUILDING and sight.node(machine):
+    if machine.state == BUILDING and machine.jenkins_name is None and sight.node(machine):
         return Verdict(machine, ERROR, "it has a node already, of which vm.db knows nothing")
     return None
 
@@ -883,7 +883,7 @@ class Reap:
                                   len(rows))
         if not unlikely or self.options.all_servers:
             return going
-        names = gateconfig.some([server.name for server in going])
+        names = gateconfig.some(sorted(server.name for server in going))
         self.trouble(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are left until "
                      "a person says that this is so (vmdatabase.py moved), or --all-servers")
         return []
@@ -1029,7 +1029,7 @@ class Reap:
         for number, node in sight.nodes_by_id.items():
             theirs = [name for name in others if node.name.endswith(f"-{name}-{number}")]
             ours = node.name.endswith(f"-{self.provider.name}-{number}")
-            kept = not known.knows(number) and use_of(None, node, self.now())
+            kept = not known.knows(number) and node.idle and use_of(None, node, self.now())
             if node.name not in names and number not in sight.by_machine and not kept \
                     and (not theirs or (ours and len(self.provider.name) > max(map(len, theirs)))):
                 found[node.name] = node.name

@@ -199,7 +199,8 @@ HOLD = {"hold_reason": "bug 1", "hold_until": None}
     # A node is made after READY.
     (machine("BUILDING"), server(), node(idle=False), ("USED", "a build runs there", {})),
     (machine("BUILDING"), server(), TAKEN, ("USED", "in use by gate #7", {})),
-    (machine("BUILDING"), server(), node(), ("ERROR", "it has a node already, of which vm.db knows nothing", {})),
+    (machine("BUILDING", name="server", jenkins_name=None), server(), node(),
+     ("ERROR", "it has a node already, of which vm.db knows nothing", {})),
     (machine("BUILDING"), server(), None, None),
     *((machine(state, name="server"), server(), node(), None) for state in ("READY", "USED", "ERROR", "DELETE")),
     *((machine(state, name="given"), server(), node(), ("HOLD", "its server was renamed to server", {
@@ -208,7 +209,7 @@ HOLD = {"hold_reason": "bug 1", "hold_until": None}
 ])
 def test_a_row_that_is_older_than_the_world_is_put_right(
         one: Any, seen: Any, found: Any, verdict: tuple[str, str, Any] | None) -> None:
-    old = reap.judge_old_row(one, sight(seen, nodes={"node": found} if found else {}), NOW, 0)
+    old = reap.judge_old_row(one, sight(seen, nodes={"node": found, "server": found} if found else {}), NOW, 0)
 
     assert (old and (old.target, old.why, old.columns)) == verdict
 
