@@ -86,6 +86,9 @@ print_pip_settings() {
         esac
         if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
     done
+    # Trees are installed in place by a path instead of a finder, which Python asks last: in an environment that sees the
+    # system's packages, a library that came with one of them would be used in place of the tree.
+    if [[ ! ${PIP_CONFIG_SETTINGS:-} ]]; then printf 'export PIP_CONFIG_SETTINGS=editable_mode=compat\n'; fi
     # For a pip before 20.3, which of equal versions takes the one that it finds first.
     if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
 }

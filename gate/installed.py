@@ -168,7 +168,29 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
     differing = [] if editable else differing_files(record, folder, tree)
     if differing:
         return Installed(version, folder, f"from {source}, but is older than it: {differing[0]} differs", False)
+    hidden = hidden_by(record, folder) if editable else None
+    if hidden:
+        return Installed(version, folder, f"from {source}, but Python finds {hidden} first", False)
     return Installed(version, folder, f"from {source}", True)
+
+
+def hidden_by(record: Path, folder: Path) -> Path | None:
+    """Return the system's package that is imported instead of a tree installed by a finder, which Python asks last."""
+    environment, listed = folder.parents[2] / "pyvenv.cfg", record / "RECORD"
+    if not listed.is_file() or not environment.is_file() \
+            or not re.search(r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M):
+        return None
+    names = []
+    for line in listed.read_text(errors="replace").splitlines():
+        finder = folder / line.split(",")[0]
+        if re.fullmatch(r"__editable___.*_finder\.py", finder.name) and finder.is_file():
+            mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", finder.read_text(errors="replace"), re.M | re.S)
+            names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
+    for packages in system_environment()[0]:
+        for name in names:
+            if (packages / name).exists() or (packages / f"{name}.py").exists():
+                return packages / name
+    return None
 
 
 def inside(path: Path, tree: Path) -> bool:

@@ -51,6 +51,8 @@ def pool(pool: Pool, made: Pool) -> Pool:
     """The same pool for each test, and the machine's node."""
     for file in (made.database, made.folder / "providers.yaml"):
         shutil.copy(file, pool.folder)
+    with closing(sqlite3.connect(pool.database)) as connection, connection:  # as if it had been made there
+        connection.execute("UPDATE setting SET value = ? WHERE name = 'path'", [str(pool.database)])
     pool.add_node(NODE, "devstack-noble", "127.0.0.1")
     return pool
 
@@ -268,6 +270,7 @@ def foreign(path: Path) -> None:
 
 def newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE provider (id INTEGER)")
         connection.execute("PRAGMA user_version = 99")
 
 
