@@ -270,7 +270,7 @@ def foreign(path: Path) -> None:
 
 def newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE provider (id INTEGER)")
+        connection.execute("CREATE TABLE setting (name TEXT, value TEXT)")
         connection.execute("PRAGMA user_version = 99")
 
 
