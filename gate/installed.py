@@ -180,7 +180,7 @@ def hidden_by(record: Path, folder: Path) -> Path | None:
     if not listed.is_file() or not environment.is_file() \
             or not re.search(r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M):
         return None
-    names = []
+    names: list[str] = []
     for line in listed.read_text(errors="replace").splitlines():
         finder = folder / line.split(",")[0]
         if re.fullmatch(r"__editable___.*_finder\.py", finder.name) and finder.is_file():
