@@ -280,9 +280,13 @@ step() {
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
-# note WORDS: what is to be said of the run beside that it passed.
+# note WORDS: what is to be said of the run beside that it passed; notes are told in one line.
 note() {
-    if [[ -w $BASE/gate/note ]]; then printf '%s' "$1" > "$BASE/gate/note"; fi
+    local file=$BASE/gate/note
+    if [[ -w $file ]]; then
+        if [[ -s $file ]]; then printf '; ' >> "$file"; fi
+        printf '%s' "$1" >> "$file"
+    fi
 }
 
 # part NAME FILE FOLDER COMMAND...: run it there; the script ends with its status if that is not 0. Its output goes to the
@@ -422,7 +426,7 @@ main() {
     fi
     check_devstack
     make_secrets
-    note ''
+    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
         check_installed
@@ -448,6 +452,19 @@ check_installed() {
     local venv
     venv=$(devstack_setting DEVSTACK_VENV)
     part 'check of what is installed' "$NEW/installed.txt" "$NEW" python3 -I "$HERE/gate/installed.py" "$BASE" ${venv:+"$venv"}
+    note_not_installed
+}
+
+# A change to what this run does not install, a service that is not on, has passed nothing. What devstack itself reads
+# as it lies there has.
+note_not_installed() {
+    local name
+    while IFS= read -r name; do
+        if [[ $name != @(devstack|devstack-gate|requirements|grenade) ]] \
+            && ! grep -qsE "^[[:blank:]]*enable_plugin[[:blank:]]+${name}[[:blank:]]" -- "${SETTINGS_FILES[@]}"; then
+            note "$name was not installed"
+        fi
+    done < <(sed -n 's/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
 }
 
 # devstack_setting NAME: its value as devstack itself reads its settings; nothing if it has no such setting.

@@ -172,6 +172,18 @@ changed() {
     [[ $output == *'NOT TESTED: oslo.utils: the change '*' is not in what is checked out any more'* && $output != *exercising* ]]
 }
 
+@test "a change to a distribution that devstack has not installed is told, unless it is an enabled plug-in" {
+    mkdir -p "$BASE/gate"
+    touch "$BASE/gate/note"
+    script exercise.sh true
+    changed neutron a-plugin requirements
+    for project in neutron a-plugin requirements; do printf '[metadata]\nname = %s\n' "$project" > "$BASE/new/$project/setup.cfg"; done
+    DEVSTACK_LOCAL_CONFIG='enable_plugin a-plugin https://x' run -0 gate
+    [[ $(< "$BASE/gate/note") == 'neutron was not installed' ]]
+    DEVSTACK_GATE_EXERCISES=0 run -0 gate
+    [[ $(< "$BASE/gate/note") == 'a-plugin was not installed; neutron was not installed; no test was run' ]]
+}
+
 @test "tempest is run when nothing is chosen and there are no exercises" {
     mkdir -p "$BASE/new/tempest"
     run -0 gate
