@@ -27,6 +27,7 @@ from typing import Iterator, NamedTuple, Sequence
 from urllib.parse import unquote, urlsplit
 
 GIT_SECONDS = 60
+NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
           "/usr/lib/python3*/site-packages", "/usr/lib64/python3*/site-packages")
@@ -69,7 +70,7 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
         if found:
             places = ", ".join(str(one.place) for one in found)
             return True, f"{name} {found[0].version} is installed {found[0].origin}, in {places}"
-    return True, f"has the change {change[:10]}; {name} is not installed, so that only what reads {tree} sees it"
+    return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
 
 
 def lost(tree: Path, change: str) -> str:
