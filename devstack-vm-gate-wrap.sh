@@ -61,7 +61,9 @@ check_installed() {
 
 # Tests may be what hooks run.
 note_no_test() {
-    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then as_root rm -f -- "$BASE/gate/note"; fi
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then
+        as_root sed -i -E 's/(; )?no test was run//' "$BASE/gate/note"
+    fi
 }
 
 # Run an exported function of the job, if there is one of that name.

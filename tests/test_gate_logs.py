@@ -738,7 +738,7 @@ def test_a_known_failure_of_kind_test_leaves_it_a_test_and_a_run_that_passed_has
             "with url: /simple/pbr/ (Caused by NewConnectionError",
             "package index away",
         ),
-        ("E: Failed to fetch http://deb.debian.org/debian/pool/x.deb  503  Service Unavailable", "package mirror away"),
+        ("E: Failed to fetch http://mirror.example.org/pool/x.deb  503  Service Unavailable", "package mirror away"),
         (
             "fatal: unable to access 'https://opendev.org/openstack/nova/': The requested URL returned error: 502",
             "git host away",
