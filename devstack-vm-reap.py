@@ -192,13 +192,19 @@ class Sight:
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and jenkinsnodes.USED_LABEL in node.labels
 
-    def death(self, machine: Machine) -> str | None:
-        """Return what a machine died of, None if it lives."""
+    def server_death(self, machine: Machine) -> str | None:
+        """Return what became of the server of a machine, None if it lives."""
         server = self.servers.get(str(machine.external_id))
         if machine.external_id in self.gone:
             return "the server is gone"
         if server and server.status in novacloud.DEAD_STATUSES:
             return f"the server is {server.status} {server.fault}".strip()
+        return None
+
+    def death(self, machine: Machine) -> str | None:
+        """Return what a machine died of, None if it lives."""
+        if why := self.server_death(machine):
+            return why
         node = self.node(machine)
         why = f" ({node.loss(machine.online_time is not None)})" if node else ""
         return f"its Jenkins node died{why}" if machine.jenkins_name in self.dead_nodes else None
@@ -614,9 +620,12 @@ class Reap:
         self.see_to_held([machine for machine in machines if machine.state == HOLD], sight)
 
     def count_death(self, verdict: Verdict, sight: Sight) -> None:
-        """Count a ready machine that is of no use to Jenkins, in a row with those before it of its image type."""
+        """Count a ready machine that is of no use to Jenkins, in a row with those before it of its image type.
+
+        Not one whose server the cloud or a person took away: no image is to blame for that.
+        """
         machine, node = verdict.machine, sight.node(verdict.machine)
-        if verdict.target == ERROR and node and node.name in sight.dead_nodes:
+        if verdict.target == ERROR and node and node.name in sight.dead_nodes and not sight.server_death(machine):
             self.died[machine.base_image_id] += 1
             made_of = vmdatabase.recipe(self.provider, machine.base_image, machine.snapshot_image_id, self.config)
             vmdatabase.count_death(machine, f"{node.agent} {node.cause}", made_of)
@@ -890,6 +899,8 @@ class Reap:
 
     def why_left(self, server: novacloud.Server, rows: Mapping[int, str | None], sight: Sight) -> str:
         """Return why a server without a row is no leak but somebody's; empty if it is one."""
+        if SnapshotImage.select().where(SnapshotImage.id == server.snapshot_id, SnapshotImage.keep_until.is_null(False)):
+            return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
         number = server.machine_id
         node = None if number is None or number in rows else sight.nodes_by_id.get(number)
         if use := use_of(server, node, self.now()):

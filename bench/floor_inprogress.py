@@ -51,8 +51,9 @@ def main() -> None:
         server.crumb = False  # API tokens need none
         ask(server, "GET", "api/json", tree="mode")
         ask(server, "GET", f"job/{job}/{number}/api/json", tree=BUILD_FIELDS)
-        take(path, node, job, number)
         look = f"computer/{node}/api/json"
+        ask(server, "GET", look, tree=FIELDS)
+        take(path, node, job, number)
         ask(server, "GET", look, tree=FIELDS)
         config = server.get_node_config(node)
         server.reconfig_node(node, config.replace("<label>devstack-noble</label>", "<label>devstack-used</label>"))

@@ -117,7 +117,7 @@ follow() {
 # Whether a child has not ended yet.
 is_running() {
     local state=''
-    read -r state < "/proc/$1/stat" || return
+    read -r state < "/proc/$1/stat" || return 1  # a bare return in a trap returns the status from before the trap
     [[ ${state##*) } != Z* ]]
 } 2> /dev/null
 

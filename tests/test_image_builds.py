@@ -186,10 +186,11 @@ def test_a_dry_run_prints_the_steps_and_asks_the_cloud_for_nothing(make: MakePoo
                       DEVSTACK_GATE_PROJECTS="openstack/nova openstack/cinder")
 
     assert result.stdout.splitlines() == [f"one noble: {step}" for step in (
-        "boot template", "first login", "wait for first boot", "make hostname resolve", "upgrade", "install packages",
-        "install kernel headers", "make account", "cache packages of master", "clone 2 projects",
-        "cache pip packages of master", "cache test images", "run custom script", "remove cron jobs",
-        "write /etc/devstack-gate/image", "forget this machine", "snapshot", "boot test machine", "ssh test")]
+        "boot template", "first login", "stop automatic upgrades", "wait for first boot", "repair packages",
+        "make hostname resolve", "upgrade", "install packages", "install kernel headers", "make account",
+        "cache packages of master", "clone 2 projects", "cache pip packages of master", "cache test images",
+        "forget what pip kept", "run custom script", "remove cron jobs", "write /etc/devstack-gate/image",
+        "forget this machine", "snapshot", "boot test machine", "ssh test")]
     assert result.stderr == ""
     assert pool.pocket_look("cloud-1")["requests"] == []
     assert pool.sql("SELECT name FROM snapshot_image") == [("seeded",)]

@@ -231,5 +231,5 @@ def test_a_job_s_own_settings_of_pip_do_not_hide_the_cache(
               "eval \"$settings\"; env | grep ^PIP_ | sort")
     exports = "".join(f"export {name}={text}\n" for name, text in given.items())
     found = node.run(f"{exports}{script}").splitlines()
-    links = f"PIP_FIND_LINKS={node.base}/cache/pip"
-    assert found == sorted([*(line.format(base=node.base) for line in expected), links])
+    always = [f"PIP_FIND_LINKS={node.base}/cache/pip", "PIP_CONFIG_SETTINGS=editable_mode=compat"]
+    assert found == sorted([*(line.format(base=node.base) for line in expected), *always])

@@ -178,9 +178,11 @@ def test_what_has_been_moved_is_not_judged_again(case: Any, later: int) -> None:
     verdict = reap.judge(machine, *rest, NOW)
 
     if verdict:
-        assert verdict.target in ("ERROR", "DELETE")
-        machine.state, machine.state_time = verdict.target, NOW
-        assert reap.judge(machine, *rest, NOW + later) is None
+        in_use = verdict.target in ("USED", "HOLD")
+        assert in_use or verdict.target in ("ERROR", "DELETE")
+        for name, value in {"state": verdict.target, "state_time": NOW, **verdict.columns}.items():
+            setattr(machine, name, value)
+        assert reap.judge(machine, *rest, NOW if in_use else NOW + later) is None
 
 
 @given(finished=st.lists(MACHINES, max_size=6, unique_by=lambda machine: machine.id), missing=st.integers(0, 9),

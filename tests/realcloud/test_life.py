@@ -61,7 +61,7 @@ def test_an_image_build_leaves_a_snapshot_that_is_marked_and_no_server(pool: Poo
     found = api.image.get_image(snapshot)
 
     assert (found.name, found.status, found.properties["devstack-gate-pool"]) == (name, "active", pool.uuid)
-    assert [one for one in servers(real) if "template" in one] == []
+    await_that("no template", lambda: not [one for one in servers(real) if "template" in one], BOOT_SECONDS)
     assert list(api.compute.keypairs()) == []
 
 
