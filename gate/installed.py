@@ -176,21 +176,22 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
 
 
 def hidden_by(record: Path, folder: Path) -> Path | None:
-    """Return the system's package that is imported instead of a tree installed by a finder, which Python asks last."""
+    """Return the package that is imported instead of a tree installed by a finder, which Python asks after its path."""
     environment, listed = folder.parents[2] / "pyvenv.cfg", record / "RECORD"
-    if not listed.is_file() or not environment.is_file() \
-            or not re.search(r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M):
+    if not listed.is_file():
         return None
+    with_system = not environment.is_file() or re.search(
+        r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M)
     names: list[str] = []
     for line in listed.read_text(errors="replace").splitlines():
         finder = folder / line.split(",")[0]
         if re.fullmatch(r"__editable___.*_finder\.py", finder.name) and finder.is_file():
             mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", finder.read_text(errors="replace"), re.M | re.S)
             names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
-    for packages in system_environment()[0]:
-        for name in names:
-            if (packages / name).exists() or (packages / f"{name}.py").exists():
-                return packages / name
+    for packages in [folder, *(system_environment()[0] if with_system else [])]:
+        for place in (packages / form for name in names for form in (name, f"{name}.py")):
+            if place.exists():
+                return place
     return None
 
 

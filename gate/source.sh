@@ -77,11 +77,16 @@ is_of_branch() {
     return 1
 }
 
-# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>
+# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>; as jobs of earlier years spell it, without the dots, if only
+# that is set.
 project_variable() {
-    local name=${1##*/}
+    local name=${1##*/} older
     name=${name^^}
-    printf 'OVERRIDE_%s_%s\n' "${name//[-.]/_}" "$2"
+    older=${name//./}
+    older=OVERRIDE_${older//-/_}_$2
+    name=OVERRIDE_${name//[-.]/_}_$2
+    if [[ ! ${!name:-} && ${!older:-} ]]; then name=$older; fi
+    printf '%s\n' "$name"
 }
 
 # project_setting PROJECT NAME: the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
@@ -477,7 +482,7 @@ branch_variable() {
     local name
     if [[ $1 == old ]]; then
         printf 'GRENADE_OLD_BRANCH\n'
-        return
+        return 0
     fi
     for name in GRENADE_NEW_BRANCH OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE ZUUL_BRANCH GERRIT_BRANCH; do
         if [[ $name == GRENADE_* && ${DEVSTACK_GATE_GRENADE:-} != 1 ]]; then continue; fi

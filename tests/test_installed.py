@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.pool import PROJECT, load_script
 
 BACKEND = '''
 import base64, hashlib, pathlib, zipfile
@@ -30,6 +30,18 @@ def build_wheel(folder, settings=None, metadata=None):
 
 def build_editable(folder, settings=None, metadata=None):
     return write(folder, {"sample_lib.pth": str(pathlib.Path.cwd()) + "\\n"})
+'''
+FINDER = '''
+    return write(folder, {
+        "__editable__.sample_lib-1.0.pth": "import __editable___sample_lib_1_0_finder as f; f.install()",
+        "__editable___sample_lib_1_0_finder.py": f"""
+import importlib.util, sys
+MAPPING: dict[str, str] = {{'sample_lib': {str(pathlib.Path.cwd() / "sample_lib")!r}}}
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_file_location(name, MAPPING[name] + ".py") if name in MAPPING else None
+def install(): sys.meta_path.append(Finder())
+"""})
 '''
 PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 
@@ -195,3 +207,31 @@ def test_a_change_that_is_no_longer_checked_out_is_not_tested(site: Site) -> Non
     git(tree, "checkout", "-q", "master")
     git(tree, "commit", "-q", "--allow-empty", "-m", "a hook's")
     assert site.check()[0] == 0
+
+
+@pytest.mark.parametrize(("with_system", "hidden"), [(True, True), (False, False)])
+def test_a_tree_that_python_finds_after_a_package_of_the_system_is_not_tested(
+    site: Site, monkeypatch: pytest.MonkeyPatch, with_system: bool, hidden: bool
+) -> None:
+    """setuptools' finders are asked after the path, on which the distribution's packages are."""
+    system = site.base / "usr/dist-packages"
+    system.mkdir(parents=True)
+    (system / "sample_lib.py").write_text("changed = False\n")
+    tree, services = site.tree(), site.base / "data/venv"
+    text = (tree / "backend.py").read_text()
+    (tree / "backend.py").write_text(text[:text.index("    return write(folder, {\"sample_lib.pth")] + FINDER)
+    venv.create(services, system_site_packages=with_system)
+    pip(services, "-e", tree)
+    packages = next(services.glob("lib/*/site-packages"))
+    (packages / "system.pth").write_text(f"{system}\n" * with_system)
+    asked = subprocess.run([services / "bin/python", "-c", "import sample_lib; print(sample_lib.changed)"], text=True,
+                           capture_output=True, check=True)
+    assert asked.stdout == f"{not hidden}\n"
+    installed = load_script("gate/installed.py")
+    monkeypatch.setattr(installed, "SYSTEM", (str(system),))
+
+    right, words = installed.judge(tree, (tree / ".git/gate-change").read_text().strip(), site.base, [])
+
+    assert right is not hidden, words
+    if hidden:
+        assert words.endswith(f"from {tree}, but Python finds {system / 'sample_lib.py'} first")

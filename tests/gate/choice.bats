@@ -235,8 +235,10 @@ grenade_projects() {
     run -0 set_up openstack/oslo.config 'feature/a.b/c+d%s@x'
     [[ $output == 'openstack/oslo.config feature/a.b/c+d%s@x '*' refs/zuul/feature/a.b/c+d%s@x/ZA' ]]
     unset ZUUL_REF
-    export OVERRIDE_OSLO_CONFIG_PROJECT_BRANCH=master
-    expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of master'
+    OVERRIDE_OSLO_CONFIG_PROJECT_BRANCH=master expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of master'
+    OVERRIDE_OSLOCONFIG_PROJECT_BRANCH=master expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of master'
+    export OVERRIDE_OSLO_CONFIG_PROJECT_BRANCH='feature/a.b/c+d%s@x' OVERRIDE_OSLOCONFIG_PROJECT_BRANCH=master
+    expect openstack/oslo.config 'feature/a.b/c+d%s@x' 'tip of feature/a.b/c+d%s@x'
 }
 
 @test "Gerrit's changes are merged in order, only where project and branch match, the triggering one too" {
