@@ -143,7 +143,13 @@ ask_once() {
     SAID=$(set -o pipefail
         timeout -k 10 "$seconds" "${GIT_COMMAND[@]}" "$@" 2>&1 < /dev/null | { head -c "$SAID_BYTES"; cat > /dev/null; }) || rc=$?
     if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
+    # A server that hangs up while git still sends ends it by a signal, of which git says nothing.
+    if (( rc )) && [[ ! $SAID ]]; then SAID="fatal: git ended with status $rc$(signal_words "$rc" || true)"; fi
     return "$rc"
+}
+
+signal_words() {
+    if (( $1 > 128 )); then printf ' (SIG%s)' "$(kill -l "$1")"; fi
 }
 
 # fetch TREE URL REFSPEC...: a pattern that matches nothing is no error to git: every failure is the server's or the disk's.

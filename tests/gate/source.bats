@@ -192,6 +192,15 @@ corrupt_cache() {
     refused 'fatal:'
 }
 
+@test "a git that says nothing" {
+    mkdir "$BATS_TEST_TMPDIR/bin"
+    printf '#!/bin/bash\nif [[ $* == *" clone "* ]]; then kill -s PIPE $$; fi\nexec %q "$@"\n' "$(command -v git)" > "$BATS_TEST_TMPDIR/bin/git"
+    chmod +x "$BATS_TEST_TMPDIR/bin/git"
+    PATH=$BATS_TEST_TMPDIR/bin:$PATH
+    run set_up
+    refused 'fatal: git ended with status 141 (SIGPIPE)'
+}
+
 @test "the change's own ref is missing, though the branch is there and others have it" {
     zuul openstack/nova master refs/zuul/master/ZA
     make_ref openstack/nova refs/zuul/master/ZAB
