@@ -899,7 +899,8 @@ class Reap:
 
     def why_left(self, server: novacloud.Server, rows: Mapping[int, str | None], sight: Sight) -> str:
         """Return why a server without a row is no leak but somebody's; empty if it is one."""
-        if SnapshotImage.select().where(SnapshotImage.id == server.snapshot_id, SnapshotImage.keep_until.is_null(False)):
+        template = SnapshotImage.get_or_none(SnapshotImage.id == server.snapshot_id)
+        if template and template.keep_until:
             return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
         number = server.machine_id
         node = None if number is None or number in rows else sight.nodes_by_id.get(number)
