@@ -9,11 +9,24 @@ import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, clear_cloud, clear_jenkins, make_key
+from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 
 MakePool = Callable[..., Pool]
+# The files that take longest, as a run's own times have it: begun first, none is waited for alone at the end.
+LONGEST = ("test_launch.py", "test_reap.py", "test_image_builds.py", "test_jobs_driven.py",
+           "realcloud/test_contract.py",
+           "test_gate_host.py", "test_launch_room.py", "test_gate.py", "test_gate_received.py", "test_bench.py",
+           "test_gate_limit.py", "test_update_image_sh.py", "test_kill.py", "test_after_build.py", "test_docs.py",
+           "test_jenkinsfile.py", "test_stopping.py", "test_pip_cache.py", "test_check.py", "realcloud/test_life.py",
+           "realcloud/test_room.py", "realcloud/test_start_and_stop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the files that take longest first; xdist hands files out in this order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(PROJECT / "tests").as_posix(), len(places)))
 
 
 @pytest.fixture
