@@ -542,6 +542,39 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
         yield mine
 
 
+class Holder(NamedTuple):
+    """The process that holds a lock, and since when it runs (Unix seconds)."""
+
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))}"
+
+
+def lock_holder(path: Path) -> Holder | None:
+    """Return who holds the lock of a whole file, as the kernel has it; None if that is nobody who is seen from here."""
+    try:
+        inode = str(path.stat().st_ino)
+        locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    for _, kind, _, _, pid, place, *_ in locks:
+        if kind == "FLOCK" and place.rpartition(":")[2] == inode:
+            with contextlib.suppress(OSError):
+                if any(descriptor.exists() and descriptor.samefile(path)
+                       for descriptor in Path("/proc", pid, "fd").iterdir()):
+                    return Holder(int(pid), _started(pid))
+    return None
+
+
+def _started(pid: str) -> float:
+    """Return when a process was started, in Unix seconds; OSError if it is gone."""
+    fields = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc_pid_stat(5): the 22nd, of which 2 are cut off
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
+
+
 def _try_lock(descriptor: int, name: str) -> bool:
     import struct
     import zlib

@@ -133,7 +133,8 @@ def _run_hold(options: argparse.Namespace) -> int:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
         code = gateconfig.EXIT_FAILED
     if config and key:
-        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
+        boot_timeout = machine.base_image.provider.boot_timeout
+        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key, boot_timeout)
     print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name, flush=True)
     if machine.external_id:
         _mark_held(machine, options.reason, until)

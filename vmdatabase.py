@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sqlite3
@@ -45,6 +46,7 @@ SPARE_IDS = 1000  # left out after a restore, beside one for each second since t
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
 LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 CHUNK = 500  # ids in one statement
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "deaths", "death", "death_of", "min_ready", "max_ready_age", "max_servers", "max_concurrency",
@@ -397,7 +399,11 @@ def pool_uuid() -> str:
 
 def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
     """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
-    return gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds)
+    return gateconfig.file_lock(_lock_of(kind, provider), wait_seconds)
+
+
+def _lock_of(kind: str, provider: str) -> Path:
+    return lock_folder() / f"{kind}-{provider}"
 
 
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
@@ -411,13 +417,25 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
     return gateconfig.run_each(names, argv)
 
 
-def run_alone(kind: str, provider: Provider, work: Callable[[], int], wait_seconds: float = 0) -> int:
-    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code."""
+def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0) -> int:
+    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
+
+    longest is how many seconds such a run can take, beside those that the provider's pace adds: one that is older has
+    gone wrong, and as long as it stays nothing of the kind gets done here. Then the exit code is 1.
+    """
     with provider_lock(kind, provider.name, wait_seconds) as mine:
         if mine:
             with _hint_of_forget(provider):
                 return work()
-    get_log(provider=provider.name).warning("another %s is at work on this provider; leaving it to that one", kind)
+    log = get_log(provider=provider.name)
+    holder = gateconfig.lock_holder(_lock_of(kind, provider.name))
+    longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
+    if holder and now() - holder.since > longest:
+        log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
+                  "done here before it ends", kind, longest, holder)
+        return gateconfig.EXIT_FAILED
+    log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
+                holder or "which process it is cannot be seen from here")
     return gateconfig.EXIT_OK
 
 
