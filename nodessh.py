@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log
+from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log, plain, printable
 
 if TYPE_CHECKING:
     import paramiko
@@ -270,11 +270,11 @@ def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
 
 def _tail(output: str) -> str:
     lines = output.rstrip().splitlines()[-OUTPUT_LINES:]
-    return "".join(f"\n    {line if len(line) <= LINE_LENGTH else f'{line[:LINE_LENGTH]}...'}" for line in lines)
+    return "".join(f"\n    {printable(line[:LINE_LENGTH])}{'...' * (len(line) > LINE_LENGTH)}" for line in lines)
 
 
 def _reason(err: BaseException) -> str:
-    return str(err) or type(err).__name__
+    return plain(str(err)) or type(err).__name__
 
 
 # --- login ----------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ SPARE_IDS = 1000  # left out after a restore, beside one for each second since t
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
 LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+FULL_BYTES = 1 << 20  # less room than this is none
 PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 CHUNK = 500  # ids in one statement
 # Columns that do not change what a machine is made of.
@@ -299,19 +300,49 @@ def _empty(path: Path) -> ConfigError:
                        "pool, which knows nothing of what the old one had")
 
 
-def connected() -> contextlib.AbstractContextManager[None]:
-    """Open vm.db, which `opened` has opened already, for the thread that calls this."""
-    context: contextlib.AbstractContextManager[None] = database.connection_context()
-    return context
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Open vm.db, which `opened` has opened already, for the thread that calls this; SQLite's errors as one line."""
+    path = Path(str(database.database))
+    try:
+        with database.connection_context():
+            yield
+    except (peewee.DatabaseError, sqlite3.Error) as err:
+        raise _explained(path, err) from err
 
 
-def _explained(path: Path, err: Exception) -> GateError:
-    reason = str(err)
+def _explained(path: Path, err: BaseException) -> GateError:
+    err = _first(err)
+    reason = gateconfig.one_line(err)
     if "locked" in reason or "busy" in reason:
         return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
     if re.search("not a database|unable to open|malformed|readonly", reason):
         return ConfigError(f"{path}: cannot be opened, and written, as a SQLite database ({reason})")
-    return DatabaseError(f"{path}: {reason}")
+    return DatabaseError(f"{path}: {reason}{_disk(path, err)}")
+
+
+def _first(err: BaseException) -> BaseException:
+    """Return the database's error that came before others: after a COMMIT that fails the rollback fails as well."""
+    first = seen = err
+    while (before := seen.__cause__ or seen.__context__) is not None:
+        seen = before
+        if isinstance(seen, (peewee.DatabaseError, sqlite3.Error)):
+            first = seen
+    return first
+
+
+def _disk(path: Path, err: BaseException) -> str:
+    """Return what SQLite leaves unsaid of a disk that fails."""
+    name = getattr(err, "sqlite_errorname", "")
+    if not name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
+        return ""
+    with contextlib.suppress(OSError):
+        left = os.statvfs(path.parent)
+        if left.f_bavail * left.f_frsize < FULL_BYTES:
+            return f" ({name}); the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
+        if left.f_files and not left.f_favail:
+            return f" ({name}); the disk is full: no more files can be made"
+    return f" ({name}); the disk is full or broken, see the kernel's log"
 
 
 def _make(path: Path, migrations: Sequence[str]) -> None:
@@ -639,7 +670,7 @@ def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any)
 
     Returns whether it was still in the source state, and so moved; the row object then shows what was written.
     """
-    values = {"state": target, "state_time": now(), **columns}
+    values = {"state": target, "state_time": now(), **_storable(columns)}
     model = type(row)
     moved = model.update(**values).where((model.id == row.id) & (model.state == source)).execute() == 1
     if moved:
@@ -650,9 +681,16 @@ def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any)
 
 def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
     """Write some columns of a row, never its state."""
+    columns = _storable(columns)
     type(row).update(**columns).where(type(row).id == row.id).execute()
     for name, value in columns.items():
         setattr(row, name, value)
+
+
+def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return columns whose error, which others have had a say in, is one line that a terminal can show."""
+    return {name: gateconfig.plain(value) if name == "error" and isinstance(value, str) else value
+            for name, value in columns.items()}
 
 
 def provider_named(name: str) -> Provider:

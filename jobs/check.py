@@ -275,7 +275,11 @@ def connect(server: str, user: str, password: str) -> jenkins.Jenkins:
     """Return a client; nothing is asked yet."""
     import jenkins
 
-    return jenkins.Jenkins(server, user, password, timeout=CALL_SECONDS)
+    import httpcalls
+
+    api = jenkins.Jenkins(server, user, password, timeout=CALL_SECONDS)
+    httpcalls.limit(api._session, forms=True)
+    return api
 
 
 def ask(call: Callable[[], T]) -> T:
