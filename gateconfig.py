@@ -37,6 +37,7 @@ STOP_SECONDS = 4  # what tidying up may take after one of these, so that a scrip
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
 TEXT_LENGTH = 1000  # of what others say, in a message or in vm.db
+CALL_LENGTH = 160  # of what the libraries say of a call before they tell why it failed
 LINE_LENGTH = 10_000  # of a message of ours
 HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
 
@@ -429,7 +430,10 @@ def innermost(text: str) -> str:
     """Return a connection error's text without the layer that names the call again and hides the reason at its end."""
     before, found, cause = text.partition("(Caused by ")
     layer = max(before.find("HTTPConnectionPool("), before.find("HTTPSConnectionPool("))
-    return before[:layer] + cause.removesuffix(")") if found and layer >= 0 else text
+    if not found or layer < 0:
+        return text
+    call = before[:layer] if layer <= CALL_LENGTH else f"{before[:CALL_LENGTH]}...: "  # it holds the address
+    return call + cause.removesuffix(")")
 
 
 def shown(text: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CALL_SECONDS = 30  # for all of a call
 QUICK_SECONDS = 5  # the same where a build waits, and another way is left or one call has been in vain
 LOOK_BYTES = 1 << 20  # of the answer to a look at one node
-TEXT_LENGTH = 300  # of what Jenkins says, in a message
+TEXT_LENGTH = 400  # of what Jenkins says, in a message
 LOCK_SECONDS = 60
 TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"

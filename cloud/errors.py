@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from gateconfig import ConfigError, GateError, innermost, plain
 
-TEXT_LENGTH = 300  # of what a client library says, in a message
+TEXT_LENGTH = 400  # of what a client library says, in a message
 WHOLE_LENGTH = 10_000  # of what is looked through for it
 
 # What clouds say when there is no more room. That a server "exceeded maximum number of retries" may as well mean that
