@@ -49,7 +49,7 @@ PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
 # Errors of the system that an operator can mend, and hints.
 EXHAUSTED = {
     errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
-    errno.EIO: "; the disk is broken", errno.EROFS: "", errno.ENOMEM: "", errno.EAGAIN: "",
+    errno.EIO: "; is the disk broken?", errno.EROFS: "", errno.ENOMEM: "", errno.EAGAIN: "",
 }
 
 
@@ -572,8 +572,7 @@ def reason_of(err: Exception) -> str:
     if isinstance(err, RuntimeError) and "start new thread" in str(err):
         return "can't start a new thread: this host, or the limit of this account's processes, allows no more"
     if isinstance(err, OSError) and err.errno in EXHAUSTED:
-        where = f": {err.filename}" if err.filename else ""
-        return f"{err.strerror}{where}{EXHAUSTED[err.errno]}"
+        return f"{err.filename or 'standard output, or a file'}: {err.strerror}{EXHAUSTED[err.errno]}"
     return f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)"
 
 

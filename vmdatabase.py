@@ -46,6 +46,7 @@ SPARE_IDS = 1000  # left out after a restore, beside one for each second since t
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
 LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
 FULL_BYTES = 1 << 20  # less room than this is none
 PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 CHUNK = 500  # ids in one statement
@@ -316,9 +317,22 @@ def _explained(path: Path, err: BaseException) -> GateError:
     reason = gateconfig.one_line(err)
     if "locked" in reason or "busy" in reason:
         return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
+    if "unable to open" in reason and (exhausted := _exhausted(path)):
+        return DatabaseError(exhausted)
     if re.search("not a database|unable to open|malformed|readonly", reason):
         return ConfigError(f"{path}: cannot be opened, and written, as a SQLite database ({reason})")
     return DatabaseError(f"{path}: {reason}{_disk(path, err)}")
+
+
+def _exhausted(path: Path) -> str:
+    """Return what this host, or this process, has no more of for opening a file; empty if it is something else."""
+    with contextlib.ExitStack() as opened_files:
+        try:
+            for _ in range(FILES):
+                opened_files.callback(os.close, os.open(path, os.O_RDONLY))
+        except OSError as err:
+            return gateconfig.reason_of(err) if err.errno in gateconfig.EXHAUSTED else ""
+    return ""
 
 
 def _first(err: BaseException) -> BaseException:

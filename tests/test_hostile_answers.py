@@ -95,10 +95,10 @@ def test_a_404_behind_a_redirect_does_not_mean_that_a_thing_is_gone(tmp_path: Pa
 
     asked: list[bytes] = []
     with hostile_http(serve, asked) as (url, _):
-        with pytest.raises(CloudError, match="leads to .*/lost, where there is nothing") as caught:
+        with pytest.raises(CloudError, match=r"leads to .*/lost, where there is nothing") as caught:
             cloud_get(url)
         assert not isinstance(caught.value, GoneError)
-        with pytest.raises(JenkinsError, match="leads to .*/lost, where there is nothing"):
+        with pytest.raises(JenkinsError, match=r"leads to .*/lost, where there is nothing"):
             nodes(url, tmp_path).look("n1")
 
 
