@@ -46,6 +46,7 @@ SPARE_IDS = 1000  # left out after a restore, beside one for each second since t
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
 LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+ERROR_LENGTH = 4000  # of a machine or a snapshot
 FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
 FULL_BYTES = 1 << 20  # less room than this is none
 PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
@@ -703,8 +704,15 @@ def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
 
 def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Return columns whose error, which others have had a say in, is one line that a terminal can show."""
-    return {name: gateconfig.plain(value) if name == "error" and isinstance(value, str) else value
+    return {name: _error_line(value) if name == "error" and isinstance(value, str) else value
             for name, value in columns.items()}
+
+
+def _error_line(text: str) -> str:
+    """Return an error in one line; of very much output the beginning, which names the step, and the end."""
+    line = gateconfig.printable(" | ".join(filter(None, map(str.strip, text.splitlines()))))
+    half = ERROR_LENGTH // 2
+    return line if len(line) <= ERROR_LENGTH else f"{line[:half]} ... {line[-half:]}"
 
 
 def provider_named(name: str) -> Provider:
