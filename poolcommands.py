@@ -204,7 +204,9 @@ def _run_forget(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as locks:
         for kind in ("launch", "reap", "update-image"):
             if not locks.enter_context(vmdatabase.provider_lock(kind, provider.name)):
-                raise GateError(f"{provider.name}: a {kind} is at work there; try again when it has ended")
+                holder = vmdatabase.lock_holder(kind, provider.name)
+                which = f" ({holder})" if holder else ""
+                raise GateError(f"{provider.name}: a {kind} is at work there{which}; try again when it has ended")
         machines = vmdatabase.machines_of(provider)
         held = [str(machine.name) for machine in machines if machine.state == vmdatabase.HOLD]
         if held:

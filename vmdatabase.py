@@ -448,6 +448,11 @@ def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextl
     return gateconfig.file_lock(_lock_of(kind, provider), wait_seconds)
 
 
+def lock_holder(kind: str, provider: str) -> gateconfig.Holder | None:
+    """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
+    return gateconfig.lock_holder(_lock_of(kind, provider))
+
+
 def _lock_of(kind: str, provider: str) -> Path:
     return lock_folder() / f"{kind}-{provider}"
 
@@ -474,7 +479,7 @@ def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: f
             with _hint_of_forget(provider):
                 return work()
     log = get_log(provider=provider.name)
-    holder = gateconfig.lock_holder(_lock_of(kind, provider.name))
+    holder = lock_holder(kind, provider.name)
     longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
     if holder and now() - holder.since > longest:
         log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "

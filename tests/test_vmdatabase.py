@@ -853,7 +853,8 @@ def test_a_result_outlives_its_machine_and_its_image(pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     ("error", "stored"),
-    [("127.0.0.1: stack: exit status 1\n    one\x1b[2J\r\n\n    \u202etwo\n", "127.0.0.1: stack: exit status 1 | one?[2J | ?two"),
+    [("127.0.0.1: stack: exit status 1\n    one\x1b[2J\r\n\n    \u202etwo\n",
+      "127.0.0.1: stack: exit status 1 | one?[2J | ?two"),
      ("begins\n" + "x" * 9000 + "\nends", f"begins | {'x' * 1991} ... {'x' * 1993} | ends"), (None, None)])
 def test_an_error_is_stored_as_one_line_with_its_beginning_and_its_end(
     pool: Pool, error: str | None, stored: str | None
