@@ -56,10 +56,12 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     Where that cannot be, the node is to serve no other build either: each would come here and fail.
     """
     if nodes:
-        with contextlib.suppress(jenkinsnodes.JenkinsError):
+        try:
             nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
             refuse_ended_build(nodes, os.environ)
             refuse_used_node(nodes.look(str(machine.name)), machine)
+        except jenkinsnodes.JenkinsError:
+            nodes.hurry()
     try:
         take(machine)
     except GateError:

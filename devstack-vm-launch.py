@@ -39,6 +39,8 @@ UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the
 UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
 ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
+LATE_SECONDS = 5  # after its time, until a machine is given up though a worker is still busy with it
+CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 
@@ -619,13 +621,13 @@ class Launch:
                 self.look_at(boot, by_id.get(boot.machine.external_id))
             elif servers is not None:
                 self.look_for(boot, by_machine.get(boot.machine.id))
-            if boot.machine.id in self.boots and boot.task is None:
-                self.expired(boot)
+            if boot.machine.id in self.boots:
+                self.expired(boot, LATE_SECONDS if boot.task else 0)
         return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
 
-    def expired(self, boot: Boot) -> bool:
-        """Fail a machine whose boot-timeout is over; returns whether it is."""
-        over = time.monotonic() > boot.deadline
+    def expired(self, boot: Boot, grace: float = 0) -> bool:
+        """Fail a machine whose boot-timeout has been over for so many seconds; returns whether it has."""
+        over = time.monotonic() > boot.deadline + grace
         if over:
             limit = self.provider.boot_timeout
             self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
@@ -788,7 +790,8 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
     if not config.jenkins:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
-    return vmdatabase.run_alone("launch", provider, lambda: _launch_alone(provider, config, options))
+    longest = 2 * provider.boot_timeout + CALLS_SECONDS
+    return vmdatabase.run_alone("launch", provider, lambda: _launch_alone(provider, config, options), longest)
 
 
 def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ GRACE = 900  # seconds that a server without a row may be young: its row may be 
 DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
 CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
+LONGEST_SECONDS = 2 * HOUR  # what a run can take
 CONFIRMED = 10  # servers that are asked for one by one when a list shows none at all
 STUCK = HOUR  # a delete that takes longer is reported
 SNAPSHOTS_KEPT = 2  # current and previous
@@ -566,7 +567,8 @@ class Reap:
         """Return which machines do not answer by ssh."""
         port, node = self.provider.ssh_port, self.config.node
         tasks = {name: self.workers.submit(nodessh.answers, nodessh.Login(
-            str(machines[name].ip), port, str(machines[name].user), node.ssh_key, machines[name].host_key))
+            str(machines[name].ip), port, str(machines[name].user), node.ssh_key, machines[name].host_key),
+            self.provider.boot_timeout)
             for name in names}
         return {name for name, task in tasks.items() if not task.result()}
 
@@ -1070,7 +1072,7 @@ def _reap(provider: Provider, options: argparse.Namespace) -> int:
     if not config.jenkins:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: there are no nodes to look after", config.path)
-    return vmdatabase.run_alone("reap", provider, lambda: Reap(provider, config, options).run())
+    return vmdatabase.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

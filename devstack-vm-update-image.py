@@ -38,6 +38,7 @@ from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImag
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
 LOCK_SECONDS = 10  # reap holds the same lock for a moment
+LONGEST_SECONDS = 24 * 3600  # what a run can take: then the next day's is due
 POLL_SECONDS = 1
 STEP_SECONDS = 3600  # for a step on the template
 SNAPSHOT_BOOTS = 4  # a snapshot may take so many times boot-timeout to become active
@@ -355,7 +356,8 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
         get_log(provider=provider.name).warning(
             "there is no devstack checkout in $WORKSPACE/devstack, so nothing is cached; devstack-vm-update-image.sh "
             "makes one")
-    return vmdatabase.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LOCK_SECONDS)
+    return vmdatabase.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LONGEST_SECONDS,
+                                LOCK_SECONDS)
 
 
 def _images(provider: Provider, name: str | None) -> list[BaseImage]:

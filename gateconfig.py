@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -35,11 +36,21 @@ STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXI
 STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
+TEXT_LENGTH = 1000  # of what others say, in a message or in vm.db
+CALL_LENGTH = 160  # of what the libraries say of a call before they tell why it failed
+LINE_LENGTH = 10_000  # of a message of ours
 HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
 
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
+
+
+# Errors of the system that an operator can mend, and hints.
+EXHAUSTED = {
+    errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
+    errno.EIO: "; is the disk broken?", errno.EROFS: "", errno.ENOMEM: "", errno.EAGAIN: "",
+}
 
 
 class GateError(Exception):
@@ -205,6 +216,9 @@ def _secure_value(
 def _jenkins_config(path: Path, parser: configparser.ConfigParser) -> JenkinsConfig:
     server, user, apikey, credentials_id = (
         _secure_value(path, parser, "jenkins", key) for key in ("server", "user", "apikey", "credentials_id"))
+    if "@" in server.partition("://")[2].partition("/")[0] or "@" in server.partition("/")[0]:
+        raise ConfigError(f"{path}: [jenkins] server: expected a URL without a login in it; [jenkins] user and apikey "
+                          "are keys of their own")
     if not _is_url(server):
         raise ConfigError(f"{path}: [jenkins] server: expected an http(s) URL, got {server!r}")
     node_login = ""
@@ -312,7 +326,7 @@ class _Lines(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
-        return "\n".join(f"{head}{line}" for line in text.splitlines() or [""])
+        return "\n".join(f"{head}{line}" for line in shown(text).splitlines() or [""])
 
 
 def setup_logging(verbosity: int) -> None:
@@ -378,7 +392,7 @@ def _run_to_end(body: Callable[[], int]) -> int:
         sys.stdout.flush()
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
-        _say(f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)")
+        _say(reason_of(err))
         code = EXIT_FAILED
     finally:
         _ignore_signals()
@@ -397,7 +411,35 @@ def clock_ahead(date: str | None) -> float | None:
 
 def one_line(err: BaseException) -> str:
     """Return an error's message without line breaks."""
-    return " ".join(str(err).split())
+    return plain(str(err))
+
+
+def plain(text: str, length: int = TEXT_LENGTH) -> str:
+    """Return a text from outside in one line of at most so many characters that can be shown and stored anywhere."""
+    return printable(" ".join(text[:10 * length].split()))[:length].strip()
+
+
+def printable(line: str) -> str:
+    """Return a line without what steers a terminal, and without the logins of URLs."""
+    if "://" in line:
+        line = re.sub(r"://[^/\s]*@", "://", line)
+    return line if line.isprintable() else "".join(char if char.isprintable() else "?" for char in line.expandtabs())
+
+
+def innermost(text: str) -> str:
+    """Return a connection error's text without the layer that names the call again and hides the reason at its end."""
+    before, found, cause = text.partition("(Caused by ")
+    layer = max(before.find("HTTPConnectionPool("), before.find("HTTPSConnectionPool("))
+    if not found or layer < 0:
+        return text
+    call = before[:layer] if layer <= CALL_LENGTH else f"{before[:CALL_LENGTH]}...: "  # it holds the address
+    return call + cause.removesuffix(")")
+
+
+def shown(text: str) -> str:
+    """Return a message of several lines, each printable and of a length that can be read."""
+    lines = [printable(line[:LINE_LENGTH]) + "..." * (len(line) > LINE_LENGTH) for line in text.splitlines()]
+    return "\n".join(lines)
 
 
 def _ignore_signals() -> None:
@@ -408,7 +450,7 @@ def _ignore_signals() -> None:
 
 def _say(message: str) -> None:
     """Write a script's last words in one piece, since scripts of several providers share a console."""
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {shown(message)}\n")
 
 
 def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
@@ -520,7 +562,18 @@ def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         raise
     except Exception as err:  # the boundary of one item
         get_log().debug("unforeseen", exc_info=True)
-        raise GateError(f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)") from err
+        raise GateError(reason_of(err)) from err
+
+
+def reason_of(err: Exception) -> str:
+    """Return in one line why something failed that no rule foresees; what this host has no more of is no riddle."""
+    if isinstance(err, MemoryError):
+        return "this host, or the limit of this process, has no more memory"
+    if isinstance(err, RuntimeError) and "start new thread" in str(err):
+        return "can't start a new thread: this host, or the limit of this account's processes, allows no more"
+    if isinstance(err, OSError) and err.errno in EXHAUSTED:
+        return f"{err.filename or 'standard output, or a file'}: {err.strerror}{EXHAUSTED[err.errno]}"
+    return f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)"
 
 
 @contextlib.contextmanager
@@ -540,6 +593,39 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
         while not (mine := _try_lock(stream.fileno(), name)) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield mine
+
+
+class Holder(NamedTuple):
+    """The process that holds a lock, and since when it runs (Unix seconds)."""
+
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))}"
+
+
+def lock_holder(path: Path) -> Holder | None:
+    """Return who holds the lock of a whole file, as the kernel has it; None if that is nobody who is seen from here."""
+    try:
+        inode = str(path.stat().st_ino)
+        locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    for _, kind, _, _, pid, place, *_ in locks:
+        if kind == "FLOCK" and place.rpartition(":")[2] == inode:
+            with contextlib.suppress(OSError):
+                if any(descriptor.exists() and descriptor.samefile(path)
+                       for descriptor in Path("/proc", pid, "fd").iterdir()):
+                    return Holder(int(pid), _started(pid))
+    return None
+
+
+def _started(pid: str) -> float:
+    """Return when a process was started, in Unix seconds; OSError if it is gone."""
+    fields = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc_pid_stat(5): the 22nd, of which 2 are cut off
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
 
 
 def _try_lock(descriptor: int, name: str) -> bool:

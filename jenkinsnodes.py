@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
-from gateconfig import ConfigError, GateError, JenkinsConfig, clock_ahead, file_lock
+from gateconfig import ConfigError, GateError, JenkinsConfig, clock_ahead, file_lock, innermost, plain
 
 if TYPE_CHECKING:
     import jenkins
     import requests
 
-CALL_SECONDS = 30
+CALL_SECONDS = 30  # for all of a call
+QUICK_SECONDS = 5  # the same where a build waits, and another way is left or one call has been in vain
+LOOK_BYTES = 1 << 20  # of the answer to a look at one node
+TEXT_LENGTH = 400  # of what Jenkins says, in a message
 LOCK_SECONDS = 60
 TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"
@@ -110,7 +113,7 @@ class Node(NamedTuple):
         """Return in one line why the agent is not of use, as Jenkins has it, and where its log is."""
         what = "Jenkins took it offline" if self.agent == BARRED else "its agent is gone" if came else \
             "its agent never came"
-        said = self.reason.strip().partition("\n")[0].strip()[:200] or self.cause or "Jenkins still connects"
+        said = plain(self.reason.strip().partition("\n")[0], 200) or self.cause or "Jenkins still connects"
         return f"{what}: {said}; log: {self.url}/log"
 
 
@@ -135,10 +138,13 @@ class Nodes:
         """Take the settings and the pool's UUID, which marks our nodes; nothing is asked of Jenkins yet."""
         import jenkins
 
+        import httpcalls
+
         self._config = config
         self._mark = f"{DESCRIPTION}{pool}"
         self._lock_folder = lock_folder
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
+        httpcalls.limit(self._jenkins._session, forms=True)
         self._jenkins.crumb = False  # API tokens need none; see _ask
         self.clock_ahead: float | None = None  # seconds that our clock is ahead of Jenkins', None: not told
         self._jenkins._session.hooks["response"].append(self._watch_clock)
@@ -146,6 +152,10 @@ class Nodes:
     def _watch_clock(self, answer: requests.Response, *_: Any, **__: Any) -> None:
         """Learn Jenkins' time from the Date of its answers."""
         self.clock_ahead = clock_ahead(answer.headers.get("Date"))
+
+    def hurry(self) -> None:
+        """Give each further call a few seconds only: Jenkins has not answered one in all of its time."""
+        self._jenkins.timeout = min(QUICK_SECONDS, CALL_SECONDS)
 
     # --- calls ---
 
@@ -165,13 +175,14 @@ class Nodes:
                 return None
             except (jenkins.JenkinsException, requests.RequestException) as err:
                 response = response_of(err)
-                if response is not None and response.status_code == 403 and "crumb" in response.text \
+                if response is not None and response.status_code == 403 and b"crumb" in response.content \
                         and not fresh_crumb:  # noqa: PLR2004
                     self._jenkins.crumb = None
                     continue
                 raise self._explained(what, err, response) from err
-            except (ValueError, KeyError, TypeError, AttributeError) as err:
-                raise JenkinsError(f"Jenkins {self._config.server}: {what}: the answer makes no sense ({err})") from err
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+                raise JenkinsError(f"Jenkins {self._config.server}: {what}: the answer makes no sense "
+                                   f"({plain(str(err), TEXT_LENGTH)})") from err
         raise JenkinsError(f"Jenkins {self._config.server}: {what}: no crumb is accepted")
 
     def _explained(self, what: str, err: Exception, response: requests.Response | None) -> GateError:
@@ -182,17 +193,17 @@ class Nodes:
         if status == 401:  # noqa: PLR2004
             return JenkinsConfigError(f"{where}: 401, user {self._config.user} or its apikey is wrong")
         if status == 403:  # noqa: PLR2004
-            right = response.headers.get("X-Required-Permission", "")
+            right = plain(response.headers.get("X-Required-Permission", ""), TEXT_LENGTH)
             needs = f"needs the right {right}" if right else "is not allowed this"
             return JenkinsConfigError(f"{where}: 403, user {self._config.user} {needs}")
-        return JenkinsError(f"{where}: {status} {response.headers.get('X-Error', response.reason)}")
+        said = plain(str(response.headers.get("X-Error", response.reason)), TEXT_LENGTH)
+        return JenkinsError(f"{where}: {status} {said}")
 
     def _request(self, method: str, path: str, **arguments: Any) -> Callable[[jenkins.Jenkins], str]:
         import requests
 
         url = f"{self._config.server.rstrip('/')}/{path}"
-        hooks = {"response": _stay} if method == "POST" else None
-        return lambda server: str(server.jenkins_open(requests.Request(method, url, hooks=hooks, **arguments)))
+        return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
 
     def is_marked(self, node: Node) -> bool:
         """Whether a node carries this pool's mark."""
@@ -349,12 +360,6 @@ class Nodes:
         return True
 
 
-def _stay(response: requests.Response, **_arguments: object) -> None:
-    """Do not follow to the page that people see after a change: Jenkins draws all nodes there, which takes long."""
-    if response.status_code == 302:  # noqa: PLR2004
-        response.headers.pop("Location", None)
-
-
 def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
     """Return whether Jenkins shows a node as out of service, by one request; False also when it cannot be told.
 
@@ -367,17 +372,32 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
     login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
     path = f"{parts.path.rstrip('/')}/computer/{quote(name)}/api/json?tree={quote(NODE_FIELDS)}"
     request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n\r\n"
+    deadline = time.monotonic() + min(QUICK_SECONDS, CALL_SECONDS)
     try:
         with _stream(parts.scheme, str(parts.hostname), parts.port) as stream:
             stream.sendall(request.encode())
-            head, _, body = stream.makefile("rb").read().partition(b"\r\n\r\n")
+            head, _, body = _read_all(stream, deadline).partition(b"\r\n\r\n")
         return head.split()[1] == b"200" and _node(json.loads(body)).out_of_service
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return False
 
 
+def _read_all(stream: socket.socket, deadline: float) -> bytes:
+    """Read to the end of an answer; OSError after the deadline, on the monotonic clock, or if it is too long."""
+    answer = bytearray()
+    while True:
+        stream.settimeout(max(0.01, deadline - time.monotonic()))
+        chunk = stream.recv(65536)
+        if not chunk:
+            return bytes(answer)
+        answer += chunk
+        if len(answer) > LOOK_BYTES or time.monotonic() > deadline:
+            raise OSError("the answer has no end")
+
+
 def _stream(scheme: str, host: str, port: int | None) -> socket.socket:
-    stream = socket.create_connection((host, port or (443 if scheme == "https" else 80)), CALL_SECONDS)
+    seconds = min(QUICK_SECONDS, CALL_SECONDS)
+    stream = socket.create_connection((host, port or (443 if scheme == "https" else 80)), seconds)
     if scheme != "https":
         return stream
     import ssl
@@ -430,6 +450,6 @@ def response_of(err: BaseException) -> requests.Response | None:
 
 def short_reason(err: Exception) -> str:
     """Return the reason of a connection error without the layers that the libraries wrap round it."""
-    text = str(err)
+    text = plain(innermost(str(err)), TEXT_LENGTH)
     errno = re.search(r"\[Errno [-\d]+\] ([^\"')]+)", text)
-    return errno[1] if errno else " ".join(text.split())[:200] or type(err).__name__
+    return errno[1] if errno else text or type(err).__name__

@@ -7,7 +7,9 @@ key seen at the first login is kept with the machine and required from then on.
 from __future__ import annotations
 
 import copy
+import errno
 import functools
+import math
 import shlex
 import socket
 import time
@@ -17,17 +19,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log
+from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log, plain, printable
 
 if TYPE_CHECKING:
     import paramiko
 
-CONNECT_SECONDS = 10  # for the TCP connection; in a first try also for the banner, the login, the first command, each
-LOGIN_SECONDS = 120  # for each of these where there is one try only, as much as sshd itself gives a login
+CONNECT_SECONDS = 10  # for the TCP connection; in a first try also for all of the login, and for the first command
+LOGIN_SECONDS = 120  # for each of these if there is one try only, as much as sshd itself gives a login
 SLOWER = 3  # how many times as long the next try may take after one that was too slow
 SLOW_SHARE = 0.9  # of its time that a try must have used up to count as too slow
 SETTLE_SECONDS = 120  # how long we wait for cloud-init to be done with the host keys
 STEP_SECONDS = 60
+LATE_SECONDS = 2  # after the end of a step, until the connection ends with it: what hangs inside the library ends so
+OUTPUT_BYTES = 16 << 20  # of a step; an image's steps print some 100 KB each
+WELCOME_BYTES = 4 << 20  # the same at the ssh test of a new machine
+LOGIN_BYTES = 1 << 20  # of a login
 KILL_SECONDS = 10  # what a command that takes too long is given to end before it is killed
 BACKGROUND_SECONDS = 5  # how long we listen on to what a command that has ended left running
 LINE_LENGTH = 500  # of output, in the error
@@ -78,6 +84,15 @@ class Login:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a session may take: for the login and the start of a command, each; until when; how many bytes of a step."""
+
+    patience: float = LOGIN_SECONDS  # seconds
+    deadline: float = math.inf  # monotonic
+    most: int = OUTPUT_BYTES
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a step gave back: exit status and output, standard error included."""
 
@@ -85,13 +100,53 @@ class Outcome:
     output: str
 
 
-class Session:
-    """A login that stands; runs steps one after the other."""
+class _Wire(socket.socket):
+    """A connection that ends by itself: at a moment of the monotonic clock, and if it brings too many bytes.
 
-    def __init__(self, client: paramiko.SSHClient, login: Login, seconds: float = LOGIN_SECONDS) -> None:
+    The library asks it for more, or to send more, ten times a second at least, whatever it waits for; so none of its
+    waits outlasts the connection.
+    """
+
+    def __init__(self, connected: socket.socket, seconds: float, most: int) -> None:
+        super().__init__(fileno=connected.detach())
+        self.why = ""  # it was ended
+        self.limit(time.monotonic() + seconds, most)
+
+    def limit(self, until: float, most: int) -> None:
+        """Set until when it lasts, and how many bytes may come from now on."""
+        self._until, self._left, self._most = until, most, most
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Read what there is, a little at a time: the other side may announce a packet of gigabytes."""
+        self._end_in_time()
+        data = super().recv(min(size, 65536), flags)
+        self._left -= len(data)
+        if self._left < 0:
+            self._end(f"more than {self._most >> 20} MB came")
+        return data
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send what goes through now."""
+        self._end_in_time()
+        return super().send(data, flags)
+
+    def _end_in_time(self) -> None:
+        if time.monotonic() > self._until:
+            self._end("its time is over")
+
+    def _end(self, why: str) -> None:
+        self.why = self.why or why
+        raise ConnectionAbortedError(errno.ECONNABORTED, self.why)
+
+
+class Session:
+    """A login that stands; runs steps one after the other, none of which goes on after the deadline."""
+
+    def __init__(self, client: paramiko.SSHClient, wire: _Wire, login: Login, limits: Limits) -> None:
         self._client = client
+        self._wire = wire
         self.login = login
-        self._seconds = seconds  # for the start of a command
+        self._limits = limits
         self.began = time.monotonic()
 
     def run(
@@ -116,47 +171,54 @@ class Session:
     def attempt(
         self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
     ) -> Outcome:
-        """Run a command and return its outcome, whatever its status; StepError if it takes longer or is cut off."""
+        """Run a command and return its outcome, whatever its status.
+
+        StepError if all of it, from the request to the exit status, takes longer, if it prints more than the session
+        takes, or is cut off.
+        """
         import paramiko
 
         output = bytearray()
-        channel = self._channel(name)
+        seconds = max(0.0, min(seconds, self._limits.deadline - time.monotonic()))
         deadline = time.monotonic() + seconds
+        self._wire.limit(deadline + LATE_SECONDS, self._limits.most)
+        channel = self._channel(name, seconds)
+        lost = "connection lost"
         try:
             with channel:
-                channel.set_combine_stderr(True)
-                channel.settimeout(seconds)
-                channel.exec_command(shlex.join(words))
-                channel.sendall(stdin.encode() if isinstance(stdin, str) else stdin)
-                channel.shutdown_write()
-                channel.settimeout(1.0)
+                _start(channel, words, stdin, deadline)
                 for chunk in _chunks(channel, deadline):
                     output += chunk
                 status = channel.recv_exit_status()
         except TimeoutError as err:
-            text = _tail(output.decode(errors="replace"))
-            raise StepError(f"{self.login.address}: {name}: not done after {seconds:.0f} s{text}") from err
+            raise self._broken(name, f"not done after {seconds:.0f} s", output) from err
         except (paramiko.SSHException, EOFError, OSError) as err:
-            text = _tail(output.decode(errors="replace"))
-            raise StepError(f"{self.login.address}: {name}: connection lost ({_reason(err)}){text}") from err
+            late = time.monotonic() > deadline
+            lost = f"not done after {seconds:.0f} s" if late else self._wire.why or f"{lost} ({_reason(err)})"
+            raise self._broken(name, lost, output) from err
         if status < 0:
-            raise StepError(f"{self.login.address}: {name}: connection lost{_tail(output.decode(errors='replace'))}")
+            raise self._broken(name, self._wire.why or lost, output)
         return Outcome(status, output.decode(errors="replace"))
 
-    def _channel(self, name: str) -> paramiko.Channel:
-        """Open a channel for a command; where a login takes long, it is often this that does (PAM's session)."""
+    def _broken(self, name: str, why: str, output: bytearray) -> StepError:
+        return StepError(f"{self.login.address}: {name}: {why}{_tail(output.decode(errors='replace'))}")
+
+    def _channel(self, name: str, seconds: float) -> paramiko.Channel:
+        """Open a channel for a command; if a login takes long, it is often this that does (PAM's session)."""
         import paramiko
 
         began = time.monotonic()
+        patience = self._limits.patience
         try:
             transport = self._client.get_transport()
             if transport is None:
                 raise EOFError("the connection is closed")
-            return transport.open_session(timeout=self._seconds)
+            return transport.open_session(timeout=min(patience, seconds))
         except (paramiko.SSHException, EOFError, OSError) as err:
-            if time.monotonic() - began > SLOW_SHARE * self._seconds:
-                raise TooSlowError(f"{self.login.address}: {name}: no session within {self._seconds:.0f} s") from err
-            raise StepError(f"{self.login.address}: {name}: connection lost ({_reason(err)})") from err
+            if time.monotonic() - began > SLOW_SHARE * patience:
+                raise TooSlowError(f"{self.login.address}: {name}: no session within {patience:.0f} s") from err
+            why = self._wire.why or f"connection lost ({_reason(err)})"
+            raise StepError(f"{self.login.address}: {name}: {why}") from err
 
     def as_root(self, words: Sequence[str]) -> list[str]:
         """Return the command with sudo before it, unless the login is root's."""
@@ -166,6 +228,21 @@ class Session:
         """Write a file of root's on the machine as a named step, its folder with it."""
         script = 'umask 022; mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
         self.run(name, self.as_root(["sh", "-c", script, "sh", path, mode]), stdin=text)
+
+
+def _start(channel: paramiko.Channel, words: Sequence[str], stdin: str | bytes, deadline: float) -> None:
+    """Have a command begin, and give it all of its input; TimeoutError after the deadline."""
+    channel.set_combine_stderr(True)
+    channel.exec_command(shlex.join(words))
+    text = stdin.encode() if isinstance(stdin, str) else stdin
+    sent = 0
+    while sent < len(text):
+        channel.settimeout(max(0.1, deadline - time.monotonic()))
+        sent += channel.send(text[sent:sent + 65536])
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    channel.shutdown_write()
+    channel.settimeout(1.0)
 
 
 def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
@@ -193,52 +270,61 @@ def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
 
 def _tail(output: str) -> str:
     lines = output.rstrip().splitlines()[-OUTPUT_LINES:]
-    return "".join(f"\n    {line if len(line) <= LINE_LENGTH else f'{line[:LINE_LENGTH]}...'}" for line in lines)
+    return "".join(f"\n    {printable(line[:LINE_LENGTH])}{'...' * (len(line) > LINE_LENGTH)}" for line in lines)
 
 
 def _reason(err: BaseException) -> str:
-    return str(err) or type(err).__name__
+    return plain(str(err)) or type(err).__name__
 
 
 # --- login ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def session(login: Login, seconds: float = LOGIN_SECONDS) -> Iterator[Session]:
+def session(
+    login: Login, patience: float = LOGIN_SECONDS, deadline: float = math.inf, most: int = OUTPUT_BYTES
+) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    seconds is the limit for the banner, the key exchange, the login and the start of a command, each. Where a
+    patience is the limit in seconds for all of the login, from the connection on, and for the start of a command, each;
+    nothing goes on after the deadline, on the monotonic clock; most is how many bytes a step may print. If a
     certificate lies beside the private key it is tried first, then the key alone, as OpenSSH does. Raises NotYetError
     for all that a booting machine does (refusal, reset, no banner, key not yet installed, an address where another
     machine answers), TooSlowError if it may only need more time, HostKeyError if a host key was kept and another one is
     shown, and ConfigError for a private key that cannot be read.
     """
-    client = _connected(login, seconds)
+    limits = Limits(patience, deadline, most)
+    client, wire = _connected(login, limits)
     try:
         transport = client.get_transport()
         if transport is None:
             raise NotYetError(f"{login.user}@{login.address}: no ssh (the connection is closed)")
         transport.set_keepalive(KEEPALIVE_SECONDS)
         seen = transport.get_remote_server_key()
-        yield Session(client, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"), seconds)
+        wire.limit(deadline, most)
+        yield Session(client, wire, replace(login, host_key=f"{seen.get_name()} {seen.get_base64()}"), limits)
     finally:
         client.close()
 
 
-def _connected(login: Login, seconds: float) -> paramiko.SSHClient:
-    """Return a client that is logged in, with the first of our identities that the machine takes."""
+def _connected(login: Login, limits: Limits) -> tuple[paramiko.SSHClient, _Wire]:
+    """Return a client that is logged in, with the first of our identities that the machine takes, and its connection.
+
+    Each identity has the time of a login.
+    """
     import paramiko
 
     identities = _identities(load_key(login.key))
     for identity in identities:
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(_pinned(login.host_key))
+        seconds = max(0.1, min(limits.patience, limits.deadline - time.monotonic()))
         try:
             with _explained(login, seconds):
+                wire = _open_socket(login, seconds)
                 client.connect(
                     login.address, login.port, login.user, pkey=identity, allow_agent=False, look_for_keys=False,
-                    sock=_open_socket(login, min(seconds, CONNECT_SECONDS)),
-                    timeout=seconds, banner_timeout=seconds, auth_timeout=seconds)
+                    sock=wire, timeout=seconds, banner_timeout=seconds, auth_timeout=seconds)
         except _LoginRefusedError:
             client.close()
             if identity is identities[-1]:
@@ -247,13 +333,16 @@ def _connected(login: Login, seconds: float) -> paramiko.SSHClient:
             client.close()
             raise
         else:
-            return client
+            return client, wire
     raise NotYetError(f"{login.user}@{login.address}: no key")  # not reached: there is always one
 
 
-def _open_socket(login: Login, seconds: float) -> socket.socket:
+def _open_socket(login: Login, seconds: float) -> _Wire:
+    """Connect, for a login of so many seconds."""
+    until = time.monotonic() + seconds
     try:
-        return socket.create_connection((login.address, login.port), seconds)
+        connected = socket.create_connection((login.address, login.port), min(seconds, CONNECT_SECONDS))
+        return _Wire(connected, until - time.monotonic(), LOGIN_BYTES)
     except OSError as err:
         raise NotYetError(f"{login.user}@{login.address}: no ssh (port {login.port}: {_reason(err)})") from err
 
@@ -354,7 +443,7 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
             if left <= 0:
                 raise last
             try:
-                with session(login, min(patience[login], left)) as connection:
+                with session(login, min(patience[login], left), deadline) as connection:
                     if test(connection):
                         return connection.login
                     last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
@@ -424,11 +513,12 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
     """Log in once, leave on a new machine what it is to know, and return the login with its host key.
 
     This is the ssh test: it proves the login, sudo and a writable disk. deadline and settled_by are on the monotonic
-    clock (for settled_by see settle), patience is what each wait of the login may take, in seconds. Raises NotYetError
-    when it is worth another try, TooSlowError if with more patience, ReadyScriptError if the script failed.
+    clock (for settled_by see settle), patience is what the login may take, in seconds. Raises NotYetError when it is
+    worth another try, TooSlowError if with more patience, ReadyScriptError if the script failed.
     """
+    deadline = max(deadline, time.monotonic() + 1)
     try:
-        with session(login, max(1.0, min(patience, deadline - time.monotonic()))) as connection:
+        with session(login, min(patience, deadline - time.monotonic()), deadline, WELCOME_BYTES) as connection:
             words = connection.as_root(["sh", "-c", f"{WRITE_MARKS}\n{CLOUD_INIT}"])
             seen = connection.run("write /etc/devstack-gate/node", words, stdin=gift.marks)
             _refuse_unsettled(connection, seen.strip(), settled_by)
@@ -444,12 +534,12 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
         raise NotYetError(str(err)) from err
 
 
-def answers(login: Login) -> bool:
+def answers(login: Login, seconds: float = LOGIN_SECONDS) -> bool:
     """Whether ssh answers at all, if only to refuse the login or to show another host key: the network is there."""
     import paramiko
 
     try:
-        with session(login):
+        with session(login, min(seconds, LOGIN_SECONDS)):
             return True
     except NotYetError as err:
         return isinstance(err.__cause__, paramiko.AuthenticationException)
@@ -466,10 +556,10 @@ def run_ready_script(connection: Session, script: bytes, deadline: float) -> Non
         raise ReadyScriptError(str(err)) from err
 
 
-def authorize(login: Login, public_key: str) -> None:
-    """Let a person in: add a public key to the account's authorized_keys, once."""
+def authorize(login: Login, public_key: str, seconds: float = LOGIN_SECONDS) -> None:
+    """Let a person in, within so many seconds: add a public key to the account's authorized_keys, once."""
     script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
               'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
-    with session(login) as connection:
+    with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:
         connection.run("add the public key", ["sh", "-c", script, "sh", public_key])
     get_log(node=login.address).info("let in: %s", " ".join(public_key.split()[2:]) or public_key[:40])

@@ -32,7 +32,6 @@ from cloud.errors import (
     RateLimitedError,
     RefusedError,
     explained,
-    plain,
 )
 from cloud.login import connect
 from cloud.network import POOL_KEY, FloatingIP, Network
@@ -52,7 +51,7 @@ from cloud.rules import (
     wanted_flavor,
 )
 from cloud.volumes import Volume, Volumes
-from gateconfig import ConfigError, clock_ahead, get_log
+from gateconfig import ConfigError, clock_ahead, get_log, plain
 
 __all__ = [
     "ALL", "CAPACITY_FAULTS", "FLAVOR", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError", "Cloud",
@@ -60,7 +59,7 @@ __all__ = [
     "choose_address", "out_of_room", "shortage",
 ]
 
-CALL_SECONDS = 60  # time limit of a call, for each wait on the socket, unless clouds.yaml has api_timeout
+CALL_SECONDS = 60  # time limit of a call as a whole, unless clouds.yaml has api_timeout
 RATE_LIMIT_SECONDS = 300  # how long one call may be kept waiting by rate limits
 MICROVERSION = "2.1"
 PAGES = 1000  # of a list, at most
@@ -574,8 +573,8 @@ def _flavor(raw: Mapping[str, Any]) -> Flavor:
 
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
-    return Image(str(image.id), str(image.name), str(image.status).lower(), snapshot_id, _unix_time(image.created_at),
-                 PROVED_KEY in (image.properties or {}))
+    return Image(str(image.id), plain(str(image.name)), str(image.status).lower(), snapshot_id,
+                 _unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
 
 
 def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -133,7 +133,8 @@ def _run_hold(options: argparse.Namespace) -> int:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
         code = gateconfig.EXIT_FAILED
     if config and key:
-        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key)
+        boot_timeout = machine.base_image.provider.boot_timeout
+        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key, boot_timeout)
     print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name, flush=True)
     if machine.external_id:
         _mark_held(machine, options.reason, until)
@@ -203,7 +204,9 @@ def _run_forget(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as locks:
         for kind in ("launch", "reap", "update-image"):
             if not locks.enter_context(vmdatabase.provider_lock(kind, provider.name)):
-                raise GateError(f"{provider.name}: a {kind} is at work there; try again when it has ended")
+                holder = vmdatabase.lock_holder(kind, provider.name)
+                which = f" ({holder})" if holder else ""
+                raise GateError(f"{provider.name}: a {kind} is at work there{which}; try again when it has ended")
         machines = vmdatabase.machines_of(provider)
         held = [str(machine.name) for machine in machines if machine.state == vmdatabase.HOLD]
         if held:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sqlite3
@@ -45,6 +46,10 @@ SPARE_IDS = 1000  # left out after a restore, beside one for each second since t
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
 LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+ERROR_LENGTH = 4000  # of a machine or a snapshot
+FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
+FULL_BYTES = 1 << 20  # less room than this is none
+PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 CHUNK = 500  # ids in one statement
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "deaths", "death", "death_of", "min_ready", "max_ready_age", "max_servers", "max_concurrency",
@@ -297,19 +302,62 @@ def _empty(path: Path) -> ConfigError:
                        "pool, which knows nothing of what the old one had")
 
 
-def connected() -> contextlib.AbstractContextManager[None]:
-    """Open vm.db, which `opened` has opened already, for the thread that calls this."""
-    context: contextlib.AbstractContextManager[None] = database.connection_context()
-    return context
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Open vm.db, which `opened` has opened already, for the thread that calls this; SQLite's errors as one line."""
+    path = Path(str(database.database))
+    try:
+        with database.connection_context():
+            yield
+    except (peewee.DatabaseError, sqlite3.Error) as err:
+        raise _explained(path, err) from err
 
 
-def _explained(path: Path, err: Exception) -> GateError:
-    reason = str(err)
+def _explained(path: Path, err: BaseException) -> GateError:
+    err = _first(err)
+    reason = gateconfig.one_line(err)
     if "locked" in reason or "busy" in reason:
         return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
+    if "unable to open" in reason and (exhausted := _exhausted(path)):
+        return DatabaseError(exhausted)
     if re.search("not a database|unable to open|malformed|readonly", reason):
         return ConfigError(f"{path}: cannot be opened, and written, as a SQLite database ({reason})")
-    return DatabaseError(f"{path}: {reason}")
+    return DatabaseError(f"{path}: {reason}{_disk(path, err)}")
+
+
+def _exhausted(path: Path) -> str:
+    """Return what this host, or this process, has no more of for opening a file; empty if it is something else."""
+    with contextlib.ExitStack() as opened_files:
+        try:
+            for _ in range(FILES):
+                opened_files.callback(os.close, os.open(path, os.O_RDONLY))
+        except OSError as err:
+            return gateconfig.reason_of(err) if err.errno in gateconfig.EXHAUSTED else ""
+    return ""
+
+
+def _first(err: BaseException) -> BaseException:
+    """Return the database's error that came before others: after a COMMIT that fails the rollback fails as well."""
+    first = seen = err
+    while (before := seen.__cause__ or seen.__context__) is not None:
+        seen = before
+        if isinstance(seen, (peewee.DatabaseError, sqlite3.Error)):
+            first = seen
+    return first
+
+
+def _disk(path: Path, err: BaseException) -> str:
+    """Return what SQLite leaves unsaid of a disk that fails."""
+    name = getattr(err, "sqlite_errorname", "")
+    if not name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
+        return ""
+    with contextlib.suppress(OSError):
+        left = os.statvfs(path.parent)
+        if left.f_bavail * left.f_frsize < FULL_BYTES:
+            return f" ({name}); the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
+        if left.f_files and not left.f_favail:
+            return f" ({name}); the disk is full: no more files can be made"
+    return f" ({name}); the disk is full or broken, see the kernel's log"
 
 
 def _make(path: Path, migrations: Sequence[str]) -> None:
@@ -397,7 +445,16 @@ def pool_uuid() -> str:
 
 def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
     """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
-    return gateconfig.file_lock(lock_folder() / f"{kind}-{provider}", wait_seconds)
+    return gateconfig.file_lock(_lock_of(kind, provider), wait_seconds)
+
+
+def lock_holder(kind: str, provider: str) -> gateconfig.Holder | None:
+    """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
+    return gateconfig.lock_holder(_lock_of(kind, provider))
+
+
+def _lock_of(kind: str, provider: str) -> Path:
+    return lock_folder() / f"{kind}-{provider}"
 
 
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
@@ -411,13 +468,25 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
     return gateconfig.run_each(names, argv)
 
 
-def run_alone(kind: str, provider: Provider, work: Callable[[], int], wait_seconds: float = 0) -> int:
-    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code."""
+def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0) -> int:
+    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
+
+    longest is how many seconds such a run can take, beside those that the provider's pace adds: one that is older has
+    gone wrong, and as long as it stays nothing of the kind gets done here. Then the exit code is 1.
+    """
     with provider_lock(kind, provider.name, wait_seconds) as mine:
         if mine:
             with _hint_of_forget(provider):
                 return work()
-    get_log(provider=provider.name).warning("another %s is at work on this provider; leaving it to that one", kind)
+    log = get_log(provider=provider.name)
+    holder = lock_holder(kind, provider.name)
+    longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
+    if holder and now() - holder.since > longest:
+        log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
+                  "done here before it ends", kind, longest, holder)
+        return gateconfig.EXIT_FAILED
+    log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
+                holder or "which process it is cannot be seen from here")
     return gateconfig.EXIT_OK
 
 
@@ -621,7 +690,7 @@ def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any)
 
     Returns whether it was still in the source state, and so moved; the row object then shows what was written.
     """
-    values = {"state": target, "state_time": now(), **columns}
+    values = {"state": target, "state_time": now(), **_storable(columns)}
     model = type(row)
     moved = model.update(**values).where((model.id == row.id) & (model.state == source)).execute() == 1
     if moved:
@@ -632,9 +701,23 @@ def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any)
 
 def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
     """Write some columns of a row, never its state."""
+    columns = _storable(columns)
     type(row).update(**columns).where(type(row).id == row.id).execute()
     for name, value in columns.items():
         setattr(row, name, value)
+
+
+def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return columns whose error, which others have had a say in, is one line that a terminal can show."""
+    return {name: _error_line(value) if name == "error" and isinstance(value, str) else value
+            for name, value in columns.items()}
+
+
+def _error_line(text: str) -> str:
+    """Return an error in one line; of very much output the beginning, which names the step, and the end."""
+    line = gateconfig.printable(" | ".join(filter(None, map(str.strip, text.splitlines()))))
+    half = ERROR_LENGTH // 2
+    return line if len(line) <= ERROR_LENGTH else f"{line[:half]} ... {line[-half:]}"
 
 
 def provider_named(name: str) -> Provider:

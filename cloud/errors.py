@@ -6,10 +6,10 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from gateconfig import ConfigError, GateError
+from gateconfig import ConfigError, GateError, innermost, plain
 
-TEXT_LENGTH = 300  # of what a client library says, in a message
-FAULT_LENGTH = 1000  # of what a cloud says of a server that failed
+TEXT_LENGTH = 400  # of what a client library says, in a message
+WHOLE_LENGTH = 10_000  # of what is looked through for it
 
 # What clouds say when there is no more room. That a server "exceeded maximum number of retries" may as well mean that
 # one host failed.
@@ -65,7 +65,7 @@ def explained(what: str, cloud: str) -> Iterator[None]:
     except keystoneauth1.exceptions.HttpError as err:
         raise _by_status(what, cloud, err.http_status, err, 0) from err
     except keystoneauth1.exceptions.DiscoveryFailure as err:
-        answer = re.search(r"[A-Z][A-Za-z ]+ \(HTTP [0-9]+\)", str(err))
+        answer = re.search(r"\b[A-Z][A-Za-z ]{0,60} \(HTTP [0-9]{3}\)", str(err)[:WHOLE_LENGTH])
         text = f"{what}: no identity service answers there: {answer[0] if answer else short_text(err)}" \
                f"; see auth_url in entry {cloud} of clouds.yaml"
         raise (CloudConfigError(text) if "HTTP 4" in text else CloudError(text)) from err
@@ -74,7 +74,7 @@ def explained(what: str, cloud: str) -> Iterator[None]:
         raise CloudConfigError(f"{what}: {short_text(err)}; see entry {cloud} of clouds.yaml") from err
     except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as err:
         raise CloudError(f"{what}: {short_text(err)}") from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         # The clients raise these for answers that are cut short or are not what the API promises.
         raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {short_text(err)})") from err
 
@@ -96,13 +96,8 @@ def _by_status(what: str, cloud: str, status: int, err: Exception, retry_after: 
 
 def short_text(err: BaseException) -> str:
     """Return an exception's message in one short line, without HTML; the exception's name if it has no message."""
-    return plain(re.sub(r"<[^>]*>", " ", str(err)), TEXT_LENGTH) or type(err).__name__
-
-
-def plain(text: str, length: int = FAULT_LENGTH) -> str:
-    """Return a text from outside in one line of at most so many characters that can be printed and stored anywhere."""
-    line = " ".join(text[:10 * length].split())
-    return "".join(char if char.isprintable() else "?" for char in line)[:length].strip()
+    text = innermost(str(err)[:WHOLE_LENGTH])
+    return plain(re.sub(r"<[^<>]*>", " ", text), TEXT_LENGTH) or type(err).__name__
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -27,17 +27,22 @@ def connect(provider: Any, call_seconds: float) -> Any:
     import requests
     import yaml
 
+    import httpcalls
+
     where = f"provider {provider.name}: clouds.yaml"
     entry = f"{where}: entry {provider.cloud}"
     profile = ""
     try:
         clouds = openstack.config.OpenStackConfig()
         profile = _checked_profile(clouds, provider.cloud, entry)
-        config = clouds.get_one(provider.cloud, region_name=provider.region)
+        config = httpcalls.in_time(
+            lambda: clouds.get_one(provider.cloud, region_name=provider.region), call_seconds)  # fetches the profile
         _complete(config.config, call_seconds, entry)
         if unknown := _unknown_profile(profile):
             get_log(provider=provider.name).warning("%s%s", entry, unknown)
-        return openstack.connection.Connection(config=config)
+        connection = openstack.connection.Connection(config=config)
+        httpcalls.limit(connection.session.session)
+        return connection
     except requests.exceptions.RequestException as err:
         raise CloudError(f"{entry}: profile {profile} cannot be fetched now: {short_text(err)}") from err
     except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:

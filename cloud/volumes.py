@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError, plain
+from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError
 from cloud.rules import Source
-from gateconfig import Log
+from gateconfig import Log, plain
 
 T = TypeVar("T")
 POLL_SECONDS = 1.0

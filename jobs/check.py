@@ -275,7 +275,11 @@ def connect(server: str, user: str, password: str) -> jenkins.Jenkins:
     """Return a client; nothing is asked yet."""
     import jenkins
 
-    return jenkins.Jenkins(server, user, password, timeout=CALL_SECONDS)
+    import httpcalls
+
+    api = jenkins.Jenkins(server, user, password, timeout=CALL_SECONDS)
+    httpcalls.limit(api._session, forms=True)
+    return api
 
 
 def ask(call: Callable[[], T]) -> T:
@@ -287,7 +291,7 @@ def ask(call: Callable[[], T]) -> T:
         return call()
     except (jenkins.JenkinsException, requests.RequestException) as err:
         raise NoAnswerError(_reason(err, response_of(err))) from err
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise NoAnswerError("the answer makes no sense; is this the address of a Jenkins?") from err
 
 
@@ -298,8 +302,9 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
     if response is None:
         # What python-jenkins says without an answer of Jenkins' behind it is a script's output: its error comes first.
         said = " ".join(line.strip() for line in str(err).split("\n\tat ")[0].splitlines()[:2])
-        return said[:200] if type(err) is jenkins.JenkinsException and said else f"no answer ({short_reason(err)})"
-    status, right = response.status_code, response.headers.get("X-Required-Permission", "")
+        known = said and type(err) is jenkins.JenkinsException
+        return gateconfig.plain(said, 200) if known else f"no answer ({short_reason(err)})"
+    status, right = response.status_code, gateconfig.plain(response.headers.get("X-Required-Permission", ""), 200)
     if status == 401:  # noqa: PLR2004
         return "401, user or password (API key) is wrong"
     if status == 403 and right:  # noqa: PLR2004
@@ -307,7 +312,7 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
             right = right.replace(theirs, shown)
         return f"403, this user needs the right {right}"
     hints = {404: "; is this the address of a Jenkins?", 503: "; Jenkins is starting, or a proxy does not reach it"}
-    return f"{status} {response.reason}{hints.get(status, '')}"
+    return f"{status} {gateconfig.plain(str(response.reason), 200)}{hints.get(status, '')}"
 
 
 def check_providers(site: Site) -> Iterator[Line]:

@@ -17,17 +17,21 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 JOB = "devstack-vm-inprogress"
 LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY
 FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
-CALL_SECONDS = 30
+CALL_SECONDS = 30  # for all of a call, whatever it waits for
+ANSWER_BYTES = 4 << 20
 WAIT_SECONDS = 1200  # for an executor, and for what the script allows itself
 POLL_SECONDS = 1
 BUSY_SECONDS = 300  # so that a site where nothing works fails a build in five minutes on each node, not all at once
@@ -50,7 +54,7 @@ def main() -> int:
             print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
             raise FailedError(f"{JOB} #{number} ended {result}")
         LOGIN_FILE.unlink()
-    except (FailedError, OSError, ValueError) as err:
+    except (FailedError, OSError, ValueError, http.client.HTTPException, RecursionError) as err:
         print(f"{err}; this build must not run on this node", file=sys.stderr, flush=True)
         keep_busy(jenkins)
         return 1
@@ -72,8 +76,8 @@ def keep_busy(jenkins: Jenkins | None) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            if jenkins and json.loads(jenkins.request(path).read())["temporarilyOffline"]:
+        with contextlib.suppress(FailedError, OSError, ValueError, RecursionError, http.client.HTTPException):
+            if jenkins and json.loads(jenkins.request(path)[1])["temporarilyOffline"]:
                 return
         time.sleep(POLL_SECONDS)
 
@@ -92,7 +96,7 @@ class Jenkins:
         """Return what is at a path; an answer that does not come is asked for again until the deadline."""
         while True:
             try:
-                return self.request(path).read().decode("utf-8", "replace")
+                return self.request(path)[1].decode("utf-8", "replace")
             except (OSError, http.client.HTTPException) as err:
                 if isinstance(err, urllib.error.HTTPError) and err.code < 500 and err.code != 404:  # noqa: PLR2004
                     raise FailedError(f"{self.url}{path}: {reason_of(err)}") from err
@@ -100,13 +104,18 @@ class Jenkins:
                     raise FailedError(f"{self.url}{path}: {reason_of(err)}, for {WAIT_SECONDS} s") from err
             time.sleep(POLL_SECONDS)
 
-    def request(self, path: str, form: dict[str, str] | None = None) -> http.client.HTTPResponse:
-        """Make one request, a POST if there is a form."""
+    def request(self, path: str, form: dict[str, str] | None = None) -> tuple[http.client.HTTPMessage, bytes]:
+        """Make one request, a POST if there is a form; returns the headers and the body of the answer.
+
+        The login goes to this Jenkins only: a redirect is not followed but an error.
+        """
         data = urllib.parse.urlencode(form).encode() if form is not None else None
         request = urllib.request.Request(self.url + path, data, self.headers)
-        answer = urllib.request.urlopen(request, timeout=CALL_SECONDS)
-        assert isinstance(answer, http.client.HTTPResponse)
-        return answer
+        with within(CALL_SECONDS), urllib.request.build_opener(_Stay).open(request) as answer:
+            body = answer.read(ANSWER_BYTES + 1)
+            if len(body) > ANSWER_BYTES:
+                raise FailedError(f"{self.url}{path}: the answer is longer than {ANSWER_BYTES >> 20} MB")
+            return answer.headers, body
 
     def wait(self, path: str, tree: str, key: str) -> object:
         """Return the value of a key of an object of Jenkins' as soon as it has one."""
@@ -121,6 +130,27 @@ class Jenkins:
             time.sleep(POLL_SECONDS)
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nowhere: the library would hand the login on to any other server."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Return that there is nothing to follow."""
+
+
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the main thread after so many seconds."""
+    def end(*_: object) -> NoReturn:
+        raise TimeoutError(f"no whole answer within {seconds} s")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def start(jenkins: Jenkins) -> str:
     """Ask for a build of the job and return the path of its place in the queue; asked once, since one is enough."""
     form = {"GATE_NODE_NAME": os.environ["NODE_NAME"], "GATE_JOB_NAME": os.environ["JOB_NAME"],
@@ -128,7 +158,7 @@ def start(jenkins: Jenkins) -> str:
     form.update({name: os.environ[name] for name in FOR_RESULT if os.environ.get(name)})
     path = f"job/{JOB}/buildWithParameters?delay=0sec"
     try:
-        location = jenkins.request(path, form).headers.get("Location", "")
+        location = jenkins.request(path, form)[0].get("Location", "")
     except (OSError, http.client.HTTPException) as err:
         raise FailedError(f"{jenkins.url}{path}: {reason_of(err)}") from err
     found = location.partition("/queue/item/")[2].strip("/")
@@ -152,9 +182,15 @@ def wait_for_end(jenkins: Jenkins, number: int) -> object:
 def reason_of(err: Exception) -> str:
     """Return in a few words why there was no answer."""
     if isinstance(err, urllib.error.HTTPError):
-        right = err.headers.get("X-Required-Permission")
-        return f"{err.code} {err.reason}" + (f", the user needs {right}" if right else "")
-    return str(getattr(err, "reason", "") or err or type(err).__name__)
+        right, target = err.headers.get("X-Required-Permission"), err.headers.get("Location")
+        return plain(f"{err.code} {err.reason}" + (f", the user needs {right}" if right else "")
+                     + (f", leads to {target}, to which no login is carried" if target else ""))
+    return plain(str(getattr(err, "reason", "") or err or type(err).__name__))
+
+
+def plain(text: str) -> str:
+    """Return a text of others cut, in one line, with nothing that steers a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text[:1000].split()))[:300]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from cloud.errors import plain
 from cloud.rules import (
     ALL,
     FLAVOR,
@@ -20,6 +19,7 @@ from cloud.rules import (
     volume_gigabytes,
     wanted_flavor,
 )
+from gateconfig import plain
 from vmdatabase import BaseImage
 
 FLAVORS = [

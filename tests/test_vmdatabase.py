@@ -849,3 +849,20 @@ def test_a_result_outlives_its_machine_and_its_image(pool: Pool) -> None:
     pool.sql("DELETE FROM machine")
     assert load(pool) == ["delete image one/noble", "delete provider one"]
     assert pool.sql("SELECT base_image_id, machine_id, node_name FROM result") == [(None, 1, name)]
+
+
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [("127.0.0.1: stack: exit status 1\n    one\x1b[2J\r\n\n    \u202etwo\n",
+      "127.0.0.1: stack: exit status 1 | one?[2J | ?two"),
+     ("begins\n" + "x" * 9000 + "\nends", f"begins | {'x' * 1991} ... {'x' * 1993} | ends"), (None, None)])
+def test_an_error_is_stored_as_one_line_with_its_beginning_and_its_end(
+    pool: Pool, error: str | None, stored: str | None
+) -> None:
+    pool.load(provider())
+    with vmdatabase.opened(pool.database):
+        machine = vmdatabase.Machine.create(base_image=1, state="BUILDING", state_time=1, name="n1")
+        vmdatabase.move(machine, "BUILDING", "ERROR", error=error)
+        assert pool.column("n1", "error") == stored
+        vmdatabase.set_columns(machine, error=error)
+        assert pool.column("n1", "error") == stored

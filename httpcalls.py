@@ -1,0 +1,147 @@
+"""Calls over HTTP that end: each has one time limit as a whole, a limit in bytes, and stays with its server.
+
+The time limits of the libraries count for each wait on the socket, so that a server which sends a byte now and then
+holds a script for ever; and they hand a login on to wherever an answer leads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import requests.adapters
+
+CALL_SECONDS = 60  # if the caller gives no limit
+ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes has some 3 MB
+CHUNK_BYTES = 16 << 10  # small, since each may be packed a thousandfold
+REDIRECTS = 5
+REDIRECT_STATUSES = (301, 302, 303, 305, 307, 308)
+
+T = TypeVar("T")
+
+
+class AnswerError(requests.RequestException):
+    """An answer that is none: it has no end, or leads to another server."""
+
+
+class LateError(requests.exceptions.ReadTimeout):
+    """There was no whole answer in time."""
+
+
+def limit(session: requests.Session, *, forms: bool = False) -> None:
+    """Have all calls of a session end; forms: a redirect after a change leads to a page for people, and is success."""
+    for prefix, adapter in tuple(session.adapters.items()):
+        session.mount(prefix, LimitedAdapter(adapter, forms))
+
+
+def in_time(call: Callable[[], T], seconds: float) -> T:
+    """Return what a call returns; LateError if that takes longer, with the call left to itself.
+
+    It is made in a thread of its own: nothing else ends all that it may hang at, from the resolver to the last byte.
+    """
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as err:  # noqa: BLE001 - it comes out in the thread that waits
+            done.set_exception(err)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return done.result(seconds)
+    except TimeoutError as err:
+        if done.done():
+            raise
+        raise LateError(f"no whole answer within {seconds:.0f} s") from err
+
+
+class LimitedAdapter(requests.adapters.BaseAdapter):
+    """Sends with another adapter, reads the whole answer, and follows redirects within the same server itself."""
+
+    def __init__(self, inner: requests.adapters.BaseAdapter, forms: bool) -> None:
+        super().__init__()
+        self._inner = inner
+        self._forms = forms
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._inner.close()
+
+    def send(
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, verify: Any = True,
+        cert: Any = None, proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        """Send a request and return its answer, which has been read; timeout is the limit for all of it, in seconds.
+
+        Raises LateError, AnswerError, and what requests raises.
+        """
+        seconds = timeout if isinstance(timeout, (int, float)) else CALL_SECONDS
+        settings = {"verify": verify, "cert": cert, "proxies": proxies}
+        return in_time(lambda: self._follow(request, time.monotonic() + seconds, settings), seconds)
+
+    def _follow(
+        self, first: requests.PreparedRequest, deadline: float, settings: Mapping[str, Any]
+    ) -> requests.Response:
+        request = first
+        for _ in range(REDIRECTS):
+            response = self._ask(request, deadline, settings)
+            if response.status_code in REDIRECT_STATUSES:
+                if self._forms and request.method != "GET" and _is_page(request, response):
+                    response.headers.pop("Location", None)  # Jenkins draws all nodes there, which takes long
+                    return response
+                request = _led_on(request, response)
+                continue
+            if response.status_code == 404 and request is not first:  # noqa: PLR2004
+                raise AnswerError(f"leads to {request.url}, where there is nothing (404)")
+            return response
+        raise AnswerError(f"more than {REDIRECTS} redirects")
+
+    def _ask(
+        self, request: requests.PreparedRequest, deadline: float, settings: Mapping[str, Any]
+    ) -> requests.Response:
+        left = max(0.01, deadline - time.monotonic())
+        response = self._inner.send(request, stream=True, timeout=left, **settings)
+        body = bytearray()
+        for chunk in response.iter_content(CHUNK_BYTES):
+            body += chunk
+            if len(body) > ANSWER_BYTES:
+                response.close()
+                raise AnswerError(f"more than {ANSWER_BYTES >> 20} MB came as an answer")
+            if time.monotonic() > deadline:  # nobody waits for it any more
+                response.close()
+                break
+        response._content = bytes(body)
+        response.encoding = response.encoding or "utf-8"  # otherwise it is guessed, from all of the text
+        return response
+
+
+def _target(request: requests.PreparedRequest, response: requests.Response) -> str:
+    return urljoin(str(request.url), response.headers.get("Location", ""))
+
+
+def _is_page(request: requests.PreparedRequest, response: requests.Response) -> bool:
+    """Whether an answer to a change shows another page, rather than the same change at another address."""
+    return urlsplit(_target(request, response)).path != urlsplit(str(request.url)).path \
+        or "Location" not in response.headers
+
+
+def _led_on(request: requests.PreparedRequest, response: requests.Response) -> requests.PreparedRequest:
+    """Return the request that a redirect asks for; AnswerError if it leads to another server."""
+    if "Location" not in response.headers:
+        raise AnswerError(f"{response.status_code} {response.reason}, a redirect to nowhere")
+    target = _target(request, response)
+    if requests.Session().should_strip_auth(str(request.url), target):
+        raise AnswerError(f"leads to another server, {target}, to which no login is carried")
+    following = request.copy()
+    following.prepare_url(target, None)
+    if response.status_code == 303:  # noqa: PLR2004
+        following.method, following.body = "GET", None
+        for name in ("Content-Length", "Content-Type"):
+            following.headers.pop(name, None)
+    return following
