@@ -180,7 +180,8 @@ class Build:
     def wait_for_room(self) -> None:
         """Return when the provider has room for the template; launch leaves it free once our row is there.
 
-        Builds go in the order of their rows, and may take as long as they like; for anything else we wait boot-timeout.
+        Builds go in the order of their rows, and may take as long as they like once they have a server; for anything
+        else we wait boot-timeout.
         """
         deadline, said = time.monotonic() + self.provider.boot_timeout, False
         while True:
@@ -192,7 +193,7 @@ class Build:
             if not said:
                 self.log.info("waiting for room: %d of max-servers (%d) are taken", taken, self.provider.max_servers)
             said = True
-            if any(one.state == BUILDING for one in ahead):
+            if any(one.state == BUILDING and one.server_external_id for one in ahead):
                 deadline = time.monotonic() + self.provider.boot_timeout
             if time.monotonic() > deadline or self.stopping:
                 raise GateError(f"provider {self.provider.name}: no room for a template server within max-servers "
