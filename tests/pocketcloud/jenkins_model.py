@@ -57,6 +57,7 @@ class Model:
         self.items: list[Item] = []
         self.builds: list[Build] = []
         self.running: dict[str, list[Build]] = {}
+        self.warnings: list[str] = []  # of its own log
         self.quieting_down = False
         self.up_at = 0.0
         self.clock = Clock()
@@ -241,6 +242,9 @@ class Model:
         """Queue a build; one that is queued already with the same parameters is joined, as Jenkins does."""
         parameters = settle(job.config.parameters, given) if job.config else dict(given)
         with self.lock:
+            if cause.project and job.config:  # the real one repeats each, as seen, 32 times
+                self.warnings += [f"Skipped parameter `{name}` as it is undefined on `{job.name}`."
+                                  for name in given.keys() - parameters.keys()]
             for item in self.queue:
                 if item.job is job and item.parameters == parameters and item.given == given:
                     item.causes.append(cause)
