@@ -1,9 +1,9 @@
 """Jenkins nodes: add, look at, take out of service, remove.
 
 Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else:
-"missing" is only ever concluded from a 404; offline-toggling is undone by a second toggle, so it is done under a lock,
-looked at afterwards and repaired; a node is first relabelled, which cannot go wrong twice, so that no queued build can
-reach it whatever becomes of the toggle.
+"missing" is only ever concluded from a 404; a node is marked offline not by Jenkins' toggle, which a second caller
+undoes, but by the change of its offline cause, which marks it whatever it was; it is relabelled before, so that no
+queued build can reach it whatever becomes of the mark.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -28,7 +27,6 @@ QUICK_SECONDS = 5  # the same where a build waits, and another way is left or on
 LOOK_BYTES = 1 << 20  # of the answer to a look at one node
 TEXT_LENGTH = 400  # of what Jenkins says, in a message
 LOCK_SECONDS = 60
-TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
 PERSON_CAUSES = ("UserCause", "ByCLI")
@@ -75,7 +73,7 @@ class Node(NamedTuple):
 
     @property
     def out_of_service(self) -> bool:
-        """Whether no build can start here: marked offline by toggle, and without the label that builds ask for."""
+        """Whether no build can start here: marked offline, and without the label that builds ask for."""
         return self.temporarily_offline and USED_LABEL in self.labels
 
     @property
@@ -308,7 +306,7 @@ class Nodes:
             node = self.look(name)
             if node is not None and not node.out_of_service:
                 self._relabel(name)
-                node = self._toggle_until_offline(name, message)
+                node = self._mark_offline(node, message)
             if node is None and not missing_ok:
                 raise JenkinsError(f"Jenkins {self._config.server}: has no node {name}")
             return node
@@ -322,23 +320,15 @@ class Nodes:
             raise JenkinsError(f"Jenkins {self._config.server}: config.xml of node {name} has {count} labels, not one")
         self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
 
-    def _toggle_until_offline(self, name: str, message: str) -> Node | None:
-        """Toggle, look, and toggle again when somebody else toggled at the same moment."""
-        import random
-
-        for _ in range(TOGGLES):
-            node = self.look(name)
-            if node is None or node.out_of_service:
-                return node
-            if not node.temporarily_offline:
-                self._ask(f"take node {name} out of service", self._request(
-                    "POST", f"computer/{quote(name)}/toggleOffline", params={"offlineMessage": message}))
-            node = self.look(name)
-            if node is None or node.out_of_service:
-                return node
-            time.sleep(random.uniform(0.05, 0.5))
-            self._relabel(name)
-        raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
+    def _mark_offline(self, node: Node, message: str) -> Node | None:
+        """Mark a node offline, and look at it; one that a person has marked keeps the person's message."""
+        if not (node.temporarily_offline and node.by_person):
+            self._ask(f"take node {node.name} out of service", self._request(
+                "POST", f"computer/{quote(node.name)}/changeOfflineCause", params={"offlineMessage": message}))
+        seen = self.look(node.name)
+        if seen is not None and not seen.out_of_service:
+            raise JenkinsError(f"Jenkins {self._config.server}: node {node.name} does not stay out of service")
+        return seen
 
     def remove(self, name: str, message: str, address: str | None = None) -> bool:
         """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.

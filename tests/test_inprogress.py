@@ -114,8 +114,7 @@ def test_two_persons_at_once_get_two_machines(busy: Pool, machine: Take) -> None
     assert set(printed) == names
 
 
-def test_a_toggle_of_somebody_else_is_noticed_and_repaired(busy: Pool, machine: Take) -> None:
-    """Other clients toggle without a lock: twice means online again."""
+def test_a_node_that_somebody_brings_online_at_that_moment_serves_no_other_build(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
     busy.jenkins.knobs(latency_seconds=0.05)
@@ -296,20 +295,20 @@ def test_a_build_fails_when_jenkins_is_down(busy: Pool, machine: Take) -> None:
     assert "no answer (Connection refused)" in result.stderr
 
 
-def test_a_toggle_that_jenkins_only_pretends_to_make_fails_the_build(busy: Pool, machine: Take) -> None:
+def test_a_mark_that_jenkins_only_pretends_to_make_fails_the_build(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
-    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/toggleOffline", "status": 200}])
+    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/changeOfflineCause", "status": 200}])
 
     result = busy.run(INPROGRESS, name, expect=1)
 
     assert f"node {name} does not stay out of service" in result.stderr
 
 
-def test_a_toggle_whose_answer_was_lost_is_not_made_twice(busy: Pool, machine: Take) -> None:
+def test_a_mark_whose_answer_was_lost_stays(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
-    answer = {"match": "POST /computer/.*/toggleOffline", "kind": "reset", "when": "after", "times": 1}
+    answer = {"match": "POST /computer/.*/changeOfflineCause", "kind": "reset", "when": "after", "times": 1}
     busy.jenkins.knobs(answers=[answer])
 
     result = busy.run(INPROGRESS, name)

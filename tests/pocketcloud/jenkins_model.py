@@ -108,7 +108,7 @@ class Model:
 
     def toggle_offline(self, node: Node, message: str) -> None:
         with self.lock:
-            node.temporarily_offline = not node.temporarily_offline
+            node.temporarily_offline, node.kept = not node.temporarily_offline, None
             node.cause = OfflineCause(USER_CAUSE, message.strip()) if node.temporarily_offline else None
         self.kick()
 
@@ -119,7 +119,9 @@ class Model:
             node.cause = OfflineCause(kind, reason)
 
     def change_offline_cause(self, node: Node, message: str) -> None:
+        """Mark a node offline, whatever it was; the real one was seen to do so, and its sources do since 1.509."""
         with self.lock:
+            node.temporarily_offline, node.kept = True, None
             node.cause = OfflineCause(USER_CAUSE, message.strip())
 
     def disconnect(self, node: Node, message: str) -> None:
@@ -167,6 +169,8 @@ class Model:
                 return
             node.launch = None
             node.online = True
+            if node.kept:
+                node.temporarily_offline, node.cause, node.kept = True, node.kept, None
             if link:
                 self._links[node.name] = link
                 self._watch()
@@ -427,13 +431,18 @@ class Model:
     # The whole
 
     def restart(self) -> None:
-        """Nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not."""
+        """Nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not.
+
+        As in cores before 2.483 the mark of being temporarily offline is forgotten until the agent is there again.
+        """
         with self.lock:
             self.up_at = time.monotonic() + self.knobs.restart_seconds
             self.quieting_down = False
             self._end_builds()
             for node in self.nodes.values():
                 self._cut(node, "connecting")
+                node.kept = node.cause if node.temporarily_offline else node.kept
+                node.temporarily_offline, node.cause = False, None
         self.clock.call_in(self.knobs.restart_seconds, self._come_up)
 
     def _come_up(self) -> None:
@@ -445,9 +454,9 @@ class Model:
     def _end_builds(self) -> None:
         for build in [build for build in self.builds if build.result is None]:
             build.crashed = True
-            build.force("ABORTED", "Resuming build after Jenkins restart is not possible")
+            build.force("FAILURE")  # what Jenkins takes a build for of which it finds no result
             kill_step(build)
-            self.finish(build, "ABORTED")
+            self.finish(build, "FAILURE")
 
     def close(self) -> None:
         """End what it has started on this host and on the nodes."""
