@@ -218,6 +218,26 @@ def test_the_gate_takes_what_zuul_and_gerrit_trigger_send_and_nothing_is_set_by_
     assert not given.keys() & {"DEVSTACK_GATE_THIS_HOST", "DEVSTACK_GATE_TIMEOUT", "BASE", "WORKSPACE", "PATH"}
 
 
+def test_a_pipeline_is_not_resumed_into_a_node_that_is_out_of_service(pipeline: Jobs) -> None:
+    names = [one.tag.rpartition(".")[2] for one in pipeline[GATE].iterfind("properties/*")]
+    assert "DisableResumeJobProperty" in names
+
+
+def test_rights_of_the_defaults_file_are_loaded_with_the_jobs_and_without_any_no_plugin_is_needed(
+        full: Jobs, tmp_path: Path) -> None:
+    rights = make_site(tmp_path, gate_rights={"USER:scripts": ["job-read"]}, delete_rights={"scripts": ["job-read"]},
+                       inprogress_rights={"USER:node": ["job-read", "job-build"]})
+    jobs = render(rights, tmp_path / "xml")
+
+    path = "properties/hudson.security.AuthorizationMatrixProperty"
+    assert {name: [one.text for one in job.iterfind(f"{path}/permission")] for name, job in jobs.items()} == {
+        **{name: [] for name in BY_THE_CLOCK}, GATE: ["USER:hudson.model.Item.Read:scripts"],
+        "devstack-vm-delete": ["hudson.model.Item.Read:scripts"],
+        "devstack-vm-inprogress": ["USER:hudson.model.Item.Read:node", "USER:hudson.model.Item.Build:node"]}
+    assert all(job.find(path) is None for job in full.values())
+    assert all(job.find("properties/jenkins.model.BuildDiscarderProperty") is not None for job in jobs.values())
+
+
 def test_no_parameter_stands_where_jenkins_or_a_shell_would_evaluate_it(full: Jobs, core: Jobs, pipeline: Jobs) -> None:
     for jobs in (full, core, pipeline):
         for name, job in jobs.items():

@@ -75,6 +75,16 @@ class Model:
         """The plugins that are there and on, with their versions."""
         return {name: version for name, version in self.knobs.plugins.items() if name not in self.knobs.inactive}
 
+    def rights(self) -> dict[str, list[str]]:
+        """What users may, for all jobs or, as "Item.Build/JOB", for one, by its own configuration, too."""
+        with self.lock:
+            rights = {user: list(some) for user, some in self.knobs.rights.items()}
+            for job in self.jobs.values():
+                for user, right in job.config.rights if job.config else ():
+                    if user in rights:
+                        rights[user].append(f"{right}/{job.name}")
+        return rights
+
     def starting(self) -> bool:
         return self.knobs.starting_up or time.monotonic() < self.up_at
 
