@@ -35,6 +35,9 @@ HERE, CONNECTING, GONE, BARRED = "here", "connecting", "gone", "barred"  # see N
 AWAITED, LOST = "awaited", "lost"  # see Node.prospect
 RECONNECT_SECONDS = 150
 AGENT_SECONDS = 600
+# Jenkins says after 20 s that it cannot launch an agent, after 165 s with its own 10 retries every 15 s; it begins anew
+# each minute or two in either case.
+LAUNCH_RETRIES, RETRY_SECONDS = 3, 5
 # Why a node is out of service: the offline message that people see, and that tells what vm.db may have forgotten.
 IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
 UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
@@ -98,8 +101,7 @@ class Node(NamedTuple):
         """Return whether the agent of a ready machine is HERE, AWAITED or LOST.
 
         ready is for how long the machine has been ready, absent since when a run has seen the agent away, in seconds;
-        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back, and 165 s
-        until it gives up on one that does not answer.
+        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back.
         """
         if self.agent in (HERE, BARRED):
             return HERE if self.agent == HERE else LOST
@@ -229,6 +231,10 @@ class Nodes:
         """Raise JenkinsConfigError if Jenkins refuses the user, JenkinsError if it does not answer."""
         self._ask("log in", self._request("GET", "api/json", params={"tree": "mode"}))
 
+    def check_create(self) -> None:
+        """Raise JenkinsConfigError if the user may make no nodes; Jenkins looks at the right before the name."""
+        self._ask("create nodes", self._request("GET", "computer/checkName", params={"value": ""}))
+
     def all(self) -> dict[str, Node]:
         """Return all nodes by name, in one call."""
         nodes = self._fetch("list nodes", "computer/api/json", f"computer[{NODE_FIELDS}]",
@@ -271,6 +277,7 @@ class Nodes:
             "launcher": {
                 "stapler-class": jenkins.LAUNCHER_SSH,
                 "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
+                "maxNumRetries": LAUNCH_RETRIES, "retryWaitTime": RETRY_SECONDS,
                 "sshHostKeyVerificationStrategy": {
                     "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
                     "key": host_key,
@@ -298,18 +305,33 @@ class Nodes:
         """Make sure that no build can start on a node any more, and return it as it then is.
 
         A build that runs goes on. Raises JenkinsError if Jenkins does not show it so in the end; returns None if the
-        node is not there and that is fine.
+        node is not there and that is fine. One that Jenkins refuses to relabel is marked offline all the same, before
+        that is raised: either alone keeps builds off.
         """
         with file_lock(self._lock_folder / "nodes", LOCK_SECONDS, name) as mine:
             if not mine:
                 raise JenkinsError(f"node {name}: another process has held its lock for more than {LOCK_SECONDS} s")
             node = self.look(name)
             if node is not None and not node.out_of_service:
-                self._relabel(name)
+                refusal = self._refusal_to_relabel(name)
                 node = self._mark_offline(node, message)
+                if refusal:
+                    raise refusal
+                if node is not None and not node.out_of_service:
+                    raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
             if node is None and not missing_ok:
                 raise JenkinsError(f"Jenkins {self._config.server}: has no node {name}")
             return node
+
+    def _refusal_to_relabel(self, name: str) -> GateError | None:
+        """Relabel a node; return the error if Jenkins answers that it does not do that, raise it if it is silent."""
+        try:
+            self._relabel(name)
+        except GateError as err:
+            if err.__cause__ is not None and response_of(err.__cause__) is None:
+                raise
+            return err
+        return None
 
     def _relabel(self, name: str) -> None:
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
@@ -325,10 +347,7 @@ class Nodes:
         if not (node.temporarily_offline and node.by_person):
             self._ask(f"take node {node.name} out of service", self._request(
                 "POST", f"computer/{quote(node.name)}/changeOfflineCause", params={"offlineMessage": message}))
-        seen = self.look(node.name)
-        if seen is not None and not seen.out_of_service:
-            raise JenkinsError(f"Jenkins {self._config.server}: node {node.name} does not stay out of service")
-        return seen
+        return self.look(node.name)
 
     def remove(self, name: str, message: str, address: str | None = None) -> bool:
         """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.

@@ -451,6 +451,32 @@ def test_a_right_that_is_missing_is_named(
                                  f"hudson.model.Computer.{missing}")
 
 
+def test_a_node_that_may_not_be_relabelled_is_marked_offline_all_the_same(nodes: Nodes, stand_in: StandIn) -> None:
+    add_online(nodes, stand_in)
+    stand_in.knobs(rights={"admin": ["Overall.Read", "Computer.Disconnect"]})
+    with pytest.raises(JenkinsConfigError, match=r"403, user admin needs the right hudson\.model\.Computer\.Configure"):
+        nodes.take_out_of_service("n1", "in use by gate #7")
+    assert state(stand_in) == (True, LABEL)
+
+
+@pytest.mark.parametrize("rights", [["Computer.Create"], ["Computer.Configure"]])
+def test_the_right_to_make_nodes_is_known_without_one(nodes: Nodes, stand_in: StandIn, rights: list[str]) -> None:
+    stand_in.knobs(rights={"admin": ["Overall.Read", *rights]})
+    if rights == ["Computer.Create"]:
+        nodes.check_create()
+    else:
+        with pytest.raises(JenkinsConfigError, match=r"create nodes: 403, .* hudson\.model\.Computer\.Create"):
+            nodes.check_create()
+    assert stand_in.look()["nodes"] == {}
+
+
+def test_jenkins_is_told_to_give_up_soon_on_an_agent_that_does_not_answer(nodes: Nodes, stand_in: StandIn) -> None:
+    add(nodes)
+    config = client(stand_in).get_node_config("n1")
+    assert "<maxNumRetries>3</maxNumRetries>" in config
+    assert "<retryWaitTime>5</retryWaitTime>" in config
+
+
 # Taking out of service
 
 
