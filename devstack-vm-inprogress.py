@@ -15,7 +15,6 @@ or configuration.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import time
