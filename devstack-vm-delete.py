@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import gateconfig
 import vmdatabase
 from gateconfig import GateError, SecureConfig
-from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine
+from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine, Result
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
 
@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     config = gateconfig.load_secure_config()
     code = gateconfig.EXIT_OK
     with vmdatabase.opened(gateconfig.database_path()):
+        if is_reaped(options.node, os.environ):
+            gateconfig.get_log(node=options.node).info("devstack-vm-reap has recorded the end of its build; it is gone")
+            return code
         machine = vmdatabase.machine_named(options.node)
         if machine.state == BUILDING:
             raise GateError(f"{machine.name}: is BUILDING, no build can have run on it; left alone")
@@ -78,6 +81,16 @@ def record(machine: Machine, result: str | None) -> None:
         else:
             vmdatabase.move(machine, USED, DELETE)
             log.info("USED -> DELETE")
+
+
+def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
+    """Whether the build that is named has had a machine that is gone, with its end recorded."""
+    job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
+    if not job or not (number.isascii() and number.isdecimal()):
+        return False
+    own = Result.select().where((Result.node_name == node) & (Result.jenkins_job_name == job)
+                                & (Result.jenkins_build_number == int(number)) & Result.end_time.is_null(False))
+    return own.exists() and not Machine.select().where(Machine.name == node).exists()
 
 
 def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:

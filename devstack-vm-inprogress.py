@@ -15,9 +15,9 @@ or configuration.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
+import time
 from collections.abc import Mapping
 
 import gateconfig
@@ -25,6 +25,8 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig
 from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
+
+BUSY_SECONDS, BUSY_POLL_SECONDS = 300, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,10 +67,36 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     try:
         take(machine)
     except GateError:
-        with contextlib.suppress(GateError):
+        try:
             take_out_of_service(machine, nodes, missing_ok=True)
+        except GateError as err:
+            keep_busy(machine, nodes, err)
         raise
-    take_out_of_service(machine, nodes)
+    try:
+        take_out_of_service(machine, nodes)
+    except GateError as err:
+        keep_busy(machine, nodes, err)
+        raise
+
+
+def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError) -> None:
+    """Return when no other build can start on the node of a build that is to fail, or after some minutes.
+
+    The build waits for this script: each of a queue would come to this node and fail, where Jenkins refuses everything.
+    """
+    told, deadline = False, time.monotonic() + BUSY_SECONDS
+    while nodes and machine.jenkins_name and time.monotonic() < deadline:
+        try:
+            node = nodes.look(machine.jenkins_name)
+        except GateError:
+            return  # a Jenkins that is away starts no build either
+        if node is None or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels:
+            return
+        if not told:
+            vmdatabase.machine_log(machine).error(
+                "%s; the node is kept busy for %d min: other builds would come and fail, too", why, BUSY_SECONDS // 60)
+        told = True
+        time.sleep(BUSY_POLL_SECONDS)
 
 
 def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) -> None:

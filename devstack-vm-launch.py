@@ -30,7 +30,7 @@ import novacloud
 import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from vmdatabase import BUILDING, ERROR, READY, BaseImage, Machine, Provider, SnapshotImage
+from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
 TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
@@ -41,6 +41,8 @@ REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the mac
 ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
 LATE_SECONDS = 5  # after its time, until a machine is given up though a worker is still busy with it
 CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
+STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
+               DELETE: "to be deleted"}
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 
@@ -170,6 +172,7 @@ class Launch:
         servers = self.cloud.list_servers()
         self.leave_out_ids(servers, nodes or {})
         self.take_over(servers, nodes)
+        self.check_right_to_register()
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
         changed_at = time.monotonic()
@@ -325,6 +328,16 @@ class Launch:
                 "%d ready machines in a row were lost to Jenkins (%s); one at a time is tried until one is of use, or "
                 "the image or its entry in the providers file changes", image.deaths, image.death)
         return min(image.min_ready, len(self.proven[image.id]) + 1)
+
+    def check_right_to_register(self) -> None:
+        """Ask for no machines that Jenkins would not take; what it does not tell now, it may when they are up."""
+        try:
+            if self.nodes and self.plan():
+                self.nodes.check_create()
+        except ConfigError as err:
+            self.ask_no_more(None, err)
+        except GateError as err:
+            self.log.warning("%s", err)
 
     def refresh(self) -> None:
         """Read the settings again: an image type that was drained since is asked for no more."""
@@ -746,11 +759,22 @@ class Launch:
                     "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count))
+        self.tell_full(counts, short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateconfig.EXIT_CONFIG
         return gateconfig.EXIT_FAILED if short or self.failed or self.no_more else gateconfig.EXIT_OK
 
+    def tell_full(self, counts: Counter[tuple[int, str]], short: bool) -> None:
+        """Say by what the provider is full, if that is why the pool is short."""
+        taken: Counter[str] = Counter()
+        for (_, state), count in counts.items():
+            taken[STATE_WORDS[state]] += count
+        taken["building images"] = vmdatabase.count_templates(self.provider)
+        taken["without a row in vm.db"] = self.orphans
+        if short and taken.total() >= self.provider.max_servers:
+            used = ", ".join(f"{count} {what}" for what, count in taken.items() if count)
+            self.log.error("max-servers %d reached: %s", self.provider.max_servers, used or "none may be had")
 
     def count_agents(self) -> Counter[tuple[int, str]]:
         """Return how many ready machines have their agents AWAITED or LOST, by (image id, that)."""

@@ -3,11 +3,12 @@
 
 Run by the job devstack-reap-vms every hour, once for each provider (or `all`). Deletes machines marked DELETE or ERROR,
 machines of failed builds after 24 hours, held ones whose hours are over, ready ones that died, old snapshots, and
-whatever carries this pool's UUID but has no row. Nothing without that mark is ever touched, nothing is concluded from
-an answer other than 404, and a node that still builds is left alone. Where vm.db is older than the world, as after a
-restore, what builds, is held or is out of service gets its row or state back, and other servers without a row are left
-until a person says that the restore was on purpose (vmdatabase.py moved), or --all-servers. Changes: servers, images,
-keypairs, volumes and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
+whatever carries this pool's UUID but has no row. Records the ends of builds that devstack-vm-delete was not called for,
+as where Jenkins died. Nothing without that mark is ever touched, nothing is concluded from an answer other than 404,
+and a node that still builds is left alone. Where vm.db is older than the world, as after a restore, what builds, is
+held or is out of service gets its row or state back, and other servers without a row are left until a person says that
+the restore was on purpose (vmdatabase.py moved), or --all-servers. Changes: servers, images, keypairs, volumes and
+floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
 """
@@ -52,6 +53,7 @@ T = TypeVar("T")
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
 CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
+FORGOTTEN_SECONDS = 300  # for how long a machine is to be taken before its build, unknown to Jenkins, is over
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
 CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
@@ -215,6 +217,15 @@ def build_named(text: str) -> dict[str, str]:
     """Return the build that an offline message such as "in use by JOB #7" names, as Jenkins' environment does."""
     found = re.fullmatch(rf"{jenkinsnodes.IN_USE_BY}(.+) #([0-9]{{1,9}})", text)
     return {"JOB_NAME": found[1], "BUILD_NUMBER": found[2]} if found else {}
+
+
+def why_taken(machine: Machine) -> str:
+    """Return the offline message of the node of a machine that somebody has, as build_named and use_of read it."""
+    if machine.state == HOLD:
+        return f"{jenkinsnodes.HELD}{machine.hold_reason or ''}"
+    taken = vmdatabase.open_result(machine)
+    who = (vmdatabase.build_of(taken) or "a person") if taken else ""
+    return f"{jenkinsnodes.IN_USE_BY}{who}" if who else "its machine has been used"
 
 
 def judge(
@@ -402,6 +413,7 @@ class Reap:
         self.leave_out_ids(sight, images or [], keypairs)
         self.end_dead_builds()
         self.adopt(sight)
+        self.see_ended_builds(sight)
         self.move_machines(sight)
         self.retire_nodes(sight)
         self.delete_servers(sight)
@@ -658,6 +670,39 @@ class Reap:
             if seen.result not in vmdatabase.FAILED_RESULTS and vmdatabase.move(machine, USED, DELETE):
                 self.log_of(machine).info("USED -> DELETE: its build has ended %s", seen.result)
 
+    def see_ended_builds(self, sight: Sight) -> None:
+        """Record the ends that devstack-vm-delete was not called for, as where Jenkins died under a build.
+
+        Jenkins is asked for each build that vm.db has running while its node is idle.
+        """
+        if self.nodes is None or sight.nodes is None or self.options.dry_run:
+            return
+        asked = []
+        for machine in vmdatabase.machines_of(self.provider, [USED, HOLD]):
+            row = None if sight.builds(machine) else vmdatabase.open_result(machine)
+            if row and row.jenkins_job_name and row.jenkins_build_number is not None:
+                asked.append((machine, vmdatabase.build_of(row), self.workers.submit(
+                    self.nodes.build, row.jenkins_job_name, row.jenkins_build_number)))
+        for machine, name, task in asked:
+            try:
+                build = task.result()
+            except GateError as err:
+                self.trouble(err)
+            else:
+                self.note_end(machine, name, build)
+
+    def note_end(self, machine: Machine, name: str, build: jenkinsnodes.Build | None) -> None:
+        """Write down how a build has ended, if it has; its machine goes on as after devstack-vm-delete."""
+        log = self.log_of(machine)
+        if build is None and self.now() - machine.state_time >= FORGOTTEN_SECONDS:
+            log.warning("Jenkins knows no %s, or the user lacks the right Job/Read on it; its end is not known", name)
+            vmdatabase.record_end(machine, {}, None)
+        elif build and build.result:
+            log.info("%s has ended %s, and devstack-vm-delete did not come", name, build.result)
+            vmdatabase.record_end(machine, {}, build.result)
+            if build.result not in vmdatabase.FAILED_RESULTS and vmdatabase.move(machine, USED, DELETE):
+                log.info("USED -> DELETE: its build has ended %s", build.result)
+
     def see_to_held(self, machines: Sequence[Machine], sight: Sight) -> None:
         """Learn the servers of held machines whose ids were not saved, and tell whose servers are gone."""
         for machine in machines:
@@ -695,7 +740,7 @@ class Reap:
                 continue
             try:
                 if self.nodes.is_ours(node, machine.ip):
-                    self.nodes.take_out_of_service(node.name, "its machine has been used", missing_ok=True)
+                    self.nodes.take_out_of_service(node.name, why_taken(machine), missing_ok=True)
                     self.log_of(machine).info("its node is out of service now")
             except GateError as err:
                 self.trouble(err)

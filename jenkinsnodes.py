@@ -1,9 +1,9 @@
 """Jenkins nodes: add, look at, take out of service, remove.
 
 Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else:
-"missing" is only ever concluded from a 404; offline-toggling is undone by a second toggle, so it is done under a lock,
-looked at afterwards and repaired; a node is first relabelled, which cannot go wrong twice, so that no queued build can
-reach it whatever becomes of the toggle.
+"missing" is only ever concluded from a 404; a node is marked offline not by Jenkins' toggle, which a second caller
+undoes, but by the change of its offline cause, which marks it whatever it was; it is relabelled before, so that no
+queued build can reach it whatever becomes of the mark.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ QUICK_SECONDS = 5  # the same where a build waits, and another way is left or on
 LOOK_BYTES = 1 << 20  # of the answer to a look at one node
 TEXT_LENGTH = 400  # of what Jenkins says, in a message
 LOCK_SECONDS = 60
-TOGGLES = 5  # tries to see temporarilyOffline
 USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
 PERSON_CAUSES = ("UserCause", "ByCLI")
@@ -37,6 +36,9 @@ HERE, CONNECTING, GONE, BARRED = "here", "connecting", "gone", "barred"  # see N
 AWAITED, LOST = "awaited", "lost"  # see Node.prospect
 RECONNECT_SECONDS = 150
 AGENT_SECONDS = 600
+# Jenkins says after 20 s that it cannot launch an agent, after 165 s with its own 10 retries every 15 s; it begins anew
+# each minute or two in either case.
+LAUNCH_RETRIES, RETRY_SECONDS = 3, 5
 # Why a node is out of service: the offline message that people see, and that tells what vm.db may have forgotten.
 IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
 UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
@@ -75,7 +77,7 @@ class Node(NamedTuple):
 
     @property
     def out_of_service(self) -> bool:
-        """Whether no build can start here: marked offline by toggle, and without the label that builds ask for."""
+        """Whether no build can start here: marked offline, and without the label that builds ask for."""
         return self.temporarily_offline and USED_LABEL in self.labels
 
     @property
@@ -100,8 +102,7 @@ class Node(NamedTuple):
         """Return whether the agent of a ready machine is HERE, AWAITED or LOST.
 
         ready is for how long the machine has been ready, absent since when a run has seen the agent away, in seconds;
-        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back, and 165 s
-        until it gives up on one that does not answer.
+        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back.
         """
         if self.agent in (HERE, BARRED):
             return HERE if self.agent == HERE else LOST
@@ -231,6 +232,10 @@ class Nodes:
         """Raise JenkinsConfigError if Jenkins refuses the user, JenkinsError if it does not answer."""
         self._ask("log in", self._request("GET", "api/json", params={"tree": "mode"}))
 
+    def check_create(self) -> None:
+        """Raise JenkinsConfigError if the user may make no nodes; Jenkins looks at the right before the name."""
+        self._ask("create nodes", self._request("GET", "computer/checkName", params={"value": ""}))
+
     def all(self) -> dict[str, Node]:
         """Return all nodes by name, in one call."""
         nodes = self._fetch("list nodes", "computer/api/json", f"computer[{NODE_FIELDS}]",
@@ -273,6 +278,7 @@ class Nodes:
             "launcher": {
                 "stapler-class": jenkins.LAUNCHER_SSH,
                 "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
+                "maxNumRetries": LAUNCH_RETRIES, "retryWaitTime": RETRY_SECONDS,
                 "sshHostKeyVerificationStrategy": {
                     "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
                     "key": host_key,
@@ -300,18 +306,33 @@ class Nodes:
         """Make sure that no build can start on a node any more, and return it as it then is.
 
         A build that runs goes on. Raises JenkinsError if Jenkins does not show it so in the end; returns None if the
-        node is not there and that is fine.
+        node is not there and that is fine. One that Jenkins refuses to relabel is marked offline all the same, before
+        that is raised: either alone keeps builds off.
         """
         with file_lock(self._lock_folder / "nodes", LOCK_SECONDS, name) as mine:
             if not mine:
                 raise JenkinsError(f"node {name}: another process has held its lock for more than {LOCK_SECONDS} s")
             node = self.look(name)
             if node is not None and not node.out_of_service:
-                self._relabel(name)
-                node = self._toggle_until_offline(name, message)
+                refusal = self._refusal_to_relabel(name)
+                node = self._mark_offline(node, message)
+                if refusal:
+                    raise refusal
+                if node is not None and not node.out_of_service:
+                    raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
             if node is None and not missing_ok:
                 raise JenkinsError(f"Jenkins {self._config.server}: has no node {name}")
             return node
+
+    def _refusal_to_relabel(self, name: str) -> GateError | None:
+        """Relabel a node; return the error if Jenkins answers that it does not do that, raise it if it is silent."""
+        try:
+            self._relabel(name)
+        except GateError as err:
+            if err.__cause__ is not None and response_of(err.__cause__) is None:
+                raise
+            return err
+        return None
 
     def _relabel(self, name: str) -> None:
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
@@ -322,23 +343,12 @@ class Nodes:
             raise JenkinsError(f"Jenkins {self._config.server}: config.xml of node {name} has {count} labels, not one")
         self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
 
-    def _toggle_until_offline(self, name: str, message: str) -> Node | None:
-        """Toggle, look, and toggle again when somebody else toggled at the same moment."""
-        import random
-
-        for _ in range(TOGGLES):
-            node = self.look(name)
-            if node is None or node.out_of_service:
-                return node
-            if not node.temporarily_offline:
-                self._ask(f"take node {name} out of service", self._request(
-                    "POST", f"computer/{quote(name)}/toggleOffline", params={"offlineMessage": message}))
-            node = self.look(name)
-            if node is None or node.out_of_service:
-                return node
-            time.sleep(random.uniform(0.05, 0.5))
-            self._relabel(name)
-        raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
+    def _mark_offline(self, node: Node, message: str) -> Node | None:
+        """Mark a node offline, and look at it; one that a person has marked keeps the person's message."""
+        if not (node.temporarily_offline and node.by_person):
+            self._ask(f"take node {node.name} out of service", self._request(
+                "POST", f"computer/{quote(node.name)}/changeOfflineCause", params={"offlineMessage": message}))
+        return self.look(node.name)
 
     def remove(self, name: str, message: str, address: str | None = None) -> bool:
         """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.

@@ -57,8 +57,7 @@ def main() -> None:
         ask(server, "GET", look, tree=FIELDS)
         config = server.get_node_config(node)
         server.reconfig_node(node, config.replace("<label>devstack-noble</label>", "<label>devstack-used</label>"))
-        ask(server, "GET", look, tree=FIELDS)
-        ask(server, "POST", f"computer/{node}/toggleOffline", offlineMessage=f"in use by {job} #{number}")
+        ask(server, "POST", f"computer/{node}/changeOfflineCause", offlineMessage=f"in use by {job} #{number}")
         assert "devstack-used" in ask(server, "GET", look, tree=FIELDS)
 
 

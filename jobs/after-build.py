@@ -92,7 +92,8 @@ def end_of(nodes: Nodes, job: str, number: int, node: str) -> Ended:
     while True:
         build = nodes.build(job, number)
         if build is None:
-            raise GateError(f"Jenkins knows no {job} #{number}; its machine is left to devstack-vm-reap")
+            raise GateError(f"Jenkins knows no {job} #{number}, or the user lacks the right Job/Read on it; its "
+                            "machine is left to devstack-vm-reap")
         if build.result:
             return Ended(node or build.node, RESULT_OF.get(build.result, build.result), job, str(number))
         if time.monotonic() > deadline:

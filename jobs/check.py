@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Say what a Jenkins lacks for the jobs of this folder: plugins, credential, label, rights. Changes nothing there.
 
-Run by hand on the host of vm.db, before jobs are loaded. Reads the secure configuration, vm.db, defaults.yaml beside
-this file, and the jenkins_jobs.ini with which jenkins-jobs loads jobs (--conf, or where jenkins-jobs looks itself). The
-user in that must be an administrator for the whole answer: check.groovy looks up rights and credential in Jenkins'
-script console.
+Run by hand on the host of vm.db, before jobs are loaded, and again afterwards. Reads the secure configuration, vm.db,
+defaults.yaml beside this file, and the jenkins_jobs.ini with which jenkins-jobs loads jobs (--conf, or where
+jenkins-jobs looks itself). The user in that must be an administrator for the whole answer: check.groovy looks up rights
+and credential in Jenkins' script console.
 
 Prints a line for each thing: ok, missing, wrong (with what is expected), or unknown (with the reason).
 
@@ -57,6 +57,13 @@ SCRIPT_RIGHTS = ("Overall/Read", "Agent/Create", "Agent/Configure", "Agent/Disco
 RIGHT_PLACES = {"hudson.model.Hudson.": "Overall/", "hudson.model.Computer.": "Agent/", "hudson.model.Item.": "Job/"}
 # What a pipeline has from the Jenkinsfile beside this file, where other jobs have it from defaults.yaml.
 PIPELINE_CONSTANTS = {"gate_repository": "REPOSITORY", "gate_timeout": "MINUTES", "gate_job_timeout": "JOB_MINUTES"}
+GIVEN = {"job-read": "Job/Read", "job-build": "Job/Build"}  # as jenkins-jobs calls them
+OF_PERMISSION = {"hudson.model.Item.Read": "Job/Read", "hudson.model.Item.Build": "Job/Build"}
+FREESTYLE, PIPELINE = "hudson.model.FreeStyleProject", "org.jenkinsci.plugins.workflow.job.WorkflowJob"
+MATRIX = "hudson.matrix.MatrixProject"
+KINDS = {FREESTYLE: "a freestyle job", PIPELINE: "a pipeline", MATRIX: "a matrix"}
+BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
+TAKE, GIVE_BACK = "devstack-vm-inprogress", "devstack-vm-delete"
 KEY_KIND = "SSH Username with private key"
 
 
@@ -73,6 +80,7 @@ class Site:
     gerrit: bool
     prefix: str
     gate_jobs: Mapping[str, str]
+    given: frozenset[tuple[str, str]]  # rights that the jobs bring along: user, and 'Job/Read JOB'
     settings: Mapping[str, str]  # of gate builds
 
     @property
@@ -137,7 +145,7 @@ def read_site(path: Path) -> Site:
         path=path, providers=[str(name) for name in _value(path, defaults, "providers", list)],
         host=_value(path, defaults, "host", str), core=plugins == "core", freestyle="gate-freestyle" in jobs,
         pipeline="gate-pipeline" in jobs, gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
-        gate_jobs=dict(_gate_jobs(path, gate)),
+        gate_jobs=dict(_gate_jobs(path, gate)), given=frozenset(_given_rights(path, defaults, gate)),
         prefix=_value(path, defaults, "prefix", str),
         settings={key: str(defaults.get(key) or "") for key in (*PIPELINE_CONSTANTS, "gate_settings")})
 
@@ -156,7 +164,8 @@ def _value(path: Path, part: dict[str, Any], key: str, kind: type[T]) -> T:
         raise ConfigError(f"{path}: {key} is missing")
     value = part[key]
     if not isinstance(value, kind):
-        raise ConfigError(f"{path}: {key}: expected a {'list' if kind is list else 'word'}, got {value!r}")
+        what = "list" if kind is list else "mapping" if kind is dict else "word"
+        raise ConfigError(f"{path}: {key}: expected a {what}, got {value!r}")
     return value
 
 
@@ -166,6 +175,24 @@ def _gate_jobs(path: Path, gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if not isinstance(values, dict) or "image" not in values:
                 raise ConfigError(f"{path}: suffix {suffix!r}: image is missing")
             yield f"gate-integration-tests-devstack-vm{suffix}", str(values["image"])
+
+
+def _given_rights(path: Path, defaults: dict[str, Any], gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield user and right of each right that the jobs bring along; those of groups count for nobody."""
+    jobs = {"gate_rights": [job for job, _ in _gate_jobs(path, gate)], "delete_rights": [GIVE_BACK],
+            "inprogress_rights": [TAKE]}
+    for key, names in jobs.items():
+        for user, words in _value(path, defaults, key, dict).items():
+            if not isinstance(words, list):
+                raise ConfigError(f"{path}: {key}: {user}: expected a list such as [job-read], got {words!r}")
+            for right in [GIVEN[word] for word in words if word in GIVEN]:
+                yield from ((re.sub("(?i)^user:", "", str(user)), f"{right} {job}") for job in names)
+
+
+def wanted_kinds(site: Site) -> dict[str, str]:
+    """Return the classes of the jobs that would be loaded, by name."""
+    gate = dict.fromkeys(site.gate_jobs, PIPELINE if site.pipeline else FREESTYLE)
+    return {**dict.fromkeys(BY_THE_CLOCK, MATRIX), **dict.fromkeys((TAKE, GIVE_BACK), FREESTYLE), **gate}
 
 
 def read_loader(path: Path | None) -> Loader | None:
@@ -196,10 +223,10 @@ def wanted_plugins(site: Site) -> dict[str, str]:
 
 def wanted_rights(site: Site, config: JenkinsConfig) -> dict[str, list[str]]:
     """Return the rights that each user of the scripts needs: 'Agent/Create', or 'Job/Read JOB' for one job."""
-    rights = {config.user: [*SCRIPT_RIGHTS, *(f"Job/Read {job}" for job in (*site.gate_jobs, "devstack-vm-delete"))]}
+    rights = {config.user: [*SCRIPT_RIGHTS, *(f"Job/Read {job}" for job in (*site.gate_jobs, GIVE_BACK))]}
     if site.nodes_call and config.node_login:
         wanted = rights.setdefault(config.node_login.partition(":")[0], [])
-        wanted += ["Overall/Read", "Job/Read devstack-vm-inprogress", "Job/Build devstack-vm-inprogress"]
+        wanted += ["Overall/Read", f"Job/Read {TAKE}", f"Job/Build {TAKE}"]
     return {user: list(dict.fromkeys(wanted)) for user, wanted in rights.items()}
 
 
@@ -241,6 +268,7 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         yield Line(UNKNOWN, f"plugins, rights, credential, address, {asked_as}: {err}")
         return
     yield from check_plugins({str(plugin["shortName"]): plugin for plugin in plugins.values()}, site)
+    yield from or_unknown(f"jobs, {asked_as}", check_kinds(admin, site))
     yield from or_unknown(f"rights, credential, address, {asked_as}", check_with_script(admin, site, config, node_user))
 
 
@@ -429,22 +457,68 @@ def _numbers(version: str) -> list[int]:
 def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig, node_user: str) -> Iterator[Line]:
     """Ask Jenkins' script console for rights, credential and address."""
     rights = wanted_rights(site, config)
-    asked = json.dumps({"users": rights, "credential": config.credentials_id})
+    # Also whether a right to a job is one to all jobs.
+    asked = json.dumps({"users": {user: [*wanted, *OF_PERMISSION.values()] for user, wanted in rights.items()},
+                        "credential": config.credentials_id})
     script = (HERE / "check.groovy").read_text(encoding="utf-8")
     script = script.replace("'ASKED'", f"'{base64.b64encode(asked.encode()).decode()}'")
     seen = ask(lambda: json.loads(admin.run_script(script)))
+    by_hand = dict(_rights_on_jobs(admin, site, config))
     for user, wanted in rights.items():
         has = seen["rights"][user]
         if has is None:
             yield Line(MISSING, f"user {user}: Jenkins knows no such user, or knows it no more")
         for right in wanted if has is not None else ():
-            yield Line(OK if right in has else MISSING, f"right {right} of user {user}")
+            yield _right_line(user, right, has, by_hand, site)
     yield _credential_line(seen["credential"], config.credentials_id, node_user)
     if seen["url"]:
         yield Line(OK, f"address {seen['url']}")
     elif site.nodes_call:
         yield Line(MISSING, "address of Jenkins: enter it under Manage Jenkins, System; without it gate builds have no "
                             "JENKINS_URL to call")
+
+
+def _rights_on_jobs(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig) -> Iterator[tuple[str, set[str]]]:
+    """Yield each job that is there and on which users need rights, with the rights in its own configuration.
+
+    These are 'USER Job/Read', and jenkins-jobs writes them anew.
+    """
+    jobs = {right.partition(" ")[2] for wanted in wanted_rights(site, config).values() for right in wanted}
+    for job in sorted((jobs - {""}) & ask(lambda: _kinds(admin)).keys()):
+        text = ask(lambda job=job: admin.get_job_config(job))  # type: ignore[misc]
+        found = re.findall(r"<permission>(?:USER:)?([\w.]+):([^<:]+)</permission>", text)
+        yield job, {f"{user} {OF_PERMISSION[name]}" for name, user in found if name in OF_PERMISSION}
+
+
+def _right_line(user: str, right: str, has: Sequence[str], by_hand: Mapping[str, set[str]], site: Site) -> Line:
+    """Return whether a user has a right, and will have it after jobs were loaded."""
+    name, _, job = right.partition(" ")
+    what = f"right {right} of user {user}"
+    comes = (user, right) in site.given
+    if right not in has and comes:
+        return Line(MISSING, f"{what}: load the jobs, which bring it") if job in by_hand else Line(OK, what)
+    if right in has and job and name not in has and f"{user} {name}" in by_hand.get(job, ()) and not comes:
+        key = {TAKE: "inprogress_rights", GIVE_BACK: "delete_rights"}.get(job, "gate_rights")
+        return Line(WRONG, f"{what}: given on the job itself, where the next jenkins-jobs update takes it away; give "
+                           f"it for all jobs, or as {key} in {site.path.name}")
+    return Line(OK if right in has else MISSING, what)
+
+
+def check_kinds(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
+    """Name the jobs that are there and of another kind than is to be loaded, which Jenkins refuses."""
+    found = ask(lambda: _kinds(admin))
+    for job, kind in wanted_kinds(site).items():
+        if found.get(job, kind) != kind:
+            yield Line(WRONG, f"job {job}: expected {KINDS[kind]}, it is {KINDS.get(found[job], found[job])}, which no "
+                              f"load changes; when no build of it runs: jenkins-jobs delete {job}")
+
+
+def _kinds(api: jenkins.Jenkins) -> dict[str, str]:
+    """Return the classes of the jobs at the top of Jenkins, by name."""
+    import requests
+
+    request = requests.Request("GET", f"{api.server}api/json", params={"tree": "jobs[name]"})
+    return {str(job["name"]): str(job["_class"]) for job in json.loads(api.jenkins_open(request))["jobs"]}
 
 
 def _credential_line(found: dict[str, str] | None, name: str, node_user: str) -> Line:

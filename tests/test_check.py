@@ -149,6 +149,23 @@ def desk(standin: StandIn, loaded: Path, tmp_path: Path) -> Iterator[Desk]:
     clear_jenkins(standin)
 
 
+@pytest.fixture
+def configured(desk: Desk) -> Iterator[Callable[[str, str], None]]:
+    """Posts the configuration of a job; the jobs are as before when the test is over."""
+    desk.standin.knobs(plugins={**PLUGINS, **FULL, "matrix-auth": "3.1"})
+    admin = jenkins.Jenkins(desk.standin.url, "boss", "boss-token")
+    yield admin.upsert_job
+    for job in (GATE, TAKE, GIVE):
+        admin.delete_job(job)
+        desk.standin.add_job(job, HOST)
+
+
+def as_pipeline(desk: Desk, configured: Callable[[str, str], None]) -> None:
+    """Have a pipeline for the gate job."""
+    jenkins.Jenkins(desk.standin.url, "boss", "boss-token").delete_job(GATE)
+    configured(GATE, "<flow-definition/>")
+
+
 def wrong(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith("ok ")]
 
@@ -170,19 +187,23 @@ def test_without_its_plugins_a_jenkins_with_a_login_for_builds_is_found_well(des
     assert desk.check(*desk.core(), expect=0) == [*lines[:-2], *BUILDS_LINES, *lines[-2:]]
 
 
-def test_pipelines_take_plugins_of_their_own_and_no_login_for_builds(desk: Desk) -> None:
+def test_pipelines_take_plugins_of_their_own_and_no_login_for_builds(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
     options = desk.core(("- gate-freestyle", "- gate-pipeline"), node_user="", node_apikey="")
     desk.standin.knobs(plugins={**PLUGINS, **PIPELINE, "timestamper": "1.9"}, has_address=False)
+    as_pipeline(desk, configured)
     lines = desk.check(*options, expect=0)
     assert "ok       Jenkinsfile, as defaults.yaml says" in lines
     assert [line for line in lines if "workflow" in line] == [
         f"ok       plugin {name} {PIPELINE[name]}" for name in sorted(PIPELINE) if "workflow" in name]
 
 
-def test_what_a_pipeline_does_not_take_from_the_defaults_file_is_told(desk: Desk) -> None:
+def test_what_a_pipeline_does_not_take_from_the_defaults_file_is_told(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
     options = desk.defaults(("- gate-freestyle", "- gate-pipeline"), ("gate_timeout: 120", "gate_timeout: 90"),
                             ("gate_settings: ''", "gate_settings: export PROJECTS=x"))
     desk.standin.knobs(plugins={**PLUGINS, **FULL, **PIPELINE})
+    as_pipeline(desk, configured)
     assert wrong(desk.check(*options, expect=1)) == [
         "wrong    gate_settings in defaults.yaml: pipelines do not take it; write it into the Jenkinsfile",
         "wrong    MINUTES in the Jenkinsfile: expected 90, as gate_timeout in defaults.yaml says, it is 120"]
@@ -203,6 +224,65 @@ def test_rights_to_all_jobs_count_for_jobs_that_are_not_loaded_yet(desk: Desk) -
     assert f"ok       right Job/Read {GATE}-new of user scripts" in desk.check(*options, expect=0)
     desk.standin.knobs(rights=RIGHTS)
     assert wrong(desk.check(*options, expect=1)) == [f"missing  right Job/Read {GATE}-new of user scripts"]
+
+
+# Rights and kinds of jobs that are there
+
+
+RIGHTS_OF_JOBS = [("gate_rights: {}", "gate_rights: {'USER:scripts': [job-read]}"),
+                  ("delete_rights: {}", "delete_rights: {scripts: [job-read]}"),
+                  ("inprogress_rights: {}", "inprogress_rights: {'user:builds': [job-read, job-build]}")]
+NO_JOBS = {**RIGHTS, "scripts": SCRIPTS_MAY[:5], "builds": ["Overall.Read"]}
+
+
+def given_to(*permissions: str) -> str:
+    """The configuration of a job with rights, as the web form of the plugin writes it."""
+    listed = "".join(f"<permission>{one}</permission>" for one in permissions)
+    return f"<project><properties><hudson.security.AuthorizationMatrixProperty>{listed}" \
+           "</hudson.security.AuthorizationMatrixProperty></properties></project>"
+
+
+def test_rights_that_were_given_on_a_job_by_hand_are_lost_by_a_load_and_told_before(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
+    desk.standin.knobs(rights=NO_JOBS)
+    for job in (GATE, GIVE):
+        configured(job, given_to("USER:hudson.model.Item.Read:scripts"))
+    lost = "given on the job itself, where the next jenkins-jobs update takes it away; give it for all jobs, or as"
+    assert wrong(desk.check(expect=1)) == [
+        f"wrong    right Job/Read {GATE} of user scripts: {lost} gate_rights in defaults.yaml",
+        f"wrong    right Job/Read {GIVE} of user scripts: {lost} delete_rights in defaults.yaml"]
+    assert wrong(desk.check(*desk.defaults(*RIGHTS_OF_JOBS), expect=0)) == []
+    desk.standin.knobs(rights={**NO_JOBS, "scripts": [*SCRIPTS_MAY[:5], "Item.Read"]})
+    assert wrong(desk.check(expect=0)) == []
+
+
+def test_rights_that_jobs_bring_along_count_before_the_first_load_and_are_missed_after_it(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
+    desk.standin.knobs(rights=NO_JOBS)
+    admin = jenkins.Jenkins(desk.standin.url, "boss", "boss-token")
+    for job in (GATE, TAKE, GIVE):
+        admin.delete_job(job)
+    options = desk.core(*RIGHTS_OF_JOBS)
+    assert wrong(desk.check(*options, expect=0)) == []
+    desk.standin.knobs(plugins={**PLUGINS, "matrix-auth": "3.1"})
+    configured(GATE, given_to("hudson.model.Item.Read:scripts"))
+    configured(GIVE, given_to())
+    configured(TAKE, given_to("USER:hudson.model.Item.Read:builds"))
+    assert wrong(desk.check(*options, expect=1)) == [
+        f"missing  right Job/Read {GIVE} of user scripts: load the jobs, which bring it",
+        f"missing  right Job/Build {TAKE} of user builds: load the jobs, which bring it"]
+
+
+def test_a_job_of_another_kind_is_told_before_jenkins_refuses_it(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
+    options = desk.defaults(("- gate-freestyle", "- gate-pipeline"))
+    desk.standin.knobs(plugins={**PLUGINS, **FULL, **PIPELINE})
+    line = f"wrong    job {GATE}: expected {{}}, it is {{}}, which no load changes; when no build of it runs: " \
+           f"jenkins-jobs delete {GATE}"
+    assert wrong(desk.check(*options, expect=1)) == [line.format("a pipeline", "a freestyle job")]
+    as_pipeline(desk, configured)
+    assert wrong(desk.check(*options, expect=0)) == []
+    assert wrong(desk.check(expect=1)) == [line.format("a freestyle job", "a pipeline")]
 
 
 # One thing is not
@@ -456,11 +536,14 @@ PROJECT_PART = "- project:\n    name: gate\n"
     (lambda text: "providers: [one]\n", PART.format("defaults", "global")),
     (lambda text: text.partition("- project:")[0], PART.format("project", "gate")),
     *((lambda text, key=key: re.sub(rf"(?m)^    {key}:.*\n(      -.*\n)*", "", text), f"{key} is missing")
-      for key in ("providers", "host", "plugins", "gate_triggers", "jobs")),
+      for key in ("providers", "host", "plugins", "gate_triggers", "gate_rights", "jobs")),
     (lambda text: text.replace("plugins: full", "plugins: some"), "plugins: expected full or core, got 'some'"),
     (lambda text: text.replace("plugins: full", "plugins: [core]"), "plugins: expected a word, got ['core']"),
     (lambda text: re.sub(r"providers:\n(      -.*\n)+", "providers: rax-ord\n", text),
      "providers: expected a list, got 'rax-ord'"),
+    (lambda text: text.replace("gate_rights: {}", "gate_rights: []"), "gate_rights: expected a mapping, got []"),
+    (lambda text: text.replace("gate_rights: {}", "gate_rights: {anna: job-read}"),
+     "gate_rights: anna: expected a list such as [job-read], got 'job-read'"),
     (lambda text: text.replace("image: noble", "label: noble"), "suffix '': image is missing"),
     (lambda text: text.replace("- '':\n          image: noble", "- '-noble'"), "suffix '-noble': image is missing"),
 ])

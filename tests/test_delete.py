@@ -54,6 +54,19 @@ def test_the_result_says_whether_the_machine_goes_or_stays_for_a_look(
     assert not busy.in_service(name)
 
 
+@pytest.mark.parametrize(("number", "code"), [("17", 0), ("18", 2), ("x", 2)])
+def test_a_machine_that_reap_has_deleted_after_the_end_of_this_build_is_no_failure(
+        busy: Pool, machine: Take, number: str, code: int) -> None:
+    name = used(busy, machine)
+    busy.run(DELETE, name, "--result", "SUCCESS", expect=0)
+    busy.sql("DELETE FROM machine WHERE name = ?", name)
+
+    told = busy.run(DELETE, name, "--result", "SUCCESS", expect=code, GATE_JOB_NAME="gate-tempest",
+                    GATE_BUILD_NUMBER=number)
+
+    assert ("devstack-vm-reap has recorded the end of its build" in told.stderr) == (code == 0)
+
+
 def test_the_24_hours_of_a_failed_build_are_offered_to_be_longer(busy: Pool, machine: Take) -> None:
     name = used(busy, machine)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, image, load_script, provider
+from tests.pool import PROJECT, Pool, await_that, image, load_script, provider
 
 INPROGRESS = "devstack-vm-inprogress.py"
 BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}
@@ -114,8 +114,7 @@ def test_two_persons_at_once_get_two_machines(busy: Pool, machine: Take) -> None
     assert set(printed) == names
 
 
-def test_a_toggle_of_somebody_else_is_noticed_and_repaired(busy: Pool, machine: Take) -> None:
-    """Other clients toggle without a lock: twice means online again."""
+def test_a_node_that_somebody_brings_online_at_that_moment_serves_no_other_build(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
     busy.jenkins.knobs(latency_seconds=0.05)
@@ -296,20 +295,54 @@ def test_a_build_fails_when_jenkins_is_down(busy: Pool, machine: Take) -> None:
     assert "no answer (Connection refused)" in result.stderr
 
 
-def test_a_toggle_that_jenkins_only_pretends_to_make_fails_the_build(busy: Pool, machine: Take) -> None:
+def test_a_mark_that_jenkins_only_pretends_to_make_fails_the_build(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
-    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/toggleOffline", "status": 200}])
+    busy.jenkins.knobs(answers=[{"match": "POST /computer/.*/changeOfflineCause", "status": 200}])
 
     result = busy.run(INPROGRESS, name, expect=1)
 
     assert f"node {name} does not stay out of service" in result.stderr
 
 
-def test_a_toggle_whose_answer_was_lost_is_not_made_twice(busy: Pool, machine: Take) -> None:
+@pytest.mark.parametrize("missing", ["Configure", "Disconnect"])
+def test_one_right_that_is_missing_costs_one_build(busy: Pool, machine: Take, missing: str) -> None:
     name = machine()
     assert busy.jenkins
-    answer = {"match": "POST /computer/.*/toggleOffline", "kind": "reset", "when": "after", "times": 1}
+    may = [f"Computer.{right}" for right in ("Configure", "Disconnect") if right != missing]
+    busy.jenkins.knobs(rights={"admin": ["Overall.Read", *may]})
+    try:
+        result = busy.run(INPROGRESS, name, expect=1)
+    finally:
+        busy.jenkins.knobs(rights={})
+
+    assert f"user admin needs the right hudson.model.Computer.{missing}" in result.stderr
+    assert (busy.machines()[name], busy.in_service(name)) == ("USED", False)
+
+
+def test_a_build_for_which_jenkins_refuses_everything_keeps_its_node_busy_until_that_is_out_of_reach(
+        busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.jenkins.knobs(rights={"admin": ["Overall.Read"]})
+    try:
+        run = busy.start(INPROGRESS, name)
+        await_that("the machine to be taken", lambda: busy.machines()[name] == "USED")
+        time.sleep(3)
+        assert run.poll() is None
+        busy.jenkins.node(name, label="devstack-used")
+        _, error = run.communicate(timeout=30)
+    finally:
+        busy.jenkins.knobs(rights={})
+
+    assert run.returncode == 1
+    assert "needs the right hudson.model.Computer.Disconnect; the node is kept busy for 5 min" in error
+
+
+def test_a_mark_whose_answer_was_lost_stays(busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    answer = {"match": "POST /computer/.*/changeOfflineCause", "kind": "reset", "when": "after", "times": 1}
     busy.jenkins.knobs(answers=[answer])
 
     result = busy.run(INPROGRESS, name)

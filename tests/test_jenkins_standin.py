@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jenkins
 import pytest
@@ -364,6 +365,16 @@ def test_a_password_client_cannot_post_after_a_restart(standin: StandIn) -> None
         client.delete_node("n1")
 
 
+def test_a_change_of_the_offline_cause_marks_a_node_offline_whatever_it_was(
+        standin: StandIn, client: jenkins.Jenkins) -> None:
+    online(standin, client, "n1")
+    for text in ("try 0", "try 1"):
+        client.jenkins_open(requests.Request(
+            "POST", f"{standin.url}computer/n1/changeOfflineCause?offlineMessage={quote(text)}"))
+        seen = client.get_node_info("n1")
+        assert (seen["temporarilyOffline"], seen["offlineCauseReason"]) == (True, text)
+
+
 def test_a_restart_keeps_nodes_labels_and_what_is_out_of_service(standin: StandIn, client: jenkins.Jenkins) -> None:
     online(standin, client, "n1")
     client.disable_node("n1", "held")
@@ -495,7 +506,7 @@ def test_a_restart_ends_builds_without_their_last_step(standin: StandIn, client:
     standin.wait_started(standin.build("gate"), WAIT_SECONDS)
     standin.restart()
     build = standin.wait_build("gate", 1, WAIT_SECONDS)
-    assert (build["result"], "after ABORTED" in build["console"]) == ("ABORTED", False)
+    assert (build["result"], "after FAILURE" in build["console"]) == ("FAILURE", False)
 
 
 # 4. Agents over ssh

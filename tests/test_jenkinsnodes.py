@@ -78,7 +78,7 @@ def add_online(nodes: Nodes, stand_in: StandIn, name: str = "n1") -> None:
 
 
 def state(stand_in: StandIn, name: str = "n1") -> tuple[bool, str]:
-    """Whether a node really is offline by toggle, and its label."""
+    """Whether a node really is marked offline, and its label."""
     node = stand_in.look()["nodes"][name]
     return node["temporarilyOffline"], node["label"]
 
@@ -451,10 +451,36 @@ def test_a_right_that_is_missing_is_named(
                                  f"hudson.model.Computer.{missing}")
 
 
+def test_a_node_that_may_not_be_relabelled_is_marked_offline_all_the_same(nodes: Nodes, stand_in: StandIn) -> None:
+    add_online(nodes, stand_in)
+    stand_in.knobs(rights={"admin": ["Overall.Read", "Computer.Disconnect"]})
+    with pytest.raises(JenkinsConfigError, match=r"403, user admin needs the right hudson\.model\.Computer\.Configure"):
+        nodes.take_out_of_service("n1", "in use by gate #7")
+    assert state(stand_in) == (True, LABEL)
+
+
+@pytest.mark.parametrize("rights", [["Computer.Create"], ["Computer.Configure"]])
+def test_the_right_to_make_nodes_is_known_without_one(nodes: Nodes, stand_in: StandIn, rights: list[str]) -> None:
+    stand_in.knobs(rights={"admin": ["Overall.Read", *rights]})
+    if rights == ["Computer.Create"]:
+        nodes.check_create()
+    else:
+        with pytest.raises(JenkinsConfigError, match=r"create nodes: 403, .* hudson\.model\.Computer\.Create"):
+            nodes.check_create()
+    assert stand_in.look()["nodes"] == {}
+
+
+def test_jenkins_is_told_to_give_up_soon_on_an_agent_that_does_not_answer(nodes: Nodes, stand_in: StandIn) -> None:
+    add(nodes)
+    config = client(stand_in).get_node_config("n1")
+    assert "<maxNumRetries>3</maxNumRetries>" in config
+    assert "<retryWaitTime>5</retryWaitTime>" in config
+
+
 # Taking out of service
 
 
-def test_a_node_out_of_service_is_offline_by_toggle_and_without_its_label(nodes: Nodes, stand_in: StandIn) -> None:
+def test_a_node_out_of_service_is_marked_offline_and_without_its_label(nodes: Nodes, stand_in: StandIn) -> None:
     add_online(nodes, stand_in)
     node = nodes.take_out_of_service("n1", "in use by gate #7")
     assert node == nodes.look("n1")
@@ -480,6 +506,50 @@ def test_what_is_half_out_of_service_is_taken_out_wholly(
     add_online(nodes, stand_in)
     before(stand_in)
     nodes.take_out_of_service("n1", "held")
+    assert state(stand_in) == (True, USED)
+
+
+def test_the_message_of_a_person_stays_and_that_of_a_monitor_does_not(nodes: Nodes, stand_in: StandIn) -> None:
+    """A monitor brings back what it took offline itself, as soon as there is room again."""
+    add_online(nodes, stand_in, "n1")
+    add_online(nodes, stand_in, "n2")
+    toggle(stand_in, "a person")
+    stand_in.node("n2", **DISK)
+
+    taken = [nodes.take_out_of_service(name, "in use by gate #7") for name in ("n1", "n2")]
+
+    assert [(node.out_of_service, node.cause, node.reason) for node in taken if node] == [
+        (True, "UserCause", "a person"), (True, "UserCause", "in use by gate #7")]
+
+
+def test_two_that_mark_a_node_at_once_leave_it_offline(nodes: Nodes, stand_in: StandIn, tmp_path: Path) -> None:
+    """Jenkins' toggle would leave it online."""
+    add_online(nodes, stand_in)
+    stand_in.knobs(latency_seconds=0.1)
+    other = Nodes(config_of(stand_in), tmp_path / "elsewhere", "p")  # on another host, behind another lock
+    with ThreadPoolExecutor(2) as both:
+        taken = [both.submit(one.take_out_of_service, "n1", "held") for one in (nodes, other)]
+        assert [one.result(WAIT_SECONDS) is not None for one in taken] == [True, True]
+    assert state(stand_in) == (True, USED)
+
+
+def test_a_mark_that_a_restart_hides_until_the_agent_is_back_is_made_again(nodes: Nodes, stand_in: StandIn) -> None:
+    """Cores before 2.483; the label stays, and keeps builds off meanwhile."""
+    add_online(nodes, stand_in)
+    nodes.take_out_of_service("n1", "in use by gate #7")
+    stand_in.knobs(restart_seconds=0.0, connect="never")
+    stand_in.restart()
+    hidden = await_that("an answer", lambda: nodes.look("n1"))
+    assert hidden
+    assert (hidden.temporarily_offline, USED in hidden.labels, hidden.out_of_service) == (False, True, False)
+
+    again = nodes.take_out_of_service("n1", "its machine has been used")
+
+    assert again
+    assert (again.out_of_service, again.reason) == (True, "its machine has been used")
+    stand_in.knobs(connect="instant")
+    stand_in.restart()
+    stand_in.wait_node("n1", "online", WAIT_SECONDS)
     assert state(stand_in) == (True, USED)
 
 
@@ -578,7 +648,7 @@ def ask(process: subprocess.Popen[str], text: str) -> str:
 
 
 @pytest.mark.parametrize("change", [{"temporarilyOffline": False}, {"label": LABEL}], ids=["toggled", "relabelled"])
-def test_what_somebody_else_undoes_at_that_moment_is_done_again(
+def test_what_somebody_else_undoes_at_that_moment_is_told_and_still_keeps_builds_off(
     nodes: Nodes, stand_in: StandIn, change: dict[str, Any]
 ) -> None:
     add_online(nodes, stand_in)
@@ -591,24 +661,28 @@ def test_what_somebody_else_undoes_at_that_moment_is_done_again(
 
     with ThreadPoolExecutor(1) as somebody:
         undone = somebody.submit(undo)
-        nodes.take_out_of_service("n1", "held")
+        with pytest.raises(JenkinsError, match="node n1 does not stay out of service"):
+            nodes.take_out_of_service("n1", "held")
         undone.result(WAIT_SECONDS)
+    assert state(stand_in) == ((False, USED) if "temporarilyOffline" in change else (True, LABEL))
+    nodes.take_out_of_service("n1", "held")
     assert state(stand_in) == (True, USED)
 
 
-def test_a_toggle_that_does_not_stick_is_an_error(nodes: Nodes, stand_in: StandIn) -> None:
+def test_a_mark_that_does_not_stick_is_an_error(nodes: Nodes, stand_in: StandIn) -> None:
     add_online(nodes, stand_in)
-    stand_in.knobs(rights={}, answers=[{"match": "POST /computer/n1/toggleOffline", "status": 302}])
+    stand_in.knobs(rights={}, answers=[{"match": "POST /computer/n1/changeOfflineCause", "status": 302}])
     with pytest.raises(JenkinsError):
         nodes.take_out_of_service("n1", "held")
     assert state(stand_in) == (False, USED)
 
 
-def test_a_toggle_whose_answer_is_lost_fails_and_the_next_try_does_not_undo_it(
+def test_a_mark_whose_answer_is_lost_fails_and_the_next_try_does_not_undo_it(
     nodes: Nodes, stand_in: StandIn
 ) -> None:
     add_online(nodes, stand_in)
-    stand_in.knobs(answers=[{"match": "POST /computer/n1/toggleOffline", "kind": "close", "when": "after", "times": 1}])
+    answer = {"match": "POST /computer/n1/changeOfflineCause", "kind": "close", "when": "after", "times": 1}
+    stand_in.knobs(answers=[answer])
     with pytest.raises(JenkinsError):
         nodes.take_out_of_service("n1", "held")
     nodes.take_out_of_service("n1", "held")

@@ -20,6 +20,8 @@ FOR_A_NODE = ("devstack-vm-inprogress", "devstack-vm-delete")
 SHELL = "hudson.tasks.Shell"
 TRIGGER = "hudson.plugins.parameterizedtrigger"
 NODE = "GATE_NODE_NAME=$NODE_NAME\nGATE_JOB_NAME=$JOB_NAME\nGATE_BUILD_NUMBER=$BUILD_NUMBER\n"
+CHANGE = "".join(f"{name}=${name}\n" for name in (
+    "ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER"))
 # Element names that plugins bring which are part of Jenkins' own set, and of Jenkins itself.
 OWN = ("hudson.model.", "hudson.tasks.", "hudson.triggers.", "hudson.matrix.", "hudson.scm.", "jenkins.model.")
 Jobs = dict[str, Element]
@@ -106,7 +108,7 @@ def test_the_first_step_of_a_gate_build_waits_for_inprogress_and_fails_with_it(f
     config = first[0].find(f"configs/{TRIGGER}.BlockableBuildTriggerConfig")
     assert config is not None
     assert config.findtext("projects") == "devstack-vm-inprogress"
-    assert config.findtext(f"configs/{TRIGGER}.PredefinedBuildParameters/properties") == NODE
+    assert config.findtext(f"configs/{TRIGGER}.PredefinedBuildParameters/properties") == NODE + CHANGE
     thresholds = {one.tag: one.findtext("name") for one in config.iterfind("block/*")}
     assert thresholds == {"buildStepFailureThreshold": "UNSTABLE", "failureThreshold": "UNSTABLE"}
 
@@ -216,6 +218,26 @@ def test_the_gate_takes_what_zuul_and_gerrit_trigger_send_and_nothing_is_set_by_
     assert not given.keys() & {"DEVSTACK_GATE_THIS_HOST", "DEVSTACK_GATE_TIMEOUT", "BASE", "WORKSPACE", "PATH"}
 
 
+def test_a_pipeline_is_not_resumed_into_a_node_that_is_out_of_service(pipeline: Jobs) -> None:
+    names = [one.tag.rpartition(".")[2] for one in pipeline[GATE].iterfind("properties/*")]
+    assert "DisableResumeJobProperty" in names
+
+
+def test_rights_of_the_defaults_file_are_loaded_with_the_jobs_and_without_any_no_plugin_is_needed(
+        full: Jobs, tmp_path: Path) -> None:
+    rights = make_site(tmp_path, gate_rights={"USER:scripts": ["job-read"]}, delete_rights={"scripts": ["job-read"]},
+                       inprogress_rights={"USER:node": ["job-read", "job-build"]})
+    jobs = render(rights, tmp_path / "xml")
+
+    path = "properties/hudson.security.AuthorizationMatrixProperty"
+    assert {name: [one.text for one in job.iterfind(f"{path}/permission")] for name, job in jobs.items()} == {
+        **{name: [] for name in BY_THE_CLOCK}, GATE: ["USER:hudson.model.Item.Read:scripts"],
+        "devstack-vm-delete": ["hudson.model.Item.Read:scripts"],
+        "devstack-vm-inprogress": ["USER:hudson.model.Item.Read:node", "USER:hudson.model.Item.Build:node"]}
+    assert all(job.find(path) is None for job in full.values())
+    assert all(job.find("properties/jenkins.model.BuildDiscarderProperty") is not None for job in jobs.values())
+
+
 def test_no_parameter_stands_where_jenkins_or_a_shell_would_evaluate_it(full: Jobs, core: Jobs, pipeline: Jobs) -> None:
     for jobs in (full, core, pipeline):
         for name, job in jobs.items():
@@ -225,7 +247,8 @@ def test_no_parameter_stands_where_jenkins_or_a_shell_would_evaluate_it(full: Jo
                 assert bare == [], f"{name}: {shell}"
                 assert "eval" not in shell, name
             properties = [text for one in job.iter("properties") if (text := one.text or "").strip()]
-            assert all(text == NODE for text in properties), "a value with a new line in it would set other parameters"
+            # The plugin reads these lines before it puts values in: a new line in a value sets no other parameter.
+            assert all(text in (NODE, NODE + CHANGE) for text in properties), name
 
 
 @pytest.mark.parametrize("value", ["x; touch owned", "$(touch owned)", "`touch owned`", "'; touch owned; '",

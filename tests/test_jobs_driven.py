@@ -121,6 +121,8 @@ def test_two_queued_builds_run_on_two_machines_and_the_failed_ones_stays(pool: P
     bad = end(pool, GATE, second)
     await_given_back(pool, bad)
 
+    assert pool.jenkins
+    assert pool.jenkins.look()["warnings"] == []
     assert (bad["result"], "FAIL (1)" in bad["console"]) == ("FAILURE", True), bad["console"]
     assert bad["node"] != good["node"]
     run_job(pool, "devstack-reap-vms")

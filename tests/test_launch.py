@@ -232,6 +232,7 @@ def test_a_short_pool_is_a_failure_though_every_call_worked(pool: Pool) -> None:
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert result.stdout == "one noble: 1 of 2 ready\n"
+    assert "max-servers 1 reached: 1 ready\n" in result.stderr
     assert pool.machines() == {names(1)[0]: "READY"}
 
 
@@ -253,8 +254,9 @@ def test_two_images_share_too_little_room_by_their_min_ready(pool: Pool) -> None
     assert result.stdout == "one noble: 2 of 4 ready\none trusty: 1 of 2 ready\n"
 
 
-@pytest.mark.parametrize("state", ["USED", "HOLD", "ERROR", "DELETE"])
-def test_max_servers_counts_machines_in_every_state(pool: Pool, state: str) -> None:
+@pytest.mark.parametrize(("state", "words"), [
+    ("USED", "used"), ("HOLD", "held"), ("ERROR", "failed"), ("DELETE", "to be deleted")])
+def test_max_servers_counts_machines_in_every_state(pool: Pool, state: str, words: str) -> None:
     seeded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
     pool.add_machine(state, node=False)
     pool.pocket_calls_reset()
@@ -262,6 +264,7 @@ def test_max_servers_counts_machines_in_every_state(pool: Pool, state: str) -> N
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert (result.stdout, pool.created()) == ("one noble: 0 of 1 ready\n", 0)
+    assert f"max-servers 1 reached: 1 {words}\n" in result.stderr
 
 
 @pytest.mark.parametrize("marks", [{"machine": 999}, {"snapshot": 999}, {}])
@@ -273,6 +276,7 @@ def test_max_servers_counts_servers_of_ours_without_a_row(pool: Pool, marks: dic
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert (result.stdout, pool.created()) == ("one noble: 0 of 1 ready\n", 0)
+    assert "max-servers 1 reached: 1 without a row in vm.db\n" in result.stderr
 
 
 def test_max_servers_counts_an_image_build_once(pool: Pool) -> None:
@@ -285,6 +289,7 @@ def test_max_servers_counts_an_image_build_once(pool: Pool) -> None:
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert result.stdout == "one noble: 1 of 2 ready\n"
+    assert "max-servers 2 reached: 1 ready, 1 building images\n" in result.stderr
 
 
 def test_other_peoples_servers_take_no_room(pool: Pool) -> None:
@@ -573,6 +578,30 @@ def test_without_an_answer_of_jenkins_nothing_is_begun(pool: Pool, answer: dict[
     assert result.returncode == (2 if answer.get("status") in (401, 403) else 1), result.stderr
     assert re.search(r"devstack-vm-launch\.py: Jenkins http://127\.0\.0\.1:\d+/: list nodes: ", result.stderr)
     assert (pool.machines(), pool.created()) == ({}, 0)
+
+
+def test_a_user_who_may_make_no_nodes_is_found_out_before_a_server_is_asked_for(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    assert pool.jenkins
+    pool.jenkins.knobs(rights={"admin": ["Overall.Read", "Computer.Configure"]})
+    pool.pocket_calls_reset()
+
+    result = pool.run(LAUNCH, "one", expect=2)
+
+    assert (result.stdout, pool.created(), pool.machines()) == ("one noble: 0 of 2 ready\n", 0, {})
+    assert "no more servers are asked for in this run" in result.stderr
+    assert "create nodes: 403, user admin needs the right hudson.model.Computer.Create" in result.stderr
+
+
+def test_a_pool_that_is_full_asks_for_no_right(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.run(LAUNCH, "one", expect=0)
+    assert pool.jenkins
+    pool.jenkins.reset_calls()
+
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert pool.jenkins.calls() == {"GET /computer/api/json": 1}
 
 
 def test_the_next_run_registers_what_a_right_that_was_missing_left_over(pool: Pool) -> None:

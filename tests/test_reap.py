@@ -628,6 +628,100 @@ def test_room_is_made_for_a_full_pool_of_the_oldest_ended_builds(pool: Pool) -> 
         ended[0]: True, ended[1]: True, ended[2]: False, running: False, held: False, ready: False}
 
 
+def taken_by_build(pool: Pool, job: str, seconds: float = 600) -> tuple[str, int]:
+    """Have a machine on which a build runs that inprogress has let in; its name, and the build's number."""
+    name = pool.add_machine("READY")
+    assert pool.jenkins
+    pool.jenkins.add_job(job, name, seconds=seconds)
+    number = int(pool.jenkins.wait_started(pool.jenkins.build(job))["number"])
+    pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME=job, BUILD_NUMBER=str(number))
+    return name, number
+
+
+def recorded(pool: Pool, name: str) -> list[tuple[Any, ...]]:
+    return pool.sql("SELECT jenkins_job_name, jenkins_build_number, result, end_time IS NOT NULL FROM result "
+                    "WHERE node_name = ?", name)
+
+
+def test_machines_of_builds_that_died_with_jenkins_make_room_and_the_pool_is_full_again(pool: Pool) -> None:
+    loaded(pool, provider(max_servers=2, images=[image(min_ready=2)]))
+    pool.seed_snapshots()
+    builds = dict(taken_by_build(pool, f"killed-{number}") for number in (1, 2))
+    assert pool.jenkins
+    pool.jenkins.restart()
+    for name in builds:
+        pool.jenkins.wait_node(name, "online")
+
+    pool.run(REAP, "one", expect=0)
+    launched = pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert launched.stdout == "one noble: 2 of 2 ready\n"
+    assert [recorded(pool, name) for name in builds] == [
+        [(f"killed-{number}", build, "FAILURE", 1)] for number, build in enumerate(builds.values(), 1)]
+    assert not set(builds) & pool.machines().keys()
+
+
+def test_a_build_that_ended_well_while_vm_db_could_not_be_told_gives_its_machine_back(pool: Pool) -> None:
+    name, number = taken_by_build(loaded(pool), "well", seconds=5)
+    assert pool.jenkins
+    pool.jenkins.wait_build("well", number)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert gone(pool, name)
+    assert recorded(pool, name) == [("well", number, "SUCCESS", 1)]
+
+
+def test_a_held_machine_whose_build_has_ended_stays_and_the_end_is_recorded(pool: Pool) -> None:
+    name, number = taken_by_build(loaded(pool), "held-over", seconds=5)
+    pool.run("vmdatabase.py", "hold", name, "--reason", "bug 4", expect=0)
+    assert pool.jenkins
+    pool.jenkins.wait_build("held-over", number)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {name: "HOLD"}
+    assert recorded(pool, name) == [("held-over", number, "SUCCESS", 1)]
+
+
+def test_a_build_that_runs_is_not_asked_for_and_one_whose_node_is_idle_once(pool: Pool) -> None:
+    name, _ = taken_by_build(loaded(pool), "runs-on")
+    person = pool.add_machine("USED")
+    assert pool.jenkins
+    pool.jenkins.reset_calls()
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {name: "USED", person: "USED"}
+    assert pool.jenkins.calls().get("GET /job/{name}/{number}/api/json", 0) == 0
+    assert recorded(pool, name) == [("runs-on", 1, None, 0)]
+
+
+@pytest.mark.parametrize(("age", "ended"), [(400, 1), (100, 0)])
+def test_a_build_that_jenkins_does_not_show_is_over_after_some_minutes_with_its_node_idle(
+        pool: Pool, age: int, ended: int) -> None:
+    name = loaded(pool).add_machine("USED", age=age)
+    pool.sql("INSERT INTO result (base_image_id, machine_id, node_name, jenkins_job_name, jenkins_build_number, "
+             "start_time) SELECT base_image_id, id, name, 'forgotten', 7, 1 FROM machine")
+
+    told = pool.run(REAP, "one", expect=0).stderr
+
+    assert pool.machines() == {name: "USED"}
+    assert recorded(pool, name) == [("forgotten", 7, None, ended)]
+    assert ("Jenkins knows no forgotten #7, or the user lacks the right Job/Read on it" in told) == bool(ended)
+
+
+def test_a_jenkins_that_does_not_tell_of_a_build_ends_it_for_nobody(pool: Pool) -> None:
+    name, number = taken_by_build(loaded(pool), "unclear", seconds=5)
+    assert pool.jenkins
+    pool.jenkins.wait_build("unclear", number)
+    pool.jenkins.knobs(answers=[{"match": "GET /job/unclear/", "status": 500}])
+
+    pool.run(REAP, "one", expect=1)
+
+    assert (pool.machines(), recorded(pool, name)) == ({name: "USED"}, [("unclear", number, None, 0)])
+
+
 def test_no_room_is_made_where_there_is_some(pool: Pool) -> None:
     loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
     ended = [pool.add_machine("USED", age=HOUR) for _ in range(3)]
@@ -646,6 +740,26 @@ def test_a_node_left_in_service_by_an_outage_though_its_machine_is_taken_is_take
     pool.run(REAP, "one", expect=0)
 
     assert (pool.machines(), pool.in_service(name)) == ({name: state}, False)
+
+
+def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_same(pool: Pool) -> None:
+    """Cores before 2.483 forget them until the agent is there again; what keeps builds off meanwhile is the label."""
+    name, number = taken_by_build(loaded(pool), "hidden")
+    held = pool.add_machine("READY")
+    pool.run("vmdatabase.py", "hold", held, "--reason", "bug 5", expect=0)
+    why = {one: node["offlineCauseReason"] for one, node in pool.nodes().items()}
+    assert why == {name: f"in use by hidden #{number}", held: "held: bug 5"}
+    assert pool.jenkins
+    pool.jenkins.knobs(connect="never", restart_seconds=0.0)
+    pool.jenkins.restart()
+    assert {node["temporarilyOffline"] for node in pool.nodes().values()} == {False}
+    # The build still runs, as a pipeline does that waits for its node: reap is not to have its end.
+    pool.jenkins.knobs(answers=[{"match": "GET /job/hidden/", "status": 503}])
+
+    pool.run(REAP, "one", expect=1)
+
+    assert {one: node["offlineCauseReason"] for one, node in pool.nodes().items()} == why
+    assert {node["temporarilyOffline"] for node in pool.nodes().values()} == {True}
 
 
 # --- what is not ours ---

@@ -97,7 +97,7 @@ def test_a_script_that_waits_for_vm_db_can_be_stopped(pool: Pool) -> None:
     with closing(sqlite3.connect(pool.database, isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
         with started(pool, DELETE, node) as process:
-            await_that("its last call before the write", made(pool, "POST", "toggleOffline"))
+            await_that("its last call before the write", made(pool, "POST", "changeOfflineCause"))
             time.sleep(1)  # it waits then; where it does not yet, it is stopped all the same
             last = stop(process)
 

@@ -42,7 +42,7 @@ OUTAGES: dict[str, dict[str, Any]] = {  # after these nobody knows whether the c
 }
 JENKINS_CALLS = ["GET /computer/api/json", "GET /computer/[^/]+/api/json", "POST /computer/doCreateItem",
                  "GET /computer/[^/]+/config.xml", "POST /computer/[^/]+/config.xml",
-                 "POST /computer/[^/]+/toggleOffline", "POST /computer/[^/]+/doDelete", "GET /api/json"]
+                 "POST /computer/[^/]+/changeOfflineCause", "POST /computer/[^/]+/doDelete", "GET /api/json"]
 JENKINS_OUTAGES: list[dict[str, Any]] = [{"status": 500}, {"status": 503}, {"status": 403}, {"status": 401},
                                          {"kind": "hang", "seconds": 4}, {"kind": "reset"}, {"kind": "close"}]
 

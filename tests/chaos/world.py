@@ -40,7 +40,7 @@ LIMITS = {
     "nodessh.CONNECT_SECONDS": 3,
     "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,
     "script.WATCH_SECONDS": 3, "script.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
-    "script.ONLINE_SECONDS": 3,
+    "script.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
 }
 PEACE_LIMITS = {"script.DEAD_NODE_SECONDS": 2}
 BACKUP_KEPT = "backup.db"

@@ -34,7 +34,7 @@ def truth(model: Model, users: list[str], url: str) -> dict[str, Any]:
             "request_url": url,
             "users": [user for user in users if user not in knobs.departed],
             "departed": knobs.departed,
-            "rights": knobs.rights,
+            "rights": model.rights(),
             "jobs": list(model.jobs),
             "keys": {name: credential.user for name, credential in model.keys.credentials.items()},
             "passwords": knobs.passwords,

@@ -103,6 +103,7 @@ class Control:
                 "now": time.monotonic(),
                 "knobs": asdict(model.knobs),
                 "quieting_down": model.quieting_down,
+                "warnings": list(model.warnings),
                 "nodes": {node.name: self._node(node) for node in model.nodes.values()},
                 "jobs": {job.name: {"label": job.label, "builds": len(job.builds)} for job in model.jobs.values()},
                 "builds": [_build(build) for build in model.builds],

@@ -18,7 +18,9 @@ NO_EFFECT_HERE = {  # about keeping, timing and display of builds, which tests d
     "jenkins.model.BuildDiscarderProperty",
     "hudson.triggers.TimerTrigger",
     "hudson.plugins.timestamper.TimestamperBuildWrapper",
+    "org.jenkinsci.plugins.workflow.job.properties.DisableResumeJobProperty",
 }
+MATRIX_RIGHTS = "hudson.security.AuthorizationMatrixProperty"
 
 
 class BadJobError(Exception):
@@ -138,6 +140,7 @@ class JobConfig:
     disabled: bool = False
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
+    rights: tuple[tuple[str, str], ...] = ()  # user, and "Item.Read"
     builders: tuple[Builder, ...] = ()
     publishers: tuple[Publisher, ...] = ()
     triggers: tuple[Trigger | PlainTrigger, ...] = ()
@@ -174,6 +177,7 @@ class Reader:
             disabled=_true(root, "disabled"),
             description=root.findtext("description") or "",
             parameters=tuple(self._parameters(root.find("properties"))),
+            rights=tuple(self._rights(root.find("properties"))),
             builders=tuple(self._builders(root.find("builders"))),
             publishers=tuple(self._publishers(publishers)),
             triggers=tuple(_triggers_after(publishers)),
@@ -197,11 +201,20 @@ class Reader:
 
     def _parameters(self, properties: Element | None) -> Iterator[Parameter]:
         for element in self._known(properties):
+            if element.tag == MATRIX_RIGHTS:
+                continue
             if element.tag != "hudson.model.ParametersDefinitionProperty":
                 self.unmodelled.append(element.tag)
                 continue
             for definition in self._known(element.find("parameterDefinitions")):
                 yield _parameter(definition)
+
+    def _rights(self, properties: Element | None) -> Iterator[tuple[str, str]]:
+        """Of project-based matrix authorization, for users."""
+        for element in self._known(properties):
+            for one in element.findall("permission") if element.tag == MATRIX_RIGHTS else ():
+                right, _, user = (one.text or "").removeprefix("USER:").partition(":")
+                yield user, right.removeprefix("hudson.model.")
 
     def _builders(self, parent: Element | None) -> Iterator[Builder]:
         for element in self._known(parent):

@@ -57,6 +57,7 @@ class Model:
         self.items: list[Item] = []
         self.builds: list[Build] = []
         self.running: dict[str, list[Build]] = {}
+        self.warnings: list[str] = []  # of its own log
         self.quieting_down = False
         self.up_at = 0.0
         self.clock = Clock()
@@ -73,6 +74,16 @@ class Model:
     def installed(self) -> dict[str, str]:
         """The plugins that are there and on, with their versions."""
         return {name: version for name, version in self.knobs.plugins.items() if name not in self.knobs.inactive}
+
+    def rights(self) -> dict[str, list[str]]:
+        """What users may, for all jobs or, as "Item.Build/JOB", for one, by its own configuration, too."""
+        with self.lock:
+            rights = {user: list(some) for user, some in self.knobs.rights.items()}
+            for job in self.jobs.values():
+                for user, right in job.config.rights if job.config else ():
+                    if user in rights:
+                        rights[user].append(f"{right}/{job.name}")
+        return rights
 
     def starting(self) -> bool:
         return self.knobs.starting_up or time.monotonic() < self.up_at
@@ -107,7 +118,7 @@ class Model:
 
     def toggle_offline(self, node: Node, message: str) -> None:
         with self.lock:
-            node.temporarily_offline = not node.temporarily_offline
+            node.temporarily_offline, node.kept = not node.temporarily_offline, None
             node.cause = OfflineCause(USER_CAUSE, message.strip()) if node.temporarily_offline else None
         self.kick()
 
@@ -118,7 +129,9 @@ class Model:
             node.cause = OfflineCause(kind, reason)
 
     def change_offline_cause(self, node: Node, message: str) -> None:
+        """Mark a node offline, whatever it was; the real one was seen to do so, and its sources do since 1.509."""
         with self.lock:
+            node.temporarily_offline, node.kept = True, None
             node.cause = OfflineCause(USER_CAUSE, message.strip())
 
     def disconnect(self, node: Node, message: str) -> None:
@@ -166,6 +179,8 @@ class Model:
                 return
             node.launch = None
             node.online = True
+            if node.kept:
+                node.temporarily_offline, node.cause, node.kept = True, node.kept, None
             if link:
                 self._links[node.name] = link
                 self._watch()
@@ -241,6 +256,9 @@ class Model:
         """Queue a build; one that is queued already with the same parameters is joined, as Jenkins does."""
         parameters = settle(job.config.parameters, given) if job.config else dict(given)
         with self.lock:
+            if cause.project and job.config:  # the real one repeats each, as seen, 32 times
+                self.warnings += [f"Skipped parameter `{name}` as it is undefined on `{job.name}`."
+                                  for name in given.keys() - parameters.keys()]
             for item in self.queue:
                 if item.job is job and item.parameters == parameters and item.given == given:
                     item.causes.append(cause)
@@ -423,13 +441,18 @@ class Model:
     # The whole
 
     def restart(self) -> None:
-        """Nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not."""
+        """Nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not.
+
+        As in cores before 2.483 the mark of being temporarily offline is forgotten until the agent is there again.
+        """
         with self.lock:
             self.up_at = time.monotonic() + self.knobs.restart_seconds
             self.quieting_down = False
             self._end_builds()
             for node in self.nodes.values():
                 self._cut(node, "connecting")
+                node.kept = node.cause if node.temporarily_offline else node.kept
+                node.temporarily_offline, node.cause = False, None
         self.clock.call_in(self.knobs.restart_seconds, self._come_up)
 
     def _come_up(self) -> None:
@@ -441,9 +464,9 @@ class Model:
     def _end_builds(self) -> None:
         for build in [build for build in self.builds if build.result is None]:
             build.crashed = True
-            build.force("ABORTED", "Resuming build after Jenkins restart is not possible")
+            build.force("FAILURE")  # what Jenkins takes a build for of which it finds no result
             kill_step(build)
-            self.finish(build, "ABORTED")
+            self.finish(build, "FAILURE")
 
     def close(self) -> None:
         """End what it has started on this host and on the nodes."""

@@ -83,6 +83,7 @@ class Node:
     online: bool = False
     temporarily_offline: bool = False
     cause: OfflineCause | None = None
+    kept: OfflineCause | None = None  # of the mark that it gets again when its agent is there, after a restart
     down: str = "connecting"  # why there is no channel: connecting, disconnected, launch-failed, died
     launch: threading.Event | None = None  # the launch under way; set to call it off
     log: list[str] = field(default_factory=list)

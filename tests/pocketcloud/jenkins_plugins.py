@@ -31,6 +31,7 @@ LONG_NAMES = {
     "ws-cleanup": "Jenkins Workspace Cleanup Plugin",
     "hidden-parameter": "Hidden Parameter plugin",
     "workflow-job": "Pipeline: Job",
+    "matrix-auth": "Matrix Authorization Strategy Plugin",
 }
 OWNERS = {  # how the elements of a plugin begin; what begins otherwise and with hudson. or jenkins. is of the core
     "hudson.plugins.parameterizedtrigger.": "parameterized-trigger",
@@ -42,6 +43,7 @@ OWNERS = {  # how the elements of a plugin begin; what begins otherwise and with
     "com.wangyin.parameter.": "hidden-parameter",
     "hudson.matrix.": "matrix-project",
     "matrix-project": "matrix-project",
+    "hudson.security.AuthorizationMatrixProperty": "matrix-auth",
     "flow-definition": "workflow-job",
     "org.jenkinsci.plugins.workflow.": "workflow-job",
 }

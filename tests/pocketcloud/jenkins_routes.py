@@ -156,6 +156,13 @@ def create_node(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     return pages.redirect(f"{request.url}computer/")
 
 
+def check_name(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
+    """Whether a name is good for a node, as the form asks while it is filled in; from the sources, 2.7 to 2.5xx."""
+    site.require(request, "Computer.Create")
+    refused = bad_name(request.query.get("value", "x") or "x")
+    return Reply(200, f"<div class=error>{refused}</div>".encode() if refused else b"<div/>", "text/html;charset=utf-8")
+
+
 def node_page(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     return pages.jenkins_page(200, names[0], "Agent " + names[0])
 
@@ -397,6 +404,7 @@ ROUTES: dict[str, dict[str, Action]] = {
     "/computer": {"GET": nodes_page},
     "/computer/api/json": {"GET": show_nodes},
     "/computer/doCreateItem": {"POST": create_node},
+    "/computer/checkName": {"GET": check_name},
     "/computer/{name}": {"GET": node_page},
     "/computer/{name}/log": {"GET": node_page},
     "/computer/{name}/api/json": {"GET": show_node},

@@ -111,7 +111,7 @@ class Site:
 
     def may(self, request: Request, right: str, job: str = "") -> bool:
         """Whether the user has a right, everywhere or, as "Item.Build/JOB", on that job."""
-        rights = self.model.knobs.rights.get(request.user or "")
+        rights = self.model.rights().get(request.user or "")
         return rights is None or not {right, f"{right}/{job}", "Overall.Administer"}.isdisjoint(rights)
 
     def require(self, request: Request, right: str, job: str = "") -> None:
