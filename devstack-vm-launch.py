@@ -39,7 +39,7 @@ UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the
 UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
 ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
-LATE_SECONDS = 5  # after its time, until a machine is given up though a worker is still busy with it
+LATE_SECONDS = 3  # after its time, until a machine is given up though a worker is still busy with it
 CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}

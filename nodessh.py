@@ -448,7 +448,8 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
                         return connection.login
                     last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
             except (NotYetError, StepError) as err:
-                last = NotYetError(str(err))
+                if not tries or left >= patience[login]:  # what a try in the last moments meets tells less
+                    last = NotYetError(str(err))
                 patience[login] = next_patience(patience[login], err)
         time.sleep(min(PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)], max(0.0, deadline - time.monotonic())))
         tries += 1

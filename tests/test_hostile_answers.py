@@ -3,9 +3,14 @@
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +253,40 @@ def test_the_reason_of_a_failed_connection_is_not_cut_off(url: str, reason: str)
     with hostile_http(serve) as (plain_url, _), pytest.raises(CloudError) as caught:
         cloud_get(f"{url.format(host=plain_url.split('/')[2])}/{'long-' * 60}/")
     assert re.search(reason, str(caught.value)), str(caught.value)
+
+
+@pytest.fixture
+def self_signed(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server whose certificate nobody has signed."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
+                    str(certificate), "-days", "2", "-subj", "/CN=127.0.0.1"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection = listener.accept()[0]
+                with suppress(OSError):
+                    context.wrap_socket(connection, server_side=True).recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_certificate_that_is_not_good_is_told(self_signed: str, tmp_path: Path) -> None:
+    with pytest.raises(CloudError, match=r"certificate verify failed: self.signed certificate"):
+        cloud_get(f"{self_signed}{'long-' * 60}/")
+    with pytest.raises(JenkinsError, match=r"certificate verify failed: self.signed certificate"):
+        nodes(self_signed, tmp_path).look("n1")
+
+
+def test_a_name_of_jenkins_that_does_not_resolve_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JenkinsError, match=r"Failed to resolve|Name or service not known|name resolution"):
+        nodes("http://no-such-name.invalid/", tmp_path).look("n1")
 
 
 @pytest.mark.parametrize("server", ["http://bob:URL-CANARY@127.0.0.1:1/", "https://URL-CANARY@jenkins.example.org",

@@ -168,6 +168,17 @@ def test_a_launch_ends_with_boot_timeout_whatever_the_machines_do(
     assert int(out.splitlines()[-1]) < MEGABYTES * 1024
 
 
+def test_a_machine_whose_worker_waits_for_the_cloud_is_given_up_at_boot_timeout(pool: Pool) -> None:
+    pool.load(provider(boot_timeout=BOOT_SECONDS, floating_ips="always", images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    pool.knobs(answers=[{"service": "network", "match": "PUT /floatingips/.*", "kind": "hang"}])
+    began = time.monotonic()
+    result = pool.run(LAUNCH, "one", expect=1)
+    assert time.monotonic() - began < 45, result.stderr  # a call has 60 s
+    assert f"not ready after {BOOT_SECONDS} s (boot-timeout)" in result.stderr
+    assert list(pool.machines().values()) == ["ERROR"]
+
+
 # --- runs that are in the way ---
 
 HOLDER = """import sys

@@ -190,9 +190,9 @@ FAILURES = {
     "boot error": Failure("server went to ERROR: fire",
                           {"boot_failure": "error", "boot_failure_rate": 1, "boot_fault": "fire"}),
     "no ssh": Failure("debian@[0-9.]+: no ssh ", NO_SSH, boot_timeout=3),
-    "custom script": Failure(r"run custom script: exit status 3\n.*    no such tree",
+    "custom script": Failure(r"run custom script: exit status 3( \||\n.*  ) *no such tree",
                              script="echo no such tree; exit 3"),
-    "step that hangs": Failure(r"run custom script: not done after 12 s\n.*    here it stays",
+    "step that hangs": Failure(r"run custom script: not done after 12 s( \||\n.*  ) *here it stays",
                                script="echo here it stays; sleep 600", arguments=("--step-timeout", "12")),
     "no package": Failure("there is no( package)? no-such-package", packages="no-such-package"),
 }
