@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import socket
 import sqlite3
 import sys
 import time
@@ -483,6 +484,21 @@ def test_a_person_gets_the_machine_that_has_waited_longest_and_how_to_log_in(bus
 
     assert result.stdout == f"{oldest} jenkins@127.0.0.52\n"
     assert (busy.machines()[oldest], out_of_service(busy, oldest)) == ("USED", True)
+
+
+def test_a_person_gets_no_machine_from_which_jenkins_login_cannot_be_removed(busy: Pool, machine: Take) -> None:
+    name = machine(take_hash="0" * 64, ip="127.0.0.1")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+        port = nobody.getsockname()[1]
+    busy.sql("UPDATE provider SET ssh_port = ? WHERE name = 'one'", port)
+    try:
+        result = busy.run(INPROGRESS, "--image", "noble", "--provider", "one", expect=1)
+    finally:
+        busy.sql("UPDATE provider SET ssh_port = 22")
+
+    assert "USED -> DELETE, since Jenkins' login could not be removed" in result.stderr
+    assert (result.stdout, busy.machines()[name], out_of_service(busy, name)) == ("", "DELETE", True)
 
 
 def test_a_person_does_not_get_a_machine_on_which_a_build_has_just_started(busy: Pool, machine: Take) -> None:

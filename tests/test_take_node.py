@@ -156,3 +156,19 @@ def test_a_redirect_to_jenkins_itself_is_followed(node: Node, start: Start) -> N
         and "moved" not in path else ""
 
     assert node.take(master).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "nothing"])
+def test_what_is_left_of_it_is_wiped_before_the_gate_runs_anything(node: Node, tmp_path: Path, kind: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    if kind != "file":
+        node.file.unlink()
+    if kind == "link":
+        node.file.symlink_to(precious)
+    wipe = f". {PROJECT}/devstack-vm-gate-wrap.sh && wipe_jenkins_login"
+
+    subprocess.run(["bash", "-c", wipe], env={"PATH": os.environ["PATH"], "HOME": str(node.home)}, check=True)
+
+    assert (list(node.home.iterdir()), precious.read_text()) == ([], "precious")
+    assert (set(node.kept.read_bytes()) == {0}) == (kind == "file")
