@@ -730,6 +730,8 @@ class Launch:
         log = self.log.bind(node=name)
         folder = Path(os.environ.get("WORKSPACE") or gateconfig.database_path().parent) / "console-logs"
         try:
+            for path in (folder.parent, folder):  # others could have us write through a link of theirs
+                gateconfig.check_ours(path, "console-logs")
             text = self.cloud.console_log(server.id)
             folder.mkdir(parents=True, exist_ok=True)
             gateconfig.make_private(folder)

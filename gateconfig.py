@@ -198,6 +198,19 @@ def check_clouds_yaml() -> None:
             check_private(found)
 
 
+def check_ours(folder: Path, what: str) -> None:
+    """Raise ConfigError, which begins with `what`, for a folder that others than this account own or can write."""
+    try:
+        seen = folder.stat()
+    except OSError:
+        return  # whoever needs the folder says what is wrong with it
+    if seen.st_uid != os.geteuid():
+        raise ConfigError(f"{what}: {folder} belongs to somebody else; name a folder of your own")
+    if seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{what}: {folder} can be written by others than you; see that nobody has put anything "
+                          "there, and chmod go-w it")
+
+
 def make_private(path: Path) -> None:
     """Take all rights on a file or folder of ours from others than its owner, as far as they have any."""
     with contextlib.suppress(OSError):  # another's, or gone

@@ -47,7 +47,9 @@ PROMISES = {
         "test_update_image_sh.py::test_a_lock_file_that_is_a_link_is_refused_and_what_it_names_stays_whole"],
     "A WORKSPACE, or a checkout": [
         "test_update_image_sh.py::test_what_others_can_write_is_refused_and_stays_as_it_is",
-        "test_update_image_sh.py::test_what_belongs_to_somebody_else_is_refused"],
+        "test_update_image_sh.py::test_what_belongs_to_somebody_else_is_refused",
+        "test_devstackfiles.py::test_a_workspace_that_others_can_write_or_own_is_refused",
+        "test_launch.py::test_no_console_log_is_written_where_others_could_have_it_written_elsewhere"],
     "Settings and hooks of a checkout": [
         "test_update_image_sh.py::test_nothing_that_a_checkout_s_settings_name_is_run",
         "test_update_image_sh.py::test_hooks_of_the_account_s_template_are_not_run"],
