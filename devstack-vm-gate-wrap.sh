@@ -248,6 +248,15 @@ find_home() {
     export HOME=${entry##*:}
 }
 
+# With what the job's first step may have called Jenkins, and what is left of it by now is not for the change.
+wipe_jenkins_login() {
+    local file=~/.devstack-gate-jenkins
+    if [[ -f $file && ! -L $file ]]; then
+        dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null || true
+    fi
+    rm -f -- "$file"
+}
+
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
@@ -282,7 +291,7 @@ main() {
     find_home
     if [[ ! ${1:-} ]]; then
         check_machine
-        rm -f -- ~/.devstack-gate-jenkins # with which the job's first step may have called Jenkins: not for the change
+        wipe_jenkins_login
     fi
     if [[ ! $ADOPTS ]]; then adopt_orphans "$@"; fi
     if [[ ${1:-} ]]; then

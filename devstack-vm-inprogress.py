@@ -6,7 +6,9 @@ build may go on only if this exits with 0. With --image, a person takes a READY 
 user@address are printed. Changes: the machine READY -> USED, one row in the table result, the node's label and
 offline mark in Jenkins. Nothing is written on the machine.
 
-Where GATE_JOB_NAME and GATE_BUILD_NUMBER name a build that has ended meanwhile, nothing is taken.
+A call that comes through Jenkins gets the machine only if it proves to be of the build on that node: it shows the
+machine's own secret (GATE_TAKE_SECRET), or Jenkins says that the build which GATE_JOB_NAME and GATE_BUILD_NUMBER name
+runs there now. Where these name a build that has ended meanwhile, nothing is taken.
 
 Exit codes: 0 the machine is yours alone, 1 it is not (somebody else has it, or Jenkins does not answer), 2 wrong use
 or configuration.
@@ -15,6 +17,7 @@ or configuration.
 from __future__ import annotations
 
 import argparse
+import hmac
 import os
 import re
 import time
@@ -24,7 +27,10 @@ import gateconfig
 import jenkinsnodes
 import vmdatabase
 from gateconfig import ConfigError, GateError, SecureConfig
-from vmdatabase import READY, USED, BaseImage, Machine, Provider, Result
+from vmdatabase import DELETE, READY, USED, BaseImage, Machine, Provider
+
+# What the job gives, also where it is empty; the last one Jenkins gives to each build.
+FROM_JENKINS = ("GATE_NODE_NAME", "GATE_JOB_NAME", "GATE_BUILD_NUMBER", "GATE_TAKE_SECRET", "BUILD_TAG")
 
 BUSY_SECONDS, BUSY_POLL_SECONDS = 300, 2
 
@@ -40,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             pool = vmdatabase.pool_uuid()
             nodes = vmdatabase.nodes_of(config)
             if options.image:
-                take_for_person(options.image, options.provider, nodes)
+                take_for_person(options.image, options.provider, nodes, config)
             else:
                 machine = vmdatabase.machine_named(options.node)
                 take_for_build(machine, nodes)
@@ -64,6 +70,7 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
             refuse_used_node(nodes.look(str(machine.name)), machine)
         except jenkinsnodes.JenkinsError:
             nodes.hurry()
+    refuse_stranger(machine, nodes, os.environ)
     try:
         take(machine)
     except GateError:
@@ -104,10 +111,34 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
 
     Nothing of it can have run, since its first step waits for this script; the next build may have the node.
     """
-    job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
-    build = nodes.build(job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else None
+    job, number = build_named(environ)
+    build = nodes.build(job, number) if number else None
     if build and build.result:
         raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
+
+
+def build_named(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Return job and number of the build that the machine is for, as the caller says; "" and 0 if it does not."""
+    prefix = "GATE_" if "GATE_JOB_NAME" in environ or "GATE_BUILD_NUMBER" in environ else ""
+    job, number = environ.get(f"{prefix}JOB_NAME", ""), environ.get(f"{prefix}BUILD_NUMBER", "")
+    return (job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else ("", 0)
+
+
+def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ: Mapping[str, str]) -> None:
+    """Raise GateError unless a call that comes through Jenkins proves to be of the build on the machine's node.
+
+    Whoever may start the job can name any node. Who calls from a command line of this host has vm.db, too.
+    """
+    if nodes is None or not any(name in environ for name in FROM_JENKINS):
+        return
+    given = vmdatabase.secret_hash(environ.get("GATE_TAKE_SECRET", ""))
+    if hmac.compare_digest(given, machine.take_hash or ""):
+        return
+    job, number = build_named(environ)
+    if number and nodes.runs_on(str(machine.jenkins_name or machine.name), job, number):
+        return
+    build = f"Jenkins does not show {job} #{number} as running there" if number else "no build is named"
+    raise GateError(f"{machine.name}: {build}, and its secret was not given; nothing was changed")
 
 
 def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
@@ -152,7 +183,9 @@ def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
     return bool(labels) and (ours or not node.idle)
 
 
-def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None) -> None:
+def take_for_person(
+    image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None, config: SecureConfig
+) -> None:
     """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
     seen = nodes.all() if nodes else {}
     for machine in candidates(image, provider):
@@ -160,10 +193,12 @@ def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes 
         if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         try:
-            take(machine)
+            take(machine, by_person=True)
         except GateError:
             continue  # a build or another person was faster
         take_out_of_service(machine, nodes, missing_ok=True)
+        if not without_login(machine, config):
+            continue
         print(f"{machine.name} {machine.user}@{machine.ip}")
         vmdatabase.machine_log(machine).info(
             "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
@@ -171,12 +206,30 @@ def take_for_person(image: str, provider: str | None, nodes: jenkinsnodes.Nodes 
     raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
 
 
-def take(machine: Machine) -> Machine:
-    """Move one machine to USED and note the build; GateError if it is not READY (any more)."""
+def without_login(machine: Machine, config: SecureConfig) -> bool:
+    """Take from a person's machine with what its build would have called Jenkins, if it has that.
+
+    Returns whether it is nowhere left on it; otherwise the machine is let go.
+    """
+    if machine.take_hash is None and not (config.jenkins and config.jenkins.node_login):
+        return True
+    import nodessh
+
+    try:
+        nodessh.wipe_jenkins_login(nodessh.Login.of_machine(machine, config.node))
+    except GateError as err:
+        vmdatabase.move(machine, USED, DELETE)
+        vmdatabase.machine_log(machine).error("%s; USED -> DELETE, since Jenkins' login could not be removed", err)
+        return False
+    return True
+
+
+def take(machine: Machine, by_person: bool = False) -> Machine:
+    """Move one machine to USED and note who has it; GateError if it is not READY (any more)."""
     with vmdatabase.database.atomic("IMMEDIATE"):
         if not vmdatabase.move(machine, READY, USED):
             raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
-        vmdatabase.record_start(machine, os.environ)
+        vmdatabase.record_start(machine, os.environ, by_person=by_person or None)
         vmdatabase.forget_deaths([machine.base_image_id])
     vmdatabase.machine_log(machine).info("READY -> USED")
     return machine
@@ -186,7 +239,7 @@ def why_not(machine: Machine) -> str:
     """Return in words why a machine cannot be taken."""
     if machine.state != USED:
         return f"is {machine.state}" + f" ({machine.hold_reason})" * bool(machine.hold_reason)
-    last = Result.select().where(Result.machine_id == machine.id).order_by(Result.id.desc()).first()
+    last = vmdatabase.last_result(machine)
     build = vmdatabase.build_of(last) if last else ""
     return f"is USED already, by {build}" if build else "is USED already"
 

@@ -15,11 +15,12 @@ import contextlib
 import math
 import os
 import re
+import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ LATE_SECONDS = 3  # after its time, until a machine is given up though a worker 
 CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
+SECRET_BYTES = 32  # of what a build shows to take its machine
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 
@@ -109,6 +111,7 @@ class Boot:
     sent_at: float | None = None  # monotonic; when the create went out, after all waiting for the rate
     patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
     settled_by: float = 0.0  # monotonic; until when cloud-init is waited for
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(SECRET_BYTES), repr=False)
 
     def sent(self) -> None:
         """Be told by a worker that the create goes out now."""
@@ -498,9 +501,16 @@ class Launch:
         if address is None:
             raise nodessh.NotYetError("active, but without an address")
         login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
-        jenkins_login = self.config.jenkins.node_login if self.config.jenkins else ""
-        gift = nodessh.Welcome(marks, jenkins_login, read_ready_script(ready_script))
+        gift = nodessh.Welcome(marks, self.jenkins_login(boot), read_ready_script(ready_script))
         return nodessh.welcome(login, gift, boot.deadline, boot.patience, boot.settled_by)
+
+    def jenkins_login(self, boot: Boot) -> str:
+        """Return with what a build calls Jenkins from this node, a line for the login and one for the machine's secret.
+
+        Empty if builds do not call Jenkins themselves.
+        """
+        login = self.config.jenkins.node_login if self.config.jenkins else ""
+        return f"{login}\n{boot.secret}" if login else ""
 
     def created(self, boot: Boot, task: Future[str]) -> None:
         """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""
@@ -546,7 +556,9 @@ class Launch:
                 self.again(boot)
         else:
             name = boot.machine.name if self.nodes else None
-            if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name):
+            known_by = vmdatabase.secret_hash(boot.secret) if self.jenkins_login(boot) else None
+            if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name,
+                          take_hash=known_by):
                 boot.tries, boot.stage, boot.deadline = 0, REGISTER, time.monotonic() + REGISTER_SECONDS
                 if not self.nodes:
                     del self.boots[boot.machine.id]
@@ -733,8 +745,11 @@ class Launch:
         log = self.log.bind(node=name)
         folder = Path(os.environ.get("WORKSPACE") or gateconfig.database_path().parent) / "console-logs"
         try:
+            for path in (folder.parent, folder):  # others could have us write through a link of theirs
+                gateconfig.check_ours(path, "console-logs")
             text = self.cloud.console_log(server.id)
             folder.mkdir(parents=True, exist_ok=True)
+            gateconfig.make_private(folder)
             (folder / f"{name}.txt").write_text(text, encoding="utf-8", errors="replace")
         except (GateError, OSError) as err:
             log.warning("the console log could not be saved: %s", err)

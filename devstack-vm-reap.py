@@ -2,13 +2,13 @@
 """Make cloud, Jenkins and vm.db agree again: delete what is used up, died or leaked.
 
 Run by the job devstack-reap-vms every hour, once for each provider (or `all`). Deletes machines marked DELETE or ERROR,
-machines of failed builds after 24 hours, held ones whose hours are over, ready ones that died, old snapshots, and
-whatever carries this pool's UUID but has no row. Records the ends of builds that devstack-vm-delete was not called for,
-as where Jenkins died. Nothing without that mark is ever touched, nothing is concluded from an answer other than 404,
-and a node that still builds is left alone. Where vm.db is older than the world, as after a restore, what builds, is
-held or is out of service gets its row or state back, and other servers without a row are left until a person says that
-the restore was on purpose (vmdatabase.py moved), or --all-servers. Changes: servers, images, keypairs, volumes and
-floating IPs of the provider, nodes in Jenkins, rows in vm.db.
+machines of failed builds after 24 hours, those that were taken but by no build after 15 minutes, held ones whose hours
+are over, ready ones that died, old snapshots, and whatever carries this pool's UUID but has no row. Records the ends of
+builds that devstack-vm-delete was not called for, as when Jenkins died. Nothing without that mark is ever touched,
+nothing is concluded from an answer other than 404, and a node that still builds is left alone. If vm.db is older than
+the world, as after a restore, what builds, is held or is out of service gets its row or state back, and other servers
+without a row are left until a person says that the restore was on purpose (vmdatabase.py moved), or --all-servers.
+Changes: servers, images, keypairs, volumes and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
 """
@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
+UNCLAIMED_SECONDS = 900  # how long a machine is kept that was taken, but by no build and no person
 CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
 FORGOTTEN_SECONDS = 300  # for how long a machine is to be taken before its build, unknown to Jenkins, is over
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
@@ -229,11 +230,12 @@ def why_taken(machine: Machine) -> str:
 
 
 def judge(
-    machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0
+    machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0, unclaimed: str = ""
 ) -> Verdict | None:
     """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing.
 
     moved is when vm.db was last said to have been restored or moved on purpose: what it says of before may be old.
+    unclaimed says why a used machine is nobody's, empty if it is somebody's.
     """
     age = now - machine.state_time
     if verdict := judge_old_row(machine, sight, now, moved):
@@ -249,6 +251,8 @@ def judge(
     why = None
     if machine.state == USED and machine.external_id in sight.gone:
         why = "the server is gone"
+    elif machine.state == USED and unclaimed and age >= UNCLAIMED_SECONDS:
+        why = f"used for {age // 60} min, and nobody's: {unclaimed}"
     elif machine.state == USED:
         why = "used, and kept for 24 hours" if age >= KEEP_FAILED else None
     elif sight.spent(machine):
@@ -609,8 +613,8 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
         now, moved = int(self.now()), int(vmdatabase.setting("moved") or 0)
-        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved)
-                  for machine in machines]
+        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved,
+                        self.unclaimed(machine, sight, now)) for machine in machines]
         verdicts = [verdict for verdict in judged if verdict]
         if self.options.all_servers:
             going = {verdict.machine.id for verdict in verdicts}
@@ -633,6 +637,30 @@ class Reap:
                 self.count_death(verdict, sight)
         self.see_to_held([machine for machine in machines if machine.state == HOLD], sight)
 
+    def unclaimed(self, machine: Machine, sight: Sight, now: int) -> str:
+        """Return why a machine that was taken a while ago is nobody's, empty if it is somebody's or that is not known.
+
+        Jenkins is asked for the build that took it. One that it does not know, or that ran elsewhere, has no use for
+        the machine; somebody may have named it to take the machine away from the pool.
+        """
+        if machine.state != USED or now - machine.state_time < UNCLAIMED_SECONDS or self.nodes is None \
+                or sight.nodes is None or sight.builds(machine):
+            return ""
+        last = vmdatabase.last_result(machine)
+        if last and (last.by_person or last.end_time is not None):
+            return ""
+        if not last or not last.jenkins_job_name or last.jenkins_build_number is None:
+            return "no build has taken it"
+        try:
+            build = self.nodes.build(last.jenkins_job_name, last.jenkins_build_number)
+        except GateError as err:
+            self.trouble(err)
+            return ""
+        if build is None:
+            return f"Jenkins knows no {vmdatabase.build_of(last)}"
+        elsewhere = build.ran_elsewhere(str(machine.jenkins_name or machine.name))
+        return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
+
     def count_death(self, verdict: Verdict, sight: Sight) -> None:
         """Count a ready machine that is of no use to Jenkins, in a row with those before it of its image type.
 
@@ -651,7 +679,8 @@ class Reap:
         machine = verdict.machine
         self.trouble(f"{machine.name}: vm.db did not know that it is {verdict.target} ({verdict.why}); now it does")
         if verdict.target == USED and not vmdatabase.open_result(machine):
-            vmdatabase.record_start(machine, build_named(verdict.why))
+            build = build_named(verdict.why)
+            vmdatabase.record_start(machine, build, by_person=not build or None)
             self.see_end_of_build(machine, verdict.why)
         server = sight.server(machine)
         if machine.ip is None and server:

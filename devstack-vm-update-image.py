@@ -341,7 +341,11 @@ def _checkout(options: argparse.Namespace) -> Checkout | None:
         return Checkout(options.devstack)
     workspace = os.environ.get("WORKSPACE")
     folder = Path(workspace) / "devstack" if workspace else None
-    return Checkout(folder) if folder and folder.is_dir() else None
+    if folder is None or not folder.is_dir():
+        return None
+    for path in (folder.parent, folder, folder / ".git"):
+        gateconfig.check_ours(path, "WORKSPACE")
+    return Checkout(folder)
 
 
 def _update(provider: Provider, options: argparse.Namespace) -> int:

@@ -36,6 +36,8 @@ check_is_ours() {
         die 2 "$path: expected a file of our own; move it away"
     elif [[ $(stat -c %u -- "$path") != "$EUID" || ( -e $path && ! -O $path ) ]]; then
         die 2 "$path: belongs to somebody else; move it away"
+    elif [[ -n $(find -H "$path" -maxdepth 0 ! -type l -perm /022) ]]; then
+        die 2 "$path: can be written by others than you; see that nobody has put anything there, and chmod go-w it"
     fi
 }
 
@@ -96,10 +98,14 @@ have_devstack() {
     local url=$1 folder=$2
     rm -rf -- "$folder.new" || return  # a run that was killed left it
     if [[ -d $folder/.git ]]; then
-        if update_checkout "$url" "$folder"; then
+        chmod go-rwx -- "$folder" || return  # what git writes anew keeps the modes that it had
+        if [[ -n $(find "$folder" ! -type l -perm /022 -print -quit) ]]; then
+            log "$folder holds what others than you could write; cloning it afresh"
+        elif update_checkout "$url" "$folder"; then
             return 0
+        else
+            log "$folder could not be brought up to date; cloning it afresh"
         fi
-        log "$folder could not be brought up to date; cloning it afresh"
     fi
     clone_afresh "$url" "$folder"
 }
@@ -127,6 +133,7 @@ main() {
     url=${GIT_BASE:-https://opendev.org}
     url=${url%/}/openstack/devstack
     set_up_git
+    check_is_ours "$WORKSPACE" folder
     check_is_ours "$WORKSPACE/devstack.lock" file
     check_is_ours "$WORKSPACE/devstack" folder
     check_is_ours "$WORKSPACE/devstack/.git" folder

@@ -409,7 +409,8 @@ def _environment() -> dict[str, str]:
 
 
 def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
-    command = ["git", "-c", "safe.directory=*", "-C", str(folder), *words]
+    command = ["git", "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+               "-C", str(folder), *words]
     try:
         result = subprocess.run(command, env=_environment(), input=stdin, capture_output=True, timeout=GIT_SECONDS,
                                 check=False)

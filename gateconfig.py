@@ -164,7 +164,6 @@ def load_secure_config() -> SecureConfig:
     parser = configparser.ConfigParser(interpolation=None)
     try:
         with path.open(encoding="utf-8-sig") as stream:  # editors of other systems put a byte order mark first
-            mode = os.fstat(stream.fileno()).st_mode
             parser.read_file(stream)
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
@@ -175,15 +174,60 @@ def load_secure_config() -> SecureConfig:
         raise ConfigError(f"{path}: not an INI file: line {number}: expected key = value in a [section]") from err
     except configparser.Error as err:
         raise ConfigError(f"{path}: not an INI file: {one_line(err)}") from err
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        logging.warning("%s can be read by others than its owner (mode %o); chmod 600 it", path, stat.S_IMODE(mode))
+    check_private(path)
     _refuse_unknown(path, parser)
+    node = _node_config(path, parser)
+    check_private(node.ssh_key)
     return SecureConfig(
         path=path,
         jenkins=_jenkins_config(path, parser) if parser.has_section("jenkins") else None,
-        node=_node_config(path, parser),
+        node=node,
         image=_image_config(path, parser),
     )
+
+
+def check_private(path: Path) -> None:
+    """Warn if others than its owner can read a file of secrets; ConfigError if they can write it."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return  # whoever needs the file says what is wrong with it
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{path}: can be written by others than its owner (mode {mode:o}); see that it is as you "
+                          "wrote it, and chmod 600 it")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        logging.warning("%s can be read by others than its owner (mode %o); chmod 600 it", path, mode)
+
+
+def check_clouds_yaml() -> None:
+    """Do that for clouds.yaml and secure.yaml, each in the first of the places where OpenStack's clients look."""
+    folders = [Path(), Path("~/.config/openstack").expanduser(), Path("/etc/openstack")]
+    for variable, name in (("OS_CLIENT_CONFIG_FILE", "clouds"), ("OS_CLIENT_SECURE_FILE", "secure")):
+        named = [Path(os.environ[variable])] if os.environ.get(variable) else []
+        places = named + [folder / f"{name}.{ending}" for folder in folders for ending in ("yaml", "yml", "json")]
+        if found := next((path for path in places if path.is_file()), None):
+            check_private(found)
+
+
+def check_ours(folder: Path, what: str) -> None:
+    """Raise ConfigError, which begins with `what`, for a folder that others than this account own or can write."""
+    try:
+        seen = folder.stat()
+    except OSError:
+        return  # whoever needs the folder says what is wrong with it
+    if seen.st_uid != os.geteuid():
+        raise ConfigError(f"{what}: {folder} belongs to somebody else; name a folder of your own")
+    if seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{what}: {folder} can be written by others than you; see that nobody has put anything "
+                          "there, and chmod go-w it")
+
+
+def make_private(path: Path) -> None:
+    """Take all rights on a file or folder of ours from others than its owner, as far as they have any."""
+    with contextlib.suppress(OSError):  # another's, or gone
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not path.is_symlink():
+            path.chmod(mode & stat.S_IRWXU)
 
 
 def load_image_config() -> ImageConfig:
@@ -377,6 +421,7 @@ def run(body: Callable[[], int]) -> NoReturn:
 def _run_to_end(body: Callable[[], int]) -> int:
     """Run a script's body and return its exit code, with every error but a stop told in one line."""
     try:
+        os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
         signal.signal(signal.SIGTERM, _raise_stopped)
         _limit_stopping()
         code = body()
@@ -581,15 +626,20 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
     """Hold an exclusive lock on a file, and yield whether it was had within wait_seconds.
 
     With a name it is a lock of that name only, of which one file has as many as there are names. The kernel drops it
-    with the process, however that ends; the file itself stays.
+    with the process, however that ends; the file itself stays. File and folder are for their owner only: who can open
+    the file can hold the lock.
     """
     deadline = time.monotonic() + wait_seconds
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as err:
         raise GateError(f"{path}: cannot be opened as a lock ({err.strerror})") from err
     with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise GateError(f"{path}: cannot be opened as a lock (it is no file)")
+        make_private(path)
         while not (mine := _try_lock(stream.fileno(), name)) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield mine

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from gateconfig import ConfigError, GateError, JenkinsConfig, clock_ahead, file_lock, innermost, plain
 
@@ -45,6 +45,7 @@ UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
 GOING, STRAY = "its machine is being deleted", "there is no machine of this name"
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
+EXECUTOR_FIELDS = "executors[currentExecutable[url]],oneOffExecutors[currentExecutable[url]]"
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
@@ -121,12 +122,18 @@ class Node(NamedTuple):
 class Build(NamedTuple):
     """A build as Jenkins last showed it: where it ran, how it ended, which builds it followed.
 
-    result is None while it runs: what Jenkins shows until then may still get worse.
+    result is None while it runs: what Jenkins shows until then may still get worse. node is empty for Jenkins' own
+    node, and for a pipeline, of which Jenkins does not tell where it ran: then tells_node is false.
     """
 
     node: str
     result: str | None
     upstream: tuple[tuple[str, int], ...]  # job and number
+    tells_node: bool = True
+
+    def ran_elsewhere(self, node: str) -> bool:
+        """Whether it is known to have run on another node than this."""
+        return self.tells_node and self.node != node
 
 
 class Nodes:
@@ -256,6 +263,11 @@ class Nodes:
         """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""
         path = "".join(f"job/{quote(part, safe='')}/" for part in job.split("/"))
         return self._fetch(f"look at {job} #{number}", f"{path}{number}/api/json", BUILD_FIELDS, _build)
+
+    def runs_on(self, node: str, job: str, number: int) -> bool:
+        """Whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
+        urls = self._fetch(f"look at node {node}", f"computer/{quote(node)}/api/json", EXECUTOR_FIELDS, _running)
+        return f"{job}/{number}" in {_build_path(url) for url in urls or ()}
 
     def _fetch(self, what: str, path: str, tree: str, parse: Callable[[Any], T]) -> T | None:
         ask = self._request("GET", path, params={"tree": tree})
@@ -433,10 +445,23 @@ def _build(raw: dict[str, Any]) -> Build:
     causes = [cause for action in raw.get("actions", []) if action for cause in action.get("causes", [])]
     return Build(
         node=str(raw.get("builtOn") or ""),
+        tells_node="builtOn" in raw,
         result=None if raw["building"] or not raw.get("result") else str(raw["result"]),
         upstream=tuple((str(cause["upstreamProject"]), int(cause["upstreamBuild"]))
                        for cause in causes if cause.get("upstreamProject")),
     )
+
+
+def _running(raw: dict[str, Any]) -> list[str]:
+    """Return the addresses of what runs on a node."""
+    executors = [*raw.get("executors", []), *raw.get("oneOffExecutors", [])]
+    return [str(one["currentExecutable"].get("url") or "") for one in executors if one.get("currentExecutable")]
+
+
+def _build_path(url: str) -> str:
+    """Return JOB/NUMBER of a build's address, with the folders of the job: http://jenkins/ci/job/team/job/gate/7/."""
+    below = urlsplit(url).path.partition("/job/")[2].strip("/")
+    return unquote(below.replace("/job/", "/"))
 
 
 def _element(config: str, tag: str) -> str:

@@ -557,10 +557,24 @@ def run_ready_script(connection: Session, script: bytes, deadline: float) -> Non
         raise ReadyScriptError(str(err)) from err
 
 
+# Overwrites the file before it goes; what stands in its place and is no plain file has never been ours.
+WIPE_JENKINS_LOGIN = ("remove ~/.devstack-gate-jenkins", ["sh", "-c", """file=~/.devstack-gate-jenkins
+if [ ! -f "$file" ] || [ -L "$file" ]; then exit 0; fi
+dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null; rm -f -- "$file"
+"""])
+
+
+def wipe_jenkins_login(login: Login, seconds: float = LOGIN_SECONDS) -> None:
+    """Take from a machine with what its build would call Jenkins, before a person gets it; GateError if it cannot."""
+    with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:
+        connection.run(*WIPE_JENKINS_LOGIN)
+
+
 def authorize(login: Login, public_key: str, seconds: float = LOGIN_SECONDS) -> None:
-    """Let a person in, within so many seconds: add a public key to the account's authorized_keys, once."""
+    """Let a person in, within so many seconds: wipe Jenkins' login, add a public key to authorized_keys, once."""
     script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
               'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
     with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:
+        connection.run(*WIPE_JENKINS_LOGIN)
         connection.run("add the public key", ["sh", "-c", script, "sh", public_key])
     get_log(node=login.address).info("let in: %s", " ".join(public_key.split()[2:]) or public_key[:40])

@@ -28,6 +28,7 @@ inside() {
     local user=$1 root=$2 steps=$3
     local -a rights=(--no-new-privs --bounding-set=-all --inh-caps=-all)
     shift 3
+    umask 022  # what is made here is for the function, whoever runs it
     if (( user == 0 )); then rights+=(--reuid="$NOBODY" --regid="$NOBODY" --clear-groups); fi  # what is root's is not its own
     mount -t tmpfs -o mode=755,size=256m sandbox "$root"
     cp -- "$steps" "$root/steps.sh"

@@ -17,6 +17,7 @@ Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or co
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -127,6 +128,13 @@ MIGRATIONS = (
     ALTER TABLE base_image ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE base_image ADD COLUMN death TEXT;
     ALTER TABLE base_image ADD COLUMN death_of TEXT;
+    """,
+    # What tells the secret of a machine, with which its build takes it; and who has a machine without being a build. Of
+    # those that somebody has already it is not known any more whether they are a person's.
+    """
+    ALTER TABLE machine ADD COLUMN take_hash TEXT;
+    ALTER TABLE result ADD COLUMN by_person INTEGER;
+    UPDATE result SET by_person = 1 WHERE jenkins_job_name IS NULL AND end_time IS NULL;
     """,
 )
 
@@ -241,6 +249,7 @@ class Machine(Model):
     ip = peewee.TextField(null=True)
     user = peewee.TextField(null=True)
     host_key = peewee.TextField(null=True)  # "type base64", seen at the first login
+    take_hash = peewee.TextField(null=True)  # of the secret with which its build takes it, see secret_hash
     state = peewee.TextField()
     state_time = peewee.IntegerField()
     create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
@@ -266,6 +275,7 @@ class Result(Model):
     start_time = peewee.IntegerField(null=True)
     end_time = peewee.IntegerField(null=True)
     result = peewee.TextField(null=True)
+    by_person = peewee.BooleanField(null=True)  # true: a person's, or of somebody whom vm.db had forgotten
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -286,11 +296,20 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
             _make(path, migrations)
         elif path.is_file() and path.stat().st_size <= 1:
             raise _empty(path)
+        _make_private(path)
         with database.connection_context():
             _migrate(path, migrations)
             yield
     except (peewee.DatabaseError, sqlite3.Error) as err:
         raise _explained(path, err) from err
+
+
+def _make_private(path: Path) -> None:
+    """See that vm.db, its copies and its locks are for the owner only: who can read the file can hold its lock."""
+    copies = path.parent.glob(f"{glob.escape(path.name)}.schema-*")
+    locks = _lock_folder_of(path)
+    for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), *copies, locks, *locks.glob("*")):
+        gateconfig.make_private(file)
 
 
 def _init(path: Path) -> None:
@@ -370,6 +389,7 @@ def _make(path: Path, migrations: Sequence[str]) -> None:
             leftover.unlink(missing_ok=True)
         _init(draft)
         try:
+            draft.touch(0o600)
             with database.connection_context():
                 _run(path, migrations, 0)
             draft.rename(path)
@@ -433,6 +453,7 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
 
 
 def _copy(to: Path) -> None:
+    to.touch(0o600)
     target = sqlite3.connect(to)
     with contextlib.closing(target):
         database.connection().backup(target)
@@ -463,6 +484,7 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
         require_home()
         leave_out_noted_ids()
         if name != "all":
+            gateconfig.check_clouds_yaml()
             return work(provider_named(name))
         names = provider_names()
     return gateconfig.run_each(names, argv)
@@ -572,7 +594,6 @@ def backup(file: Path) -> None:
         draft = file.with_name(f"{file.name}.new")
         draft.unlink(missing_ok=True)
         _copy(draft)
-        draft.chmod(Path(str(database.database)).stat().st_mode & 0o777)
         draft.replace(file)
     except OSError as err:
         raise ConfigError(f"{file}: cannot be written ({err.strerror})") from err
@@ -979,6 +1000,19 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
         "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),
         "start_time": now(), **columns,
     })
+
+
+def secret_hash(secret: str) -> str:
+    """Return what is kept of a machine's secret: it is long and drawn, so that its plain hash tells nothing of it."""
+    import hashlib
+
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
+
+
+def last_result(machine: Machine) -> Result | None:
+    """Return the row of the build, or the person, that had the machine last, or has it; None if nobody ever did."""
+    found: Result | None = Result.select().where(Result.machine_id == machine.id).order_by(Result.id.desc()).first()
+    return found
 
 
 def open_result(machine: Machine) -> Result | None:

@@ -43,6 +43,7 @@ T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 CONF_PLACES = ("~/.config/jenkins_jobs/jenkins_jobs.ini", "/etc/jenkins_jobs/jenkins_jobs.ini")  # as jenkins-jobs does
 CALL_SECONDS = 30
+FOLDERS_DEEP = 5
 OK, MISSING, WRONG, UNKNOWN = "ok", "missing", "wrong", "unknown"
 
 # The oldest versions that what these jobs use is known from.
@@ -269,6 +270,7 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         return
     yield from check_plugins({str(plugin["shortName"]): plugin for plugin in plugins.values()}, site)
     yield from or_unknown(f"jobs, {asked_as}", check_kinds(admin, site))
+    yield from or_unknown(f"other jobs on the pool's nodes, {asked_as}", check_other_jobs(admin, site))
     yield from or_unknown(f"rights, credential, address, {asked_as}", check_with_script(admin, site, config, node_user))
 
 
@@ -452,6 +454,40 @@ def _numbers(version: str) -> list[int]:
     while numbers and not numbers[-1]:
         numbers.pop()
     return numbers
+
+
+def check_other_jobs(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
+    """Name the jobs that run on the pool's nodes and are no gate jobs: nothing takes these nodes for them."""
+    labels = {f"{site.prefix}devstack-{image}" for image in site.gate_jobs.values()}
+    for name, expression in ask(lambda: _jobs_with_labels(admin)):
+        shared = sorted(labels & labels_asked_for(expression))
+        if shared and name not in site.gate_jobs:
+            reads = ", and it can read with what gate builds call Jenkins there" if site.nodes_call else ""
+            yield Line(WRONG, f"job {name}: runs on {', '.join(shared)}; expected gate jobs only: no machine is taken "
+                              f"for it{reads}")
+
+
+def _jobs_with_labels(admin: jenkins.Jenkins) -> list[tuple[str, str]]:
+    """Return full name and label expression of each job that has one, in folders, too."""
+    import requests
+
+    tree = "fullName,labelExpression"
+    for _ in range(FOLDERS_DEEP):
+        tree = f"fullName,labelExpression,jobs[{tree}]"
+    request = requests.Request("GET", f"{admin.server}api/json", params={"tree": f"jobs[{tree}]"})
+    found, left = [], list(json.loads(admin.jenkins_open(request))["jobs"])
+    while left:
+        job = left.pop()
+        left += job.get("jobs") or []
+        if job.get("labelExpression"):
+            found.append((str(job["fullName"]), str(job["labelExpression"])))
+    return sorted(found)
+
+
+def labels_asked_for(expression: str) -> set[str]:
+    """Return the labels that an expression of Jenkins' names, as in a && (b || "c d"), but for those with ! before."""
+    found = re.findall(r'(!?)\s*("[^"]*"|[^\s!&|()<>"]+)', re.sub("<?->", " ", expression))
+    return {label.strip('"') for no, label in found if not no}
 
 
 def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig, node_user: str) -> Iterator[Line]:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """First step of a gate build, on its node, where Jenkins lacks the plugin Parameterized Trigger (plugins: core).
 
-Has Jenkins run devstack-vm-inprogress for this node, and waits for it. It logs in with what devstack-vm-launch.py has
-left in ~/.devstack-gate-jenkins, a user that may do nothing else, and removes that file as soon as the node is taken:
-the change under test, which runs later, does not get to see it. A build that does not get its node keeps it busy until
-it is out of service, for some minutes at most: otherwise the next build would come here and fail as well. Uses nothing
-but Python's own library.
+Has Jenkins run devstack-vm-inprogress for this node, and waits for it. What that takes devstack-vm-launch.py has left
+in ~/.devstack-gate-jenkins: the login of a user that may do nothing else, and a secret that takes this machine and no
+other. The file is overwritten and removed as soon as the node is taken: the change under test, which runs later, does
+not get to see it. A build that does not get its node keeps it busy until it is out of service, for some minutes at
+most: otherwise the next build would come here and fail as well. Uses nothing but Python's own library.
 
 Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
 """
@@ -25,10 +25,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 JOB = "devstack-vm-inprogress"
-LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY
+LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY, and on the next line the secret of this machine
 FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
 CALL_SECONDS = 30  # for all of a call, whatever it waits for
 ANSWER_BYTES = 4 << 20
@@ -45,41 +45,73 @@ def main() -> int:
     """Take the node out of service; the reason for a failure is one line on stderr."""
     jenkins = None
     try:
-        jenkins = Jenkins(os.environ.get("JENKINS_URL", ""), read_login())
-        item = start(jenkins)
+        login, secret = read_login()
+        jenkins = Jenkins(os.environ.get("JENKINS_URL", ""), login)
+        item = start(jenkins, secret)
         print(f"asked for {JOB}, waiting for it", flush=True)
         number = wait_for_start(jenkins, item)
         result = wait_for_end(jenkins, number)
         if result != "SUCCESS":
             print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
             raise FailedError(f"{JOB} #{number} ended {result}")
-        LOGIN_FILE.unlink()
+        wipe_login()
     except (FailedError, OSError, ValueError, http.client.HTTPException, RecursionError) as err:
         print(f"{err}; this build must not run on this node", file=sys.stderr, flush=True)
-        keep_busy(jenkins)
+        if keep_busy(jenkins):  # no other build comes here, who would need it
+            wipe_login()
         return 1
     print(f"{JOB} #{number}: {os.environ['NODE_NAME']} is out of service, it belongs to this build")
     return 0
 
 
-def read_login() -> str:
-    """Return USER:APIKEY."""
+def read_login() -> tuple[str, str]:
+    """Return USER:APIKEY and the secret of this machine, which is empty if it was made before there were any."""
     try:
-        return LOGIN_FILE.read_text(encoding="utf-8").strip()
+        login, _, secret = LOGIN_FILE.read_text(encoding="utf-8").strip().partition("\n")
+        return login, secret
     except FileNotFoundError:
         raise FailedError(f"there is no {LOGIN_FILE}: a build has run here before, or the secure configuration had no "
                           "[jenkins] node_user and node_apikey when devstack-vm-launch.py made this node") from None
 
 
-def keep_busy(jenkins: Jenkins | None) -> None:
-    """Return when no other build can start on this node, or after some minutes."""
+def wipe_login() -> None:
+    """Overwrite the file before it is removed, so that nobody who has the disk finds what was in it."""
+    with contextlib.suppress(FileNotFoundError):
+        with LOGIN_FILE.open("r+b") as stream:
+            stream.write(b"\0" * os.fstat(stream.fileno()).st_size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        LOGIN_FILE.unlink()
+
+
+def keep_busy(jenkins: Jenkins | None) -> bool:
+    """Return True when no other build can start on this node, False after some minutes."""
     deadline = time.monotonic() + BUSY_SECONDS
     path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
     while time.monotonic() < deadline:
         with contextlib.suppress(FailedError, OSError, ValueError, RecursionError, http.client.HTTPException):
             if jenkins and json.loads(jenkins.request(path)[1])["temporarilyOffline"]:
-                return
+                return True
         time.sleep(POLL_SECONDS)
+    return False
+
+
+class StayHere(urllib.request.HTTPRedirectHandler):
+    """Goes with no login to another address than that of Jenkins."""
+
+    def redirect_request(  # noqa: D102 - urllib's
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if place_of(newurl) != place_of(req.full_url):
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def place_of(url: str) -> str:
+    """Return scheme, host and port of an address."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or {'http': 80, 'https': 443}.get(parts.scheme)}"
 
 
 class Jenkins:
@@ -91,6 +123,7 @@ class Jenkins:
         self.url = url.rstrip("/") + "/"
         self.headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()}
         self.deadline = time.monotonic() + WAIT_SECONDS
+        self.opener = urllib.request.build_opener(StayHere)
 
     def ask(self, path: str) -> str:
         """Return what is at a path; an answer that does not come is asked for again until the deadline."""
@@ -107,11 +140,11 @@ class Jenkins:
     def request(self, path: str, form: dict[str, str] | None = None) -> tuple[http.client.HTTPMessage, bytes]:
         """Make one request, a POST if there is a form; returns the headers and the body of the answer.
 
-        The login goes to this Jenkins only: a redirect is not followed but an error.
+        The login goes to this Jenkins only: a redirect to another server is an error.
         """
         data = urllib.parse.urlencode(form).encode() if form is not None else None
         request = urllib.request.Request(self.url + path, data, self.headers)
-        with within(CALL_SECONDS), urllib.request.build_opener(_Stay).open(request) as answer:
+        with within(CALL_SECONDS), self.opener.open(request) as answer:
             body = answer.read(ANSWER_BYTES + 1)
             if len(body) > ANSWER_BYTES:
                 raise FailedError(f"{self.url}{path}: the answer is longer than {ANSWER_BYTES >> 20} MB")
@@ -130,13 +163,6 @@ class Jenkins:
             time.sleep(POLL_SECONDS)
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nowhere: the library would hand the login on to any other server."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Return that there is nothing to follow."""
-
-
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the main thread after so many seconds."""
@@ -151,10 +177,10 @@ def within(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def start(jenkins: Jenkins) -> str:
+def start(jenkins: Jenkins, secret: str) -> str:
     """Ask for a build of the job and return the path of its place in the queue; asked once, since one is enough."""
     form = {"GATE_NODE_NAME": os.environ["NODE_NAME"], "GATE_JOB_NAME": os.environ["JOB_NAME"],
-            "GATE_BUILD_NUMBER": os.environ["BUILD_NUMBER"]}
+            "GATE_BUILD_NUMBER": os.environ["BUILD_NUMBER"], "GATE_TAKE_SECRET": secret}
     form.update({name: os.environ[name] for name in FOR_RESULT if os.environ.get(name)})
     path = f"job/{JOB}/buildWithParameters?delay=0sec"
     try:

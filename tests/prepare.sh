@@ -41,10 +41,17 @@ install_packages() {
     fi
 }
 
+# Install the packages of a requirements file into .venv, by their hashes.
+install_locked() {
+    local requirements=$1
+    shift
+    "$PROJECT/.venv/bin/pip" install -q --disable-pip-version-check --require-hashes "$@" -r "$PROJECT/$requirements"
+}
+
 # Make .venv from a requirements file, or bring it up to date when one of the requirements files has changed.
 make_venv() {
     local requirements=$1 stamp=$PROJECT/.venv/made-from wanted
-    wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt; printf '%s\n' "$requirements")
+    wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt requirements/build.txt; printf '%s\n' "$requirements")
     if [[ -x $PYTHON && -e $stamp ]]; then
         # What the tests need contains what the demo needs.
         case $(< "$stamp") in
@@ -53,7 +60,7 @@ make_venv() {
     fi
     printf 'installing Python packages of %s into .venv\n' "$requirements"
     python3 -m venv "$PROJECT/.venv" || return
-    "$PROJECT/.venv/bin/pip" install -q --disable-pip-version-check -r "$PROJECT/$requirements" 2> "$PROJECT/.prepare.log" || {
+    { install_locked requirements/build.txt && install_locked "$requirements" --no-build-isolation; } 2> "$PROJECT/.prepare.log" || {
         tail -n 20 -- "$PROJECT/.prepare.log" >&2
         printf '%s: pip failed\n' "$0" >&2
         return 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import jenkins
 import pytest
+import requests
 
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import PROJECT, Pool, clear_jenkins, load_script, make_key, provider
@@ -635,3 +636,28 @@ def test_a_prefix_that_the_scripts_do_not_have_is_wrong(desk: Desk) -> None:
 def test_gate_jobs_that_cannot_be_loaded_are_wrong_use(desk: Desk, jobs: str) -> None:
     said = desk.refused(*desk.defaults(("      - gate-freestyle\n", f"      - {jobs}\n")))
     assert "jobs: expected one of gate-freestyle and gate-pipeline, got [" in said
+
+
+# Other jobs on the pool's nodes
+
+
+@pytest.mark.parametrize(("expression", "labels"), [
+    ("devstack-noble", {"devstack-noble"}), ('"devstack-noble"&&"very big"', {"devstack-noble", "very big"}),
+    ("(linux||devstack-noble)", {"linux", "devstack-noble"}), ("linux->devstack-noble", {"linux", "devstack-noble"}),
+    ("a <-> b", {"a", "b"}), ("linux && !devstack-noble", {"linux"}), ("", set()),
+])
+def test_the_labels_of_an_expression(expression: str, labels: set[str]) -> None:
+    assert load_script(CHECK).labels_asked_for(expression) == labels
+
+
+def test_a_job_of_others_on_the_nodes_of_the_pool_is_named(desk: Desk) -> None:
+    told = "wrong    job others: runs on devstack-noble; expected gate jobs only: no machine is taken for it"
+    desk.standin.add_job("others", "linux||devstack-noble")
+    try:
+        assert wrong(desk.check(expect=1)) == [told]
+        assert wrong(desk.check(*desk.core(), expect=1)) == [
+            f"{told}, and it can read with what gate builds call Jenkins there"]
+    finally:
+        requests.post(f"{desk.standin.url}job/others/doDelete", auth=("boss", "boss-token"), timeout=30)
+    assert desk.pool.jenkins
+    assert wrong(desk.check(*desk.core(), expect=0)) == []

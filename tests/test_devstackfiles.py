@@ -801,6 +801,17 @@ def pool(tmp_path: Path) -> Pool:
     return pool
 
 
+@pytest.mark.parametrize("name", [".", "devstack", "devstack/.git"])
+def test_a_workspace_that_others_can_write_or_own_is_refused(pool: Pool, name: str) -> None:
+    path = Path(pool.environment["WORKSPACE"]) / name
+    path.chmod(0o775)
+    result = pool.run(SCRIPT, "--what", "noble", expect=2)
+    assert f"WORKSPACE: {path} can be written by others than you; see that nobody has put" in result.stderr
+    path.chmod(0o755)
+    os.chown(path, 65534, 65534)
+    assert f"WORKSPACE: {path} belongs to somebody else" in pool.run(SCRIPT, "--what", "noble", expect=2).stderr
+
+
 def test_what_would_be_cached_is_printed_for_each_branch(pool: Pool) -> None:
     result = pool.run(SCRIPT, "--what", "noble", expect=0)
     assert json.loads(result.stdout) == {

@@ -203,6 +203,50 @@ def test_a_secure_configuration_that_others_can_read_is_a_warning(pool: Pool, mo
     assert [line.partition(" ")[2] for line in result.stderr.splitlines()] == [warning] * warns
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602, 0o777])
+@pytest.mark.parametrize("which", ["secure configuration", "ssh key"])
+def test_a_file_of_secrets_that_others_can_write_is_refused(pool: Pool, which: str, mode: int) -> None:
+    name = pool.add_machine("USED", node=False, server=False)
+    path = pool.secure_config if which == "secure configuration" else pool.key
+    path.chmod(mode)
+
+    result = pool.run("devstack-vm-delete.py", "-q", name, expect=2)
+
+    path.chmod(0o600)
+    assert result.stderr == (f"devstack-vm-delete.py: {path}: can be written by others than its owner (mode {mode:o}); "
+                             "see that it is as you wrote it, and chmod 600 it\n")
+    assert pool.machines()[name] == "USED"
+
+
+def test_an_ssh_key_that_others_can_read_is_a_warning(pool: Pool) -> None:
+    name = pool.add_machine("USED", node=False, server=False)
+    pool.key.chmod(0o640)
+    result = pool.run("devstack-vm-delete.py", "-q", name, expect=0)
+    pool.key.chmod(0o600)
+    assert [line.partition(" ")[2] for line in result.stderr.splitlines()] == [
+        f"WARNING {pool.key} can be read by others than its owner (mode 640); chmod 600 it"]
+
+
+@pytest.mark.parametrize(("mode", "told"), [
+    (0o600, ""), (0o644, "WARNING {} can be read by others than its owner (mode 644); chmod 600 it"),
+    (0o664, "{}: can be written by others than its owner (mode 664); see that it is as you wrote it"),
+])
+@pytest.mark.parametrize("place", ["named", "home"])
+def test_the_modes_of_clouds_yaml_are_looked_at(pool: Pool, mode: int, told: str, place: str) -> None:
+    pool.load(provider())
+    path = pool.folder / ("c.yaml" if place == "named" else ".config/openstack/clouds.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("clouds: {}\n")
+    path.chmod(mode)
+
+    result = pool.run("devstack-vm-reap.py", "-q", "one", expect=2,
+                      OS_CLIENT_CONFIG_FILE=str(path) if place == "named" else "")
+
+    lines = [line for line in result.stderr.splitlines() if "than its owner" in line]
+    assert [told.format(path) in line for line in lines] == [True] * bool(told)
+    assert ("pocket-a" in result.stderr) == (mode != 0o664), "nothing is done with a file that others can write"
+
+
 def test_secrets_are_not_shown_by_repr(secure: Path) -> None:
     secure.write_text(JENKINS)
     secure.chmod(0o600)

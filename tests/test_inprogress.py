@@ -1,7 +1,9 @@
 """devstack-vm-inprogress.py: one machine, one build."""
 
+import hashlib
 import re
 import shutil
+import socket
 import sqlite3
 import sys
 import time
@@ -383,8 +385,96 @@ def test_a_build_that_is_over_by_now_takes_nothing(busy: Pool, machine: Take) ->
 
     assert f"gate-aborted #{number} is over (SUCCESS); its node is left to the next build" in result.stderr
     assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
-    busy.run(INPROGRESS, name, expect=0, **build | {"GATE_BUILD_NUMBER": str(number + 1)})
-    assert (busy.machines()[name], busy.in_service(name)) == ("USED", False)
+
+
+# --- who may take a machine through Jenkins ---
+
+SECRET = "a-secret-of-this-machine"
+
+
+def build_on(pool: Pool, node: str, job: str) -> dict[str, str]:
+    """Have a long build of a job on a node; returns what the gate job passes on about it."""
+    assert pool.jenkins
+    pool.jenkins.add_job(job, node, seconds=600)
+    number = pool.jenkins.wait_started(pool.jenkins.build(job))["number"]
+    return {"GATE_NODE_NAME": node, "GATE_JOB_NAME": job, "GATE_BUILD_NUMBER": str(number), "GATE_TAKE_SECRET": ""}
+
+
+@pytest.mark.parametrize("given", [
+    {},
+    {"GATE_TAKE_SECRET": "another"},
+    {"GATE_TAKE_SECRET": hashlib.sha256(SECRET.encode()).hexdigest()},
+    {"GATE_JOB_NAME": "gate-unknown", "GATE_BUILD_NUMBER": "1"},
+    {"GATE_JOB_NAME": "gate-unknown", "GATE_BUILD_NUMBER": "no number"},
+    {"GATE_JOB_NAME": "../../computer", "GATE_BUILD_NUMBER": "1"},
+], ids=["nothing", "another secret", "the hash", "no such build", "no number", "a path"])
+@pytest.mark.parametrize("take_hash", [None, hashlib.sha256(SECRET.encode()).hexdigest()], ids=["before", "since"])
+def test_a_stranger_who_may_start_the_job_gets_no_machine_and_disturbs_none(
+        busy: Pool, machine: Take, take_hash: str | None, given: dict[str, str]) -> None:
+    name = machine(take_hash=take_hash)
+    empty = dict.fromkeys(("GATE_JOB_NAME", "GATE_BUILD_NUMBER", "GATE_TAKE_SECRET"), "")
+
+    result = busy.run(INPROGRESS, name, expect=1, GATE_NODE_NAME=name, **empty | given)
+
+    assert result.stderr.endswith(", and its secret was not given; nothing was changed\n")
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+    assert SECRET not in result.stderr
+
+
+def test_a_build_that_runs_on_another_node_gets_no_machine(busy: Pool, machine: Take) -> None:
+    own, wanted = machine(), machine()
+    build = build_on(busy, own, "gate-elsewhere")
+
+    result = busy.run(INPROGRESS, wanted, expect=1, **build | {"GATE_NODE_NAME": wanted})
+
+    assert f"{wanted}: Jenkins does not show gate-elsewhere #1 as running there" in result.stderr
+    assert (busy.machines()[wanted], busy.in_service(wanted)) == ("READY", True)
+    busy.run(INPROGRESS, own, expect=0, **build)
+    assert (busy.machines()[own], out_of_service(busy, own)) == ("USED", True)
+
+
+def test_a_job_with_parameters_of_its_own_is_asked_for_its_proof_as_well(busy: Pool, machine: Take) -> None:
+    name = machine()
+
+    busy.run(INPROGRESS, name, expect=1, BUILD_TAG="jenkins-theirs-3", JOB_NAME="theirs", BUILD_NUMBER="3")
+
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+
+
+def test_the_secret_of_a_machine_takes_it_and_no_other(busy: Pool, machine: Take) -> None:
+    own, other = (machine(take_hash=hashlib.sha256(secret.encode()).hexdigest()) for secret in (SECRET, "another"))
+    given = {"GATE_NODE_NAME": own, "GATE_JOB_NAME": "", "GATE_BUILD_NUMBER": "", "GATE_TAKE_SECRET": SECRET}
+
+    busy.run(INPROGRESS, other, expect=1, **given | {"GATE_NODE_NAME": other})
+    busy.run(INPROGRESS, own, expect=0, **given)
+
+    assert (busy.machines()[own], busy.machines()[other]) == ("USED", "READY")
+
+
+def test_when_jenkins_does_not_tell_what_runs_there_nothing_is_taken(busy: Pool, machine: Take) -> None:
+    name = machine()
+    build = build_on(busy, name, "gate-untold")
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": "GET /computer/.*", "status": 503}])
+
+    busy.run(INPROGRESS, name, expect=1, **build)
+
+    busy.jenkins.knobs(answers=[])
+    assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
+    busy.run(INPROGRESS, name, expect=0, **build)
+
+
+@pytest.mark.parametrize(("shown", "runs"), [
+    ({"executors": [{"currentExecutable": {"url": "http://j/ci/job/team/job/gate%20x/7/"}}]}, True),
+    ({"oneOffExecutors": [{"currentExecutable": {"url": "https://other/job/team/job/gate%20x/7/"}}]}, True),
+    ({"executors": [{"currentExecutable": {"url": "http://j/job/team/job/gate%20x/77/"}}]}, False),
+    ({"executors": [{"currentExecutable": None}, {}], "oneOffExecutors": []}, False),
+    ({"executors": [{"currentExecutable": {"_class": "of a user without the right to see it"}}]}, False),
+])
+def test_what_jenkins_shows_of_executors(shown: dict[str, object], runs: bool) -> None:
+    paths = {inprogress.jenkinsnodes._build_path(url) for url in inprogress.jenkinsnodes._running(shown)}
+
+    assert ("team/gate x/7" in paths) == runs
 
 
 def test_a_node_serves_no_build_when_vm_db_does_not_answer(busy: Pool, machine: Take) -> None:
@@ -427,6 +517,21 @@ def test_a_person_gets_the_machine_that_has_waited_longest_and_how_to_log_in(bus
 
     assert result.stdout == f"{oldest} jenkins@127.0.0.52\n"
     assert (busy.machines()[oldest], out_of_service(busy, oldest)) == ("USED", True)
+
+
+def test_a_person_gets_no_machine_from_which_jenkins_login_cannot_be_removed(busy: Pool, machine: Take) -> None:
+    name = machine(take_hash="0" * 64, ip="127.0.0.1")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
+        port = nobody.getsockname()[1]
+    busy.sql("UPDATE provider SET ssh_port = ? WHERE name = 'one'", port)
+    try:
+        result = busy.run(INPROGRESS, "--image", "noble", "--provider", "one", expect=1)
+    finally:
+        busy.sql("UPDATE provider SET ssh_port = 22")
+
+    assert "USED -> DELETE, since Jenkins' login could not be removed" in result.stderr
+    assert (result.stdout, busy.machines()[name], out_of_service(busy, name)) == ("", "DELETE", True)
 
 
 def test_a_person_does_not_get_a_machine_on_which_a_build_has_just_started(busy: Pool, machine: Take) -> None:

@@ -1,5 +1,6 @@
 """The jobs of jobs/, loaded by jenkins-jobs, on a Jenkins with a pool of real machines behind it."""
 
+import hashlib
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -211,6 +212,53 @@ def test_the_login_of_the_node_is_gone_before_the_change_runs(pool: Pool) -> Non
     assert "/" not in left.stdout
     assert NODE_TOKEN not in build["console"]
     await_given_back(pool, build)
+
+
+def test_each_machine_has_a_secret_of_its_own_only_where_builds_call_jenkins(pool: Pool) -> None:
+    (node,) = [name for name, state in pool.machines().items() if state == "READY"]
+    seen = pool.ssh(pool.column(node, "ip"), "stat -c %a .devstack-gate-jenkins && cat .devstack-gate-jenkins")
+
+    if is_core(pool):
+        mode, login, secret = seen.stdout.split()
+        assert (mode, login, len(secret) > 40) == ("600", f"node:{NODE_TOKEN}", True)
+        assert pool.column(node, "take_hash") == hashlib.sha256(secret.encode()).hexdigest()
+        assert not any(secret in line for line in pool.dump())
+    else:
+        assert (seen.returncode, pool.column(node, "take_hash")) == (1, None)
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"GATE_TAKE_SECRET": "guessed"}, {"GATE_JOB_NAME": GATE, "GATE_BUILD_NUMBER": "1"},
+    {"GATE_JOB_NAME": "devstack-launch-vms", "GATE_BUILD_NUMBER": "1"}], ids=["nothing", "guess", "old", "another job"])
+def test_who_may_start_the_job_takes_no_machine_with_that(pool: Pool, given: dict[str, str]) -> None:
+    (node,) = [name for name, state in pool.machines().items() if state == "READY"]
+
+    build = run_job(pool, "devstack-vm-inprogress", "FAILURE", GATE_NODE_NAME=node, **given)
+
+    assert (pool.machines()[node], pool.in_service(node)) == ("READY", True), build["console"]
+
+
+@pytest.mark.parametrize("who", ["hold", "take"])
+def test_a_person_finds_no_login_of_jenkins(pool: Pool, tmp_path: Path, who: str) -> None:
+    (node,) = [name for name, state in pool.machines().items() if state == "READY"]
+    address = pool.column(node, "ip")
+    pool.ssh(address, "ln .devstack-gate-jenkins kept-by-another-name")
+
+    if who == "hold":
+        public = Path(f"{make_key(tmp_path / 'person')}.pub")
+        pool.run("vmdatabase.py", "hold", node, "--reason", "a look", "--ssh-key", str(public), expect=0)
+    else:
+        taken = pool.run("devstack-vm-inprogress.py", "--image", "noble", expect=0)
+        assert taken.stdout == f"{node} jenkins@{address}\n"
+
+    assert pool.ssh(address, "ls -a").stdout.split().count(".devstack-gate-jenkins") == 0
+    assert not pool.ssh(address, "tr -d '\\0' < kept-by-another-name").stdout
+    pool.sql("UPDATE machine SET state = 'DELETE' WHERE name = ?", node)
+
+
+def is_core(pool: Pool) -> bool:
+    """Whether builds call Jenkins from their nodes at this site."""
+    return "node_user" in pool.secure_config.read_text()
 
 
 def test_logs_are_archived(pool: Pool) -> None:

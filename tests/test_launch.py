@@ -463,6 +463,21 @@ def test_the_console_log_of_a_machine_without_ssh_is_saved_in_the_workspace(pool
     assert saved.read_text().endswith("devstack-noble-one-1 login: ")
 
 
+def test_no_console_log_is_written_where_others_could_have_it_written_elsewhere(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=2, images=[image(min_ready=1)]))
+    pool.knobs(boot_failure="no-ssh", boot_failure_rate=1)
+    workspace, elsewhere = pool.folder / "workspace", pool.folder / "elsewhere"
+    workspace.mkdir()
+    elsewhere.mkdir()
+    (workspace / "console-logs").symlink_to(elsewhere)
+    workspace.chmod(0o777)
+
+    result = pool.run(LAUNCH, "one", expect=1, WORKSPACE=str(workspace))
+
+    assert f"the console log could not be saved: console-logs: {workspace} can be written by others" in result.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_strange_state_is_tolerated_for_a_while(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=1)]))
     name = pool.add_machine("BUILDING", node=False)

@@ -493,10 +493,68 @@ def test_a_row_stays_until_a_later_look_shows_the_server_gone(pool: Pool) -> Non
 
 def test_used_machines_stay_24_hours(pool: Pool) -> None:
     old, young = loaded(pool).add_machine("USED", age=24 * HOUR + 9), pool.add_machine("USED", age=23 * HOUR)
+    for name in (old, young):
+        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
 
     pool.run(REAP, "one", expect=0)
 
     assert (gone(pool, old), gone(pool, young)) == (True, False)
+
+
+def taken(pool: Pool, age: int, **columns: Any) -> str:
+    """A machine that was taken so many seconds ago, with the row of who has it."""
+    name = pool.add_machine("USED", age=age)
+    values = {"machine_id": int(name.rpartition("-")[2]), "node_name": name, "start_time": 1, **columns}
+    pool.sql(f"INSERT INTO result ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values())
+    return name
+
+
+def test_a_machine_that_no_build_has_is_given_up_after_15_minutes(pool: Pool) -> None:
+    """Whoever may start devstack-vm-inprogress took it, naming no build, or one that never was, or ran elsewhere."""
+    assert loaded(pool).jenkins
+    assert pool.jenkins
+    pool.jenkins.add_nodes([{"name": "elsewhere", "label": "elsewhere"}])
+    pool.jenkins.add_job("gate-elsewhere", "elsewhere")
+    number = pool.jenkins.wait_started(pool.jenkins.build("gate-elsewhere"))["number"]
+    elsewhere = {"jenkins_job_name": "gate-elsewhere", "jenkins_build_number": number}
+    nobodys = [taken(pool, 901), taken(pool, 901, jenkins_job_name="gate-unknown", jenkins_build_number=7),
+               taken(pool, 901, **elsewhere), pool.add_machine("USED", age=901)]
+    young = taken(pool, 800)
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert {name: gone(pool, name) for name in [*nobodys, young]} == dict.fromkeys(nobodys, True) | {young: False}
+    for why in ("no build has taken it", "Jenkins knows no gate-unknown #7",
+                f"gate-elsewhere #{number} did not run there"):
+        assert f"USED -> DELETE: used for 15 min, and nobody's: {why}" in result.stderr
+
+
+def test_a_machine_that_a_build_or_a_person_has_is_not_given_up_before_its_24_hours(pool: Pool) -> None:
+    loaded(pool)
+    assert pool.jenkins
+    persons = taken(pool, 20 * HOUR, by_person=1)
+    ended = taken(pool, 20 * HOUR, end_time=2, result="FAILURE")
+    builds = pool.add_machine("USED", age=20 * HOUR)
+    pool.jenkins.add_job("gate-there", builds)
+    number = pool.jenkins.wait_started(pool.jenkins.build("gate-there"))["number"]
+    pool.sql("INSERT INTO result (machine_id, jenkins_job_name, jenkins_build_number) VALUES (?, 'gate-there', ?)",
+             int(builds.rpartition("-")[2]), number)
+    pool.jenkins.wait_build("gate-there", number)
+
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == dict.fromkeys((persons, ended, builds), "USED")
+
+
+def test_when_jenkins_does_not_tell_of_a_build_its_machine_stays(pool: Pool) -> None:
+    loaded(pool)
+    name = taken(pool, HOUR, jenkins_job_name="gate-untold", jenkins_build_number=7)
+    assert pool.jenkins
+    pool.jenkins.knobs(answers=[{"match": "GET /job/gate-untold/.*", "status": 503}])
+
+    pool.run(REAP, "one", expect=1)
+
+    assert pool.machines() == {name: "USED"}
 
 
 @pytest.mark.parametrize(("state", "columns", "arguments"), [
@@ -617,7 +675,7 @@ def test_a_forgotten_boot_ends_long_after_its_boot_timeout(pool: Pool) -> None:
 def test_room_is_made_for_a_full_pool_of_the_oldest_ended_builds(pool: Pool) -> None:
     loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
     ended = [pool.add_machine("USED", age=age * HOUR) for age in (2, 3, 1)]
-    running = pool.add_machine("USED", age=20 * HOUR)
+    running = taken(pool, 20 * HOUR, by_person=1)
     held, ready = pool.add_machine("HOLD", age=20 * HOUR), pool.add_machine("READY")
     for name in ended:
         pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)

@@ -563,3 +563,37 @@ def test_a_login_of_the_base_is_in_no_file_that_others_can_read(site: Site) -> N
     found = [path for path in site.workspace.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert all(path.stat().st_mode & 0o077 == 0 for path in found), found
     assert found, "the setting with the login was not written"
+
+
+@pytest.mark.parametrize("name", [".", "devstack", "devstack/.git", "devstack.lock"])
+@pytest.mark.parametrize("rights", [0o020, 0o002])
+def test_what_others_can_write_is_refused_and_stays_as_it_is(site: Site, name: str, rights: int) -> None:
+    path = site.workspace / name
+    before = path.stat().st_mode & 0o777
+    path.chmod(before | rights)
+    head = git(site.checkout, "rev-parse", "HEAD")
+
+    result = site.run(expect=2)
+
+    assert result.stderr == (f"{SCRIPT}: {path if name != '.' else site.workspace}: can be written by others than you; "
+                             "see that nobody has put anything there, and chmod go-w it\n")
+    assert (git(site.checkout, "rev-parse", "HEAD"), path.stat().st_mode & 0o777) == (head, before | rights)
+    path.chmod(before)
+    site.run()
+
+
+def test_a_checkout_in_which_others_could_write_is_cloned_afresh(site: Site) -> None:
+    (site.checkout / ".git/objects").chmod(0o777)
+
+    result = site.run()
+
+    assert "holds what others than you could write; cloning it afresh" in result.stderr
+    assert (site.checkout / ".git/objects").stat().st_mode & 0o077 == 0
+
+
+def test_a_checkout_is_for_its_owner_only(site: Site) -> None:
+    site.checkout.chmod(0o755)
+
+    site.run()
+
+    assert site.checkout.stat().st_mode & 0o077 == 0

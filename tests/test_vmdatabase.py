@@ -1,6 +1,7 @@
 """vm.db: its schema and migrations, moves between states, views and the commands for people."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -674,6 +675,59 @@ def test_a_wrong_file_changes_nothing(pool: Pool) -> None:
     message = "provider two: max-servers: expected a whole number, 0 or more, got -1"
     assert (result.stdout, result.stderr) == ("", f"vmdatabase.py: {file}:1: {message}\n")
     assert dump(pool.database) == before
+
+
+# files
+
+
+def modes(pool: Pool) -> dict[str, int]:
+    """The rights that others than the owner have on vm.db and what lies beside it."""
+    files = [*pool.folder.glob("vm.db*"), *pool.folder.glob("vm.db.locks/*"), *pool.folder.glob("copy*")]
+    return {str(file.relative_to(pool.folder)): file.stat().st_mode & 0o077 for file in files}
+
+
+@pytest.mark.parametrize("umask", ["000", "022"])
+def test_whatever_the_umask_vm_db_its_copies_and_locks_are_for_the_owner_only(tmp_path: Path, umask: str) -> None:
+    pool = Pool(tmp_path)
+    run = ["bash", "-c", f'umask {umask}; exec "$@"', "bash", sys.executable, str(PROJECT / "vmdatabase.py")]
+    for words in ([], ["backup", str(tmp_path / "copy.db")]):
+        subprocess.run([*run, *words], env=pool.environment, check=True)
+    with closing(sqlite3.connect(pool.database)) as reader:
+        reader.execute("SELECT * FROM setting").fetchall()  # -wal and -shm are there meanwhile
+        found = modes(pool)
+    assert {"vm.db", "vm.db-wal", "vm.db-shm", "vm.db.locks", "vm.db.locks/schema", "copy.db"} <= found.keys()
+    assert set(found.values()) == {0}
+
+
+def test_files_of_an_earlier_release_are_made_private(tmp_path: Path) -> None:
+    pool = Pool(tmp_path)
+    pool.run("vmdatabase.py", expect=0)
+    (tmp_path / "vm.db.schema-1.20260101T000000Z").touch()
+    for file in (*tmp_path.glob("vm.db*"), *tmp_path.glob("vm.db.locks/*")):
+        file.chmod(0o777 if file.is_dir() else 0o666)
+
+    pool.run("vmdatabase.py", expect=0)
+
+    assert set(modes(pool).values()) == {0}
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo"])
+def test_a_lock_that_is_no_file_is_refused_and_what_it_leads_to_stays_as_it_is(pool: Pool, kind: str) -> None:
+    lock = pool.folder / "vm.db.locks/launch-one"
+    precious = pool.folder / "precious"
+    lock.parent.mkdir(exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(precious)
+    if kind == "link":
+        precious.write_text("precious")
+    pool.load(provider())
+
+    result = pool.run("devstack-vm-launch.py", "one", expect=1)
+
+    assert f"{lock}: cannot be opened as a lock" in result.stderr
+    assert (precious.read_text() if precious.exists() else None) == ("precious" if kind == "link" else None)
 
 
 # hold and unhold

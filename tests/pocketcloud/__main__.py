@@ -152,6 +152,7 @@ def _stop_listening(server: Server) -> None:
 def _announce(root: Path, server: Server, clouds: dict[str, Cloud]) -> dict[str, Any]:
     url = f"http://127.0.0.1:{server.server_address[1]}"
     text = _clouds_yaml(url, clouds)
+    (root / "clouds.yaml").touch(0o600)
     (root / "clouds.yaml").write_text(text)
     print(text, end="", flush=True)
     ranges = {name: {"fixed": cloud.fixed.cidr, "floating": cloud.public.cidr} for name, cloud in clouds.items()}

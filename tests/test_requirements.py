@@ -1,0 +1,72 @@
+"""What is installed beside credentials is known to the byte: requirements*.txt pin all of it, with hashes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pool import PROJECT
+
+LOCKED = {"requirements": PROJECT, "requirements-jobs": PROJECT, "requirements-test": PROJECT,
+          "build": PROJECT / "requirements"}
+RENEW = PROJECT / "requirements/renew"
+
+
+def pins(text: str) -> dict[str, str]:
+    """The versions that a file pins, by normalized name."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
+    return {re.sub(r"[._-]+", "-", name).lower(): version for name, version in found}
+
+
+def locked(name: str) -> str:
+    return (LOCKED[name] / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_each_package_is_pinned_with_the_hashes_of_its_files_and_no_index_is_named(name: str) -> None:
+    entries = re.sub(r"\\\n", " ", re.sub(r"^ *#.*\n", "", locked(name), flags=re.MULTILINE)).splitlines()
+
+    assert entries
+    for entry in entries:
+        assert re.fullmatch(r"[a-z0-9-]+==\S+( ; [^#]+?)?(\s+--hash=sha256:[0-9a-f]{64})+\s*", entry), entry
+    assert not re.search("://|index-url|find-links|trusted-host", locked(name))
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_the_versions_are_those_that_were_asked_for_and_the_same_in_all_files(name: str) -> None:
+    asked = (PROJECT / f"requirements/{name}.in").read_text()
+    everywhere = pins(locked("requirements-test"))
+
+    assert pins(asked).items() <= pins(locked(name)).items() <= everywhere.items()
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
+    """pip itself, with the options of make_venv, and a package that lies on this machine."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "pyproject.toml").write_text('[project]\nname = "harmless"\nversion = "1"\n')
+    (tmp_path / "locked.txt").write_text(f"{package.as_uri()} --hash=sha256:{'0' * 64}\n")
+    prepare = (PROJECT / "tests/prepare.sh").read_text()
+    (options,) = re.findall(r'/pip" install (.*) "\$@"', prepare)
+
+    done = subprocess.run([sys.executable, "-m", "pip", "install", *options.split(), "--dry-run", "--no-index", "-r",
+                           tmp_path / "locked.txt"], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "hash" in done.stderr.lower(), done.stderr
+
+
+def test_without_uv_renew_says_what_is_missing_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    copy = tmp_path / "requirements/renew"
+    copy.write_bytes(RENEW.read_bytes())
+
+    done = subprocess.run(["bash", copy], env={**os.environ, "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+                          check=False)
+
+    assert (done.returncode, done.stderr) == (
+        2, "requirements/renew: expected uv in .venv or on PATH; ./run-tests.sh installs it\n")
+    assert list(tmp_path.rglob("*.txt")) == []
