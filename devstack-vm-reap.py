@@ -389,6 +389,7 @@ class Reap:
         self.nodes = vmdatabase.nodes_of(config)
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
+        self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins has told of them, by machine
         self.troubles = 0
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
@@ -647,15 +648,17 @@ class Reap:
                 or sight.nodes is None or sight.builds(machine):
             return ""
         last = vmdatabase.last_result(machine)
-        if last and (last.by_person or last.end_time is not None):
+        if last and (last.by_person or last.result):
             return ""
         if not last or not last.jenkins_job_name or last.jenkins_build_number is None:
             return "no build has taken it"
-        try:
-            build = self.nodes.build(last.jenkins_job_name, last.jenkins_build_number)
-        except GateError as err:
-            self.trouble(err)
-            return ""
+        if machine.id not in self.builds:
+            try:
+                self.builds[machine.id] = self.nodes.build(last.jenkins_job_name, last.jenkins_build_number)
+            except GateError as err:
+                self.trouble(err)
+                return ""
+        build = self.builds[machine.id]
         if build is None:
             return f"Jenkins knows no {vmdatabase.build_of(last)}"
         elsewhere = build.ran_elsewhere(str(machine.jenkins_name or machine.name))
@@ -718,11 +721,14 @@ class Reap:
             except GateError as err:
                 self.trouble(err)
             else:
+                self.builds[machine.id] = build
                 self.note_end(machine, name, build)
 
     def note_end(self, machine: Machine, name: str, build: jenkinsnodes.Build | None) -> None:
         """Write down how a build has ended, if it has; its machine goes on as after devstack-vm-delete."""
         log = self.log_of(machine)
+        if build and build.ran_elsewhere(str(machine.jenkins_name or machine.name)):
+            return  # it is nobody's
         if build is None and self.now() - machine.state_time >= FORGOTTEN_SECONDS:
             log.warning("Jenkins knows no %s, or the user lacks the right Job/Read on it; its end is not known", name)
             vmdatabase.record_end(machine, {}, None)
