@@ -251,10 +251,10 @@ def judge(
     why = None
     if machine.state == USED and machine.external_id in sight.gone:
         why = "the server is gone"
-    elif machine.state == USED and unclaimed and age >= UNCLAIMED_SECONDS:
-        why = f"used for {age // 60} min, and nobody's: {unclaimed}"
+    elif machine.state == USED and age >= KEEP_FAILED:
+        why = "used, and kept for 24 hours"
     elif machine.state == USED:
-        why = "used, and kept for 24 hours" if age >= KEEP_FAILED else None
+        why = f"used for {age // 60} min, and nobody's: {unclaimed}" if unclaimed else None
     elif sight.spent(machine):
         why = "no build can start on its node any more"
     elif not image.active:
