@@ -1697,7 +1697,7 @@ def test_a_stuck_delete_is_reported_with_its_age_from_the_first_attempt(slow: Sl
 
 def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_failed_build(pool: Pool) -> None:
     pool.load(provider(images=[image(min_ready=0)]))
-    failed = pool.add_machine("USED", age=HOUR)
+    failed = taken(pool, HOUR, end_time=1, result="FAILURE")
     held = pool.add_machine("HOLD", age=60, hold_until=int(time.time()) + 40 * HOUR)
     young = pool.boot("devstack-noble-one-99", pool.marks(machine=99))
     ahead = pool.folder / "ahead"
