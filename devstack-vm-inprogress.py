@@ -112,7 +112,7 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
     Nothing of it can have run, since its first step waits for this script; the next build may have the node.
     """
     job, number = build_named(environ)
-    build = nodes.build(job, number) if number else None
+    build = nodes.build(job, number) if number and "GATE_JOB_NAME" in environ else None
     if build and build.result:
         raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
 

@@ -10,6 +10,7 @@ interpreter, the floor's transaction, and its calls to Jenkins.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
 import tempfile
@@ -24,7 +25,9 @@ from tests.pool import Pool, provider
 
 PAIRS_A_RUN = 4  # a pair takes less than a second
 JOB, NUMBER = "gate", "1"
-BUILD = {"JOB_NAME": JOB, "BUILD_NUMBER": NUMBER, "GATE_JOB_NAME": JOB, "GATE_BUILD_NUMBER": NUMBER}
+SECRET = "of the machines"
+BUILD = {"JOB_NAME": JOB, "BUILD_NUMBER": NUMBER, "GATE_JOB_NAME": JOB, "GATE_BUILD_NUMBER": NUMBER,
+         "GATE_TAKE_SECRET": SECRET}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         pool.load(provider())
         _start_build(stand_in)
         machines = [pool.add_machine(server=False) for _ in range(3 * (count + 1))]
+        pool.sql("UPDATE machine SET take_hash = ?", hashlib.sha256(SECRET.encode()).hexdigest())
         return [_measure(pool, case, machines, count) for case in _cases(stand_in)]
 
 

@@ -350,7 +350,7 @@ def test_a_machine_whose_ready_script_fails_is_an_error_with_what_it_said(machin
     machines.run(LAUNCH, "one", expect=1)
 
     ((state, error),) = machines.sql("SELECT state, error FROM machine")
-    assert (state, error.partition(": ")[2]) == ("ERROR", "ready-script: exit status 3\n    no mirror")
+    assert (state, error.partition(": ")[2]) == ("ERROR", "ready-script: exit status 3 | no mirror")
     assert time.monotonic() - before < 50, "it was tried until boot-timeout"
 
 
