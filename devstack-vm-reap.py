@@ -45,6 +45,7 @@ from vmdatabase import (
     KnownIds,
     Machine,
     Provider,
+    Result,
     SnapshotImage,
 )
 
@@ -375,6 +376,7 @@ def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: flo
 
 
 GONE, ASKED, BUILDS = "gone", "asked", "builds"
+UNTOLD = jenkinsnodes.Build(node="", result=None, upstream=(), tells_node=False)  # Jenkins did not answer
 
 
 class Reap:
@@ -389,7 +391,7 @@ class Reap:
         self.nodes = vmdatabase.nodes_of(config)
         self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
-        self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins has told of them, by machine
+        self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.troubles = 0
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
@@ -420,6 +422,7 @@ class Reap:
         self.adopt(sight)
         self.see_ended_builds(sight)
         self.move_machines(sight)
+        self.see_ended_builds(sight)  # also of builds that vm.db has learnt of only now
         self.retire_nodes(sight)
         self.delete_servers(sight)
         if images is not None:
@@ -652,12 +655,7 @@ class Reap:
             return ""
         if not last or not last.jenkins_job_name or last.jenkins_build_number is None:
             return "no build has taken it"
-        if machine.id not in self.builds:
-            try:
-                self.builds[machine.id] = self.nodes.build(last.jenkins_job_name, last.jenkins_build_number)
-            except GateError as err:
-                self.trouble(err)
-                return ""
+        self.ask_for({machine.id: last})
         build = self.builds[machine.id]
         if build is None:
             return f"Jenkins knows no {vmdatabase.build_of(last)}"
@@ -684,23 +682,9 @@ class Reap:
         if verdict.target == USED and not vmdatabase.open_result(machine):
             build = build_named(verdict.why)
             vmdatabase.record_start(machine, build, by_person=not build or None)
-            self.see_end_of_build(machine, verdict.why)
         server = sight.server(machine)
         if machine.ip is None and server:
             vmdatabase.set_columns(machine, ip=self.cloud.network.shown_address(server))
-
-    def see_end_of_build(self, machine: Machine, why: str) -> None:
-        """Ask Jenkins whether the build that has had a machine is over, of which vm.db knows nothing, and record it."""
-        build = build_named(why)
-        try:
-            seen = self.nodes.build(build["JOB_NAME"], int(build["BUILD_NUMBER"])) if self.nodes and build else None
-        except GateError as err:
-            self.trouble(err)
-            return
-        if seen and seen.result:
-            vmdatabase.record_end(machine, build, seen.result)
-            if seen.result not in vmdatabase.FAILED_RESULTS and vmdatabase.move(machine, USED, DELETE):
-                self.log_of(machine).info("USED -> DELETE: its build has ended %s", seen.result)
 
     def see_ended_builds(self, sight: Sight) -> None:
         """Record the ends that devstack-vm-delete was not called for, as where Jenkins died under a build.
@@ -709,20 +693,30 @@ class Reap:
         """
         if self.nodes is None or sight.nodes is None or self.options.dry_run:
             return
-        asked = []
-        for machine in vmdatabase.machines_of(self.provider, [USED, HOLD]):
-            row = None if sight.builds(machine) else vmdatabase.open_result(machine)
-            if row and row.jenkins_job_name and row.jenkins_build_number is not None:
-                asked.append((machine, vmdatabase.build_of(row), self.workers.submit(
-                    self.nodes.build, row.jenkins_job_name, row.jenkins_build_number)))
-        for machine, name, task in asked:
+        machines = [machine for machine in vmdatabase.machines_of(self.provider, [USED, HOLD])
+                    if not sight.builds(machine)]
+        rows = {machine.id: row for machine in machines
+                if (row := vmdatabase.open_result(machine)) and row.jenkins_job_name
+                and row.jenkins_build_number is not None}
+        self.ask_for(rows)
+        for machine in machines:
+            if machine.id in rows:
+                self.note_end(machine, vmdatabase.build_of(rows[machine.id]), self.builds[machine.id])
+
+    def ask_for(self, rows: Mapping[int, Result]) -> None:
+        """Ask Jenkins for builds, {row id of the machine: row of its build}, each once in a run; fills self.builds.
+
+        A build that Jenkins does not know is None there, UNTOLD one for which it did not answer.
+        """
+        assert self.nodes
+        tasks = {number: self.workers.submit(self.nodes.build, row.jenkins_job_name, row.jenkins_build_number)
+                 for number, row in rows.items() if number not in self.builds}
+        for number, task in tasks.items():
             try:
-                build = task.result()
+                self.builds[number] = task.result()
             except GateError as err:
                 self.trouble(err)
-            else:
-                self.builds[machine.id] = build
-                self.note_end(machine, name, build)
+                self.builds[number] = UNTOLD
 
     def note_end(self, machine: Machine, name: str, build: jenkinsnodes.Build | None) -> None:
         """Write down how a build has ended, if it has; its machine goes on as after devstack-vm-delete."""

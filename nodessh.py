@@ -564,9 +564,9 @@ dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null; rm -
 """])
 
 
-def wipe_jenkins_login(login: Login, seconds: float = LOGIN_SECONDS) -> None:
+def wipe_jenkins_login(login: Login) -> None:
     """Take from a machine with what its build would call Jenkins, before a person gets it; GateError if it cannot."""
-    with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:
+    with session(login, deadline=time.monotonic() + LOGIN_SECONDS) as connection:
         connection.run(*WIPE_JENKINS_LOGIN)
 
 

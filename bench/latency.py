@@ -10,7 +10,6 @@ interpreter, the floor's transaction, and its calls to Jenkins.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import vmdatabase
 from bench.measure import PROJECT, BenchError, Row, pairs, run_process, run_script
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, provider
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         pool.load(provider())
         _start_build(stand_in)
         machines = [pool.add_machine(server=False) for _ in range(3 * (count + 1))]
-        pool.sql("UPDATE machine SET take_hash = ?", hashlib.sha256(SECRET.encode()).hexdigest())
+        pool.sql("UPDATE machine SET take_hash = ?", vmdatabase.secret_hash(SECRET))
         return [_measure(pool, case, machines, count) for case in _cases(stand_in)]
 
 
