@@ -33,6 +33,7 @@ T = TypeVar("T")
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+NUDGE, NUDGE_SECONDS = signal.SIGURG, 0.1  # what wakes the main thread, so that Python runs the handlers of these
 STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
@@ -507,8 +508,9 @@ def _limit_stopping() -> None:
     """See that the process ends soon after a signal, whatever the main thread waits for.
 
     It may wait in a library that does not let Python handle signals, such as SQLite for a lock, or for a cloud that
-    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once. Where the signal
-    came while an object was being finalized, Python drops what its handler raises; then it is sent again.
+    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once. The kernel may
+    give the signal to another thread, and then nothing wakes a main thread that waits for a lock: it is nudged. Where
+    the signal came while an object was being finalized, Python drops what its handler raises; then it is sent again.
     """
     import threading
 
@@ -522,6 +524,7 @@ def _limit_stopping() -> None:
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = drop
+    signal.signal(NUDGE, lambda _signum, _frame: None)
     awake, note = os.pipe()
     os.set_blocking(note, False)
     signal.set_wakeup_fd(note, warn_on_full_buffer=False)
@@ -532,7 +535,8 @@ def _limit_stopping() -> None:
             number = os.read(awake, 1)[0]
         deadline = time.monotonic() + STOP_SECONDS
         while (left := deadline - time.monotonic()) > 0:
-            if dropped.wait(left):
+            signal.pthread_kill(main_thread, NUDGE)
+            if dropped.wait(min(left, NUDGE_SECONDS)):
                 dropped.clear()
                 time.sleep(0.01)
                 signal.pthread_kill(main_thread, number)
