@@ -39,7 +39,72 @@ if TYPE_CHECKING:
     from jenkinsnodes import Node, Nodes
 
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
-STATES = (BUILDING, READY, USED, ERROR, HOLD, DELETE)
+
+# What is true of row, server and node of a machine in each state.
+MACHINE_STATES = {
+    BUILDING: "The server is being asked for, boots, or is tested; it may not exist yet. There is no node.",
+    READY: "The server has passed the ssh test. Its node is in Jenkins, or the next launch puts it there; no build has "
+           "had the machine.",
+    USED: "A build or a person has the machine, or had it last. Its node takes no other build.",
+    ERROR: "The machine never became ready, or died in the pool. Server and node may still be there.",
+    HOLD: "A person keeps the machine, until a time or until unhold. Its node takes no build, and no script ends it.",
+    DELETE: "Nobody wants the machine any more. Reap removes its node, then its server.",
+}
+STATES = tuple(MACHINE_STATES)
+SNAPSHOT_STATES = {
+    BUILDING: "A template server is being made into an image; the image may not exist yet.",
+    READY: "The image has booted a test machine. The newest READY snapshot of an image type is what machines boot from.",
+    ERROR: "The build failed or ended early. Its server may be kept for a person until keep_until.",
+    DELETE: "Two newer ones are READY. Reap deletes the image.",
+}
+
+
+class Move(NamedTuple):
+    """One way for a row to change its state; a row begins with source None and ends with target None."""
+
+    source: str | None
+    target: str | None
+    by: str  # the script or command that does it
+    when: str
+
+
+# Every move that there is. `move` refuses any other, whoever asks for it.
+MACHINE_MOVES = (
+    Move(None, BUILDING, "launch", "the pool is short; the row is there before the server is asked for"),
+    Move(None, HOLD, "reap", "its node or server is in use, and a restored vm.db has no row of it"),
+    Move(None, USED, "reap", "the same"),
+    Move(BUILDING, BUILDING, "launch", "an earlier run ended before it could ask for the server: asked for again"),
+    Move(BUILDING, READY, "launch", "the server is active and has passed the ssh test; then its node is made"),
+    Move(BUILDING, ERROR, "launch, reap", "the boot failed or took longer than boot-timeout"),
+    Move(BUILDING, None, "launch", "the cloud refused the create: there is no server"),
+    Move(READY, USED, "inprogress, delete, reap", "a build started there or a person took it; delete and reap record "
+                                                  "that of builds which inprogress, or a restored vm.db, missed"),
+    Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
+                                       "died"),
+    Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, or --all-servers was given"),
+    Move(USED, DELETE, "delete, reap, inprogress", "its build ended well; a failed one after 24 hours, or earlier if "
+                                                   "the provider is full; it is nobody's; a login could not be removed"),
+    Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
+    Move(BUILDING, DELETE, "reap", "--all-servers was given"),
+    Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: its server or node say so, and a restored vm.db did not"),
+    Move(READY, HOLD, "hold, reap", "the same"),
+    Move(USED, HOLD, "hold, reap", "the same"),
+    Move(ERROR, HOLD, "hold, reap", "the same"),
+    Move(HOLD, DELETE, "unhold, reap", "a person lets go, the hours of the hold are over, or its server is gone since a "
+                                       "restore"),
+    Move(ERROR, DELETE, "reap", "its server and node are to go"),
+    Move(DELETE, None, "reap", "a later look at the cloud shows that the server is gone"),
+)
+SNAPSHOT_MOVES = (
+    Move(None, BUILDING, "update-image", "a build begins; the row is there before the template server"),
+    Move(BUILDING, READY, "update-image", "a machine booted from the image has passed the ssh test"),
+    Move(BUILDING, ERROR, "update-image, reap", "the build failed, was stopped, or ended without a word"),
+    Move(None, READY, "reap", "its good image was made by a newer vm.db than this restored one"),
+    Move(READY, DELETE, "reap", "two newer ones are READY, its image type left the file, its image is gone, or "
+                                "--all-images was given"),
+    Move(ERROR, None, "reap", "its server and image are gone"),
+    Move(DELETE, None, "reap", "its server and image are gone"),
+)
 BUSY_SECONDS = 30
 FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
 COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
@@ -709,8 +774,11 @@ def now() -> int:
 def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any) -> bool:
     """Move a row from one state to another in one UPDATE, other columns with it.
 
-    Returns whether it was still in the source state, and so moved; the row object then shows what was written.
+    Returns whether it was still in the source state, and so moved; the row object then shows what was written. Raises
+    ValueError for a move that MACHINE_MOVES or SNAPSHOT_MOVES does not have.
     """
+    if not any((source, target) == (one.source, one.target) for one in moves_of(type(row))):
+        raise ValueError(f"a {type(row).__name__} does not go from {source} to {target}")
     values = {"state": target, "state_time": now(), **_storable(columns)}
     model = type(row)
     moved = model.update(**values).where((model.id == row.id) & (model.state == source)).execute() == 1
@@ -718,6 +786,11 @@ def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any)
         for name, value in values.items():
             setattr(row, name, value)
     return bool(moved)
+
+
+def moves_of(model: type[Machine | SnapshotImage]) -> tuple[Move, ...]:
+    """Return the moves that rows of a table may make."""
+    return MACHINE_MOVES if model is Machine else SNAPSHOT_MOVES
 
 
 def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
