@@ -27,10 +27,12 @@ from typing import Any
 import gateconfig
 import jenkinsnodes
 import nodessh
-import novacloud
 import vmdatabase
+from cloud import nova
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
+from pool import rules
+from pool.rules import Need
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
@@ -46,33 +48,6 @@ STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", 
                DELETE: "to be deleted"}
 SECRET_BYTES = 32  # of what a build shows to take its machine
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
-
-
-@dataclass(frozen=True)
-class Need:
-    """What the plan needs to know of one image type."""
-
-    image_id: int
-    min_ready: int
-    present: int  # machines ready, on their way, or failed in this run
-
-
-def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
-    """Return the ids of the image types to launch a machine of, in this order.
-
-    At most room of them; each next one goes to the image type that then has the smallest share of its min-ready, so
-    that none starves another.
-    """
-    present = {need.image_id: need.present for need in needs}
-    plan: list[int] = []
-    while len(plan) < room:
-        short = [need for need in needs if present[need.image_id] < need.min_ready]
-        if not short:
-            break
-        next_one = min(short, key=lambda need: present[need.image_id] / need.min_ready)
-        present[next_one.image_id] += 1
-        plan.append(next_one.image_id)
-    return plan
 
 
 def poll_pause(quiet: float, took: float) -> float:
@@ -105,7 +80,7 @@ class Boot:
     asked: bool = False  # whether this run has asked for the server
     give_up_at: float = 0.0  # monotonic; until when a server whose id was not saved is looked for
     ask_at: float | None = None  # monotonic; when to ask for a server by itself that the list leaves out
-    server: novacloud.Server | None = None
+    server: nova.Server | None = None
     last_seen: str = "nothing yet"
     zone: str | None = None
     sent_at: float | None = None  # monotonic; when the create went out, after all waiting for the rate
@@ -123,7 +98,7 @@ class Template:
     """What the machines of one image type are made of."""
 
     snapshot: SnapshotImage
-    recipe: novacloud.Recipe
+    recipe: nova.Recipe
 
 
 class Launch:
@@ -137,7 +112,7 @@ class Launch:
         self.images = {image.id: image for image in vmdatabase.images_of(provider)}
         self.zones = provider.listed("availability_zones")
         self.nodes = vmdatabase.nodes_of(config)
-        self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
+        self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
         self.patient = gateconfig.Workers(provider.max_concurrency)  # for what takes long and must keep nobody waiting
         self.started = time.monotonic()
@@ -197,14 +172,14 @@ class Launch:
     # --- what earlier runs left ---
 
     def leave_out_ids(
-        self, servers: Iterable[novacloud.Server], nodes: Mapping[str, jenkinsnodes.Node]
+        self, servers: Iterable[nova.Server], nodes: Mapping[str, jenkinsnodes.Node]
     ) -> None:
         """Name no machine like one that a restored vm.db does not know any more."""
         of_nodes = self.nodes.by_machine(nodes) if self.nodes else {}
         vmdatabase.leave_out_ids("machine", max([0, *of_nodes, *(server.machine_id or 0 for server in servers)]))
 
     def take_over(
-        self, servers: Sequence[novacloud.Server], nodes: Mapping[str, jenkinsnodes.Node] | None
+        self, servers: Sequence[nova.Server], nodes: Mapping[str, jenkinsnodes.Node] | None
     ) -> None:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
@@ -258,7 +233,7 @@ class Launch:
             self.log.error("no build can run on %s: %s; log: %s", gateconfig.some(names), why, log)
         self.lost.clear()
 
-    def count_orphans(self, servers: Sequence[novacloud.Server]) -> None:
+    def count_orphans(self, servers: Sequence[nova.Server]) -> None:
         """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""
         rows = dict(vmdatabase.server_ids(self.provider))
         building = vmdatabase.building_snapshot_ids()
@@ -266,7 +241,7 @@ class Launch:
             server.snapshot_id not in building and rows.get(server.machine_id or 0, "") not in (None, server.id)
             for server in servers)
 
-    def adopt(self, machine: Machine, server: novacloud.Server | None) -> None:
+    def adopt(self, machine: Machine, server: nova.Server | None) -> None:
         """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
@@ -313,7 +288,7 @@ class Launch:
             if present < image.min_ready and image.active and self.template(image):
                 needs.append(Need(image.id, self.wanted(image), present))
         taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
-        return [self.images[image_id] for image_id in plan_launches(needs, self.provider.max_servers - taken)]
+        return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
 
     def wanted(self, image: BaseImage) -> int:
         """Return how many machines of an image type to have: its min-ready, if they are not lost to Jenkins in a row.
@@ -378,12 +353,12 @@ class Launch:
     def run_short(self, boot: Boot, why: GateError) -> None:
         """Ask for no more of what needs that of which the cloud has no more: this zone, image type, volumes, or all."""
         image_id = boot.machine.base_image_id
-        lack = novacloud.shortage(str(why))
-        if lack == novacloud.HOST:
+        lack = nova.shortage(str(why))
+        if lack == nova.HOST:
             self.leave_zone(boot, why)
-        elif lack == novacloud.FLAVOR:
+        elif lack == nova.FLAVOR:
             self.ask_no_more(image_id, why)
-        elif lack == novacloud.VOLUME:
+        elif lack == nova.VOLUME:
             for image in self.images.values():
                 if image.boot_from_volume:
                     self.ask_no_more(image.id, why)
@@ -434,14 +409,14 @@ class Launch:
             self.make_server, machine.id, str(machine.name), template.recipe, boot.zone, boot.sent, again)
         self.follow(boot)
 
-    def make_server(self, machine_id: int, name: str, recipe: novacloud.Recipe, zone: str | None,
+    def make_server(self, machine_id: int, name: str, recipe: nova.Recipe, zone: str | None,
                     sent: Callable[[], None], again: bool) -> str:
         """Run in a worker: have what the server needs, ask for it, and return its id."""
         self.cloud.network.reserve(machine_id, again=again)
         try:
             return self.cloud.make_server(
-                name, recipe, {novacloud.MACHINE_KEY: str(machine_id)}, zone=zone, sent=sent)
-        except (novacloud.CapacityError, novacloud.RefusedError, ConfigError):
+                name, recipe, {nova.MACHINE_KEY: str(machine_id)}, zone=zone, sent=sent)
+        except (nova.CapacityError, nova.RefusedError, ConfigError):
             with contextlib.suppress(GateError):  # reap sweeps what is left
                 self.cloud.network.release_for(machine_id)
             raise
@@ -494,7 +469,7 @@ class Launch:
             self.snapshot_names[snapshot_id] = str(row.name) if row else ""
         return self.snapshot_names[snapshot_id]
 
-    def log_in(self, boot: Boot, server: novacloud.Server, user: str, marks: str, ready_script: str | None
+    def log_in(self, boot: Boot, server: nova.Server, user: str, marks: str, ready_script: str | None
                ) -> nodessh.Login:
         """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
         address = self.cloud.network.reachable_address(server)
@@ -519,10 +494,10 @@ class Launch:
         sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
         try:
             vmdatabase.set_columns(boot.machine, external_id=task.result(), create_time=sent_time)
-        except novacloud.CapacityError as err:
+        except nova.CapacityError as err:
             self.forget(boot)
             self.run_short(boot, err)
-        except (novacloud.RefusedError, ConfigError) as err:
+        except (nova.RefusedError, ConfigError) as err:
             self.forget(boot)
             if "availability zone" in str(err) and self.zones:
                 self.leave_zone(boot, err)
@@ -544,7 +519,7 @@ class Launch:
         """Move a machine that passed the ssh test to READY, then have it registered; try the others again."""
         try:
             login = task.result()
-        except (ConfigError, novacloud.CapacityError) as err:  # settings, or floating IPs that are used up
+        except (ConfigError, nova.CapacityError) as err:  # settings, or floating IPs that are used up
             self.ask_no_more(None, err)
             self.fail(boot, str(err))
         except nodessh.ReadyScriptError as err:
@@ -658,7 +633,7 @@ class Launch:
             self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
         return over
 
-    def look_for(self, boot: Boot, server: novacloud.Server | None) -> None:
+    def look_for(self, boot: Boot, server: nova.Server | None) -> None:
         """Find the server of a create whose answer was lost, or conclude that there is none."""
         if server:
             self.log_of(boot.machine).info("the server is there all the same")
@@ -668,15 +643,15 @@ class Launch:
         elif time.monotonic() > boot.give_up_at:
             self.ask_again(boot.machine)
 
-    def look_at(self, boot: Boot, server: novacloud.Server | None) -> None:
+    def look_at(self, boot: Boot, server: nova.Server | None) -> None:
         """Judge one server: ACTIVE goes to the ssh test, ERROR and gone are final, all else has until the deadline."""
         server = server or self.ask_for(boot)
         if server is None:
             return
         boot.server, boot.ask_at = server, None
-        if server.status == novacloud.SERVER_ERROR:
+        if server.status == nova.SERVER_ERROR:
             self.went_to_error(boot, server.fault)
-        elif boot.stage == BOOT and server.status == novacloud.ACTIVE:
+        elif boot.stage == BOOT and server.status == nova.ACTIVE:
             self.outcomes[boot.machine.base_image_id][boot.machine.id] = True
             now = time.monotonic()
             boot.deadline = max(boot.deadline, now + nodessh.CONNECT_SECONDS)  # our look may have waited for the rate
@@ -688,21 +663,21 @@ class Launch:
     def went_to_error(self, boot: Boot, fault: str) -> None:
         """Fail a machine whose server did not come up, and conclude whether there is room for more."""
         image_id = boot.machine.base_image_id
-        why, failed = novacloud.CapacityError(fault), self.failed[image_id]
+        why, failed = nova.CapacityError(fault), self.failed[image_id]
         elsewhere = False
-        if novacloud.RETRY_FAULTS.search(fault):
+        if nova.RETRY_FAULTS.search(fault):
             self.outcomes[image_id][boot.machine.id] = False
-            if novacloud.out_of_room([*self.outcomes[image_id].values()]):
+            if nova.out_of_room([*self.outcomes[image_id].values()]):
                 self.ask_no_more(image_id, why)
-        elif novacloud.shortage(fault) == novacloud.HOST:
+        elif nova.shortage(fault) == nova.HOST:
             elsewhere = self.leave_zone(boot, why)
-        elif novacloud.CAPACITY_FAULTS.search(fault):
+        elif nova.CAPACITY_FAULTS.search(fault):
             self.run_short(boot, why)
         self.fail(boot, f"the server went to ERROR: {fault or 'without a fault text'}")
         if elsewhere:
             self.failed[image_id] = failed  # another one is asked for at once, in another zone
 
-    def ask_for(self, boot: Boot) -> novacloud.Server | None:
+    def ask_for(self, boot: Boot) -> nova.Server | None:
         """Ask for one server that the list left out, if it does so for long; only a 404 means that it is gone."""
         now = time.monotonic()
         if boot.ask_at is None:
@@ -712,7 +687,7 @@ class Launch:
         boot.ask_at = now + ASK_AGAIN_SECONDS
         try:
             return self.cloud.get_server(str(boot.machine.external_id))
-        except novacloud.GoneError:
+        except nova.GoneError:
             self.fail(boot, "the server is gone")
         except GateError as err:
             boot.last_seen = str(err)
@@ -737,10 +712,10 @@ class Launch:
         if self.moved(boot, ERROR, error=why, **columns):
             self.failed[machine.base_image_id] += 1
             self.boots.pop(machine.id, None)
-            if boot.server and boot.server.status == novacloud.ACTIVE and boot.stage == LOGIN:
+            if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
                 self.consoles.append(self.workers.submit(self.save_console, boot.server, str(machine.name)))
 
-    def save_console(self, server: novacloud.Server, name: str) -> None:
+    def save_console(self, server: nova.Server, name: str) -> None:
         """Run in a worker: keep the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
         log = self.log.bind(node=name)
         folder = Path(os.environ.get("WORKSPACE") or gateconfig.database_path().parent) / "console-logs"

@@ -16,13 +16,10 @@ Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wron
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import peewee
@@ -30,10 +27,11 @@ import peewee
 import gateconfig
 import jenkinsnodes
 import nodessh
-import novacloud
-import providersfile
 import vmdatabase
+from cloud import nova
 from gateconfig import GateError, SecureConfig, get_log
+from pool import providersfile, rules
+from pool.rules import Sight, Suspect, Use, Verdict
 from vmdatabase import (
     BUILDING,
     DELETE,
@@ -42,7 +40,6 @@ from vmdatabase import (
     READY,
     USED,
     BaseImage,
-    KnownIds,
     Machine,
     Provider,
     Result,
@@ -51,325 +48,14 @@ from vmdatabase import (
 
 T = TypeVar("T")
 
-HOUR = 3600  # seconds
-KEEP_FAILED = 24 * HOUR
 UNCLAIMED_SECONDS = 900  # how long a machine is kept that was taken, but by no build and no person
 CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
 FORGOTTEN_SECONDS = 300  # for how long a machine is to be taken before its build, unknown to Jenkins, is over
-GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
-CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
-LONGEST_SECONDS = 2 * HOUR  # what a run can take
+LONGEST_SECONDS = 2 * rules.HOUR  # what a run can take
 CONFIRMED = 10  # servers that are asked for one by one when a list shows none at all
-STUCK = HOUR  # a delete that takes longer is reported
-SNAPSHOTS_KEPT = 2  # current and previous
-FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
-
-
-# --- rules: pure functions of rows and a clock ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A machine that is to be moved, and why."""
-
-    machine: Machine
-    target: str
-    why: str
-    columns: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Use:
-    """Who has a machine, as its server and its node tell: a build or a person (USED), or a person for long (HOLD)."""
-
-    state: str
-    why: str
-    hold_until: int | None = None
-
-    @property
-    def columns(self) -> dict[str, object]:
-        """What is written into the machine's row with the state."""
-        return {"hold_reason": self.why, "hold_until": self.hold_until} if self.state == HOLD else {}
-
-
-def use_of(server: novacloud.Server | None, node: jenkinsnodes.Node | None, now: float) -> Use | None:
-    """Return who has a machine, whatever vm.db says, which may be older than this; None if nobody has it.
-
-    The marks are those that hold, inprogress and delete leave on server and node. A node that a person took offline by
-    hand, and that has its label still, is none of a build's: whoever did that is to say when it may go.
-    """
-    if server and server.hold and now < (server.hold[1] or math.inf):
-        return Use(HOLD, *server.hold)
-    if node is None:
-        return None
-    said = node.reason if node.temporarily_offline and node.by_person else ""
-    spent = jenkinsnodes.USED_LABEL in node.labels
-    if said.startswith(jenkinsnodes.HELD):
-        return Use(HOLD, said.removeprefix(jenkinsnodes.HELD))
-    if not node.idle:
-        return Use(USED, said or "a build runs there")
-    if spent and said not in (jenkinsnodes.UNKNOWN, jenkinsnodes.UNANSWERED, jenkinsnodes.GOING, jenkinsnodes.STRAY):
-        return Use(USED, said or "its node has lost its label")
-    return Use(HOLD, f"its node is offline in Jenkins: {said}") if node.by_person and not spent else None
-
-
-def forgotten_use(
-    machine: Machine, server: novacloud.Server | None, node: jenkinsnodes.Node | None, now: float
-) -> Use | None:
-    """Return who has a machine whose row does not say so, because vm.db is older than that; None if that is not so.
-
-    A node is made after its machine is READY, so that one of a BUILDING machine tells for sure. Of other rows only the
-    marks do that hold and inprogress leave after they have written their state into vm.db.
-    """
-    use = use_of(server, node, now)
-    if use is None or machine.state in (HOLD, DELETE):
-        return None
-    said = node.reason if node and node.temporarily_offline else ""
-    held = use.state == HOLD and (bool(server and server.hold) or said.startswith(jenkinsnodes.HELD))
-    taken = machine.state == READY and said.startswith(jenkinsnodes.IN_USE_BY)
-    return use if held or taken or machine.state == BUILDING else None
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A ready machine whose agent is away."""
-
-    lost: bool  # whether it has been away for longer than Jenkins takes to have it back, or never came
-    gone: bool  # whether Jenkins has given up for the moment, rather than still connecting
-    absent: int  # seconds since a run first saw it away
-
-
-def is_dead(suspect: Suspect, silent: bool, cut_off: bool) -> bool:
-    """Whether a machine whose agent stayed away for another look is to be replaced.
-
-    silent: it does not answer by ssh either. cut_off: no ready machine of the provider does, nor has its agent; that is
-    the network rather than all of them, for some time.
-    """
-    if silent and cut_off and suspect.absent < CUT_OFF_SECONDS:
-        return False
-    return suspect.lost or (silent and suspect.gone)
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What was seen of cloud and Jenkins, before vm.db was read; nodes is None where Jenkins did not tell."""
-
-    servers: Mapping[str, novacloud.Server]
-    gone: frozenset[str]  # ids of servers for which the cloud, asked one by one, answered 404
-    list_is_whole: bool  # False: the list left out servers that the cloud shows when asked for them
-    nodes: Mapping[str, jenkinsnodes.Node] | None
-    dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
-    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # those of ours, by the id in their name
-
-    @cached_property
-    def by_machine(self) -> dict[int | None, novacloud.Server]:
-        """The servers by the row id of their mark."""
-        return {server.machine_id: server for server in self.servers.values()}
-
-    def server(self, machine: Machine) -> novacloud.Server | None:
-        """Return the server of a machine."""
-        return self.servers.get(str(machine.external_id)) or (
-            None if machine.external_id else self.by_machine.get(machine.id))
-
-    def node(self, machine: Machine) -> jenkinsnodes.Node | None:
-        """Return the node of a machine, also of one that was never in Jenkins as far as vm.db knows."""
-        return (self.nodes or {}).get(str(machine.jenkins_name or machine.name))
-
-    def renamed(self, machine: Machine) -> str:
-        """Return the name that a person gave to the server of a machine, empty if it has its own."""
-        server = self.server(machine)
-        return server.name if server and machine.name and server.name != machine.name else ""
-
-    def builds(self, machine: Machine) -> bool:
-        """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
-        if self.nodes is None:
-            return machine.jenkins_name is not None
-        node = self.nodes.get(str(machine.jenkins_name))
-        return node is not None and not node.idle
-
-    def spent(self, machine: Machine) -> bool:
-        """Whether no build can reach its node any more, for it has lost its label.
-
-        Who takes a node offline by hand leaves it that; a script that was cut short may have taken no more than that.
-        """
-        node = (self.nodes or {}).get(str(machine.jenkins_name))
-        return node is not None and jenkinsnodes.USED_LABEL in node.labels
-
-    def server_death(self, machine: Machine) -> str | None:
-        """Return what became of the server of a machine, None if it lives."""
-        server = self.servers.get(str(machine.external_id))
-        if machine.external_id in self.gone:
-            return "the server is gone"
-        if server and server.status in novacloud.DEAD_STATUSES:
-            return f"the server is {server.status} {server.fault}".strip()
-        return None
-
-    def death(self, machine: Machine) -> str | None:
-        """Return what a machine died of, None if it lives."""
-        if why := self.server_death(machine):
-            return why
-        node = self.node(machine)
-        why = f" ({node.loss(machine.online_time is not None)})" if node else ""
-        return f"its Jenkins node died{why}" if machine.jenkins_name in self.dead_nodes else None
-
-
-def build_named(text: str) -> dict[str, str]:
-    """Return the build that an offline message such as "in use by JOB #7" names, as Jenkins' environment does."""
-    found = re.fullmatch(rf"{jenkinsnodes.IN_USE_BY}(.+) #([0-9]{{1,9}})", text)
-    return {"JOB_NAME": found[1], "BUILD_NUMBER": found[2]} if found else {}
-
-
-def why_taken(machine: Machine) -> str:
-    """Return the offline message of the node of a machine that somebody has, as build_named and use_of read it."""
-    if machine.state == HOLD:
-        return f"{jenkinsnodes.HELD}{machine.hold_reason or ''}"
-    taken = vmdatabase.open_result(machine)
-    who = (vmdatabase.build_of(taken) or "a person") if taken else ""
-    return f"{jenkinsnodes.IN_USE_BY}{who}" if who else "its machine has been used"
-
-
-def judge(
-    machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0, unclaimed: str = ""
-) -> Verdict | None:
-    """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing.
-
-    moved is when vm.db was last said to have been restored or moved on purpose: what it says of before may be old.
-    unclaimed says why a used machine is nobody's, empty if it is somebody's.
-    """
-    age = now - machine.state_time
-    if verdict := judge_old_row(machine, sight, now, moved):
-        return verdict
-    if machine.state == HOLD and machine.hold_until is not None and now >= machine.hold_until:
-        return Verdict(machine, DELETE, "its hours on hold are over")
-    if machine.state == BUILDING and age >= boot_timeout + GRACE:
-        return Verdict(machine, ERROR, f"still BUILDING after {age} s")
-    if machine.state == READY and (death := sight.death(machine)):
-        return Verdict(machine, ERROR, death)
-    if machine.state not in (READY, USED) or sight.builds(machine):
-        return None
-    why = None
-    if machine.state == USED and machine.external_id in sight.gone:
-        why = "the server is gone"
-    elif machine.state == USED and age >= KEEP_FAILED:
-        why = "used, and kept for 24 hours"
-    elif machine.state == USED:
-        why = f"used for {age // 60} min, and nobody's: {unclaimed}" if unclaimed else None
-    elif sight.spent(machine):
-        why = "no build can start on its node any more"
-    elif not image.active:
-        why = "its image is no longer in the providers file"
-    elif image.max_ready_age and age >= image.max_ready_age * HOUR:
-        why = f"ready for more than {image.max_ready_age} hours (max-ready-age)"
-    return Verdict(machine, DELETE, why) if why else None
-
-
-def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> Verdict | None:
-    """Return what becomes of a machine of which a person or a newer vm.db has made something else than its row says."""
-    if use := forgotten_use(machine, sight.server(machine), sight.node(machine), now):
-        return Verdict(machine, use.state, use.why, use.columns)
-    if machine.state not in (HOLD, DELETE) and (name := sight.renamed(machine)):
-        why = f"its server was renamed to {name}"
-        return Verdict(machine, HOLD, why, {"hold_reason": why})
-    if machine.state == HOLD and machine.state_time < moved and machine.external_id in sight.gone:
-        return Verdict(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
-    if machine.state == READY and machine.state_time < moved and machine.jenkins_name and sight.nodes is not None \
-            and sight.node(machine) is None:
-        return Verdict(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
-    if machine.state == BUILDING and machine.jenkins_name is None and sight.node(machine):
-        return Verdict(machine, ERROR, "it has a node already, of which vm.db knows nothing")
-    return None
-
-
-def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[Verdict]:
-    """Return the machines of ended builds, oldest first, that must go early for the pool to be full, and no more."""
-    oldest = sorted(finished, key=lambda machine: (machine.state_time, machine.id))
-    return [Verdict(machine, DELETE, "its build has ended and the provider is full")
-            for machine in oldest[:max(0, missing - max(0, room))]]
-
-
-def leaked_servers(
-    servers: Iterable[novacloud.Server], machines: Mapping[int, str | None], snapshots: Mapping[int, SnapshotImage],
-    now: float,
-) -> list[novacloud.Server]:
-    """Return the servers of ours that no row accounts for.
-
-    machines is {row id: server id or None}. A server without a row is left its grace; not so one beside the server that
-    its row knows, nor a template server whose snapshot is no longer built, nor kept for a person.
-    """
-    leaked = []
-    for server in servers:
-        snapshot = snapshots.get(server.snapshot_id or 0)
-        if snapshot:
-            unaccounted = not snapshot.has_server(now)
-        elif (server.machine_id or 0) in machines:
-            unaccounted = machines[server.machine_id or 0] not in (None, server.id)
-        else:
-            unaccounted = now - server.created >= GRACE
-        if unaccounted:
-            leaked.append(server)
-    return leaked
-
-
-def unlikely_leaks(
-    servers: Sequence[novacloud.Server], machines: KnownIds, snapshots: KnownIds, rows: int
-) -> str:
-    """Return why so many or such servers without a row are none of a pool's that knows itself, empty if they may be.
-
-    A row is written before its server is asked for and deleted after that is gone, so that leaks are few. rows is how
-    many machines vm.db has of the provider.
-    """
-    newer = [server for server in servers
-             if not machines.knows(server.machine_id or 0) or not snapshots.knows(server.snapshot_id or 0)]
-    if newer:
-        return f"{len(newer)} of {len(servers)} were made by a newer vm.db than this one"
-    many = len(servers) > max(rows, FEW_LEAKS)
-    return f"these are {len(servers)}, but only {rows} machines have a row" if many else ""
-
-
-def leaked_images(
-    images: Iterable[novacloud.Image], snapshots: Mapping[int, SnapshotImage], now: float
-) -> list[novacloud.Image]:
-    """Return the images of ours that no row accounts for.
-
-    One without a row is left its grace; a second one of the name that a row has goes at once. An image that a user made
-    of one of our machines inherits the mark of a row, but not its name.
-    """
-    leaked = []
-    for image in images:
-        row = snapshots.get(image.snapshot_id or 0)
-        if row is None:
-            unaccounted = now - image.created >= GRACE
-        else:
-            second = image.name == row.name and row.external_id not in (None, image.id)
-            unaccounted = second and row.state != BUILDING
-        if unaccounted:
-            leaked.append(image)
-    return leaked
-
-
-def leaked_volumes(
-    volumes: Iterable[novacloud.Volume], machines: Mapping[int, str], snapshots: Container[int]
-) -> list[novacloud.Volume]:
-    """Return the volumes of ours that belong to no server and are not about to.
-
-    machines is {row id: state}, snapshots the ids of those that are being built or used. The volume of a machine that
-    boots, or was held while it did, is left alone; so is any that a server has, with which it goes, and the one that
-    a snapshot was made of, from which some clouds cannot part while there is the snapshot.
-    """
-    return [volume for volume in volumes if volume.unattached
-            and machines.get(volume.machine_id or 0) not in (BUILDING, HOLD) and volume.snapshot_id not in snapshots]
-
-
-def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:
-    """Return which snapshots of one image type go, of a list with the newest first.
-
-    The failed ones and those beyond current and previous; everything: all but those being built or kept for a person.
-    """
-    ready = [row for row in snapshots if row.state == READY]
-    kept = [] if everything else ready[:SNAPSHOTS_KEPT]
-    return [row for row in snapshots if not row.has_server(now) and row not in kept]
+STUCK = rules.HOUR  # a delete that takes longer is reported
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -389,7 +75,7 @@ class Reap:
         self.log = get_log(provider=provider.name)
         self.prefix = gateconfig.name_prefix()
         self.nodes = vmdatabase.nodes_of(config)
-        self.cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
+        self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateconfig.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.troubles = 0
@@ -483,7 +169,7 @@ class Reap:
             self.trouble(err)
             return None
 
-    def see_volumes(self) -> list[novacloud.Volume]:
+    def see_volumes(self) -> list[nova.Volume]:
         """Return the volumes of ours; if no image type boots from one, silence of the cloud is no trouble."""
         if any(image.boot_from_volume for image in vmdatabase.images_of(self.provider)):
             return self.listed(self.cloud.list_volumes) or []
@@ -505,7 +191,7 @@ class Reap:
                     and machine.state_time < listed_at and (machine.state in (READY, USED, HOLD) or not servers)]
         tasks = {server_id: self.workers.submit(self.look_at, server_id) for server_id in suspects}
         found = {server_id: task.result() for server_id, task in tasks.items()}
-        hidden = {server_id: server for server_id, server in found.items() if isinstance(server, novacloud.Server)}
+        hidden = {server_id: server for server_id, server in found.items() if isinstance(server, nova.Server)}
         if hidden:
             self.trouble(f"the list of servers left out {len(hidden)} that are there; nothing is concluded from it")
         return Sight(
@@ -531,11 +217,11 @@ class Reap:
         """Return the time by which ages are counted, in Unix seconds."""
         return time.time() - self.clock_ahead
 
-    def look_at(self, server_id: str) -> novacloud.Server | str | None:
+    def look_at(self, server_id: str) -> nova.Server | str | None:
         """Run in a worker: return the server, GONE for a 404, None when the cloud does not tell."""
         try:
             return self.cloud.get_server(server_id)
-        except novacloud.GoneError:
+        except nova.GoneError:
             return GONE
         except GateError as err:
             self.trouble(err)
@@ -570,7 +256,7 @@ class Reap:
         silent &= self.silent_ones(watched, away & silent)
         here = [name for name in watched if nodes[name].agent == jenkinsnodes.HERE and not nodes[name].offline]
         cut_off = len(silent) > 1 and not here and len(silent) == len(suspects)
-        dead |= {name for name in away if is_dead(suspects[name], name in silent, cut_off)}
+        dead |= {name for name in away if rules.is_dead(suspects[name], name in silent, cut_off)}
         if waiting := sorted((away | suspects.keys() - set(doubted)) - dead):
             self.log.warning("the agents of %s are away; Jenkins is given time to have them back%s",
                              gateconfig.some(waiting), ", and the network, since none answers by ssh" * cut_off)
@@ -617,7 +303,7 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         images = {image.id: image for image in vmdatabase.images_of(self.provider)}
         now, moved = int(self.now()), int(vmdatabase.setting("moved") or 0)
-        judged = [judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved,
+        judged = [rules.judge(machine, images[machine.base_image_id], self.provider.boot_timeout, sight, now, moved,
                         self.unclaimed(machine, sight, now)) for machine in machines]
         verdicts = [verdict for verdict in judged if verdict]
         if self.options.all_servers:
@@ -680,7 +366,7 @@ class Reap:
         machine = verdict.machine
         self.trouble(f"{machine.name}: vm.db did not know that it is {verdict.target} ({verdict.why}); now it does")
         if verdict.target == USED and not vmdatabase.open_result(machine):
-            build = build_named(verdict.why)
+            build = rules.build_named(verdict.why)
             vmdatabase.record_start(machine, build, by_person=not build or None)
         server = sight.server(machine)
         if machine.ip is None and server:
@@ -745,7 +431,7 @@ class Reap:
     def mark_held(self, machine: Machine, sight: Sight) -> None:
         """Have the server of a held machine tell so, for a vm.db that may be restored some day."""
         server = sight.server(machine)
-        marks = novacloud.held_marks(str(machine.hold_reason or ""), machine.hold_until)
+        marks = nova.held_marks(str(machine.hold_reason or ""), machine.hold_until)
         if server and not marks.items() <= server.metadata.items():
             try:
                 self.cloud.mark_held(server.id, str(machine.hold_reason or ""), machine.hold_until)
@@ -769,7 +455,7 @@ class Reap:
                 continue
             try:
                 if self.nodes.is_ours(node, machine.ip):
-                    self.nodes.take_out_of_service(node.name, why_taken(machine), missing_ok=True)
+                    self.nodes.take_out_of_service(node.name, rules.why_taken(machine), missing_ok=True)
                     self.log_of(machine).info("its node is out of service now")
             except GateError as err:
                 self.trouble(err)
@@ -787,7 +473,7 @@ class Reap:
                     if machine.state == USED and machine.id in ended and not sight.builds(machine)]
         known = {machine.id for machine in machines}
         strangers = sum(server.machine_id not in known for server in sight.servers.values())
-        return make_room(finished, missing, self.provider.max_servers - len(staying) - strangers)
+        return rules.make_room(finished, missing, self.provider.max_servers - len(staying) - strangers)
 
     def log_of(self, machine: Machine) -> gateconfig.Log:
         """Return the log of one machine."""
@@ -824,7 +510,7 @@ class Reap:
                 continue
             if name := sight.renamed(machine):
                 self.trouble(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take its "
-                             f"metadata {novacloud.POOL_KEY} away")
+                             f"metadata {nova.POOL_KEY} away")
                 continue
             if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE):
                 continue  # a person holds it
@@ -908,20 +594,20 @@ class Reap:
     # --- servers without a row ---
 
     def leave_out_ids(
-        self, sight: Sight, images: Sequence[novacloud.Image], keypairs: Mapping[str, int]
+        self, sight: Sight, images: Sequence[nova.Image], keypairs: Mapping[str, int]
     ) -> None:
         """Make no row with an id that a server or a node bears, and know which ids vm.db knows nothing of."""
         if not self.options.dry_run:
             seen = [0, *sight.nodes_by_id, *(number or 0 for number in sight.by_machine)]
             vmdatabase.leave_out_ids("machine", max(seen))
-            vmdatabase.leave_out_ids("snapshot_image", novacloud.last_snapshot_id(
+            vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
                 sight.servers.values(), images, keypairs.values()))
 
-    def leaks(self, sight: Sight) -> list[novacloud.Server]:
+    def leaks(self, sight: Sight) -> list[nova.Server]:
         """Return the servers of ours that no row accounts for."""
         snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
         rows = dict(vmdatabase.server_ids(self.provider))
-        return leaked_servers(sight.servers.values(), rows, snapshots, self.now())
+        return rules.leaked_servers(sight.servers.values(), rows, snapshots, self.now())
 
     def adopt(self, sight: Sight) -> None:
         """Give a row to each server that has none though somebody has it: vm.db is older than that."""
@@ -931,14 +617,14 @@ class Reap:
             if number is None or number in rows:
                 continue
             node = sight.nodes_by_id.get(number)
-            use = use_of(server, node, self.now())
+            use = rules.use_of(server, node, self.now())
             if use and self.options.dry_run:
                 print(f"would take over {server.name} as {use.state}: {use.why}")
             elif use:
                 self.adopt_one(server, node, use, sight)
 
     def adopt_one(
-        self, server: novacloud.Server, node: jenkinsnodes.Node | None, use: Use, sight: Sight
+        self, server: nova.Server, node: jenkinsnodes.Node | None, use: Use, sight: Sight
     ) -> None:
         """Write the row of a server that somebody has; one of an image type that is not known is left as it is."""
         ending = f"-{self.provider.name}-{server.machine_id}"
@@ -955,7 +641,7 @@ class Reap:
             return  # a row of another provider has its id
         self.tell_forgotten(Verdict(Machine.get_by_id(server.machine_id), use.state, use.why), sight)
 
-    def leaks_to_delete(self, sight: Sight, rows: Mapping[int, str | None]) -> list[novacloud.Server]:
+    def leaks_to_delete(self, sight: Sight, rows: Mapping[int, str | None]) -> list[nova.Server]:
         """Return the servers without a row that go; the others are told."""
         going = []
         for server in self.leaks(sight):
@@ -964,7 +650,7 @@ class Reap:
                 self.trouble(f"server {server.name} {server.id} has no row in vm.db and is left: {why}")
             elif server.machine_id is None or sight.nodes is not None:
                 going.append(server)
-        unlikely = unlikely_leaks(going, vmdatabase.known_ids("machine"), vmdatabase.known_ids("snapshot_image"),
+        unlikely = rules.unlikely_leaks(going, vmdatabase.known_ids("machine"), vmdatabase.known_ids("snapshot_image"),
                                   len(rows))
         if not unlikely or self.options.all_servers:
             return going
@@ -973,27 +659,27 @@ class Reap:
                      "a person says that this is so (vmdatabase.py moved), or --all-servers")
         return []
 
-    def why_left(self, server: novacloud.Server, rows: Mapping[int, str | None], sight: Sight) -> str:
+    def why_left(self, server: nova.Server, rows: Mapping[int, str | None], sight: Sight) -> str:
         """Return why a server without a row is no leak but somebody's; empty if it is one."""
         template = SnapshotImage.get_or_none(SnapshotImage.id == server.snapshot_id)
         if template and template.keep_until:
             return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
         number = server.machine_id
         node = None if number is None or number in rows else sight.nodes_by_id.get(number)
-        if use := use_of(server, node, self.now()):
+        if use := rules.use_of(server, node, self.now()):
             return use.why
         own_name = number is None or server.name.endswith(f"-{self.provider.name}-{number}")
         if not own_name and not self.options.all_servers:
-            return f"it was renamed or copied by a person; its metadata {novacloud.POOL_KEY} makes it ours"
+            return f"it was renamed or copied by a person; its metadata {nova.POOL_KEY} makes it ours"
         return ""
 
     # --- images ---
 
-    def delete_snapshots(self, images: Sequence[novacloud.Image]) -> None:
+    def delete_snapshots(self, images: Sequence[nova.Image]) -> None:
         """Delete old and failed snapshots, and images of ours without a row."""
         rows = vmdatabase.snapshots_of(self.provider)
         by_id = {row.id: row for row in rows}
-        leaked = self.images_to_delete(leaked_images(images, by_id, self.now()))
+        leaked = self.images_to_delete(rules.leaked_images(images, by_id, self.now()))
         self.each("leaked image", {image.id: f"{image.name} {image.id}" for image in leaked}, self.cloud.delete_image)
         self.see_images_of([row for row in rows if row.state == READY], {image.id: image for image in images})
         rows = vmdatabase.snapshots_of(self.provider)
@@ -1003,10 +689,10 @@ class Reap:
         found = {(image.snapshot_id, image.name): image.id for image in images}
         for image_rows in by_image.values():
             image = image_rows[0].base_image
-            for row in old_snapshots(image_rows, self.options.all_images or not image.active, self.now()):
+            for row in rules.old_snapshots(image_rows, self.options.all_images or not image.active, self.now()):
                 self.delete_snapshot(row, row.external_id or found.get((row.id, row.name)))
 
-    def images_to_delete(self, leaked: Sequence[novacloud.Image]) -> list[novacloud.Image]:
+    def images_to_delete(self, leaked: Sequence[nova.Image]) -> list[nova.Image]:
         """Return which images without a row go; good ones get a row, others that a newer vm.db has made are left."""
         known = vmdatabase.known_ids("snapshot_image")
         going = []
@@ -1022,11 +708,11 @@ class Reap:
                              "is left until a person says that this is so (vmdatabase.py moved), or --all-images")
         return going
 
-    def adopt_image(self, image: novacloud.Image) -> bool:
+    def adopt_image(self, image: nova.Image) -> bool:
         """Give a row to an image that machines boot well from; returns whether it has one now."""
-        version = re.search(rf"-([0-9]+){re.escape(novacloud.TEMPLATE_SUFFIX)}$", image.name)
+        version = re.search(rf"-([0-9]+){re.escape(nova.TEMPLATE_SUFFIX)}$", image.name)
         types = [one for one in vmdatabase.images_of(self.provider) if version and image.name.endswith(
-            f"devstack-{one.name}-{version[1]}{novacloud.TEMPLATE_SUFFIX}")]
+            f"devstack-{one.name}-{version[1]}{nova.TEMPLATE_SUFFIX}")]
         if not (image.proved and image.status == "active" and version and types):
             return False
         try:
@@ -1036,7 +722,7 @@ class Reap:
             return False
         return True
 
-    def see_images_of(self, snapshots: Sequence[SnapshotImage], images: Mapping[str, novacloud.Image]) -> None:
+    def see_images_of(self, snapshots: Sequence[SnapshotImage], images: Mapping[str, nova.Image]) -> None:
         """Delete the rows of snapshots whose image is gone, and have the other images tell that they are good."""
         for row in snapshots:
             image = images.get(str(row.external_id))
@@ -1080,7 +766,7 @@ class Reap:
         """Return whether a look shows an image gone."""
         try:
             return self.cloud.image_status(image_id) in ("deleted", "pending_delete")
-        except novacloud.GoneError:
+        except nova.GoneError:
             return True
 
     # --- the rest ---
@@ -1090,7 +776,7 @@ class Reap:
         building = vmdatabase.building_snapshot_ids()
         return {name: name for name, snapshot_id in keypairs.items() if snapshot_id not in building}
 
-    def release_floating_ips(self, floating_ips: Sequence[novacloud.FloatingIP], sight: Sight) -> None:
+    def release_floating_ips(self, floating_ips: Sequence[nova.FloatingIP], sight: Sight) -> None:
         """Let go of the floating IPs that we have for servers or machines which are gone."""
         known = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
         machines = vmdatabase.machine_ids()
@@ -1099,10 +785,10 @@ class Reap:
         self.each("floating IP", {ip.id: ip.address for ip in leaked.values()},
                   lambda ip_id: self.cloud.network.release(leaked[ip_id]))
 
-    def leaked_volumes(self, volumes: Iterable[novacloud.Volume]) -> dict[str, str]:
+    def leaked_volumes(self, volumes: Iterable[nova.Volume]) -> dict[str, str]:
         """Return the volumes that we made for servers which never were, or which left them behind."""
         snapshots = {row.id for row in vmdatabase.snapshots_of(self.provider) if row.state != ERROR}
-        leaked = leaked_volumes(volumes, vmdatabase.machine_states(self.provider), snapshots)
+        leaked = rules.leaked_volumes(volumes, vmdatabase.machine_states(self.provider), snapshots)
         return {volume.id: f"{volume.name} {volume.id}" for volume in leaked}
 
     def stray_nodes(self, sight: Sight) -> dict[str, str]:
@@ -1117,7 +803,7 @@ class Reap:
         for number, node in sight.nodes_by_id.items():
             theirs = [name for name in others if node.name.endswith(f"-{name}-{number}")]
             ours = node.name.endswith(f"-{self.provider.name}-{number}")
-            kept = not known.knows(number) and node.idle and use_of(None, node, self.now())
+            kept = not known.knows(number) and node.idle and rules.use_of(None, node, self.now())
             if node.name not in names and number not in sight.by_machine and not kept \
                     and (not theirs or (ours and len(self.provider.name) > max(map(len, theirs)))):
                 found[node.name] = node.name

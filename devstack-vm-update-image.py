@@ -26,14 +26,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import devstackfiles
 import gateconfig
 import nodessh
-import novacloud
 import vmdatabase
-from devstackfiles import Checkout
+from cloud import nova
 from gateconfig import ConfigError, GateError, SecureConfig, get_log
-from imagetemplate import FORGET, MARKS, Plan, Template, steps_of
+from image import devstackfiles
+from image.devstackfiles import Checkout
+from image.template import FORGET, MARKS, Plan, Template, steps_of
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImage
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
@@ -51,7 +51,7 @@ ANY_HOST_KEY = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"  # 
 class Build:
     """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
 
-    def __init__(self, cloud: novacloud.Cloud, image: BaseImage, plan: Plan) -> None:
+    def __init__(self, cloud: nova.Cloud, image: BaseImage, plan: Plan) -> None:
         import paramiko
 
         self.cloud = cloud
@@ -68,7 +68,7 @@ class Build:
         version = vmdatabase.now()
         self.row = SnapshotImage.create(
             base_image=image, version=version, state=BUILDING, state_time=version,
-            name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{novacloud.TEMPLATE_SUFFIX}")
+            name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{nova.TEMPLATE_SUFFIX}")
         vmdatabase.note_ids()
         self.key = paramiko.ECDSAKey.generate()
         self.keypair = cloud.keypair_name(self.row.id)
@@ -109,7 +109,7 @@ class Build:
         self.clean_up(self.delete_keypair)
 
     @contextmanager
-    def server(self, what: str, recipe: novacloud.Recipe, keypair: str | None) -> Iterator[tuple[str, str]]:
+    def server(self, what: str, recipe: nova.Recipe, keypair: str | None) -> Iterator[tuple[str, str]]:
         """Boot a server for the build, yield its id and address, and see that it does not outlive its use.
 
         After a failure it stays for a while if that was asked for.
@@ -120,7 +120,7 @@ class Build:
                 if self.stopping:
                     raise GateError("the build was stopped")
                 server_id = self.cloud.make_server(
-                    self.row.name, recipe, {novacloud.SNAPSHOT_KEY: str(self.row.id)}, key_name=keypair,
+                    self.row.name, recipe, {nova.SNAPSHOT_KEY: str(self.row.id)}, key_name=keypair,
                     zone=self.zones[self.row.id % len(self.zones)] if self.zones else None)
                 vmdatabase.set_columns(self.row, server_external_id=server_id)
                 address = self.reach(server_id)
@@ -207,7 +207,7 @@ class Build:
             while time.monotonic() < deadline:
                 self.cloud.get_server(server_id)
                 time.sleep(POLL_SECONDS)
-        except novacloud.CloudError:
+        except nova.CloudError:
             return
 
     def reach(self, server_id: str) -> str:
@@ -218,14 +218,14 @@ class Build:
             try:
                 server = self.cloud.get_server(server_id)
                 last = f"status {server.status}"
-                if server.status == novacloud.SERVER_ERROR:
+                if server.status == nova.SERVER_ERROR:
                     raise GateError(f"the server went to ERROR: {server.fault or 'without a fault text'}")
-                address = self.cloud.network.reachable_address(server) if server.status == novacloud.ACTIVE else None
+                address = self.cloud.network.reachable_address(server) if server.status == nova.ACTIVE else None
                 if address:
                     return address
-            except (novacloud.GoneError, novacloud.CapacityError):
+            except (nova.GoneError, nova.CapacityError):
                 raise
-            except novacloud.CloudError as err:
+            except nova.CloudError as err:
                 last = str(err)
             time.sleep(POLL_SECONDS)
         raise GateError(f"the server has no address after {self.provider.boot_timeout} s; last seen: {last}")
@@ -294,9 +294,9 @@ class Build:
             while time.monotonic() < deadline:
                 try:
                     last = self.cloud.image_status(image_id)
-                except novacloud.GoneError:
+                except nova.GoneError:
                     raise
-                except novacloud.CloudError as err:
+                except nova.CloudError as err:
                     last = str(err)
                 if last == "active":
                     return image_id
@@ -397,9 +397,9 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> int:
     """Build the images side by side and return one exit code for all."""
-    cloud = novacloud.Cloud(provider, vmdatabase.pool_uuid())
+    cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
     vmdatabase.end_dead_builds(provider)
-    vmdatabase.leave_out_ids("snapshot_image", novacloud.last_snapshot_id(
+    vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
         cloud.list_servers(), cloud.list_snapshots(), cloud.list_keypairs().values()))
     builds: list[Build] = []
     workers = gateconfig.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
@@ -417,7 +417,7 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     return codes.pop() if codes else gateconfig.EXIT_OK
 
 
-def _build(cloud: novacloud.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
+def _build(cloud: nova.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
     """Build one image and return an exit code; one that fails stops no other."""
     log = get_log(provider=cloud.provider.name, image=image.name)
     with vmdatabase.connected():

@@ -39,7 +39,7 @@ main() {
     printf 'This demo needs some Debian and Python packages and a Debian tree for its machines; what is missing is\n'
     printf 'installed first (Python packages into .venv, the tree into ~/.cache/pocketcloud).\n'
     install_packages debootstrap iproute2 openssh-client procps python3 python3-venv sqlite3
-    make_venv requirements-jobs.txt
+    make_venv jobs/requirements.txt
     if ! compgen -G "$HOME/.cache/pocketcloud/debian-*" > /dev/null; then
         printf 'making the Debian tree, about a minute\n'
     fi

@@ -53,7 +53,7 @@ MACHINE_STATES = {
 STATES = tuple(MACHINE_STATES)
 SNAPSHOT_STATES = {
     BUILDING: "A template server is being made into an image; the image may not exist yet.",
-    READY: "The image has booted a test machine. The newest READY snapshot of an image type is what machines boot from.",
+    READY: "The image has booted a test machine. Machines boot from the newest READY one of their image type.",
     ERROR: "The build failed or ended early. Its server may be kept for a person until keep_until.",
     DELETE: "Two newer ones are READY. Reap deletes the image.",
 }
@@ -82,16 +82,16 @@ MACHINE_MOVES = (
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
                                        "died"),
     Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, or --all-servers was given"),
-    Move(USED, DELETE, "delete, reap, inprogress", "its build ended well; a failed one after 24 hours, or earlier if "
-                                                   "the provider is full; it is nobody's; a login could not be removed"),
+    Move(USED, DELETE, "delete, reap, inprogress",
+         "its build ended well; a failed one after 24 hours, or earlier if the provider is full; it is nobody's; a "
+         "login could not be removed"),
     Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
     Move(BUILDING, DELETE, "reap", "--all-servers was given"),
-    Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: its server or node say so, and a restored vm.db did not"),
+    Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
     Move(READY, HOLD, "hold, reap", "the same"),
     Move(USED, HOLD, "hold, reap", "the same"),
     Move(ERROR, HOLD, "hold, reap", "the same"),
-    Move(HOLD, DELETE, "unhold, reap", "a person lets go, the hours of the hold are over, or its server is gone since a "
-                                       "restore"),
+    Move(HOLD, DELETE, "unhold, reap", "a person lets go, its hours are over, or its server is gone since a restore"),
     Move(ERROR, DELETE, "reap", "its server and node are to go"),
     Move(DELETE, None, "reap", "a later look at the cloud shows that the server is gone"),
 )
@@ -1112,6 +1112,6 @@ def record_end(machine: Machine, environ: Mapping[str, str], result: str | None)
 
 
 if __name__ == "__main__":
-    import poolcommands
+    from pool import commands
 
-    gateconfig.run(poolcommands.main)
+    gateconfig.run(commands.main)

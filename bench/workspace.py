@@ -3,7 +3,7 @@
 Ours is setup_workspace of devstack-vm-gate-wrap.sh, in a bash process of its own, with a change to one of the projects
 on Zuul's server. A project has 20 MB of files, of which half cannot be compressed, 300 commits, four branches and ten
 tags, on a git daemon on loopback; that is the mean, their sizes differ as OpenStack's do. Cold: there are no clones.
-Cached: clones as imagesteps.sh makes them, a day old, which is ten commits. The limit is the bare git commands in
+Cached: clones as image/steps.sh makes them, a day old, which is ten commits. The limit is the bare git commands in
 workspace.sh, four projects at once as well: clone, or hard links and a fetch; a fetch from Zuul's server; checkout. It
 looks for no other branch, tries nothing twice, has no time limits and believes whatever is in a cache. All read from
 and write to the page cache; folders are new for each run.
@@ -128,7 +128,7 @@ def _bench(folder: Path, scale: float) -> Iterator[Bench]:
     (folder / "git/zuul").symlink_to("base")  # another address, and so another fetch
     with git_server(folder / "git") as url:
         bench = Bench(folder, url)
-        measure.run_process(["bash", PROJECT / "imagesteps.sh", "clone_projects", f"{url}/base"],
+        measure.run_process(["bash", PROJECT / "image/steps.sh", "clone_projects", f"{url}/base"],
                             bench.environment("clone", "cached"), homes[1], stdin="\n".join(SIZES))
         for project in SIZES:
             _import(folder / "git/base" / project, _day())

@@ -1,1 +1,1 @@
-"""What novacloud is made of: the cloud's rules, errors, login, addresses and volumes."""
+"""A provider's cloud: servers, images, addresses and volumes (nova.py), and its rules, errors and login."""

@@ -21,8 +21,8 @@ import requests
 from keystoneauth1.identity.v3 import Password
 from keystoneauth1.session import Session
 
-import novacloud
-from novacloud import Recipe
+from cloud import nova
+from cloud.nova import Recipe
 from tests.contract import Clients, PocketSide, Side, waited
 from tests.pocketcloud.client import Pocket
 from vmdatabase import Provider
@@ -1100,27 +1100,27 @@ def test_a_rate_limit_of_pocketcloud_alone_says_retry_after(cloud: Clients, stat
 
 
 @pytest.fixture
-def provider(cloud: Clients, monkeypatch: pytest.MonkeyPatch) -> Callable[..., novacloud.Cloud]:
+def provider(cloud: Clients, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nova.Cloud]:
     """Make a provider of the cloud; keys are columns of the table provider, lists are lists."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(cloud.clouds_yaml))
 
-    def make(**columns: Any) -> novacloud.Cloud:
+    def make(**columns: Any) -> nova.Cloud:
         values = {"name": "one", "cloud": cloud.name, "boot_timeout": 30, "floating_ips": "never",
                   "address": "public-v4", "networks": [], "security_groups": [], **columns}
-        return novacloud.Cloud(Provider(**{key: json.dumps(value) if isinstance(value, list) else value
+        return nova.Cloud(Provider(**{key: json.dumps(value) if isinstance(value, list) else value
                                            for key, value in values.items()}), POOL)
 
     return make
 
 
-MakeCloud = Callable[..., novacloud.Cloud]
+MakeCloud = Callable[..., nova.Cloud]
 
 
 def test_novacloud_takes_a_machine_through_its_life(cloud: Clients, provider: MakeCloud) -> None:
     ours = provider(floating_ips="always", networks=["private"], security_groups=["default"])
     assert ours.find_base_image(cloud.base_name) == ours.find_base_image(cloud.base) == cloud.base
     recipe = Recipe(cloud.base, cloud.flavor, "#!/bin/sh\necho ran\n")
-    server_id = ours.create_server("devstack-noble-one-7", recipe, {novacloud.MACHINE_KEY: "7"}, zone="nova")
+    server_id = ours.create_server("devstack-noble-one-7", recipe, {nova.MACHINE_KEY: "7"}, zone="nova")
     cloud.in_status(server_id, "ACTIVE")
     server = ours.get_server(server_id)
     assert [(one.id, one.machine_id, one.name) for one in ours.list_servers()] == [
@@ -1137,7 +1137,7 @@ def test_novacloud_takes_a_machine_through_its_life(cloud: Clients, provider: Ma
     assert (ours.delete_server(server_id), ours.network.list_ours()) == (True, [])
     waited("its end", lambda: cloud.is_gone(server_id))
     assert (ours.delete_server(server_id), ours.list_servers()) == (False, [])
-    with pytest.raises(novacloud.GoneError):
+    with pytest.raises(nova.GoneError):
         ours.get_server(server_id)
 
 
@@ -1145,7 +1145,7 @@ def test_novacloud_makes_finds_and_deletes_a_template(cloud: Clients, provider: 
     ours, name = provider(), "devstack-noble-1795000000.template.openstack.org"
     ours.create_keypair(ours.keypair_name(3), KEY)
     ours.create_keypair(ours.keypair_name(3), KEY)
-    server_id = ours.create_server(name, Recipe(cloud.base, cloud.flavor), {novacloud.SNAPSHOT_KEY: "3"},
+    server_id = ours.create_server(name, Recipe(cloud.base, cloud.flavor), {nova.SNAPSHOT_KEY: "3"},
                                    key_name=ours.keypair_name(3))
     cloud.in_status(server_id, "ACTIVE")
     image_id = ours.create_image(server_id, name, 3)
@@ -1157,32 +1157,32 @@ def test_novacloud_makes_finds_and_deletes_a_template(cloud: Clients, provider: 
         ours.delete_keypair(ours.keypair_name(3))
         ours.delete_image(image_id)
     assert (ours.list_keypairs(), ours.list_snapshots()) == ({}, [])
-    with pytest.raises(novacloud.GoneError):
+    with pytest.raises(nova.GoneError):
         ours.image_status(image_id)
 
 
 def test_novacloud_tells_what_went_wrong(cloud: Clients, provider: MakeCloud) -> None:
     ours = provider()
-    metadata = {novacloud.MACHINE_KEY: "1"}
-    with pytest.raises(novacloud.RefusedError, match="Can not find requested image"):
+    metadata = {nova.MACHINE_KEY: "1"}
+    with pytest.raises(nova.RefusedError, match="Can not find requested image"):
         ours.create_server("x", Recipe(NOBODY, cloud.flavor), metadata)
-    with pytest.raises(novacloud.RefusedError, match=f"Flavor {NOBODY} could not be found"):
+    with pytest.raises(nova.RefusedError, match=f"Flavor {NOBODY} could not be found"):
         ours.create_server("x", Recipe(cloud.base, NOBODY), metadata)
-    with pytest.raises(novacloud.RefusedError, match="availability zone is not available"):
+    with pytest.raises(nova.RefusedError, match="availability zone is not available"):
         ours.create_server("x", Recipe(cloud.base, cloud.flavor), metadata, zone="nowhere")
-    with pytest.raises(novacloud.GoneError):
+    with pytest.raises(nova.GoneError):
         ours.image_status(NOBODY)
-    with pytest.raises(novacloud.GoneError):
+    with pytest.raises(nova.GoneError):
         ours.console_log(NOBODY)
-    with pytest.raises(novacloud.CloudConfigError, match="no active image 'no such image'"):
+    with pytest.raises(nova.CloudConfigError, match="no active image 'no such image'"):
         ours.find_base_image("no such image")
-    with pytest.raises(novacloud.CloudConfigError, match="there is no network none"):
+    with pytest.raises(nova.CloudConfigError, match="there is no network none"):
         provider(networks=["none"]).network.attached()
-    with pytest.raises(novacloud.CloudConfigError, match="no external network none"):
+    with pytest.raises(nova.CloudConfigError, match="no external network none"):
         provider(floating_ip_network="none").network.external()
-    with pytest.raises(novacloud.CloudConfigError, match="Nowhere"):
+    with pytest.raises(nova.CloudConfigError, match="Nowhere"):
         provider(region="Nowhere")
-    with cloud.side.second_network(), pytest.raises(novacloud.RefusedError, match="Multiple possible networks"):
+    with cloud.side.second_network(), pytest.raises(nova.RefusedError, match="Multiple possible networks"):
         ours.create_server("x", Recipe(cloud.base, cloud.flavor), metadata)
     assert ours.list_servers() == []
 
@@ -1192,9 +1192,9 @@ def test_novacloud_takes_full_quotas_for_a_lack_of_room(cloud: Clients, provider
         ours = provider(cloud=small.name, floating_ips="always")
         server_id = ours.create_server("x", Recipe(small.base, small.flavor), {})
         small.in_status(server_id, "ACTIVE")
-        with pytest.raises(novacloud.CapacityError, match="Quota exceeded for instances"):
+        with pytest.raises(nova.CapacityError, match="Quota exceeded for instances"):
             ours.create_server("y", Recipe(small.base, small.flavor), {})
-        with cloud.side.without_floating(), pytest.raises(novacloud.CapacityError, match="Quota exceeded"):
+        with cloud.side.without_floating(), pytest.raises(nova.CapacityError, match="Quota exceeded"):
             ours.network.reachable_address(ours.get_server(server_id))
 
 
@@ -1206,7 +1206,7 @@ def test_novacloud_sees_the_fault_of_a_failed_build(cloud: Clients, provider: Ma
     server = ours.get_server(server_id)
     assert server.fault.startswith("No valid host was found.")
     assert (server.addresses, ours.network.reachable_address(server)) == ({}, None)
-    assert novacloud.CAPACITY_FAULTS.search(server.fault)
+    assert nova.CAPACITY_FAULTS.search(server.fault)
 
 
 def test_novacloud_goes_on_after_its_token_was_revoked(cloud: Clients, provider: MakeCloud) -> None:

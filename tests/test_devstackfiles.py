@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import devstackfiles
-import pipneeds
-from devstackfiles import Checkout, Package, Repository, SandboxError
 from gateconfig import ConfigError
+from image import devstackfiles, pipneeds
+from image.devstackfiles import Checkout, Package, Repository, SandboxError
 from tests.pool import Pool, await_that
 from tests.repos import commit, git, repository, write
 
@@ -469,7 +468,7 @@ def test_devstack_s_code_sees_nothing_of_this_host(tmp_path: Path, user: str, mo
             shutil.copy(file, scripts)
         secret = write(scripts, {"secret": "canary"}) / "secret"
         tree = write(tmp_path, {"stackrc": SPY.format(secret=secret, port=server.getsockname()[1])})
-        command = ["bash", str(scripts / "sandbox.sh"), str(scripts / "imagesteps.sh"), "print_image_urls", "noble"]
+        command = ["bash", str(scripts / "sandbox.sh"), str(scripts / "steps.sh"), "print_image_urls", "noble"]
         result = subprocess.run(["runuser", "-u", user, "--", *command], input=archive(tree), capture_output=True,
                                 cwd="/", timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, b"")

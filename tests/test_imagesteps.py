@@ -1,4 +1,4 @@
-"""Functions of imagesteps.sh that need no machine of their own."""
+"""Functions of image/steps.sh that need no machine of their own."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import pipneeds
+from image import pipneeds
 from tests.pool import PROJECT
 from tests.repos import ENVIRONMENT, commit, git, repository, write
 
 SOURCE = f"""
 set -uo pipefail
-source '{PROJECT}/imagesteps.sh'
+source '{PROJECT}/image/steps.sh'
 sleep() {{ :; }}  # no pauses
 export -f sleep
 "$@"
@@ -336,7 +336,7 @@ def test_a_bundle_becomes_a_clone_of_its_url(cache: Path) -> None:
     git(source, "bundle", "create", "--quiet", str(cache.parent / "bundle"), "--all")
     with (cache.parent / "bundle").open("rb") as bundle:
         result = subprocess.run(
-            ["bash", str(PROJECT / "imagesteps.sh"), "clone_bundle", "https://example.org/nova", str(clone)],
+            ["bash", str(PROJECT / "image/steps.sh"), "clone_bundle", "https://example.org/nova", str(clone)],
             stdin=bundle, env=os.environ | ENVIRONMENT, capture_output=True, timeout=RUN_SECONDS, check=False)
     assert result.returncode == 0, result.stderr
     assert git(clone, "remote", "get-url", "origin") == "https://example.org/nova"

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import pytest
 import yaml
 
+from gateconfig import ImageConfig
+from image import template
 from tests.jobsite import GATE, JENKINS_JOBS, JOBS, make_site, render
 from tests.pool import PROJECT, load_script
 
@@ -176,9 +179,10 @@ def test_without_plugins_no_job_has_an_element_of_a_plugin(core: Jobs) -> None:
 
 
 def test_time_outs_are_longer_than_what_the_scripts_allow_themselves(full: Jobs) -> None:
-    update_image, template = load_script("devstack-vm-update-image.py"), load_script("imagetemplate.py")
-    plan = template.Plan(node=None, image=type("Image", (), {"puppet_repo": "x"}), public_key="", script=b"",
-                         checkout=object(), branches=["b"] * 5, projects=[], git_base="", step_seconds=0,
+    update_image = load_script("devstack-vm-update-image.py")
+    nothing: Any = object()
+    plan = template.Plan(node=nothing, image=ImageConfig((), (), "x", "", ""), public_key="", script=b"",
+                         checkout=nothing, branches=["b"] * 5, projects=[], git_base="", step_seconds=0,
                          keep_failed=False)
     boot_minutes = 900 / 60
     steps = len(template.steps_of(plan, "", "")) * update_image.STEP_SECONDS / 60

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-import novacloud
-from gateconfig import ConfigError
-from novacloud import (
+from cloud import nova
+from cloud.nova import (
     MACHINE_KEY,
     POOL_KEY,
     PROVIDER_KEY,
@@ -29,6 +28,7 @@ from novacloud import (
     RefusedError,
     choose_address,
 )
+from gateconfig import ConfigError
 from tests.pocketcloud.client import Pocket
 from tests.pool import await_that, clear_cloud, client
 from vmdatabase import BaseImage, Provider
@@ -83,9 +83,9 @@ def boot(cloud: Cloud, pocket: Pocket, name: str = "n1", metadata: Mapping[str, 
     return cloud.create_server(name, Recipe(base(pocket), "1"), metadata or {MACHINE_KEY: "1"})
 
 
-def active(cloud: Cloud, server_id: str) -> novacloud.Server:
+def active(cloud: Cloud, server_id: str) -> nova.Server:
     """The server, once it is ACTIVE."""
-    def look() -> novacloud.Server | None:
+    def look() -> nova.Server | None:
         server = cloud.get_server(server_id)
         return server if server.status == "ACTIVE" and server.addresses else None
 
@@ -149,7 +149,7 @@ def test_the_address_is_chosen_by_kind(
     assert {kind: choose_address(addresses, kind, {"outside"}) for kind in wanted} == wanted
 
 
-def with_addresses(server: novacloud.Server, *addresses: dict[str, Any]) -> novacloud.Server:
+def with_addresses(server: nova.Server, *addresses: dict[str, Any]) -> nova.Server:
     """The server as a cloud with other networks would show it."""
     return replace(server, addresses={"private": list(addresses)} if addresses else {})
 
@@ -188,7 +188,7 @@ def test_a_floating_ip_is_not_made_twice_and_carries_our_mark(pocket: Pocket, ma
     assert cloud.network.reachable_address(server) == address
     (made,) = pocket.look(CLOUD)["floating_ips"]
     assert (made["address"], made["description"]) == (address, f"{POOL_KEY}={POOL} server={server.id}")
-    assert cloud.network.list_ours() == [novacloud.FloatingIP(made["id"], str(address), server.id)]
+    assert cloud.network.list_ours() == [nova.FloatingIP(made["id"], str(address), server.id)]
 
 
 def test_floating_ips_of_others_are_not_ours(pocket: Pocket, cloud: Cloud, make_cloud: MakeCloud) -> None:
@@ -204,7 +204,7 @@ def test_a_floating_ip_that_is_gone_can_be_deleted(pocket: Pocket, cloud: Cloud)
     network = client(pocket.clouds_yaml, CLOUD).network
     made = network.create_ip(floating_network_id=network.find_network("public").id)
     for _ in range(2):
-        cloud.network.release(novacloud.FloatingIP(made.id, "", ""))
+        cloud.network.release(nova.FloatingIP(made.id, "", ""))
     assert pocket.look(CLOUD)["floating_ips"] == []
 
 
@@ -571,11 +571,11 @@ def test_a_keypair_is_replaced_and_may_be_gone(pocket: Pocket, cloud: Cloud) -> 
 def test_user_data_is_read_and_a_missing_file_named(tmp_path: Path) -> None:
     file = tmp_path / "data.sh"
     file.write_text("#!/bin/sh\n")
-    assert novacloud.read_user_data(BaseImage(user_data=str(file))) == "#!/bin/sh\n"
-    assert novacloud.read_user_data(BaseImage(user_data=None)) is None
+    assert nova.read_user_data(BaseImage(user_data=str(file))) == "#!/bin/sh\n"
+    assert nova.read_user_data(BaseImage(user_data=None)) is None
     file.unlink()
     with pytest.raises(ConfigError, match=f"user-data: {file} cannot be read"):
-        novacloud.read_user_data(BaseImage(user_data=str(file)))
+        nova.read_user_data(BaseImage(user_data=str(file)))
 
 
 # Pages

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pipneeds
 from gateconfig import GateError
-from pipneeds import PipSet, ProjectFiles
+from image import pipneeds
+from image.pipneeds import PipSet, ProjectFiles
 
 REQUIREMENTS = """\
 # The order of packages is significant

@@ -16,16 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloud import nova
 from gateconfig import ConfigError
+from pool import rules
 from tests.pool import PROJECT, load_script
 from tests.repos import ENVIRONMENT, git
 
 HOUR = 3600
 NOW = 1_800_000_000
+judge: Any = rules.judge
 reap = load_script("devstack-vm-reap.py")
 launch = load_script("devstack-vm-launch.py")
 vmdatabase = reap.vmdatabase
-novacloud = reap.novacloud
 Node = reap.jenkinsnodes.Node
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=200,
@@ -34,21 +36,21 @@ repeatable = settings(deadline=None, derandomize=True, database=None, max_exampl
 # Plans of launches
 
 NEEDS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 15)), max_size=5).map(
-    lambda pairs: [launch.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs, 1)])
+    lambda pairs: [rules.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs, 1)])
 ROOMS = st.integers(-5, 40)
 
 
 def after(needs: Sequence[Any], plan: Sequence[int]) -> list[Any]:
     """What is needed when the machines of a plan are there."""
     more = Counter(plan)
-    return [launch.Need(need.image_id, need.min_ready, need.present + more[need.image_id]) for need in needs]
+    return [rules.Need(need.image_id, need.min_ready, need.present + more[need.image_id]) for need in needs]
 
 
 @given(needs=NEEDS, taken=st.integers(0, 20), max_servers=st.integers(0, 30))
 @repeatable
 def test_a_plan_never_takes_a_provider_above_max_servers_nor_an_image_above_its_min_ready(
         needs: list[Any], taken: int, max_servers: int) -> None:
-    plan = launch.plan_launches(needs, max_servers - taken)
+    plan = rules.plan_launches(needs, max_servers - taken)
 
     assert len(plan) == 0 or taken + len(plan) <= max_servers
     for before, then in zip(needs, after(needs, plan), strict=True):
@@ -69,7 +71,7 @@ def test_a_boot_is_seen_a_second_or_a_twentieth_of_its_time_late(quiet: float, t
 @repeatable
 def test_each_next_machine_is_for_the_image_that_lacks_the_most_of_its_share(needs: list[Any], room: int) -> None:
     now = needs
-    for image_id in launch.plan_launches(needs, room):
+    for image_id in rules.plan_launches(needs, room):
         lacks = {need.image_id: 1 - Fraction(need.present, need.min_ready)
                  for need in now if need.present < need.min_ready}
         assert lacks[image_id] == max(lacks.values())
@@ -79,10 +81,10 @@ def test_each_next_machine_is_for_the_image_that_lacks_the_most_of_its_share(nee
 @given(needs=NEEDS, room=ROOMS, first=st.integers(0, 40))
 @repeatable
 def test_a_plan_that_is_begun_and_then_made_anew_is_the_same_plan(needs: list[Any], room: int, first: int) -> None:
-    whole = launch.plan_launches(needs, room)
+    whole = rules.plan_launches(needs, room)
     begun = whole[:first]
 
-    assert begun + launch.plan_launches(after(needs, begun), room - len(begun)) == whole
+    assert begun + rules.plan_launches(after(needs, begun), room - len(begun)) == whole
 
 
 @given(needs=NEEDS, room=ROOMS, data=st.data())
@@ -91,7 +93,7 @@ def test_the_order_of_the_images_decides_only_between_those_that_lack_equal_shar
         needs: list[Any], room: int, data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(needs))
 
-    one, other = (shares(after(needs, launch.plan_launches(order, room))) for order in (needs, shuffled))
+    one, other = (shares(after(needs, rules.plan_launches(order, room))) for order in (needs, shuffled))
 
     assert min(one, default=1) == min(other, default=1)
     if not ties(needs, room):
@@ -105,7 +107,7 @@ def shares(needs: Sequence[Any]) -> list[Fraction]:
 def ties(needs: Sequence[Any], room: int) -> bool:
     """Whether some step of a plan has a choice."""
     now = needs
-    for image_id in launch.plan_launches(needs, room):
+    for image_id in rules.plan_launches(needs, room):
         lacking = [Fraction(need.present, need.min_ready) for need in now if need.present < need.min_ready]
         if lacking.count(min(lacking)) > 1:
             return True
@@ -117,14 +119,14 @@ def ties(needs: Sequence[Any], room: int) -> bool:
 
 STATES = st.sampled_from(vmdatabase.STATES)
 SERVERS = st.builds(
-    novacloud.Server, st.just("server"), st.just("server"),
-    st.sampled_from(["ACTIVE", "BUILD", "REBOOT", "UNKNOWN", *novacloud.DEAD_STATUSES]), st.sampled_from(["", "fire"]),
+    nova.Server, st.just("server"), st.just("server"),
+    st.sampled_from(["ACTIVE", "BUILD", "REBOOT", "UNKNOWN", *nova.DEAD_STATUSES]), st.sampled_from(["", "fire"]),
     st.just({}), st.just({}), st.just(0.0))
 NODES = st.builds(
     Node, st.just("node"), st.just(""), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "UserCause"]),
     st.just(""), st.sampled_from([frozenset({"devstack-used"}), frozenset({"devstack-noble"})]))
 SIGHTS = st.builds(
-    reap.Sight, servers=st.just({}) | SERVERS.map(lambda server: {"server": server}),
+    rules.Sight, servers=st.just({}) | SERVERS.map(lambda server: {"server": server}),
     gone=st.sampled_from([frozenset(), frozenset({"server"}), frozenset({"other"})]), list_is_whole=st.booleans(),
     nodes=st.none() | st.just({}) | NODES.map(lambda node: {"node": node}),
     dead_nodes=st.sampled_from([frozenset(), frozenset({"node"}), frozenset({"other"})]))
@@ -143,7 +145,7 @@ def test_a_hold_goes_when_its_hours_are_over_and_for_no_other_reason(case: Any, 
     held, image, boot_timeout, sight = case
     held.state = "HOLD"
 
-    verdict = reap.judge(held, image, boot_timeout, sight, (held.hold_until or NOW) + over)
+    verdict = judge(held, image, boot_timeout, sight, (held.hold_until or NOW) + over)
 
     assert (verdict is not None) == (held.hold_until is not None and over >= 0)
 
@@ -157,16 +159,16 @@ def test_a_machine_that_lives_and_builds_or_may_build_is_left_alone(case: Any) -
     dead = sight.death(machine)
 
     if machine.state in ("READY", "USED") and builds and not (machine.state == "READY" and dead):
-        assert reap.judge(machine, image, boot_timeout, sight, NOW) is None
+        assert judge(machine, image, boot_timeout, sight, NOW) is None
 
 
 @given(case=CASES, later=st.integers(0, 100 * HOUR))
 @repeatable
 def test_what_goes_now_goes_the_same_way_at_any_later_time(case: Any, later: int) -> None:
-    verdict = reap.judge(*case, NOW)
+    verdict = judge(*case, NOW)
 
     if verdict:
-        again = reap.judge(*case, NOW + later)
+        again = judge(*case, NOW + later)
         assert again
         assert again.target == verdict.target
 
@@ -175,14 +177,14 @@ def test_what_goes_now_goes_the_same_way_at_any_later_time(case: Any, later: int
 @repeatable
 def test_what_has_been_moved_is_not_judged_again(case: Any, later: int) -> None:
     machine, *rest = case
-    verdict = reap.judge(machine, *rest, NOW)
+    verdict = judge(machine, *rest, NOW)
 
     if verdict:
         in_use = verdict.target in ("USED", "HOLD")
         assert in_use or verdict.target in ("ERROR", "DELETE")
         for name, value in {"state": verdict.target, "state_time": NOW, **verdict.columns}.items():
             setattr(machine, name, value)
-        assert reap.judge(machine, *rest, NOW if in_use else NOW + later) is None
+        assert judge(machine, *rest, NOW if in_use else NOW + later) is None
 
 
 @given(finished=st.lists(MACHINES, max_size=6, unique_by=lambda machine: machine.id), missing=st.integers(0, 9),
@@ -190,7 +192,7 @@ def test_what_has_been_moved_is_not_judged_again(case: Any, later: int) -> None:
 @repeatable
 def test_room_is_made_of_finished_machines_each_once_the_oldest_first_and_no_more_than_are_missing(
         finished: list[Any], missing: int, room: int, data: st.DataObject) -> None:
-    verdicts = reap.make_room(finished, missing, room)
+    verdicts = rules.make_room(finished, missing, room)
 
     gone = [verdict.machine for verdict in verdicts]
     assert len(gone) <= max(0, missing - max(0, room))
@@ -201,7 +203,7 @@ def test_room_is_made_of_finished_machines_each_once_the_oldest_first_and_no_mor
     assert not staying or len(gone) == max(0, missing - max(0, room))
     assert {verdict.target for verdict in verdicts} <= {"DELETE"}
     shuffled = data.draw(st.permutations(finished))
-    assert [verdict.machine for verdict in reap.make_room(shuffled, missing, room)] == gone
+    assert [verdict.machine for verdict in rules.make_room(shuffled, missing, room)] == gone
 
 
 # Leaks
@@ -209,11 +211,11 @@ def test_room_is_made_of_finished_machines_each_once_the_oldest_first_and_no_mor
 IDS = st.sampled_from(["1", "2", "3", "0", "", "-1", "x", "01", "٣", "9" * 30])
 MARKS = st.dictionaries(
     st.sampled_from(
-        [novacloud.POOL_KEY, novacloud.PROVIDER_KEY, novacloud.MACHINE_KEY, novacloud.SNAPSHOT_KEY, "other"]),
+        [nova.POOL_KEY, nova.PROVIDER_KEY, nova.MACHINE_KEY, nova.SNAPSHOT_KEY, "other"]),
     IDS | st.sampled_from(["pool", "one", "two"]), max_size=4)
-AGES = st.sampled_from([0, reap.GRACE - 1, reap.GRACE, 10 * HOUR])
+AGES = st.sampled_from([0, rules.GRACE - 1, rules.GRACE, 10 * HOUR])
 FOUND = st.lists(st.builds(
-    lambda name, marks, age: novacloud.Server(name, name, "ACTIVE", "", marks, {}, NOW - age),
+    lambda name, marks, age: nova.Server(name, name, "ACTIVE", "", marks, {}, NOW - age),
     st.sampled_from("abcdef"), MARKS, AGES), max_size=6, unique_by=lambda server: server.id)
 ROWS = st.dictionaries(st.integers(1, 3), st.none() | st.sampled_from("abcdef"), max_size=3)
 SNAPSHOTS = st.lists(st.builds(
@@ -226,18 +228,18 @@ SNAPSHOTS = st.lists(st.builds(
 @repeatable
 def test_a_server_is_ours_by_the_marks_of_this_pool_and_this_provider_and_by_nothing_else(
         marks: dict[str, str]) -> None:
-    cloud = SimpleNamespace(pool="pool", provider=SimpleNamespace(name="one"))
+    cloud: Any = SimpleNamespace(pool="pool", provider=SimpleNamespace(name="one"))
 
-    ours = novacloud.Cloud._is_ours(cloud, marks)
+    ours = nova.Cloud._is_ours(cloud, marks)
 
-    assert ours == ({novacloud.POOL_KEY: "pool", novacloud.PROVIDER_KEY: "one"}.items() <= marks.items())
+    assert ours == ({nova.POOL_KEY: "pool", nova.PROVIDER_KEY: "one"}.items() <= marks.items())
 
 
 @given(servers=FOUND, rows=ROWS, snapshots=SNAPSHOTS)
 @repeatable
 def test_a_server_that_a_row_accounts_for_or_that_is_young_and_without_a_row_is_no_leak(
         servers: list[Any], rows: dict[int, str | None], snapshots: dict[int, Any]) -> None:
-    leaked = reap.leaked_servers(servers, rows, snapshots, NOW)
+    leaked = rules.leaked_servers(servers, rows, snapshots, NOW)
 
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id)
@@ -246,7 +248,7 @@ def test_a_server_that_a_row_accounts_for_or_that_is_young_and_without_a_row_is_
         elif server.machine_id in rows:
             kept = rows[server.machine_id] in (None, server.id)
         else:
-            kept = NOW - server.created < reap.GRACE
+            kept = NOW - server.created < rules.GRACE
         assert (server in leaked) == (not kept)
 
 
@@ -254,26 +256,26 @@ def test_a_server_that_a_row_accounts_for_or_that_is_young_and_without_a_row_is_
 @repeatable
 def test_a_leak_stays_one_until_it_is_gone_and_leaks_are_told_one_by_one(
         servers: list[Any], rows: dict[int, str | None], snapshots: dict[int, Any], later: int) -> None:
-    leaked = reap.leaked_servers(servers, rows, snapshots, NOW)
+    leaked = rules.leaked_servers(servers, rows, snapshots, NOW)
 
-    assert leaked == [one for server in servers for one in reap.leaked_servers([server], rows, snapshots, NOW)]
-    assert all(server in reap.leaked_servers(servers, rows, snapshots, NOW + later) for server in leaked)
+    assert leaked == [one for server in servers for one in rules.leaked_servers([server], rows, snapshots, NOW)]
+    assert all(server in rules.leaked_servers(servers, rows, snapshots, NOW + later) for server in leaked)
 
 
 @given(images=st.lists(st.builds(
-    lambda name, title, row, age: novacloud.Image(name, title, "active", row, NOW - age), st.sampled_from("abcdef"),
+    lambda name, title, row, age: nova.Image(name, title, "active", row, NOW - age), st.sampled_from("abcdef"),
     st.sampled_from(["this", "that"]), st.none() | st.integers(0, 4), AGES), max_size=6,
     unique_by=lambda image: image.id), snapshots=SNAPSHOTS)
 @repeatable
 def test_an_image_that_its_row_knows_or_that_is_young_and_without_a_row_is_no_leak(
         images: list[Any], snapshots: dict[int, Any]) -> None:
-    leaked = reap.leaked_images(images, snapshots, NOW)
+    leaked = rules.leaked_images(images, snapshots, NOW)
 
     assert len({image.id for image in leaked}) == len(leaked)
     for image in leaked:
-        row = snapshots.get(image.snapshot_id)
+        row = snapshots.get(image.snapshot_id or 0)
         if row is None:
-            assert NOW - image.created >= reap.GRACE
+            assert NOW - image.created >= rules.GRACE
         else:
             assert row.state != "BUILDING"
             assert row.external_id is not None
@@ -289,7 +291,7 @@ def test_of_the_snapshots_the_two_newest_ready_ones_stay_and_those_that_are_buil
     rows = [vmdatabase.SnapshotImage(id=number, state=state, keep_until=until)
             for number, (state, until) in enumerate(states, 1)]
 
-    old = reap.old_snapshots(rows, everything, NOW)
+    old = rules.old_snapshots(rows, everything, NOW)
 
     ready = [row for row in rows if row.state == "READY"]
     assert not [row for row in old if row.state == "BUILDING" or (row.keep_until or 0) > NOW]

@@ -16,12 +16,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import devstackfiles
 import gateconfig
-import pipneeds
-import providersfile
 import vmdatabase
 from gateconfig import ConfigError
+from image import devstackfiles, pipneeds
+from pool import providersfile
 from tests.repos import write
 from tests.test_devstackfiles import DISTRIBUTIONS
 from tests.test_devstackfiles import LINES as PACKAGE_LINES

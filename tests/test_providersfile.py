@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateconfig import ConfigError
-from providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file, warnings_of
+from pool.providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file, warnings_of
 
 PROVIDER = {"name": "one", "cloud": "pocket", "max-servers": 10}
 IMAGE = {"name": "noble", "image": "Ubuntu 24.04", "min-ready": 2}

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud import nova
+from pool import rules
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import ANY_HOST_KEY, Pool, image, load_script, provider
@@ -24,7 +26,6 @@ NOW = 1_800_000_000
 reap = load_script(REAP)
 launch = load_script("devstack-vm-launch.py")
 vmdatabase = reap.vmdatabase
-novacloud = reap.novacloud
 Node = reap.jenkinsnodes.Node
 
 
@@ -83,7 +84,7 @@ def machine(state: str, age: int = 0, **columns: Any) -> Any:
 
 def server(ident: str = "server", status: str = "ACTIVE", age: float = 0, fault: str = "", **marks: object) -> Any:
     metadata = {f"devstack-gate-{name}": str(value) for name, value in marks.items()}
-    return novacloud.Server(ident, ident, status, fault, metadata, {}, NOW - age)
+    return nova.Server(ident, ident, status, fault, metadata, {}, NOW - age)
 
 
 def node(idle: bool = True, offline: str | None = None, label: str = "devstack-noble", cause: str = "UserCause") -> Any:
@@ -94,7 +95,7 @@ def node(idle: bool = True, offline: str | None = None, label: str = "devstack-n
 
 def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | None = None,
           dead: tuple[str, ...] = ()) -> Any:
-    return reap.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
+    return rules.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
 
 
 USED = "devstack-used"
@@ -141,7 +142,7 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("DELETE"), ALIVE, None),
 ])
 def test_judge(one: Any, seen: Any, verdict: tuple[str, str] | None) -> None:
-    found = reap.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
+    found = rules.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
 
     assert (found and (found.machine, found.target, found.why)) == (verdict and (one, *verdict))
 
@@ -178,7 +179,7 @@ TAKEN = node(offline="in use by gate #7", label=USED)
     (server(), LAUNCH_FAILED, None),
 ])
 def test_use_of(seen: Any, found: Any, use: tuple[str, str, int | None] | None) -> None:
-    assert reap.use_of(seen, found, NOW) == (use and reap.Use(*use))
+    assert rules.use_of(seen, found, NOW) == (use and rules.Use(*use))
 
 
 HOLD = {"hold_reason": "bug 1", "hold_until": None}
@@ -209,7 +210,7 @@ HOLD = {"hold_reason": "bug 1", "hold_until": None}
 ])
 def test_a_row_that_is_older_than_the_world_is_put_right(
         one: Any, seen: Any, found: Any, verdict: tuple[str, str, Any] | None) -> None:
-    old = reap.judge_old_row(one, sight(seen, nodes={"node": found, "server": found} if found else {}), NOW, 0)
+    old = rules.judge_old_row(one, sight(seen, nodes={"node": found, "server": found} if found else {}), NOW, 0)
 
     assert (old and (old.target, old.why, old.columns)) == verdict
 
@@ -220,7 +221,7 @@ def test_a_hold_of_before_a_restore_ends_when_its_server_is_gone(
         held_at: int, moved: int, gone: bool, goes: bool) -> None:
     one = machine("HOLD", NOW - held_at)
 
-    verdict = reap.judge_old_row(one, sight(gone=("server",) * gone, nodes={}), NOW, moved)
+    verdict = rules.judge_old_row(one, sight(gone=("server",) * gone, nodes={}), NOW, moved)
 
     assert (verdict is not None) == goes
 
@@ -231,15 +232,15 @@ def test_a_ready_machine_of_before_a_restore_whose_node_is_gone_may_have_had_its
         ready_at: int, moved: int, nodes: Any, goes: bool) -> None:
     one = machine("READY", ready_at)
 
-    verdict = reap.judge_old_row(one, sight(server(), nodes=nodes), NOW, NOW - moved)
+    verdict = rules.judge_old_row(one, sight(server(), nodes=nodes), NOW, NOW - moved)
 
     assert (verdict and (verdict.target, verdict.why)) == (
         ("ERROR", "its node is gone, and vm.db was restored since it was ready") if goes else None)
 
 
 def test_a_build_is_known_by_the_message_of_its_node() -> None:
-    assert reap.build_named("in use by folder/gate job #17") == {"JOB_NAME": "folder/gate job", "BUILD_NUMBER": "17"}
-    assert reap.build_named("in use by a person") == reap.build_named("its build has ended") == {}
+    assert rules.build_named("in use by folder/gate job #17") == {"JOB_NAME": "folder/gate job", "BUILD_NUMBER": "17"}
+    assert rules.build_named("in use by a person") == rules.build_named("its build has ended") == {}
 
 
 IDS = vmdatabase.KnownIds
@@ -259,13 +260,13 @@ IDS = vmdatabase.KnownIds
 ])
 def test_unlikely_leaks(servers: list[int], machines: Any, rows: int, unlikely: str) -> None:
     found = [server(str(number), machine=number) for number in servers]
-    assert reap.unlikely_leaks(found, machines, IDS(0), rows) == unlikely
+    assert rules.unlikely_leaks(found, machines, IDS(0), rows) == unlikely
 
 
 @pytest.mark.parametrize(("snapshot", "unlikely"), [(5, False), (6, True)])
 def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_leaks(
         snapshot: int, unlikely: bool) -> None:
-    assert bool(reap.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9)) == unlikely
+    assert bool(rules.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9)) == unlikely
 
 
 @pytest.mark.parametrize(("lost", "gone", "silent", "cut_off", "absent", "dead"), [
@@ -281,7 +282,7 @@ def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_l
     (True, True, False, True, 0, True),
 ])
 def test_is_dead(lost: bool, gone: bool, silent: bool, cut_off: bool, absent: int, dead: bool) -> None:
-    assert reap.is_dead(reap.Suspect(lost, gone, absent), silent, cut_off) == dead
+    assert rules.is_dead(rules.Suspect(lost, gone, absent), silent, cut_off) == dead
 
 
 @pytest.mark.parametrize(("one", "columns", "verdict"), [
@@ -293,7 +294,7 @@ def test_is_dead(lost: bool, gone: bool, silent: bool, cut_off: bool, absent: in
     (machine("USED", 5 * HOUR), {"max_ready_age": 5}, None),
 ])
 def test_judge_by_the_image(one: Any, columns: dict[str, Any], verdict: str | None) -> None:
-    found = reap.judge(one, vmdatabase.BaseImage(**{"active": True, "max_ready_age": None} | columns), 600, ALIVE, NOW)
+    found = rules.judge(one, vmdatabase.BaseImage(**{"active": True, "max_ready_age": None} | columns), 600, ALIVE, NOW)
 
     assert (found and (found.target, found.why)) == (verdict and ("DELETE", verdict))
 
@@ -303,7 +304,7 @@ def test_judge_by_the_image(one: Any, columns: dict[str, Any], verdict: str | No
        max_age=st.none() | st.integers(1, 100))
 def test_a_hold_without_hours_is_never_judged_and_a_node_that_builds_never_goes(
         state: str, age: int, seen: Any, active: bool, max_age: int | None) -> None:
-    found = reap.judge(machine(state, age), vmdatabase.BaseImage(active=active, max_ready_age=max_age), 600, seen, NOW)
+    found = rules.judge(machine(state, age), vmdatabase.BaseImage(active=active, max_ready_age=max_age), 600, seen, NOW)
 
     assert found is None or (state != "HOLD" and not (state in ("USED", "READY") and seen in (BUILDS, NOT_KNOWN)))
 
@@ -315,7 +316,7 @@ def test_room_is_made_of_the_oldest_finished_machines_and_only_as_much_as_needed
         missing: int, room: int, gone: list[int]) -> None:
     finished = [machine("USED", age, id=number) for number, age in ((1, 10), (2, 20), (3, 30))]
 
-    verdicts = reap.make_room(finished, missing, room)
+    verdicts = rules.make_room(finished, missing, room)
 
     assert [(verdict.machine.id, verdict.target) for verdict in verdicts] == [(number, "DELETE") for number in gone]
 
@@ -344,7 +345,7 @@ def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool)
                  for number, state, keep_until in ((1, "BUILDING", None), (2, "ERROR", None), (3, "READY", None),
                                                    (5, "ERROR", NOW + 1), (6, "ERROR", NOW))}
 
-    assert reap.leaked_servers([one], machines, snapshots, NOW) == [one] * leaked
+    assert rules.leaked_servers([one], machines, snapshots, NOW) == [one] * leaked
 
 
 @pytest.mark.parametrize(("snapshot", "age", "leaked"), [
@@ -359,9 +360,9 @@ def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
             2: vmdatabase.SnapshotImage(id=2, name="name", state="READY", external_id="another"),
             3: vmdatabase.SnapshotImage(id=3, name="name", state="READY", external_id="image"),
             4: vmdatabase.SnapshotImage(id=4, name="other", state="READY", external_id="another")}
-    one = novacloud.Image("image", "name", "active", snapshot, NOW - age)
+    one = nova.Image("image", "name", "active", snapshot, NOW - age)
 
-    assert reap.leaked_images([one], rows, NOW) == [one] * leaked
+    assert rules.leaked_images([one], rows, NOW) == [one] * leaked
 
 
 @pytest.mark.parametrize(("states", "everything", "old"), [
@@ -382,7 +383,7 @@ def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
         state, _, kept = word.partition("+")
         rows.append(vmdatabase.SnapshotImage(id=number, state=state, keep_until=NOW + int(kept) if kept else None))
 
-    assert [row.id for row in reap.old_snapshots(rows, everything, NOW)] == old
+    assert [row.id for row in rules.old_snapshots(rows, everything, NOW)] == old
 
 
 @pytest.mark.parametrize(("needs", "room", "plan"), [
@@ -398,16 +399,16 @@ def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
     ([(1, 10, 5), (2, 10, 0)], 4, [2, 2, 2, 2]),
 ])
 def test_plan_launches(needs: list[tuple[int, int, int]], room: int, plan: list[int]) -> None:
-    assert launch.plan_launches([launch.Need(*need) for need in needs], room) == plan
+    assert rules.plan_launches([rules.Need(*need) for need in needs], room) == plan
 
 
 NEEDS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), max_size=6).map(
-    lambda pairs: [launch.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs)])
+    lambda pairs: [rules.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs)])
 
 
 @given(needs=NEEDS, room=st.integers(-5, 100))
 def test_a_plan_fills_the_room_or_the_pool_and_is_never_above_either(needs: list[Any], room: int) -> None:
-    plan = launch.plan_launches(needs, room)
+    plan = rules.plan_launches(needs, room)
 
     missing = sum(max(0, need.min_ready - need.present) for need in needs)
     planned = Counter(plan)
@@ -418,7 +419,7 @@ def test_a_plan_fills_the_room_or_the_pool_and_is_never_above_either(needs: list
 @given(needs=NEEDS, room=st.integers(1, 100))
 def test_no_image_is_starved(needs: list[Any], room: int) -> None:
     """Whoever still lacks a machine was not passed over for one that is better off by more than that machine."""
-    planned = Counter(launch.plan_launches(needs, room))
+    planned = Counter(rules.plan_launches(needs, room))
 
     share = {need.image_id: (need.present + planned[need.image_id]) / need.min_ready
              for need in needs if need.min_ready}
@@ -1714,18 +1715,18 @@ def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_fa
 @pytest.mark.parametrize(("status", "left"), [("available", False), ("error", False), ("in-use", True),
                                               ("attaching", True), ("creating", True), ("deleting", True)])
 def test_a_volume_that_a_server_may_have_is_no_leak(status: str, left: bool) -> None:
-    volume = novacloud.Volume("v", "n", status, {}, 7, None)
-    assert (reap.leaked_volumes([volume], {}, set()) == []) is left
+    volume = nova.Volume("v", "n", status, {}, 7, None)
+    assert (rules.leaked_volumes([volume], {}, set()) == []) is left
 
 
 @pytest.mark.parametrize(("state", "left"), [("BUILDING", True), ("HOLD", True), ("READY", False), ("USED", False),
                                              ("ERROR", False), ("DELETE", False), (None, False)])
 def test_the_volume_of_a_machine_that_boots_is_no_leak(state: str | None, left: bool) -> None:
-    volume = novacloud.Volume("v", "n", "available", {}, 7, None)
-    assert (reap.leaked_volumes([volume], {7: state} if state else {}, set()) == []) is left
+    volume = nova.Volume("v", "n", "available", {}, 7, None)
+    assert (rules.leaked_volumes([volume], {7: state} if state else {}, set()) == []) is left
 
 
 @pytest.mark.parametrize(("snapshots", "left"), [({3}, True), (set(), False)])
 def test_the_volume_that_a_snapshot_was_made_of_stays_with_it(snapshots: set[int], left: bool) -> None:
-    volume = novacloud.Volume("v", "n", "available", {}, None, 3)
-    assert (reap.leaked_volumes([volume], {}, snapshots) == []) is left
+    volume = nova.Volume("v", "n", "available", {}, None, 3)
+    assert (rules.leaked_volumes([volume], {}, snapshots) == []) is left

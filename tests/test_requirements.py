@@ -10,8 +10,8 @@ import pytest
 
 from tests.pool import PROJECT
 
-LOCKED = {"requirements": PROJECT, "requirements-jobs": PROJECT, "requirements-test": PROJECT,
-          "build": PROJECT / "requirements"}
+LOCKED = {"requirements": "requirements.txt", "jobs": "jobs/requirements.txt",
+          "requirements-test": "requirements-test.txt", "build": "requirements/build.txt"}
 RENEW = PROJECT / "requirements/renew"
 
 
@@ -22,7 +22,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def locked(name: str) -> str:
-    return (LOCKED[name] / f"{name}.txt").read_text()
+    return (PROJECT / LOCKED[name]).read_text()
 
 
 @pytest.mark.parametrize("name", LOCKED)

@@ -29,8 +29,8 @@ MESSAGE_BYTES = 1 << 16
 LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",
              "openstack.image.v2._proxy", "openstack.network.v2._proxy", "keystoneauth1.loading",
              "keystoneauth1.identity.v3", "jenkins", "paramiko", "peewee", "requests", "yaml", "uuid", "difflib")
-PRODUCT = ("gateconfig", "vmdatabase", "poolcommands", "novacloud", "httpcalls", "nodessh", "jenkinsnodes",
-           "imagetemplate", "devstackfiles", "providersfile")
+PRODUCT = ("gateconfig", "vmdatabase", "pool.commands", "cloud.nova", "httpcalls", "nodessh", "jenkinsnodes",
+           "image.template", "image.devstackfiles", "pool.providersfile")
 
 
 def main() -> int:

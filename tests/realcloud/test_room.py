@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from novacloud import Cloud, RefusedError
+from cloud.nova import Cloud, RefusedError
 from tests.gatenode import ACCOUNT
 from tests.pool import Pool, await_that, client, image, provider
 from tests.realcloud.client import RealCloud

@@ -1,6 +1,6 @@
 """The machine that becomes an image: the steps that are run on it, in their order.
 
-The steps themselves are the functions of imagesteps.sh, which is copied to the machine; what they are told, and what is
+The steps themselves are the functions of steps.sh, which is copied to the machine; what they are told, and what is
 made of what they say, is here.
 """
 
@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import devstackfiles
 import gateconfig
 import nodessh
-import pipneeds
-from devstackfiles import Checkout, Wanted
 from gateconfig import GateError, ImageConfig, NodeConfig
+from image import devstackfiles, pipneeds
+from image.devstackfiles import Checkout, Wanted
 
 ALWAYS_DEB = ("sudo", "libnss-myhostname")  # the latter resolves the name of each machine
 ALWAYS_RPM = ("sudo",)
@@ -64,10 +63,10 @@ class Template:
         self._deadline = time.monotonic() + self.plan.step_seconds
 
     def call(self, function: str, *words: str, stdin: Sequence[str] | bytes = (), user: str = "root") -> list[str]:
-        """Run a function of imagesteps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
+        """Run a function of steps.sh, lines or bytes on stdin, and return its output; StepError if it fails."""
         words = (function, *words) if user == "root" else ("as_user", user, function, *words)
         text = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin)
-        return self.run(["bash", f"{REMOTE_FOLDER}/imagesteps.sh", *words], text)
+        return self.run(["bash", f"{REMOTE_FOLDER}/steps.sh", *words], text)
 
     def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
         """Run a command as root within what is left of the step's time and return the lines of its output."""
@@ -79,7 +78,7 @@ class Template:
     def stop_upgrades(self) -> None:
         """Bring the steps to the machine, and keep it from upgrading itself meanwhile and ever after."""
         text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
-        self.session.put(self.step, f"{REMOTE_FOLDER}/imagesteps.sh", text, "0755")
+        self.session.put(self.step, f"{REMOTE_FOLDER}/steps.sh", text, "0755")
         self.call("stop_upgrades")
 
     def wait_for_boot(self) -> None:

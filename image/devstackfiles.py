@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pipneeds
 from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, get_log
-from pipneeds import PipSet, ProjectFiles
+from image import pipneeds
+from image.pipneeds import PipSet, ProjectFiles
 
-PROJECTS_FILE = Path(__file__).resolve().parent / "gate" / "projects.txt"
-STEPS_FILE = Path(__file__).resolve().parent / "imagesteps.sh"
+PROJECTS_FILE = Path(__file__).resolve().parents[1] / "gate" / "projects.txt"
+STEPS_FILE = Path(__file__).resolve().parent / "steps.sh"
 SANDBOX_FILE = STEPS_FILE.with_name("sandbox.sh")
 CALL_SECONDS = 120  # for what is run of devstack
 GIT_SECONDS = 600

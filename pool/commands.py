@@ -91,7 +91,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def _run_load(options: argparse.Namespace) -> int:
-    import providersfile
+    from pool import providersfile
 
     providers = providersfile.load_providers_file(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
@@ -143,10 +143,10 @@ def _run_hold(options: argparse.Namespace) -> int:
 
 def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> None:
     """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise."""
-    import novacloud
+    from cloud import nova
 
     try:
-        cloud = novacloud.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
+        cloud = nova.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
         cloud.mark_held(str(machine.external_id), reason, until)
     except GateError as err:
         vmdatabase.machine_log(machine).info("%s; the next reap marks its server as held", err)

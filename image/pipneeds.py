@@ -111,7 +111,7 @@ def _with_marker(pin: str, marker: str) -> str:
 
 
 def unpack(blob: str) -> list[ProjectFiles]:
-    """Return the projects that show_needs of imagesteps.sh printed; GateError if it is not what that prints."""
+    """Return the projects that show_needs of image/steps.sh printed; GateError if it is not what that prints."""
     try:
         text = _unzip(base64.b64decode(blob, validate=True)).decode()
         found: dict[tuple[str, str], dict[str, str]] = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The steps that make a machine a template, each a function. devstack-vm-update-image.py copies this file to the machine
-# and runs `imagesteps.sh STEP ARGUMENTS` there as root. What cannot be had, but is not required, is printed as
+# and runs `steps.sh STEP ARGUMENTS` there as root. What cannot be had, but is not required, is printed as
 # `unavailable: NAME`.
 
 HERE=/var/lib/devstack-gate
