@@ -18,8 +18,11 @@ import os
 from collections.abc import Mapping
 
 import gateconfig
+import gateprocess
 import vmdatabase
-from gateconfig import GateError, SecureConfig
+from gateconfig import SecureConfig
+from gateprocess import GateError
+from pool import script
 from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine, Result
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
@@ -28,12 +31,13 @@ RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
 def main(argv: list[str] | None = None) -> int:
     """Take the node out of service, record the result, mark the machine."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
+    gateprocess.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
-    code = gateconfig.EXIT_OK
+    code = gateprocess.EXIT_OK
     with vmdatabase.opened(gateconfig.database_path()):
         if is_reaped(options.node, os.environ):
-            gateconfig.get_log(node=options.node).info("devstack-vm-reap has recorded the end of its build; it is gone")
+            gateprocess.get_log(node=options.node).info(
+                "devstack-vm-reap has recorded the end of its build; it is gone")
             return code
         machine = vmdatabase.machine_named(options.node)
         if machine.state == BUILDING:
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             take_out_of_service(machine, config)
         except GateError as err:
             vmdatabase.machine_log(machine).error("%s; reap will see to it", err)
-            code = gateconfig.EXIT_FAILED
+            code = gateprocess.EXIT_FAILED
         record(machine, options.result)
     return code
 
@@ -62,7 +66,7 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
     import jenkinsnodes
 
     in_service = not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name)
-    if in_service and (nodes := vmdatabase.nodes_of(config)):
+    if in_service and (nodes := script.nodes_of(config)):
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 
@@ -106,11 +110,11 @@ def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     parser.add_argument("node", metavar="NODE_NAME", help="the node that the build ran on")
     parser.add_argument("--result", choices=RESULTS, help="how the build ended")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

@@ -24,9 +24,12 @@ import time
 from collections.abc import Mapping
 
 import gateconfig
+import gateprocess
 import jenkinsnodes
 import vmdatabase
-from gateconfig import ConfigError, GateError, SecureConfig
+from gateconfig import SecureConfig
+from gateprocess import ConfigError, GateError
+from pool import script
 from vmdatabase import DELETE, READY, USED, BaseImage, Machine, Provider
 
 # What the job gives, also where it is empty; the last one Jenkins gives to each build.
@@ -38,13 +41,13 @@ BUSY_SECONDS, BUSY_POLL_SECONDS = 300, 2
 def main(argv: list[str] | None = None) -> int:
     """Take the machine of a node, or one of an image type."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
+    gateprocess.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
     machine, pool = None, ""
     try:
         with vmdatabase.opened(gateconfig.database_path()):
             pool = vmdatabase.pool_uuid()
-            nodes = vmdatabase.nodes_of(config)
+            nodes = script.nodes_of(config)
             if options.image:
                 take_for_person(options.image, options.provider, nodes, config)
             else:
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
             take_out_unknown(options.node, config, pool, jenkinsnodes.UNANSWERED if known else jenkinsnodes.UNKNOWN)
         raise
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
@@ -162,7 +165,7 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     known = vmdatabase.database.database is not None
     locks = vmdatabase.lock_folder() if known else config.path.with_name(f"{config.path.name}.locks")
     nodes = jenkinsnodes.Nodes(config.jenkins, locks, pool)
-    log = gateconfig.get_log(node=name)
+    log = gateprocess.get_log(node=name)
     try:
         node = nodes.look(name)
         if node and is_black_hole(node, prefix, nodes.is_marked(node)):
@@ -248,7 +251,7 @@ def candidates(image: str, provider: str | None) -> list[Machine]:
     """Return the READY machines of an image type, the one that has waited longest first; ConfigError for no such."""
     known = sorted({row.name for row in BaseImage.select()})
     if image not in known:
-        raise ConfigError(f"--image: unknown image {vmdatabase.printable(image)}{gateconfig.nearest(image, known)}")
+        raise ConfigError(f"--image: unknown image {vmdatabase.printable(image)}{gateprocess.nearest(image, known)}")
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
     if provider:
         query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
@@ -271,7 +274,7 @@ def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, miss
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("node", metavar="NODE_NAME", nargs="?", help="the node that the build runs on")
     what.add_argument("--image", metavar="IMAGE", help="for a person: any READY machine of this image type")
@@ -283,4 +286,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

@@ -25,13 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import gateconfig
+import gateprocess
 import jenkinsnodes
 import nodessh
 import vmdatabase
 from cloud import nova
-from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from gateconfig import SecureConfig
+from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from pool import rules
+from pool import rules, script
 from pool.rules import Need
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
@@ -111,10 +113,10 @@ class Launch:
         self.prefix = gateconfig.name_prefix()
         self.images = {image.id: image for image in vmdatabase.images_of(provider)}
         self.zones = provider.listed("availability_zones")
-        self.nodes = vmdatabase.nodes_of(config)
+        self.nodes = script.nodes_of(config)
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
-        self.workers = gateconfig.Workers(provider.max_concurrency)
-        self.patient = gateconfig.Workers(provider.max_concurrency)  # for what takes long and must keep nobody waiting
+        self.workers = gateprocess.Workers(provider.max_concurrency)
+        self.patient = gateprocess.Workers(provider.max_concurrency)  # for what takes long and must keep nobody waiting
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
         self.templates: dict[int, Template] = {}
@@ -134,13 +136,13 @@ class Launch:
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
-        with gateconfig.telling(self.left):
+        with gateprocess.telling(self.left):
             return self.fill(wait_for_boots)
 
     def left(self) -> str:
         """Return in words what a run that is stopped leaves to the next one."""
         names = [str(boot.machine.name) for boot in self.boots.values()]
-        return f"left to the next launch, on their way: {gateconfig.some(names)}" if names else ""
+        return f"left to the next launch, on their way: {gateprocess.some(names)}" if names else ""
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do what run does."""
@@ -230,7 +232,7 @@ class Launch:
             whys[re.sub("; log: .*", "", why)].append(name)
         for why, names in whys.items():
             log = next(text for name, text in self.lost if name == names[0]).rpartition("; log: ")[2]
-            self.log.error("no build can run on %s: %s; log: %s", gateconfig.some(names), why, log)
+            self.log.error("no build can run on %s: %s; log: %s", gateprocess.some(names), why, log)
         self.lost.clear()
 
     def count_orphans(self, servers: Sequence[nova.Server]) -> None:
@@ -724,14 +726,14 @@ class Launch:
                 gateconfig.check_ours(path, "console-logs")
             text = self.cloud.console_log(server.id)
             folder.mkdir(parents=True, exist_ok=True)
-            gateconfig.make_private(folder)
+            gateprocess.make_private(folder)
             (folder / f"{name}.txt").write_text(text, encoding="utf-8", errors="replace")
         except (GateError, OSError) as err:
             log.warning("the console log could not be saved: %s", err)
         else:
             log.info("console log saved as %s", folder / f"{name}.txt")
 
-    def log_of(self, machine: Machine) -> gateconfig.Log:
+    def log_of(self, machine: Machine) -> gateprocess.Log:
         """Return the log of one machine."""
         image = self.images[machine.base_image_id].name
         return self.log.bind(image=image, machine=machine.id, node=machine.name)
@@ -752,8 +754,8 @@ class Launch:
         self.tell_full(counts, short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
-            return gateconfig.EXIT_CONFIG
-        return gateconfig.EXIT_FAILED if short or self.failed or self.no_more else gateconfig.EXIT_OK
+            return gateprocess.EXIT_CONFIG
+        return gateprocess.EXIT_FAILED if short or self.failed or self.no_more else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], short: bool) -> None:
         """Say by what the provider is full, if that is why the pool is short."""
@@ -793,8 +795,8 @@ def read_ready_script(path: str | None) -> bytes | None:
 def main(argv: list[str] | None = None) -> int:
     """Fill the pool of one provider, or of each."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
-    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _launch(provider, options))
+    gateprocess.setup_logging(options.verbosity)
+    return script.run_for_provider(options.provider, argv, lambda provider: _launch(provider, options))
 
 
 def _launch(provider: Provider, options: argparse.Namespace) -> int:
@@ -805,7 +807,7 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
     longest = 2 * provider.boot_timeout + CALLS_SECONDS
-    return vmdatabase.run_alone("launch", provider, lambda: _launch_alone(provider, config, options), longest)
+    return script.run_alone("launch", provider, lambda: _launch_alone(provider, config, options), longest)
 
 
 def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:
@@ -815,11 +817,11 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
     launch.count_orphans(launch.cloud.list_servers())
     for image in launch.plan():
         print(f"would launch a machine of {provider.name} {image.name}")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
     parser.add_argument("--dry-run", action="store_true", help="print what would be launched")
     parser.add_argument("--no-wait", action="store_true", help="ask for machines and leave; the next run takes over")
@@ -827,4 +829,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

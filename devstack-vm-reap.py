@@ -25,12 +25,14 @@ from typing import TypeVar
 import peewee
 
 import gateconfig
+import gateprocess
 import jenkinsnodes
 import nodessh
 import vmdatabase
 from cloud import nova
-from gateconfig import GateError, SecureConfig, get_log
-from pool import providersfile, rules
+from gateconfig import SecureConfig
+from gateprocess import GateError, get_log
+from pool import rules, script
 from pool.rules import Sight, Suspect, Use, Verdict
 from vmdatabase import (
     BUILDING,
@@ -74,9 +76,9 @@ class Reap:
         self.config = config
         self.log = get_log(provider=provider.name)
         self.prefix = gateconfig.name_prefix()
-        self.nodes = vmdatabase.nodes_of(config)
+        self.nodes = script.nodes_of(config)
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
-        self.workers = gateconfig.Workers(provider.max_concurrency)
+        self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.troubles = 0
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
@@ -87,13 +89,13 @@ class Reap:
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""
-        with gateconfig.telling(self.left):
+        with gateprocess.telling(self.left):
             return self.reap()
 
     def left(self) -> str:
         """Return in words what a run that is stopped leaves to the next one."""
         names = list(self.going.values())
-        return f"left to the next reap, being deleted: {gateconfig.some(names)}" if names else ""
+        return f"left to the next reap, being deleted: {gateprocess.some(names)}" if names else ""
 
     def reap(self) -> int:
         """Do what run does."""
@@ -120,7 +122,7 @@ class Reap:
         if not self.options.dry_run:
             self.drop_drained()
             self.report()
-        return gateconfig.EXIT_FAILED if self.troubles or self.died else gateconfig.EXIT_OK
+        return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
 
     def report(self) -> None:
         """Print what was deleted and whether anything is left."""
@@ -259,7 +261,7 @@ class Reap:
         dead |= {name for name in away if rules.is_dead(suspects[name], name in silent, cut_off)}
         if waiting := sorted((away | suspects.keys() - set(doubted)) - dead):
             self.log.warning("the agents of %s are away; Jenkins is given time to have them back%s",
-                             gateconfig.some(waiting), ", and the network, since none answers by ssh" * cut_off)
+                             gateprocess.some(waiting), ", and the network, since none answers by ssh" * cut_off)
         return frozenset(dead)
 
     def suspect(self, machine: Machine, node: jenkinsnodes.Node) -> Suspect:
@@ -294,7 +296,7 @@ class Reap:
 
     def end_dead_builds(self) -> None:
         """Move snapshots that no running devstack-vm-update-image builds any more to ERROR."""
-        with vmdatabase.provider_lock("update-image", self.provider.name) as no_build_runs:
+        with script.provider_lock("update-image", self.provider.name) as no_build_runs:
             if no_build_runs and not self.options.dry_run:
                 vmdatabase.end_dead_builds(self.provider)
 
@@ -475,7 +477,7 @@ class Reap:
         strangers = sum(server.machine_id not in known for server in sight.servers.values())
         return rules.make_room(finished, missing, self.provider.max_servers - len(staying) - strangers)
 
-    def log_of(self, machine: Machine) -> gateconfig.Log:
+    def log_of(self, machine: Machine) -> gateprocess.Log:
         """Return the log of one machine."""
         return self.log.bind(machine=machine.id, node=machine.name)
 
@@ -654,7 +656,7 @@ class Reap:
                                   len(rows))
         if not unlikely or self.options.all_servers:
             return going
-        names = gateconfig.some(sorted(server.name for server in going))
+        names = gateprocess.some(sorted(server.name for server in going))
         self.trouble(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are left until "
                      "a person says that this is so (vmdatabase.py moved), or --all-servers")
         return []
@@ -816,15 +818,15 @@ class Reap:
 
     def drop_drained(self) -> None:
         """Delete the rows of images and providers that left the providers file, once nothing of theirs is left."""
-        for what in providersfile.drop_drained(self.provider):
+        for what in vmdatabase.drop_drained(self.provider):
             self.log.info("drained: %s", what)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Reap one provider, or each."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
-    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _reap(provider, options))
+    gateprocess.setup_logging(options.verbosity)
+    return script.run_for_provider(options.provider, argv, lambda provider: _reap(provider, options))
 
 
 def _reap(provider: Provider, options: argparse.Namespace) -> int:
@@ -832,11 +834,11 @@ def _reap(provider: Provider, options: argparse.Namespace) -> int:
     if not config.jenkins:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: there are no nodes to look after", config.path)
-    return vmdatabase.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS)
+    return script.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
     parser.add_argument("--all-servers", action="store_true",
                         help="delete all machines, also ready ones; never held ones or those that build")
@@ -846,4 +848,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

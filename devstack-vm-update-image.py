@@ -27,13 +27,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import gateconfig
+import gateprocess
 import nodessh
 import vmdatabase
 from cloud import nova
-from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from gateconfig import SecureConfig
+from gateprocess import ConfigError, GateError, get_log
 from image import devstackfiles
 from image.devstackfiles import Checkout
 from image.template import FORGET, MARKS, Plan, Template, steps_of
+from pool import script
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImage
 
 FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
@@ -89,7 +92,7 @@ class Build:
             vmdatabase.move(self.row, BUILDING, READY)
             self.log.info("BUILDING -> READY: %s %s", self.row.name, image_id)
         except Exception as err:
-            self.fail(f"{gateconfig.phase_of(err)}{err or type(err).__name__}")
+            self.fail(f"{gateprocess.phase_of(err)}{err or type(err).__name__}")
             raise
         finally:
             self.clean_up(self.delete_keypair)
@@ -116,7 +119,7 @@ class Build:
         """
         self.login, server_id = None, ""
         try:
-            with gateconfig.phase(self.log, f"boot {what}"):
+            with gateprocess.phase(self.log, f"boot {what}"):
                 if self.stopping:
                     raise GateError("the build was stopped")
                 server_id = self.cloud.make_server(
@@ -239,7 +242,7 @@ class Build:
                 template.begin(name)
                 if template.missing and name == FORGET:
                     raise GateError(f"install packages: there is no {', '.join(template.missing)}")
-                with gateconfig.phase(self.log, name):
+                with gateprocess.phase(self.log, name):
                     step(template)
         self.cleared = True
 
@@ -256,7 +259,7 @@ class Build:
             nodessh.settle(session, settled_by)
             return True
 
-        with gateconfig.phase(self.log, "first login"):
+        with gateprocess.phase(self.log, "first login"):
             return nodessh.wait_for_session(logins, deadline, test)
 
     def marks(self) -> str:
@@ -278,14 +281,14 @@ class Build:
             seen["marks"] = session.attempt("read marks", ["cat", MARKS]).output
             return session.attempt("ssh test", session.as_root(["true"])).status == 0
 
-        with gateconfig.phase(self.log, "ssh test"):
+        with gateprocess.phase(self.log, "ssh test"):
             self.login = nodessh.wait_for_session([login], time.monotonic() + self.provider.boot_timeout, test)
             if f"IMAGE_SNAPSHOT={self.row.name}\n" not in seen["marks"]:
                 raise GateError(f"a machine booted from the snapshot does not carry its marks in {MARKS}")
 
     def snapshot(self, server_id: str) -> str:
         """Snapshot the template server and return the image's id once it is active."""
-        with gateconfig.phase(self.log, "snapshot"):
+        with gateprocess.phase(self.log, "snapshot"):
             image_id = self.cloud.create_image(server_id, self.row.name, self.row.id)
             vmdatabase.set_columns(self.row, external_id=image_id)
             seconds = SNAPSHOT_BOOTS * self.provider.boot_timeout
@@ -315,12 +318,12 @@ def is_shell(session: nodessh.Session) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Build the images of one provider, or of each; or print what would be cached."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
+    gateprocess.setup_logging(options.verbosity)
     if options.what is not None:
         what, complete = _what(options)
         print(json.dumps(what, indent=2))
-        return gateconfig.EXIT_OK if complete else gateconfig.EXIT_FAILED
-    return vmdatabase.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
+        return gateprocess.EXIT_OK if complete else gateprocess.EXIT_FAILED
+    return script.run_for_provider(options.provider, argv, lambda provider: _update(provider, options))
 
 
 def _what(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[str]]], bool]:
@@ -356,12 +359,12 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
                  "boot test machine", "ssh test"]
         for image in images:
             print("\n".join(f"{provider.name} {image.name}: {name}" for name in names))
-        return gateconfig.EXIT_OK
+        return gateprocess.EXIT_OK
     if plan.checkout is None:
         get_log(provider=provider.name).warning(
             "there is no devstack checkout in $WORKSPACE/devstack, so nothing is cached; devstack-vm-update-image.sh "
             "makes one")
-    return vmdatabase.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LONGEST_SECONDS,
+    return script.run_alone("update-image", provider, lambda: _build_all(provider, images, plan), LONGEST_SECONDS,
                                 LOCK_SECONDS)
 
 
@@ -371,7 +374,7 @@ def _images(provider: Provider, name: str | None) -> list[BaseImage]:
     images = [image for image in active if name in (None, image.name)]
     if name is not None and not images:
         raise ConfigError(f"--image: provider {provider.name} has no image {name}"
-                          f"{gateconfig.nearest(name, [image.name for image in active])}")
+                          f"{gateprocess.nearest(name, [image.name for image in active])}")
     if name is not None and images[0].template:
         raise ConfigError(f"--image: {name} has a template and needs no image of its own; build {images[0].template}")
     return [image for image in images if not image.template]
@@ -402,19 +405,19 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
         cloud.list_servers(), cloud.list_snapshots(), cloud.list_keypairs().values()))
     builds: list[Build] = []
-    workers = gateconfig.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
+    workers = gateprocess.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]
     try:
         codes = {future.result() for future in futures}
     except BaseException as err:
         stopped = [build.row.name for build in builds if build.row.state == BUILDING]
-        err.left = f"no new {gateconfig.some(stopped)}" if stopped else ""  # type: ignore[attr-defined]
+        err.left = f"no new {gateprocess.some(stopped)}" if stopped else ""  # type: ignore[attr-defined]
         for build in builds:
             build.stop()
         raise
     if len(codes) > 1:
-        return gateconfig.EXIT_FAILED
-    return codes.pop() if codes else gateconfig.EXIT_OK
+        return gateprocess.EXIT_FAILED
+    return codes.pop() if codes else gateprocess.EXIT_OK
 
 
 def _build(cloud: nova.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
@@ -422,18 +425,18 @@ def _build(cloud: nova.Cloud, image: BaseImage, plan: Plan, builds: list[Build])
     log = get_log(provider=cloud.provider.name, image=image.name)
     with vmdatabase.connected():
         try:
-            build = gateconfig.guarded(Build, cloud, image, plan)
+            build = gateprocess.guarded(Build, cloud, image, plan)
             builds.append(build)
         except GateError as err:
             log.error("no new snapshot: %s", err)
             return err.exit_code
         try:
-            gateconfig.guarded(build.run)
+            gateprocess.guarded(build.run)
         except GateError as err:
-            log.error("no new snapshot: %s%s", gateconfig.phase_of(err), err)
-            return gateconfig.EXIT_FAILED
+            log.error("no new snapshot: %s%s", gateprocess.phase_of(err), err)
+            return gateprocess.EXIT_FAILED
     print(f"{cloud.provider.name} {image.name}: {build.row.name}")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _read_script(path: Path | None) -> bytes | None:
@@ -453,7 +456,7 @@ def _seconds(text: str) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", nargs="?", help="a provider of vm.db, or all")
     parser.add_argument("--image", metavar="NAME", help="this image type only (default: all of the provider)")
     custom = os.environ.get("DEVSTACK_GATE_CUSTOM_SCRIPT")
@@ -478,4 +481,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from gateconfig import ConfigError, GateError, JenkinsConfig, clock_ahead, file_lock, innermost, plain
+from gateconfig import JenkinsConfig
+from gateprocess import ConfigError, GateError, clock_ahead, file_lock, innermost, plain
 
 if TYPE_CHECKING:
     import jenkins

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gateconfig import TIMED_OUT, ConfigError, GateError, NodeConfig, get_log, plain, printable
+from gateconfig import NodeConfig
+from gateprocess import TIMED_OUT, ConfigError, GateError, get_log, plain, printable
 
 if TYPE_CHECKING:
     import paramiko

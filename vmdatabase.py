@@ -19,24 +19,23 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
-import math
 import os
 import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import peewee
 
-import gateconfig
-from gateconfig import ConfigError, GateError, get_log
+import gateprocess
+from gateprocess import ConfigError, GateError, get_log
 
 if TYPE_CHECKING:
     from gateconfig import SecureConfig
-    from jenkinsnodes import Node, Nodes
+    from jenkinsnodes import Node
 
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
 
@@ -115,7 +114,6 @@ LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
 ERROR_LENGTH = 4000  # of a machine or a snapshot
 FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
 FULL_BYTES = 1 << 20  # less room than this is none
-PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 CHUNK = 500  # ids in one statement
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "deaths", "death", "death_of", "min_ready", "max_ready_age", "max_servers", "max_concurrency",
@@ -374,7 +372,7 @@ def _make_private(path: Path) -> None:
     copies = path.parent.glob(f"{glob.escape(path.name)}.schema-*")
     locks = _lock_folder_of(path)
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), *copies, locks, *locks.glob("*")):
-        gateconfig.make_private(file)
+        gateprocess.make_private(file)
 
 
 def _init(path: Path) -> None:
@@ -399,7 +397,7 @@ def connected() -> Iterator[None]:
 
 def _explained(path: Path, err: BaseException) -> GateError:
     err = _first(err)
-    reason = gateconfig.one_line(err)
+    reason = gateprocess.one_line(err)
     if "locked" in reason or "busy" in reason:
         return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
     if "unable to open" in reason and (exhausted := _exhausted(path)):
@@ -416,7 +414,7 @@ def _exhausted(path: Path) -> str:
             for _ in range(FILES):
                 opened_files.callback(os.close, os.open(path, os.O_RDONLY))
         except OSError as err:
-            return gateconfig.reason_of(err) if err.errno in gateconfig.EXHAUSTED else ""
+            return gateprocess.reason_of(err) if err.errno in gateprocess.EXHAUSTED else ""
     return ""
 
 
@@ -477,7 +475,7 @@ def _migrate(path: Path, migrations: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _schema_lock(path: Path) -> Iterator[None]:
-    with gateconfig.file_lock(_lock_folder_of(path) / "schema", BUSY_SECONDS) as mine:
+    with gateprocess.file_lock(_lock_folder_of(path) / "schema", BUSY_SECONDS) as mine:
         if not mine:
             raise DatabaseError(f"{path}: another process has been migrating it for more than {BUSY_SECONDS} s")
         yield
@@ -527,72 +525,6 @@ def _copy(to: Path) -> None:
 def pool_uuid() -> str:
     """Return the UUID that was made with this vm.db and marks everything that it owns."""
     return str(Setting.get_by_id("pool").value)
-
-
-def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
-    """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
-    return gateconfig.file_lock(_lock_of(kind, provider), wait_seconds)
-
-
-def lock_holder(kind: str, provider: str) -> gateconfig.Holder | None:
-    """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
-    return gateconfig.lock_holder(_lock_of(kind, provider))
-
-
-def _lock_of(kind: str, provider: str) -> Path:
-    return lock_folder() / f"{kind}-{provider}"
-
-
-def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
-    """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
-    with opened(gateconfig.database_path()):
-        require_home()
-        leave_out_noted_ids()
-        if name != "all":
-            gateconfig.check_clouds_yaml()
-            return work(provider_named(name))
-        names = provider_names()
-    return gateconfig.run_each(names, argv)
-
-
-def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0) -> int:
-    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
-
-    longest is how many seconds such a run can take, beside those that the provider's pace adds: one that is older has
-    gone wrong, and as long as it stays nothing of the kind gets done here. Then the exit code is 1.
-    """
-    with provider_lock(kind, provider.name, wait_seconds) as mine:
-        if mine:
-            with _hint_of_forget(provider):
-                return work()
-    log = get_log(provider=provider.name)
-    holder = lock_holder(kind, provider.name)
-    longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
-    if holder and now() - holder.since > longest:
-        log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
-                  "done here before it ends", kind, longest, holder)
-        return gateconfig.EXIT_FAILED
-    log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
-                holder or "which process it is cannot be seen from here")
-    return gateconfig.EXIT_OK
-
-
-@contextlib.contextmanager
-def _hint_of_forget(provider: Provider) -> Iterator[None]:
-    """Say how to be rid of a provider that left the providers file, if nothing can be done there any more."""
-    try:
-        yield
-    except GateError as err:
-        if not provider.active:
-            err.args = (f"{err}; if that cloud is gone for good: vmdatabase.py forget {provider.name}",)
-        raise
-
-
-def nodes_of(config: SecureConfig) -> Nodes | None:
-    """Return this pool's Jenkins nodes, None where there is no [jenkins] section."""
-    import jenkinsnodes
-
-    return jenkinsnodes.Nodes(config.jenkins, lock_folder(), pool_uuid()) if config.jenkins else None
 
 
 def lock_folder() -> Path:
@@ -809,7 +741,7 @@ def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def _error_line(text: str) -> str:
     """Return an error in one line; of very much output the beginning, which names the step, and the end."""
-    line = gateconfig.printable(" | ".join(filter(None, map(str.strip, text.splitlines()))))
+    line = gateprocess.printable(" | ".join(filter(None, map(str.strip, text.splitlines()))))
     half = ERROR_LENGTH // 2
     return line if len(line) <= ERROR_LENGTH else f"{line[:half]} ... {line[-half:]}"
 
@@ -819,7 +751,7 @@ def provider_named(name: str) -> Provider:
     provider = Provider.get_or_none(Provider.name == name) if name.isprintable() else None
     if provider is None:
         known = provider_names()
-        hint = gateconfig.nearest(name, known) if known else "; vm.db has none yet, run: vmdatabase.py load FILE"
+        hint = gateprocess.nearest(name, known) if known else "; vm.db has none yet, run: vmdatabase.py load FILE"
         raise ConfigError(f"{database.database}: unknown provider {printable(name)}{hint}")
     return provider
 
@@ -859,7 +791,7 @@ def refreshed(machine: Machine) -> Machine:
     return row
 
 
-def machine_log(machine: Machine) -> gateconfig.Log:
+def machine_log(machine: Machine) -> gateprocess.Log:
     """Return a logger that names a machine with all that is known of it."""
     image = machine.base_image
     return get_log(provider=image.provider.name, image=image.name, machine=machine.id, node=machine.name)
@@ -931,6 +863,41 @@ def machines_with_ended_builds() -> set[int]:
 def images_of(provider: Provider) -> list[BaseImage]:
     """Return the image types of a provider, also those being drained, by name."""
     return list(BaseImage.select().where(BaseImage.provider == provider).order_by(BaseImage.name))
+
+
+def drop_drained(provider: Provider) -> list[str]:
+    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
+    dropped: list[str] = []
+    with database.atomic("IMMEDIATE"):
+        for image in images_of(provider):
+            if not image.active:
+                drain_image(image, dropped)
+        if not Provider.get_by_id(provider.id).active:
+            drain_provider(provider, dropped)
+    return [change for change in dropped if change.startswith("delete")]
+
+
+def drain_image(image: BaseImage, changes: list[str]) -> None:
+    """Delete the row of an image type that has nothing left, or want no more of it; adds in words what changed."""
+    what = f"image {image.provider.name}/{image.name}"
+    machines = Machine.select().where(Machine.base_image == image).count()
+    snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
+    if not machines and not snapshots:
+        changes.append(f"delete {what}")
+        image.delete_instance()
+    elif image.active or image.min_ready:
+        changes.append(f"drain {what}: {machines} machines and {snapshots} snapshots are left to the next reaps")
+        BaseImage.update(active=False, min_ready=0).where(BaseImage.id == image.id).execute()
+
+
+def drain_provider(provider: Provider, changes: list[str]) -> None:
+    """Delete the row of a provider that has no image types left, or want no more of it; adds what changed."""
+    if not BaseImage.select().where(BaseImage.provider == provider).count():
+        changes.append(f"delete provider {provider.name}")
+        provider.delete_instance()
+    elif provider.active:
+        changes.append(f"drain provider {provider.name}: reap deletes it when nothing of it is left")
+        Provider.update(active=False).where(Provider.id == provider.id).execute()
 
 
 def forget(provider: Provider) -> None:
@@ -1114,4 +1081,4 @@ def record_end(machine: Machine, environ: Mapping[str, str], result: str | None)
 if __name__ == "__main__":
     from pool import commands
 
-    gateconfig.run(commands.main)
+    gateprocess.run(commands.main)

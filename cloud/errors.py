@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from gateconfig import ConfigError, GateError, innermost, plain
+from gateprocess import ConfigError, GateError, innermost, plain
 
 TEXT_LENGTH = 400  # of what a client library says, in a message
 WHOLE_LENGTH = 10_000  # of what is looked through for it

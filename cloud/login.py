@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from cloud.errors import CloudConfigError, CloudError, short_text
-from gateconfig import get_log
+from gateprocess import get_log
 
 # What we set unless the entry does: fewer hidden repeats, since every caller here has its own time limit.
 RETRIES = {"image_status_code_retries": 1, "network_status_code_retries": 1, "block_storage_status_code_retries": 1}

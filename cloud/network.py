@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from cloud.errors import CapacityError, CloudConfigError, CloudError, GoneError, RefusedError
 from cloud.rules import Place, choose_address, places_of
-from gateconfig import Log
+from gateprocess import Log
 
 T = TypeVar("T")
 POOL_KEY = "devstack-gate-pool"

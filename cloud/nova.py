@@ -51,7 +51,7 @@ from cloud.rules import (
     wanted_flavor,
 )
 from cloud.volumes import Volume, Volumes
-from gateconfig import ConfigError, clock_ahead, get_log, plain
+from gateprocess import ConfigError, clock_ahead, get_log, plain
 
 __all__ = [
     "ALL", "CAPACITY_FAULTS", "FLAVOR", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError", "Cloud",

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError
 from cloud.rules import Source
-from gateconfig import Log, plain
+from gateprocess import Log, plain
 
 T = TypeVar("T")
 POLL_SECONDS = 1.0

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateconfig import PACKAGE_NAME, TIMED_OUT, ConfigError, GateError, get_log
+from gateconfig import PACKAGE_NAME
+from gateprocess import TIMED_OUT, ConfigError, GateError, get_log
 from image import pipneeds
 from image.pipneeds import PipSet, ProjectFiles
 

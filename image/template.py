@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import gateconfig
+import gateprocess
 import nodessh
-from gateconfig import GateError, ImageConfig, NodeConfig
+from gateconfig import ImageConfig, NodeConfig
+from gateprocess import GateError
 from image import devstackfiles, pipneeds
 from image.devstackfiles import Checkout, Wanted
 
@@ -46,7 +48,7 @@ class Plan:
 class Template:
     """The machine that becomes the snapshot; each step is a method, run over one ssh session."""
 
-    def __init__(self, session: nodessh.Session, plan: Plan, log: gateconfig.Log) -> None:
+    def __init__(self, session: nodessh.Session, plan: Plan, log: gateprocess.Log) -> None:
         self.session = session
         self.plan = plan
         self.log = log

@@ -22,9 +22,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gateconfig
+import gateprocess
 import vmdatabase
-from gateconfig import ConfigError, GateError
+from gateprocess import ConfigError, GateError
 from jenkinsnodes import Nodes
+from pool import script
 
 DELETE = Path(__file__).resolve().parent.parent / "devstack-vm-delete.py"
 END_SECONDS = 60  # a build that triggers this job has ended but for its last bookkeeping
@@ -44,8 +46,8 @@ class Ended:
 
 def main(argv: list[str] | None = None) -> int:
     """Find the builds, and run devstack-vm-delete.py for each."""
-    options = gateconfig.make_parser(__doc__).parse_args(argv)
-    gateconfig.setup_logging(options.verbosity)
+    options = gateprocess.make_parser(__doc__).parse_args(argv)
+    gateprocess.setup_logging(options.verbosity)
     node, result = os.environ.get("GATE_NODE_NAME", ""), os.environ.get("GATE_RESULT", "")
     job, number = build_named("GATE_JOB_NAME", "GATE_BUILD_NUMBER")
     if node and (result or not number):
@@ -60,7 +62,7 @@ def open_jenkins() -> Nodes:
     """Return the Jenkins of the secure configuration; ConfigError if there is none."""
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_path()):
-        nodes = vmdatabase.nodes_of(config)
+        nodes = script.nodes_of(config)
     if nodes is None:
         raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")
     return nodes
@@ -106,7 +108,7 @@ def delete_after(nodes: Nodes, job: str, number: int, node: str) -> int:
     try:
         return delete(end_of(nodes, job, number, node))
     except GateError as err:
-        gateconfig.get_log().error("%s", err)
+        gateprocess.get_log().error("%s", err)
         return err.exit_code
 
 
@@ -120,4 +122,4 @@ def delete(build: Ended) -> int:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

@@ -30,8 +30,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import gateconfig
+import gateprocess
 import vmdatabase
-from gateconfig import ConfigError, JenkinsConfig
+from gateconfig import JenkinsConfig
+from gateprocess import ConfigError
 from jenkinsnodes import response_of, short_reason
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class Line:
 def main(argv: list[str] | None = None) -> int:
     """Look for everything and print what there is, a line as soon as it is known."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
+    gateprocess.setup_logging(options.verbosity)
     site = read_site(options.defaults)
     config = gateconfig.load_secure_config()
     if config.jenkins is None:
@@ -120,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in check(site, config.jenkins, config.node.user, read_loader(options.conf)):
         print(f"{line.state:8} {line.what}", flush=True)
         fine = fine and line.state == OK
-    return gateconfig.EXIT_OK if fine else gateconfig.EXIT_FAILED
+    return gateprocess.EXIT_OK if fine else gateprocess.EXIT_FAILED
 
 
 # --- what is wanted ---
@@ -333,8 +335,8 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
         # What python-jenkins says without an answer of Jenkins' behind it is a script's output: its error comes first.
         said = " ".join(line.strip() for line in str(err).split("\n\tat ")[0].splitlines()[:2])
         known = said and type(err) is jenkins.JenkinsException
-        return gateconfig.plain(said, 200) if known else f"no answer ({short_reason(err)})"
-    status, right = response.status_code, gateconfig.plain(response.headers.get("X-Required-Permission", ""), 200)
+        return gateprocess.plain(said, 200) if known else f"no answer ({short_reason(err)})"
+    status, right = response.status_code, gateprocess.plain(response.headers.get("X-Required-Permission", ""), 200)
     if status == 401:  # noqa: PLR2004
         return "401, user or password (API key) is wrong"
     if status == 403 and right:  # noqa: PLR2004
@@ -342,7 +344,7 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
             right = right.replace(theirs, shown)
         return f"403, this user needs the right {right}"
     hints = {404: "; is this the address of a Jenkins?", 503: "; Jenkins is starting, or a proxy does not reach it"}
-    return f"{status} {gateconfig.plain(str(response.reason), 200)}{hints.get(status, '')}"
+    return f"{status} {gateprocess.plain(str(response.reason), 200)}{hints.get(status, '')}"
 
 
 def check_providers(site: Site) -> Iterator[Line]:
@@ -568,7 +570,7 @@ def _credential_line(found: dict[str, str] | None, name: str, node_user: str) ->
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(__doc__)
+    parser = gateprocess.make_parser(__doc__)
     parser.add_argument("--conf", metavar="FILE", type=Path, help="the jenkins_jobs.ini of jenkins-jobs [JJB_CONF]")
     parser.add_argument("--defaults", metavar="FILE", type=Path, default=HERE / "defaults.yaml",
                         help="instead of the defaults.yaml beside this file")
@@ -576,4 +578,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    gateconfig.run(main)
+    gateprocess.run(main)

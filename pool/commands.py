@@ -9,23 +9,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gateconfig
+import gateprocess
 import jenkinsnodes
 import vmdatabase
-from gateconfig import ConfigError, GateError, SecureConfig, get_log
+from gateconfig import SecureConfig
+from gateprocess import ConfigError, GateError, get_log
+from pool import script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one of the commands of the docstring."""
     options = _parse(argv)
-    gateconfig.setup_logging(options.verbosity)
+    gateprocess.setup_logging(options.verbosity)
     command: Callable[[argparse.Namespace], int] = options.run
     with vmdatabase.opened(options.db or gateconfig.database_path()):
         return command(options)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = gateconfig.make_parser(vmdatabase.__doc__)
+    parser = gateprocess.make_parser(vmdatabase.__doc__)
     parser.add_argument("--db", type=Path, metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
     parser.set_defaults(run=_run_list, json=False)
     commands = parser.add_subparsers(title="commands", metavar="")
@@ -73,11 +76,11 @@ def _run_list(options: argparse.Namespace) -> int:
     rows = cursor.fetchall()
     if options.json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
-        return gateconfig.EXIT_OK
+        return gateprocess.EXIT_OK
     print_table(columns, rows)
     if not rows:
         print(f"{vmdatabase.database.database} has no providers yet; run: vmdatabase.py load FILE")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -105,7 +108,7 @@ def _run_load(options: argparse.Namespace) -> int:
     for provider in providers:
         for warning in providersfile.warnings_of(provider):
             get_log(provider=provider["name"]).warning("%s", warning)
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _run_hold(options: argparse.Namespace) -> int:
@@ -124,14 +127,14 @@ def _run_hold(options: argparse.Namespace) -> int:
     log.info("%s -> HOLD: %s", before, options.reason)
     if before == vmdatabase.BUILDING and not machine.external_id:
         log.warning("its server is only being asked for; should none come: vmdatabase.py unhold %s", machine.name)
-    code = gateconfig.EXIT_OK
+    code = gateprocess.EXIT_OK
     why = f"{jenkinsnodes.HELD}{options.reason}"
     try:
         if nodes:
             nodes.take_out_of_service(str(machine.jenkins_name), why, missing_ok=True)
     except GateError as err:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
-        code = gateconfig.EXIT_FAILED
+        code = gateprocess.EXIT_FAILED
     if config and key:
         boot_timeout = machine.base_image.provider.boot_timeout
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key, boot_timeout)
@@ -154,7 +157,7 @@ def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> N
 
 def _checked_nodes(config: SecureConfig) -> jenkinsnodes.Nodes | None:
     """Return Jenkins' nodes once it has let us in; an outage does not stop a person from holding a machine."""
-    nodes = vmdatabase.nodes_of(config)
+    nodes = script.nodes_of(config)
     if nodes:
         with contextlib.suppress(jenkinsnodes.JenkinsError):
             nodes.check_login()
@@ -178,14 +181,14 @@ def _run_unhold(options: argparse.Namespace) -> int:
     if not vmdatabase.move(machine, vmdatabase.HOLD, vmdatabase.DELETE):
         raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
     vmdatabase.machine_log(machine).info("HOLD -> DELETE")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _run_backup(options: argparse.Namespace) -> int:
     file = gateconfig.expanded(str(options.file), "FILE")
     vmdatabase.backup(file)
     print(f"{file} is a copy of {vmdatabase.database.database}")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _run_moved(_options: argparse.Namespace) -> int:
@@ -193,7 +196,7 @@ def _run_moved(_options: argparse.Namespace) -> int:
     last = vmdatabase.moved()
     print(f"{vmdatabase.database.database} belongs to this host and path (before: {before}); new machines have ids "
           f"from {last['machine'] + 1} on")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _run_forget(options: argparse.Namespace) -> int:
@@ -203,28 +206,28 @@ def _run_forget(options: argparse.Namespace) -> int:
         raise ConfigError(f"{provider.name}: is in the providers file; take it out there, and load the file, first")
     with contextlib.ExitStack() as locks:
         for kind in ("launch", "reap", "update-image"):
-            if not locks.enter_context(vmdatabase.provider_lock(kind, provider.name)):
-                holder = vmdatabase.lock_holder(kind, provider.name)
+            if not locks.enter_context(script.provider_lock(kind, provider.name)):
+                holder = script.lock_holder(kind, provider.name)
                 which = f" ({holder})" if holder else ""
                 raise GateError(f"{provider.name}: a {kind} is at work there{which}; try again when it has ended")
         machines = vmdatabase.machines_of(provider)
         held = [str(machine.name) for machine in machines if machine.state == vmdatabase.HOLD]
         if held:
-            raise ConfigError(f"{provider.name}: {gateconfig.some(held)} is held; vmdatabase.py unhold it first")
+            raise ConfigError(f"{provider.name}: {gateprocess.some(held)} is held; vmdatabase.py unhold it first")
         left = _left_behind(provider, machines)
         if options.dry_run:
             print("\n".join(f"would be left behind: {thing}" for thing in left) or "nothing is left behind")
-            return gateconfig.EXIT_OK
+            return gateprocess.EXIT_OK
         building = _remove_nodes(machines)
         for thing in left:
             print(f"left behind: {thing}")
         if building:
-            raise GateError(f"{provider.name}: builds run on {gateconfig.some(building)}; forget it again when they "
+            raise GateError(f"{provider.name}: builds run on {gateprocess.some(building)}; forget it again when they "
                             "have ended")
         vmdatabase.forget(provider)
     print(f"forgot provider {provider.name}; what else is there carries {vmdatabase.pool_uuid()}: floating IPs in "
           "their description, keypairs in their name, volumes in their metadata")
-    return gateconfig.EXIT_OK
+    return gateprocess.EXIT_OK
 
 
 def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Machine]) -> list[str]:
@@ -240,6 +243,6 @@ def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Ma
 
 def _remove_nodes(machines: Sequence[vmdatabase.Machine]) -> list[str]:
     """Remove the Jenkins nodes of machines; returns the names of those that still build, which stay."""
-    nodes = vmdatabase.nodes_of(gateconfig.load_secure_config()) if any(one.jenkins_name for one in machines) else None
+    nodes = script.nodes_of(gateconfig.load_secure_config()) if any(one.jenkins_name for one in machines) else None
     names = [(str(one.jenkins_name), one.ip) for one in machines if one.jenkins_name]
     return [name for name, ip in names if nodes and not nodes.remove(name, "its provider is forgotten", ip)]

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from gateconfig import ConfigError, nearest, one_line
-from vmdatabase import BaseImage, Machine, Provider, SnapshotImage, database, images_of
+from gateprocess import ConfigError, nearest, one_line
+from vmdatabase import BaseImage, Provider, drain_image, drain_provider
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -318,24 +318,12 @@ def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
     images_wanted = {(wanted["name"], image["name"]) for wanted in providers for image in wanted["images"]}
     for image in list(BaseImage.select(BaseImage, Provider).join(Provider)):
         if (image.provider.name, image.name) not in images_wanted:
-            _drain_image(image, changes)
+            drain_image(image, changes)
     names_wanted = {wanted["name"] for wanted in providers}
     for provider in list(Provider.select()):
         if provider.name not in names_wanted:
-            _drain_provider(provider, changes)
+            drain_provider(provider, changes)
     return changes
-
-
-def drop_drained(provider: Provider) -> list[str]:
-    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
-    dropped: list[str] = []
-    with database.atomic("IMMEDIATE"):
-        for image in images_of(provider):
-            if not image.active:
-                _drain_image(image, dropped)
-        if not Provider.get_by_id(provider.id).active:
-            _drain_provider(provider, dropped)
-    return [change for change in dropped if change.startswith("delete")]
 
 
 def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
@@ -358,24 +346,3 @@ def _make_equal(
     if changed:
         model.update(**changed).where(model.id == row.id).execute()
     return row
-
-
-def _drain_image(image: BaseImage, changes: list[str]) -> None:
-    what = f"image {image.provider.name}/{image.name}"
-    machines = Machine.select().where(Machine.base_image == image).count()
-    snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
-    if not machines and not snapshots:
-        changes.append(f"delete {what}")
-        image.delete_instance()
-    elif image.active or image.min_ready:
-        changes.append(f"drain {what}: {machines} machines and {snapshots} snapshots are left to the next reaps")
-        BaseImage.update(active=False, min_ready=0).where(BaseImage.id == image.id).execute()
-
-
-def _drain_provider(provider: Provider, changes: list[str]) -> None:
-    if not BaseImage.select().where(BaseImage.provider == provider).count():
-        changes.append(f"delete provider {provider.name}")
-        provider.delete_instance()
-    elif provider.active:
-        changes.append(f"drain provider {provider.name}: reap deletes it when nothing of it is left")
-        Provider.update(active=False).where(Provider.id == provider.id).execute()

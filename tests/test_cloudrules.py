@@ -19,7 +19,7 @@ from cloud.rules import (
     volume_gigabytes,
     wanted_flavor,
 )
-from gateconfig import plain
+from gateprocess import plain
 from vmdatabase import BaseImage
 
 FLAVORS = [

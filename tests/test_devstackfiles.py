@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from image import devstackfiles, pipneeds
 from image.devstackfiles import Checkout, Package, Repository, SandboxError
 from tests.pool import Pool, await_that

@@ -10,13 +10,14 @@ from tests.pool import PROJECT, Pool, image, provider
 
 BODY = """import resource, sys, threading
 import gateconfig
+import gateprocess
 def body():
     {body}
 sys.argv = ["script.py"]
-gateconfig.run(body)
+gateprocess.run(body)
 """
 NO_THREADS = ("resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); threading.stack_size(1 << 32); "
-              "return gateconfig.Workers(1).submit(int).result()")
+              "return gateprocess.Workers(1).submit(int).result()")
 
 
 def limited(pool: Pool, limit: str, *words: str, to: str = "/dev/null") -> tuple[int, str]:
@@ -62,7 +63,7 @@ def test_too_few_file_descriptors_are_told(pool: Pool, files: int) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [("return len(bytearray(1 << 50))", "this host, or the limit of this process, has no more memory"),
-     ("return gateconfig.Workers(1).submit(bytearray, 1 << 50).result()",
+     ("return gateprocess.Workers(1).submit(bytearray, 1 << 50).result()",
       "this host, or the limit of this process, has no more memory"),
      (NO_THREADS, "can't start a new thread: this host, or the limit of this account's processes, allows no more"),
      ("open('/proc/self/mem', 'rb').read(1)",

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import gateconfig
-from gateconfig import ConfigError, ImageConfig, JenkinsConfig, NodeConfig, SecureConfig
+import gateprocess
+from gateconfig import ImageConfig, JenkinsConfig, NodeConfig, SecureConfig
+from gateprocess import ConfigError
 from tests.pool import PROJECT, Pool, provider
 
 JENKINS = "[jenkins]\nserver = https://jenkins.example.org/\nuser = gate\napikey = s3cr3t\ncredentials_id = nodes\n"
@@ -279,7 +281,7 @@ def test_a_prefix_with_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_the_nearest_known_word_is_named(word: str, known: list[str], hint: str) -> None:
-    assert gateconfig.nearest(word, known) == hint
+    assert gateprocess.nearest(word, known) == hint
 
 
 # Log lines
@@ -297,10 +299,10 @@ def test_log_lines_have_the_time_in_utc_the_level_and_the_subject(pool: Pool) ->
 MANY_LINES = """
 import sys
 sys.path.insert(0, {project!r})
-import gateconfig
+import gateprocess
 
-gateconfig.setup_logging(0)
-gateconfig.get_log(provider="one", image="noble").error("%s", {message!r})
+gateprocess.setup_logging(0)
+gateprocess.get_log(provider="one", image="noble").error("%s", {message!r})
 """
 
 
@@ -319,7 +321,7 @@ def test_each_line_of_a_message_has_time_level_and_subject(message: str, lines: 
 
 def test_each_line_of_a_traceback_has_time_level_and_subject() -> None:
     script = MANY_LINES.format(project=str(PROJECT), message="x") + \
-        "\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    gateconfig.get_log(image='b').warning('w', exc_info=True)\n"
+        "\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    gateprocess.get_log(image='b').warning('w', exc_info=True)\n"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     lines = [line.split("Z ", 1)[1] for line in result.stderr.splitlines()][1:]
     assert lines[:2] == ["WARNING image=b w", "WARNING image=b Traceback (most recent call last):"]
@@ -349,12 +351,12 @@ def test_results_go_to_stdout_alone(pool: Pool) -> None:
 CHILD = """
 import os, signal, sys, time
 sys.path.insert(0, {project!r})
-import gateconfig
+import gateprocess
 
 def body():
     word = sys.argv[1]
     if word == "all":
-        return gateconfig.run_each({names!r}, sys.argv[1:])
+        return gateprocess.run_each({names!r}, sys.argv[1:])
     os.write(1, (" ".join(sys.argv[1:]) + "\\n").encode())
     if word == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -362,7 +364,7 @@ def body():
         time.sleep(60)
     return int(word)
 
-gateconfig.run(body)
+gateprocess.run(body)
 """
 
 
@@ -419,9 +421,9 @@ HOLDER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {project!r})
-import gateconfig
+import gateprocess
 
-with gateconfig.file_lock(Path({path!r}), 0) as mine:
+with gateprocess.file_lock(Path({path!r}), 0) as mine:
     print(mine, flush=True)
     sys.stdin.read()
 """
@@ -444,7 +446,7 @@ def test_a_lock_is_had_by_one_process_only(tmp_path: Path) -> None:
     lock = tmp_path / "locks" / "launch-one"
     with holder(lock):
         began = time.monotonic()
-        with gateconfig.file_lock(lock, 0.3) as mine:
+        with gateprocess.file_lock(lock, 0.3) as mine:
             assert mine is False
     assert time.monotonic() - began >= 0.3
 
@@ -454,7 +456,7 @@ def test_a_lock_ends_with_the_process_that_has_it(tmp_path: Path, number: signal
     with holder(tmp_path / "lock") as process:
         process.send_signal(number)
         process.wait(10)
-        with gateconfig.file_lock(tmp_path / "lock", 0) as mine:
+        with gateprocess.file_lock(tmp_path / "lock", 0) as mine:
             assert mine is True
 
 
@@ -462,7 +464,7 @@ def test_a_lock_that_is_let_go_of_in_time_is_had(tmp_path: Path) -> None:
     with holder(tmp_path / "lock") as process:
         assert process.stdin
         process.stdin.close()
-        with gateconfig.file_lock(tmp_path / "lock", 10) as mine:
+        with gateprocess.file_lock(tmp_path / "lock", 10) as mine:
             assert mine is True
 
 
@@ -477,8 +479,8 @@ def test_a_second_launch_on_a_provider_leaves_it_to_the_first(pool: Pool) -> Non
 
 NAMED_HOLDER = """import sys; sys.path.insert(0, {project!r})
 from pathlib import Path
-import gateconfig
-with gateconfig.file_lock(Path({path!r}), 0, "node-1") as mine:
+import gateprocess
+with gateprocess.file_lock(Path({path!r}), 0, "node-1") as mine:
     print(mine, flush=True)
     sys.stdin.read()
 """
@@ -493,12 +495,12 @@ def test_names_share_a_lock_file_and_do_not_keep_each_other_waiting(tmp_path: Pa
             assert process.stdout.readline() == "True\n"
             had = {}
             for name in ("node-1", "node-2"):
-                with gateconfig.file_lock(path, 0, name) as mine, gateconfig.file_lock(path, 0, name) as again:
+                with gateprocess.file_lock(path, 0, name) as mine, gateprocess.file_lock(path, 0, name) as again:
                     had[name] = (mine, again)
             assert had == {"node-1": (False, False), "node-2": (True, False)}
         finally:
             process.kill()
-    with gateconfig.file_lock(path, 0, "node-1") as mine:
+    with gateprocess.file_lock(path, 0, "node-1") as mine:
         assert mine is True
     assert [file.name for file in path.parent.iterdir()] == ["nodes"]
 

@@ -19,7 +19,7 @@ import keystoneauth1.session
 import keystoneauth1.token_endpoint
 import pytest
 
-import gateconfig
+import gateprocess
 import httpcalls
 from cloud.errors import CloudError, GoneError, explained
 from gateconfig import JenkinsConfig
@@ -222,14 +222,14 @@ NASTY = "\x1b[31mred\x1b[0m \x9b2J \u202eevil\nFORGED line\r\tend " + "x" * 5000
 
 
 def test_what_others_say_is_one_printable_line() -> None:
-    said = gateconfig.plain(NASTY, 100)
+    said = gateprocess.plain(NASTY, 100)
     assert (said.isprintable(), len(said)) == (True, 100)
     assert said.startswith("?[31mred?[0m ?2J ?evil FORGED line end xxx")
 
 
 def test_a_message_of_several_lines_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    gateconfig.setup_logging(0)
-    gateconfig.get_log().warning("%s", NASTY)
+    gateprocess.setup_logging(0)
+    gateprocess.get_log().warning("%s", NASTY)
     lines = capsys.readouterr().err.splitlines()
     assert all(line.isprintable() and " WARNING " in line for line in lines), lines
     assert len(lines) == 3
@@ -310,5 +310,5 @@ def test_what_jenkins_and_the_cloud_say_is_made_printable_wherever_it_goes(pool:
     ((error,),) = pool.sql("SELECT error FROM machine")
     assert error.startswith("the server went to ERROR: ?[31mred?[0m ?2J ?evil FORGED line end xxx"), error
     assert error.isprintable()
-    assert len(error) < gateconfig.TEXT_LENGTH + 100
+    assert len(error) < gateprocess.TEXT_LENGTH + 100
     assert all(line.isprintable() for line in result.stderr.splitlines())

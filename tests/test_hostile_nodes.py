@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-import gateconfig
+import gateprocess
 import nodessh
 import vmdatabase
 from nodessh import Login, NotYetError, ReadyScriptError, StepError, TooSlowError, Welcome
+from pool import script
 from tests.hostilesshd import (
     Serve,
     close_without_status,
@@ -184,7 +185,7 @@ def test_a_machine_whose_worker_waits_for_the_cloud_is_given_up_at_boot_timeout(
 HOLDER = """import sys
 from pathlib import Path
 import gateconfig
-with gateconfig.file_lock(Path(sys.argv[1]), 0):
+with gateprocess.file_lock(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -223,10 +224,10 @@ def test_a_run_that_steps_aside_for_one_that_is_too_old_fails(
     pool.load(provider())
     with vmdatabase.opened(pool.database), holder(Path(f"{pool.database}.locks/launch-one")) as process:
         one = vmdatabase.provider_named("one")
-        await_that("it to be older", lambda: time.time() - (found := gateconfig.lock_holder(
-            Path(f"{pool.database}.locks/launch-one")) or gateconfig.Holder(0, time.time())).since > 2 and found)
-        assert vmdatabase.run_alone("launch", one, lambda: 7, 1) == gateconfig.EXIT_FAILED
-        assert vmdatabase.run_alone("launch", one, lambda: 7, 1000) == gateconfig.EXIT_OK
+        await_that("it to be older", lambda: time.time() - (found := gateprocess.lock_holder(
+            Path(f"{pool.database}.locks/launch-one")) or gateprocess.Holder(0, time.time())).since > 2 and found)
+        assert script.run_alone("launch", one, lambda: 7, 1) == gateprocess.EXIT_FAILED
+        assert script.run_alone("launch", one, lambda: 7, 1000) == gateprocess.EXIT_OK
     error = caplog.records[0]
     assert error.levelname == "ERROR"
     assert "for longer than the 1 s that it can take: process " + str(process.pid) in error.getMessage()
@@ -234,12 +235,12 @@ def test_a_run_that_steps_aside_for_one_that_is_too_old_fails(
 
 def test_the_holder_of_a_lock_is_who_has_it_and_not_who_waits(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    assert gateconfig.lock_holder(lock) is None
+    assert gateprocess.lock_holder(lock) is None
     with holder(lock) as process:
-        assert (found := gateconfig.lock_holder(lock))
+        assert (found := gateprocess.lock_holder(lock))
         assert found.pid == process.pid
     process.wait()
-    assert gateconfig.lock_holder(lock) is None
-    with gateconfig.file_lock(lock, 0):
-        assert (found := gateconfig.lock_holder(lock))
+    assert gateprocess.lock_holder(lock) is None
+    with gateprocess.file_lock(lock, 0):
+        assert (found := gateprocess.lock_holder(lock))
         assert found.pid == os.getpid()

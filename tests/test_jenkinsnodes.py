@@ -17,7 +17,8 @@ import pytest
 import requests
 
 import jenkinsnodes
-from gateconfig import GateError, JenkinsConfig
+from gateconfig import JenkinsConfig
+from gateprocess import GateError
 from jenkinsnodes import JenkinsConfigError, JenkinsError, Node, NodeConflictError, Nodes, is_out_of_service
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import ANY_HOST_KEY, PROJECT, await_that, clear_jenkins
@@ -599,7 +600,7 @@ TAKER = """
 import sys
 sys.path.insert(0, {project!r})
 from pathlib import Path
-import gateconfig, jenkinsnodes
+import gateconfig, gateprocess, jenkinsnodes
 
 nodes = jenkinsnodes.Nodes(gateconfig.JenkinsConfig({url!r}, {user!r}, {token!r}, "nodes"), Path(sys.argv[1]), "p")
 nodes.all()
@@ -607,7 +608,7 @@ print("here", flush=True)
 for line in sys.stdin:
     try:
         print(nodes.take_out_of_service(line.strip(), "held").out_of_service, flush=True)
-    except gateconfig.GateError as err:
+    except gateprocess.GateError as err:
         print(err, flush=True)
 """
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import nodessh
-from gateconfig import ConfigError, GateError, NodeConfig
+from gateconfig import NodeConfig
+from gateprocess import ConfigError, GateError
 from nodessh import HostKeyError, Login, NotYetError, Outcome, StepError, TooSlowError
 from tests.pool import await_that, make_key
 from tests.sshserver import Sshd, free_address

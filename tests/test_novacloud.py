@@ -28,7 +28,7 @@ from cloud.nova import (
     RefusedError,
     choose_address,
 )
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from tests.pocketcloud.client import Pocket
 from tests.pool import await_that, clear_cloud, client
 from vmdatabase import BaseImage, Provider

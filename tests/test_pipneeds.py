@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateconfig import GateError
+from gateprocess import GateError
 from image import pipneeds
 from image.pipneeds import PipSet, ProjectFiles
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud import nova
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from pool import rules
 from tests.pool import PROJECT, load_script
 from tests.repos import ENVIRONMENT, git

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import gateconfig
 import vmdatabase
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from image import devstackfiles, pipneeds
 from pool import providersfile
 from tests.repos import write

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from pool.providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file, warnings_of
 
 PROVIDER = {"name": "one", "cloud": "pocket", "max-servers": 10}

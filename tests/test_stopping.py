@@ -142,7 +142,7 @@ def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: 
 STOPPED_IN_A_FINALIZER = """
 import os, sys, time
 sys.path.insert(0, {project!r})
-import gateconfig
+import gateprocess
 
 class Connection:
     def __del__(self):
@@ -152,14 +152,14 @@ def body():
     Connection()
     time.sleep(60)
 
-gateconfig.run(body)
+gateprocess.run(body)
 """
 STOPPED_WHILE_IT_FAILS = """
 import os, sys
 sys.path.insert(0, {project!r})
-import gateconfig
+import gateprocess
 
-class LastWordsError(gateconfig.GateError):
+class LastWordsError(gateprocess.GateError):
     def __str__(self):
         os.kill(os.getpid(), {number})
         return "last words"
@@ -167,7 +167,7 @@ class LastWordsError(gateconfig.GateError):
 def body():
     raise LastWordsError
 
-gateconfig.run(body)
+gateprocess.run(body)
 """
 
 

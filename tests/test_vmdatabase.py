@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import vmdatabase
-from gateconfig import ConfigError
+from gateprocess import ConfigError
 from tests.pool import PROJECT, Pool, image, provider
 from vmdatabase import MIGRATIONS, STATES, DatabaseError
 

@@ -29,8 +29,8 @@ MESSAGE_BYTES = 1 << 16
 LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",
              "openstack.image.v2._proxy", "openstack.network.v2._proxy", "keystoneauth1.loading",
              "keystoneauth1.identity.v3", "jenkins", "paramiko", "peewee", "requests", "yaml", "uuid", "difflib")
-PRODUCT = ("gateconfig", "vmdatabase", "pool.commands", "cloud.nova", "httpcalls", "nodessh", "jenkinsnodes",
-           "image.template", "image.devstackfiles", "pool.providersfile")
+PRODUCT = ("gateconfig", "gateprocess", "vmdatabase", "pool.commands", "cloud.nova", "httpcalls", "nodessh",
+           "jenkinsnodes", "image.template", "image.devstackfiles", "pool.providersfile")
 
 
 def main() -> int:
@@ -108,6 +108,8 @@ def _ending_as_python_does() -> Iterator[None]:
 
 def run_script(order: Mapping[str, Any]) -> None:
     """Become the script of an order; does not return."""
+    import gateprocess
+
     script = PROJECT / order["script"]
     sys.argv = [str(script), *order["arguments"]]
     sys.path.insert(0, str(PROJECT))
@@ -120,7 +122,6 @@ def run_script(order: Mapping[str, Any]) -> None:
         points.install(order["point"], order.get("signal", signal.SIGKILL))
     limits: Mapping[str, float] = order.get("limits", {})
     _shorten(limits, PRODUCT)
-    import gateconfig
 
     spec = importlib.util.spec_from_file_location("script", script)
     assert spec
@@ -131,14 +132,14 @@ def run_script(order: Mapping[str, Any]) -> None:
     _shorten(limits, ["script"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(module, "main"):
-        gateconfig.run(module.main)
+        gateprocess.run(module.main)
     runpy.run_path(str(script), run_name="__main__")
 
 
 def _shorten(limits: Mapping[str, float], modules: Sequence[str]) -> None:
     """Set the time limits, named MODULE.CONSTANT; those of the script itself are SCRIPT's."""
     for name, seconds in limits.items():
-        module, constant = name.split(".")
+        module, _, constant = name.rpartition(".")
         if module in modules:
             loaded = importlib.import_module(module)
             assert hasattr(loaded, constant) or module == "script", name

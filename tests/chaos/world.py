@@ -35,7 +35,7 @@ DISK_KILOBYTES = 4096
 DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
 # The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
 LIMITS = {
-    "nova.CALL_SECONDS": 2, "nova.RATE_LIMIT_SECONDS": 6,
+    "cloud.nova.CALL_SECONDS": 2, "cloud.nova.RATE_LIMIT_SECONDS": 6,
     "jenkinsnodes.CALL_SECONDS": 2, "jenkinsnodes.LOCK_SECONDS": 6,
     "nodessh.CONNECT_SECONDS": 3,
     "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,

@@ -1,0 +1,462 @@
+"""The frame of a script: how it begins and ends, its errors, log lines, words for people, workers and locks.
+
+Nothing here knows a setting, a cloud, Jenkins or vm.db.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
+
+STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+NUDGE, NUDGE_SECONDS = signal.SIGURG, 0.1  # what wakes the main thread, so that Python runs the handlers of these
+STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
+RECORDED = "what is under way is recorded and the next run goes on with it"
+NAMES_SHOWN = 10  # in a message
+TEXT_LENGTH = 1000  # of what others say, in a message or in vm.db
+CALL_LENGTH = 160  # of what the libraries say of a call before they tell why it failed
+LINE_LENGTH = 10_000  # of a message of ours
+HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
+
+TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
+
+
+# Errors of the system that an operator can mend, and hints.
+EXHAUSTED = {
+    errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
+    errno.EIO: "; is the disk broken?", errno.EROFS: "", errno.ENOMEM: "", errno.EAGAIN: "",
+}
+
+
+class GateError(Exception):
+    """Something failed that the next run may mend; the message is one line for the operator."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(GateError):
+    """Wrong use or configuration; the message names the option, file, key or variable. Nothing was changed."""
+
+    exit_code = EXIT_CONFIG
+
+
+class StoppedError(BaseException):
+    """SIGTERM came; raised in the main thread so that whoever must tidy up can."""
+
+
+def make_private(path: Path) -> None:
+    """Take all rights on a file or folder of ours from others than its owner, as far as they have any."""
+    with contextlib.suppress(OSError):  # another's, or gone
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if mode & (stat.S_IRWXG | stat.S_IRWXO) and not path.is_symlink():
+            path.chmod(mode & stat.S_IRWXU)
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+# --- logging --------------------------------------------------------------------------------------------------------
+
+
+class Log(logging.LoggerAdapter[logging.Logger]):
+    """A logger that puts provider, image, machine id and node name before each message."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Give the record what is known of the subject."""
+        kwargs["extra"] = {"subject": "".join(f"{key}={value} " for key, value in (self.extra or {}).items())}
+        return msg, kwargs
+
+    def bind(self, **subject: object) -> Log:
+        """Return a logger that names this subject too."""
+        return Log(self.logger, {**(self.extra or {}), **subject})
+
+
+def get_log(**subject: object) -> Log:
+    """Return a logger for a subject: provider=, image=, machine=, node=."""
+    return Log(logging.getLogger("devstack-gate"), subject)
+
+
+class _Lines(logging.Formatter):
+    """Writes time, level and subject before each line of a message: several builds may share a console."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        head = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}Z {record.levelname} {getattr(record, 'subject', '')}"
+        text = record.getMessage()
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return "\n".join(f"{head}{line}" for line in shown(text).splitlines() or [""])
+
+
+def setup_logging(verbosity: int) -> None:
+    """Send log lines to stderr in UTC; verbosity -1 warnings only, 0 changes, 1 everything."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("devstack-gate").setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
+    # These repeat in tracebacks and warnings what the scripts report in their own words.
+    for name in ("paramiko", "urllib3", "keystoneauth", "openstack", "novaclient"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+# --- a script's frame -----------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def make_parser(docstring: str | None) -> argparse.ArgumentParser:
+    """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
+    parser = _Parser(description=docstring, formatter_class=partial(
+        argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS))
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
+    volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")
+    return parser
+
+
+def run(body: Callable[[], int]) -> NoReturn:
+    """Run a script's body and end the process with its exit code; errors become one line on stderr.
+
+    The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
+    before it is taken, so that the next run goes on from there. Tidying up after a signal has STOP_SECONDS.
+    """
+    try:
+        code = _run_to_end(body)
+    except (KeyboardInterrupt, StoppedError) as err:  # also one that comes while the end is being told
+        _ignore_signals()
+        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
+        get_log().warning("stopped; %s", getattr(err, "left", "") or RECORDED)
+    logging.shutdown()
+    os._exit(code)
+
+
+def _run_to_end(body: Callable[[], int]) -> int:
+    """Run a script's body and return its exit code, with every error but a stop told in one line."""
+    try:
+        os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
+        signal.signal(signal.SIGTERM, _raise_stopped)
+        _limit_stopping()
+        code = body()
+        if sys.stdout:
+            sys.stdout.flush()
+    except GateError as err:
+        _say(str(err))
+        code = err.exit_code
+    except BrokenPipeError:
+        code = EXIT_FAILED  # whoever read our output has left
+    except SystemExit as err:
+        code = err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
+        sys.stdout.flush()
+    except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
+        get_log().debug("unforeseen", exc_info=True)
+        _say(reason_of(err))
+        code = EXIT_FAILED
+    finally:
+        _ignore_signals()
+    return code
+
+
+def clock_ahead(date: str | None) -> float | None:
+    """Return how many seconds our clock is ahead of a server that sent this Date header, None if it tells no time."""
+    import email.utils
+
+    try:
+        return time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def one_line(err: BaseException) -> str:
+    """Return an error's message without line breaks."""
+    return plain(str(err))
+
+
+def plain(text: str, length: int = TEXT_LENGTH) -> str:
+    """Return a text from outside in one line of at most so many characters that can be shown and stored anywhere."""
+    return printable(" ".join(text[:10 * length].split()))[:length].strip()
+
+
+def printable(line: str) -> str:
+    """Return a line without what steers a terminal, and without the logins of URLs."""
+    if "://" in line:
+        line = re.sub(r"://[^/\s]*@", "://", line)
+    return line if line.isprintable() else "".join(char if char.isprintable() else "?" for char in line.expandtabs())
+
+
+def innermost(text: str) -> str:
+    """Return a connection error's text without the layer that names the call again and hides the reason at its end."""
+    before, found, cause = text.partition("(Caused by ")
+    layer = max(before.find("HTTPConnectionPool("), before.find("HTTPSConnectionPool("))
+    if not found or layer < 0:
+        return text
+    call = before[:layer] if layer <= CALL_LENGTH else f"{before[:CALL_LENGTH]}...: "  # it holds the address
+    return call + cause.removesuffix(")")
+
+
+def shown(text: str) -> str:
+    """Return a message of several lines, each printable and of a length that can be read."""
+    lines = [printable(line[:LINE_LENGTH]) + "..." * (len(line) > LINE_LENGTH) for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def _ignore_signals() -> None:
+    """Let nothing interrupt the last words."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _say(message: str) -> None:
+    """Write a script's last words in one piece, since scripts of several providers share a console."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {shown(message)}\n")
+
+
+def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is obeyed; tidying up is not to be interrupted
+    raise StoppedError
+
+
+def _limit_stopping() -> None:
+    """See that the process ends soon after a signal, whatever the main thread waits for.
+
+    It may wait in a library that does not let Python handle signals, such as SQLite for a lock, or for a cloud that
+    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once. The kernel may
+    give the signal to another thread, and then nothing wakes a main thread that waits for a lock: it is nudged. Where
+    the signal came while an object was being finalized, Python drops what its handler raises; then it is sent again.
+    """
+    import threading
+
+    dropped, main_thread = threading.Event(), threading.get_ident()
+
+    def drop(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, (KeyboardInterrupt, StoppedError)):
+            signal.signal(signal.SIGTERM, _raise_stopped)
+            dropped.set()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = drop
+    signal.signal(NUDGE, lambda _signum, _frame: None)
+    awake, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        number = os.read(awake, 1)[0]
+        while number not in STOPPING:
+            number = os.read(awake, 1)[0]
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            signal.pthread_kill(main_thread, NUDGE)
+            if dropped.wait(min(left, NUDGE_SECONDS)):
+                dropped.clear()
+                time.sleep(0.01)
+                signal.pthread_kill(main_thread, number)
+        get_log().warning("stopped without tidying up, which took more than %d s; %s", STOP_SECONDS, RECORDED)
+        os._exit(STOPPING[number])
+
+    threading.Thread(target=watch, name="stopping", daemon=True).start()
+
+
+@contextlib.contextmanager
+def telling(left: Callable[[], str]) -> Iterator[None]:
+    """Let a run that gets SIGTERM or SIGINT meanwhile say what it leaves to the next one."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError) as err:
+        err.left = left()  # type: ignore[union-attr]
+        raise
+
+
+def some(names: Sequence[str]) -> str:
+    """Return names for a message, not all of very many."""
+    return ", ".join(names[:NAMES_SHOWN]) + f" and {len(names) - NAMES_SHOWN} more" * (len(names) > NAMES_SHOWN)
+
+
+def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
+    """Run this script once for each provider, side by side, and return one exit code for all.
+
+    Each provider has a process of its own, so that one which hangs or fails never stops the others. argv is the
+    command line (None: the process's) whose first word `all` stands for a provider. Returns 0 if all did, 2 if all were
+    wrong use or configuration, else 1.
+    """
+    import subprocess
+
+    if not providers:
+        raise ConfigError("all: vm.db has no providers yet; run: vmdatabase.py load FILE")
+    words = list(sys.argv[1:] if argv is None else argv)
+    place = words.index("all")
+    children = [
+        subprocess.Popen([sys.executable, sys.argv[0], *words[:place], name, *words[place + 1:]]) for name in providers
+    ]
+    try:
+        codes = [child.wait() for child in children]
+    except BaseException:
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()  # each ends soon, and says what it leaves
+        raise
+    if len(set(codes)) == 1:
+        return codes[0] if codes[0] in (EXIT_OK, EXIT_CONFIG) else EXIT_FAILED
+    return EXIT_FAILED
+
+
+class Workers:
+    """Threads for calls to the outside, so many at once; whatever goes wrong in one comes out as a GateError."""
+
+    def __init__(self, count: int) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._executor = ThreadPoolExecutor(count)
+
+    def submit(self, call: Callable[..., T], *arguments: Any, **keywords: Any) -> Future[T]:
+        """Have a call made by a worker."""
+        return self._executor.submit(guarded, call, *arguments, **keywords)
+
+
+def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """Make a call for one item of many; an error that nobody foresaw is this item's failure, not that of the rest."""
+    try:
+        return call(*arguments, **keywords)
+    except GateError:
+        raise
+    except Exception as err:  # the boundary of one item
+        get_log().debug("unforeseen", exc_info=True)
+        raise GateError(reason_of(err)) from err
+
+
+def reason_of(err: Exception) -> str:
+    """Return in one line why something failed that no rule foresees; what this host has no more of is no riddle."""
+    if isinstance(err, MemoryError):
+        return "this host, or the limit of this process, has no more memory"
+    if isinstance(err, RuntimeError) and "start new thread" in str(err):
+        return "can't start a new thread: this host, or the limit of this account's processes, allows no more"
+    if isinstance(err, OSError) and err.errno in EXHAUSTED:
+        return f"{err.filename or 'standard output, or a file'}: {err.strerror}{EXHAUSTED[err.errno]}"
+    return f"unforeseen {type(err).__name__}: {one_line(err)} (-v shows where)"
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]:
+    """Hold an exclusive lock on a file, and yield whether it was had within wait_seconds.
+
+    With a name it is a lock of that name only, of which one file has as many as there are names. The kernel drops it
+    with the process, however that ends; the file itself stays. File and folder are for their owner only: who can open
+    the file can hold the lock.
+    """
+    deadline = time.monotonic() + wait_seconds
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
+        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except OSError as err:
+        raise GateError(f"{path}: cannot be opened as a lock ({err.strerror})") from err
+    with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise GateError(f"{path}: cannot be opened as a lock (it is no file)")
+        make_private(path)
+        while not (mine := _try_lock(stream.fileno(), name)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield mine
+
+
+class Holder(NamedTuple):
+    """The process that holds a lock, and since when it runs (Unix seconds)."""
+
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))}"
+
+
+def lock_holder(path: Path) -> Holder | None:
+    """Return who holds the lock of a whole file, as the kernel has it; None if that is nobody who is seen from here."""
+    try:
+        inode = str(path.stat().st_ino)
+        locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return None
+    for _, kind, _, _, pid, place, *_ in locks:
+        if kind == "FLOCK" and place.rpartition(":")[2] == inode:
+            with contextlib.suppress(OSError):
+                if any(descriptor.exists() and descriptor.samefile(path)
+                       for descriptor in Path("/proc", pid, "fd").iterdir()):
+                    return Holder(int(pid), _started(pid))
+    return None
+
+
+def _started(pid: str) -> float:
+    """Return when a process was started, in Unix seconds; OSError if it is gone."""
+    fields = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc_pid_stat(5): the 22nd, of which 2 are cut off
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
+
+
+def _try_lock(descriptor: int, name: str) -> bool:
+    import struct
+    import zlib
+
+    try:
+        if name:  # the byte whose number stands for the name, which need not be there
+            wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, zlib.crc32(name.encode()), 1, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as POSIX allows both for locks
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def phase(log: Log, name: str) -> Iterator[None]:
+    """Log how long a named step took, and that it failed if it did."""
+    start = time.monotonic()
+    log.debug("%s ...", name)
+    try:
+        yield
+    except Exception as err:
+        log.info("%s: failed after %.1f s", name, time.monotonic() - start)
+        if not hasattr(err, "phase"):
+            err.phase = name  # type: ignore[attr-defined]
+        raise
+    log.info("%s: %.1f s", name, time.monotonic() - start)
+
+
+def phase_of(err: BaseException) -> str:
+    """Return "name: " of the innermost phase that an error ended, empty if there was none or the message says so."""
+    name = getattr(err, "phase", "")
+    return f"{name}: " if name and name not in str(err) else ""

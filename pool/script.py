@@ -1,0 +1,89 @@
+"""How the scripts that work on a provider begin: its row, its lock, and Jenkins if there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gateconfig
+import gateprocess
+import vmdatabase
+from gateconfig import SecureConfig
+from gateprocess import GateError, get_log
+from vmdatabase import Provider
+
+if TYPE_CHECKING:
+    from jenkinsnodes import Nodes
+
+PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
+
+
+def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
+    """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
+    with vmdatabase.opened(gateconfig.database_path()):
+        vmdatabase.require_home()
+        vmdatabase.leave_out_noted_ids()
+        if name != "all":
+            gateconfig.check_clouds_yaml()
+            return work(vmdatabase.provider_named(name))
+        names = vmdatabase.provider_names()
+    return gateprocess.run_each(names, argv)
+
+
+def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0) -> int:
+    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
+
+    longest is how many seconds such a run can take, beside those that the provider's pace adds: one that is older has
+    gone wrong, and as long as it stays nothing of the kind gets done here. Then the exit code is 1.
+    """
+    with provider_lock(kind, provider.name, wait_seconds) as mine:
+        if mine:
+            with _hint_of_forget(provider):
+                return work()
+    log = get_log(provider=provider.name)
+    holder = lock_holder(kind, provider.name)
+    longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
+    if holder and vmdatabase.now() - holder.since > longest:
+        log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
+                  "done here before it ends", kind, longest, holder)
+        return gateprocess.EXIT_FAILED
+    log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
+                holder or "which process it is cannot be seen from here")
+    return gateprocess.EXIT_OK
+
+
+@contextlib.contextmanager
+def _hint_of_forget(provider: Provider) -> Iterator[None]:
+    """Say how to be rid of a provider that left the providers file, if nothing can be done there any more."""
+    try:
+        yield
+    except GateError as err:
+        if not provider.active:
+            err.args = (f"{err}; if that cloud is gone for good: vmdatabase.py forget {provider.name}",)
+        raise
+
+
+def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
+    """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
+    return gateprocess.file_lock(_lock_of(kind, provider), wait_seconds)
+
+
+def lock_holder(kind: str, provider: str) -> gateprocess.Holder | None:
+    """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
+    return gateprocess.lock_holder(_lock_of(kind, provider))
+
+
+def _lock_of(kind: str, provider: str) -> Path:
+    return vmdatabase.lock_folder() / f"{kind}-{provider}"
+
+
+def nodes_of(config: SecureConfig) -> Nodes | None:
+    """Return this pool's Jenkins nodes, None where there is no [jenkins] section."""
+    if config.jenkins is None:
+        return None
+    import jenkinsnodes
+
+    return jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
