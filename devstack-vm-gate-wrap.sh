@@ -283,6 +283,7 @@ main() {
     take_over
     case ${1:-} in
         -h | --help) usage; return 0 ;;
+        --version) print_version; return ;;
         -*) die 2 "unknown option $1; see --help" ;;
     esac
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi

@@ -398,16 +398,17 @@ EOT
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
-    case ${1:-} in
-        '') ;;
-        -h | --help) usage; return 0 ;;
-        *) printf '%s: unknown argument %s; see --help\n' "${0##*/}" "$1" >&2; return 2 ;;
-    esac
     local owner
     HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
     HERE=${HERE%/*}
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
+    case ${1:-} in
+        '') ;;
+        -h | --help) usage; return 0 ;;
+        --version) print_version; return ;;
+        *) die 2 "unknown argument $1; see --help" ;;
+    esac
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
     : "${BASE:=/opt/stack}"

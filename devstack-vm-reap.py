@@ -22,8 +22,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import peewee
-
 import gateconfig
 import gateprocess
 import jenkinsnodes
@@ -639,7 +637,7 @@ class Reap:
                   "state_time": vmdatabase.now(), **use.columns}
         try:
             Machine.insert(**values).execute()
-        except peewee.IntegrityError:
+        except vmdatabase.IntegrityError:
             return  # a row of another provider has its id
         self.tell_forgotten(Verdict(Machine.get_by_id(server.machine_id), use.state, use.why), sight)
 
@@ -720,7 +718,7 @@ class Reap:
         try:
             SnapshotImage.insert(id=image.snapshot_id, base_image=types[0], name=image.name, version=int(version[1]),
                                  external_id=image.id, state=READY, state_time=vmdatabase.now()).execute()
-        except peewee.IntegrityError:
+        except vmdatabase.IntegrityError:
             return False
         return True
 

@@ -122,6 +122,10 @@ main() {
             usage
             return 0
             ;;
+        --version)
+            print_version
+            return
+            ;;
         '' | -*) die 2 "expected a provider, or all, as the first argument; see --help" ;;
     esac
     if [[ -z ${WORKSPACE:-} ]]; then

@@ -26,6 +26,11 @@ die() {
     exit "$status"
 }
 
+# Print NAME and the version of the project, which stands in gateprocess.py.
+print_version() {
+    sed -n "s/^VERSION = \"\([0-9.]*\)\".*/${0##*/} \1/p" -- "${GATE_TOOLS%/gate}/gateprocess.py"
+}
+
 # gate_tool NAME ARGUMENT...: one of our Python programs; nothing of the environment changes what it does.
 gate_tool() {
     local name=$1

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+VERSION = "1.0.0"  # of the project; the bash scripts read it here
+
 T = TypeVar("T")
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
@@ -141,6 +143,7 @@ def make_parser(docstring: str | None) -> argparse.ArgumentParser:
     """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
     parser = _Parser(description=docstring, formatter_class=partial(
         argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS))
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", dest="verbosity", action="store_const", const=1, default=0, help="log more")
     volume.add_argument("-q", "--quiet", dest="verbosity", action="store_const", const=-1, help="log warnings only")
@@ -173,16 +176,19 @@ def _run_to_end(body: Callable[[], int]) -> int:
         if sys.stdout:
             sys.stdout.flush()
     except GateError as err:
-        _say(str(err))
+        say(str(err))
         code = err.exit_code
     except BrokenPipeError:
         code = EXIT_FAILED  # whoever read our output has left
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
         sys.stdout.flush()
+    except ModuleNotFoundError as err:
+        say(without_package(err))
+        code = EXIT_CONFIG
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
-        _say(reason_of(err))
+        say(reason_of(err))
         code = EXIT_FAILED
     finally:
         _ignore_signals()
@@ -238,7 +244,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
     """Write a script's last words in one piece, since scripts of several providers share a console."""
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {shown(message)}\n")
 
@@ -356,6 +362,12 @@ def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     except Exception as err:  # the boundary of one item
         get_log().debug("unforeseen", exc_info=True)
         raise GateError(reason_of(err)) from err
+
+
+def without_package(err: ModuleNotFoundError) -> str:
+    """Return in one line what to do where a Python package is missing."""
+    return f"there is no Python package {err.name} here; activate the virtual environment of the set-up, or make it: " \
+           "pip install -r requirements.txt"
 
 
 def reason_of(err: Exception) -> str:

@@ -23,17 +23,25 @@ main() {
     set -euo pipefail
     shopt -s inherit_errexit
     local -a options=()
+    local here
+    here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
     case ${1:-} in
         "") ;;
         --real) options=(--real) ;;
         -h | --help) usage; return 0 ;;
+        --version)
+            # shellcheck source=functions.sh
+            . "$here/functions.sh"
+            print_version
+            return
+            ;;
         *) printf 'run-demo.sh: unknown argument %s; see --help\n' "$1" >&2; return 2 ;;
     esac
     if (( EUID != 0 )); then
         printf 'run-demo.sh: needs root, to make namespaces for the machines\n' >&2
         return 2
     fi
-    cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+    cd -- "$here"
     # shellcheck source=tests/prepare.sh
     . tests/prepare.sh
     printf 'This demo needs some Debian and Python packages and a Debian tree for its machines; what is missing is\n'

@@ -30,10 +30,17 @@ run_checkers() {
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
-    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-        usage
-        return 0
-    fi
+    local here
+    here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+    case ${1:-} in
+        -h | --help) usage; return 0 ;;
+        --version)
+            # shellcheck source=functions.sh
+            . "$here/functions.sh"
+            print_version
+            return
+            ;;
+    esac
     local -a tests=()
     local checkers=1
     case ${1:-} in
@@ -43,7 +50,7 @@ main() {
     if (( $# )); then
         checkers=0
     fi
-    cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")"
+    cd -- "$here"
     # shellcheck source=tests/prepare.sh
     . tests/prepare.sh
     install_packages bats debootstrap default-jre-headless git groovy iproute2 openssh-client openssh-server procps python3 python3-venv rsync \

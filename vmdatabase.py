@@ -22,16 +22,21 @@ import json
 import os
 import re
 import sqlite3
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import peewee
-
 import gateprocess
 from gateprocess import ConfigError, GateError, get_log
+
+try:
+    import peewee
+except ModuleNotFoundError as err:  # the first package that any script needs
+    gateprocess.say(gateprocess.without_package(err))
+    sys.exit(gateprocess.EXIT_CONFIG)
 
 if TYPE_CHECKING:
     from gateconfig import SecureConfig
@@ -207,6 +212,7 @@ class DatabaseError(GateError):
 
 
 database = peewee.SqliteDatabase(None)
+IntegrityError = peewee.IntegrityError  # there is a row of that id
 
 
 class Model(peewee.Model):

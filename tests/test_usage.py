@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from _pytest.mark import ParameterSet
 
+import gateprocess
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
@@ -136,6 +137,30 @@ def test_help_prints_the_docstring_from_any_folder_and_through_a_link(tmp_path: 
     start = result.stdout.splitlines().index(lines[0])
     assert result.stdout.splitlines()[start:start + len(lines)] == lines
     assert list(tmp_path.iterdir()) == [link.parent]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "devstack-vm-update-image.sh", "devstack-vm-gate-wrap.sh",
+                                    "devstack-vm-gate.sh", "run-demo.sh", "run-tests.sh", "jobs/check.py",
+                                    "jobs/after-build.py"])
+def test_each_script_tells_the_version_that_stands_in_one_place(tmp_path: Path, script: str) -> None:
+    link = tmp_path / "gate-script"
+    link.symlink_to(PROJECT / script)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run([link, "--version"], cwd="/", env={"PATH": path, "HOME": str(tmp_path)}, text=True,
+                            capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"gate-script {gateprocess.VERSION}\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_the_packages_it_says_so_in_one_line(tmp_path: Path, script: str) -> None:
+    """As somebody sees it who has not activated the virtual environment."""
+    result = subprocess.run([sys.executable, "-S", PROJECT / script, "x"], env={"HOME": str(tmp_path)}, text=True,
+                            capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"{script}: there is no Python package peewee here; activate the virtual environment of the set-up, or make "
+        "it: pip install -r requirements.txt\n")
 
 
 @pytest.mark.parametrize("command", ["list", "load", "hold", "unhold"])
