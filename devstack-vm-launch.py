@@ -238,10 +238,8 @@ class Launch:
     def count_orphans(self, servers: Sequence[nova.Server]) -> None:
         """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""
         rows = dict(vmdatabase.server_ids(self.provider))
-        building = vmdatabase.building_snapshot_ids()
-        self.orphans = sum(
-            server.snapshot_id not in building and rows.get(server.machine_id or 0, "") not in (None, server.id)
-            for server in servers)
+        snapshots = {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)}
+        self.orphans = len(rules.unaccounted_servers(servers, rows, snapshots, vmdatabase.now()))
 
     def adopt(self, machine: Machine, server: nova.Server | None) -> None:
         """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
@@ -289,7 +287,7 @@ class Launch:
             present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
             if present < image.min_ready and image.active and self.template(image):
                 needs.append(Need(image.id, self.wanted(image), present))
-        taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
+        taken = vmdatabase.count_rows(self.provider) + self.orphans
         return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
 
     def wanted(self, image: BaseImage) -> int:

@@ -471,9 +471,11 @@ class Reap:
         ended = vmdatabase.machines_with_ended_builds()
         finished = [machine for machine in staying
                     if machine.state == USED and machine.id in ended and not sight.builds(machine)]
-        known = {machine.id for machine in machines}
-        strangers = sum(server.machine_id not in known for server in sight.servers.values())
-        return rules.make_room(finished, missing, self.provider.max_servers - len(staying) - strangers)
+        rows = {machine.id: machine.external_id for machine in machines}
+        snapshots = {row.id: row for row in vmdatabase.snapshots_of(self.provider)}
+        others = vmdatabase.count_templates(self.provider) + len(
+            rules.unaccounted_servers(sight.servers.values(), rows, snapshots, self.now()))
+        return rules.make_room(finished, missing, self.provider.max_servers - len(staying) - others)
 
     def log_of(self, machine: Machine) -> gateprocess.Log:
         """Return the log of one machine."""

@@ -280,23 +280,29 @@ def leaked_servers(
     servers: Iterable[nova.Server], machines: Mapping[int, str | None], snapshots: Mapping[int, SnapshotImage],
     now: float,
 ) -> list[nova.Server]:
-    """Return the servers of ours that no row accounts for.
+    """Return the servers of ours that no row accounts for, but for those whose row may be newer than our look at it."""
+    return [server for server in unaccounted_servers(servers, machines, snapshots, now)
+            if now - server.created >= GRACE or server.snapshot_id in snapshots or server.machine_id in machines]
 
-    machines is {row id: server id or None}. A server without a row is left its grace; not so one beside the server that
-    its row knows, nor a template server whose snapshot is no longer built, nor kept for a person.
+
+def unaccounted_servers(
+    servers: Iterable[nova.Server], machines: Mapping[int, str | None], snapshots: Mapping[int, SnapshotImage],
+    now: float,
+) -> list[nova.Server]:
+    """Return the servers of ours that take room beside what the rows stand for.
+
+    machines is {row id: server id or None}. Besides those without any row it is one beside the server that its row
+    knows, and a template server whose snapshot is no longer built, nor kept for a person.
     """
-    leaked = []
+    found = []
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id or 0)
         if snapshot:
-            unaccounted = not snapshot.has_server(now)
-        elif (server.machine_id or 0) in machines:
-            unaccounted = machines[server.machine_id or 0] not in (None, server.id)
+            accounted = snapshot.has_server(now)
         else:
-            unaccounted = now - server.created >= GRACE
-        if unaccounted:
-            leaked.append(server)
-    return leaked
+            accounted = machines.get(server.machine_id or 0, "") in (None, server.id)
+        found += [server] * (not accounted)
+    return found
 
 
 def unlikely_leaks(

@@ -1463,6 +1463,17 @@ def test_a_kept_template_takes_room_as_long_as_it_is_there(pool: Pool, hours: in
     assert pool.server_names() == ["devstack-noble-one-1"]
 
 
+@pytest.mark.parametrize("hours", [1, -1], ids=["kept", "over, not reaped"])
+def test_a_kept_template_takes_the_room_of_one_server(pool: Pool, hours: int) -> None:
+    loaded(pool, provider(max_servers=2, images=[image(min_ready=1)]))
+    add_kept_template(pool, time.time() + hours * HOUR)
+    pool.seed_snapshots()
+
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert pool.server_names() == ["devstack-noble-one-1", "kept"]
+
+
 def test_a_snapshot_whose_image_was_deleted_by_a_person_goes(pool: Pool) -> None:
     loaded(pool)
     for version in (1, 2, 3):
