@@ -417,7 +417,7 @@ main() {
     check_names
     read_older_words
     check_tests
-    if [[ -e $BASE/gate/step ]] && id -u stack > /dev/null 2>&1 && [[ $(id -un) != stack ]]; then
+    if [[ -e $BASE/gate/step ]] && id -u stack > /dev/null 2>&1 && [[ $(id -un || true) != stack ]]; then
         give_trees_to_stack
     fi
     if [[ -d $DEVSTACK && ! -O $DEVSTACK ]]; then

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
+# shellcheck disable=SC2310
 
 usage() {
     cat <<'TEXT'
@@ -30,13 +32,13 @@ set_up_git() {
 
 # What somebody else could have put into the workspace, for us to write through or to run, is refused.
 check_is_ours() {
-    local path=$1 kind=$2
+    local path=$1 kind=$2 loose
     if [[ ! -e $path && ! -L $path ]]; then return 0; fi
     if [[ $kind == file && ( -L $path || ! -f $path ) ]]; then
         die 2 "$path: expected a file of our own; move it away"
-    elif [[ $(stat -c %u -- "$path") != "$EUID" || ( -e $path && ! -O $path ) ]]; then
+    elif [[ $(stat -c %u -- "$path" || true) != "$EUID" || ( -e $path && ! -O $path ) ]]; then
         die 2 "$path: belongs to somebody else; move it away"
-    elif [[ -n $(find -H "$path" -maxdepth 0 ! -type l -perm /022) ]]; then
+    elif ! loose=$(find -H "$path" -maxdepth 0 ! -type l -perm /022) || [[ $loose ]]; then
         die 2 "$path: can be written by others than you; see that nobody has put anything there, and chmod go-w it"
     fi
 }
@@ -95,11 +97,11 @@ clone_afresh() {
 
 # Bring the checkout up to date; one that is damaged is replaced.
 have_devstack() {
-    local url=$1 folder=$2
+    local url=$1 folder=$2 loose
     rm -rf -- "$folder.new" || return  # a run that was killed left it
     if [[ -d $folder/.git ]]; then
         chmod go-rwx -- "$folder" || return  # what git writes anew keeps the modes that it had
-        if [[ -n $(find "$folder" ! -type l -perm /022 -print -quit) ]]; then
+        if ! loose=$(find "$folder" ! -type l -perm /022 -print -quit) || [[ $loose ]]; then
             log "$folder holds what others than you could write; cloning it afresh"
         elif update_checkout "$url" "$folder"; then
             return 0
@@ -114,7 +116,8 @@ main() {
     set -euo pipefail
     shopt -s inherit_errexit
     local here url mask
-    here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+    here=$(readlink -f -- "${BASH_SOURCE[0]}")
+    here=${here%/*}
     # shellcheck source=functions.sh
     . "$here/functions.sh"
     case ${1:-} in
@@ -145,7 +148,7 @@ main() {
     flock -w "$LOCK_SECONDS" "$lock" || die 1 "another run has held $WORKSPACE/devstack.lock for $LOCK_SECONDS s"
     mask=$(umask)
     umask 077
-    have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $(hide_logins <<< "$url"); nothing was built"
+    have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $url; nothing was built"
     umask "$mask"
     exec {lock}>&-
     exec "$here/devstack-vm-update-image.py" "$@"

@@ -54,7 +54,7 @@ print_secrets() {
     if (( ${#GIVEN[@]} )); then printf '%s\0' "${GIVEN[@]}"; fi
     if [[ ${BASE:-} && ${RUN:-} ]]; then
         printf 'text\0\0'
-        as_root timeout 5 head -q -c 1000000 -- "$BASE"/{new,old}/devstack/{local.conf,localrc,.localrc.auto,.localrc.password} | tr -d '\0'
+        as_root timeout 5 head -q -c 1000000 -- "$BASE"/{new,old}/devstack/{local.conf,localrc,.localrc.auto,.localrc.password} | tr -d '\0' || true
         printf '\0'
     fi 2> /dev/null
 }

@@ -24,7 +24,8 @@ main() {
     shopt -s inherit_errexit
     local -a options=()
     local here
-    here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+    here=$(readlink -f -- "${BASH_SOURCE[0]}")
+    here=${here%/*}
     case ${1:-} in
         "") ;;
         --real) options=(--real) ;;

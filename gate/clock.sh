@@ -110,7 +110,7 @@ run_phase() {
 # goes before that, nobody waits for the run any more.
 follow() {
     trap '' TERM INT HUP USR1
-    tail -c "+$(( $2 + 1 ))" -s 0.1 -f --pid="$3" -- "$1" | stamp
+    tail -c "+$(( $2 + 1 ))" -s 0.1 -f --pid="$3" -- "$1" | stamp || true
     if kill -0 "$3" 2> /dev/null; then kill -s PIPE "$$"; fi
 }
 

@@ -149,7 +149,7 @@ ask_once() {
 }
 
 signal_words() {
-    if (( $1 > 128 )); then printf ' (SIG%s)' "$(kill -l "$1")"; fi
+    if (( $1 > 128 )); then printf ' (SIG%s)' "$(kill -l "$1" || true)"; fi
 }
 
 # fetch TREE URL REFSPEC...: a pattern that matches nothing is no error to git: every failure is the server's or the disk's.

@@ -31,7 +31,7 @@ setup_host() {
 
 # Hooks use git in the trees, also with sudo and after devstack-vm-gate.sh has given them to the stack user.
 trust_trees() {
-    if ! git config --system --get-all safe.directory | grep -qxF '*'; then
+    if ! { git config --system --get-all safe.directory || true; } | grep -qxF '*'; then
         as_root git config --system --add safe.directory '*'
     fi
 }

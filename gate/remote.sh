@@ -97,14 +97,14 @@ run_there() {
     trap 'exit 130' INT
     now
     GIVE_UP=$(( NOW + DEVSTACK_GATE_TIMEOUT * 60 + LOST_SECONDS ))
-    send_workspace "$host" || die 1 "$host: the workspace could not be copied there$(reason)"
+    send_workspace "$host" || die 1 "$host: the workspace could not be copied there$(reason || true)"
     trap 'take_signal TERM' TERM HUP
     trap 'take_signal INT' INT
     now
     GIVE_UP=$(( NOW + DEVSTACK_GATE_TIMEOUT * 60 + LOST_SECONDS ))
-    on_host "$host" setsid -f bash -c "$REMOTE_RUN" bash "$THERE" || die 1 "$host: the run could not be started$(reason)"
+    on_host "$host" setsid -f bash -c "$REMOTE_RUN" bash "$THERE" || die 1 "$host: the run could not be started$(reason || true)"
     follow_there "$host" || rc=$?
-    if [[ ! $GIVEN_UP ]]; then fetch_logs "$host" || log "$host: its logs could not be fetched$(reason)"; fi
+    if [[ ! $GIVEN_UP ]]; then fetch_logs "$host" || log "$host: its logs could not be fetched$(reason || true)"; fi
     case $SIGNAL$rc in
         TERM124 | TERM0) rc=143 ;;
         INT124 | INT0) rc=130 ;;
@@ -174,16 +174,16 @@ behind_mark() {
 # What it said on stderr.
 errors_of_call() {
     if grep -qxF -- "$BEGIN_LINE" "$RUN/errors"; then
-        behind_mark < "$RUN/errors"
+        behind_mark < "$RUN/errors" || true
     else
-        cat -- "$RUN/errors"
-    fi | head -c 10000
+        cat -- "$RUN/errors" || true
+    fi | head -c 10000 || true
 }
 
 # Why the last call failed, as far as that can be told, in what ends a line: the first line of what it said.
 reason() {
     local text
-    text=$(errors_of_call | LC_ALL=C tr -c '\n\40-\176' '?' | LC_ALL=C grep -m 1 '[^[:space:]?]') || text='no answer in time'
+    text=$({ errors_of_call || true; } | { LC_ALL=C tr -c '\n\40-\176' '?' || true; } | LC_ALL=C grep -m 1 '[^[:space:]?]') || text='no answer in time'
     printf ': %s\n' "${text:0:300}"
 }
 
@@ -247,7 +247,7 @@ follow_there() {
         fi
     done
     GIVEN_UP=1
-    log "$host: given up, $(given_up_after); what runs there is not known"
+    log "$host: given up, $(given_up_after || true); what runs there is not known"
     return 124
 }
 
@@ -297,7 +297,7 @@ fetch_logs() {
         if attend "$(( GIVE_UP - NOW ))" bash -c '"${@:3}" | python3 -I "$1" logs "$2"' bash "$RUN/send/gate/gate/received.py" "$LOGS" \
             ssh "${SSH_OPTIONS[@]}" -- "$host" "bash -c ${REMOTE_LOGS@Q} bash ${THERE@Q}"; then
             errors_of_call > "$RUN/notes"
-            if [[ -s $RUN/notes ]]; then log "$host: its logs$(reason)"; fi
+            if [[ -s $RUN/notes ]]; then log "$host: its logs$(reason || true)"; fi
             return 0
         fi
         if [[ $SIGNAL != "$PASSED" ]]; then return 1; fi

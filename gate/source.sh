@@ -538,7 +538,7 @@ set_default() {
 print_projects() {
     local tree project
     local -a more=()
-    if [[ -s $RUN/more-projects ]]; then mapfile -t more < <(sort -u "$RUN/more-projects"); fi
+    if [[ -s $RUN/more-projects ]]; then mapfile -t more < <(sort -u "$RUN/more-projects" || true); fi
     for tree in old new; do
         for project in "$@" ${more[@]+"${more[@]}"}; do
             if [[ -s $RUN/lines/$tree/${project##*/} ]]; then cat -- "$RUN/lines/$tree/${project##*/}"; fi

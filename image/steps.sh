@@ -125,7 +125,7 @@ forget_machine() {
             sed -i "\\|$key|d" "$home/.ssh/authorized_keys"
         fi
         rm -f -- "$home/.bash_history" "$home/.python_history" "$home/.lesshst"
-    done < <(getent passwd)
+    done < <(getent passwd || true)
     if has cloud-init; then
         cloud-init clean --logs
     fi
@@ -227,7 +227,7 @@ fetch_with_apt() {
         while IFS= read -r name; do
             printf 'unavailable: %s\n' "$name"
         done <<< "$missing"
-        mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vxF -f <(printf '%s\n' "$missing"))
+        mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vxF -f <(printf '%s\n' "$missing") || true)
     done
     # They do not go together: one by one, the first ones win.
     for name in "${names[@]}"; do
@@ -288,7 +288,8 @@ apply_puppet() {
     for part in "${parts[@]}"; do
         modulepath+=${modulepath:+:}$(within "$clone" "$part")
     done
-    puppet apply --color=false --detailed-exitcodes --modulepath "$modulepath" "$(within "$clone" "$manifest")" || rc=$?
+    manifest=$(within "$clone" "$manifest") || return
+    puppet apply --color=false --detailed-exitcodes --modulepath "$modulepath" "$manifest" || rc=$?
     if (( rc == 2 )); then  # changes were made, none failed
         return 0
     fi
@@ -369,7 +370,8 @@ clone_bundle() {
     mkdir -p -- "${folder%/*}" || return
     cat > "$folder.bundle" || return
     git clone --quiet --origin origin -- "$folder.bundle" "$folder" < /dev/null || return
-    git -C "$folder" remote set-url origin "$(hide_login "$url")" || return
+    url=$(hide_login "$url") || return
+    git -C "$folder" remote set-url origin "$url" || return
     rm -f -- "$folder.bundle"
 }
 
@@ -383,7 +385,8 @@ clone_repository() {
     rm -rf -- "$folder" "$folder.part"
     GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60 \
         timeout --foreground -k 10 "$DOWNLOAD_SECONDS" git clone --quiet --origin origin -- "$url" "$folder.part" < /dev/null 2>&1 || return
-    git -C "$folder.part" remote set-url origin "$(hide_login "$url")" || return
+    url=$(hide_login "$url") || return
+    git -C "$folder.part" remote set-url origin "$url" || return
     mv -- "$folder.part" "$folder"
 }
 
@@ -396,7 +399,7 @@ show_file() {
 }
 
 git_reads() {
-    GIT_CEILING_DIRECTORIES=$(realpath -m -- "$1/..") GIT_ALLOW_PROTOCOL='' GIT_NO_LAZY_FETCH=1 \
+    GIT_CEILING_DIRECTORIES=$(realpath -m -- "$1/.." || true) GIT_ALLOW_PROTOCOL='' GIT_NO_LAZY_FETCH=1 \
         git -c safe.directory='*' -C "$@" < /dev/null
 }
 
@@ -430,7 +433,7 @@ show_needs() {
 # Print the upper constraints of a branch; nothing where the requirements project is not cloned or has no such branch.
 show_constraints() {
     local branch=$1 cache=$2
-    show_file "$(clone_of "$cache" openstack/requirements)" upper-constraints.txt "origin/$branch" "$branch"
+    show_file "$(clone_of "$cache" openstack/requirements || true)" upper-constraints.txt "origin/$branch" "$branch"
 }
 
 # Print the folder of a project's clone.
@@ -506,7 +509,7 @@ print_image_urls() {
         cat -- "$folder/reason" >&2
     fi
     if [[ ! $urls ]]; then urls=$(grep -av '^extra ' <<< "$more" || true); fi
-    printf '%s\n%s\n' "$urls" "$(sed -n 's/^extra //p' <<< "$more")" | grep -aoE '[a-z]+://[^[:space:],]+' | sort -u
+    printf '%s\n%s\n' "$urls" "$(sed -n 's/^extra //p' <<< "$more" || true)" | grep -aoE '[a-z]+://[^[:space:],]+' | sort -u
     rm -rf -- "$folder"
     return "$rc"
 }
@@ -549,7 +552,7 @@ make_stand_ins() {
         # shellcheck disable=SC2016  # the script expands it
         printf '#!/bin/sh\nfor word in "$@"; do\n    case $word in\n'
         printf '        -*i* | --id) echo "%s" ;;\n' "$vendor"
-        printf '        -*r* | --release) echo "%s" ;;\n' "$(release_of "$distribution")"
+        printf '        -*r* | --release) echo "%s" ;;\n' "$(release_of "$distribution" || true)"
         printf '        -*c* | --codename) echo "%s" ;;\n    esac\ndone\n' "$distribution"
     } > "$folder/lsb_release"
     chmod 755 "$folder"/*

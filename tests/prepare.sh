@@ -8,14 +8,14 @@ PYTHON=$PROJECT/.venv/bin/python
 missing_packages() {
     local package
     for package in "$@"; do
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s\n' "$package"
+        { dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null || true; } | grep -qx installed || printf '%s\n' "$package"
     done
 }
 
 # Install Debian packages, as far as they are missing; nothing that they bring is started on this machine.
 install_packages() {
     local missing policy=/usr/sbin/policy-rc.d made=0 rc=0
-    mapfile -t missing < <(missing_packages "$@")
+    mapfile -t missing < <(missing_packages "$@" || true)
     if (( ${#missing[@]} == 0 )); then
         return 0
     fi
