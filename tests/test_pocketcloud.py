@@ -1,7 +1,9 @@
 """The cloud on loopback against the real clients: what the other tests rely on."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -670,6 +672,25 @@ def test_shared_ssh_can_want_certain_users_and_keys(shared: Client, key: Key) ->
     shared.knobs(shared_ssh_keys=[UNKNOWN_KEY])
     assert key.ssh(address, user="zuul")[0] == 255
     shared.clear()
+
+
+def test_shared_ssh_knows_its_users_whatever_becomes_of_the_host_s(shared: Client, key: Key) -> None:
+    """As after a useradd there, which puts new files in the place of passwd, shadow and group."""
+    shared.knobs(shared_ssh_users=["zuul"])
+    address = address_of(shared.boot_to("ACTIVE"))
+    assert key.ssh_when_up(address, user="zuul") == (0, "")
+    for name in ("passwd", "shadow", "group"):
+        replace_by_the_same(Path("/etc") / name)
+    assert key.ssh(address, user="zuul") == (0, "")
+    shared.clear()
+
+
+def replace_by_the_same(path: Path) -> None:
+    """Put a new file with the same owner, rights and content in the place of another."""
+    draft = path.with_name(f"{path.name}+")
+    shutil.copy2(path, draft)
+    os.chown(draft, path.stat().st_uid, path.stat().st_gid)
+    draft.rename(path)
 
 
 def test_ssh_comes_later_is_refused_or_silent_as_told(shared: Client, key: Key) -> None:

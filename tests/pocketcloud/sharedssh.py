@@ -2,12 +2,13 @@
 
 What an image build must hear from a template it hears, so that images can be built where no disk is.
 
-It runs in a mount namespace of its own with its own passwd, shadow and group, so that it knows users that the host
-does not. A forced command reads what the client sends and exits with 0.
+It runs in a mount namespace of its own with its own /etc, so that it knows users that the host does not, and nothing
+that happens to those of the host. A forced command reads what the client sends and exits with 0.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ ForceCommand {DRAIN}
 UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
-PermitRootLogin yes
+PermitRootLogin {{root}}
 StrictModes no
 DisableForwarding yes
 PermitUserRC no
@@ -46,8 +47,9 @@ LogLevel ERROR
 """
 ANY_KEY = "AuthorizedKeysCommand /bin/echo %t %k\n"
 CERTAIN_KEYS = "AuthorizedKeysCommand /bin/cat {folder}/keys\n"
-ENTER = """mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/shadow" /etc/shadow &&
-mount --bind "$0/group" /etc/group && mount -t tmpfs tmpfs /run && mkdir /run/sshd &&
+OF_HOST = ("ld.so.cache", "localtime")  # of /etc, what the namespace's own one has as this host does
+# All of /etc: who replaces a file of the host's, as useradd does, would take a mount on that file away.
+ENTER = """mount --bind "$0/etc" /etc && mount -t tmpfs tmpfs /run && mkdir /run/sshd &&
 : > /run/marks && chmod 666 /run/marks && echo ready && exec cat"""
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
@@ -59,7 +61,10 @@ class SharedSsh:
         self._folder, self._doors, self._knobs = folder, doors, knobs
         self._written: tuple[list[str], list[str] | None] | None = None
         self._sessions: dict[str, list[subprocess.Popen[bytes]]] = {}
-        folder.mkdir(parents=True)
+        (folder / "etc").mkdir(parents=True)
+        for name in OF_HOST:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(Path("/etc") / name, folder / "etc")
         for name in ("host_key", "stranger_key"):
             key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "pocketcloud", "-f", str(folder / name)]
             subprocess.run(key, check=True)
@@ -146,18 +151,20 @@ class SharedSsh:
         others = [user for user in users if user != "root"]
         nobody = "sshd:x:102:65534::/run/sshd:/usr/sbin/nologin\n"
         accounts = [f"{user}:x:65534:65534::/:/bin/sh\n" for user in others]
-        self._write("passwd", "root:x:0:0:root:/:/bin/sh\n" * ("root" in users) + nobody + "".join(accounts))
-        self._write("shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in ("root", "sshd", *others)))
-        self._write("group", "root:x:0:\nnogroup:x:65534:\n")
+        self._write("etc/passwd", "root:x:0:0:root:/:/bin/sh\n" + nobody + "".join(accounts))
+        self._write("etc/shadow", "".join(f"{user}:*:19000:0:99999:7:::\n" for user in ("root", "sshd", *others)))
+        self._write("etc/group", "root:x:0:\nnogroup:x:65534:\n")
+        self._write("etc/nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\n")
         self._write("keys", "".join(f"{key}\n" for key in keys or []))
-        config = (CONFIG + (ANY_KEY if keys is None else CERTAIN_KEYS)).format(folder=self._folder)
+        config = (CONFIG + (ANY_KEY if keys is None else CERTAIN_KEYS)).format(
+            folder=self._folder, root="yes" if "root" in users else "no")
         self._write("sshd_config", config)
         self._write("stranger_config", config.replace("/host_key", "/stranger_key"))
         self._written = (users, keys)
 
     def _write(self, name: str, text: str) -> None:
         path = self._folder / name
-        path.write_text(text)  # in place: the file is bind-mounted
+        path.write_text(text)
         path.chmod(0o644)
 
     def _hold_namespace(self) -> subprocess.Popen[bytes]:
