@@ -83,9 +83,9 @@ def test_a_page_s_list_of_contents_has_its_sections_in_order(page: str) -> None:
 @cache
 def options_of(script: str, *subcommand: str) -> frozenset[str]:
     """The options that a script's help tells of."""
-    program = [] if os.access(PROJECT / script, os.X_OK) else [sys.executable]
-    shown = subprocess.run([*program, str(PROJECT / script), *subcommand, "--help"], check=True, capture_output=True, text=True,
-                           env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}).stdout
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    shown = subprocess.run([str(PROJECT / script), *subcommand, "--help"], check=True, capture_output=True, text=True,
+                           env=environment).stdout
     told = re.findall(r"^ +(-.*?)(?:  .*)?$", shown, re.MULTILINE)
     return frozenset(option for line in told for option in OPTION.findall(line)) | EVERYWHERE
 
@@ -187,14 +187,15 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     made = Pool(tmp_path_factory.mktemp("pages"))
     made.run("vmdatabase.py", "load", str(PROJECT / "providers.example.yaml"), expect=0)
     machines = [("ovh-gra", 3, "HOLD", 181, "looking at bug 1234"), ("ovh-gra", 7, "USED", 35, None),
-                ("ovh-gra", 12, "READY", 40, None), ("ovh-gra", 15, "READY", 12, None), ("ovh-gra", 16, "BUILDING", 3, None)]
-    machines += [("rax-ord", 1, "DELETE", 50, None)]
+                ("ovh-gra", 12, "READY", 40, None), ("ovh-gra", 15, "READY", 12, None),
+                ("ovh-gra", 16, "BUILDING", 3, None), ("rax-ord", 1, "DELETE", 50, None)]
     machines += [("rax-ord", number, "USED", 20, None) for number in (2, 4, 5)]
     machines += [("rax-ord", number, "READY", 30, None) for number in (6, 8, 9, 10, 11)]
     for provider, number, state, minutes, reason in machines:
-        made.sql("INSERT INTO machine (id, base_image_id, name, state, state_time, hold_reason) SELECT ?, base_image.id, "
-                 "?, ?, ?, ? FROM base_image JOIN provider ON provider_id = provider.id WHERE provider.name = ?", number,
-                 f"devstack-noble-{provider}-{number}", state, int(time.time()) - 60 * minutes - 5, reason, provider)
+        made.sql("INSERT INTO machine (id, base_image_id, name, state, state_time, hold_reason) "
+                 "SELECT ?, base_image.id, ?, ?, ?, ? FROM base_image JOIN provider ON provider_id = provider.id "
+                 "WHERE provider.name = ?", number, f"devstack-noble-{provider}-{number}", state,
+                 int(time.time()) - 60 * minutes - 5, reason, provider)
     return made
 
 
@@ -205,7 +206,7 @@ def sessions() -> list[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.parametrize(("page", "command", "output"), sessions(), ids=[page for page, _, _ in sessions()])
-def test_what_a_command_is_shown_to_print_is_what_it_prints(pool: Pool, page: str, command: str, output: list[str]) -> None:
+def test_a_session_is_shown_as_it_is(pool: Pool, page: str, command: str, output: list[str]) -> None:
     path = f"{PROJECT}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     run = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True,
                          env=pool.environment | {"PATH": path})
@@ -228,8 +229,8 @@ def test_sql_that_is_shown_runs(pool: Pool, page: str, statement: str) -> None:
 
 
 def test_the_recipe_for_a_restore_restores(pool: Pool, tmp_path: Path) -> None:
-    shown = [line for block in blocks("docs/operations.md") for line in block
-             if line.startswith("cp /backup/") or line in ("./vmdatabase.py moved", "./vmdatabase.py backup /backup/vm.db")]
+    recipe = ("cp /backup/", "./vmdatabase.py backup /backup/", "./vmdatabase.py moved")
+    shown = [line for block in blocks("docs/operations.md") for line in block if line.startswith(recipe)]
     assert [line.split()[0] for line in shown] == ["./vmdatabase.py", "cp", "./vmdatabase.py"]
     home = tmp_path / "home"
     home.mkdir()
