@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 import gateconfig
+import gateprocess
+from pool import providersfile
 from tests.pool import PROJECT, Pool
 
 TRACKED = subprocess.run(["git", "-C", str(PROJECT), "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
@@ -23,7 +25,8 @@ OURS = re.compile(r"(?<![\w/.-])(?:\./)?(devstack-vm-[\w-]+\.(?:py|sh)|vmdatabas
 PASSES_ON = {"devstack-vm-update-image.sh": "devstack-vm-update-image.py"}  # arguments
 FORMER = re.compile(r"devstack-vm-(fetch|give|check|result|threshold)\.py")  # of the original
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
-EVERYWHERE = {"-h", "--help", "-v", "--verbose", "-q", "--quiet"}
+PYTESTS = {"-k", "-n"}
+EVERYWHERE = {"-h", "--help", "-v", "--verbose", "-q", "--quiet", "--version"}
 
 
 def text(page: str) -> str:
@@ -111,7 +114,7 @@ def test_each_command_that_is_shown_exists_and_has_the_options_that_are_shown(pa
             continue
         if not (PROJECT / script).is_file():
             wrong.append(f"{script}: no such file")
-        elif asked := set(OPTION.findall(arguments)):
+        elif asked := set(OPTION.findall(arguments)) - (PYTESTS if script == "run-tests.sh" else set()):
             subcommand = re.match(r"\s+([a-z]+)(?=\s)", arguments) if script == "vmdatabase.py" else None
             known = options_of(PASSES_ON.get(script, script), *([subcommand[1]] if subcommand else []))
             wrong += [f"{script}{arguments}: no option {option}" for option in sorted(asked - known)]
@@ -143,39 +146,38 @@ def test_the_reference_shows_all_scripts() -> None:
 # Settings
 
 
-def keys(page: str, title: str, head: str) -> list[str]:
-    """The names in the first column of the table whose head begins so."""
+def rows(page: str, title: str, head: str) -> list[list[str]]:
+    """The cells of the table whose head begins so."""
     table = re.search(rf"^\| {re.escape(head)} \|.*\n\| ---.*\n((?:\|.*\n)+)", section(page, title), re.MULTILINE)
     assert table, head
-    return [name for row in table[1].splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[1].splitlines()]
 
 
 @pytest.mark.parametrize("name", sorted(gateconfig.SECURE_KEYS))
 def test_the_reference_has_all_keys_of_the_secure_configuration(name: str) -> None:
-    assert sorted(keys("docs/reference.md", "Secure configuration", f"key of `[{name}]`")) == sorted(
-        gateconfig.SECURE_KEYS[name])
+    shown = [key for row in rows("docs/reference.md", "Secure configuration", f"key of `[{name}]`")
+             for key in re.findall(r"`([^`]+)`", row[0])]
+    assert sorted(shown) == sorted(gateconfig.SECURE_KEYS[name])
 
 
-@pytest.mark.parametrize(("head", "where"), [("key of a provider", ["providers", 0]),
-                                             ("key of an image", ["providers", 0, "images", 0])])
-def test_the_reference_has_all_keys_of_the_providers_file(head: str, where: list[str | int], tmp_path: Path) -> None:
-    """An unknown key is refused with all that are known."""
-    content = yaml.safe_load((PROJECT / "providers.example.yaml").read_text())
-    item = content
-    for step in where:
-        item = item[step]
-    for name in [name for name in keys("docs/reference.md", "Providers file", head) if name not in item]:
-        assert known(content, item, name, tmp_path), name
-    assert not known(content, item, "min-reddy", tmp_path)
+def test_the_change_log_ends_with_the_version_that_the_scripts_tell() -> None:
+    versions = re.findall(r"^## \[(\d[^]]*)\]", text("CHANGELOG.md"), re.MULTILINE)
+    assert versions[0] == gateprocess.VERSION
 
 
-def known(content: object, item: dict[str, object], key: str, folder: Path) -> bool:
-    """Whether a key may stand in an item of a providers file."""
-    item[key] = None
-    (folder / "providers.yaml").write_text(yaml.safe_dump(content))
-    del item[key]
-    said = Pool(folder).run("vmdatabase.py", "load", "providers.yaml", "--dry-run").stderr
-    return "unknown key" not in said
+@pytest.mark.parametrize(("head", "known"), [("key of a provider", providersfile.PROVIDER_KEYS),
+                                             ("key of an image", providersfile.IMAGE_KEYS)])
+def test_the_reference_has_all_keys_of_the_providers_file_with_their_defaults(
+        head: str, known: dict[str, providersfile.Key]) -> None:
+    shown = {name: row[1].strip("`") for row in rows("docs/reference.md", "Providers file", head)
+             for name in re.findall(r"`([^`]+)`", row[0])}
+
+    assert sorted(shown) == sorted(known)
+    for name, key in known.items():
+        if key.required:
+            assert shown[name] == "required", name
+        elif name not in ("image", "volume-size"):  # required without another key; only with another key
+            assert shown[name] == ("" if key.default in (None, []) else str(key.default).lower()), name
 
 
 # Sessions
