@@ -17,9 +17,10 @@ import gateprocess
 from pool import providersfile
 from tests.pool import PROJECT, Pool
 
-TRACKED = subprocess.run(["git", "-C", str(PROJECT), "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-                         check=True, capture_output=True, text=True).stdout.split()
-PAGES = [name for name in TRACKED if (PROJECT / name).exists()]
+LISTED = subprocess.run(["git", "-C", str(PROJECT), "ls-files", "--cached", "--others", "--exclude-standard"],
+                        check=True, capture_output=True, text=True).stdout.split()
+FILES = {name for name in LISTED if (PROJECT / name).exists()}
+PAGES = sorted(name for name in FILES if name.endswith(".md"))
 OURS = re.compile(r"(?<![\w/.-])(?:\./)?(devstack-vm-[\w-]+\.(?:py|sh)|vmdatabase\.py|run-\w+\.sh|jobs/[\w-]+\.py|"
                   r"(?:tests/chaos|bench|\.ci)/run|requirements/renew)(?=\s|$)(.*)")
 PASSES_ON = {"devstack-vm-update-image.sh": "devstack-vm-update-image.py"}  # arguments
@@ -119,6 +120,20 @@ def test_each_command_that_is_shown_exists_and_has_the_options_that_are_shown(pa
             known = options_of(PASSES_ON.get(script, script), *([subcommand[1]] if subcommand else []))
             wrong += [f"{script}{arguments}: no option {option}" for option in sorted(asked - known)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_project_that_are_named_exist(page: str) -> None:
+    folders = "|".join(sorted({name.partition("/")[0] for name in FILES if "/" in name}))
+    named = set(re.findall(rf"(?<![\w/$.-])((?:{folders})/(?:[\w-]+/)*[\w-]+\.[a-z]+)\b", text(page)))
+    named |= set(re.findall(r" -r (\S+\.txt)", text(page)))
+    assert sorted(named - FILES) == []
+
+
+@pytest.mark.parametrize("module", sorted({found for page in PAGES for found in re.findall(r"python -m\s+([\w.]+)",
+                                                                                         text(page))} - {"pytest"}))
+def test_modules_that_are_shown_to_be_run_have_help(module: str) -> None:
+    subprocess.run([sys.executable, "-m", module, "--help"], check=True, cwd=PROJECT, capture_output=True)
 
 
 def synopsis() -> dict[tuple[str, ...], set[str]]:
