@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             take_out_of_service(machine, config)
         except GateError as err:
-            vmdatabase.machine_log(machine).error("%s; reap will see to it", err)
+            vmdatabase.machine_log(machine).error("%s; the next reap tries again", err)
             code = gateprocess.EXIT_FAILED
         record(machine, options.result)
     return code

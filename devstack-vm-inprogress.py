@@ -105,7 +105,7 @@ def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError
             return
         if not told:
             vmdatabase.machine_log(machine).error(
-                "%s; the node is kept busy for %d min: other builds would come and fail, too", why, BUSY_SECONDS // 60)
+                "%s; this build holds the node for %d min: others would come and fail, too", why, BUSY_SECONDS // 60)
         told = True
         time.sleep(BUSY_POLL_SECONDS)
 
@@ -151,7 +151,7 @@ def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
     No build comes to such a node any more: who asks for it began before, or is a person.
     """
     if node and jenkinsnodes.USED_LABEL in node.labels and vmdatabase.state_of(machine) == READY:
-        raise GateError(f"{machine.name}: vm.db has it READY, but its node is out of service already "
+        raise GateError(f"{machine.name}: vm.db says READY, but its node is out of service already "
                         f"({node.reason or 'without its label'}); this build must not run on it")
 
 

@@ -65,7 +65,7 @@ class Build:
         self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
         self.zones = self.provider.listed("availability_zones")
         self.stopping = False
-        self.cleared = False  # whether the template has forgotten who may log in
+        self.cleared = False  # whether the template accepts no login any more
         self.base_recipe = cloud.recipe(image, cloud.find_base_image(image.external_id))
         cloud.network.attached()
         version = vmdatabase.now()
@@ -133,7 +133,7 @@ class Build:
                 self.keep_server(what)
             else:
                 if self.plan.keep_failed and self.cleared:
-                    self.log.warning("the %s has forgotten who may log in, so it is not kept", what)
+                    self.log.warning("the %s accepts no login any more, so it is not kept", what)
                 self.clean_up(self.delete_server)
             raise
         else:
@@ -157,7 +157,7 @@ class Build:
             self.log.warning("log in: ssh -i %s -p %d %s %s@%s", node.ssh_key, login.port, ANY_HOST_KEY, login.user,
                              login.address)
             return
-        self.log.warning("it lets nobody in; its console is all there is: openstack console log show %s",
+        self.log.warning("no login to it works; see its console: openstack console log show %s",
                          self.row.server_external_id)
 
     def clean_up(self, step: Callable[[], None]) -> None:

@@ -134,7 +134,7 @@ def _is_page(request: requests.PreparedRequest, response: requests.Response) -> 
 def _led_on(request: requests.PreparedRequest, response: requests.Response) -> requests.PreparedRequest:
     """Return the request that follows a redirect; AnswerError if it leads to another server."""
     if "Location" not in response.headers:
-        raise AnswerError(f"{response.status_code} {response.reason}, a redirect to nowhere")
+        raise AnswerError(f"{response.status_code} {response.reason}, a redirect without an address")
     target = _target(request, response)
     if requests.Session().should_strip_auth(str(request.url), target):
         raise AnswerError(f"leads to another server, {target}, to which no login is carried")

@@ -318,7 +318,7 @@ class Network:
             with contextlib.suppress(RefusedError, GoneError):
                 self._calls.ask("borrow floating IP", partial(
                     self._api.update_ip, ip.id, if_revision=ip.revision_number, description=f"{mark}{BORROWED}"))
-                self._calls.log.info("borrows floating IP %s, which the project had free", ip.floating_ip_address)
+                self._calls.log.info("borrows floating IP %s, a free one of the project", ip.floating_ip_address)
                 return self._ours(ip, f"{mark}{BORROWED}")
         return None
 

@@ -191,8 +191,8 @@ def image_urls(archive: bytes, distribution: str) -> list[str]:
     first, _, output = result.stdout.decode(errors="replace").partition("\n")
     reason = (result.stderr.decode(errors="replace").strip() or f"exit status {result.returncode}").splitlines()[-1]
     if first != "shut away":
-        raise SandboxError("devstack's code is run only where it sees nothing of this host, which is not to be had "
-                           f"here ({reason}); a build asks it on the template")
+        raise SandboxError(f"devstack's code must not see this host, which cannot shut it away ({reason}); an image "
+                           "build runs it on the template")
     if result.returncode in TIMED_OUT:
         raise GateError(f"not done after {2 * CALL_SECONDS} s")
     if result.returncode:
@@ -303,7 +303,7 @@ class Checkout:
             return ["master"]
         names = self._refs("refs/remotes/origin/")
         if not names and self._refs("refs/remotes/"):
-            raise ConfigError(f"{self.folder}: has no remote called origin, whose branches count")
+            raise ConfigError(f"{self.folder}: has no remote called origin, from which branches are read")
         names = names or self._refs("refs/heads/")
         if not names:
             self.sha1("HEAD")

@@ -286,8 +286,8 @@ def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
         yield Line(WRONG, f"[jenkins] node_user of the secure configuration: user {user} is given to each node, and no "
                           "gate job uses it; remove it")
     elif user == config.user:
-        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: expected a user of its own, not {user}: "
-                          "what nodes know the change under test may get to know")
+        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: expected another user than {user}: "
+                          "a change under test may read the logins on its node")
     elif user:
         try:
             ask(connect(config.server, user, apikey).get_whoami)
@@ -464,7 +464,7 @@ def check_other_jobs(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
     for name, expression in ask(lambda: _jobs_with_labels(admin)):
         shared = sorted(labels & labels_asked_for(expression))
         if shared and name not in site.gate_jobs:
-            reads = ", and it can read with what gate builds call Jenkins there" if site.nodes_call else ""
+            reads = ", and it can read the login with which gate builds call Jenkins" if site.nodes_call else ""
             yield Line(WRONG, f"job {name}: runs on {', '.join(shared)}; expected gate jobs only: no machine is taken "
                               f"for it{reads}")
 
