@@ -2,9 +2,9 @@
 """Mark a machine for deletion after its build, and record the build's result.
 
 Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
-of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; reap
-deletes them then. Where GATE_JOB_NAME and GATE_BUILD_NUMBER name the build, a machine that by now belongs to another
-build or to a person, or that no build has had yet, is left alone. Changes: the machine USED -> DELETE, the build's row
+of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; then
+reap deletes them. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build, a machine that now belongs to another build or
+to a person, or that no build has had yet, is left alone. Changes: the machine USED -> DELETE, the build's row
 in the table result; the node's label and offline mark in Jenkins if it should still be in service. The machine itself
 is deleted by the next devstack-vm-reap.
 
@@ -48,16 +48,16 @@ def main(argv: list[str] | None = None) -> int:
         try:
             take_out_of_service(machine, config)
         except GateError as err:
-            vmdatabase.machine_log(machine).error("%s; reap will see to it", err)
+            vmdatabase.machine_log(machine).error("%s; the next reap tries again", err)
             code = gateprocess.EXIT_FAILED
         record(machine, options.result)
     return code
 
 
 def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
-    """See to it that the node is out of service before the machine is marked.
+    """Make sure that the node is out of service before the machine is marked.
 
-    inprogress has done that, so that mostly one look is enough; a build waits for this script.
+    inprogress has done that, so one look is mostly enough. A build waits for this script.
     """
     if not config.jenkins:
         vmdatabase.machine_log(machine).info("no [jenkins] section in %s: there is no node to look after", config.path)
@@ -71,7 +71,7 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
 
 
 def record(machine: Machine, result: str | None) -> None:
-    """Write down the result and, unless the machine is kept for a look, mark it; HOLD is never overwritten."""
+    """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten."""
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
         vmdatabase.record_end(machine, os.environ, result)
@@ -88,7 +88,7 @@ def record(machine: Machine, result: str | None) -> None:
 
 
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
-    """Whether the build that is named has had a machine that is gone, with its end recorded."""
+    """Return whether the named build had a machine that is gone, and its end is recorded."""
     job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
     if not job or not (number.isascii() and number.isdecimal()):
         return False
@@ -98,7 +98,7 @@ def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
 
 
 def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:
-    """Return why a machine is none of the build that has ended, where that is named; empty if it is its own."""
+    """Return why the named build does not own this machine, or '' if it does, or if no build is named."""
     told = environ.get("GATE_JOB_NAME"), environ.get("GATE_BUILD_NUMBER")
     if not all(told):
         return ""

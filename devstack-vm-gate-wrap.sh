@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 usage() {
     cat <<'EOT'
@@ -12,7 +11,7 @@ It changes the machine for good, and refuses one that is neither marked as singl
 
 With HOST it does that there, over ssh: copies $WORKSPACE, runs, shows the console, fetches logs/ back.
 
-Settings are environment variables; README.md lists them. WORKSPACE is required. Change under test: ZUUL_URL,
+Settings are environment variables; docs/gate.md lists them. WORKSPACE is required. Change under test: ZUUL_URL,
 ZUUL_PROJECT, ZUUL_BRANCH and ZUUL_REF, or GERRIT_PROJECT, GERRIT_BRANCH and GERRIT_REFSPEC, or none.
 
 Exit code: that of the test; 1 the machine could not be prepared, 2 wrong settings (nothing was changed), 3 the source

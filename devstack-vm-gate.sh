@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 usage() {
     cat <<'EOT'
@@ -10,7 +9,7 @@ Configures and runs the devstack in $BASE/new/devstack, checks that the change u
 then runs its exercises or tempest; or an upgrade with grenade. devstack-vm-gate-wrap.sh runs it, when no gate_hook
 replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
 
-Settings are environment variables, see README.md.
+Settings are environment variables, see docs/gate.md.
 
 Exit code: that of the first part that failed; 2 wrong settings; 3 the change is not in what was installed.
 EOT

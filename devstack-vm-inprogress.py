@@ -8,7 +8,7 @@ offline mark in Jenkins. Nothing is written on the machine.
 
 A call that comes through Jenkins gets the machine only if it proves to be of the build on that node: it shows the
 machine's own secret (GATE_TAKE_SECRET), or Jenkins says that the build which GATE_JOB_NAME and GATE_BUILD_NUMBER name
-runs there now. Where these name a build that has ended meanwhile, nothing is taken.
+runs there now. If they name a build that has ended meanwhile, nothing is taken.
 
 Exit codes: 0 the machine is yours alone, 1 it is not (somebody else has it, or Jenkins does not answer), 2 wrong use
 or configuration.
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     """Take a machine for the build that runs on it.
 
-    Where that cannot be, the node is to serve no other build either: each would come here and fail.
+    If it cannot, the node must not serve another build either: each would come here and fail.
     """
     if nodes:
         try:
@@ -90,9 +90,10 @@ def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
 
 
 def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError) -> None:
-    """Return when no other build can start on the node of a build that is to fail, or after some minutes.
+    """Hold a build that must fail until no other build can start on its node, for some minutes at most.
 
-    The build waits for this script: each of a queue would come to this node and fail, where Jenkins refuses everything.
+    The build waits for this script. Otherwise, while Jenkins refuses everything, each queued build would come to this
+    node and fail.
     """
     told, deadline = False, time.monotonic() + BUSY_SECONDS
     while nodes and machine.jenkins_name and time.monotonic() < deadline:
@@ -104,13 +105,13 @@ def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError
             return
         if not told:
             vmdatabase.machine_log(machine).error(
-                "%s; the node is kept busy for %d min: other builds would come and fail, too", why, BUSY_SECONDS // 60)
+                "%s; this build holds the node for %d min: others would come and fail, too", why, BUSY_SECONDS // 60)
         told = True
         time.sleep(BUSY_POLL_SECONDS)
 
 
 def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) -> None:
-    """Raise GateError if the build that GATE_JOB_NAME and GATE_BUILD_NUMBER name is over, as when it was aborted.
+    """Raise GateError if the build that GATE_JOB_NAME and GATE_BUILD_NUMBER name is over: it was aborted, say.
 
     Nothing of it can have run, since its first step waits for this script; the next build may have the node.
     """
@@ -147,17 +148,17 @@ def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ:
 def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
     """Raise GateError if the node of a READY machine has been taken out of service before: vm.db is older than that.
 
-    No build comes to such a node any more; what asks for it has begun before, or is a person's.
+    No build comes to such a node any more: who asks for it began before, or is a person.
     """
     if node and jenkinsnodes.USED_LABEL in node.labels and vmdatabase.state_of(machine) == READY:
-        raise GateError(f"{machine.name}: vm.db has it READY, but its node is out of service already "
+        raise GateError(f"{machine.name}: vm.db says READY, but its node is out of service already "
                         f"({node.reason or 'without its label'}); this build must not run on it")
 
 
 def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> None:
-    """See to it that a node serves no other build either, though vm.db does not say which machine it is.
+    """Take a node out of service that no row of vm.db has.
 
-    Each build of the queue would come here and fail. pool is the UUID of vm.db, empty where it could not be read.
+    Otherwise each queued build would come here and fail. pool is the UUID of vm.db, empty if it could not be read.
     """
     prefix = gateconfig.name_prefix()
     if not config.jenkins or not name.startswith(f"{prefix}devstack-"):
@@ -176,10 +177,10 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
 
 
 def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
-    """Whether builds would come and fail on a node that vm.db does not know, one after the other.
+    """Return whether builds would come and fail, one after the other, on a node that vm.db does not know.
 
-    It has a label of the pool, and is the pool's own, or a build runs on it: then it was that build which asked for it.
-    What else has such a name is left alone, for somebody may have mistyped it.
+    They would if it has a label of the pool, and either carries the pool's mark or runs a build, which then asked for
+    it. Any other node is left alone: somebody may have mistyped a name.
     """
     labels = [label for label in node.labels - {node.name, jenkinsnodes.USED_LABEL}
               if label.startswith(f"{prefix}devstack-")]
@@ -210,9 +211,9 @@ def take_for_person(
 
 
 def without_login(machine: Machine, config: SecureConfig) -> bool:
-    """Take from a person's machine with what its build would have called Jenkins, if it has that.
+    """Remove Jenkins' login from a person's machine, if there is one.
 
-    Returns whether it is nowhere left on it; otherwise the machine is let go.
+    Returns whether none is left; if one is, the machine is given up.
     """
     if machine.take_hash is None and not (config.jenkins and config.jenkins.node_login):
         return True
@@ -248,7 +249,7 @@ def why_not(machine: Machine) -> str:
 
 
 def candidates(image: str, provider: str | None) -> list[Machine]:
-    """Return the READY machines of an image type, the one that has waited longest first; ConfigError for no such."""
+    """Return the READY machines of an image type, longest waiting first. Raises ConfigError for an unknown image."""
     known = sorted({row.name for row in BaseImage.select()})
     if image not in known:
         raise ConfigError(f"--image: unknown image {vmdatabase.printable(image)}{gateprocess.nearest(image, known)}")
@@ -259,7 +260,7 @@ def candidates(image: str, provider: str | None) -> list[Machine]:
 
 
 def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, missing_ok: bool = False) -> None:
-    """See to it that Jenkins starts nothing more on the node; a machine that was never there needs nothing."""
+    """Make sure that Jenkins starts nothing more on the node; a machine that never had one needs nothing."""
     log = vmdatabase.machine_log(machine)
     if nodes is None:
         log.info("no [jenkins] section in the secure configuration: there is no node to take out of service")

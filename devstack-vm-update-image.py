@@ -9,7 +9,7 @@ proves the snapshot: a machine booted from it must pass the ssh test. Until then
 are left to devstack-vm-reap. The images of a provider are built side by side. Changes: a template server, a keypair and
 an image at the provider, rows in vm.db.
 
-Without a devstack checkout ($WORKSPACE/devstack, or --devstack) nothing is cached, all else is done.
+Without a devstack checkout ($WORKSPACE/devstack, or --devstack) nothing is cached; all else is done.
 
 Exit codes: 0 done, 1 an image could not be built (nothing of it is left but its row), 2 wrong use or configuration.
 """
@@ -65,7 +65,7 @@ class Build:
         self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
         self.zones = self.provider.listed("availability_zones")
         self.stopping = False
-        self.cleared = False  # whether the template has forgotten who may log in
+        self.cleared = False  # whether the template accepts no login any more
         self.base_recipe = cloud.recipe(image, cloud.find_base_image(image.external_id))
         cloud.network.attached()
         version = vmdatabase.now()
@@ -98,12 +98,12 @@ class Build:
             self.clean_up(self.delete_keypair)
 
     def fail(self, reason: str) -> None:
-        """Write down that the build failed."""
+        """Record that the build failed."""
         if vmdatabase.move(self.row, BUILDING, ERROR, error=reason):
             self.log.info("BUILDING -> ERROR: %s", self.row.name)
 
     def stop(self) -> None:
-        """End a build that another thread works on: nothing of it is to be left when the process ends, right after."""
+        """Clean up a build that another thread works on: the process ends right after."""
         self.stopping = True
         if self.row.state != BUILDING:
             return
@@ -133,7 +133,7 @@ class Build:
                 self.keep_server(what)
             else:
                 if self.plan.keep_failed and self.cleared:
-                    self.log.warning("the %s has forgotten who may log in, so it is not kept", what)
+                    self.log.warning("the %s accepts no login any more, so it is not kept", what)
                 self.clean_up(self.delete_server)
             raise
         else:
@@ -157,11 +157,11 @@ class Build:
             self.log.warning("log in: ssh -i %s -p %d %s %s@%s", node.ssh_key, login.port, ANY_HOST_KEY, login.user,
                              login.address)
             return
-        self.log.warning("it lets nobody in; its console is all there is: openstack console log show %s",
+        self.log.warning("no login to it works; see its console: openstack console log show %s",
                          self.row.server_external_id)
 
     def clean_up(self, step: Callable[[], None]) -> None:
-        """Do a step of tidying up; what cannot be tidied now is left to reap."""
+        """Do one step of cleaning up; if it fails, reap does it later."""
         try:
             step()
         except GateError as err:
@@ -183,8 +183,8 @@ class Build:
     def wait_for_room(self) -> None:
         """Return when the provider has room for the template; launch leaves it free once our row is there.
 
-        Builds go in the order of their rows, and may take as long as they like once they have a server; for anything
-        else we wait boot-timeout.
+        Builds go in the order of their rows. A build that has a server may take as long as it likes; for all else
+        this waits boot-timeout.
         """
         deadline, said = time.monotonic() + self.provider.boot_timeout, False
         while True:
@@ -234,7 +234,7 @@ class Build:
         raise GateError(f"the server has no address after {self.provider.boot_timeout} s; last seen: {last}")
 
     def prepare(self, address: str) -> None:
-        """Run the steps that make the machine what its snapshot is to be."""
+        """Run the steps that turn the machine into a template."""
         self.login = self.first_login(address)
         with nodessh.session(self.login) as session:
             template = Template(session, self.plan, self.log)
@@ -247,7 +247,7 @@ class Build:
         self.cleared = True
 
     def first_login(self, address: str) -> nodessh.Login:
-        """Return the login that the base image lets in and lets run commands."""
+        """Return the first login with which the base image runs commands."""
         users = (self.image.username,) if self.image.username else FIRST_LOGINS
         logins = [nodessh.Login(address, self.provider.ssh_port, user, self.key) for user in users]
         deadline = time.monotonic() + self.provider.boot_timeout
@@ -263,7 +263,7 @@ class Build:
             return nodessh.wait_for_session(logins, deadline, test)
 
     def marks(self) -> str:
-        """Return what the image says of itself, one KEY=VALUE a line; lists are separated by commas."""
+        """Return what /etc/devstack-gate/image says, one KEY=VALUE on each line; commas separate lists."""
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.row.version))
         branches, sha1s = self.plan.branches, []
         if self.plan.checkout:
@@ -310,7 +310,7 @@ class Build:
 
 
 def is_shell(session: nodessh.Session) -> bool:
-    """Whether the login is this user's own shell: cloud images let root in only to say who else to log in as."""
+    """Return whether the login gives a shell: cloud images let root in only to say who else to log in as."""
     outcome = session.attempt("first login", ["id", "-un"], seconds=5)
     return outcome.status == 0 and outcome.output.strip() == session.login.user
 
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _what(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[str]]], bool]:
-    """Return what would be cached for a distribution, by branch, and whether all of it could be told."""
+    """Return what would be cached for a distribution, by branch, and whether that is complete."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.what):
         raise ConfigError(f"--what: expected a distribution such as noble, bookworm or rhel9, got {options.what!r}")
     checkout = _checkout(options)
@@ -369,7 +369,7 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
 
 
 def _images(provider: Provider, name: str | None) -> list[BaseImage]:
-    """Return the image types to build, the one of that name or all: those that use no other one's snapshot."""
+    """Return the image types to build: the named one, or all that do not use the snapshot of another one."""
     active = [image for image in vmdatabase.images_of(provider) if image.active]
     images = [image for image in active if name in (None, image.name)]
     if name is not None and not images:

@@ -1,7 +1,7 @@
-"""Calls over HTTP that end: each has one time limit as a whole, a limit in bytes, and stays with its server.
+"""HTTP calls with one time limit for the whole call and a limit in bytes, which stay with their server.
 
 The time limits of the libraries count for each wait on the socket, so that a server which sends a byte now and then
-holds a script for ever; and they hand a login on to wherever an answer leads.
+holds a script for ever. And the libraries pass a login on to wherever a redirect leads.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ T = TypeVar("T")
 
 
 class AnswerError(requests.RequestException):
-    """An answer that is none: it has no end, or leads to another server."""
+    """The answer cannot be used: it does not end, or leads to another server."""
 
 
 class LateError(requests.exceptions.ReadTimeout):
-    """There was no whole answer in time."""
+    """No complete answer came in time."""
 
 
 def limit(session: requests.Session, *, forms: bool = False) -> None:
-    """Have all calls of a session end; forms: a redirect after a change leads to a page for people, and is success."""
+    """Limit all calls of a session; forms: a redirect after a change leads to a page for people, and means success."""
     for prefix, adapter in tuple(session.adapters.items()):
         session.mount(prefix, LimitedAdapter(adapter, forms))
 
 
 def in_time(call: Callable[[], T], seconds: float) -> T:
-    """Return what a call returns; LateError if that takes longer, with the call left to itself.
+    """Return the result of a call; LateError if it takes longer, and the call then goes on unwatched.
 
-    It is made in a thread of its own: nothing else ends all that it may hang at, from the resolver to the last byte.
+    It runs in its own thread: nothing else ends everything that a call can hang at, from the resolver to the last byte.
     """
     done: Future[T] = Future()
 
@@ -77,9 +77,9 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, verify: Any = True,
         cert: Any = None, proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send a request and return its answer, which has been read; timeout is the limit for all of it, in seconds.
+        """Send a request and return its answer, read to the end; timeout is the limit for the whole call, in seconds.
 
-        Raises LateError, AnswerError, and what requests raises.
+        Raises LateError, AnswerError, and the exceptions of requests.
         """
         seconds = timeout if isinstance(timeout, (int, float)) else CALL_SECONDS
         settings = {"verify": verify, "cert": cert, "proxies": proxies}
@@ -126,15 +126,15 @@ def _target(request: requests.PreparedRequest, response: requests.Response) -> s
 
 
 def _is_page(request: requests.PreparedRequest, response: requests.Response) -> bool:
-    """Whether an answer to a change shows another page, rather than the same change at another address."""
+    """Return whether an answer to a change shows another page, and not the same change at another address."""
     return urlsplit(_target(request, response)).path != urlsplit(str(request.url)).path \
         or "Location" not in response.headers
 
 
 def _led_on(request: requests.PreparedRequest, response: requests.Response) -> requests.PreparedRequest:
-    """Return the request that a redirect asks for; AnswerError if it leads to another server."""
+    """Return the request that follows a redirect; AnswerError if it leads to another server."""
     if "Location" not in response.headers:
-        raise AnswerError(f"{response.status_code} {response.reason}, a redirect to nowhere")
+        raise AnswerError(f"{response.status_code} {response.reason}, a redirect without an address")
     target = _target(request, response)
     if requests.Session().should_strip_auth(str(request.url), target):
         raise AnswerError(f"leads to another server, {target}, to which no login is carried")

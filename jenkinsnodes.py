@@ -1,9 +1,9 @@
 """Jenkins nodes: add, look at, take out of service, remove.
 
-Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else:
-"missing" is only ever concluded from a 404; a node is marked offline not by Jenkins' toggle, which a second caller
-undoes, but by the change of its offline cause, which marks it whatever it was; it is relabelled before, so that no
-queued build can reach it whatever becomes of the mark.
+Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else. Only a
+404 means "missing". A node is marked offline by a change of its offline cause, which works whatever the node was, and
+not by Jenkins' toggle, which a second caller undoes. It is relabelled first, so that no queued build can reach it even
+if the mark is lost.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class JenkinsError(GateError):
-    """Jenkins did not answer, or not as it should; what it was asked about is in an unknown state."""
+    """Jenkins did not answer, or not as expected; the state of the thing asked about is unknown."""
 
 
 class JenkinsConfigError(ConfigError):
@@ -79,17 +79,17 @@ class Node(NamedTuple):
 
     @property
     def out_of_service(self) -> bool:
-        """Whether no build can start here: marked offline, and without the label that builds ask for."""
+        """Return whether no build can start here: it is marked offline, and lacks the label that builds ask for."""
         return self.temporarily_offline and USED_LABEL in self.labels
 
     @property
     def by_person(self) -> bool:
-        """Whether it is a person who has it offline, or a script of ours, which Jenkins takes for one."""
+        """Return whether a person took it offline, or a script of ours, which Jenkins takes for a person."""
         return self.offline and (self.cause in PERSON_CAUSES or (self.temporarily_offline and not self.cause))
 
     @property
     def agent(self) -> str:
-        """What has become of the agent, apart from what a person does: HERE, CONNECTING, GONE or BARRED by Jenkins.
+        """Return the state of the agent, whatever a person does: HERE, CONNECTING, GONE or BARRED by Jenkins.
 
         Jenkins' own monitors, as of free disk space, mark a node offline like a person; only the class of the reason
         tells them apart.
@@ -103,8 +103,8 @@ class Node(NamedTuple):
     def prospect(self, ready: float, came: bool, absent: float) -> str:
         """Return whether the agent of a ready machine is HERE, AWAITED or LOST.
 
-        ready is for how long the machine has been ready, absent since when a run has seen the agent away, in seconds;
-        came says whether it was ever seen. Jenkins was measured to take 31 to 118 s to have an agent back.
+        ready is for how long the machine has been ready, absent for how long runs have seen the agent away, in seconds;
+        came says whether it was ever seen. Jenkins takes 31 to 118 s (measured) to have an agent back.
         """
         if self.agent in (HERE, BARRED):
             return HERE if self.agent == HERE else LOST
@@ -113,7 +113,7 @@ class Node(NamedTuple):
         return LOST if self.agent == GONE or ready >= AGENT_SECONDS else AWAITED
 
     def loss(self, came: bool) -> str:
-        """Return in one line why the agent is not of use, as Jenkins has it, and where its log is."""
+        """Return in one line why the agent cannot be used, as Jenkins says it, and where its log is."""
         what = "Jenkins took it offline" if self.agent == BARRED else "its agent is gone" if came else \
             "its agent never came"
         said = plain(self.reason.strip().partition("\n")[0], 200) or self.cause or "Jenkins still connects"
@@ -133,14 +133,14 @@ class Build(NamedTuple):
     tells_node: bool = True
 
     def ran_elsewhere(self, node: str) -> bool:
-        """Whether it is known to have run on another node than this."""
+        """Return whether it is known to have run on another node."""
         return self.tells_node and self.node != node
 
 
 class Nodes:
     """The nodes of one Jenkins, and builds.
 
-    Every method raises JenkinsError or JenkinsConfigError when it cannot tell.
+    Every method raises JenkinsError or JenkinsConfigError if Jenkins does not tell.
     """
 
     def __init__(self, config: JenkinsConfig, lock_folder: Path, pool: str) -> None:
@@ -163,7 +163,7 @@ class Nodes:
         self.clock_ahead = clock_ahead(answer.headers.get("Date"))
 
     def hurry(self) -> None:
-        """Give each further call a few seconds only: Jenkins has not answered one in all of its time."""
+        """Give each further call a few seconds only: one call got no answer within the full time limit."""
         self._jenkins.timeout = min(QUICK_SECONDS, CALL_SECONDS)
 
     # --- calls ---
@@ -171,7 +171,7 @@ class Nodes:
     def _ask(self, what: str, call: Callable[[jenkins.Jenkins], T]) -> T | None:
         """Make a call and return its result, None only for a 404.
 
-        A password in place of an API token needs a crumb, which python-jenkins keeps for ever: it is fetched anew
+        A password in place of an API token needs a crumb, which python-jenkins keeps for ever: this fetches it anew
         when Jenkins misses it.
         """
         import jenkins
@@ -215,7 +215,7 @@ class Nodes:
         return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
 
     def is_marked(self, node: Node) -> bool:
-        """Whether a node carries this pool's mark."""
+        """Return whether a node carries this pool's mark."""
         return self._mark in node.description
 
     def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
@@ -224,11 +224,11 @@ class Nodes:
         return {int(match[1]): nodes[name] for name, match in found.items() if match}
 
     def is_others(self, node: Node) -> bool:
-        """Whether a node carries the mark of another pool."""
+        """Return whether a node carries the mark of another pool."""
         return DESCRIPTION in node.description and not self.is_marked(node)
 
     def is_ours(self, node: Node, address: str | None) -> bool:
-        """Whether a node with a name of ours is ours: by its mark, or without any mark if it leads to our address."""
+        """Return whether a node with a name of ours is ours: by its mark, or, without any mark, by its address."""
         if self.is_marked(node) or self.is_others(node) or not address:
             return self.is_marked(node)
         config = self._ask(f"read node {node.name}", lambda server: server.get_node_config(node.name))
@@ -241,7 +241,7 @@ class Nodes:
         self._ask("log in", self._request("GET", "api/json", params={"tree": "mode"}))
 
     def check_create(self) -> None:
-        """Raise JenkinsConfigError if the user may make no nodes; Jenkins looks at the right before the name."""
+        """Raise JenkinsConfigError if the user may not make nodes; Jenkins checks the right before the name."""
         self._ask("create nodes", self._request("GET", "computer/checkName", params={"value": ""}))
 
     def all(self) -> dict[str, Node]:
@@ -266,7 +266,7 @@ class Nodes:
         return self._fetch(f"look at {job} #{number}", f"{path}{number}/api/json", BUILD_FIELDS, _build)
 
     def runs_on(self, node: str, job: str, number: int) -> bool:
-        """Whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
+        """Return whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
         urls = self._fetch(f"look at node {node}", f"computer/{quote(node)}/api/json", EXECUTOR_FIELDS, _running)
         return f"{job}/{number}" in {_build_path(url) for url in urls or ()}
 
@@ -277,10 +277,10 @@ class Nodes:
     # --- adding ---
 
     def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str) -> None:
-        """Make a node with one executor, only for builds that ask for the label.
+        """Make a node with one executor, for builds that ask for the label only.
 
-        Jenkins will connect to it only if it shows the host key. A node that is there already with the same address is
-        taken as it is; NodeConflictError if it leads elsewhere or is another pool's.
+        Jenkins will connect to it only if it shows the host key. A node with the same name and address is taken as it
+        is. Raises NodeConflictError if it leads elsewhere or is another pool's.
         """
         import jenkins
 
@@ -318,9 +318,9 @@ class Nodes:
     def take_out_of_service(self, name: str, message: str, missing_ok: bool = False) -> Node | None:
         """Make sure that no build can start on a node any more, and return it as it then is.
 
-        A build that runs goes on. Raises JenkinsError if Jenkins does not show it so in the end; returns None if the
-        node is not there and that is fine. One that Jenkins refuses to relabel is marked offline all the same, before
-        that is raised: either alone keeps builds off.
+        A build that runs goes on. Returns None if there is no such node, and that is allowed. Raises JenkinsError if
+        Jenkins does not show the node out of service in the end. If Jenkins refuses to relabel it, it is marked offline
+        all the same before this raises: either alone keeps builds off.
         """
         with file_lock(self._lock_folder / "nodes", LOCK_SECONDS, name) as mine:
             if not mine:
@@ -338,7 +338,7 @@ class Nodes:
             return node
 
     def _refusal_to_relabel(self, name: str) -> GateError | None:
-        """Relabel a node; return the error if Jenkins answers that it does not do that, raise it if it is silent."""
+        """Relabel a node; return the error if Jenkins refuses, raise it if Jenkins does not answer."""
         try:
             self._relabel(name)
         except GateError as err:
@@ -357,7 +357,7 @@ class Nodes:
         self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
 
     def _mark_offline(self, node: Node, message: str) -> Node | None:
-        """Mark a node offline, and look at it; one that a person has marked keeps the person's message."""
+        """Mark a node offline, and look at it; a node that a person has marked keeps that message."""
         if not (node.temporarily_offline and node.by_person):
             self._ask(f"take node {node.name} out of service", self._request(
                 "POST", f"computer/{quote(node.name)}/changeOfflineCause", params={"offlineMessage": message}))
@@ -366,7 +366,7 @@ class Nodes:
     def remove(self, name: str, message: str, address: str | None = None) -> bool:
         """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.
 
-        A node of that name that is not ours is left alone, as if there were none; address as for is_ours.
+        A node of that name that is not ours is left alone, as if there were none. For address see is_ours.
         """
         node = self.look(name)
         if node is None or not self.is_ours(node, address):
@@ -384,10 +384,10 @@ class Nodes:
 
 
 def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
-    """Return whether Jenkins shows a node as out of service, by one request; False also when it cannot be told.
+    """Return whether Jenkins shows a node as out of service, by one request; False also if Jenkins does not tell.
 
-    A build waits for devstack-vm-delete, where this answers the common case: an HTTP library would cost more to import
-    than all else that the script does. After False, ask Nodes.
+    A build waits for devstack-vm-delete, and this answers its common case: an HTTP library would take longer to import
+    than everything else that the script does. After False, ask Nodes.
     """
     import base64
 
@@ -454,7 +454,7 @@ def _build(raw: dict[str, Any]) -> Build:
 
 
 def _running(raw: dict[str, Any]) -> list[str]:
-    """Return the addresses of what runs on a node."""
+    """Return the addresses of the builds that run on a node."""
     executors = [*raw.get("executors", []), *raw.get("oneOffExecutors", [])]
     return [str(one["currentExecutable"].get("url") or "") for one in executors if one.get("currentExecutable")]
 

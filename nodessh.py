@@ -46,7 +46,7 @@ Key: TypeAlias = "paramiko.PKey | Path"
 
 
 class NotYetError(GateError):
-    """The machine could not be logged in to now; a machine that boots is tried again."""
+    """No login to the machine was possible now; a machine that boots is tried again."""
 
 
 class HostKeyError(GateError):
@@ -67,7 +67,7 @@ class ReadyScriptError(GateError):
 
 @dataclass(frozen=True)
 class Login:
-    """Where and as whom to log in; host_key is "type base64", None before the first contact."""
+    """Address and user of a login; host_key is "type base64", None before the first contact."""
 
     address: str
     port: int
@@ -86,7 +86,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a session may take: for the login and the start of a command, each; until when; how many bytes of a step."""
+    """The limits of a session: for the login and for the start of a command; until when; how many bytes of a step."""
 
     patience: float = LOGIN_SECONDS  # seconds
     deadline: float = math.inf  # monotonic
@@ -95,17 +95,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave back: exit status and output, standard error included."""
+    """The result of a step: exit status and output, standard error included."""
 
     status: int
     output: str
 
 
 class _Wire(socket.socket):
-    """A connection that ends by itself: at a moment of the monotonic clock, and if it brings too many bytes.
+    """A connection that ends itself: at a moment of the monotonic clock, and if it brings too many bytes.
 
-    The library asks it for more, or to send more, ten times a second at least, whatever it waits for; so none of its
-    waits outlasts the connection.
+    The library asks it to receive or to send at least ten times a second, whatever it waits for. So none of its waits
+    outlasts the connection.
     """
 
     def __init__(self, connected: socket.socket, seconds: float, most: int) -> None:
@@ -114,11 +114,11 @@ class _Wire(socket.socket):
         self.limit(time.monotonic() + seconds, most)
 
     def limit(self, until: float, most: int) -> None:
-        """Set until when it lasts, and how many bytes may come from now on."""
+        """Set the end of the connection, and how many bytes may come from now on."""
         self._until, self._left, self._most = until, most, most
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Read what there is, a little at a time: the other side may announce a packet of gigabytes."""
+        """Read a little at a time: the other side may announce a packet of gigabytes."""
         self._end_in_time()
         data = super().recv(min(size, 65536), flags)
         self._left -= len(data)
@@ -127,7 +127,7 @@ class _Wire(socket.socket):
         return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send what goes through now."""
+        """Send as much as goes through now."""
         self._end_in_time()
         return super().send(data, flags)
 
@@ -141,7 +141,7 @@ class _Wire(socket.socket):
 
 
 class Session:
-    """A login that stands; runs steps one after the other, none of which goes on after the deadline."""
+    """An open login that runs steps one after the other; none of them goes on after the deadline."""
 
     def __init__(self, client: paramiko.SSHClient, wire: _Wire, login: Login, limits: Limits) -> None:
         self._client = client
@@ -157,7 +157,7 @@ class Session:
         return self._output(name, self.attempt(name, words, seconds, stdin))
 
     def run_as_root(self, name: str, words: Sequence[str], seconds: int, stdin: str | bytes = "") -> str:
-        """Run a command of root's as a named step, which is ended there, with all of its own, when it takes longer."""
+        """Run a command as root; on timeout it is killed on the machine together with its children."""
         limited = ["timeout", "-k", str(KILL_SECONDS), str(seconds), *words]
         outcome = self.attempt(name, self.as_root(limited), seconds + 2 * KILL_SECONDS, stdin)
         if outcome.status in TIMED_OUT:
@@ -174,8 +174,8 @@ class Session:
     ) -> Outcome:
         """Run a command and return its outcome, whatever its status.
 
-        StepError if all of it, from the request to the exit status, takes longer, if it prints more than the session
-        takes, or is cut off.
+        Raises StepError if it takes longer, from the request to the exit status, prints more than the session takes, or
+        is cut off.
         """
         import paramiko
 
@@ -205,7 +205,7 @@ class Session:
         return StepError(f"{self.login.address}: {name}: {why}{_tail(output.decode(errors='replace'))}")
 
     def _channel(self, name: str, seconds: float) -> paramiko.Channel:
-        """Open a channel for a command; if a login takes long, it is often this that does (PAM's session)."""
+        """Open a channel for a command; a slow login is often slow here (PAM's session)."""
         import paramiko
 
         began = time.monotonic()
@@ -226,13 +226,13 @@ class Session:
         return list(words) if self.login.user == "root" else ["sudo", "-n", *words]
 
     def put(self, name: str, path: str, text: str | bytes, mode: str = "0644") -> None:
-        """Write a file of root's on the machine as a named step, its folder with it."""
+        """Write a file as root on the machine as a named step, and make its folder."""
         script = 'umask 022; mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
         self.run(name, self.as_root(["sh", "-c", script, "sh", path, mode]), stdin=text)
 
 
 def _start(channel: paramiko.Channel, words: Sequence[str], stdin: str | bytes, deadline: float) -> None:
-    """Have a command begin, and give it all of its input; TimeoutError after the deadline."""
+    """Start a command, and give it all of its input; TimeoutError after the deadline."""
     channel.set_combine_stderr(True)
     channel.exec_command(shlex.join(words))
     text = stdin.encode() if isinstance(stdin, str) else stdin
@@ -247,7 +247,7 @@ def _start(channel: paramiko.Channel, words: Sequence[str], stdin: str | bytes, 
 
 
 def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
-    """Yield output until the command closes it, or has ended and is silent; TimeoutError after the deadline."""
+    """Yield output until the command closes it, or has ended and prints no more; TimeoutError after the deadline."""
     ended = None
     while True:
         if ended is None and channel.exit_status_ready():
@@ -287,9 +287,9 @@ def session(
 ) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    patience is the limit in seconds for all of the login, from the connection on, and for the start of a command, each;
-    nothing goes on after the deadline, on the monotonic clock; most is how many bytes a step may print. If a
-    certificate lies beside the private key it is tried first, then the key alone, as OpenSSH does. Raises NotYetError
+    patience is the limit in seconds for the whole login, from the connection on, and again for the start of a command.
+    Nothing goes on after the deadline, on the monotonic clock; most is how many bytes a step may print. A certificate
+    beside the private key is tried first, then the key alone, as OpenSSH does. Raises NotYetError
     for all that a booting machine does (refusal, reset, no banner, key not yet installed, an address where another
     machine answers), TooSlowError if it may only need more time, HostKeyError if a host key was kept and another one is
     shown, and ConfigError for a private key that cannot be read.
@@ -309,7 +309,7 @@ def session(
 
 
 def _connected(login: Login, limits: Limits) -> tuple[paramiko.SSHClient, _Wire]:
-    """Return a client that is logged in, with the first of our identities that the machine takes, and its connection.
+    """Return a logged-in client, with the first of our identities that the machine accepts, and its connection.
 
     Each identity has the time of a login.
     """
@@ -339,7 +339,7 @@ def _connected(login: Login, limits: Limits) -> tuple[paramiko.SSHClient, _Wire]
 
 
 def _open_socket(login: Login, seconds: float) -> _Wire:
-    """Connect, for a login of so many seconds."""
+    """Connect, for a login that may take that many seconds."""
     until = time.monotonic() + seconds
     try:
         connected = socket.create_connection((login.address, login.port), min(seconds, CONNECT_SECONDS))
@@ -358,7 +358,7 @@ def _identities(key: paramiko.PKey) -> list[paramiko.PKey]:
 
 
 class _LoginRefusedError(NotYetError):
-    """The machine does not let this key in, or not yet."""
+    """The machine does not accept this key, or not yet."""
 
 
 def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
@@ -392,7 +392,7 @@ def _explained(login: Login, seconds: float) -> Iterator[None]:
 
 @functools.cache
 def load_key(key: Key) -> paramiko.PKey:
-    """Return the private key of a file, with the certificate beside it (KEY-cert.pub); ConfigError if it is none."""
+    """Return the private key in a file, with the certificate beside it (KEY-cert.pub); ConfigError if there is none."""
     import paramiko
 
     if isinstance(key, paramiko.PKey):
@@ -409,7 +409,7 @@ def load_key(key: Key) -> paramiko.PKey:
 
 
 def _key_alone(path: Path) -> paramiko.PKey | None:
-    """Return the private key of a file whatever lies beside it, None if it is none."""
+    """Return the private key in a file, whatever lies beside it; None if there is none."""
     import paramiko
 
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
@@ -419,13 +419,13 @@ def _key_alone(path: Path) -> paramiko.PKey | None:
 
 
 def check_key_pair(path: Path, public_key: str) -> None:
-    """Raise ConfigError unless the private key can be used and the public key is its other half."""
+    """Raise ConfigError unless the private key can be used and the public key belongs to it."""
     if load_key(path).get_base64() != public_key.split()[1]:
         raise ConfigError(f"[node] ssh_key: {path}.pub is not the public half of {path}")
 
 
 def next_patience(patience: float, outcome: Exception) -> float:
-    """Return how long the next try may take, in seconds, after one of `patience` seconds that ended like this."""
+    """Return how many seconds the next try may take, after one of `patience` seconds that ended with this error."""
     return patience * SLOWER if isinstance(outcome, TooSlowError) else patience
 
 
@@ -467,17 +467,17 @@ echo busy"""
 
 
 def settle(connection: Session, until: float) -> None:
-    """Return if cloud-init replaces no host keys any more, and did not since the session began.
+    """Return if cloud-init replaces no host keys any more, and has replaced none since the session began.
 
-    Otherwise NotYetError: the host key that was seen is not the one to keep. After `until`, on the monotonic clock,
-    cloud-init is waited for no more.
+    Otherwise raises NotYetError: the host key that was seen is not the one to keep. After `until`, on the monotonic
+    clock, this waits for cloud-init no more.
     """
     outcome = connection.attempt("look at cloud-init", connection.as_root(["sh", "-c", CLOUD_INIT]))
     _refuse_unsettled(connection, outcome.output.strip(), until)
 
 
 def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
-    """Do what settle does with what CLOUD_INIT has printed."""
+    """Raise NotYetError as settle does, from the output of CLOUD_INIT."""
     if time.monotonic() > until:
         return
     where = f"{connection.login.user}@{connection.login.address}"
@@ -495,10 +495,10 @@ def settle_until(deadline: float) -> float:
 
 @dataclass(frozen=True)
 class Welcome:
-    """What a new machine gets at its ssh test.
+    """What the ssh test leaves on a new machine.
 
-    marks are left in /etc/devstack-gate/node; jenkins_login, if there is one, in the account's
-    ~/.devstack-gate-jenkins, for it alone; ready_script, if there is one, is run as root, last.
+    marks go into /etc/devstack-gate/node; jenkins_login, if there is one, into the account's ~/.devstack-gate-jenkins,
+    readable by that account only; ready_script, if there is one, runs last, as root.
     """
 
     marks: str
@@ -512,11 +512,11 @@ umask 022; "$file" < /dev/null; status=$?; rm -f "$file"; exit $status"""
 
 
 def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settled_by: float) -> Login:
-    """Log in once, leave on a new machine what it is to know, and return the login with its host key.
+    """Log in to a new machine once, write its marks and logins there, and return the login with its host key.
 
     This is the ssh test: it proves the login, sudo and a writable disk. deadline and settled_by are on the monotonic
-    clock (for settled_by see settle), patience is what the login may take, in seconds. Raises NotYetError when it is
-    worth another try, TooSlowError if with more patience, ReadyScriptError if the script failed.
+    clock (for settled_by see settle), patience is how many seconds the login may take. Raises NotYetError if another
+    try may succeed, TooSlowError if one with more patience may, ReadyScriptError if the script failed.
     """
     deadline = max(deadline, time.monotonic() + 1)
     try:
@@ -537,7 +537,7 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
 
 
 def answers(login: Login, seconds: float = LOGIN_SECONDS) -> bool:
-    """Whether ssh answers at all, if only to refuse the login or to show another host key: the network is there."""
+    """Return whether ssh answers at all, even by refusing the login or with another host key: the network works."""
     import paramiko
 
     try:
@@ -566,13 +566,13 @@ dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null; rm -
 
 
 def wipe_jenkins_login(login: Login) -> None:
-    """Take from a machine with what its build would call Jenkins, before a person gets it; GateError if it cannot."""
+    """Remove Jenkins' login from a machine before a person gets it; GateError if that fails."""
     with session(login, deadline=time.monotonic() + LOGIN_SECONDS) as connection:
         connection.run(*WIPE_JENKINS_LOGIN)
 
 
 def authorize(login: Login, public_key: str, seconds: float = LOGIN_SECONDS) -> None:
-    """Let a person in, within so many seconds: wipe Jenkins' login, add a public key to authorized_keys, once."""
+    """Let a person in, within the time limit: wipe Jenkins' login, add a public key to authorized_keys, once."""
     script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
               'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
     with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 usage() {
     cat <<'EOF'

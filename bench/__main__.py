@@ -3,7 +3,7 @@
     bench/run fill             fill 10, 100 and 500 machines
     bench/run fill --help      what a benchmark measures, and its options
 
-Each figure is the median of --runs runs; a limit, and its ratio, is measured in turn with it. Needs root, as the tests.
+Each figure is the median of --runs runs; a limit, and its ratio, is measured in turn with it. Needs root, as tests do.
 Exit codes: 0 measured, 1 something did not do its work, 2 wrong use.
 """
 

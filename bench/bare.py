@@ -1,4 +1,4 @@
-"""Bare loops: what a fill, a reap and the original's way of launching take when nothing but their calls is made.
+"""Bare loops: a fill, a reap and the original's way of launching, with nothing but their calls.
 
     python -m bench.bare LOOP SETTINGS       run as a process of its own; SETTINGS is the JSON of Settings
 

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 class Compute:
-    """The cloud's compute API, as a client uses it that does no more than it must."""
+    """The cloud's compute API, for a client that does no more than it must."""
 
     def __init__(self, pool: Pool) -> None:
         session = pool.client(CLOUD).session

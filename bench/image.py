@@ -107,7 +107,7 @@ def _steps(lines: Sequence[tuple[float, str]]) -> Iterator[tuple[str, float]]:
 
 
 def _boot_and_snapshot(pool: Pool, steps: dict[str, list[float]]) -> float:
-    """Have a machine, its snapshot and a machine of that one; returns the seconds, and adds those of each."""
+    """Boot a machine, make its snapshot and boot that; returns the seconds, and adds those of each."""
     connection = pool.client(CLOUD)
     connection.compute.create_keypair(name="bench", public_key=pool.key.with_suffix(".pub").read_text())
     base = connection.image.find_image("Debian 12").id

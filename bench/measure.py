@@ -25,12 +25,12 @@ os._exit(os.waitstatus_to_exitcode(status) & 255)
 
 
 class BenchError(Exception):
-    """What was to be measured did not do its work, so that there is no figure."""
+    """A measured script did not do its work, so there is no figure."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one process needed."""
+    """The time and memory that one process needed."""
 
     seconds: float  # from its start to its end
     cpu_seconds: float  # user and system, its children included
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """The median of ours / limit over the runs, None without a limit or where it is nothing."""
+        """Return the median of ours / limit over the runs, None without a limit or if that is 0."""
         return _median([a / b for a, b in zip(self.ours, self.limit, strict=True) if b]) if self.limit else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def pairs(row: Row, runs: int, ours: Callable[[], float], limit: Callable[[], fl
 
 
 def show(name: str, rows: Sequence[Row], file: Path | None) -> None:
-    """Print rows as a table and as JSON, and write the JSON to a file where one is named."""
+    """Print rows as a table and as JSON, and write the JSON to a file if one is named."""
     columns = ["case", "seconds", "from - to", "limit", "ratio", "peak MB", "calls per machine"]
     cells = [[row.case, _number(_median(row.ours)), f"{min(row.ours):.2f} - {max(row.ours):.2f}",
               _number(_median(row.limit)), _number(row.ratio), _number(_median(row.peak_mb), 0),

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _use_up(pool: Site, machines: int) -> None:
-    """Have machines as devstack-vm-delete leaves them: marked, their nodes out of service."""
+    """Make machines as devstack-vm-delete leaves them: marked, their nodes out of service."""
     pool.pool.add_ready_machines(range(1, machines + 1), label="devstack-used", temporarilyOffline=True)
     pool.pool.sql("UPDATE machine SET state = 'DELETE'")
     pool.pocket.reset_calls()

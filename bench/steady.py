@@ -98,7 +98,7 @@ def draw(builds: int, seed: int) -> list[Build]:
 
 
 def ideal(builds: list[Build], seed: int) -> list[float]:
-    """Return what each build waits where scripts take no time; one that gets no machine waits to the hour's end."""
+    """Return each build's wait if scripts take no time; one that gets no machine waits to the hour's end."""
     rng = random.Random(seed)
     order = itertools.count()
     events: list[tuple[float, int, str, Any]] = []
@@ -192,7 +192,7 @@ class Real:
             self.script(script, name)
 
     def build(self, build: Build) -> None:
-        """Wait for a machine, run, and be done with it."""
+        """Wait for a machine, run, and give it back."""
         self.sleep_until(build.arrives)
         began = time.monotonic()
         while not (node := self.take()):

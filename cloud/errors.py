@@ -1,4 +1,4 @@
-"""What can go wrong with a cloud, as classes that say what the caller may conclude."""
+"""Errors of a cloud, as classes that say what the caller may conclude."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RETRY_FAULTS = re.compile(
 
 
 class CloudError(GateError):
-    """A call failed; what it was about is in an unknown state, and trying again may help."""
+    """A call failed; the state of the thing it was about is unknown, and trying again may help."""
 
 
 class GoneError(CloudError):
@@ -41,7 +41,7 @@ class CloudConfigError(ConfigError):
 
 
 class RateLimitedError(CloudError):
-    """429, or 413 with Retry-After: the same call is to be made again after retry_after seconds, if these are told."""
+    """429, or 413 with Retry-After: make the same call again, after retry_after seconds if the cloud named them."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

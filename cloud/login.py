@@ -1,4 +1,4 @@
-"""clouds.yaml, obeyed whole: what a provider's entry says, and words for what is wrong with it."""
+"""clouds.yaml: a connection as a provider's entry says in full, and messages for entries that are wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AUTH_TYPES = {"application_credential_id": "v3applicationcredential",
 
 
 def connect(provider: Any, call_seconds: float) -> Any:
-    """Return an openstacksdk connection for a provider, which is not logged in yet.
+    """Return an openstacksdk connection for a provider, not yet logged in.
 
-    call_seconds is the time limit of a call where the entry has no api_timeout. CloudConfigError names what is wrong
-    with the entry; CloudError if the profile that it names cannot be fetched now.
+    call_seconds is the time limit of a call if the entry has no api_timeout. CloudConfigError says what is wrong
+    with the entry; CloudError if the profile that the entry names cannot be fetched now.
     """
     import keystoneauth1.exceptions
     import openstack
@@ -69,7 +69,7 @@ def _checked_profile(clouds: Any, name: str, entry: str) -> str:
 
 
 def _complete(config: dict[str, Any], call_seconds: float, entry: str) -> None:
-    """Set what the entry leaves open."""
+    """Set the values that the entry leaves open."""
     import openstack.config.defaults
 
     timeout = config.get("api_timeout")

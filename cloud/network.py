@@ -1,9 +1,9 @@
-"""The networks of a provider: what servers are attached to, and the floating IPs that lead to them.
+"""The networks of a provider: those that servers are attached to, and the floating IPs that lead to servers.
 
-A floating IP is had before its server is asked for, if it is known that the server will need one: where there are no
-more, no server is made that nobody could reach. It carries our mark in its description, first with the machine that it
-is for, then with the server that it is bound to. Where no floating IP can be made, one of the project's that is free
-and carries nobody's word is borrowed, and given back in the end.
+If a server will need a floating IP, that is made before the server: if there are no more, no server is made that nobody
+could reach. A floating IP carries our mark in its description, first with the machine that it is for, then with the
+server that it is bound to. If no floating IP can be made, a free one of the project without a description is borrowed,
+and given back in the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BORROWED = " borrowed"
 
 
 class AnyServer(Protocol):
-    """What is needed of a server."""
+    """The part of a server that matters here."""
 
     @property
     def id(self) -> str:
@@ -46,7 +46,7 @@ class AnyServer(Protocol):
 
 
 class Caller(Protocol):
-    """How calls are made: with a time limit, and whatever goes wrong in one of our classes."""
+    """Makes calls with a time limit, and turns their errors into our classes."""
 
     provider: Any
     connection: Any
@@ -62,7 +62,7 @@ class Caller(Protocol):
 
 @dataclass(frozen=True)
 class FloatingIP:
-    """A floating IP of ours; server_id is what it was bound to, machine_id the row that it is kept for until then."""
+    """A floating IP of ours; server_id: the server it was bound to, machine_id: the row it is kept for until then."""
 
     id: str
     address: str
@@ -90,7 +90,7 @@ class Network:
         return self._calls.connection.network
 
     def is_there(self) -> bool:
-        """Whether the cloud has a network service."""
+        """Return whether the cloud has a network service."""
         return self._calls.connection.config.get_session_endpoint("network") is not None
 
     # --- networks ---
@@ -113,9 +113,9 @@ class Network:
         return str(found.name), str(found.id)
 
     def external(self) -> dict[str, str]:
-        """Return the networks that floating IPs come from, {name: id}; none where there is no network service.
+        """Return the networks that floating IPs come from, {name: id}; none if there is no network service.
 
-        First the one on which a floating IP has led to a server, then the cloud's default one.
+        The first is one on which a floating IP has led to a server; then comes the cloud's default one.
         """
         with self._lock:
             if self._external is None:
@@ -140,7 +140,7 @@ class Network:
     def reachable_address(self, server: AnyServer) -> str | None:
         """Return the address of an active server by the provider's settings, or None if it has none yet.
 
-        May bind a floating IP first, which shows among the server's addresses a little later.
+        This may bind a floating IP first, which appears among the server's addresses a little later.
         """
         mode = self._provider.floating_ips
         found = self._first(server, "floating") if mode == "always" else self._chosen(server)
@@ -153,13 +153,13 @@ class Network:
         return self._first(server, "fixed")
 
     def shown_address(self, server: AnyServer) -> str | None:
-        """Return the address that a server shows by the provider's settings; nothing is made for it."""
+        """Return the address of a server by the provider's settings, without making anything for it."""
         with contextlib.suppress(CloudError):
             return self._chosen(server)
         return None
 
     def _chosen(self, server: AnyServer) -> str | None:
-        """Choose without knowing the external networks first: most clouds need not be asked for them."""
+        """Choose first without the external networks: most clouds need not be asked for them."""
         addresses = dict(self._in_order(server))
         found = choose_address(addresses, self._provider.address, set())
         if found is None and server.addresses:
@@ -181,9 +181,9 @@ class Network:
     # --- floating IPs ---
 
     def reserve(self, machine_id: int, *, again: bool = False) -> None:
-        """Have a floating IP for a machine whose server is about to be asked for, if it will need one.
+        """Reserve a floating IP for a machine before its server is created, if it will need one.
 
-        again: whether an earlier run may have done so already. CapacityError if no more are to be had.
+        again: whether an earlier run may have done so already. CapacityError if there are no more.
         """
         if not self._will_need_one():
             return
@@ -204,7 +204,7 @@ class Network:
             raise CapacityError(str(refusals[0])) from refusals[0]
 
     def _will_need_one(self) -> bool:
-        """Return whether servers of this provider need floating IPs, as far as that is known before there is one."""
+        """Return whether servers of this provider need floating IPs, as far as that is known without a server."""
         if self._provider.floating_ips != "auto":
             return bool(self._provider.floating_ips == "always")
         if self._needed is None:
@@ -212,9 +212,9 @@ class Network:
         return self._needed
 
     def _bind(self, server: AnyServer) -> str | None:
-        """Have a floating IP lead to a server and return its address; one that does already is found.
+        """Bind a floating IP to a server and return its address; finds one that is bound already.
 
-        Returns None if no way leads to the server from outside and floating-ips is auto.
+        Returns None if no network leads to the server from outside and floating-ips is auto.
         """
         self._needed = True
         ours = self.list_ours()
@@ -239,7 +239,7 @@ class Network:
     def _bind_kept(
         self, kept: Sequence[FloatingIP], server: AnyServer, places: Sequence[Place], refusals: list[CloudError]
     ) -> str | None:
-        """Bind a floating IP that was had for this server; one that leads to none of its ports is let go."""
+        """Bind the floating IP that was reserved for this server; release it if it can lead to none of the ports."""
         for ip in kept:
             mark = self._mark(f"server={server.id}{BORROWED * ip.borrowed}")
             for place in places:
@@ -292,7 +292,7 @@ class Network:
     @staticmethod
     @contextlib.contextmanager
     def _collected(refusals: list[CloudError]) -> Iterator[None]:
-        """Keep the error of a try that another one may follow."""
+        """Collect the error of a try, so that another one may follow."""
         try:
             yield
         except (GoneError, RefusedError, CapacityError) as err:
@@ -305,9 +305,9 @@ class Network:
             floating_network_id=network_id, description=mark, **where))
 
     def _borrow(self, mark: str) -> FloatingIP | None:
-        """Put our mark onto a floating IP of the project that is bound to nothing and carries nobody's word.
+        """Mark a floating IP of the project that is bound to nothing and has no description.
 
-        Of two who want the same one, the revision number lets only the first have it.
+        If two want the same one, the revision number lets only the first have it.
         """
         networks = self.external().values()
         project = self._calls.connection.current_project_id
@@ -318,7 +318,7 @@ class Network:
             with contextlib.suppress(RefusedError, GoneError):
                 self._calls.ask("borrow floating IP", partial(
                     self._api.update_ip, ip.id, if_revision=ip.revision_number, description=f"{mark}{BORROWED}"))
-                self._calls.log.info("borrows floating IP %s, which the project had free", ip.floating_ip_address)
+                self._calls.log.info("borrows floating IP %s, a free one of the project", ip.floating_ip_address)
                 return self._ours(ip, f"{mark}{BORROWED}")
         return None
 
@@ -355,7 +355,7 @@ class Network:
                 self._calls.ask("delete floating IP", lambda: self._api.delete_ip(ip.id, ignore_missing=True))
 
     def release_for(self, machine_id: int) -> None:
-        """Let go of what was reserved for a machine of which no server was made."""
+        """Release the floating IP that was reserved for a machine if no server was made."""
         if self._will_need_one():
             for ip in self.list_ours():
                 if ip.machine_id == machine_id:

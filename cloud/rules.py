@@ -1,4 +1,4 @@
-"""Pure rules about what a cloud shows: which flavor, which address, what there is no more room for."""
+"""Pure rules: which flavor, which address, and which resource a cloud has run out of."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Flavor:
 
 @dataclass(frozen=True)
 class Source:
-    """An image that servers boot from: what it needs at least (MB, GB), and the volume snapshot that it stands for."""
+    """An image that servers boot from: the least that it needs (MB, GB), and the volume snapshot behind it."""
 
     image_id: str
     min_ram: int = 0
@@ -51,9 +51,9 @@ class Source:
 
 
 def choose_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> Flavor | None:
-    """Return the flavor that an image type names, or the smallest one from which its image boots; None if none does.
+    """Return the flavor that an image type names, or the smallest one that boots its image; None if none does.
 
-    Without a volume that takes a disk: Nova refuses to boot an image on a flavor whose disk is 0.
+    Without a volume the flavor needs a disk: Nova refuses to boot an image on a flavor whose disk is 0.
     """
     if image.flavor:
         named = [flavor for flavor in flavors if image.flavor in (flavor.name, flavor.id)]
@@ -65,7 +65,7 @@ def choose_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Sourc
 
 
 def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> str:
-    """Return in words which flavor was looked for, for the message that there is none."""
+    """Return a description of the flavor that was looked for, for the message that there is none."""
     if image.flavor:
         return f"named {image.flavor}"
     ram = f"with {image.min_ram} MB or more (min-ram)"
@@ -77,12 +77,12 @@ def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Sourc
 
 
 def volume_gigabytes(image: ImageSettings, source: Source) -> int:
-    """Return how large the volume of a server is to be: as asked for, but never smaller than what goes onto it."""
+    """Return the size of a server's volume in GB: as set, but never smaller than the image needs."""
     return max(image.volume_size or 0, source.min_disk, source.snapshot_size, 1)
 
 
 def shortage(text: str) -> str | None:
-    """Return what a cloud's words say there is no more of, None if they speak of something else.
+    """Return the resource that a cloud's words say it has run out of, None if they speak of something else.
 
     HOST: no host has room for this flavor in this zone; FLAVOR: no more cores or memory, of which a smaller flavor
     takes less; VOLUME: no more volumes; ALL: servers, addresses, ports, and whatever else there is a quota of.
@@ -103,7 +103,7 @@ def out_of_room(outcomes: Sequence[bool | None]) -> bool:
     """Return whether servers that ran out of retries mean that there is no room.
 
     outcomes are of a run's servers in the order in which they were asked for: True is active, False ran out of
-    retries, None is not yet known. One unlucky server among others is no lack of room; several in a row are, or all.
+    retries, None is not yet known. One unlucky server among others means no lack of room; several in a row do, or all.
     """
     row = 0
     for outcome in outcomes:

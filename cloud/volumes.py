@@ -1,6 +1,6 @@
-"""Volumes that servers boot from: made by us before the server, since only so can they carry our marks.
+"""Volumes that servers boot from. We make them before the server: only then can they carry our marks.
 
-The server deletes its volume when it goes (delete_on_termination); reap sweeps those whose server never was.
+A server deletes its volume with itself (delete_on_termination); reap deletes volumes whose server was never made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNATTACHED = ("available", "error", "error_deleting", "error_restoring", "error_
 
 
 class Caller(Protocol):
-    """How calls are made: with a time limit, and whatever goes wrong in one of our classes."""
+    """Makes calls with a time limit, and turns their errors into our classes."""
 
     provider: Any
     connection: Any
@@ -47,7 +47,7 @@ class Volume:
 
     @property
     def unattached(self) -> bool:
-        """Whether it is at rest and belongs to no server."""
+        """Return whether it is at rest and belongs to no server."""
         return self.status in UNATTACHED
 
 
@@ -62,13 +62,13 @@ class Volumes:
         return self._calls.connection.block_storage
 
     def is_there(self) -> bool:
-        """Whether the cloud has block storage."""
+        """Return whether the cloud has block storage."""
         return self._calls.connection.config.get_session_endpoint("block-storage") is not None
 
     def make(self, name: str, gigabytes: int, source: Source, marks: Mapping[str, str], seconds: float) -> str:
-        """Make a volume of an image, or of the volume snapshot that it stands for, and return its id once it is there.
+        """Make a volume of an image, or of the volume snapshot behind it, and return its id once it is available.
 
-        seconds is how long that may take. CapacityError if there is no more room for volumes, RefusedError if the
+        seconds is the time limit. CapacityError if there is no more room for volumes, RefusedError if the
         volume does not become available; it is deleted again then.
         """
         provider = self._calls.provider.name
@@ -103,7 +103,7 @@ class Volumes:
     @staticmethod
     @contextlib.contextmanager
     def _forgiven() -> Any:
-        """Let a look fail that is made again soon; but what is gone is gone."""
+        """Ignore the error of a look that is repeated soon, except that the thing is gone."""
         failures: list[str] = []
         try:
             yield failures

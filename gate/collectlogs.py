@@ -6,10 +6,10 @@
     collectlogs.py tidy FROM TO      tidy a folder that comes from elsewhere: copy it to a new folder
 
 Everything is copied, in one pass and without secrets, into a fresh folder that nobody else can write to, which takes
-the place of logs/ at the end: whatever the test left there, or still writes there, is only read. No link is followed
-out of the folder that it is in, nothing is read but files, nothing that is mounted, and no more of a file than it had
-when it was opened. Number and size of all files are limited, and so is the time: when that is over, what has been
-copied takes the place of logs/. Large files are compressed. RECORDS: kind, name and text, each ended by a NUL.
+the place of logs/ at the end: whatever the test left there, or still writes there, is only read. This follows no link
+out of its folder, reads files only, nothing that is mounted, and no more of a file than it had when it was opened.
+Number and size of all files are limited, and so is the time: when that is over, the files copied so far take the place
+of logs/. Large files are compressed. RECORDS: kind, name and text, each ended by a NUL.
 
 Exit code: 0; 1 there is no logs/verdict.json.
 Python 3.8 and its standard library: this runs on test nodes.
@@ -74,7 +74,7 @@ class OverError(Exception):
 
 
 class Entry(NamedTuple):
-    """Something in a folder: its path below it, and what it is."""
+    """A file or link in a folder: its path below that, and its kind."""
 
     path: str
     kind: str  # file, link
@@ -82,7 +82,7 @@ class Entry(NamedTuple):
 
 
 class Tree:
-    """A folder that others write to: what is read is in it, and is a file."""
+    """A folder that others write to; only files that are really in it are read."""
 
     def __init__(self, folder: str) -> None:
         self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -94,7 +94,7 @@ class Tree:
         os.close(self._descriptor)
 
     def entries(self, seen: list[int]) -> Iterator[Entry]:
-        """Return files and links in it, at any depth that is sensible; counts in `seen` what it looks at."""
+        """Return files and links in it, down to a sensible depth; counts in `seen` what it looks at."""
         yield from self._entries(self._descriptor, "", 0, seen)
 
     def _entries(self, descriptor: int, path: str, depth: int, seen: list[int]) -> Iterator[Entry]:
@@ -129,7 +129,7 @@ class Tree:
     def open(self, path: str) -> BinaryIO | None:
         """Open a file or what a link in it leads to; None if that is outside, mounted or no file.
 
-        Looking at it first has no effect on it, whatever it is: nothing waits for a pipe's other end.
+        It looks at the file before it opens it, so that it never waits for the other end of a pipe.
         """
         looked = os.open(f"{self.real}/{path}", os.O_PATH | os.O_CLOEXEC)  # follows links; where to is looked at next
         try:
@@ -172,7 +172,7 @@ class Limits:
 
 
 class Output:
-    """A file of the new logs: in plain while it is small, compressed when it is large."""
+    """A file of the new logs: plain while it is small, compressed once it is large."""
 
     def __init__(self, path: str, owner: tuple[int, int], limits: Limits, pack: bool) -> None:
         self.path, self._owner, self._limits, self._pack = path, owner, limits, pack
@@ -216,7 +216,7 @@ class Output:
         self._shut()
 
     def drop(self) -> None:
-        """Leave nothing of it."""
+        """Remove it."""
         if self._descriptor >= 0:
             os.unlink(self.path)  # a name in any bytes
         self._shut()
@@ -251,7 +251,7 @@ class Collector:
     # What a name becomes, and where it is.
 
     def place(self, name: str) -> str:
-        """Return the path for a file of this name, in plain characters, which no other one has; makes its folders."""
+        """Return a path for a file of this name, in plain characters and not yet used; makes its folders."""
         parts = [plain_name(part) for part in name.split("/") if part not in ("", ".", "..")] or ["_"]
         folder = ""
         for part in parts[:-1]:
@@ -284,7 +284,7 @@ class Collector:
         )
 
     def put(self, name: str, pieces: Iterator[bytes] | Sequence[bytes], *, pack: bool = True) -> str:
-        """Write a file of ours from pieces; returns its path, or "" when it could not be had whole."""
+        """Write a file of ours from pieces; returns its path, or "" if it could not be written whole."""
         try:
             output = self.output(name, pack=pack)
         except TooMuchError:
@@ -310,7 +310,7 @@ class Collector:
         return output.path[len(self.folder) + 1 :]
 
     def leave(self, why: str, size: int) -> None:
-        """Count what is left out, for one line in the end."""
+        """Count a file that is left out, for one line at the end."""
         count = self._left.setdefault(why, [0, 0])
         count[0] += 1
         count[1] += size
@@ -387,7 +387,7 @@ class Collector:
         return output.path[len(self.folder) + 1 :]
 
     def _pieces(self, file: BinaryIO, first: bytes, size: int) -> Iterator[bytes]:
-        """Return what the file held when it was opened, without secrets."""
+        """Yield the content that the file had when it was opened, without secrets."""
         binary = b"\0" in first
         if size > MAX_RAW:
             yield f"[the first {size - MAX_RAW} bytes are left out]\n".encode()
@@ -413,7 +413,7 @@ class Collector:
             yield chunk
 
     def _has_secret(self, chunks: Iterator[bytes]) -> bool:
-        """Tell whether something compressed holds a secret; what cannot be looked into counts as if it did."""
+        """Return whether compressed content holds a secret; content that cannot be read counts as if it did."""
         before, total = b"", 0
         try:
             for chunk in chunks:
@@ -430,7 +430,7 @@ class Collector:
 
 
 def plain_name(name: str) -> str:
-    """Return a name without blanks, colons and what is not printable, not too long, and hidden from no listing."""
+    """Return a name without blanks, colons and unprintable characters, not too long, and not like an option."""
     name = "".join(char if char.isprintable() and char not in ' \t:\\*?"<>|' else "_" for char in name)
     while len(name.encode()) > MAX_NAME:
         stem, dot, end = name.rpartition(".")
@@ -510,7 +510,7 @@ def _members(file: BinaryIO) -> Iterator[bytes]:
 
 
 class Run:
-    """One run: what the wrap script says of it, and what is collected."""
+    """One run: what the wrap script tells about it, and what is collected."""
 
     def __init__(self, records: bytes) -> None:
         self.started = time.monotonic()
@@ -536,7 +536,7 @@ class Run:
     # Stages, each in a process of its own that can be stopped; what one finds it sends line by line.
 
     def collect(self, send: Callable[[str, Any], None]) -> None:
-        """Copy all that belongs to the logs, what matters most and what is small first."""
+        """Copy everything that belongs to the logs; first what matters most, and what is small."""
         until = self.until - RESERVE_SECONDS - self._seconds() / SEARCH_SHARE * bool(int(self.facts["status"]))
         limits = Limits(int(self.facts["cap_kb"]) << 10, int(self.facts["cap_files"]), until)
         collector = Collector(self.folder, self.owner, self.hider, limits)
@@ -637,7 +637,7 @@ class Run:
         return wanted
 
     def _settings(self, collector: Collector) -> None:
-        """Write down what devstack was told; all in it that sounds secret is left out, known or not."""
+        """Write devstack's settings without all that sounds secret, known or not."""
         for side, to in (("new", "local_conf.txt"), ("old", "old/local_conf.txt")):
             for name in ("local.conf", "localrc"):
                 text = read_small(f"{self.base}/{side}/devstack", name)
@@ -655,7 +655,7 @@ class Run:
         return max(0.0, min(COMMAND_SECONDS, self.until - RESERVE_SECONDS - time.monotonic()))
 
     def _journal(self, collector: Collector) -> None:
-        """syslog.txt, and a file for each of devstack's services where systemd runs them."""
+        """Write syslog.txt, and a file for each of devstack's services if systemd runs them."""
         since = self.facts.get("journal_start", "")
         if not since.isdigit() or not os.path.isdir("/run/systemd/system"):
             return
@@ -676,7 +676,7 @@ class Run:
         yield self.hider.feed(b"", end=True)
 
     def _results(self, collector: Collector, send: Callable[[str, Any], None]) -> None:
-        """Write results of tempest as JUnit's XML for Jenkins, and as HTML where the tool for that is there."""
+        """Write results of tempest as JUnit's XML for Jenkins, and as HTML if the tool for that is installed."""
         tempest = f"{self.base}/new/tempest"
         if not any(os.path.isdir(f"{tempest}/{name}") for name in REPOSITORIES):
             return
@@ -707,9 +707,9 @@ class Run:
             remove(work, self.until)
 
     def _stream(self, tempest: str, work: str, user: int) -> BinaryIO:
-        """Return the results: what the tools print, which is kept in the folder, or what is in the repository.
+        """Return the results: from the tools' output, which is kept in the folder, or from the repository.
 
-        A run that was cut short has left a stream there that no tool shows.
+        A run that was cut short leaves a stream there that no tool shows.
         """
         newest = newest_stream(tempest)
         printed = b""
@@ -734,7 +734,7 @@ class Run:
         return next((f"{folder}/{name}" for folder in folders if os.access(f"{folder}/{name}", os.X_OK)), "")
 
     def _html(self, tempest: str, work: str, user: int) -> bytes:
-        """Return what subunit2html makes of what the tools have printed; run as the user that the tests ran as."""
+        """Return the HTML that subunit2html makes of the tools' output, run as the user of the tests."""
         tool = self._tool(tempest, "subunit2html")
         if not tool or not os.path.getsize(f"{work}/stream"):
             return b""
@@ -749,7 +749,7 @@ class Run:
             send("known", one)
 
     def note(self, name: str, value: Any) -> None:
-        """Take what a stage has sent."""
+        """Take in what a stage has sent."""
         if name == "said":
             self.said += value
         elif name == "results":
@@ -850,7 +850,7 @@ def change_of(settings: Mapping[str, str], facts: Mapping[str, str]) -> dict[str
 
 
 def newest_stream(tempest: str) -> tuple[BinaryIO, str] | None:
-    """Return the newest stream in a repository of stestr or testrepository, and its name: tmp... if cut short."""
+    """Return the newest stream in a repository of stestr or testrepository, and its name (tmp... if cut short)."""
     for name in REPOSITORIES:
         try:
             tree = Tree(f"{tempest}/{name}")
@@ -870,7 +870,7 @@ def newest_stream(tempest: str) -> tuple[BinaryIO, str] | None:
 
 
 def read_small(folder: str, name: str, size: int = 4 << 20) -> bytes:
-    """Return what a file in a folder holds, up to a size; nothing if it is no file of it."""
+    """Return the content of a file in a folder, up to a size; nothing if it is not a file there."""
     try:
         tree = Tree(folder)
     except OSError:
@@ -890,7 +890,7 @@ def read_small(folder: str, name: str, size: int = 4 << 20) -> bytes:
 def run_command(
     command: Sequence[str], seconds: float, *, user: int = -1, folder: str = "/", most: int = MAX_RAW
 ) -> Iterator[bytes]:
-    """Return what a command prints, in pieces, for at most so many seconds and about so many bytes."""
+    """Yield the output of a command in pieces, up to limits in seconds and (about) in bytes."""
 
     def become() -> None:
         os.setsid()
@@ -928,7 +928,7 @@ def run_command(
 
 
 def take_place(new: str, place: str, until: float) -> None:
-    """Put a folder in the place of another one, whatever that is and has become; what was there is removed."""
+    """Put a folder in the place of another one, whatever that has become; the other one is removed."""
     old = new_folder(os.path.dirname(place) + "/.logs-old")
     unmount(place)
     for path in (os.path.dirname(place), place):
@@ -941,7 +941,7 @@ def take_place(new: str, place: str, until: float) -> None:
 
 
 def new_folder(name: str) -> str:
-    """Make a folder that only we may use; its name begins so."""
+    """Make a folder that only we may use, with a name that begins as given."""
     folder = f"{name}-{os.urandom(8).hex()}"
     os.mkdir(folder, 0o700)
     return folder
@@ -1007,7 +1007,7 @@ def _empty(descriptor: int, mount: str, until: float) -> None:
 def in_process(
     work: Callable[[Callable[[str, Any], None]], None], until: float, note: Callable[[str, Any], None]
 ) -> bool:
-    """Run something in a process of its own until a time of the monotonic clock; tells whether it came to its end.
+    """Run a function in its own process until a time of the monotonic clock; returns whether it came to its end.
 
     It sends lines of literals, which are noted even if it is stopped.
     """
@@ -1046,7 +1046,7 @@ class _Stopper:
             os.killpg(self._child, signal.SIGKILL)
 
     def ended(self) -> bool:
-        """Wait for it; tells whether it ended by itself and well."""
+        """Wait for it; returns whether it ended by itself and well."""
         _, status = os.waitpid(self._child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(ProcessLookupError):

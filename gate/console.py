@@ -34,14 +34,14 @@ PIECE = 64 << 10  # bytes of a line that has no end
 
 
 class Cleaner:
-    """Takes out of a stream what would not be shown as the characters that it is."""
+    """Removes from a stream what a terminal would not show as plain characters."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
     def clean(self, chunk: bytes, end: bool) -> bytes:
-        """Return what can be passed on."""
+        """Return the part that can be passed on."""
         text = self._held + self._decoder.decode(chunk, end)
         self._held = ""
         if not end:
@@ -80,7 +80,7 @@ class Stamper:
         return b"".join(parts)
 
     def end(self) -> bytes:
-        """Return what ends the stream: a newline, if its last line has none."""
+        """Return the end of the stream: a newline, if its last line has none."""
         return b"\n" if self._length else b""
 
 

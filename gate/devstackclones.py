@@ -6,8 +6,8 @@ Usage: devstackclones.py DEVSTACK
 Reads the checkout DEVSTACK, runs nothing of it, and takes the job's settings from the environment: ENABLED_SERVICES,
 OVERRIDE_ENABLED_SERVICES, DEVSTACK_LOCAL_CONFIG, DEVSTACK_LOCALCONF, LIBS_FROM_GIT, DEVSTACK_PROJECT_FROM_GIT,
 GIT_BASE. Prints a line for each repository: project, git base, branch or tag, folder beside devstack; "-" for a base or
-branch that nobody said. A condition that cannot be known is taken for true: better one tree too many than a clone
-that fails. Exit code: 0, or 2 if DEVSTACK is none.
+branch that nobody named. A condition that cannot be known counts as true: better one tree too many than a clone that
+fails. Exit code: 0, or 2 if DEVSTACK is not a devstack.
 
 Works with Python 3.8 and nothing else, since it runs on test nodes.
 """
@@ -47,7 +47,7 @@ class Clone(NamedTuple):
 
 @dataclass
 class Settings:
-    """What the job tells devstack: services in their order, plugins (name, URL, ref), libraries, other assignments."""
+    """The job's settings of devstack: services in order, plugins (name, URL, ref), libraries, other assignments."""
 
     git_base: str
     services: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Settings:
     values: dict[str, str] = field(default_factory=dict)
 
     def enable(self, names: Sequence[str]) -> None:
-        """Take services in; a name after a minus sign is taken out, as devstack does it."""
+        """Add services; remove those with a minus sign, as devstack does it."""
         for name in names:
             if name.startswith("-"):
                 self.disable([name[1:]])
@@ -64,7 +64,7 @@ class Settings:
                 self.services.append(name)
 
     def disable(self, names: Sequence[str]) -> None:
-        """Take services out."""
+        """Remove services."""
         self.services = [name for name in self.services if name not in names]
 
 
@@ -103,7 +103,7 @@ def find_clones(devstack: Path, environ: Mapping[str, str]) -> list[Clone]:
 
 
 def read_settings(devstack: Path, environ: Mapping[str, str]) -> Settings:
-    """Return what devstack will be told: its own defaults, then the job's variables, then its lines of local.conf."""
+    """Return devstack's settings: its defaults, then the job's variables, then the job's lines of local.conf."""
     settings = Settings(environ.get("GIT_BASE", "").rstrip("/") or DEFAULT_BASE)
     for line in _read(devstack / "stackrc").splitlines():
         found = ASSIGNMENT.match(line)
@@ -138,7 +138,7 @@ def _localrc_lines(text: str) -> Iterator[str]:
 
 
 def _obey(line: str, settings: Settings) -> None:
-    """Do to the settings what a line of localrc does."""
+    """Apply a line of localrc to the settings."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError:
@@ -176,7 +176,7 @@ def _assign(word: str, settings: Settings) -> None:
 
 
 def _words(value: str) -> list[str]:
-    """Return the names of a list that commas or blanks separate; not what a shell would have to expand."""
+    """Return the names in a list separated by commas or blanks, without those that a shell would have to expand."""
     return [word for word in re.split(r"[,\s\"']+", value) if word and "$" not in word]
 
 
@@ -205,7 +205,7 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_wanted(path: Path, devstack: Path, settings: Settings) -> bool:
-    """Return whether what a file of lib installs is on; a file that is of no service is."""
+    """Return whether the service of a file in lib is on; a file without a service counts as on."""
     service = path.name.partition("-")[0]
     if path.name == "stack.sh" or path.parent != devstack / "lib":
         return True
@@ -279,7 +279,7 @@ def _folder(word: str, values: Mapping[str, str]) -> str:
 
 def _add(found: dict[str, Clone], settings: Settings, url: str, folder: str, ref: str = "-", *,
          anywhere: bool = False) -> None:
-    """Add what a URL stands for, if it is a project of the job's git base, or may be from anywhere."""
+    """Add the repository of a URL, if it is below the job's git base, or may be from anywhere."""
     url = re.sub(r"\.git/?$", "", _expand(url, settings)).rstrip("/")
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")

@@ -132,7 +132,7 @@ class Place(NamedTuple):
 
 
 def sounds_secret(name: bytes) -> bool:
-    """Tell whether the value of a variable, key, header or option of this name is a secret."""
+    """Return whether the value of a variable, key, header or option of this name is a secret."""
     name = name.strip(b"_.-").rstrip(b"0123456789").rstrip(b"_.-").lower()
     if name in HARMLESS_NAMES or name.endswith(b"public_key") or HARMLESS_NAME.fullmatch(name):
         return False
@@ -145,7 +145,7 @@ def _sounds_secret(name: bytes) -> bool:
 
 
 def says_secret(line: bytes) -> bool:
-    """Tell whether what follows this beginning of a line is the value of something secret."""
+    """Return whether the value of something secret follows this beginning of a line."""
     if line.endswith(b"-p"):
         return line[-3:-2].isspace()
     login = line.rpartition(b"://")[2] if line.endswith(b":") and b"://" in line else b"/"
@@ -171,7 +171,7 @@ def says_secret(line: bytes) -> bool:
 
 
 def find(text: bytes, *, code: bool = False) -> list[Place]:
-    """Return where secrets stand in settings, or in bash code; in their order, none over another one.
+    """Return the places of secrets in settings or in bash code, in order, without overlaps.
 
     In code only literal values are found, and names followed by values only in here-documents.
     """
@@ -228,7 +228,7 @@ def _assigned(text: bytes, code: bool) -> Iterator[Place]:
 
 
 def _is_login(found: re.Match[bytes]) -> bool:
-    """Tell a secret from the user of an ssh URL."""
+    """Return whether a login in a URL holds a secret, and is not only the user of an ssh URL."""
     return found[1].lower() in (b"http", b"https", b"git+http", b"git+https") or b":" in found[2]
 
 
@@ -274,7 +274,7 @@ def without_logins(text: bytes) -> bytes:
 
 
 def unquoted(value: bytes) -> bytes:
-    """Return what a word of bash stands for, as far as it is literal."""
+    """Return the value of a word of bash, as far as it is literal."""
     if value[:2] == b"$'" and value[-1:] == b"'":
         value = value[1:]
     plain = re.sub(
@@ -305,7 +305,7 @@ def values_in(text: bytes, *, code: bool = False) -> list[bytes]:
 
 
 def is_unique(value: bytes) -> bool:
-    """Tell whether a secret is like nothing else in a log, so that it can be hidden wherever it stands."""
+    """Return whether a secret is like nothing else in a log, so that it can be hidden wherever it stands."""
     if re.match(rb"[~/]|[a-z]+://", value) or value.lower() in NOT_SECRET:
         return False
     parts = re.findall(rb"[a-z]+|\d+", value.lower())
@@ -324,7 +324,7 @@ def is_unique(value: bytes) -> bool:
 
 
 class Hider:
-    """Hides values that it knows in what passes through."""
+    """Hides the values that it knows in texts and streams."""
 
     def __init__(self, values: Iterable[bytes], mark: bytes = MARK) -> None:
         self._mark = mark
@@ -363,7 +363,7 @@ class Hider:
         return text
 
     def knows(self, text: bytes) -> bool:
-        """Tell whether a text holds a secret."""
+        """Return whether a text holds a secret."""
         return any(value in text for value in self._unique)
 
     def _in_context(self, found: re.Match[bytes]) -> bytes:
@@ -372,7 +372,7 @@ class Hider:
         return self._mark if says_secret(line) else found[0]
 
     def feed(self, chunk: bytes, *, end: bool = False, same_length: bool = False) -> bytes:
-        """Take a piece of a stream; return what can be passed on, whole lines where lines are short."""
+        """Take a piece of a stream; return the part that can be passed on, whole lines if they are short."""
         data = self._held + chunk
         self._held = b""
         if end:
@@ -388,11 +388,11 @@ class Hider:
 
     @property
     def holds(self) -> bool:
-        """Tell whether a piece is being held back."""
+        """Return whether a piece is held back."""
         return bool(self._held)
 
     def begun(self) -> bytes:
-        """Return what can be shown of a line that has not ended: all but what may become a secret."""
+        """Return the part of an unfinished line that can be shown: all but what may become a secret."""
         text, self._held = self.hide(self._held), b""
         keep = min(self._longest, len(text))
         while keep and not any(value.startswith(text[len(text) - keep :]) for value in self._unique):

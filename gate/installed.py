@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bool, str]:
-    """Return whether the change may count as tested, and the words for it."""
+    """Return whether the change counts as tested, and the line that says so."""
     missing = lost(tree, change)
     if missing:
         return False, missing
@@ -74,7 +74,7 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
 
 
 def lost(tree: Path, change: str) -> str:
-    """Return why the commit with the change is not in what is checked out; empty if it is."""
+    """Return why the checkout lacks the commit with the change, or '' if it has it."""
     done = git(tree, "merge-base", "--is-ancestor", change, "HEAD")
     if done.returncode == 0:
         return ""
@@ -128,7 +128,7 @@ def tox_environments(base: Path) -> list[list[Path]]:
 
 
 def look(folders: Sequence[Path], name: str, tree: Path) -> Iterator[Installed]:
-    """Yield what an environment has under a name; the first of its folders wins."""
+    """Yield the distributions of a name in an environment; the first of its folders wins."""
     for folder in dict.fromkeys(path.resolve() for path in folders):
         found = next(entries(folder, name), None)
         if found:
@@ -154,7 +154,7 @@ def canonical(name: str) -> str:
 
 
 def examine(record: Path, folder: Path, tree: Path) -> Installed:
-    """Return where a distribution comes from."""
+    """Return the origin of a distribution."""
     if record.suffix == ".egg-link":
         target = Path(record.read_text().splitlines()[0].strip())
         return Installed("as checked out", folder, f"from {target}", inside(target, tree))

@@ -44,7 +44,7 @@ MAX_MATCHES = 20
 
 
 class WrongFileError(Exception):
-    """What is wrong with the file of signatures."""
+    """The file of signatures is wrong; the message says where."""
 
 
 def load(name: str) -> list[dict[str, str]]:
@@ -132,7 +132,7 @@ def _is_date(text: str) -> bool:
 
 
 def _refusal(pattern: str) -> str:
-    """Return what speaks against a pattern, if anything."""
+    """Return why a pattern is refused, or nothing."""
     if re.search(r"(?<!\\)(?:\\\\)*\\[1-9]", pattern):
         return "a reference back to a group may take for ever"
     try:
@@ -156,9 +156,9 @@ def _environment() -> dict[str, str]:
 
 
 def search(signatures: list[dict[str, str]], folder: str, until: float) -> Iterator[dict[str, Any]]:
-    """Return what of the signatures is found in a folder, the first line in the first file for each.
+    """Return the signatures that are found in a folder, each with the first line in the first file.
 
-    It ends at a time of the monotonic clock, whatever is left. The folder must be one that nobody else writes to.
+    The search ends at a time of the monotonic clock, whatever is left. Nobody else may write to the folder.
     """
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     files = sorted(
@@ -211,7 +211,7 @@ def _match(file: str, rest: bytes) -> dict[str, Any]:
 
 
 def _run(grep: list[str], folder: str, until: float, source: list[str] | None = None) -> bytes:
-    """Return the first lines that a grep prints, within the time; of a source, if there is one."""
+    """Return the first lines that a grep prints, within the time; it reads `source` if there is one."""
     left = until - time.monotonic()
     if left <= 0:
         return b""

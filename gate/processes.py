@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Finds, watches and ends the processes of a gate run: all that descends from the wrap script, which adopts orphans.
+"""Finds, watches and ends the processes of a gate run: all descendants of the wrap script, which adopts orphans.
 
 `stop` ends them all: TERM, time to end, KILL; exit code 1 if some are left. `watch` puts the wrap script into a cgroup
 of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1
@@ -27,7 +27,7 @@ MARK = b"GATE_MARK="  # variable with the run's folder
 
 
 class Process(NamedTuple):
-    """A line of /proc/PID/stat, as far as we need it."""
+    """The fields of /proc/PID/stat that we need."""
 
     pid: int
     state: str
@@ -38,7 +38,7 @@ class Process(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Return whether it still runs."""
         return self.state not in "ZX"
 
 
@@ -51,7 +51,7 @@ def read_process(pid: int) -> Process | None:
 
 
 def read_file(path: str) -> bytes:
-    """Return what a file of /proc or of a cgroup holds; nothing if it cannot be read."""
+    """Return the content of a file of /proc or of a cgroup; nothing if it cannot be read."""
     try:
         with open(path, "rb") as file:  # thousands of times
             return file.read()
@@ -79,7 +79,7 @@ class Cgroup:
             self._folder = points[0] + path.rstrip("/")
 
     def enter(self, run: Process) -> None:
-        """Make it, with the wrap script in it."""
+        """Make the cgroup, and put the wrap script into it."""
         if not self._folder or self.there:
             return
         folder = f"{self._folder}/{self._name}"
@@ -93,23 +93,23 @@ class Cgroup:
 
     @property
     def there(self) -> bool:
-        """Whether the run has one."""
+        """Return whether the run has a cgroup."""
         return self._folder.endswith("/" + self._name)
 
     def pids(self) -> set[int]:
-        """Return the pids of all in it."""
+        """Return the pids of all processes in it."""
         if not self.there:
             return set()
         folders = [folder for folder, _, _ in os.walk(self._folder)]
         return {int(word) for folder in folders for word in read_file(f"{folder}/cgroup.procs").split()}
 
     def kill(self) -> None:
-        """Kill all in it at once, where the kernel can (from 5.14)."""
+        """Kill all processes in it at once, if the kernel can (from 5.14)."""
         if self.there and os.path.exists(f"{self._folder}/cgroup.kill"):
             write_file(f"{self._folder}/cgroup.kill", "1")
 
     def leave(self) -> None:
-        """Give those in it back to the cgroup above, and remove it."""
+        """Move its processes to the cgroup above, and remove it."""
         if not self.there:
             return
         above = os.path.dirname(self._folder)
@@ -128,7 +128,7 @@ class Cgroup:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write to a file of the kernel's."""
+    """Write to one of the kernel's files."""
     with open(path, "w", encoding="ascii") as file:
         file.write(text)
 
@@ -148,7 +148,7 @@ class Family:
         self.look()
 
     def look(self) -> None:
-        """Learn which processes there are now. A process that was seen once stays what it was."""
+        """Look which processes there are now. A process that was once the run's stays the run's."""
         there = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
         self._seen = {pid: process for pid, process in self._seen.items() if pid in there}
         self._members &= there
@@ -166,7 +166,7 @@ class Family:
                     found = True
 
     def _groups(self) -> set[int]:
-        """Return the process groups and sessions that members have now, but for those of the wrap script."""
+        """Return the process groups and sessions of members now, without those of the wrap script."""
         for pid in self._members:
             process = read_process(pid)
             if process and process.started == self._seen[pid].started:
@@ -184,7 +184,7 @@ class Family:
             or process.group in groups or process.session in groups
 
     def living(self) -> list[int]:
-        """Return the pids of all that live now, with those of the user whose processes are the run's."""
+        """Return the pids of all living members, with those of the user whose processes are the run's."""
         self.look()
         pids = self._members | self.cgroup.pids() | self._of_user() | self._marked()
         processes = [read_process(pid) for pid in (pids & set(self._seen)) - self._skip - {self.run.pid}]
@@ -212,12 +212,12 @@ class Family:
 
 
 def now() -> float:
-    """Return the seconds since the machine's start, of a clock that nobody sets."""
+    """Return the seconds since boot (monotonic)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def send(number: int, *pids: int) -> None:
-    """Send a signal to processes, of which some may be gone."""
+    """Send a signal to processes; some may be gone."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -247,7 +247,7 @@ def stop(family: Family, grace: float) -> bool:
 
 
 def watch(family: Family, deadline: float, end: float, grace: float) -> str:
-    """Watch over a run; returns, in words, why it was ended here. Returns only if the wrap script did not end it."""
+    """Watch over a run. Returns only if the watcher ended the run: in words, why it did."""
     told = False
     while True:
         run = read_process(family.run.pid)
@@ -268,7 +268,7 @@ def watch(family: Family, deadline: float, end: float, grace: float) -> str:
 
 
 def become_watcher() -> None:
-    """Go on as a process that no signal to the run's group or session reaches, and that holds none of its files."""
+    """Become a process that no signal to the run's group or session reaches, and that holds none of its files."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -289,7 +289,7 @@ def become_watcher() -> None:
 
 
 def tidy(path: str, folder: str, why: str) -> None:
-    """Add a line to a log, which may be nobody's but is no link, and remove the run's own folder."""
+    """Add a line to a log, unless that is a link, and remove the run's folder."""
     if folder:
         subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, check=False)
     if not path:
@@ -303,7 +303,7 @@ def tidy(path: str, folder: str, why: str) -> None:
 
 
 def ancestors(end: int) -> set[int]:
-    """Return this process and its parents up to one that is not among them, which are ours and no part of the run."""
+    """Return this process and its parents up to the given one: they are ours, and no part of the run."""
     pids = set()
     process = read_process(os.getpid())
     while process and process.pid not in (end, 0, 1):

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Takes what another machine sends, on which a change was root, as no more than data: from stdin, behind a line MARK.
+"""Reads what a machine sends on which a change was root, as data only: from stdin, after a line MARK.
 
-`console STATE` shows a console: each line cut and made printable, so much altogether. It goes on where STATE says, a
-file that holds the bytes taken so far, whether the rest of a line is left out, and the last line. Exit code 3: it is
-too much, 4: nobody reads it here. `logs FOLDER` puts the plain files of a ustar archive into an empty folder, with
-names and modes of ours, at most so many and so large; stderr says what was left out. Exit code 1: it ended too early.
+`console STATE` shows a console: each line cut and made printable, up to a limit for all. It goes on where the file
+STATE says: bytes taken so far, whether the rest of a line is left out, and the last line. Exit code 3: it is too much,
+4: nobody reads it here. `logs FOLDER` puts the plain files of a ustar archive into an empty folder, with names and
+modes of ours, up to limits in number and size; stderr says what was left out. Exit code 1: it ended too early.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ COLORS = re.compile(r"\x1b\[[0-9;]*[mK]")
 
 
 class BrokenError(Exception):
-    """What came is no archive, or not all of it."""
+    """The data is not an archive, or not a complete one."""
 
 
 def printable(raw: bytes) -> str:
-    """Return a line's text with nothing in it that a terminal would obey."""
+    """Return the text of a line without anything that a terminal would obey."""
     text = COLORS.sub("", raw.decode(errors="replace").rstrip("\r\n"))
     return "".join(one if one.isprintable() or one == "\t" else " " if one.isspace() else "?" for one in text)
 
 
 class Stream:
-    """What comes behind the mark, in the pieces in which it comes."""
+    """The data after the mark, in the pieces in which it comes."""
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._ahead = b""
 
     def find_mark(self) -> bool:
-        """Drop what is before the mark; returns whether there is one."""
+        """Drop the data before the mark; returns whether there is a mark."""
         while MARK not in self._ahead:
             piece = os.read(self._number, CHUNK_BYTES)
             if not piece or len(self._ahead) > NOISE_BYTES:
@@ -55,12 +55,12 @@ class Stream:
         return True
 
     def piece(self) -> bytes:
-        """Return what has come, at least one byte; nothing at the end."""
+        """Return the next piece, at least one byte; nothing at the end."""
         piece, self._ahead = self._ahead or os.read(self._number, CHUNK_BYTES), b""
         return piece
 
     def exactly(self, size: int) -> bytes:
-        """Return so many bytes."""
+        """Return exactly that many bytes."""
         while len(self._ahead) < size:
             piece = os.read(self._number, CHUNK_BYTES)
             if not piece:
@@ -80,7 +80,7 @@ class Console:
         self.taken, self._cut = (int(word) for word in numbers.split())
 
     def show(self, stream: Stream) -> int:
-        """Show what comes; returns an exit code. A line that has not ended when the connection does comes again."""
+        """Show the data; returns an exit code. A line that is cut by the end of the connection comes again."""
         begun = b""
         while self.taken < CONSOLE_BYTES:
             piece = stream.piece()
@@ -99,7 +99,7 @@ class Console:
         return 3
 
     def _line(self, line: bytes) -> list[str]:
-        """Return what is shown of a line, or of the rest of one."""
+        """Return the part of a line that is shown, or of the rest of one."""
         if self._cut:
             self._cut = 0
             return []
@@ -177,13 +177,13 @@ def read_header(header: bytes) -> tuple[bytes, int, bool]:
 
 
 def tidy_name(part: bytes) -> str:
-    """Return a file's name without what disturbs terminals, URLs or other systems."""
+    """Return a file's name without characters that disturb terminals, URLs or other systems."""
     text = part[:NAME_BYTES].decode(errors="replace")
     return "".join(one if one.isprintable() and one not in " :" else "_" for one in text)
 
 
 def copy(stream: Stream, size: int, to: BinaryIO | None) -> None:
-    """Copy so many bytes, or drop them."""
+    """Copy that many bytes, or drop them."""
     while size:
         data = stream.exactly(min(size, CHUNK_BYTES))
         size -= len(data)

@@ -28,7 +28,7 @@ def reproduce(
     gate: str,
     tested: bytes,
 ) -> bytes:
-    """Return the script: it can be parsed, whatever it was made from, and says what it leaves out."""
+    """Return the script: bash can parse it, whatever the run was given, and it says what it leaves out."""
     lines: list[bytes] = []
     missing: list[str] = []
     for name, value in settings:

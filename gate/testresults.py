@@ -52,7 +52,7 @@ class Packet(NamedTuple):
 
 
 class Test:
-    """What became of a test."""
+    """The outcome of a test."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,12 +63,12 @@ class Test:
 
     @property
     def failed(self) -> bool:
-        """One that has not ended counts as failed: the run was cut short in it."""
+        """Return whether it failed; one that has not ended counts as failed, since the run was cut short in it."""
         return self.status in ("fail", "uxsuccess", "inprogress")
 
     @property
     def skipped(self) -> bool:
-        """Whether it has not been run."""
+        """Return whether it was not run."""
         return self.status == "skip"
 
 
@@ -112,7 +112,7 @@ def _moment(text: str) -> float | None:
 
 
 def _plain(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Return what stands up to a line with a bracket."""
+    """Return the text up to a line with a bracket."""
     while True:
         line = stream.readline(MAX_LINE)
         if not line or line.rstrip() == b"]":
@@ -168,7 +168,7 @@ def packets(stream: BinaryIO) -> Iterator[Packet]:
 
 
 def _size(buffer: bytes, at: int) -> int:
-    """Bytes of the packet that begins here: 0 if that is not known yet, -1 if it is none."""
+    """Return the size in bytes of the packet that begins here: 0 if not known yet, -1 if there is none."""
     if len(buffer) - at < 7:  # noqa: PLR2004  # signature, flags, the longest length
         return 0
     if buffer[at + 1] >> 4 != VERSION:
@@ -299,7 +299,7 @@ def _seconds(test: Test) -> float:
 
 
 def _clean(text: str) -> str:
-    """Return a text with what XML may hold."""
+    """Return a text without characters that XML forbids."""
     return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for machines to read: logs/verdict.json.
+"""The outcome of a run for machines to read: logs/verdict.json.
 
 It is one JSON object in UTF-8, of at most 64 KB, with all of these keys:
 
@@ -24,8 +24,8 @@ It is one JSON object in UTF-8, of at most 64 KB, with all of these keys:
     known_failures  list, at most 20, of objects of name, kind, file (below logs/), line (a number),
                     match (that line), url, text
 
-Texts hold printable characters only and have at most 500 of them, whatever the run printed. Who reads the file does not
-trust it: it comes from a machine on which the change was root.
+Texts hold at most 500 printable characters, whatever the run printed. Do not trust the file: it comes from a machine on
+which the change was root.
 
 Python 3.8 and its standard library: this runs on test nodes.
 """
@@ -80,7 +80,7 @@ def verdict(
     tests: Mapping[str, Any],
     known: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return what goes into the file, as this file's docstring says."""
+    """Return the content of the file, as the docstring of this module says."""
     return {
         "version": 1,
         "status": _number(facts.get("status", "")) & 255,

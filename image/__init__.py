@@ -1,1 +1,1 @@
-"""What serves devstack-vm-update-image: its steps on a template, and what a devstack says that it needs."""
+"""Modules of devstack-vm-update-image: the steps on a template, and what a devstack needs."""

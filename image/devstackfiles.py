@@ -1,6 +1,6 @@
 """What a devstack checkout wants cached on an image, read from its own files.
 
-Pure functions over the text of devstack's package and pip lists, and what it takes to read each branch of a checkout.
+Pure functions over the text of devstack's package and pip lists, and the code that reads each branch of a checkout.
 Devstack changed over the years (files/apts became files/debs, files/pips went away, tools/image_list.sh came); every
 form is understood.
 """
@@ -46,7 +46,7 @@ REPOSITORY = re.compile(  # GITREPO["cliff"]=${CLIFF_REPO:-${GIT_BASE}/openstack
 
 @dataclass(frozen=True)
 class Package:
-    """A package that devstack names in one of its files; install is False for those that it installs itself, later."""
+    """A package that devstack names in one of its files; install is False if devstack installs it later."""
 
     name: str
     file: str
@@ -57,10 +57,10 @@ class Package:
 class Wanted:
     """What one branch of devstack wants cached for one distribution.
 
-    later names packages that its scripts install, whatever the distribution calls them;
-    pips is devstack's own list, None where the projects' requirements count; words is what it installs by name (see
-    pipneeds.words_of), builds what it builds of its own tree; urls are files; repositories what it may clone. Its test
-    images only devstack's code tells, see image_urls.
+    later: packages that its scripts install, whatever the distribution calls them. pips: devstack's list, None if the
+    projects' requirements count. words: packages that it installs by name (see pipneeds.words_of). builds: projects
+    in its tree that it builds. urls: files. repositories: all that it may clone. Only devstack's code knows its test
+    images, see image_urls.
     """
 
     packages: list[Package]
@@ -72,7 +72,7 @@ class Wanted:
     repositories: list[Repository]
 
     def pip_sets(self, branch: str, projects: Sequence[ProjectFiles]) -> list[PipSet]:
-        """Return what pip is asked for by a build of the branch, the projects' files being these."""
+        """Return what a build of the branch asks pip for, given the projects' files."""
         return pipneeds.sets_of(branch, projects, self.words, self.builds, self.pips)
 
 
@@ -80,7 +80,7 @@ class Wanted:
 
 
 def is_rpm(distribution: str) -> bool:
-    """Whether a distribution, by the name that devstack gives it (noble, f40, rhel9), has rpm packages."""
+    """Return whether a distribution, by the name that devstack gives it (noble, f40, rhel9), has rpm packages."""
     return bool(RPM_DISTRIBUTION.match(distribution))
 
 
@@ -88,9 +88,9 @@ def parse_packages(text: str, distribution: str, file: str = "", *, whole_lists:
     """Return the packages of one of devstack's package files that are for a distribution.
 
     One package a line, a comment after #. `dist:a,b` in the comment limits the line to those distributions, `not:a,b`
-    keeps it from them; as in devstack's _parse_package_files, upper and lower case are the same, the last mark of a
-    kind counts, and a distribution matches a list that its name is anywhere a part of. `NOPRIME` marks what devstack
-    installs later, when a service needs it. `testonly` marks what only unit tests need, which we cache all the same.
+    excludes them. As in devstack's _parse_package_files, upper and lower case are the same, the last mark of a kind
+    counts, and a distribution matches a list if its name is a part of it anywhere. `NOPRIME` marks packages that
+    devstack installs later, when a service needs them; `testonly` those that only unit tests need: cached all the same.
     whole_lists: only a list of just this distribution matches, as in the first devstacks (see matches_whole_lists).
     """
     return [Package(name, file, install="NOPRIME" not in line)
@@ -106,7 +106,7 @@ def _is_for(line: str, distribution: str, whole_lists: bool) -> bool:
 
 
 def matches_whole_lists(tree: Path) -> bool:
-    """Whether a devstack tree is one of before autumn 2012, whose stack.sh takes `dist:a,b` for one word."""
+    """Return whether a devstack tree is from before autumn 2012, when stack.sh took `dist:a,b` for one word."""
     files = (tree / "stack.sh", tree / "functions")
     return any("${distros//,/ }" in _read(file, tree) for file in files if file.is_file())
 
@@ -145,7 +145,7 @@ def _read(path: Path, tree: Path) -> str:
 
 
 def pips_of(tree: Path) -> list[str] | None:
-    """Return what files/pips of a devstack tree lists, sorted, each once; None where devstack has no such folder."""
+    """Return the packages in files/pips of a devstack tree, sorted, each once; None if there is no such folder."""
     if not (tree / "files/pips").is_dir():
         return None
     files = sorted(path for path in (tree / "files/pips").glob("*") if path.is_file())
@@ -154,7 +154,7 @@ def pips_of(tree: Path) -> list[str] | None:
 
 
 def builds_of(tree: Path) -> list[ProjectFiles]:
-    """Return the projects that are part of a devstack tree and that it builds, such as tools/dbcounter."""
+    """Return the projects inside a devstack tree that devstack builds, such as tools/dbcounter."""
     found: dict[str, dict[str, str]] = {}
     for name in ("setup.cfg", "pyproject.toml", "setup.py"):
         for path in sorted(tree.glob(f"tools/*/{name}")):
@@ -179,10 +179,10 @@ def local_needs(branch: str, projects: Sequence[str], cache: Path) -> tuple[list
 def image_urls(archive: bytes, distribution: str) -> list[str]:
     """Return the URLs of the test images and other files that a devstack wants, sorted, each once; archive is a tar.
 
-    Only devstack's own shell code tells what they are: stackrc puts them together from the virtualization driver, the
-    architecture and a dozen of its functions. A build has it run on the template, on which no secret is. Here it runs
-    in sandbox.sh, which shows it none of this host's files, network and processes. SandboxError if this host does not
-    let us shut it away; GateError with the reason if devstack's code fails.
+    Only devstack's own shell code knows them: stackrc puts them together from the virtualization driver, the
+    architecture and a dozen of its functions. An image build runs that code on the template, where there is no secret.
+    Here it runs in sandbox.sh, which shows it none of this host's files, network and processes. Raises SandboxError if
+    this host does not let us shut it away; GateError with the reason if devstack's code fails.
     """
     command = ["timeout", "-k", "5", str(2 * CALL_SECONDS), "bash", str(SANDBOX_FILE), str(STEPS_FILE),
                "print_image_urls", distribution]
@@ -191,8 +191,8 @@ def image_urls(archive: bytes, distribution: str) -> list[str]:
     first, _, output = result.stdout.decode(errors="replace").partition("\n")
     reason = (result.stderr.decode(errors="replace").strip() or f"exit status {result.returncode}").splitlines()[-1]
     if first != "shut away":
-        raise SandboxError("devstack's code is run only where it sees nothing of this host, which is not to be had "
-                           f"here ({reason}); a build asks it on the template")
+        raise SandboxError(f"devstack's code must not see this host, which cannot shut it away ({reason}); an image "
+                           "build runs it on the template")
     if result.returncode in TIMED_OUT:
         raise GateError(f"not done after {2 * CALL_SECONDS} s")
     if result.returncode:
@@ -201,11 +201,11 @@ def image_urls(archive: bytes, distribution: str) -> list[str]:
 
 
 class SandboxError(GateError):
-    """What is not to be trusted cannot be run here, since this host does not let us shut it away."""
+    """Untrusted code cannot run here, since this host does not let us shut it away."""
 
 
 def file_urls(tree: Path, distribution: str) -> list[str]:
-    """Return the URLs of what a devstack tree downloads by itself into its folder files: get-pip.py."""
+    """Return the URLs that a devstack tree downloads by itself into its folder files: get-pip.py."""
     installs_pip = tree / "tools/install_pip.sh"
     text = _read(installs_pip, tree) if installs_pip.is_file() else ""
     if re.search(r"^(el)?if is_fedora" if is_rpm(distribution) else r"^(el)?if is_ubuntu", text, re.MULTILINE):
@@ -218,7 +218,7 @@ def file_urls(tree: Path, distribution: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository that devstack may clone; a library only where LIBS_FROM_GIT names it."""
+    """A repository that devstack may clone; it clones a library only if LIBS_FROM_GIT names it."""
 
     project: str
     library: bool
@@ -227,8 +227,8 @@ class Repository:
 def repositories_of(tree: Path) -> list[Repository]:
     """Return the repositories below GIT_BASE that a devstack tree may clone by itself, in the order of stackrc.
 
-    stackrc says where each comes from: those in its table GITREPO are libraries, each other has a variable that ends
-    with _REPO, which some `git_clone` names; what nothing names is not cloned.
+    stackrc says where each comes from. Libraries are in its table GITREPO; every other repository has a variable that
+    ends with _REPO. A repository whose variable no `git_clone` names is not cloned.
     """
     stackrc = tree / "stackrc"
     text = _read(stackrc, tree) if stackrc.is_file() else ""
@@ -263,7 +263,7 @@ def projects_of(environ: Mapping[str, str]) -> list[str]:
 
 
 def is_local(url: str) -> bool:
-    """Whether a git URL names a folder of this host, which machines do not see."""
+    """Return whether a git URL names a folder of this host, which machines do not see."""
     return url.startswith(("/", "file://"))
 
 
@@ -295,14 +295,15 @@ class Checkout:
     def branches(self, patterns: Sequence[str]) -> list[str]:
         """Return the branches that match one of the shell patterns, in the order of the patterns.
 
-        They are those of the remote, or the local ones where there is no remote; a checkout without any branch has its
-        HEAD, a plain folder is master. From now on each means the commit that it has now. ConfigError if none matches.
+        They are the branches of the remote, or the local ones if there is no remote. A checkout without any branch has
+        its HEAD; a plain folder is master. From now on each name means the commit that it has now. ConfigError if none
+        matches.
         """
         if not self.is_git:
             return ["master"]
         names = self._refs("refs/remotes/origin/")
         if not names and self._refs("refs/remotes/"):
-            raise ConfigError(f"{self.folder}: has no remote called origin, whose branches count")
+            raise ConfigError(f"{self.folder}: has no remote called origin, from which branches are read")
         names = names or self._refs("refs/heads/")
         if not names:
             self.sha1("HEAD")
@@ -424,7 +425,7 @@ def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
 
 
 def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:
-    """Return what one branch wants cached for a distribution, by the name that devstack gives it."""
+    """Return what one branch of devstack wants cached for a distribution, by devstack's name of that."""
     with checkout.tree(branch) as tree:
         own = pipneeds.words_of(_read(path, tree) for path in scripts_of(tree))
         return Wanted(packages_of(tree, distribution), later_packages(tree), pips_of(tree), own, builds_of(tree),
@@ -459,7 +460,7 @@ def describe(
 
 
 def worth_getting(sets: Sequence[PipSet], constraints: Mapping[str, str]) -> list[PipSet]:
-    """Return the sets that are got: without any constraints, {branch: text}, only what devstack lists by itself."""
+    """Return the sets to download; without any constraints, {branch: text}, only devstack's own list."""
     return [one for one in sets if any(constraints.values()) or one.name == pipneeds.LISTED]
 
 

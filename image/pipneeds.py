@@ -1,9 +1,9 @@
 """Which pip packages a build of devstack will ask for, read from the files of devstack and of the projects as text.
 
-Pure functions: nothing of what is read is run. A build asks in several ways, and the cache must answer each: projects
-and their extras under the upper constraints of the branch, what devstack itself installs, projects without such a
-branch (tempest) under those of master, and what it takes to build a project, which pip takes newest and without
-constraints.
+Pure functions: they run nothing of what they read. A build asks in several ways, and the cache must answer each:
+projects and their extras under the upper constraints of the branch; packages that devstack itself installs; projects
+without such a branch (tempest) under master's constraints; and the build requirements of projects, which pip takes
+newest and without constraints.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 @dataclass(frozen=True)
 class PipSet:
-    """Requirements that are got by one call of pip, under the upper constraints of a branch unless that is empty."""
+    """Requirements for one call of pip, under the upper constraints of a branch unless that is empty."""
 
     name: str
     requirements: tuple[str, ...]
@@ -49,7 +49,7 @@ class PipSet:
 
 @dataclass(frozen=True)
 class ProjectFiles:
-    """The files of a project, {name: text}; has_branch is False where they are those of its default branch."""
+    """The files of a project, {name: text}; has_branch is False if they are from its default branch."""
 
     name: str
     has_branch: bool
@@ -68,9 +68,8 @@ def parse_requirements(text: str) -> list[str]:
 def pinned(requirements: Iterable[str], constraints: str) -> list[str]:
     """Return requirements with the versions of an upper-constraints file, sorted, each once.
 
-    Extras (`oslo.db[mysql]`) and the marker (`; python_version...`) of the requirement are kept with each pin; what has
-    no constraint stays as it is. Empty if there are no constraints, that is, where the requirements project is not
-    cached.
+    Each pin keeps the requirement's extras (`oslo.db[mysql]`) and marker (`; python_version...`); a requirement without
+    a constraint stays as it is. Empty if there are no constraints, because the requirements project is not cached.
     """
     pins: dict[str, list[str]] = {}
     for line in parse_requirements(constraints):
@@ -111,7 +110,7 @@ def _with_marker(pin: str, marker: str) -> str:
 
 
 def unpack(blob: str) -> list[ProjectFiles]:
-    """Return the projects that show_needs of image/steps.sh printed; GateError if it is not what that prints."""
+    """Return the projects that show_needs of image/steps.sh printed; GateError if its output cannot be read."""
     try:
         text = _unzip(base64.b64decode(blob, validate=True)).decode()
         found: dict[tuple[str, str], dict[str, str]] = {}
@@ -148,7 +147,7 @@ def extras_of(project: ProjectFiles) -> dict[str, list[str]]:
 
 
 def build_requirements_of(project: ProjectFiles) -> list[str]:
-    """Return what it takes to build a project."""
+    """Return the build requirements of a project."""
     system = _table(_pyproject(project), "build-system")
     lines = _words(system.get("requires")) or list(TOOLS[1:])
     if str(system.get("build-backend", "")).startswith("hatchling"):
@@ -218,7 +217,7 @@ def code_of(script: str) -> str:
 def arguments_of(arguments: str, text: str) -> list[str]:
     """Return the words of a command's arguments, without its options.
 
-    A variable stands for each literal value or default that the text gives it; a word with another one is left out.
+    A variable stands for each literal value or default that the text gives it; words with other variables are left out.
     """
     values: dict[str, set[str]] = {}
     for name, *literals in ASSIGNMENT.findall(text):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Run a function of a file on what others wrote, shut away from this host: its own file system, in which there is nothing but
-# the system's programs (no home folder, no /etc, no /var, no /usr/local), its own processes, no network, none of our
-# environment, and no rights. Standard input goes to the function. The first line of standard output is `shut away`, from
-# which on it is the function's; without that line nothing was run, and standard error says why.
+# Run a function of a file on code that others wrote, shut away from this host. The function sees a separate file system with
+# the system's programs only (no home folder, no /etc, no /var, no /usr/local), and separate processes. It has no network,
+# none of our environment, and no rights. Standard input goes to the function. The first line of standard output is `shut
+# away`, the rest is the function's; without that line nothing was run, and standard error says why.
 #
 #     sandbox.sh FILE FUNCTION ARGUMENTS...
 #

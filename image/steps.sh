@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The steps that make a machine a template, each a function. devstack-vm-update-image.py copies this file to the machine
-# and runs `steps.sh STEP ARGUMENTS` there as root. What cannot be had, but is not required, is printed as
+# and runs `steps.sh STEP ARGUMENTS` there as root. An item that cannot be downloaded, and is not required, is printed as
 # `unavailable: NAME`.
 
 HERE=/var/lib/devstack-gate
@@ -13,7 +13,7 @@ PIP_WORK=cache/pip-work  # what pip keeps from one call to the next; goes at the
 SYSTEMD=/run/systemd/system  # is there where systemd runs
 LOCK_SECONDS=600  # how long another process may hold a lock of the package manager
 CALL_SECONDS=120  # for what is run of devstack
-# What upgrades a machine by itself, and would do so in the middle of our steps or of a test.
+# These upgrade a machine by themselves, and would do so in the middle of our steps or of a test.
 UPGRADE_TIMERS=(apt-daily.timer apt-daily-upgrade.timer dnf-makecache.timer dnf-automatic.timer dnf-automatic-install.timer
     dnf-automatic-download.timer dnf-automatic-notifyonly.timer)
 UPGRADE_SERVICES=(apt-daily.service apt-daily-upgrade.service dnf-makecache.service dnf-automatic.service
@@ -42,7 +42,7 @@ has() {
 
 # --- the machine ---
 
-# Switch automatic upgrades off for good. What is under way may end: killed in the middle it leaves packages half done.
+# Switch automatic upgrades off for good. One that is under way may end: killed, it would leave packages half installed.
 stop_upgrades() {
     local deadline=$(( SECONDS + LOCK_SECONDS ))
     mask_upgrades || return
@@ -117,7 +117,7 @@ remove_cron_jobs() {
     mask_upgrades  # what was installed since brings its own
 }
 
-# Whatever is this machine's own goes; each machine makes its own at its first boot. The build's key opens none of them.
+# Remove whatever belongs to this machine only; each machine makes it anew at its first boot. The build's key opens none.
 forget_machine() {
     local key=$1 home file
     while IFS=: read -r _ _ _ _ _ home _; do
@@ -141,7 +141,7 @@ forget_machine() {
 
 # --- packages ---
 
-# apt-get as nobody could interrupt it.
+# apt-get, non-interactive.
 apt() {
     when_unlocked "${APT[@]}" "$@"
 }
@@ -229,7 +229,7 @@ fetch_with_apt() {
         done <<< "$missing"
         mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vxF -f <(printf '%s\n' "$missing") || true)
     done
-    # They do not go together: one by one, the first ones win.
+    # They exclude each other: one by one, the first ones win.
     for name in "${names[@]}"; do
         if ! apt --simulate install -- "$name" > /dev/null 2>&1 || ! retry 5 apt "${words[@]}" -- "$name"; then
             printf 'unavailable: %s\n' "$name"
@@ -375,7 +375,7 @@ clone_bundle() {
     rm -f -- "$folder.bundle"
 }
 
-# Print a URL without its login: the tests can read what is on the image.
+# Print a URL without its login: tests can read everything on the image.
 hide_login() {
     sed -E 's,(://)[^/@]*@,\1,' <<< "$1"
 }
@@ -390,8 +390,8 @@ clone_repository() {
     mv -- "$folder.part" "$folder"
 }
 
-# Print a file of a clone as it is on the first of some refs that the clone has. It is only read: nothing that the clone's
-# settings name is run, nothing is fetched.
+# Print a file of a clone from the first of some refs that the clone has. This only reads: it runs nothing that the clone's
+# settings name, and fetches nothing.
 show_file() {
     local clone=$1 file=$2 ref
     ref=$(first_ref "$clone" "${@:3}") || return 0
@@ -414,8 +414,8 @@ first_ref() {
     return 1
 }
 
-# Print what says which pip packages the projects on standard input need, a line for each file: project, whether the project
-# has the branch (branch, else default), file, content in base64. All of it is compressed, in base64.
+# Print the files that say which pip packages the projects on standard input need, a line for each file: project, whether the
+# project has the branch (branch, else default), file, content in base64. The whole output is compressed, in base64.
 show_needs() {
     local branch=$1 cache=$2 project clone ref file kind text
     while IFS= read -r project; do
@@ -430,7 +430,7 @@ show_needs() {
     done | gzip | base64 -w 0
 }
 
-# Print the upper constraints of a branch; nothing where the requirements project is not cloned or has no such branch.
+# Print the upper constraints of a branch; nothing if the requirements project is not cloned or has no such branch.
 show_constraints() {
     local branch=$1 cache=$2
     show_file "$(clone_of "$cache" openstack/requirements || true)" upper-constraints.txt "origin/$branch" "$branch"
@@ -446,8 +446,8 @@ clone_of() {
     fi
 }
 
-# Get the pip requirements that are on standard input, with what they need, into ~/cache/pip, as wheels if that can be had.
-# The upper constraints of a branch apply, if one is named.
+# Download the pip requirements on standard input, with what they need, into ~/cache/pip, as wheels if possible. The upper
+# constraints of a branch apply, if one is named.
 cache_pips() {
     local branch=$1 folder requirement
     local -a requirements constrained=()
@@ -473,7 +473,7 @@ cache_pips() {
     rm -rf -- "$folder"
 }
 
-# Wheels need not be built by each test; what does not build here, for want of a library, is kept as it came.
+# Tests then need not build wheels; a package that does not build here, for want of a library, is kept as it came.
 get_pips() {
     run_pip "$1" wheel --wheel-dir cache/pip "${@:2}" || run_pip "$1" download --dest cache/pip "${@:2}"
 }
@@ -488,8 +488,8 @@ forget_pip_work() {
 }
 
 # Print the URLs of the test images and other files that a devstack wants for a distribution; its files are a tar on standard
-# input. tools/image_list.sh names them. Where that is missing, or fails, as it does on its own account in every devstack
-# since 2021, stackrc has them. What stackrc calls EXTRA_CACHE_URLS counts in any case.
+# input. tools/image_list.sh names them. If that is missing, or fails, as it does by itself in every devstack since 2021,
+# stackrc has them. EXTRA_CACHE_URLS of stackrc counts in any case.
 # This runs devstack's code: call it on a template, or in sandbox.sh.
 print_image_urls() {
     local distribution=$1 folder tree urls='' more='' rc=0
@@ -563,7 +563,7 @@ release_of() {
     printf '%s\n' "${digits:-0}"
 }
 
-# Download the URLs that are on standard input into ~/cache/files; nothing half there keeps its name.
+# Download the URLs on standard input into ~/cache/files; an incomplete file does not keep its name.
 cache_files() {
     local url name output
     mkdir -p cache/files

@@ -1,7 +1,7 @@
-"""The machine that becomes an image: the steps that are run on it, in their order.
+"""The machine that becomes an image: the steps that run on it, in their order.
 
-The steps themselves are the functions of steps.sh, which is copied to the machine; what they are told, and what is
-made of what they say, is here.
+The steps themselves are functions of steps.sh, which is copied to the machine. This file chooses their arguments and
+reads their output.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARKS = "/etc/devstack-gate/image"
 
 @dataclass(frozen=True)
 class Plan:
-    """What all images of a run are made with; checkout is None where nothing is to be cached."""
+    """Settings of all images of a run; checkout is None if nothing is cached."""
 
     node: NodeConfig
     image: ImageConfig
@@ -60,7 +60,7 @@ class Template:
         self._got: set[tuple[tuple[str, ...], str]] = set()  # pip sets, with their constraints
 
     def begin(self, step: str) -> None:
-        """Begin a named step, for all of which its time limit counts."""
+        """Begin a named step; its time limit counts for everything in it."""
         self.step = step
         self._deadline = time.monotonic() + self.plan.step_seconds
 
@@ -78,19 +78,19 @@ class Template:
         return output.splitlines()
 
     def stop_upgrades(self) -> None:
-        """Bring the steps to the machine, and keep it from upgrading itself meanwhile and ever after."""
+        """Copy the steps to the machine, and switch its automatic upgrades off for good."""
         text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
         self.session.put(self.step, f"{REMOTE_FOLDER}/steps.sh", text, "0755")
         self.call("stop_upgrades")
 
     def wait_for_boot(self) -> None:
-        """Wait for the first boot to be over, and learn what distribution it is."""
+        """Wait for the end of the first boot, and find out the distribution."""
         self.call("wait_for_boot")
         self._distribution = self.call("print_distribution")[-1]
         self.log.info("the distribution is %s", self._distribution)
 
     def install_packages(self) -> None:
-        """Install what every image has; one that does not exist fails the build, but only at its end."""
+        """Install the packages of every image; a missing one fails the build, but only at its end."""
         rpm = devstackfiles.is_rpm(self._distribution)
         names = self.plan.image.packages or (gateconfig.RPM_PACKAGES if rpm else gateconfig.DEB_PACKAGES)
         tools = [*(ALWAYS_RPM if rpm else ALWAYS_DEB), *(CACHE_TOOLS if self.plan.checkout else ())]
@@ -103,7 +103,7 @@ class Template:
         self.warn(self.call("install_headers"))
 
     def apply_puppet(self) -> None:
-        """Let puppet do what the operator's repository says."""
+        """Let puppet apply the operator's repository."""
         image, clone = self.plan.image, f"{REMOTE_FOLDER}/puppet"
         if devstackfiles.is_local(image.puppet_repo):
             self.call("clone_bundle", image.puppet_repo, clone, stdin=devstackfiles.bundle(image.puppet_repo))
@@ -126,7 +126,7 @@ class Template:
                              ", ".join(line.partition(" ")[0] for line in missing))
 
     def clone(self, projects: Sequence[str]) -> list[str]:
-        """Clone projects and return those that could not be had, with the reason."""
+        """Clone projects and return those that could not be cloned, with the reason."""
         if not devstackfiles.is_local(self.plan.git_base):
             return unavailable(self.cache("clone_projects", self.plan.git_base, stdin=projects))
         missing = []
@@ -148,7 +148,7 @@ class Template:
         return list(found)
 
     def cache_packages(self, branch: str) -> None:
-        """Install what devstack installs first, and download what it installs later."""
+        """Install the packages that devstack installs first, and download those that it installs later."""
         wanted = self.wanted(branch)
         files = {package.name: package.file for package in wanted.packages}
         for mode, install in (("install", True), ("download", False)):
@@ -158,7 +158,7 @@ class Template:
         self.call("fetch_packages", "download", stdin=wanted.later)  # whatever this distribution has of these
 
     def cache_pips(self, branch: str) -> None:
-        """Get pip packages: what all that a build of the branch asks pip for needs."""
+        """Download the pip packages that a build of each branch asks for, with what they need."""
         user = self.plan.node.user
         needs = "".join(self.call("show_needs", branch, "workspace-cache", stdin=self.projects(), user=user))
         constraints = {name: "\n".join(self.call("show_constraints", name, "workspace-cache", user=user))
@@ -202,7 +202,7 @@ class Template:
         return self._wanted[branch]
 
     def cache(self, function: str, *words: str, stdin: Sequence[str] | bytes) -> list[str]:
-        """Run a function that fills a cache and return its output; what is missing costs the tests time, no more."""
+        """Run a function that fills a cache and return its output; a missing item only costs the tests time."""
         try:
             return self.call(function, *words, stdin=stdin, user=self.plan.node.user)
         except nodessh.StepError as err:
@@ -210,7 +210,7 @@ class Template:
             return []
 
     def warn(self, output: Sequence[str]) -> None:
-        """Log what a step could not get."""
+        """Log the items that a step could not get."""
         for name in unavailable(output):
             self.log.warning("%s: could not get %s", self.step, name)
 

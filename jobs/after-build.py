@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Run devstack-vm-delete.py for a gate build that has ended: find out which node it had and how it ended.
 
-Run by the job devstack-vm-delete, on the host of vm.db. The build is told by GATE_JOB_NAME and GATE_BUILD_NUMBER with
-GATE_NODE_NAME; without these it is each build that this one follows in Jenkins, by the variables JOB_NAME and
-BUILD_NUMBER of this one. GATE_RESULT is how it ended; Jenkins is asked where that is empty. With GATE_NODE_NAME alone
-the machine is marked without a result.
+Run by the job devstack-vm-delete, on the host of vm.db. GATE_JOB_NAME, GATE_BUILD_NUMBER and GATE_NODE_NAME name the
+build; without these it is each build that triggered this one in Jenkins, which JOB_NAME and BUILD_NUMBER name.
+GATE_RESULT says how it ended; if that is empty, Jenkins is asked. With GATE_NODE_NAME alone the machine is marked
+without a result.
 
 Exit codes: that of devstack-vm-delete.py; 1 if Jenkins does not tell, or if one of several builds is not dealt with.
 """
@@ -36,7 +36,7 @@ RESULT_OF = {"NOT_BUILT": "ABORTED"}  # the others are called as devstack-vm-del
 
 @dataclass(frozen=True)
 class Ended:
-    """A build that has ended; result is empty where nobody knows it."""
+    """A build that has ended; result is empty if nobody knows it."""
 
     node: str
     result: str
@@ -69,7 +69,7 @@ def open_jenkins() -> Nodes:
 
 
 def build_named(job_variable: str, number_variable: str) -> tuple[str, int | None]:
-    """Return job and number as two variables tell them, or nothing; ConfigError if they make no sense."""
+    """Return the job and number that two variables name, or nothing; ConfigError if they make no sense."""
     job, number = os.environ.get(job_variable, ""), os.environ.get(number_variable, "")
     if not job and not number:
         return "", None
@@ -80,7 +80,7 @@ def build_named(job_variable: str, number_variable: str) -> tuple[str, int | Non
 
 
 def followed(nodes: Nodes) -> list[tuple[str, int]]:
-    """Return the builds that this one follows; Jenkins makes one of several that wait."""
+    """Return the builds that triggered this one: Jenkins merges several waiting builds into one."""
     job, number = build_named("JOB_NAME", "BUILD_NUMBER")
     this = nodes.build(job, number) if number else None
     if this is None or not this.upstream:
@@ -89,7 +89,7 @@ def followed(nodes: Nodes) -> list[tuple[str, int]]:
 
 
 def end_of(nodes: Nodes, job: str, number: int, node: str) -> Ended:
-    """Return how a build ended and where it ran, node if that is known; GateError if Jenkins does not tell."""
+    """Return how a build ended, and on which node: `node`, or Jenkins' answer. GateError if Jenkins does not tell."""
     deadline = time.monotonic() + END_SECONDS
     while True:
         build = nodes.build(job, number)
@@ -104,7 +104,7 @@ def end_of(nodes: Nodes, job: str, number: int, node: str) -> Ended:
 
 
 def delete_after(nodes: Nodes, job: str, number: int, node: str) -> int:
-    """Do for one build of several what is to be done, and return the exit code; a failure does not keep the others."""
+    """Deal with one build of several, and return the exit code; a failure does not stop the others."""
     try:
         return delete(end_of(nodes, job, number, node))
     except GateError as err:

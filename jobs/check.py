@@ -94,7 +94,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Loader:
-    """The login with which jenkins-jobs loads jobs; server is empty where the file does not say."""
+    """The login with which jenkins-jobs loads jobs; server is empty if the file does not name it."""
 
     path: Path
     user: str
@@ -104,14 +104,14 @@ class Loader:
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked for."""
+    """The finding for one thing that the jobs need."""
 
     state: str
     what: str
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Look for everything and print what there is, a line as soon as it is known."""
+    """Check everything, and print each line as soon as it is known."""
     options = _parse(argv)
     gateprocess.setup_logging(options.verbosity)
     site = read_site(options.defaults)
@@ -181,7 +181,7 @@ def _gate_jobs(path: Path, gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _given_rights(path: Path, defaults: dict[str, Any], gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield user and right of each right that the jobs bring along; those of groups count for nobody."""
+    """Yield user and right of each right that the jobs bring along, except rights of groups."""
     jobs = {"gate_rights": [job for job, _ in _gate_jobs(path, gate)], "delete_rights": [GIVE_BACK],
             "inprogress_rights": [TAKE]}
     for key, names in jobs.items():
@@ -237,11 +237,11 @@ def wanted_rights(site: Site, config: JenkinsConfig) -> dict[str, list[str]]:
 
 
 class NoAnswerError(Exception):
-    """Jenkins did not tell; the message is one short line."""
+    """Jenkins did not answer the question; the message is one short line."""
 
 
 def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | None) -> Iterator[Line]:
-    """Yield a line for each thing that is looked for; after a login that fails there is nothing more to ask."""
+    """Yield a line for each check; after a login that fails there is nothing more to ask."""
     yield from check_providers(site)
     if site.pipeline:
         yield from check_pipeline(site)
@@ -277,7 +277,7 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
 
 
 def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
-    """Say what is wrong with the login that nodes get, or that there is none."""
+    """Say that the login for nodes is missing, or what is wrong with it."""
     user, _, apikey = config.node_login.partition(":")
     if site.nodes_call and not user:
         yield Line(MISSING, "[jenkins] node_user and node_apikey in the secure configuration: with plugins: core gate "
@@ -286,8 +286,8 @@ def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
         yield Line(WRONG, f"[jenkins] node_user of the secure configuration: user {user} is given to each node, and no "
                           "gate job uses it; remove it")
     elif user == config.user:
-        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: expected a user of its own, not {user}: "
-                          "what nodes know the change under test may get to know")
+        yield Line(WRONG, f"[jenkins] node_user of the secure configuration: expected another user than {user}: "
+                          "a change under test may read the logins on its node")
     elif user:
         try:
             ask(connect(config.server, user, apikey).get_whoami)
@@ -296,7 +296,7 @@ def check_node_login(site: Site, config: JenkinsConfig) -> Iterator[Line]:
 
 
 def or_unknown(what: str, lines: Iterator[Line]) -> Iterator[Line]:
-    """Yield the lines, or one that says that Jenkins did not tell."""
+    """Yield the lines, or one that says that Jenkins did not answer."""
     try:
         yield from lines
     except NoAnswerError as err:
@@ -315,7 +315,7 @@ def connect(server: str, user: str, password: str) -> jenkins.Jenkins:
 
 
 def ask(call: Callable[[], T]) -> T:
-    """Return what a call of the client returns; NoAnswerError if Jenkins did not tell."""
+    """Return the result of a call of the client; NoAnswerError if Jenkins did not answer."""
     import jenkins
     import requests
 
@@ -381,7 +381,7 @@ def check_providers(site: Site) -> Iterator[Line]:
 
 
 def check_pipeline(site: Site) -> Iterator[Line]:
-    """Compare the constants of the Jenkinsfile with defaults.yaml, from which the other jobs have them."""
+    """Compare the constants of the Jenkinsfile with defaults.yaml, which the other jobs take theirs from."""
     text = (HERE / "Jenkinsfile").read_text(encoding="utf-8")
     fine = not site.settings["gate_settings"]
     if not fine:
@@ -417,7 +417,7 @@ def check_host(api: jenkins.Jenkins, site: Site) -> Iterator[Line]:
 
 
 def _nodes_with_label(api: jenkins.Jenkins, label: str) -> list[tuple[str, bool, int]]:
-    """Return name, whether it is offline, and executors of each node with a label."""
+    """Return name, offline or not, and number of executors of each node with a label."""
     import requests
 
     tree = "computer[displayName,offline,numExecutors,assignedLabels[name]]"
@@ -444,7 +444,7 @@ def check_plugins(found: Mapping[str, Mapping[str, Any]], site: Site) -> Iterato
 
 
 def _numbers(version: str) -> list[int]:
-    """Return what versions are compared by: their numbers up to the first word, as in 3.28-1 or 1254.v3f64639b_11dd.
+    """Return the numbers by which versions compare, up to the first word, as in 3.28-1 or 1254.v3f64639b_11dd.
 
     Zeros at the end do not count: 2.0 is 2.
     """
@@ -459,12 +459,12 @@ def _numbers(version: str) -> list[int]:
 
 
 def check_other_jobs(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Name the jobs that run on the pool's nodes and are no gate jobs: nothing takes these nodes for them."""
+    """Name the jobs that run on the pool's nodes without being gate jobs: nothing takes these nodes for them."""
     labels = {f"{site.prefix}devstack-{image}" for image in site.gate_jobs.values()}
     for name, expression in ask(lambda: _jobs_with_labels(admin)):
         shared = sorted(labels & labels_asked_for(expression))
         if shared and name not in site.gate_jobs:
-            reads = ", and it can read with what gate builds call Jenkins there" if site.nodes_call else ""
+            reads = ", and it can read the login with which gate builds call Jenkins" if site.nodes_call else ""
             yield Line(WRONG, f"job {name}: runs on {', '.join(shared)}; expected gate jobs only: no machine is taken "
                               f"for it{reads}")
 
@@ -517,9 +517,9 @@ def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig,
 
 
 def _rights_on_jobs(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig) -> Iterator[tuple[str, set[str]]]:
-    """Yield each job that is there and on which users need rights, with the rights in its own configuration.
+    """Yield each existing job on which users need rights, with the rights in its own configuration.
 
-    These are 'USER Job/Read', and jenkins-jobs writes them anew.
+    Such a right is 'USER Job/Read'; jenkins-jobs writes them anew.
     """
     jobs = {right.partition(" ")[2] for wanted in wanted_rights(site, config).values() for right in wanted}
     for job in sorted((jobs - {""}) & ask(lambda: _kinds(admin)).keys()):
@@ -543,7 +543,7 @@ def _right_line(user: str, right: str, has: Sequence[str], by_hand: Mapping[str,
 
 
 def check_kinds(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Name the jobs that are there and of another kind than is to be loaded, which Jenkins refuses."""
+    """Name the existing jobs of another kind than the one to load: Jenkins refuses to change the kind."""
     found = ask(lambda: _kinds(admin))
     for job, kind in wanted_kinds(site).items():
         if found.get(job, kind) != kind:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""First step of a gate build, on its node, where Jenkins lacks the plugin Parameterized Trigger (plugins: core).
+"""First step of a gate build, on its node, if Jenkins lacks the plugin Parameterized Trigger (plugins: core).
 
-Has Jenkins run devstack-vm-inprogress for this node, and waits for it. What that takes devstack-vm-launch.py has left
-in ~/.devstack-gate-jenkins: the login of a user that may do nothing else, and a secret that takes this machine and no
-other. The file is overwritten and removed as soon as the node is taken: the change under test, which runs later, does
-not get to see it. A build that does not get its node keeps it busy until it is out of service, for some minutes at
-most: otherwise the next build would come here and fail as well. Uses nothing but Python's own library.
+Has Jenkins run devstack-vm-inprogress for this node, and waits for it. devstack-vm-launch.py has left the means in
+~/.devstack-gate-jenkins: the login of a user that may do nothing else, and a secret that takes this machine and no
+other. This script overwrites and removes the file as soon as it has taken the node, so that the change under test,
+which runs later, cannot read it. A build that cannot take its node holds it until it is out of service, for some
+minutes at most: otherwise every queued build would come here and fail. Uses only Python's standard library.
 
 Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
 """
@@ -85,7 +85,7 @@ def wipe_login() -> None:
 
 
 def keep_busy(jenkins: Jenkins | None) -> bool:
-    """Return True when no other build can start on this node, False after some minutes."""
+    """Wait until no other build can start on this node and return True, or return False after some minutes."""
     deadline = time.monotonic() + BUSY_SECONDS
     path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
     while time.monotonic() < deadline:
@@ -97,7 +97,7 @@ def keep_busy(jenkins: Jenkins | None) -> bool:
 
 
 class StayHere(urllib.request.HTTPRedirectHandler):
-    """Goes with no login to another address than that of Jenkins."""
+    """Refuses redirects that would carry the login to another address than that of Jenkins."""
 
     def redirect_request(  # noqa: D102 - urllib's
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
@@ -126,7 +126,7 @@ class Jenkins:
         self.opener = urllib.request.build_opener(StayHere)
 
     def ask(self, path: str) -> str:
-        """Return what is at a path; an answer that does not come is asked for again until the deadline."""
+        """Return the answer for a path; asks again until the deadline if none comes."""
         while True:
             try:
                 return self.request(path)[1].decode("utf-8", "replace")
@@ -140,7 +140,7 @@ class Jenkins:
     def request(self, path: str, form: dict[str, str] | None = None) -> tuple[http.client.HTTPMessage, bytes]:
         """Make one request, a POST if there is a form; returns the headers and the body of the answer.
 
-        The login goes to this Jenkins only: a redirect to another server is an error.
+        The login goes to this Jenkins only: a redirect to another server raises an error.
         """
         data = urllib.parse.urlencode(form).encode() if form is not None else None
         request = urllib.request.Request(self.url + path, data, self.headers)
@@ -151,7 +151,7 @@ class Jenkins:
             return answer.headers, body
 
     def wait(self, path: str, tree: str, key: str) -> object:
-        """Return the value of a key of an object of Jenkins' as soon as it has one."""
+        """Return the value of a key of one of Jenkins' objects as soon as there is one."""
         while True:
             found = json.loads(self.ask(f"{path}/api/json?tree={tree}"))
             if found.get("cancelled"):
@@ -165,7 +165,7 @@ class Jenkins:
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the main thread after so many seconds."""
+    """Raise TimeoutError in the main thread after a number of seconds."""
     def end(*_: object) -> NoReturn:
         raise TimeoutError(f"no whole answer within {seconds} s")
 
@@ -178,7 +178,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def start(jenkins: Jenkins, secret: str) -> str:
-    """Ask for a build of the job and return the path of its place in the queue; asked once, since one is enough."""
+    """Ask once for a build of the job, and return the path of its place in the queue."""
     form = {"GATE_NODE_NAME": os.environ["NODE_NAME"], "GATE_JOB_NAME": os.environ["JOB_NAME"],
             "GATE_BUILD_NUMBER": os.environ["BUILD_NUMBER"], "GATE_TAKE_SECRET": secret}
     form.update({name: os.environ[name] for name in FOR_RESULT if os.environ.get(name)})

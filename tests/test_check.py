@@ -614,7 +614,7 @@ def test_a_login_for_nodes_that_does_not_work_or_is_too_much_is_wrong(desk: Desk
     assert f"{what}401, user or password (API key) is wrong" in desk.check(*options, expect=1)
 
     options = desk.core(node_user="scripts", node_apikey="scripts-token")
-    assert [line for line in desk.check(*options, expect=1) if "expected a user of its own, not scripts" in line]
+    assert [line for line in desk.check(*options, expect=1) if "expected another user than scripts: " in line]
 
 
 def test_a_login_for_nodes_that_no_job_uses_is_wrong(desk: Desk) -> None:
@@ -656,7 +656,7 @@ def test_a_job_of_others_on_the_nodes_of_the_pool_is_named(desk: Desk) -> None:
     try:
         assert wrong(desk.check(expect=1)) == [told]
         assert wrong(desk.check(*desk.core(), expect=1)) == [
-            f"{told}, and it can read with what gate builds call Jenkins there"]
+            f"{told}, and it can read the login with which gate builds call Jenkins"]
     finally:
         requests.post(f"{desk.standin.url}job/others/doDelete", auth=("boss", "boss-token"), timeout=30)
     assert desk.pool.jenkins

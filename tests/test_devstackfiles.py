@@ -485,7 +485,7 @@ def test_where_the_host_does_not_let_us_shut_devstack_away_it_is_not_run(
     tree = stackrc(tmp_path / "tree", f"touch {tmp_path}/ran\nIMAGE_URLS=U/a\n")
     with pytest.raises(SandboxError) as caught:
         devstackfiles.image_urls(archive(tree), "noble")
-    assert f"not to be had here ({message})" in str(caught.value)
+    assert f"cannot shut it away ({message})" in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -665,7 +665,7 @@ def test_a_clone_whose_remote_is_not_origin_is_an_error(clone: Path) -> None:
     git(clone, "remote", "rename", "origin", "upstream")
     with pytest.raises(ConfigError) as caught:
         Checkout(clone).branches(["master"])
-    assert str(caught.value) == f"{clone}: has no remote called origin, whose branches count"
+    assert str(caught.value) == f"{clone}: has no remote called origin, from which branches are read"
 
 
 def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.jobsite import GATE, make_site, render
@@ -101,15 +100,3 @@ def test_the_configuration_as_code_gives_the_rights_that_check_py_wants() -> Non
     assert "nodes" not in code["jenkins"]
 
 
-def test_the_script_that_publishes_logs_is_bash() -> None:
-    (script,) = blocks("bash")
-    subprocess.run(["bash", "-n"], input=script, check=True, text=True)
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", PAGE.read_text()))
-def test_links_of_the_page_lead_somewhere(link: str) -> None:
-    path, _, anchor = link.partition("#")
-    if not path.startswith("https://"):
-        text = (PAGE.parent / path).read_text() if path else PAGE.read_text()
-        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -126,7 +126,7 @@ def test_a_template_that_has_forgotten_who_may_log_in_is_not_kept(make: MakePool
 
     log = pool.run(UPDATE, "one", "--keep-failed", expect=1).stderr
 
-    assert "the template has forgotten who may log in, so it is not kept\n" in log
+    assert "the template accepts no login any more, so it is not kept\n" in log
     assert pool.server_names("cloud-0") == []
     assert pool.sql("SELECT keep_until FROM snapshot_image WHERE name <> 'seeded'") == [(None,)]
 

@@ -338,7 +338,7 @@ def test_a_build_for_which_jenkins_refuses_everything_keeps_its_node_busy_until_
         busy.jenkins.knobs(rights={})
 
     assert run.returncode == 1
-    assert "needs the right hudson.model.Computer.Disconnect; the node is kept busy for 5 min" in error
+    assert "needs the right hudson.model.Computer.Disconnect; this build holds the node for 5 min" in error
 
 
 def test_a_mark_whose_answer_was_lost_stays(busy: Pool, machine: Take) -> None:

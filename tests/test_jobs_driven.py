@@ -21,7 +21,7 @@ BUILD_SECONDS = 90
 NODE_TOKEN = "a0b1c2d3-what-nodes-may"
 USERS = {"admin": ("admin-password", "admin-token"), "scripts": ("scripts-password", "scripts-token"),
          "node": ("node-password", NODE_TOKEN)}
-# The least that works, as README.md tells.
+# The least that works, as docs/jenkins.md tells.
 RIGHTS = {
     "scripts": ["Overall.Read", "Computer.Create", "Computer.Configure", "Computer.Disconnect", "Computer.Delete",
                 f"Item.Read/{GATE}", "Item.Read/devstack-vm-delete"],

@@ -388,7 +388,7 @@ def questions(draw: st.DrawFn) -> tuple[list[str], str, str]:
 
 
 def to_test(refs: Sequence[str], branch: str, ident: str) -> str | None:
-    """The order in which a project's code is chosen, as README.md tells it."""
+    """The order in which a project's code is chosen, as docs/gate.md tells it."""
     kind, _, series = branch.partition("/")
     other = {"stable": "unmaintained", "unmaintained": "stable"}.get(kind)
     for name in (branch, f"{other}/{series}" if other else branch):

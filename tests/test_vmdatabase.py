@@ -390,7 +390,7 @@ def backup(pool: Pool, name: str = "backup.db") -> Path:
 
 
 def restore(pool: Pool, copy: Path) -> None:
-    """Put a backup in the place of vm.db, as README says."""
+    """Put a backup in the place of vm.db, as docs/operations.md says."""
     for file in pool.folder.glob("vm.db-*"):
         file.unlink()
     shutil.copy(copy, pool.database)

@@ -329,7 +329,7 @@ class World:
         self.expect_all([self.wait(self.start(VMDATABASE, "backup", str(self.backup), spared=True))])
 
     def restore(self) -> None:
-        """Put the backup in the place of vm.db, as README says: whoever has the old one open keeps that."""
+        """Put the backup in the place of vm.db, as docs/operations.md says: whoever has the old one open keeps that."""
         self.events.add("restore")
         copy = self.pool.database.with_name("restored.db")
         shutil.copyfile(self.backup, copy)
