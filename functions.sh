@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # What the bash scripts share: messages, secrets, retries, time. Sourcing this file only defines functions and constants.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
 GATE_TOOLS=${GATE_TOOLS%/*}/gate

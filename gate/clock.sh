@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: phases, their processes, and the time limit around all of them.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 GRACE_SECONDS=30 # between TERM and KILL
 

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by gate/source.sh: git on servers and caches that nobody vouches for, with nothing of the user's settings.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 ATTEMPTS=3               # of a fetch
 GIT_SECONDS_MAX=300      # for one git command that goes over the network

@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: make the machine ready to run devstack. It is changed for good.
 # Takes BASE, HERE, RUN (a folder for this run's own files) and the functions of functions.sh and the wrap script.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 STACK_RIGHTS='stack ALL=(ALL) NOPASSWD:ALL
 Defaults:stack !requiretty

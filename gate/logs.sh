@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: what is left of a run for people and machines to read, and known failures. What is
 # collected, and how, is in gate/collectlogs.py. None of it changes the verdict.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # LOGS, HERE are the wrap script's
 
 LOG_CAP_KB=$(( 1024 * 1024 )) # for all logs together, compressed

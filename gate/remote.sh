@@ -2,8 +2,7 @@
 # Sourced by devstack-vm-gate-wrap.sh: HOST given. The run there is in a session of its own and writes to files, so that
 # a lost connection costs nothing; we show what it writes, pass signals on, and bring its logs and its status back.
 # What comes from there is data: bounded in time and size, and looked at by gate/received.py.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # HERE is the wrap script's
 
 # shellcheck disable=SC2016  # what is in single quotes is expanded on the host, or by another bash here

@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: what the run was given, and what it tested, kept in memory from the start: for
 # logs/reproduce.sh, which gate/reproduce.py makes of it in the end, and for what is secret.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 TESTED=''      # lines: each project with branch, sha1 and subject
 CHANGE_SHA1='' # of the change under test, as it was checked out or merged

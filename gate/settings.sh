@@ -1,8 +1,7 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: the settings, checked before anything is touched, and what goes along to
 # other shells.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 SETTINGS=()              # names of the variables of gate/variables.txt
 declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() { code; }"}

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: which code is tested, and its trees under $BASE.
-# Functions say by their status that they failed, and their callers look at it; errexit is only a net under that:
-# shellcheck disable=SC2310
+# shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # BASE, HERE, RUN, LOGS and RUN_BRANCH are the wrap script's
 
 # shellcheck source=gate/git.sh
