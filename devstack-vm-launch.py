@@ -145,7 +145,7 @@ class Launch:
         return f"left to the next launch, on their way: {gateprocess.some(names)}" if names else ""
 
     def fill(self, wait_for_boots: bool) -> int:
-        """Do what run does."""
+        """Do the work of run(), outside the handler that reports a stop."""
         nodes = None
         if self.nodes:  # first: without Jenkins nothing is begun
             nodes = {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
@@ -270,7 +270,7 @@ class Launch:
     # --- asking for machines ---
 
     def ask_for_machines(self) -> None:
-        """Record what is missing, row by row, and ask the cloud for it; late in a run the next one does that.
+        """Record the missing machines, row by row, and ask the cloud for them; late in a run the next one does.
 
         No more at once than workers can ask for, so that after a refusal no queue of creates goes on.
         """
@@ -488,7 +488,7 @@ class Launch:
         return f"{login}\n{boot.secret}" if login else ""
 
     def created(self, boot: Boot, task: Future[str]) -> None:
-        """Save the id of a new server. What was refused leaves no row; a lost answer is looked into."""
+        """Save the id of a new server. A refused create leaves no row; after a lost answer, look for the server."""
         sent_at = boot.sent_at or time.monotonic()
         boot.deadline = sent_at + self.provider.boot_timeout
         sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
@@ -599,7 +599,7 @@ class Launch:
 
     @staticmethod
     def again(boot: Boot) -> None:
-        """Have the same done again after a pause that grows."""
+        """Schedule another try, with a growing pause."""
         boot.retry_at = time.monotonic() + RETRY_SECONDS[min(boot.tries, len(RETRY_SECONDS) - 1)]
         boot.tries += 1
 

@@ -96,7 +96,7 @@ class Reap:
         return f"left to the next reap, being deleted: {gateprocess.some(names)}" if names else ""
 
     def reap(self) -> int:
-        """Do what run does."""
+        """Do the work of run(), outside the handler that reports a stop."""
         images = self.listed(self.cloud.list_snapshots)
         keypairs = self.listed(self.cloud.list_keypairs) or {}
         floating_ips = self.listed(self.cloud.network.list_ours) or []
@@ -162,7 +162,7 @@ class Reap:
     # --- seeing ---
 
     def listed(self, call: Callable[[], T]) -> T | None:
-        """Return what a list call returns, or None, reported, when it fails: the rest of the run needs it not."""
+        """Return what a list call returns, or None, reported, if it fails; the rest of the run can do without it."""
         try:
             return call()
         except GateError as err:

@@ -78,15 +78,15 @@ as_root() {
     fi
 }
 
-# Put seconds of a clock that nobody sets into NOW.
+# Set NOW to the seconds since boot (monotonic).
 now() {
     local rest
     read -r NOW rest < /proc/uptime
     NOW=${NOW%.*}
 }
 
-# Run a command until it succeeds, at most so often, each time for at most so many seconds, with growing pauses.
-# Returns the last status; 124 or 137 when the command was stopped.
+# retry ATTEMPTS SECONDS COMMAND...: up to ATTEMPTS tries, each limited to SECONDS, with growing pauses between them.
+# Returns the last status; 124 or 137 if the command was stopped.
 retry() {
     local attempts=$1 seconds=$2 pause=2 attempt rc=0
     shift 2

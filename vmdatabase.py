@@ -300,7 +300,7 @@ class SnapshotImage(Model):
     keep_until = peewee.IntegerField(null=True)
 
     def has_server(self, clock: float) -> bool:
-        """Whether a server is to be there for it: its build runs, or a person looks at what is left of it."""
+        """Whether its template server should exist: the build runs, or a failed one is kept for a person to inspect."""
         return self.state == BUILDING or (self.keep_until or 0) > clock
 
 

@@ -31,7 +31,7 @@ tags_of() {
     esac
 }
 
-# candidates BRANCH ID: the refs to test on a branch, the first that exists, in the order that README.md gives. ID is the
+# candidates BRANCH ID: the refs to test on a branch, the first that exists, in the order that docs/gate.md gives. ID is the
 # last part of ZUUL_REF, or empty.
 candidates() {
     local branch=$1 id=$2 names tags name
@@ -533,7 +533,7 @@ set_default() {
     if [[ ! ${!1:-} ]]; then export "$1=$2"; fi
 }
 
-# One line a project, in the order of the list, as plain as can be found again.
+# Print one unstamped line per project, in list order, so that tools can grep it.
 print_projects() {
     local tree project
     local -a more=()

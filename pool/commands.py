@@ -18,8 +18,9 @@ from pool import script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands of the docstring."""
+    """Run vmdatabase.py's command line."""
     options = _parse(argv)
     gateprocess.setup_logging(options.verbosity)
     command: Callable[[argparse.Namespace], int] = options.run
@@ -126,7 +127,8 @@ def _run_hold(options: argparse.Namespace) -> int:
     log = vmdatabase.machine_log(machine)
     log.info("%s -> HOLD: %s", before, options.reason)
     if before == vmdatabase.BUILDING and not machine.external_id:
-        log.warning("its server is only being asked for; should none come: vmdatabase.py unhold %s", machine.name)
+        log.warning("its server is still being created; if none appears, release it with: vmdatabase.py unhold %s",
+                    machine.name)
     code = gateprocess.EXIT_OK
     why = f"{jenkinsnodes.HELD}{options.reason}"
     try:

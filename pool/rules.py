@@ -59,7 +59,7 @@ def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A machine that is to be moved, and why."""
+    """A machine to move, the state to move it to, and why."""
 
     machine: Machine
     target: str
@@ -177,9 +177,10 @@ class Sight:
         return node is not None and not node.idle
 
     def spent(self, machine: Machine) -> bool:
-        """Whether no build can reach its node any more, for it has lost its label.
+        """Whether no build can start on its node any more, because the node has lost its label.
 
-        Who takes a node offline by hand leaves it that; a script that was cut short may have taken no more than that.
+        A person who takes a node offline leaves its label alone; only our scripts remove the label, possibly without
+        getting as far as the offline mark.
         """
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and jenkinsnodes.USED_LABEL in node.labels

@@ -22,9 +22,9 @@ from gateprocess import ConfigError
 from image import devstackfiles, pipneeds
 from pool import providersfile
 from tests.repos import write
+from tests.rules.test_providersfile import PROVIDERS
 from tests.test_devstackfiles import DISTRIBUTIONS
 from tests.test_devstackfiles import LINES as PACKAGE_LINES
-from tests.test_providersfile import PROVIDERS
 
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=100,
                       suppress_health_check=[HealthCheck.too_slow])

@@ -739,7 +739,8 @@ def test_hold_keeps_a_machine_in_any_state_but_delete(pool: Pool, state: str) ->
     result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", expect=0)
     assert result.stdout == f"{name} jenkins@192.0.2.1\n"
     who = f"provider=one image=noble machine=1 node={name}"
-    unborn = f"{LINE}WARNING {who} its server is only being asked for; should none come: vmdatabase.py unhold {name}\n"
+    unborn = (f"{LINE}WARNING {who} its server is still being created; if none appears, release it with: "
+              f"vmdatabase.py unhold {name}\n")
     assert re.fullmatch(f"{LINE}INFO {who} {state} -> HOLD: bug 7\n" + unborn * (state == "BUILDING"), result.stderr)
     assert pool.sql("SELECT state, hold_reason, hold_until FROM machine") == [("HOLD", "bug 7", None)]
 
