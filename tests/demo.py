@@ -151,7 +151,7 @@ class Demo:
         """Two builds, two machines."""
         self.story.step("Load the jobs of jobs/ into Jenkins, and run two builds of the gate job.")
         jobs = make_site(self.folder, {"suffix": [{"": {"image": "bookworm"}}]}, providers=[NORTH, SOUTH],
-                         scripts=str(PROJECT), **sample_settings(self.git_base))
+                         scripts=str(PROJECT), replacement="by-the-clock", **sample_settings(self.git_base))
         load(jobs, self.jenkins.url, self.jenkins.user, self.jenkins.token)
         self.story.came("`jenkins-jobs update jobs/` made six jobs. The gate's first step has its node taken out of")
         self.story.show("service, and waits for that; after any end its machine is marked for deletion")

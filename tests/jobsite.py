@@ -24,6 +24,7 @@ FULL = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper":
 
 def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults: Any) -> Path:
     """Copy jobs/ and change its defaults.yaml: variables, and keys of the project of gate jobs; returns the copy."""
+    folder.mkdir(exist_ok=True)
     site = folder / "jobs"
     shutil.copytree(JOBS, site, ignore=shutil.ignore_patterns("__pycache__"))
     parts = yaml.safe_load((JOBS / "defaults.yaml").read_text())
@@ -49,7 +50,7 @@ def render(site: Path, into: Path) -> dict[str, ElementTree.Element]:
 
 def load(site: Path, url: str, user: str, password: str) -> str:
     """Load the jobs into a Jenkins; returns what jenkins-jobs says."""
-    conf = site.parent / "jenkins_jobs.ini"
+    conf = site.parent / "jenkins_jobs.ini"  # and what jenkins-jobs remembers
     parser = configparser.ConfigParser(interpolation=None)
     parser["jenkins"] = {"url": url, "user": user, "password": password}
     with conf.open("w") as stream:
@@ -60,6 +61,9 @@ def load(site: Path, url: str, user: str, password: str) -> str:
 def run_jenkins_jobs(*words: str, conf: Path | None = None) -> str:
     """Run jenkins-jobs; returns what it says."""
     command = [str(JENKINS_JOBS), "--conf", str(conf or "/dev/null"), *words]
+    if conf:  # what it remembers of the Jenkins that it has loaded jobs into
+        command.insert(0, "env")
+        command.insert(1, f"XDG_CACHE_HOME={conf.parent}")
     done = subprocess.run(command, check=False, text=True, timeout=RUN_SECONDS, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}"

@@ -172,6 +172,17 @@ def test_without_plugins_the_node_is_taken_by_a_script_and_delete_follows_aborte
     assert (trigger.findtext("threshold/name"), trigger.findtext("threshold/ordinal")) == ("ABORTED", "4")
 
 
+@pytest.mark.parametrize(("replacement", "started"), [("at-once", ["devstack-launch-vms", "devstack-reap-vms"]),
+                                                      ("by-the-clock", [])])
+def test_use_and_end_start_launch_and_reap_however_the_step_ended(
+        tmp_path: Path, replacement: str, started: list[str]) -> None:
+    jobs = render(make_site(tmp_path, replacement=replacement), tmp_path / "xml")
+    triggers = [trigger for name in ("devstack-vm-inprogress", "devstack-vm-delete")
+                for trigger in jobs[name].findall("publishers/hudson.tasks.BuildTrigger")]
+    assert [trigger.findtext("childProjects") for trigger in triggers] == started
+    assert {trigger.findtext("threshold/name") for trigger in triggers} <= {"FAILURE"}
+
+
 def test_without_plugins_no_job_has_an_element_of_a_plugin(core: Jobs) -> None:
     dotted = {element.tag for job in core.values() for element in job.iter() if "." in element.tag}
     assert [tag for tag in sorted(dotted) if not tag.startswith(OWN)] == []

@@ -50,13 +50,20 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pool.write_secure_config("git python3", user="scripts", apikey="scripts-token", **(
             {"node_user": "node", "node_apikey": NODE_TOKEN} if request.param == "core" else {}))
         pool.load(provider(images=[image(min_ready=1)]))
-        settings = sample_settings(git_base)
-        settings["gate_settings"] += SLEEP
-        jobs = make_site(folder, plugins=request.param, providers=["one"], scripts=str(PROJECT), **settings)
-        load(jobs, jenkins.url, "admin", "admin-token")
+        load_jobs(pool, folder, request.param, git_base, "by-the-clock")
         pool.environment["GIT_BASE"] = git_base
         pool.run("devstack-vm-update-image.py", "one", expect=0)
         yield pool
+
+
+def load_jobs(pool: Pool, folder: Path, plugins: str, git_base: str, replacement: str) -> None:
+    """Load the jobs as a site has them whose gate runs on the sample projects."""
+    assert pool.jenkins
+    settings = sample_settings(git_base)
+    settings["gate_settings"] += SLEEP
+    jobs = make_site(folder, plugins=plugins, providers=["one"], scripts=str(PROJECT), replacement=replacement,
+                     **settings)
+    load(jobs, pool.jenkins.url, "admin", "admin-token")
 
 
 @pytest.fixture
@@ -145,6 +152,22 @@ def test_the_node_is_out_of_service_before_the_build_does_anything_else(pool: Po
     assert build["started"] < claim["started"] < claim["ended"] < build["ended"]
     assert "~/.devstack-gate-jenkins" not in console
     await_given_back(pool, build)
+
+
+def test_a_machine_that_is_taken_is_replaced_at_once_and_one_that_is_done_goes(pool: Pool, tmp_path: Path) -> None:
+    """Nobody runs launch or reap here: the jobs that a build calls have Jenkins start them."""
+    plugins, git_base = "core" if is_core(pool) else "full", pool.environment["GIT_BASE"]
+    load_jobs(pool, tmp_path, plugins, git_base, "at-once")
+    try:
+        build = run_job(pool, GATE, **change(pool, GOOD))
+        await_that("another machine", lambda: [name for name, state in pool.machines().items()
+                                               if state == "READY" and name != build["node"]], 30)
+        await_that("the end of the first", lambda: build["node"] not in pool.machines(), 60)
+        assert build["node"] not in pool.server_names()
+    finally:
+        load_jobs(pool, tmp_path / "again", plugins, git_base, "by-the-clock")
+    await_that("the end of what was started", lambda: all(
+        one["ended"] for job in ("devstack-launch-vms", "devstack-reap-vms") for one in builds_of(pool, job)), 60)
 
 
 def test_a_build_whose_node_cannot_be_taken_fails_and_runs_nothing_of_the_change(pool: Pool) -> None:
