@@ -653,7 +653,7 @@ class Reap:
             elif server.machine_id is None or sight.nodes is not None:
                 going.append(server)
         unlikely = rules.unlikely_leaks(going, vmdatabase.known_ids("machine"), vmdatabase.known_ids("snapshot_image"),
-                                  len(rows))
+                                        len(rows), int(vmdatabase.setting("moved") or 0))
         if not unlikely or self.options.all_servers:
             return going
         names = gateprocess.some(sorted(server.name for server in going))

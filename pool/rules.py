@@ -307,19 +307,20 @@ def unaccounted_servers(
 
 
 def unlikely_leaks(
-    servers: Sequence[nova.Server], machines: KnownIds, snapshots: KnownIds, rows: int
+    servers: Sequence[nova.Server], machines: KnownIds, snapshots: KnownIds, rows: int, moved: int
 ) -> str:
     """Return why so many or such servers without a row are none of a pool's that knows itself, empty if they may be.
 
     A row is written before its server is asked for and deleted after that is gone, so that leaks are few. rows is how
-    many machines vm.db has of the provider.
+    many machines vm.db has of the provider; moved is when a person last said that vm.db was restored or moved on
+    purpose (Unix seconds, 0 for never): it may have forgotten any number of servers that are older.
     """
     newer = [server for server in servers
              if not machines.knows(server.machine_id or 0) or not snapshots.knows(server.snapshot_id or 0)]
     if newer:
         return f"{len(newer)} of {len(servers)} were made by a newer vm.db than this one"
-    many = len(servers) > max(rows, FEW_LEAKS)
-    return f"these are {len(servers)}, but only {rows} machines have a row" if many else ""
+    count = sum(server.created > moved for server in servers)
+    return f"these are {count}, but only {rows} machines have a row" if count > max(rows, FEW_LEAKS) else ""
 
 
 def leaked_images(

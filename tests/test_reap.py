@@ -260,13 +260,22 @@ IDS = vmdatabase.KnownIds
 ])
 def test_unlikely_leaks(servers: list[int], machines: Any, rows: int, unlikely: str) -> None:
     found = [server(str(number), machine=number) for number in servers]
-    assert rules.unlikely_leaks(found, machines, IDS(0), rows) == unlikely
+    assert rules.unlikely_leaks(found, machines, IDS(0), rows, 0) == unlikely
+
+
+@pytest.mark.parametrize(("older", "younger", "unlikely"), [
+    (9, 0, ""), (9, 3, ""), (0, 4, "these are 4, but only 0 machines have a row"),
+    (9, 4, "these are 4, but only 0 machines have a row")])
+def test_leaks_of_before_a_persons_word_are_as_many_as_there_are(older: int, younger: int, unlikely: str) -> None:
+    found = [server(str(number), machine=number, age=age)
+             for number, age in enumerate([HOUR] * older + [HOUR - 1] * younger)]
+    assert rules.unlikely_leaks(found, IDS(99), IDS(0), 0, NOW - HOUR) == unlikely
 
 
 @pytest.mark.parametrize(("snapshot", "unlikely"), [(5, False), (6, True)])
 def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_leaks(
         snapshot: int, unlikely: bool) -> None:
-    assert bool(rules.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9)) == unlikely
+    assert bool(rules.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9, 0)) == unlikely
 
 
 @pytest.mark.parametrize(("lost", "gone", "silent", "cut_off", "absent", "dead"), [
@@ -1014,7 +1023,7 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
 
 @pytest.mark.parametrize("word", ["moved", "--all-servers"])
 def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: str) -> None:
-    names = filled(pool, 3)
+    names = filled(pool, 6)
     pool.run("vmdatabase.py", "hold", names[0], "--reason", "bug 1", expect=0)
     restore(pool)
     pool.run(REAP, "one", expect=1)
@@ -1028,7 +1037,7 @@ def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: 
 
     machines = pool.machines()
     assert sorted(machines) == pool.server_names() == sorted(pool.nodes())
-    assert sorted(machines.values()) == ["HOLD", "READY", "READY", "READY"]
+    assert sorted(machines.values()) == ["HOLD"] + ["READY"] * 6
     assert not set(names[1:]) & machines.keys(), "a name was given twice"
 
 
