@@ -99,6 +99,7 @@ class Reap:
         """Do the work of run(), outside the handler that reports a stop."""
         images = self.listed(self.cloud.list_snapshots)
         keypairs = self.listed(self.cloud.list_keypairs) or {}
+        listed_at = vmdatabase.now()
         floating_ips = self.listed(self.cloud.network.list_ours) or []
         volumes = self.see_volumes()
         sight = self.see()
@@ -114,7 +115,7 @@ class Reap:
         if images is not None:
             self.delete_snapshots(images)
         self.each("keypair", self.leaked_keypairs(keypairs), self.cloud.delete_keypair)
-        self.release_floating_ips(floating_ips, sight)
+        self.release_floating_ips(floating_ips, listed_at, sight)
         self.each("volume", self.leaked_volumes(volumes), self.cloud.volumes.delete)
         self.each("stray node", stray_nodes, self.remove_node)
         if not self.options.dry_run:
@@ -778,10 +779,10 @@ class Reap:
         building = vmdatabase.building_snapshot_ids()
         return {name: name for name, snapshot_id in keypairs.items() if snapshot_id not in building}
 
-    def release_floating_ips(self, floating_ips: Sequence[nova.FloatingIP], sight: Sight) -> None:
-        """Let go of the floating IPs that we have for servers or machines which are gone."""
+    def release_floating_ips(self, floating_ips: Sequence[nova.FloatingIP], listed_at: int, sight: Sight) -> None:
+        """Let go of the floating IPs of servers that are gone, and of those that no machine will be bound to."""
         known = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
-        machines = vmdatabase.machine_ids()
+        machines = vmdatabase.machines_to_bind(listed_at)
         leaked = {ip.id: ip for ip in floating_ips
                   if (ip.machine_id not in machines if ip.machine_id is not None else ip.server_id not in known)}
         self.each("floating IP", {ip.id: ip.address for ip in leaked.values()},

@@ -834,9 +834,13 @@ def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
     return list(rows)
 
 
-def machine_ids() -> set[int]:
-    """Return the ids of the machines of all providers."""
-    rows: Iterable[Any] = Machine.select(Machine.id).tuples()
+def machines_to_bind(since: int) -> set[int]:
+    """Return the ids of the machines, of all providers, that were still to get their floating IP at a moment.
+
+    These are the ones that are BUILDING, or have left that state since then (Unix seconds).
+    """
+    rows: Iterable[Any] = Machine.select(Machine.id).where(
+        (Machine.state == BUILDING) | (Machine.state_time >= since)).tuples()
     return {machine_id for (machine_id,) in rows}
 
 

@@ -942,6 +942,18 @@ def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(poo
     assert f"is held, but its server is gone; let it go with: vmdatabase.py unhold {name}\n" in result.stderr
 
 
+@pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 0), ("ERROR", 0)])
+def test_a_floating_ip_that_was_reserved_stays_as_long_as_launch_may_bind_it(pool: Pool, state: str, kept: int) -> None:
+    name = loaded(pool).add_machine(state, node=False)
+    cloud = pool.client()
+    cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
+                            description=f"devstack-gate-pool={pool.uuid} machine={name.rpartition('-')[2]}")
+
+    pool.run(REAP, "one", expect=0)
+
+    assert len(pool.pocket_look()["floating_ips"]) == kept
+
+
 def test_stray_nodes_of_ours_go_and_other_peoples_stay(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
