@@ -24,6 +24,7 @@ from typing import Any
 
 from bench.measure import PROJECT, BenchError, Row, pairs
 from tests.pocketcloud.client import Pocket
+from tests.pocketcloud.waiting import LEAST_SECONDS
 from tests.pool import NO_APT, Pool, await_that, clear_cloud, image, provider
 
 UPDATE = "devstack-vm-update-image.py"
@@ -115,7 +116,8 @@ def _boot_and_snapshot(pool: Pool, steps: dict[str, list[float]]) -> float:
     template = _boot(pool, connection, base)
     booted = time.perf_counter()
     snapshot = connection.compute.create_server_image(template, "bench", wait=False).id
-    await_that("the snapshot", lambda: connection.image.get_image(snapshot).status == "active", BOOT_SECONDS)
+    await_that("the snapshot", lambda: connection.image.get_image(snapshot).status == "active", BOOT_SECONDS,
+               LEAST_SECONDS)
     active = time.perf_counter()
     connection.compute.delete_server(template)
     machine = _boot(pool, connection, snapshot)
@@ -131,8 +133,10 @@ def _boot(pool: Pool, connection: Any, image_id: str) -> str:
     server = connection.compute.create_server(
         name="bench", image_id=image_id, flavor_id="1", key_name="bench",
         networks=[{"uuid": connection.network.find_network("private").id}])
-    address = await_that("the machine to be ACTIVE", lambda: _address(connection, server.id), BOOT_SECONDS)
-    await_that("ssh", lambda: pool.ssh(address, "true", user="debian").returncode == 0, BOOT_SECONDS)
+    address = await_that("the machine to be ACTIVE", lambda: _address(connection, server.id), BOOT_SECONDS,
+                         LEAST_SECONDS)
+    await_that("ssh", lambda: pool.ssh(address, "true", user="debian").returncode == 0, BOOT_SECONDS,
+               LEAST_SECONDS)
     return str(server.id)
 
 

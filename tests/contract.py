@@ -22,6 +22,7 @@ from tests.pocketcloud.knobs import Knobs
 from tests.pool import await_that
 
 HANG_SECONDS = 120.0  # nothing takes so long
+LOOK_SECONDS = 0.3  # at most between two looks, each of which real services need some 50 ms for
 SECOND_RANGE = "127.95.7.0/24"
 Options = dict[str, Any]
 T = TypeVar("T")
@@ -199,8 +200,8 @@ def read_clouds(clouds_yaml: Path) -> Any:
 
 
 def waited(what: str, look: Callable[[], T]) -> T:
-    """Return what look gives as soon as it is true; finds what hangs, and times nothing."""
-    return await_that(what, look, HANG_SECONDS)
+    """Return what look gives soon after it is true; finds what hangs, and times nothing."""
+    return await_that(what, look, HANG_SECONDS, LOOK_SECONDS)
 
 
 class PocketSide:

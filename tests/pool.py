@@ -21,6 +21,7 @@ from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
+from tests.pocketcloud.waiting import MOST_SECONDS, pause
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT_SECONDS = 120
@@ -321,12 +322,13 @@ def client(clouds_yaml: Path, cloud: str) -> Any:
     return openstack.connection.Connection(config=config.get_one(cloud=cloud))
 
 
-def await_that(what: str, look: Callable[[], T], seconds: float = 15) -> T:
-    """Return what look gives as soon as it is true."""
-    deadline = time.monotonic() + seconds
+def await_that(what: str, look: Callable[[], T], seconds: float = 15, most: float = MOST_SECONDS) -> T:
+    """Return what look gives as soon as it is true, or `most` seconds later."""
+    began = time.monotonic()
     while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.02)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {seconds} s in vain for {what}"
+        time.sleep(pause(waited, most))
     return found
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.pocketcloud.waiting import pause
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 600.0  # the first start of all makes the base tree, and the services of a real cloud
 STOP_SECONDS = 30.0
@@ -69,14 +71,14 @@ class CloudProcess:
             raise PocketError(f"{self._module} did not stop within {STOP_SECONDS:.0f} s:\n{self._last_log()}") from None
 
     def _wait_until_ready(self) -> dict[str, Any]:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < START_SECONDS:
             if self.process.poll() is not None:
                 raise PocketError(f"{self._module} ended with {self.process.returncode}:\n{self._last_log()}")
             ready = self._read_ready()
             if ready:
                 return ready
-            time.sleep(0.02)
+            time.sleep(pause(waited))
         self.kill()
         raise PocketError(f"{self._module} was not ready after {START_SECONDS:.0f} s:\n{self._last_log()}")
 

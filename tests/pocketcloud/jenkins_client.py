@@ -11,12 +11,13 @@ from urllib.parse import urlencode
 
 import requests
 
+from tests.pocketcloud.waiting import pause
+
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 CALL_SECONDS = 30.0
-POLL_SECONDS = 0.02
 
 
 class StandInError(Exception):
@@ -183,14 +184,15 @@ class StandIn:
         return self._await(f"node {name} to be {state}", seconds, reached)
 
     def _await(self, what: str, seconds: float, attempt: Callable[[], T | None]) -> T:
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         while True:
             found = attempt()
             if found is not None:
                 return found
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > seconds:
                 raise StandInError(f"waited {seconds} s in vain for {what}; {self._seen()}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause(waited))
 
     def _seen(self) -> str:
         if not self.url:
