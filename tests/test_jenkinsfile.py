@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.pocketcloud.jenkins_console import BRIEF_JAVA
 from tests.pool import PROJECT
 
 JENKINSFILE = PROJECT / "jobs/Jenkinsfile"
@@ -46,7 +47,7 @@ def run(folder: Path, fail: dict[str, str] | None = None, **params: str) -> dict
              "env": JOB_ENV, "node_env": NODE_ENV, "fail": fail or {}}
     file = folder / "given.json"
     file.write_text(json.dumps(given))
-    environment = {**os.environ, "HOME": str(folder), "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "HOME": str(folder), "LC_ALL": "C.UTF-8", "JAVA_OPTS": BRIEF_JAVA}
     done = subprocess.run(["groovy", HARNESS, JENKINSFILE, file], env=environment, capture_output=True, text=True,
                           timeout=RUN_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
