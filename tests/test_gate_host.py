@@ -320,8 +320,11 @@ def test_a_status_that_is_none_is_a_failure(client: Client, status: str) -> None
 STAND_STILL = """gate_hook() {
     echo standing still
     sudo pkill -KILL -f processes.py; sudo kill -STOP $PPID; sleep 9003; }; export -f gate_hook"""
-# And one that also has much to say.
-FLOOD = "gate_hook() { echo flooding; sudo pkill -KILL -f processes.py; yes; }; export -f gate_hook"
+# And one that also has much to say: more and more, at its end without a pause.
+FLOOD = r"""gate_hook() {
+    echo flooding; sudo pkill -KILL -f processes.py
+    for (( second = 0; second < 54; second++ )); do printf 'y\n%.0s' {1..8000}; sleep 1; done
+    yes; }; export -f gate_hook"""
 
 
 @pytest.fixture
