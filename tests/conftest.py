@@ -1,32 +1,55 @@
 """Fixtures: clouds, Jenkins and pools that end with the test."""
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
+# Scripts, clouds and workers start by the thousand; Python keeps what it compiles, as on a Jenkins host.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MakePool = Callable[..., Pool]
 # The files that take longest, as a run's own times have it: begun first, none is waited for alone at the end.
-LONGEST = ("test_launch.py", "test_reap.py", "test_image_builds.py", "test_jobs_driven.py",
-           "realcloud/test_contract.py",
-           "test_gate_host.py", "test_launch_room.py", "test_gate.py", "test_gate_received.py", "test_bench.py",
-           "test_gate_limit.py", "test_update_image_sh.py", "test_kill.py", "test_after_build.py", "test_docs.py",
-           "test_jenkinsfile.py", "test_stopping.py", "test_pip_cache.py", "test_check.py", "realcloud/test_life.py",
-           "realcloud/test_room.py", "realcloud/test_start_and_stop.py")
+LONGEST = ("test_reap.py", "test_launch.py", "realcloud/test_contract.py", "test_jobs_driven.py",
+           "realcloud/test_life.py", "realcloud/test_machines_of_nova.py", "test_gate.py", "test_image_builds.py",
+           "test_gate_limit.py", "test_launch_room.py", "test_update_image_sh.py", "test_gate_host.py",
+           "test_bench.py", "test_pip_cache.py", "chaos/test_chaos.py", "test_check.py", "test_kill.py",
+           "realcloud/test_room.py", "realcloud/test_start_and_stop.py", "test_contract.py", "test_jenkinsfile.py",
+           "test_after_build.py", "test_gate_bats.py", "test_hostile_answers.py", "test_forget.py", "test_stopping.py")
+# One worker runs both, with the control plane that it has started then.
+TOGETHER = {"tests/realcloud/test_machines_of_nova.py": "tests/realcloud/test_life.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of the files that take longest first; xdist hands files out in this order."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.relative_to(PROJECT / "tests").as_posix(), len(places)))
+
+
+class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out files, some of them together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return TOGETHER.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    """Return the scheduler for --dist loadfile; xdist has those of the others."""
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture
