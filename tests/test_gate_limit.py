@@ -52,7 +52,16 @@ def left_on(node: Node) -> str:
 
 def await_nothing_left(node: Node) -> None:
     """Wait until all of a run has ended; it leaves neither a zombie, nor a folder, nor a cgroup."""
-    await_that(f"the end of all of the run, not {left_on(node)}", lambda: left_on(node) == "", 120)
+    left = [left_on(node)]
+
+    def nothing() -> bool:
+        left.append(left_on(node))
+        return left[-1] == ""
+
+    try:
+        await_that("the end of all of the run", nothing, 120)
+    except AssertionError as err:
+        raise AssertionError(f"{err}: at first {left[0]}, at last {left[-1]}") from None
     found = "ls -d /tmp/tmp.* /sys/fs/cgroup/devstack* 2> /dev/null; ps -e -o stat= | grep Z; true"
     await_that("the end of the run's folder", lambda: node.check(found) == "", 10)
 
@@ -92,7 +101,7 @@ def test_a_killed_script_leaves_no_test_running(node: Node, whom: str, cgroups: 
     if cgroups:
         node.check("sudo mount -t cgroup2 none /sys/fs/cgroup")
     node.check("sudo useradd keeper && sudo -u keeper setsid -f sleep 6001 > /dev/null 2>&1")
-    settle = ":" if cgroups else "sleep 1"  # without cgroups a parent that ends at once may be seen by nobody
+    settle = ":" if cgroups else "sleep 5"  # without cgroups a parent that ends soon may be seen by nobody: ten looks
     pid = start(node, DAEMONS % settle, "Z daemons are out")
     for name in ("7001", "7002", "7003", "7004", "7005", "7007", "7008", "processes.py watch"):
         assert name in left_on(node)
