@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,21 @@ LONGEST = ("test_reap.py", "test_launch.py", "realcloud/test_contract.py", "test
            "test_after_build.py", "test_gate_bats.py", "test_hostile_answers.py", "test_forget.py", "test_stopping.py")
 # One worker runs both, with the control plane that it has started then.
 TOGETHER = {"tests/realcloud/test_machines_of_nova.py": "tests/realcloud/test_life.py"}
+# Two files wait for longer than all others: several workers run their tests, each with a site of its own.
+PARTS = {"tests/test_reap.py": 3, "tests/test_launch.py": 2}
+# The users of the fixture `slow` of either file: what it starts for the first of them, the others look at.
+ONE_PART = {
+    "test_a_server_that_is_asked_to_go_is_waited_for",
+    "test_a_machine_whose_agent_died_is_deleted_and_those_whose_agent_came_back_or_was_taken_stay",
+    "test_a_stuck_delete_is_reported_with_its_age_from_the_first_attempt",
+    "test_a_machine_is_waited_for",
+    "test_a_machine_that_does_not_come_up_is_an_error_after_boot_timeout",
+    "test_a_server_made_though_the_answer_was_lost_is_adopted_and_not_doubled",
+    "test_what_takes_its_time_is_waited_for",
+    "test_a_rate_limit_is_obeyed",
+    "test_a_create_that_made_nothing_is_an_error_and_the_next_run_replaces_it",
+    "test_a_jenkins_that_does_not_take_the_node_makes_the_machine_an_error",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,11 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Hands out files, some of them together."""
+    """Hands out files, some of them together, some in parts; the tests of one function are in one part."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
-        return TOGETHER.get(file, file)
+        test = nodeid.removeprefix(f"{file}::").partition("[")[0]
+        part = 0 if test in ONE_PART else zlib.crc32(test.encode()) % PARTS.get(file, 1)
+        return f"{TOGETHER.get(file, file)}/{part}"
 
 
 @pytest.hookimpl(optionalhook=True)
