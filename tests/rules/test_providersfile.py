@@ -18,7 +18,7 @@ IMAGE = {"name": "noble", "image": "Ubuntu 24.04", "min-ready": 2}
 PROVIDER_DEFAULTS: dict[str, Any] = {
     "region": None, "boot-timeout": 900, "max-concurrency": 8, "calls-per-second": None, "networks": [],
     "floating-ips": "auto", "floating-ip-network": None, "address": "public-v4", "ssh-port": 22, "security-groups": [],
-    "availability-zones": [], "images": [],
+    "availability-zones": [], "images": [], "priority": 0, "paused": False,
 }
 IMAGE_DEFAULTS: dict[str, Any] = {
     "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None, "config-drive": False,
@@ -328,9 +328,9 @@ def test_a_key_of_an_image_refuses(tmp_path: Path, key: str, text: str, expected
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: top level: expected a mapping with providers"),
-        ("# nothing\n", ":1: top level: expected a mapping with providers"),
-        ("- name: one\n", ":1: top level: expected a mapping with providers"),
+        ("", ":1: top level: expected a mapping with providers, labels"),
+        ("# nothing\n", ":1: top level: expected a mapping with providers, labels"),
+        ("- name: one\n", ":1: top level: expected a mapping with providers, labels"),
         ("{}\n", ":1: top level: providers is missing; expected a list of providers"),
         ("providers: one\n", ":1: providers: expected a list"),
         ("providers:\n", ":1: providers: expected a list"),
