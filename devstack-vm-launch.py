@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from pool import rules, script
+from pool import demand, rules, script
 from pool.rules import Need
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
@@ -128,6 +130,7 @@ class Launch:
         self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
         self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
+        self.waiting: Counter[str] | None = None  # builds that wait in Jenkins, by label; None until asked for
         self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
         self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
@@ -149,7 +152,8 @@ class Launch:
         nodes = None
         if self.nodes:  # first: without Jenkins nothing is begun
             nodes = {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
-        servers = self.cloud.list_servers()
+        servers = self.see_servers()
+        self.look_at_queue()
         self.leave_out_ids(servers, nodes or {})
         self.take_over(servers, nodes)
         self.check_right_to_register()
@@ -170,6 +174,26 @@ class Launch:
             pause = poll_pause(now - changed_at, now - began)
         wait(self.consoles)
         return self.report()
+
+    def see_servers(self) -> list[nova.Server]:
+        """Return the provider's servers, and write down whether it answers, for the runs of the other ones."""
+        try:
+            servers = self.cloud.list_servers()
+        except GateError:
+            vmdatabase.note_answer(self.provider, False)
+            raise
+        vmdatabase.note_answer(self.provider, True)
+        return servers
+
+    def look_at_queue(self) -> None:
+        """Count the builds that wait for machines, if a label wants so many more for them."""
+        labels = [vmdatabase.label_named(image.name) for image in self.images.values()]
+        if not self.nodes or not any(label and label.demand == demand.QUEUE for label in labels):
+            return
+        try:
+            self.waiting = self.nodes.waiting()
+        except GateError as err:
+            self.log.warning("%s; builds that wait there are not counted", err)
 
     # --- what earlier runs left ---
 
@@ -275,20 +299,80 @@ class Launch:
         No more at once than workers can ask for, so that after a refusal no queue of creates goes on.
         """
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
-        if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
-            self.start([(image, self.templates[image.id]) for image in self.plan()[:free]])
+        if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout and self.plan():
+            self.start(free)
 
-    def plan(self) -> list[BaseImage]:
-        """Return the image types to launch machines of, one entry for each machine."""
+    def plan(self, ask: bool = True) -> list[BaseImage]:
+        """Return the image types to launch machines of, one entry for each machine; ask: the cloud may be asked."""
         self.refresh()
+        if self.provider.paused:
+            return []
         counts = vmdatabase.count_machines(self.provider)
         needs = []
         for image in self.images.values():
             present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
-            if present < image.min_ready and image.active and self.template(image):
+            image.min_ready = self.share(image, present)
+            if present < image.min_ready and image.active and (
+                    self.template(image) if ask else image.id in self.templates):
                 needs.append(Need(image.id, self.wanted(image), present))
         taken = vmdatabase.count_rows(self.provider) + self.orphans
         return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
+
+    def share(self, image: BaseImage, present: int) -> int:
+        """Return how many machines of an image type this provider is to have: its min-ready, or its part of a label's.
+
+        A label's machines are counted over all providers. One that is down, paused or full gives none: what it has on
+        the way does not count, so that the others make it up.
+        """
+        label = vmdatabase.label_named(image.name)
+        if label is None or not image.active:
+            return image.min_ready
+        offers = [self.offer(other, present) for other in vmdatabase.images_named(image.name)]
+        return present + demand.shares(self.wish(label).count, offers, label.spread)[self.provider.name]
+
+    def wish(self, label: vmdatabase.LabelRow) -> demand.Wanted:
+        """Return how many machines of a label all providers together are to have now, and why."""
+        settings = demand.Label(label.name, label.min_ready, label.max_ready, label.demand, label.spread,
+                                json.loads(label.schedule))
+        waiting = (self.waiting or Counter())[f"{self.prefix}devstack-{label.name}"]
+        return demand.wanted(settings, datetime.now(UTC), waiting)
+
+    def offer(self, image: BaseImage, present: int) -> demand.Offer:
+        """Return what a provider has of an image type, and could give: this one as it is seen, others by vm.db."""
+        provider = image.provider
+        counts = vmdatabase.count_machines(provider)
+        ready, building = counts[image.id, READY], counts[image.id, BUILDING]
+        mine = provider.id == self.provider.id
+        taken = vmdatabase.count_rows(provider) + (self.orphans if mine else 0)
+        room = max(0, provider.max_servers - taken)
+        if mine:
+            ready, building = present, 0
+        elif provider.down_since or (provider.full_until or 0) > vmdatabase.now() \
+                or vmdatabase.current_snapshot(image) is None:
+            room = 0
+        if provider.paused or not image.active:
+            room = 0
+        if provider.on_trial:
+            room = min(room, int(not counts[image.id, BUILDING]))
+        if provider.down_since and not mine:
+            building = 0
+        return demand.Offer(provider.name, provider.priority, ready + building, room, max(1, provider.max_servers))
+
+    def label_lines(self) -> list[str]:
+        """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
+        lines = []
+        for image in self.images.values():
+            label = vmdatabase.label_named(image.name)
+            if label is None or not image.active:
+                continue
+            wish, others = self.wish(label), vmdatabase.images_named(image.name)
+            present = vmdatabase.count_machines(self.provider)
+            offers = [self.offer(other, present[image.id, READY] + present[image.id, BUILDING]) for other in others]
+            added = demand.shares(wish.count, offers, label.spread)
+            given = [f"{offer.provider} {offer.present}" + f" + {added[offer.provider]}" * bool(added[offer.provider])
+                     + out_of(other.provider) for offer, other in zip(offers, others, strict=True)]
+            lines.append(f"label {image.name}: {wish.count} wanted ({wish.why}); {', '.join(given)}")
+        return lines
 
     def wanted(self, image: BaseImage) -> int:
         """Return how many machines of an image type to have: its min-ready, if they are not lost to Jenkins in a row.
@@ -325,6 +409,7 @@ class Launch:
         self.images.update(fresh)
         provider = Provider.get_or_none(Provider.id == self.provider.id)
         self.provider.max_servers = provider.max_servers if provider else 0
+        self.provider.paused = bool(provider and provider.paused)
 
     def template(self, image: BaseImage) -> Template | None:
         """Return what to boot for an image type, or None when this run cannot."""
@@ -353,6 +438,7 @@ class Launch:
     def run_short(self, boot: Boot, why: GateError) -> None:
         """Ask for no more of what needs that of which the cloud has no more: this zone, image type, volumes, or all."""
         image_id = boot.machine.base_image_id
+        vmdatabase.note_room(self.provider, refused=True)
         lack = nova.shortage(str(why))
         if lack == nova.HOST:
             self.leave_zone(boot, why)
@@ -382,12 +468,14 @@ class Launch:
         """Return the zones in which there may be room for an image type."""
         return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
-    def start(self, wanted: Sequence[tuple[BaseImage, Template]]) -> None:
-        """Write a row for each machine, then ask for the servers that are named after them."""
-        if not wanted:
-            return
+    def start(self, most: int) -> None:
+        """Write a row for each machine of the plan, at most so many, then ask for the servers named after them.
+
+        Plan and rows are one transaction, so that runs of several providers never make too many together.
+        """
         machines = []
         with vmdatabase.database.atomic("IMMEDIATE"):
+            wanted = [(image, self.templates[image.id]) for image in self.plan(ask=False)[:most]]
             for image, template in wanted:
                 machine = Machine.create(base_image=image, snapshot_image=template.snapshot,
                                          user=self.config.node.user, state=BUILDING, state_time=vmdatabase.now())
@@ -534,6 +622,7 @@ class Launch:
             known_by = vmdatabase.secret_hash(boot.secret) if self.jenkins_login(boot) else None
             if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name,
                           take_hash=known_by):
+                vmdatabase.note_room(self.provider, refused=False)
                 boot.tries, boot.stage, boot.deadline = 0, REGISTER, time.monotonic() + REGISTER_SECONDS
                 if not self.nodes:
                     del self.boots[boot.machine.id]
@@ -773,6 +862,17 @@ class Launch:
                        for machine in vmdatabase.ready_machines(self.provider))
 
 
+def out_of(provider: Provider) -> str:
+    """Return in words why a provider gives no machines now, empty if it may."""
+    if provider.paused:
+        return " (paused)"
+    if provider.down_since:
+        return f" (down for {(vmdatabase.now() - provider.down_since) // 60} min)"
+    if (provider.full_until or 0) > vmdatabase.now():
+        return " (full)"
+    return " (on trial after an outage)" if provider.on_trial else ""
+
+
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
     """Return the tasks that are done as soon as one is, or none at a moment of the monotonic clock."""
     seconds = max(0.0, until - time.monotonic())
@@ -813,8 +913,11 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
     launch.count_orphans(launch.cloud.list_servers())
+    launch.look_at_queue()
     for image in launch.plan():
         print(f"would launch a machine of {provider.name} {image.name}")
+    for line in launch.label_lines():
+        print(line)
     return gateprocess.EXIT_OK
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -47,6 +48,9 @@ GOING, STRAY = "its machine is being deleted", "there is no machine of this name
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
 EXECUTOR_FIELDS = "executors[currentExecutable[url]],oneOffExecutors[currentExecutable[url]]"
+ITEM_FIELDS = "why,buildable,pending"
+QUOTES = "[\u2018\u2019'\"]"  # round ones, or straight ones in Jenkins of other languages
+AWAITED_LABEL = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}")
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
@@ -256,6 +260,19 @@ class Nodes:
         """Return a node, or None if Jenkins says 404."""
         return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, self._node)
 
+    def waiting(self) -> Counter[str]:
+        """Return how many builds wait for a node, by the label that they wait for, in one call.
+
+        Builds in their quiet period, or that wait for another build of their job, want no node yet.
+        """
+        request = self._request("GET", "queue/api/json", params={"tree": f"items[{ITEM_FIELDS}]"},
+                                headers={"Accept-Language": "en"})
+        found = self._ask("look at the queue", lambda server: Counter(
+            label for item in json.loads(request(server))["items"] if (label := awaited_label(item))))
+        if found is None:
+            raise JenkinsError(f"Jenkins {self._config.server}: look at the queue: 404, is this a Jenkins?")
+        return found
+
     def _node(self, raw: dict[str, Any]) -> Node:
         node = _node(raw)
         return node._replace(url=f"{self._config.server.rstrip('/')}/computer/{quote(node.name)}")
@@ -440,6 +457,17 @@ def _node(raw: dict[str, Any]) -> Node:
         reason=str(raw.get("offlineCauseReason") or ""),
         labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels", [])),
     )
+
+
+def awaited_label(item: Mapping[str, Any]) -> str:
+    """Return the label of a build in Jenkins' queue that waits for a node, empty if it waits for something else.
+
+    Jenkins says it in words only: no nodes with the label X, all nodes of label X are offline, no free executor on X.
+    """
+    if not item.get("buildable") or item.get("pending"):
+        return ""
+    found = AWAITED_LABEL.search(str(item.get("why") or ""))
+    return found[1] if found else ""
 
 
 def _build(raw: dict[str, Any]) -> Build:

@@ -120,9 +120,10 @@ ERROR_LENGTH = 4000  # of a machine or a snapshot
 FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
 FULL_BYTES = 1 << 20  # less room than this is none
 CHUNK = 500  # ids in one statement
+FULL_SECONDS = 1200  # how long a provider that refused a machine for lack of room is not counted on: two launches
 # Columns that do not change what a machine is made of.
-OF_NO_RECIPE = ("active", "deaths", "death", "death_of", "min_ready", "max_ready_age", "max_servers", "max_concurrency",
-                "calls_per_second", "boot_timeout")
+OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_until", "deaths", "death", "death_of",
+                "min_ready", "max_ready_age", "max_servers", "max_concurrency", "calls_per_second", "boot_timeout")
 
 _STATE_CHECK = f"CHECK (state IN {STATES})"
 
@@ -204,6 +205,17 @@ MIGRATIONS = (
     ALTER TABLE result ADD COLUMN by_person INTEGER;
     UPDATE result SET by_person = 1 WHERE jenkins_job_name IS NULL AND end_time IS NULL;
     """,
+    # What all providers together are to have of an image type, and which of them can give something now.
+    """
+    CREATE TABLE label (
+        name TEXT PRIMARY KEY, min_ready INTEGER NOT NULL CHECK (min_ready >= 0), max_ready INTEGER NOT NULL,
+        demand TEXT NOT NULL, spread TEXT NOT NULL, schedule TEXT NOT NULL);
+    ALTER TABLE provider ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE provider ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE provider ADD COLUMN down_since INTEGER;
+    ALTER TABLE provider ADD COLUMN on_trial INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE provider ADD COLUMN full_until INTEGER;
+    """,
 )
 
 
@@ -251,6 +263,11 @@ class Provider(Model):
     ssh_port = peewee.IntegerField()
     security_groups = peewee.TextField()
     availability_zones = peewee.TextField()
+    priority = peewee.IntegerField(default=0)  # the highest gives first what a label wants of all providers
+    paused = peewee.BooleanField(default=False)  # true: no new machines
+    down_since = peewee.IntegerField(null=True)  # since when launch finds that it does not answer
+    on_trial = peewee.BooleanField(default=False)  # true: it was down; one machine at a time until one is ready
+    full_until = peewee.IntegerField(null=True)  # it refused a machine for lack of room: the others are asked
     active = peewee.BooleanField(default=True)  # false: gone from the providers file, being drained
 
     def listed(self, column: str) -> list[str]:
@@ -282,6 +299,22 @@ class BaseImage(Model):
     death = peewee.TextField(null=True)  # what of
     death_of = peewee.TextField(null=True)  # what these machines were made of, see recipe
     active = peewee.BooleanField(default=True)
+
+
+class LabelRow(Model):
+    """What all providers together are to have of an image type; see pool/demand.py."""
+
+    name = peewee.TextField(primary_key=True)
+    min_ready = peewee.IntegerField()
+    max_ready = peewee.IntegerField()
+    demand = peewee.TextField()
+    spread = peewee.TextField()
+    schedule = peewee.TextField()  # JSON
+
+    class Meta:
+        """Peewee's options."""
+
+        table_name = "label"
 
 
 class SnapshotImage(Model):
@@ -918,6 +951,35 @@ def forget(provider: Provider) -> None:
             model.delete().where(model.base_image.in_(images)).execute()
         BaseImage.delete().where(BaseImage.provider == provider).execute()
         provider.delete_instance()
+
+
+def label_named(name: str) -> LabelRow | None:
+    """Return what the providers file says of an image type for all providers together, None if it says nothing."""
+    row: LabelRow | None = LabelRow.get_or_none(LabelRow.name == name)
+    return row
+
+
+def images_named(name: str) -> list[BaseImage]:
+    """Return an image type as each provider has it, with the providers, in the order of their names."""
+    query = BaseImage.select(BaseImage, Provider).join(Provider).where(BaseImage.name == name)
+    return list(query.order_by(Provider.name))
+
+
+def note_answer(provider: Provider, answers: bool) -> None:
+    """Write down whether a provider answers; one that does again is on trial until a machine of it is ready."""
+    if answers:
+        Provider.update(down_since=None, on_trial=True).where(
+            (Provider.id == provider.id) & Provider.down_since.is_null(False)).execute()
+    else:
+        Provider.update(down_since=now()).where(
+            (Provider.id == provider.id) & Provider.down_since.is_null()).execute()
+
+
+def note_room(provider: Provider, refused: bool) -> None:
+    """Write down that a provider refused a machine for lack of room, or that one of its machines is ready."""
+    ready: dict[str, Any] = {"full_until": None, "on_trial": False}
+    columns = {"full_until": now() + FULL_SECONDS} if refused else ready
+    Provider.update(**columns).where(Provider.id == provider.id).execute()
 
 
 def snapshots_of(provider: Provider) -> list[SnapshotImage]:

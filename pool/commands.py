@@ -97,9 +97,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 def _run_load(options: argparse.Namespace) -> int:
     from pool import providersfile
 
-    providers = providersfile.load_providers_file(options.file)
+    providers, labels = providersfile.load_providers_file(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
-        changes = providersfile.load(providers)
+        changes = providersfile.load(providers, labels)
         if options.dry_run:
             transaction.rollback()
     for change in changes:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import yaml
 
 from gateprocess import ConfigError, nearest, one_line
-from vmdatabase import BaseImage, Provider, drain_image, drain_provider
+from pool import demand
+from vmdatabase import BaseImage, LabelRow, Provider, drain_image, drain_provider
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -61,6 +63,22 @@ def _rate(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < 2**31  # type: ignore[operator]
 
 
+def _schedule(value: object) -> bool:
+    return isinstance(value, list) and all(map(_schedule_entry, value))
+
+
+def _schedule_entry(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"days", "hours", "zone", "min-ready"}:
+        return False
+    try:
+        demand.days_of(value["days"])
+        begin, end = demand.hours_of(value["hours"])
+        ZoneInfo(value["zone"])
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+        return False
+    return begin != end and _whole(0)(value["min-ready"])
+
+
 def _shown(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
@@ -82,6 +100,8 @@ PROVIDER_KEYS = {
     "security-groups": Key("a list of names", _texts, []),
     "availability-zones": Key("a list of names", _texts, []),
     "images": Key("a list of images", lambda value: isinstance(value, list), []),
+    "priority": Key("a whole number", lambda value: type(value) is int and abs(value) < 2**31, 0),
+    "paused": Key("true or false", _flag, False),
 }
 IMAGE_KEYS = {
     "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
@@ -98,12 +118,22 @@ IMAGE_KEYS = {
     "template": Key("the name of another image of this provider", _name),
     "ready-script": Key("a file", _text),
 }
+LABEL_KEYS = {
+    "name": Key("the name of an image", _name, required=True),
+    "min-ready": Key("a whole number, 0 or more", _whole(0), required=True),
+    "max-ready": Key("a whole number, 0 or more", _whole(0)),
+    "demand": _one_of(demand.NONE, demand.QUEUE),
+    "spread": _one_of(demand.EVEN, demand.PACK),
+    "schedule": Key("a list of entries such as {days: mon-fri, hours: '08:00-18:00', zone: Europe/Berlin, "
+                    "min-ready: 30}", _schedule, []),
+}
 
 
-def load_providers_file(path: Path) -> list[dict[str, Any]]:
-    """Return the providers of a YAML file: one dict each with every key set, its images under "images".
+def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the providers and the labels of a YAML file.
 
-    Raises ConfigError with file, line, key, what was expected and the nearest known key.
+    A provider is a dict with every key set, its images under "images"; a label is one with every key set. Raises
+    ConfigError with file, line, key, what was expected and the nearest known key.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -114,10 +144,12 @@ def load_providers_file(path: Path) -> list[dict[str, Any]]:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         reader = _ProvidersReader(path, loader)
-        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: True)}, "")
+        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: True),
+                                    "labels": Key("a list of labels", lambda value: True)}, "")
         if "providers" not in top:
             raise reader.fail(root, "top level: providers is missing; expected a list of providers")
-        return reader.items(top["providers"], PROVIDER_KEYS, "provider")
+        providers = reader.items(top["providers"], PROVIDER_KEYS, "provider")
+        return providers, reader.labels(top["labels"], providers) if "labels" in top else []
     except RecursionError as err:
         raise ConfigError(f"{path}: not YAML: nested too deep") from err
     except yaml.MarkedYAMLError as err:
@@ -183,6 +215,22 @@ class _ProvidersReader:
                 raise self.fail(item, f"{of}{kind} {value['name']} is given twice")
             found[value["name"]] = value
         return list(found.values())
+
+    def labels(self, node: Any, providers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the labels; each is that of an image type which some provider has."""
+        found = self.items(node, LABEL_KEYS, "label")
+        names = {image["name"] for provider in providers for image in provider["images"]}
+        for item, label in zip(node.value, found, strict=True):
+            if label["name"] not in names:
+                hint = nearest(label["name"], sorted(names)) if names else ""
+                raise self.fail(item, f"label {label['name']}: no provider has an image of that name{hint}")
+            most = max([label["min-ready"], *(entry["min-ready"] for entry in label["schedule"])])
+            if label["max-ready"] is None:
+                label["max-ready"] = most
+            elif label["max-ready"] < most:
+                raise self.fail(item, f"label {label['name']}: max-ready: expected {most} or more, as min-ready is, "
+                                      f"got {label['max-ready']}")
+        return found
 
     def item(self, node: Any, keys: dict[str, Key], kind: str, of: str) -> dict[str, Any]:
         """Return one provider or image with every key set."""
@@ -300,8 +348,8 @@ def _warnings_of_image(image: Mapping[str, Any]) -> list[str]:
 # --- into vm.db -----------------------------------------------------------------------------------------------------
 
 
-def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Make the tables provider and base_image equal to the providers of a file; returns one line for each change.
+def load(providers: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Make provider, base_image and label equal to what a file says; returns one line for each change.
 
     What is no longer in the file is deleted when it has neither machines nor snapshots; otherwise it is drained: no
     machine is launched for it any more, and reap removes what is left of it.
@@ -323,6 +371,14 @@ def load(providers: Sequence[Mapping[str, Any]]) -> list[str]:
     for provider in list(Provider.select()):
         if provider.name not in names_wanted:
             drain_provider(provider, changes)
+    for label in labels:
+        label_values = {**_columns(label, ("schedule",)), "schedule": json.dumps(label["schedule"])}
+        del label_values["active"]
+        label_row = LabelRow.get_or_none(LabelRow.name == label["name"])
+        _make_equal(LabelRow, label_row, label_values, f"label {label['name']}", changes)
+    for gone in list(LabelRow.select().where(LabelRow.name.not_in([label["name"] for label in labels]))):
+        changes.append(f"delete label {gone.name}")
+        gone.delete_instance()
     return changes
 
 
@@ -333,7 +389,7 @@ def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any
 
 
 def _make_equal(
-    model: type[Provider | BaseImage], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
+    model: type[Provider | BaseImage | LabelRow], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
 ) -> Any:
     if row is None:
         shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
@@ -344,5 +400,5 @@ def _make_equal(
         text = "back in the file" if key == "active" else f"{key.replace('_', '-')} {getattr(row, key)} -> {value}"
         changes.append(f"change {what}: {text}")
     if changed:
-        model.update(**changed).where(model.id == row.id).execute()
+        model.update(**changed).where(row._pk_expr()).execute()
     return row

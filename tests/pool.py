@@ -76,10 +76,11 @@ class Pool:
         self.secure_config.write_text(text)
         self.secure_config.chmod(0o600)
 
-    def load(self, *providers: Mapping[str, Any]) -> None:
+    def load(self, *providers: Mapping[str, Any], labels: Sequence[Mapping[str, Any]] = ()) -> None:
         """Load a providers file that holds these."""
         file = self.folder / "providers.yaml"
-        file.write_text(yaml.safe_dump({"providers": list(providers)}))
+        told: dict[str, Any] = {"providers": list(providers)}
+        file.write_text(yaml.safe_dump(told | ({"labels": list(labels)} if labels else {})))
         self.run("vmdatabase.py", "load", str(file), expect=0)
 
     def seed_snapshots(self) -> None:

@@ -18,7 +18,7 @@ IMAGE = {"name": "noble", "image": "Ubuntu 24.04", "min-ready": 2}
 PROVIDER_DEFAULTS: dict[str, Any] = {
     "region": None, "boot-timeout": 900, "max-concurrency": 8, "calls-per-second": None, "networks": [],
     "floating-ips": "auto", "floating-ip-network": None, "address": "public-v4", "ssh-port": 22, "security-groups": [],
-    "availability-zones": [], "images": [],
+    "availability-zones": [], "images": [], "priority": 0, "paused": False,
 }
 IMAGE_DEFAULTS: dict[str, Any] = {
     "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None, "config-drive": False,
@@ -29,7 +29,7 @@ IMAGE_DEFAULTS: dict[str, Any] = {
 def load(folder: Path, text: str) -> list[dict[str, Any]]:
     file = folder / "providers.yaml"
     file.write_text(text)
-    return load_providers_file(file)
+    return load_providers_file(file)[0]
 
 
 def refusal(folder: Path, text: str) -> str:
@@ -138,7 +138,7 @@ def test_user_data_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data.sh").write_text("#!/bin/sh\n")
     (tmp_path / "providers.yaml").write_text(image_with(user_data="data.sh"))
     monkeypatch.chdir(tmp_path)
-    assert load_providers_file(Path("providers.yaml"))[0]["images"][0]["user-data"] == str(tmp_path / "data.sh")
+    assert load_providers_file(Path("providers.yaml"))[0][0]["images"][0]["user-data"] == str(tmp_path / "data.sh")
 
 
 def test_several_providers_keep_their_order_and_may_have_images_of_one_name(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_ready_script_is_looked_for_beside_the_providers_file(tmp_path: Path) 
 def test_a_byte_order_mark_plays_no_part(tmp_path: Path) -> None:
     file = tmp_path / "providers.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + provider_with().encode())
-    assert load_providers_file(file) == [PROVIDER_DEFAULTS | PROVIDER]
+    assert load_providers_file(file) == ([PROVIDER_DEFAULTS | PROVIDER], [])
 
 
 @pytest.mark.parametrize(
@@ -328,9 +328,9 @@ def test_a_key_of_an_image_refuses(tmp_path: Path, key: str, text: str, expected
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: top level: expected a mapping with providers"),
-        ("# nothing\n", ":1: top level: expected a mapping with providers"),
-        ("- name: one\n", ":1: top level: expected a mapping with providers"),
+        ("", ":1: top level: expected a mapping with providers, labels"),
+        ("# nothing\n", ":1: top level: expected a mapping with providers, labels"),
+        ("- name: one\n", ":1: top level: expected a mapping with providers, labels"),
         ("{}\n", ":1: top level: providers is missing; expected a list of providers"),
         ("providers: one\n", ":1: providers: expected a list"),
         ("providers:\n", ":1: providers: expected a list"),

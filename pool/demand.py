@@ -1,0 +1,113 @@
+"""How many machines of a label to have, and which provider gives them: min-ready over all providers, schedule, queue.
+
+Pure functions of a label's settings, of what vm.db and Jenkins' queue say, and of a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time
+from typing import Any
+from zoneinfo import ZoneInfo
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+EVEN, PACK = "even", "pack"
+NONE, QUEUE = "none", "queue"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the providers file says of an image type for all providers together."""
+
+    name: str
+    min_ready: int
+    max_ready: int  # how far demand may raise it
+    demand: str  # NONE or QUEUE
+    spread: str  # EVEN or PACK
+    schedule: Sequence[Mapping[str, Any]] = ()  # days, hours, zone, min-ready
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many machines of a label are to be ready or on their way, and why so many."""
+
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one provider has of a label, and could give."""
+
+    provider: str
+    priority: int
+    present: int  # machines ready or on their way, as far as they count
+    room: int  # servers that it may have more, 0 if it can give none now
+    capacity: int  # servers that it may have in all
+
+
+def days_of(text: str) -> set[int]:
+    """Return the days of a schedule entry, 0 for Monday: mon-fri, sat,sun, fri-mon; ValueError for other words."""
+    found: set[int] = set()
+    for part in text.lower().replace(" ", "").split(","):
+        first, dash, last = part.partition("-")
+        begin, end = DAYS.index(first), DAYS.index(last if dash else first)
+        found |= {(begin + step) % len(DAYS) for step in range((end - begin) % len(DAYS) + 1)}
+    return found
+
+
+def hours_of(text: str) -> tuple[time, time]:
+    """Return begin and end of a schedule entry, HH:MM-HH:MM; ValueError for another text."""
+    found = re.fullmatch(r"([0-9]{1,2}:[0-9]{2})-([0-9]{1,2}:[0-9]{2})", text)
+    if not found:
+        raise ValueError(text)
+    begin, end = (time.fromisoformat(word.zfill(5)) if word != "24:00" else time.max for word in found.groups())
+    return begin, end
+
+
+def fits(entry: Mapping[str, Any], moment: datetime) -> bool:
+    """Whether a schedule entry holds at a moment (with a time zone).
+
+    Hours are those of clocks on the wall of the entry's zone; if they go past midnight, the day is that of their begin.
+    """
+    local = moment.astimezone(ZoneInfo(entry["zone"]))
+    (begin, end), days = hours_of(entry["hours"]), days_of(entry["days"])
+    clock = local.time()
+    if begin < end:
+        return local.weekday() in days and begin <= clock < end
+    return (local.weekday() in days and clock >= begin) or ((local.weekday() - 1) % len(DAYS) in days and clock < end)
+
+
+def wanted(label: Label, moment: datetime, waiting: int) -> Wanted:
+    """Return how many machines of a label to have; waiting is how many builds wait in Jenkins for one."""
+    entry = next((entry for entry in label.schedule if fits(entry, moment)), None)
+    least = int(entry["min-ready"]) if entry else label.min_ready
+    why = f"schedule {entry['days']} {entry['hours']} {entry['zone']}" if entry else "min-ready"
+    if label.demand == QUEUE and waiting and (count := min(least + waiting, label.max_ready)) > least:
+        return Wanted(count, f"{why} {least} and {waiting} waiting in the queue, max-ready {label.max_ready}")
+    return Wanted(least, why)
+
+
+def shares(count: int, offers: Sequence[Offer], spread: str) -> dict[str, int]:
+    """Return how many machines each provider is to add, for so many in all.
+
+    One after the other goes to the provider of the highest priority that has room; among equals, and among all if
+    spread is EVEN and they are equal, to the one of which the smallest part is taken by the label, so that each run of
+    each provider comes to the same end whoever is first.
+    """
+    added = {offer.provider: 0 for offer in offers}
+    for _ in range(count - sum(offer.present for offer in offers)):
+        open_ones = [offer for offer in offers if added[offer.provider] < offer.room]
+        if not open_ones:
+            break
+        highest = max(offer.priority for offer in open_ones)
+        best = [offer for offer in open_ones if offer.priority == highest]
+        if spread == PACK:
+            chosen = min(best, key=lambda offer: offer.provider)
+        else:
+            chosen = min(best, key=lambda offer: (
+                (offer.present + added[offer.provider] + 1) / offer.capacity, offer.provider))
+        added[chosen.provider] += 1
+    return added

@@ -1,0 +1,129 @@
+"""Which provider gives how many machines of a label, and how many are wanted: pool/demand.py."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jenkinsnodes import awaited_label
+from pool.demand import EVEN, NONE, PACK, QUEUE, Label, Offer, days_of, fits, hours_of, shares, wanted
+
+BERLIN = ZoneInfo("Europe/Berlin")
+WORK = {"days": "mon-fri", "hours": "08:00-18:00", "zone": "Europe/Berlin", "min-ready": 30}
+NIGHT = {"days": "fri", "hours": "22:00-06:00", "zone": "Europe/Berlin", "min-ready": 1}
+WRONG = "^[^$]*$"  # of a word, or of what is no day or hour
+FRIDAY = datetime(2026, 7, 3, tzinfo=BERLIN)
+
+
+def offer(name: str, present: int = 0, room: int = 99, capacity: int = 100, priority: int = 0) -> Offer:
+    return Offer(name, priority, present, room, capacity)
+
+
+@pytest.mark.parametrize(("text", "days"), [
+    ("mon", {0}), ("mon-fri", {0, 1, 2, 3, 4}), ("sat,sun", {5, 6}), ("fri-mon", {4, 5, 6, 0}), ("Mon, wed", {0, 2}),
+    ("sun-sun", {6})])
+def test_days(text: str, days: set[int]) -> None:
+    assert days_of(text) == days
+
+
+@pytest.mark.parametrize("text", ["", "monday", "mon-", "mon--fri", "-fri", "mon,,tue"])
+def test_no_days(text: str) -> None:
+    with pytest.raises(ValueError, match=WRONG):
+        days_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "8-18", "08:00", "08:00-25:00", "08:60-09:00", "08:00 - 09:00"])
+def test_no_hours(text: str) -> None:
+    with pytest.raises(ValueError, match=WRONG):
+        hours_of(text)
+
+
+@pytest.mark.parametrize(("entry", "hours", "there"), [
+    (WORK, 7.99, False), (WORK, 8, True), (WORK, 17.99, True), (WORK, 18, False), (WORK, 24 + 9, False),  # Saturday
+    (NIGHT, 21.9, False), (NIGHT, 22, True), (NIGHT, 29.9, True), (NIGHT, 30, False), (NIGHT, 1, False),
+    ({**WORK, "hours": "00:00-24:00"}, 23.99, True)])
+def test_an_entry_holds_in_its_hours_of_its_days(entry: dict[str, Any], hours: float, there: bool) -> None:
+    assert fits(entry, FRIDAY + timedelta(hours=hours)) is there
+
+
+@pytest.mark.parametrize(("day", "there"), [
+    ("2026-03-27T07:30:00+00:00", True), ("2026-03-27T06:30:00+00:00", False),  # Friday, winter time: UTC+1
+    ("2026-03-30T06:30:00+00:00", True), ("2026-03-30T16:30:00+00:00", False)])  # Monday, summer time: UTC+2
+def test_hours_are_those_of_clocks_on_the_wall_also_in_summer(day: str, there: bool) -> None:
+    assert fits(WORK, datetime.fromisoformat(day)) is there
+
+
+@pytest.mark.parametrize(("demand", "schedule", "waiting", "count", "why"), [
+    (NONE, [], 50, 10, "min-ready"),
+    (QUEUE, [], 0, 10, "min-ready"),
+    (QUEUE, [], 5, 15, "min-ready 10 and 5 waiting in the queue, max-ready 40"),
+    (QUEUE, [], 500, 40, "min-ready 10 and 500 waiting in the queue, max-ready 40"),
+    (NONE, [WORK], 0, 30, "schedule mon-fri 08:00-18:00 Europe/Berlin"),
+    (QUEUE, [NIGHT, WORK], 3, 33, "schedule mon-fri 08:00-18:00 Europe/Berlin 30 and 3 waiting in the queue, "
+                                  "max-ready 40")])
+def test_how_many_are_wanted_and_why(
+        demand: str, schedule: Sequence[dict[str, Any]], waiting: int, count: int, why: str) -> None:
+    found = wanted(Label("noble", 10, 40, demand, EVEN, schedule), FRIDAY + timedelta(hours=9), waiting)
+    assert (found.count, found.why) == (count, why)
+
+
+@pytest.mark.parametrize(("count", "offers", "spread", "added"), [
+    (10, [offer("a"), offer("b")], EVEN, {"a": 5, "b": 5}),
+    (10, [offer("a"), offer("b")], PACK, {"a": 10, "b": 0}),
+    (10, [offer("a", room=3), offer("b")], PACK, {"a": 3, "b": 7}),
+    (10, [offer("a", capacity=100), offer("b", capacity=300)], EVEN, {"a": 2, "b": 8}),
+    (10, [offer("a", present=5), offer("b")], EVEN, {"a": 0, "b": 5}),
+    (10, [offer("a", room=0), offer("b")], EVEN, {"a": 0, "b": 10}),  # a is down
+    (10, [offer("a"), offer("b", priority=1)], EVEN, {"a": 0, "b": 10}),
+    (10, [offer("a"), offer("b", priority=1, room=4)], EVEN, {"a": 6, "b": 4}),
+    (3, [offer("a", present=5), offer("b")], EVEN, {"a": 0, "b": 0}),  # sinks by not replacing
+    (10, [offer("a", room=1), offer("b", room=2)], EVEN, {"a": 1, "b": 2})])
+def test_shares(count: int, offers: Sequence[Offer], spread: str, added: dict[str, int]) -> None:
+    assert shares(count, offers, spread) == added
+
+
+OFFERS = st.lists(st.builds(Offer, st.text("abcdef", min_size=1, max_size=2), st.integers(0, 2), st.integers(0, 9),
+                            st.integers(0, 9), st.integers(1, 20)), max_size=5, unique_by=lambda one: one.provider)
+
+
+@given(count=st.integers(0, 60), offers=OFFERS, spread=st.sampled_from([EVEN, PACK]))
+@settings(deadline=None, derandomize=True, database=None)
+def test_shares_never_exceed_a_limit_and_leave_nothing_wanting_that_somebody_has_room_for(
+        count: int, offers: list[Offer], spread: str) -> None:
+    added = shares(count, offers, spread)
+    present, room = sum(one.present for one in offers), sum(one.room for one in offers)
+    assert all(0 <= added[one.provider] <= one.room for one in offers)
+    assert sum(added.values()) == max(0, min(count - present, room))
+
+
+@given(count=st.integers(0, 60), offers=OFFERS, spread=st.sampled_from([EVEN, PACK]), order=st.randoms())
+@settings(deadline=None, derandomize=True, database=None)
+def test_whoever_launches_first_the_end_is_the_same(
+        count: int, offers: list[Offer], spread: str, order: Any) -> None:
+    together = shares(count, offers, spread)
+    now = {one.provider: one for one in offers}
+    names = list(now)
+    order.shuffle(names)
+    for name in names:
+        mine = shares(count, list(now.values()), spread)[name]
+        one = now[name]
+        now[name] = Offer(name, one.priority, one.present + mine, one.room - mine, one.capacity)
+    assert {one.provider: now[one.provider].present - one.present for one in offers} == together
+
+
+@pytest.mark.parametrize(("item", "label"), [
+    ({"buildable": True, "why": "There are no nodes with the label \u2018devstack-noble\u2019"}, "devstack-noble"),
+    ({"buildable": True, "why": "All nodes of label \u2018devstack-noble\u2019 are offline"}, "devstack-noble"),
+    ({"buildable": True, "why": "Waiting for next available executor on \u2018devstack-noble\u2019"}, "devstack-noble"),
+    ({"buildable": True, "why": "There are no nodes with the label \u2018a && b\u2019"}, "a && b"),
+    ({"buildable": True, "pending": True, "why": "Waiting for next available executor on \u2018x\u2019"}, ""),
+    ({"buildable": False, "why": "In the quiet period. Expires in 4.9 sec"}, ""),
+    ({"buildable": False, "why": "A build is already in progress"}, ""),
+    ({"buildable": True, "why": "Waiting for next available executor"}, ""),
+    ({"buildable": True, "why": None}, ""), ({}, "")])
+def test_a_queued_build_wants_the_machine_that_it_waits_for_and_no_other(item: dict[str, Any], label: str) -> None:
+    assert awaited_label(item) == label

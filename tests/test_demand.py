@@ -1,0 +1,151 @@
+"""Labels: machines of an image type over all providers, by min-ready and by what waits in Jenkins."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakePool
+from tests.pool import Pool, image, provider
+
+LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
+
+
+@pytest.fixture
+def pool(make_pool: MakePool) -> Iterator[Pool]:
+    """A pool with a cloud for each of two providers."""
+    yield make_pool()
+
+
+def label(**keys: Any) -> dict[str, Any]:
+    return {"name": "noble", "min-ready": 4, **{key.replace("_", "-"): value for key, value in keys.items()}}
+
+
+def load(pool: Pool, *labels: dict[str, Any], one: dict[str, Any] | None = None, two: dict[str, Any] | None = None
+         ) -> None:
+    """Two providers that have the image type, and the label."""
+    images = [image(min_ready=0)]
+    pool.load(provider("one", "pocket-a", images=images, **(one or {})),
+              provider("two", "pocket-b", images=images, **(two or {})), labels=labels)
+    if not pool.sql("SELECT 1 FROM snapshot_image"):
+        pool.seed_snapshots()
+
+
+def counts(pool: Pool) -> dict[str, int]:
+    """How many machines each provider has READY."""
+    return {name: sum(f"-{name}-" in machine and state == "READY" for machine, state in pool.machines().items())
+            for name in ("one", "two")}
+
+
+def test_min_ready_of_a_label_is_shared_by_the_providers(pool: Pool) -> None:
+    load(pool, label())
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    assert told == ("would launch a machine of one noble\n" * 2
+                    + "label noble: 4 wanted (min-ready); one 0 + 2, two 0 + 2\n")
+    pool.run(LAUNCH, "one", expect=0)
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 2, "two": 2}
+
+
+def test_launches_side_by_side_never_make_too_many(pool: Pool) -> None:
+    load(pool, label(min_ready=5))
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda name: pool.run(LAUNCH, name, expect=0), ("one", "two")))
+    assert sum(counts(pool).values()) == 5
+
+
+def test_the_provider_of_the_highest_priority_gives_first(pool: Pool) -> None:
+    load(pool, label(min_ready=3), one={"max-servers": 2}, two={"priority": -1})
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 1}
+    pool.run(LAUNCH, "one", expect=0)
+    assert counts(pool) == {"one": 2, "two": 1}
+
+
+def test_a_paused_provider_gives_nothing_and_keeps_what_it_has(pool: Pool) -> None:
+    load(pool, label(min_ready=2))
+    pool.run(LAUNCH, "all", expect=0)
+    load(pool, label(), one={"paused": True})
+    pool.run(LAUNCH, "all", expect=0)
+    assert counts(pool) == {"one": 1, "two": 3}
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    assert told == "label noble: 4 wanted (min-ready); one 1 (paused), two 3\n"
+
+
+def test_what_a_provider_that_is_down_cannot_give_the_others_make_up(pool: Pool) -> None:
+    load(pool, label())
+    pool.knobs("pocket-a", answers=[{"match": ".*", "kind": "status", "status": 500}])
+    pool.run(LAUNCH, "one", expect=1)
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 4}
+    assert "one 0 (down for 0 min)" in pool.run(LAUNCH, "two", "--dry-run", expect=0).stdout
+
+    pool.knobs("pocket-a", answers=[])
+    load(pool, label(min_ready=8))
+    pool.run(LAUNCH, "one", "--no-wait", expect=0)
+    assert sum("-one-" in name for name in pool.machines()) == 1, "one at a time until one is ready"
+    pool.run(LAUNCH, "one", expect=0)
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 4, "two": 4}
+
+
+def test_what_a_full_cloud_refuses_the_others_make_up(pool: Pool) -> None:
+    load(pool, label())
+    pool.knobs("pocket-a", quota_instances=0)
+    pool.run(LAUNCH, "one", expect=1)
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 4}
+
+
+def test_builds_that_wait_get_machines_up_to_max_ready_and_the_pool_sinks_again(pool: Pool) -> None:
+    load(pool, label(min_ready=0, max_ready=3, demand="queue"))
+    assert pool.jenkins
+    pool.run(LAUNCH, "one", expect=0)
+    assert pool.machines() == {}
+    pool.jenkins.add_job("gate", "devstack-noble", seconds=0.1)
+    pool.jenkins.add_job("other", "elsewhere", seconds=0.1)
+    for number in range(5):
+        pool.jenkins.build("gate", NUMBER=str(number))
+    pool.jenkins.build("other")
+
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    pool.run(LAUNCH, "one", expect=0)
+    pool.run(LAUNCH, "two", expect=0)
+
+    assert "label noble: 3 wanted (min-ready 0 and 5 waiting in the queue, max-ready 3); one 0 + 2, two 0 + 1" in told
+    assert len(pool.machines()) <= 3
+    deadline = time.monotonic() + 30
+    while pool.jenkins.look()["queue"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    before = set(pool.machines())
+    pool.run(LAUNCH, "all", expect=0)
+    assert set(pool.machines()) == before, "nobody waits any more"
+
+
+@pytest.mark.parametrize(("labels", "message"), [
+    ([label(name="nobel")], "label nobel: no provider has an image of that name; did you mean noble?"),
+    ([label(max_ready=3)], "label noble: max-ready: expected 4 or more, as min-ready is, got 3"),
+    ([label(demand="builds")], "label noble: demand: expected one of none, queue, got 'builds'"),
+    ([label(), label()], "label noble is given twice"),
+    ([label(maxready=3)], "label: unknown key maxready; did you mean max-ready?"),
+    ([label(schedule=[{"days": "mon", "hours": "8-18", "zone": "UTC", "min-ready": 1}])],
+     "label noble: schedule: expected a list of entries such as {days: mon-fri, hours: '08:00-18:00', "
+     "zone: Europe/Berlin, min-ready: 30}, got "),
+    ([label(schedule=[{"days": "mon", "hours": "08:00-18:00", "zone": "Europe/Berlon", "min-ready": 1}])],
+     "label noble: schedule: expected a list of entries")])
+def test_a_label_that_cannot_be_is_refused_in_one_line(pool: Pool, labels: list[dict[str, Any]], message: str) -> None:
+    load(pool)
+    with pytest.raises(AssertionError, match=r"vmdatabase.py: 2\n\nvmdatabase.py: .*providers.yaml:[0-9]+: ") as failed:
+        load(pool, *labels)
+    assert message in str(failed.value)
+
+
+def test_a_label_that_leaves_the_file_is_gone_and_each_change_is_told(pool: Pool) -> None:
+    load(pool, label())
+    load(pool, label(min_ready=5))
+    assert pool.sql("SELECT name, min_ready, max_ready, demand, spread, schedule FROM label") == [
+        ("noble", 5, 5, "none", "even", "[]")]
+    load(pool)
+    assert pool.sql("SELECT * FROM label") == []
