@@ -196,6 +196,8 @@ def take_for_person(
         node = seen.get(str(machine.jenkins_name))
         if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
+        if nodes and node is None and vmdatabase.restored_since(machine.state_time):
+            continue  # vm.db is older than its end
         try:
             take(machine, by_person=True)
         except GateError:

@@ -141,20 +141,28 @@ def _run_hold(options: argparse.Namespace) -> int:
         boot_timeout = machine.base_image.provider.boot_timeout
         nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key, boot_timeout)
     print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name, flush=True)
-    if machine.external_id:
-        _mark_held(machine, options.reason, until)
+    if machine.external_id and not _mark_held(machine, options.reason, until):
+        code = gateprocess.EXIT_FAILED
     return code
 
 
-def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> None:
-    """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise."""
+def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> bool:
+    """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise.
+
+    Returns False if there is no server to hold.
+    """
     from cloud import nova
 
     try:
         cloud = nova.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
         cloud.mark_held(str(machine.external_id), reason, until)
+    except nova.GoneError:
+        vmdatabase.machine_log(machine).error("its server is gone, so there is nothing to keep; let it go with: "
+                                              "vmdatabase.py unhold %s", machine.name)
+        return False
     except GateError as err:
         vmdatabase.machine_log(machine).info("%s; the next reap marks its server as held", err)
+    return True
 
 
 def _checked_nodes(config: SecureConfig) -> jenkinsnodes.Nodes | None:

@@ -1053,6 +1053,23 @@ def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: 
     assert not set(names[1:]) & machines.keys(), "a name was given twice"
 
 
+def test_a_person_neither_takes_nor_holds_a_machine_of_which_only_the_restored_row_is_left(pool: Pool) -> None:
+    (name,) = filled(pool, 1)
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.sql("UPDATE machine SET state = 'DELETE'")
+    pool.run(REAP, "one", expect=0)
+    assert (pool.machines(), pool.server_names()) == ({}, [])
+    restore(pool)
+    pool.run("vmdatabase.py", "moved", expect=0)
+    assert pool.machines() == {name: "READY"}
+
+    taken = pool.run("devstack-vm-inprogress.py", "--image", "noble", expect=1)
+    held = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 1", expect=1)
+
+    assert "no READY machine of image noble" in taken.stderr
+    assert f"is gone, so there is nothing to keep; let it go with: vmdatabase.py unhold {name}" in held.stderr
+
+
 def test_launch_uses_no_id_again_that_a_server_or_node_bears_and_reap_still_knows_it_for_unknown(pool: Pool) -> None:
     names = filled(pool, 2)
     shutil.rmtree(pool.folder / "vm.db.locks")  # where the ids are noted, too

@@ -124,8 +124,9 @@ class Storm:
         if rng.random() < 0.3:  # many builds at once have emptied the pool
             world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0")
         let_go = [node for node, state in world.machines().items() if state == "HOLD" and node not in world.held]
-        if len(world.held) > rng.randint(1, HELD):
-            let_go.append(rng.choice(list(world.held)))
+        known = [node for node in world.held if node in world.machines()]  # a restored vm.db may have forgotten some
+        if known and len(world.held) > rng.randint(1, HELD):
+            let_go.append(rng.choice(known))
         for node in let_go:  # also what a hold that failed has held all the same
             world.held.pop(node, None)
             world.expect_all([world.wait(world.start(VMDATABASE, "unhold", node))])
