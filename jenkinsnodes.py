@@ -400,9 +400,10 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
         return False
 
 
-def quick_get(config: JenkinsConfig, path: str, most: int) -> tuple[int, bytes]:
+def quick_get(config: JenkinsConfig, path: str, most: int, head: str = "") -> tuple[int, bytes]:
     """Return status and body of what Jenkins has at a path, by one request that takes no HTTP library.
 
+    head is more lines of the request's head, each with its end.
     Raises OSError, ValueError or IndexError if there is no whole answer in QUICK_SECONDS, or one of more than `most`
     bytes and its head.
     """
@@ -411,12 +412,12 @@ def quick_get(config: JenkinsConfig, path: str, most: int) -> tuple[int, bytes]:
     parts = urlsplit(config.server)
     login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
     path = f"{parts.path.rstrip('/')}/{path}"
-    request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n\r\n"
+    request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n{head}\r\n"
     deadline = time.monotonic() + min(QUICK_SECONDS, CALL_SECONDS)
     with _stream(parts.scheme, str(parts.hostname), parts.port) as stream:
         stream.sendall(request.encode())
-        head, _, body = _read_all(stream, deadline, most + HEAD_BYTES).partition(b"\r\n\r\n")
-    return int(head.split()[1]), body
+        answer, _, body = _read_all(stream, deadline, most + HEAD_BYTES).partition(b"\r\n\r\n")
+    return int(answer.split()[1]), body
 
 
 def build_path(job: str, number: int) -> str:
