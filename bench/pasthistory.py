@@ -1,4 +1,4 @@
-"""Write a history into a vm.db: so many days of so many builds a day on so many providers, always the same for a seed."""
+"""Write a history into a vm.db: days of builds on many providers, always the same for a seed."""
 
 from __future__ import annotations
 
@@ -80,9 +80,8 @@ def _fill(connection: sqlite3.Connection, past: Past, names: list[str], now: int
                            machines)
     connection.execute("CREATE TEMP TABLE sorted AS SELECT * FROM event ORDER BY time")  # as it would have come
     connection.execute("DELETE FROM event")
-    connection.execute("INSERT INTO event (time, machine_id, node_name, provider, image, from_state, to_state, seconds, "
-                       "reason) SELECT time, machine_id, node_name, provider, image, from_state, to_state, seconds, "
-                       "reason FROM sorted ORDER BY time")
+    columns = "time, machine_id, node_name, provider, image, from_state, to_state, seconds, reason"
+    connection.execute(f"INSERT INTO event ({columns}) SELECT {columns} FROM sorted ORDER BY time")
     connection.execute("DROP TABLE sorted")
 
 

@@ -2,9 +2,9 @@
 
 A provider is flagged if more of its builds fail than of the others', by Fisher's exact test of one side, made within
 each job and put together (the exact form of the Cochran-Mantel-Haenszel test), so that a provider which happens to run
-the harder jobs is not blamed. LEVEL holds for all that are compared together, by Holm's correction. It is 1 %, not 5 %,
-because people look at the page again and again over the same week: so fewer than one week in twenty without any
-difference ever shows a flag.
+the harder jobs is not blamed. LEVEL holds for all that are compared together, by Holm's correction. It is 0.3 %, not
+5 %, because the page is made every 10 minutes, and people look again and again at a week that moves on: so fewer than
+one week in twenty without any difference shows a flag at any of these looks.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 
 from status.facts import FAILED, PASSED, Build
 
-LEVEL = 0.01
+Name = TypeVar("Name", bound=Hashable)
+
+LEVEL = 0.003
 Z_95 = 1.959963984540054  # of the normal distribution, both sides together 5 %
 OF_THE_CHANGE = ("source", "configuration")  # kinds of failures that no provider or image can be blamed for
 
@@ -90,6 +93,7 @@ def exact_p(failed: int, strata: Sequence[tuple[int, int, int]]) -> float:
     return float(min(1.0, chances[max(0, failed - least):].sum()))
 
 
+@lru_cache(maxsize=1000)
 def hypergeometric(own: int, bad: int, builds: int) -> tuple[int, Any]:
     """Return the least number of failures that can fall on `own` of the builds, and the chances of it and of more."""
     least, most = max(0, own + bad - builds), min(own, bad)
@@ -101,9 +105,9 @@ def _log_choose(many: int, few: int) -> float:
     return math.lgamma(many + 1) - math.lgamma(few + 1) - math.lgamma(many - few + 1)
 
 
-def flags(values: Mapping[Hashable, float], level: float = LEVEL) -> set[Hashable]:
+def flags(values: Mapping[Name, float], level: float = LEVEL) -> set[Name]:
     """Return which of the p values that were compared together are no chance, by Holm's correction."""
-    found: set[Hashable] = set()
+    found: set[Name] = set()
     for place, (name, value) in enumerate(sorted(values.items(), key=lambda item: item[1])):
         if value > level / (len(values) - place):
             break

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.utils import floatToGoString
 
 from pool.triggers import BUILD_MINUTES, READY_SECONDS
 from status.facts import Facts
@@ -111,6 +112,6 @@ def _histogram(name: str, help_text: str, tally: Mapping[tuple[str, str], Mappin
         buckets, reached = [], 0
         for bound in (*map(str, bounds), "+Inf"):
             reached += keys.get(bound, (0, 0))[0]
-            buckets.append((bound if bound == "+Inf" else f"{float(bound) * seconds:g}", reached))
+            buckets.append((floatToGoString(float(bound) * seconds), reached))
         family.add_metric(list(where), buckets, sum(total for _, total in keys.values()))
     return family

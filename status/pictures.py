@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, GRID, MARK = "#1b1b1b", "#c9c9c9", "#b34e00"  # text, lines, what is flagged
-DARK = {INK: "#ececec", GRID: "#4d4d4d", MARK: "#ff9a52", "#0072b2": "#4aa8e0", "#737373": "#a0a0a0"}
+DARK = {INK: "#ececec", GRID: "#4d4d4d", MARK: "#ff9a52", "#737373": "#a0a0a0"}
 COLOURS = {
     "READY": "#009e73", "BUILDING": "#56b4e9", "USED": "#0072b2", "HOLD": "#cc79a7", "ERROR": "#d55e00",
     "DELETE": "#737373", "SUCCESS": "#009e73", "FAILURE": "#d55e00", "UNSTABLE": "#e69f00", "TIMEOUT": "#cc79a7",

@@ -79,18 +79,23 @@ def _failing(facts: Facts) -> Iterable[dict[str, Any]]:
 
 
 def _short(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield image types with fewer machines than wanted, if launch has not made that good or none is ready."""
+    """Yield providers with fewer machines than wanted, if launch has not made that good or none is ready."""
     last: dict[tuple[str, str], int] = {}
     for event in facts.events:
         if event.target in ("BUILDING", "READY"):
             last[event.provider, event.image] = event.time
+    short: dict[str, list[str]] = defaultdict(list)
+    since: dict[str, int | None] = {}
     for image in facts.images:
         here, ready = image.states["READY"] + image.states["BUILDING"], image.states["READY"]
-        since = last.get((image.provider, image.name))
-        late = since is None or facts.now - since > LAUNCH_SECONDS
+        moment = last.get((image.provider, image.name))
+        late = moment is None or facts.now - moment > LAUNCH_SECONDS
         if image.active and here < image.min_ready and (late or not ready):
-            yield _matter("pool short", f"{image.provider} {image.name}", f"{ready} of {image.min_ready} are ready, "
-                          f"{image.states['BUILDING']} on their way", since)
+            coming = f" and {image.states['BUILDING']} on their way" if image.states["BUILDING"] else ""
+            short[image.provider].append(f"{image.name} {ready} of {image.min_ready} ready{coming}")
+            since[image.provider] = min(filter(None, (moment, since.get(image.provider))), default=None)
+    for provider, lacks in short.items():
+        yield _matter("pool short", provider, ", ".join(lacks), since[provider])
 
 
 def _old_images(facts: Facts) -> Iterable[dict[str, Any]]:
