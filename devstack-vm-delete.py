@@ -4,7 +4,8 @@
 Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
 of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; then
 reap deletes them. Not so if the build's archived logs/verdict.json says that the change is not to blame (of kind
-infrastructure or machine); what that file says is recorded, too. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
+infrastructure or machine); what that file says is recorded, too. An autohold (vmdatabase.py autohold) holds the machine
+of a build that failed in any case, and lets its person in. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
 a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. Changes: the
 machine USED -> DELETE, the build's row in the table result; the node's label and offline mark in Jenkins if it should
 still be in service. The machine itself is deleted by the next devstack-vm-reap.
@@ -25,8 +26,9 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
-from pool import script
-from pool.verdict import UNKNOWN, Verdict, end_words, fetch, fetch_slowly, is_kept, without
+from pool import autohold, script
+from pool.autohold import Autohold
+from pool.verdict import FAILED_RESULTS, UNKNOWN, Verdict, end_words, fetch, fetch_slowly, is_kept, without
 from vmdatabase import BUILDING, DELETE, READY, USED, Machine, Result
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
@@ -55,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         except GateError as err:
             vmdatabase.machine_log(machine).error("%s; the next reap tries again", err)
             code = gateprocess.EXIT_FAILED
-        record(machine, options.result, verdict(code == gateprocess.EXIT_OK))
+        wanted = record(machine, options.result, verdict(code == gateprocess.EXIT_OK))
+        if wanted:
+            autohold.let_in(vmdatabase.refreshed(machine), wanted, config)
     return code
 
 
@@ -110,8 +114,11 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 
-def record(machine: Machine, result: str | None, told: Verdict | None) -> None:
-    """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten."""
+def record(machine: Machine, result: str | None, told: Verdict | None) -> Autohold | None:
+    """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten.
+
+    Returns the autohold for which the machine is held now, None if there is none.
+    """
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
         vmdatabase.record_end(machine, os.environ, result, **(told._asdict() if told else {}))
@@ -120,12 +127,16 @@ def record(machine: Machine, result: str | None, told: Verdict | None) -> None:
             vmdatabase.move(machine, READY, USED, "a build ran there without devstack-vm-inprogress")
         if machine.state != USED:
             log.info("is %s and stays so%s", machine.state, f" ({machine.hold_reason})" * bool(machine.hold_reason))
+        elif result in FAILED_RESULTS and (wanted := autohold.take(machine)):
+            log.info("USED -> HOLD: %s; %s@%s", wanted.hold_reason, machine.user, machine.ip)
+            return wanted
         elif is_kept(result, told):
             log.info("%s: kept for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", result, machine.name)
         else:
             why = end_words(result, told)
             vmdatabase.move(machine, USED, DELETE, why)
             log.info("USED -> DELETE: %s", why)
+    return None
 
 
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:

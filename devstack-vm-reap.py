@@ -30,10 +30,10 @@ import vmdatabase
 from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from pool import history, rules, script
+from pool import autohold, history, rules, script
 from pool.rules import Sight, Suspect, Use, Verdict
+from pool.verdict import FAILED_RESULTS, end_words, fetch_slowly, is_kept
 from pool.verdict import Verdict as BuildVerdict
-from pool.verdict import end_words, fetch_slowly, is_kept
 from vmdatabase import (
     BUILDING,
     DELETE,
@@ -427,8 +427,18 @@ class Reap:
             told = self.verdicts[machine.id]
             vmdatabase.record_end(machine, {}, build.result, **told._asdict())
             ended = end_words(build.result, told)
-            if not is_kept(build.result, told) and vmdatabase.move(machine, USED, DELETE, ended):
+            if build.result in FAILED_RESULTS and (wanted := autohold.take(machine)):
+                log.info("USED -> HOLD: %s", wanted.hold_reason)
+                self.let_in(machine, wanted)
+            elif not is_kept(build.result, told) and vmdatabase.move(machine, USED, DELETE, ended):
                 log.info("USED -> DELETE: %s", ended)
+
+    def let_in(self, machine: Machine, wanted: autohold.Autohold) -> None:
+        """Put the key of an autohold on a machine that is held for it."""
+        try:
+            self.workers.submit(autohold.let_in, machine, wanted, self.config).result()
+        except GateError as err:
+            self.trouble(err)
 
     def see_to_held(self, machines: Sequence[Machine], sight: Sight) -> None:
         """Learn the servers of held machines whose ids were not saved, and tell whose servers are gone."""

@@ -6,6 +6,7 @@
     vmdatabase.py load FILE         make providers and images equal to FILE, and print each change
     vmdatabase.py hold NODE ...     keep a machine; optionally let a person in
     vmdatabase.py unhold NODE       let it be deleted
+    vmdatabase.py autohold ...      hold the machines of the next builds of a job that fail
     vmdatabase.py backup FILE       make a consistent copy, also while scripts run
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
@@ -96,7 +97,7 @@ MACHINE_MOVES = (
     Move(BUILDING, DELETE, "reap", "--all-servers was given"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
     Move(READY, HOLD, "hold, reap", "the same"),
-    Move(USED, HOLD, "hold, reap", "the same"),
+    Move(USED, HOLD, "hold, delete, reap", "the same; or its build failed, and an autohold wants it"),
     Move(ERROR, HOLD, "hold, reap", "the same"),
     Move(HOLD, DELETE, "unhold, reap", "a person lets go, its hours are over, or its server is gone since a restore"),
     Move(ERROR, DELETE, "reap", "its server and node are to go"),
@@ -218,6 +219,10 @@ MIGRATIONS = (
     CREATE TABLE tally (
         what TEXT NOT NULL, provider TEXT NOT NULL, image TEXT NOT NULL, key TEXT NOT NULL,
         count INTEGER NOT NULL, total INTEGER NOT NULL, PRIMARY KEY (what, provider, image, key)) WITHOUT ROWID;
+    CREATE TABLE autohold (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, change INTEGER, count INTEGER NOT NULL,
+        remaining INTEGER NOT NULL CHECK (remaining >= 0), hours REAL, reason TEXT NOT NULL, ssh_key TEXT,
+        made INTEGER NOT NULL);
     ALTER TABLE machine ADD COLUMN state_reason TEXT;
     ALTER TABLE snapshot_image ADD COLUMN state_reason TEXT;
     ALTER TABLE result ADD COLUMN provider TEXT;

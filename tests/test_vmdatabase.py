@@ -57,7 +57,7 @@ def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> Non
     with vmdatabase.opened(path):
         rows = vmdatabase.database.execute_sql("SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')")
         found = {(kind, name) for kind, name in rows.fetchall() if not name.startswith("sqlite_")}
-    tables = ["setting", "provider", "base_image", "snapshot_image", "machine", "result", "event", "tally"]
+    tables = ["setting", "provider", "base_image", "snapshot_image", "machine", "result", "event", "tally", "autohold"]
     assert found == {*(("table", name) for name in tables), ("view", "pool"), ("view", "node")}
 
 
