@@ -162,12 +162,15 @@ def _dark(light: str) -> str:
 
 def _time_axis(axes: Axes, times: Sequence[int]) -> None:
     """Have the x axis show times in UTC, and say so."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, DateFormatter
 
-    locator = AutoDateLocator(tz=datetime.UTC, maxticks=7)
+    short = times[-1] - times[0] < HOUR
+    locator = AutoDateLocator(tz=datetime.UTC, minticks=2, maxticks=4 if short else 7)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=datetime.UTC, show_offset=False))
-    axes.set_xlim(_when(times[0]), _when(times[-1]))
+    axes.xaxis.set_major_formatter(
+        DateFormatter("%H:%M:%S", datetime.UTC) if short
+        else ConciseDateFormatter(locator, tz=datetime.UTC, show_offset=False))
+    axes.set_xlim(_when(times[0]), _when(max(times[-1], times[0] + 1)))
     axes.set_xlabel("time (UTC)")
     axes.grid(axis="y")
 
@@ -245,7 +248,7 @@ def _rates(rates: Sequence[Mapping[str, Any]], axes: Axes, _narrow: bool) -> Non
         colour = MARK if rate["flagged"] else COLOURS["USED"]
         axes.hlines(place, 100 * rate["low"], 100 * rate["high"], color=colour, linewidth=2)
         axes.plot(100 * rate["rate"], place, "D" if rate["flagged"] else "o", color=colour,
-                  markersize=9 if rate["flagged"] else 6)
+                  markersize=9 if rate["flagged"] else 6, clip_on=False)
     _names(axes, [("\N{BLACK DIAMOND} " if rate["flagged"] else "") + rate["name"] for rate in rates])
     axes.set_xlim(left=0)
     axes.set_xlabel("% of builds that failed, with 95 % interval")

@@ -32,14 +32,13 @@ MOST_FALSE_NEGATIVES = 50  # in the table
 
 def compute(facts: Facts, hours: int) -> dict[str, Any]:
     """Return all sections; hours is the shorter span, the longer one is all that the facts have."""
-    span = facts.now - hours * HOUR
+    span, begin = facts.now - hours * HOUR, beginning(facts)
     return {
         "time": facts.now, "since": facts.since, "hours": hours, "long_hours": (facts.now - facts.since) // HOUR,
         "attention": attention(facts),
         "labels": labels(facts), "pool": pool(facts), "providers": [asdict(one) for one in facts.providers],
         "jenkins": facts.has_jenkins, "jenkins_error": facts.waiting_error,
-        "states": states_over(facts, span, hours * HOUR // 96 or 1),
-        "states_long": states_over(facts, facts.since, (facts.now - facts.since) // POINTS or 1),
+        "states": states_over(facts, max(span, begin)), "states_long": states_over(facts, begin),
         "boots": boots(facts), "boot_failures": boot_failures(facts),
         "builds": builds_over(facts.builds, span, facts.now, HOUR),
         "builds_long": builds_over(facts.builds, facts.since, facts.now, 6 * HOUR),
@@ -184,13 +183,20 @@ def _label(facts: Facts, image: Image) -> str:
 # --- how it went -----------------------------------------------------------------------------------------------------
 
 
-def states_over(facts: Facts, since: int, step: int) -> dict[str, Any]:
+def beginning(facts: Facts) -> int:
+    """Return since when there have been machines, at most as long ago as the facts go back."""
+    came = sum(event.source is None for event in facts.events)
+    went = sum(event.target is None for event in facts.events)
+    return facts.events[0].time if facts.events and len(facts.machines) == came - went else facts.since
+
+
+def states_over(facts: Facts, since: int) -> dict[str, Any]:
     """Return how many machines were in each state, at the end of each step from `since` on.
 
     Counted backwards from what is there now: what has moved since a moment is moved back.
     """
     counts: Counter[str] = Counter(machine.state for machine in facts.machines)
-    times = list(range(facts.now, since - 1, -step))
+    times = list(range(facts.now, since - 1, -max(1, (facts.now - since) // POINTS)))
     columns: dict[str, list[int]] = {state: [] for state in STATES}
     place = len(facts.events)
     for moment in times:
