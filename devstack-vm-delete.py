@@ -19,6 +19,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import gateconfig
 import gateprocess
@@ -26,10 +27,12 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
-from pool import autohold, script
-from pool.autohold import Autohold
+from pool import script
 from pool.verdict import FAILED_RESULTS, UNKNOWN, Verdict, end_words, fetch, fetch_slowly, is_kept, without
 from vmdatabase import BUILDING, DELETE, READY, USED, Machine, Result
+
+if TYPE_CHECKING:
+    from pool.autohold import Autohold
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
 
@@ -59,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             code = gateprocess.EXIT_FAILED
         wanted = record(machine, options.result, verdict(code == gateprocess.EXIT_OK))
         if wanted:
+            from pool import autohold
+
             autohold.let_in(vmdatabase.refreshed(machine), wanted, config)
     return code
 
@@ -127,7 +132,7 @@ def record(machine: Machine, result: str | None, told: Verdict | None) -> Autoho
             vmdatabase.move(machine, READY, USED, "a build ran there without devstack-vm-inprogress")
         if machine.state != USED:
             log.info("is %s and stays so%s", machine.state, f" ({machine.hold_reason})" * bool(machine.hold_reason))
-        elif result in FAILED_RESULTS and (wanted := autohold.take(machine)):
+        elif result in FAILED_RESULTS and (wanted := wanted_by(machine)):
             log.info("USED -> HOLD: %s; %s@%s", wanted.hold_reason, machine.user, machine.ip)
             return wanted
         elif is_kept(result, told):
@@ -137,6 +142,13 @@ def record(machine: Machine, result: str | None, told: Verdict | None) -> Autoho
             vmdatabase.move(machine, USED, DELETE, why)
             log.info("USED -> DELETE: %s", why)
     return None
+
+
+def wanted_by(machine: Machine) -> Autohold | None:
+    """Hold the machine of a failed build if an autohold wants it, and return that."""
+    from pool import autohold
+
+    return autohold.take(machine)
 
 
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
