@@ -3,10 +3,12 @@
 
 Run after any end of a gate build, by the job devstack-vm-delete with the node's name and the build's result. Machines
 of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 hours for whoever wants to look; then
-reap deletes them. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build, a machine that now belongs to another build or
-to a person, or that no build has had yet, is left alone. Changes: the machine USED -> DELETE, the build's row
-in the table result; the node's label and offline mark in Jenkins if it should still be in service. The machine itself
-is deleted by the next devstack-vm-reap.
+reap deletes them. Not so if the build's archived logs/verdict.json says that the change is not to blame (of kind
+infrastructure or machine); what that file says is recorded, too. An autohold (vmdatabase.py autohold) holds the machine
+of a build that failed in any case, and lets its person in. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
+a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. Changes: the
+machine USED -> DELETE, the build's row in the table result; the node's label and offline mark in Jenkins if it should
+still be in service. The machine itself is deleted by the next devstack-vm-reap.
 
 Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), 2 wrong use or configuration.
 """
@@ -15,15 +17,22 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import gateconfig
 import gateprocess
+import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
 from pool import script
-from vmdatabase import BUILDING, DELETE, FAILED_RESULTS, READY, USED, Machine, Result
+from pool.verdict import FAILED_RESULTS, UNKNOWN, Verdict, end_words, fetch, fetch_slowly, is_kept, without
+from vmdatabase import BUILDING, DELETE, READY, USED, Machine, Result
+
+if TYPE_CHECKING:
+    from pool.autohold import Autohold
 
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "ABORTED", "TIMEOUT")
 
@@ -45,13 +54,55 @@ def main(argv: list[str] | None = None) -> int:
         if reason := not_its_own(machine, os.environ):
             vmdatabase.machine_log(machine).info("%s; left alone", reason)
             return code
+        verdict = ask_for_verdict(machine, config)
         try:
             take_out_of_service(machine, config)
         except GateError as err:
             vmdatabase.machine_log(machine).error("%s; the next reap tries again", err)
             code = gateprocess.EXIT_FAILED
-        record(machine, options.result)
+        wanted = record(machine, options.result, verdict(code == gateprocess.EXIT_OK))
+        if wanted:
+            from pool import autohold
+
+            autohold.let_in(vmdatabase.refreshed(machine), wanted, config)
     return code
+
+
+def ask_for_verdict(machine: Machine, config: SecureConfig) -> Callable[[bool], Verdict | None]:
+    """Have Jenkins asked for what the build says of itself, while other things are done.
+
+    Returns what waits for that; told whether Jenkins answers by now, and so may be asked once more in another way.
+    None comes for a person's machine, or if the build is not known.
+    """
+    job, number = build_of(machine, os.environ)
+    if not config.jenkins or number is None:
+        return lambda _answers: None
+    import threading
+
+    jenkins, found = config.jenkins, []
+    thread = threading.Thread(target=lambda: found.append(fetch(jenkins, job, number)), daemon=True)
+    thread.start()
+
+    def wait(answers: bool) -> Verdict | None:
+        thread.join()
+        told = found[0] if found else None
+        if told is None and answers and (nodes := script.nodes_of(config)):
+            told = fetch_slowly(nodes, jenkins, job, number)
+        told = told or without(jenkinsnodes.build_url(jenkins, job, number), "Jenkins did not answer")
+        if told.kind == UNKNOWN:
+            vmdatabase.machine_log(machine).info("%s", told.reason)
+        return told
+
+    return wait
+
+
+def build_of(machine: Machine, environ: Mapping[str, str]) -> tuple[str, int | None]:
+    """Return job and number of the build that has the machine, as vm.db or the caller knows it; "" and None if not."""
+    taken = vmdatabase.open_result(machine)
+    if taken:
+        return str(taken.jenkins_job_name or ""), taken.jenkins_build_number if taken.jenkins_job_name else None
+    job, number = environ.get("JOB_NAME", ""), environ.get("BUILD_NUMBER", "")
+    return (job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else ("", None)
 
 
 def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
@@ -63,28 +114,41 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
         vmdatabase.machine_log(machine).info("no [jenkins] section in %s: there is no node to look after", config.path)
     if not config.jenkins or not machine.jenkins_name:
         return
-    import jenkinsnodes
-
     in_service = not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name)
     if in_service and (nodes := script.nodes_of(config)):
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 
-def record(machine: Machine, result: str | None) -> None:
-    """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten."""
+def record(machine: Machine, result: str | None, told: Verdict | None) -> Autohold | None:
+    """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten.
+
+    Returns the autohold for which the machine is held now, None if there is none.
+    """
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
-        vmdatabase.record_end(machine, os.environ, result)
+        vmdatabase.record_end(machine, os.environ, result, **(told._asdict() if told else {}))
         machine = vmdatabase.refreshed(machine)
         if machine.state == READY:
-            vmdatabase.move(machine, READY, USED)  # a build ran here without devstack-vm-inprogress
+            vmdatabase.move(machine, READY, USED, "a build ran there without devstack-vm-inprogress")
         if machine.state != USED:
             log.info("is %s and stays so%s", machine.state, f" ({machine.hold_reason})" * bool(machine.hold_reason))
-        elif result in FAILED_RESULTS:
+        elif result in FAILED_RESULTS and (wanted := wanted_by(machine)):
+            log.info("USED -> HOLD: %s; %s@%s", wanted.hold_reason, machine.user, machine.ip)
+            return wanted
+        elif is_kept(result, told):
             log.info("%s: kept for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", result, machine.name)
         else:
-            vmdatabase.move(machine, USED, DELETE)
-            log.info("USED -> DELETE")
+            why = end_words(result, told)
+            vmdatabase.move(machine, USED, DELETE, why)
+            log.info("USED -> DELETE: %s", why)
+    return None
+
+
+def wanted_by(machine: Machine) -> Autohold | None:
+    """Hold the machine of a failed build if an autohold wants it, and return that."""
+    from pool import autohold
+
+    return autohold.take(machine)
 
 
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:

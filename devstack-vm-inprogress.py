@@ -224,7 +224,7 @@ def without_login(machine: Machine, config: SecureConfig) -> bool:
     try:
         nodessh.wipe_jenkins_login(nodessh.Login.of_machine(machine, config.node))
     except GateError as err:
-        vmdatabase.move(machine, USED, DELETE)
+        vmdatabase.move(machine, USED, DELETE, "Jenkins' login could not be removed")
         vmdatabase.machine_log(machine).error("%s; USED -> DELETE, since Jenkins' login could not be removed", err)
         return False
     return True
@@ -233,7 +233,7 @@ def without_login(machine: Machine, config: SecureConfig) -> bool:
 def take(machine: Machine, by_person: bool = False) -> Machine:
     """Move one machine to USED and note who has it; GateError if it is not READY (any more)."""
     with vmdatabase.database.atomic("IMMEDIATE"):
-        if not vmdatabase.move(machine, READY, USED):
+        if not vmdatabase.move(machine, READY, USED, vmdatabase.who_takes(os.environ)):
             raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
         vmdatabase.record_start(machine, os.environ, by_person=by_person or None)
         vmdatabase.forget_deaths([machine.base_image_id])

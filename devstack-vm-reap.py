@@ -30,8 +30,10 @@ import vmdatabase
 from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from pool import rules, script
+from pool import autohold, history, rules, script
 from pool.rules import Sight, Suspect, Use, Verdict
+from pool.verdict import FAILED_RESULTS, end_words, fetch_slowly, is_kept
+from pool.verdict import Verdict as BuildVerdict
 from vmdatabase import (
     BUILDING,
     DELETE,
@@ -78,6 +80,7 @@ class Reap:
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
+        self.verdicts: dict[int, BuildVerdict] = {}  # of those of them that have ended
         self.troubles = 0
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
@@ -120,6 +123,7 @@ class Reap:
         self.each("stray node", stray_nodes, self.remove_node)
         if not self.options.dry_run:
             self.drop_drained()
+            history.prune(self.now())
             self.report()
         return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
 
@@ -322,7 +326,7 @@ class Reap:
             columns = dict(verdict.columns) | ({"error": verdict.why} if verdict.target == ERROR else {})
             if source == BUILDING and (node := sight.node(machine)):
                 columns["jenkins_name"] = node.name
-            if vmdatabase.move(machine, source, verdict.target, **columns):
+            if vmdatabase.move(machine, source, verdict.target, verdict.why, **columns):
                 self.log_of(machine).info("%s -> %s: %s", source, verdict.target, verdict.why)
                 self.tell_forgotten(verdict, sight)
                 self.count_death(verdict, sight)
@@ -404,6 +408,11 @@ class Reap:
             except GateError as err:
                 self.trouble(err)
                 self.builds[number] = UNTOLD
+        verdicts = {number: self.workers.submit(fetch_slowly, self.nodes, self.config.jenkins,
+                                                row.jenkins_job_name, row.jenkins_build_number)
+                    for number, row in rows.items() if number in tasks and (build := self.builds[number])
+                    and build.result and self.config.jenkins}
+        self.verdicts.update({number: task.result() for number, task in verdicts.items()})
 
     def note_end(self, machine: Machine, name: str, build: jenkinsnodes.Build | None) -> None:
         """Write down how a build has ended, if it has; its machine goes on as after devstack-vm-delete."""
@@ -415,9 +424,21 @@ class Reap:
             vmdatabase.record_end(machine, {}, None)
         elif build and build.result:
             log.info("%s has ended %s, and devstack-vm-delete did not come", name, build.result)
-            vmdatabase.record_end(machine, {}, build.result)
-            if build.result not in vmdatabase.FAILED_RESULTS and vmdatabase.move(machine, USED, DELETE):
-                log.info("USED -> DELETE: its build has ended %s", build.result)
+            told = self.verdicts[machine.id]
+            vmdatabase.record_end(machine, {}, build.result, **told._asdict())
+            ended = end_words(build.result, told)
+            if build.result in FAILED_RESULTS and (wanted := autohold.take(machine)):
+                log.info("USED -> HOLD: %s", wanted.hold_reason)
+                self.let_in(machine, wanted)
+            elif not is_kept(build.result, told) and vmdatabase.move(machine, USED, DELETE, ended):
+                log.info("USED -> DELETE: %s", ended)
+
+    def let_in(self, machine: Machine, wanted: autohold.Autohold) -> None:
+        """Put the key of an autohold on a machine that is held for it."""
+        try:
+            self.workers.submit(autohold.let_in, machine, wanted, self.config).result()
+        except GateError as err:
+            self.trouble(err)
 
     def see_to_held(self, machines: Sequence[Machine], sight: Sight) -> None:
         """Learn the servers of held machines whose ids were not saved, and tell whose servers are gone."""
@@ -637,7 +658,7 @@ class Reap:
             return
         values = {"id": server.machine_id, "base_image": image, "external_id": server.id, "name": server.name,
                   "jenkins_name": node.name if node else None, "user": self.config.node.user, "state": use.state,
-                  "state_time": vmdatabase.now(), **use.columns}
+                  "state_time": vmdatabase.now(), "state_reason": use.why, **use.columns}
         try:
             Machine.insert(**values).execute()
         except vmdatabase.IntegrityError:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CALL_SECONDS = 30  # for all of a call
 QUICK_SECONDS = 5  # the same where a build waits, and another way is left or one call has been in vain
 LOOK_BYTES = 1 << 20  # of the answer to a look at one node
+HEAD_BYTES = 16 << 10  # of an answer before its body
 TEXT_LENGTH = 400  # of what Jenkins says, in a message
 LOCK_SECONDS = 60
 USED_LABEL = "devstack-used"
@@ -279,8 +280,11 @@ class Nodes:
 
     def build(self, job: str, number: int) -> Build | None:
         """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""
-        path = "".join(f"job/{quote(part, safe='')}/" for part in job.split("/"))
-        return self._fetch(f"look at {job} #{number}", f"{path}{number}/api/json", BUILD_FIELDS, _build)
+        return self._fetch(f"look at {job} #{number}", f"{build_path(job, number)}api/json", BUILD_FIELDS, _build)
+
+    def text(self, what: str, path: str) -> str | None:
+        """Return what Jenkins has at a path, such as an artifact, or None if it says 404."""
+        return self._ask(what, self._request("GET", path))
 
     def runs_on(self, node: str, job: str, number: int) -> bool:
         """Return whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
@@ -406,23 +410,44 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
     A build waits for devstack-vm-delete, and this answers its common case: an HTTP library would take longer to import
     than everything else that the script does. After False, ask Nodes.
     """
-    import base64
-
-    parts = urlsplit(config.server)
-    login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
-    path = f"{parts.path.rstrip('/')}/computer/{quote(name)}/api/json?tree={quote(NODE_FIELDS)}"
-    request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n\r\n"
-    deadline = time.monotonic() + min(QUICK_SECONDS, CALL_SECONDS)
     try:
-        with _stream(parts.scheme, str(parts.hostname), parts.port) as stream:
-            stream.sendall(request.encode())
-            head, _, body = _read_all(stream, deadline).partition(b"\r\n\r\n")
-        return head.split()[1] == b"200" and _node(json.loads(body)).out_of_service
+        status, body = quick_get(config, f"computer/{quote(name)}/api/json?tree={quote(NODE_FIELDS)}", LOOK_BYTES)
+        return status == 200 and _node(json.loads(body)).out_of_service  # noqa: PLR2004
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return False
 
 
-def _read_all(stream: socket.socket, deadline: float) -> bytes:
+def quick_get(config: JenkinsConfig, path: str, most: int, head: str = "") -> tuple[int, bytes]:
+    """Return status and body of what Jenkins has at a path, by one request that takes no HTTP library.
+
+    head is more lines of the request's head, each with its end.
+    Raises OSError, ValueError or IndexError if there is no whole answer in QUICK_SECONDS, or one of more than `most`
+    bytes and its head.
+    """
+    import base64
+
+    parts = urlsplit(config.server)
+    login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
+    path = f"{parts.path.rstrip('/')}/{path}"
+    request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n{head}\r\n"
+    deadline = time.monotonic() + min(QUICK_SECONDS, CALL_SECONDS)
+    with _stream(parts.scheme, str(parts.hostname), parts.port) as stream:
+        stream.sendall(request.encode())
+        answer, _, body = _read_all(stream, deadline, most + HEAD_BYTES).partition(b"\r\n\r\n")
+    return int(answer.split()[1]), body
+
+
+def build_path(job: str, number: int) -> str:
+    """Return the path of a build below Jenkins' address; the name of its job may lead through folders."""
+    return "".join(f"job/{quote(part, safe='')}/" for part in job.split("/")) + f"{number}/"
+
+
+def build_url(config: JenkinsConfig, job: str, number: int) -> str:
+    """Return the address of a build's page."""
+    return f"{config.server.rstrip('/')}/{build_path(job, number)}"
+
+
+def _read_all(stream: socket.socket, deadline: float, most: int) -> bytes:
     """Read to the end of an answer; OSError after the deadline, on the monotonic clock, or if it is too long."""
     answer = bytearray()
     while True:
@@ -431,7 +456,7 @@ def _read_all(stream: socket.socket, deadline: float) -> bytes:
         if not chunk:
             return bytes(answer)
         answer += chunk
-        if len(answer) > LOOK_BYTES or time.monotonic() > deadline:
+        if len(answer) > most or time.monotonic() > deadline:
             raise OSError("the answer has no end")
 
 

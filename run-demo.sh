@@ -49,6 +49,7 @@ main() {
     printf 'installed first (Python packages into .venv, the tree into ~/.cache/pocketcloud).\n'
     install_packages debootstrap iproute2 openssh-client procps python3 python3-venv sqlite3
     make_venv jobs/requirements.txt
+    "$PYTHON" -c 'import jinja2, matplotlib, prometheus_client' 2> /dev/null || install_locked requirements-status.txt
     if ! compgen -G "$HOME/.cache/pocketcloud/debian-*" > /dev/null; then
         printf 'making the Debian tree, about a minute\n'
     fi

@@ -61,7 +61,8 @@ main() {
     . tests/prepare.sh
     install_packages git python3 python3-venv shellcheck
     if (( clouds )); then
-        install_packages bats debootstrap default-jre-headless groovy iproute2 openssh-client openssh-server procps rsync sqlite3
+        install_packages bats chromium debootstrap default-jre-headless groovy iproute2 openssh-client openssh-server procps prometheus \
+            rsync sqlite3
     fi
     make_venv requirements-test.txt
     local checked=0 rc=0

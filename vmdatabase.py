@@ -6,9 +6,11 @@
     vmdatabase.py load FILE         make providers and images equal to FILE, and print each change
     vmdatabase.py hold NODE ...     keep a machine; optionally let a person in
     vmdatabase.py unhold NODE       let it be deleted
+    vmdatabase.py autohold ...      hold the machines of the next builds of a job that fail
     vmdatabase.py backup FILE       make a consistent copy, also while scripts run
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
+    vmdatabase.py history NODE      tell each move of a machine and its builds, also of machines long gone
 
 The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
 Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
@@ -37,6 +39,8 @@ try:
 except ModuleNotFoundError as err:  # the first package that any script needs
     gateprocess.say(gateprocess.without_package(err))
     sys.exit(gateprocess.EXIT_CONFIG)
+
+from pool import triggers
 
 if TYPE_CHECKING:
     from gateconfig import SecureConfig
@@ -93,7 +97,7 @@ MACHINE_MOVES = (
     Move(BUILDING, DELETE, "reap", "--all-servers was given"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
     Move(READY, HOLD, "hold, reap", "the same"),
-    Move(USED, HOLD, "hold, reap", "the same"),
+    Move(USED, HOLD, "hold, delete, reap", "the same; or its build failed, and an autohold wants it"),
     Move(ERROR, HOLD, "hold, reap", "the same"),
     Move(HOLD, DELETE, "unhold, reap", "a person lets go, its hours are over, or its server is gone since a restore"),
     Move(ERROR, DELETE, "reap", "its server and node are to go"),
@@ -110,7 +114,6 @@ SNAPSHOT_MOVES = (
     Move(DELETE, None, "reap", "its server and image are gone"),
 )
 BUSY_SECONDS = 30
-FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
 COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
 SPARE_IDS = 1000  # left out after a restore, beside one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
@@ -204,6 +207,49 @@ MIGRATIONS = (
     ALTER TABLE machine ADD COLUMN take_hash TEXT;
     ALTER TABLE result ADD COLUMN by_person INTEGER;
     UPDATE result SET by_person = 1 WHERE jenkins_job_name IS NULL AND end_time IS NULL;
+    """,
+    # What has happened: triggers write it, so that it is in the transaction of the move and nobody can forget it, not
+    # even a person with sqlite3. Names as text outlive the rows; tally counts on when old events are pruned.
+    f"""
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY, time INTEGER NOT NULL, machine_id INTEGER, snapshot_id INTEGER, node_name TEXT,
+        provider TEXT NOT NULL, image TEXT NOT NULL, from_state TEXT, to_state TEXT, seconds INTEGER, reason TEXT);
+    CREATE INDEX event_time ON event (time);
+    CREATE INDEX event_node ON event (node_name);
+    CREATE INDEX event_provider ON event (provider, time);
+    CREATE TABLE tally (
+        what TEXT NOT NULL, provider TEXT NOT NULL, image TEXT NOT NULL, key TEXT NOT NULL,
+        count INTEGER NOT NULL, total INTEGER NOT NULL, PRIMARY KEY (what, provider, image, key)) WITHOUT ROWID;
+    CREATE TABLE autohold (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, change INTEGER, count INTEGER NOT NULL,
+        remaining INTEGER NOT NULL CHECK (remaining >= 0), hours REAL, reason TEXT NOT NULL, ssh_key TEXT,
+        made INTEGER NOT NULL);
+    ALTER TABLE machine ADD COLUMN state_reason TEXT;
+    ALTER TABLE snapshot_image ADD COLUMN state_reason TEXT;
+    ALTER TABLE result ADD COLUMN provider TEXT;
+    ALTER TABLE result ADD COLUMN image TEXT;
+    ALTER TABLE result ADD COLUMN kind TEXT;
+    ALTER TABLE result ADD COLUMN phase TEXT;
+    ALTER TABLE result ADD COLUMN reason TEXT;
+    ALTER TABLE result ADD COLUMN known_failure TEXT;
+    ALTER TABLE result ADD COLUMN minutes REAL;
+    ALTER TABLE result ADD COLUMN url TEXT;
+    CREATE INDEX result_node ON result (node_name);
+    CREATE INDEX result_end ON result (end_time);
+    UPDATE result SET image = (SELECT name FROM base_image WHERE id = base_image_id), provider = (
+        SELECT provider.name FROM base_image JOIN provider ON provider.id = provider_id
+        WHERE base_image.id = base_image_id);
+    INSERT INTO event (time, machine_id, node_name, provider, image, to_state, reason)
+        SELECT state_time, machine.id, machine.name, provider.name, base_image.name, state,
+            coalesce(error, hold_reason, 'when vm.db began to keep its history')
+        FROM machine JOIN base_image ON base_image.id = base_image_id JOIN provider ON provider.id = provider_id;
+    INSERT INTO event (time, snapshot_id, node_name, provider, image, to_state, reason)
+        SELECT state_time, snapshot_image.id, snapshot_image.name, provider.name, base_image.name, state,
+            coalesce(error, 'when vm.db began to keep its history')
+        FROM snapshot_image JOIN base_image ON base_image.id = base_image_id JOIN provider ON provider.id = provider_id;
+    {triggers.of_events("machine", "machine_id", "NEW.hold_reason")}
+    {triggers.of_events("snapshot_image", "snapshot_id", "NULL")}
+    {triggers.of_tally()}
     """,
     # What all providers together are to have of an image type, and which of them can give something now.
     """
@@ -330,6 +376,7 @@ class SnapshotImage(Model):
     state = peewee.TextField()
     state_time = peewee.IntegerField()
     error = peewee.TextField(null=True)
+    state_reason = peewee.TextField(null=True)  # of its last move
     keep_until = peewee.IntegerField(null=True)
 
     def has_server(self, clock: float) -> bool:
@@ -358,6 +405,7 @@ class Machine(Model):
     online_time = peewee.IntegerField(null=True)  # when its agent was first seen online
     absent_time = peewee.IntegerField(null=True)  # since when its agent was seen away
     error = peewee.TextField(null=True)
+    state_reason = peewee.TextField(null=True)  # of its last move
     hold_reason = peewee.TextField(null=True)
     hold_until = peewee.IntegerField(null=True)
     delete_time = peewee.IntegerField(null=True)  # when the cloud was first asked to delete it
@@ -378,6 +426,30 @@ class Result(Model):
     end_time = peewee.IntegerField(null=True)
     result = peewee.TextField(null=True)
     by_person = peewee.BooleanField(null=True)  # true: a person's, or of somebody whom vm.db had forgotten
+    provider = peewee.TextField(null=True)
+    image = peewee.TextField(null=True)
+    kind = peewee.TextField(null=True)  # this and the next four from the build's verdict.json
+    phase = peewee.TextField(null=True)
+    reason = peewee.TextField(null=True)
+    known_failure = peewee.TextField(null=True)
+    minutes = peewee.FloatField(null=True)  # of all phases
+    url = peewee.TextField(null=True)  # of the build's page in Jenkins
+
+
+class Event(Model):
+    """A row that came, moved or went; a trigger writes it."""
+
+    id = peewee.AutoField()
+    time = peewee.IntegerField()
+    machine_id = peewee.IntegerField(null=True)
+    snapshot_id = peewee.IntegerField(null=True)
+    node_name = peewee.TextField(null=True)  # of a snapshot its name
+    provider = peewee.TextField()
+    image = peewee.TextField()
+    from_state = peewee.TextField(null=True)  # none: the row is new
+    to_state = peewee.TextField(null=True)  # none: the row is gone
+    seconds = peewee.IntegerField(null=True)  # that it was in from_state
+    reason = peewee.TextField(null=True)
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -525,13 +597,24 @@ def _run(path: Path, migrations: Sequence[str], version: int) -> None:
     database.execute_sql("PRAGMA journal_mode = WAL")
     with database.atomic("IMMEDIATE"):
         for number, script in enumerate(migrations[version:], version + 1):
-            for statement in filter(str.strip, script.split(";")):
+            for statement in _statements(script):
                 database.execute_sql(statement)
             database.execute_sql(f"PRAGMA user_version = {number}")
         _make_pool_uuid()
         if setting("path") is None:
             _belong(path)
             set_setting("made", str(now()))
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script, of which triggers hold several."""
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            if statement.strip("; \n"):
+                yield statement
+            statement = ""
 
 
 def _make_pool_uuid() -> None:
@@ -742,15 +825,15 @@ def now() -> int:
     return int(time.time())
 
 
-def move(row: Machine | SnapshotImage, source: str, target: str, **columns: Any) -> bool:
-    """Move a row from one state to another in one UPDATE, other columns with it.
+def move(row: Machine | SnapshotImage, source: str, target: str, reason: str | None = None, **columns: Any) -> bool:
+    """Move a row from one state to another in one UPDATE, other columns with it; reason is for the history.
 
     Returns whether it was still in the source state, and so moved; the row object then shows what was written. Raises
     ValueError for a move that MACHINE_MOVES or SNAPSHOT_MOVES does not have.
     """
     if not any((source, target) == (one.source, one.target) for one in moves_of(type(row))):
         raise ValueError(f"a {type(row).__name__} does not go from {source} to {target}")
-    values = {"state": target, "state_time": now(), **_storable(columns)}
+    values = {"state": target, "state_time": now(), **_storable({"state_reason": reason, **columns})}
     model = type(row)
     moved = model.update(**values).where((model.id == row.id) & (model.state == source)).execute() == 1
     if moved:
@@ -774,7 +857,7 @@ def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
 
 def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Return columns whose error, which others have had a say in, is one line that a terminal can show."""
-    return {name: _error_line(value) if name == "error" and isinstance(value, str) else value
+    return {name: _error_line(value) if name in ("error", "state_reason") and isinstance(value, str) else value
             for name, value in columns.items()}
 
 
@@ -1110,8 +1193,14 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
         "jenkins_build_number": number("BUILD_NUMBER"),
         "gerrit_change_number": number("GERRIT_CHANGE_NUMBER", "ZUUL_CHANGE"),
         "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),
-        "start_time": now(), **columns,
+        "start_time": now(), "provider": machine.base_image.provider.name, "image": machine.base_image.name, **columns,
     })
+
+
+def who_takes(environ: Mapping[str, str]) -> str:
+    """Return JOB #NUMBER of the build whose environment it is, otherwise that it is a person."""
+    job, number = environ.get("JOB_NAME", "").encode(errors="replace").decode(), environ.get("BUILD_NUMBER", "")
+    return f"{job} #{number}" if job else "a person"
 
 
 def secret_hash(secret: str) -> str:
@@ -1142,9 +1231,9 @@ def build_of(result: Result) -> str:
     return f"{result.jenkins_job_name} #{result.jenkins_build_number}" if result.jenkins_job_name else ""
 
 
-def record_end(machine: Machine, environ: Mapping[str, str], result: str | None) -> None:
+def record_end(machine: Machine, environ: Mapping[str, str], result: str | None, **columns: Any) -> None:
     """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
-    ended = {"end_time": now(), "result": result}
+    ended = {"end_time": now(), "result": result, **columns}
     if not Result.update(**ended).where(_is_open(machine)).execute() \
             and not Result.select().where(Result.machine_id == machine.id).exists():
         record_start(machine, environ, start_time=None, **ended)

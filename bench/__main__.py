@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import measure
 
-BENCHMARKS = ("fill", "refill", "steady", "reap", "idle", "latency", "workspace", "image")
+BENCHMARKS = ("fill", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""The floor of devstack-vm-delete: a process that imports what it imports and makes its transaction and its call.
+"""The floor of devstack-vm-delete: a process that imports what it imports and makes its transaction and its calls.
 
-Called by latency.py: floor_delete.py STEP DATABASE NODE HOST PORT USER TOKEN, where STEP says how far to go: imports,
-database, or jenkins for everything.
+Called by latency.py: floor_delete.py STEP DATABASE NODE HOST PORT USER TOKEN JOB NUMBER, where STEP says how far to go:
+imports, database, or jenkins for everything.
 """
 
 import base64
@@ -31,21 +31,23 @@ def give_back(path: str, node: str) -> None:
         assert moved.rowcount == 1
 
 
-def look(node: str, host: str, port: str, login: str) -> None:
-    """See that the node is out of service."""
-    request = (f"GET /computer/{node}/api/json?tree={quote(FIELDS)} HTTP/1.0\r\nHost: {host}:{port}\r\n"
+def get(path: str, host: str, port: str, login: str) -> tuple[bytes, bytes]:
+    """Return head and body of what Jenkins has at a path."""
+    request = (f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n"
                f"Authorization: Basic {base64.b64encode(login.encode()).decode()}\r\n\r\n")
     with socket.create_connection((host, int(port)), 30) as stream:
         stream.sendall(request.encode())
-        body = stream.makefile("rb").read().partition(b"\r\n\r\n")[2]
-    assert json.loads(body)["temporarilyOffline"]
+        head, _, body = stream.makefile("rb").read().partition(b"\r\n\r\n")
+    return head, body
 
 
 def main() -> None:
     """Go as far as STEP says."""
-    step, path, node, host, port, user, token = sys.argv[1:]
-    if step == "jenkins":
-        look(node, host, port, f"{user}:{token}")
+    step, path, node, host, port, user, token, job, number = sys.argv[1:]
+    if step == "jenkins":  # whether the node is out of service, and what the build says of itself: nothing
+        server = host, port, f"{user}:{token}"
+        assert json.loads(get(f"/computer/{node}/api/json?tree={quote(FIELDS)}", *server)[1])["temporarilyOffline"]
+        assert b" 404 " in get(f"/job/{job}/{number}/artifact/logs/verdict.json", *server)[0]
     if step in ("database", "jenkins"):
         give_back(path, node)
 

@@ -71,8 +71,9 @@ def _cases(stand_in: StandIn) -> list[Case]:
     return [
         Case("devstack-vm-inprogress.py", (), "gateconfig, jenkinsnodes, vmdatabase, jenkins, requests",
              "floor_inprogress.py", (stand_in.url, *login, JOB, NUMBER)),
-        Case("devstack-vm-delete.py", ("--result", "SUCCESS"), "gateconfig, jenkinsnodes, vmdatabase, base64",
-             "floor_delete.py", (str(place.hostname), str(place.port), *login)),
+        Case("devstack-vm-delete.py", ("--result", "SUCCESS"), "gateconfig, jenkinsnodes, pool.autohold, pool.verdict, "
+             "vmdatabase, base64",
+             "floor_delete.py", (str(place.hostname), str(place.port), *login, JOB, NUMBER)),
     ]
 
 
@@ -124,5 +125,5 @@ def _requests(pool: Pool, call: Callable[[], float]) -> list[str]:
     call()
     sent = pool.jenkins.look()["requests"]
     names = dict.fromkeys(pool.machines(), "NODE")
-    return [f"{one['method']} {'/'.join(names.get(part, part) for part in one['path'].split('/'))} {one['query']} "
-            f"{one['status']}" for one in sent]
+    return sorted(f"{one['method']} {'/'.join(names.get(part, part) for part in one['path'].split('/'))} "
+                  f"{one['query']} {one['status']}" for one in sent)  # some are under way at once

@@ -66,7 +66,7 @@ FREESTYLE, PIPELINE = "hudson.model.FreeStyleProject", "org.jenkinsci.plugins.wo
 MATRIX = "hudson.matrix.MatrixProject"
 KINDS = {FREESTYLE: "a freestyle job", PIPELINE: "a pipeline", MATRIX: "a matrix"}
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
-TAKE, GIVE_BACK = "devstack-vm-inprogress", "devstack-vm-delete"
+TAKE, GIVE_BACK, STATUS = "devstack-vm-inprogress", "devstack-vm-delete", "devstack-vm-status"
 KEY_KIND = "SSH Username with private key"
 
 
@@ -195,7 +195,7 @@ def _given_rights(path: Path, defaults: dict[str, Any], gate: dict[str, Any]) ->
 def wanted_kinds(site: Site) -> dict[str, str]:
     """Return the classes of the jobs that would be loaded, by name."""
     gate = dict.fromkeys(site.gate_jobs, PIPELINE if site.pipeline else FREESTYLE)
-    return {**dict.fromkeys(BY_THE_CLOCK, MATRIX), **dict.fromkeys((TAKE, GIVE_BACK), FREESTYLE), **gate}
+    return {**dict.fromkeys(BY_THE_CLOCK, MATRIX), **dict.fromkeys((TAKE, GIVE_BACK, STATUS), FREESTYLE), **gate}
 
 
 def read_loader(path: Path | None) -> Loader | None:

@@ -14,7 +14,7 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
-from pool import script
+from pool import autohold, history, script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
@@ -58,6 +58,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument("provider", metavar="PROVIDER")
     command.add_argument("--dry-run", action="store_true", help="print what would be left behind")
     command.set_defaults(run=_run_forget)
+    history.add_parser(commands)
+    autohold.add_parser(commands, _hours, _public_key)
     return parser.parse_args(argv)
 
 
@@ -99,7 +101,8 @@ def _run_load(options: argparse.Namespace) -> int:
 
     providers, labels = providersfile.load_providers_file(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
-        changes = providersfile.load(providers, labels)
+        changes = providersfile.load(providers, labels) + history.set_days(
+            providersfile.load_history_days(options.file))
         if options.dry_run:
             transaction.rollback()
     for change in changes:
@@ -188,7 +191,7 @@ def _public_key(text: str) -> str:
 
 def _run_unhold(options: argparse.Namespace) -> int:
     machine = vmdatabase.machine_named(options.node)
-    if not vmdatabase.move(machine, vmdatabase.HOLD, vmdatabase.DELETE):
+    if not vmdatabase.move(machine, vmdatabase.HOLD, vmdatabase.DELETE, "unhold"):
         raise ConfigError(f"{options.node}: is not held, its state is {machine.state}")
     vmdatabase.machine_log(machine).info("HOLD -> DELETE")
     return gateprocess.EXIT_OK

@@ -83,6 +83,11 @@ def _shown(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
 
+TOP_KEYS = {
+    "providers": Key("a list of providers", lambda value: True, required=True),
+    "labels": Key("a list of labels", lambda value: True),
+    "history-days": Key("days, a whole number, 1 or more", _whole(1), 90),
+}
 PROVIDER_KEYS = {
     "name": Key("a name of letters, digits, ., _ and -, not all", lambda value: _name(value) and value != "all",
                 required=True),
@@ -135,6 +140,19 @@ def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str
     A provider is a dict with every key set, its images under "images"; a label is one with every key set. Raises
     ConfigError with file, line, key, what was expected and the nearest known key.
     """
+    return _read(path)[:2]
+
+
+def load_history_days(path: Path) -> int:
+    """Return for how many days the file has the pool's history kept; raises as load_providers_file does."""
+    return _read(path)[2]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Return the providers of a file, its labels and its history-days.
+
+    Raises ConfigError with file, line, key, what was expected and the nearest known key.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as err:
@@ -144,12 +162,13 @@ def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         reader = _ProvidersReader(path, loader)
-        top = reader.mapping(root, {"providers": Key("a list of providers", lambda value: True),
-                                    "labels": Key("a list of labels", lambda value: True)}, "")
+        top = reader.mapping(root, TOP_KEYS, "")
         if "providers" not in top:
             raise reader.fail(root, "top level: providers is missing; expected a list of providers")
+        days = TOP_KEYS["history-days"]
+        kept = reader.value(top["history-days"], days, "history-days") if "history-days" in top else days.default
         providers = reader.items(top["providers"], PROVIDER_KEYS, "provider")
-        return providers, reader.labels(top["labels"], providers) if "labels" in top else []
+        return providers, reader.labels(top["labels"], providers) if "labels" in top else [], kept
     except RecursionError as err:
         raise ConfigError(f"{path}: not YAML: nested too deep") from err
     except yaml.MarkedYAMLError as err:
@@ -177,7 +196,8 @@ class _ProvidersReader:
     def mapping(self, node: Any, keys: dict[str, Key], where: str) -> dict[str, Any]:
         """Return {key: YAML node} of a mapping, with unknown and doubled keys refused."""
         if node is None or node.id != "mapping":
-            raise self.fail(node, f"{where or 'top level: '}expected a mapping with {', '.join(keys)}")
+            needed = [key for key, rule in keys.items() if where or rule.required]
+            raise self.fail(node, f"{where or 'top level: '}expected a mapping with {', '.join(needed)}")
         self.flatten(node, where)
         merged = {self.key(key_node, where): (key_node, value_node) for key_node, value_node in node.value}
         for key, (key_node, _) in merged.items():

@@ -119,6 +119,7 @@ class Demo:
         self.lose_a_provider()
         self.reap()
         self.look_inside()
+        self.status_page()
 
     def load(self) -> None:
         """Providers and images."""
@@ -221,6 +222,12 @@ class Demo:
             self.story.came(f'sqlite3 vm.db "{query}"')
             command = ["sqlite3", "-header", "-column", str(self.pool.database), query]
             self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def status_page(self) -> None:
+        """What people see of it."""
+        self.story.step("Write the status page: what needs a person, what is there, how it went, who is to blame.")
+        page = self.run("devstack-vm-status.py", "--output", str(self.folder / "status")).strip()
+        self.story.came(f"for a browser: file://{page}")
 
     def show_pool(self) -> None:
         """Show the table that vmdatabase.py prints."""

@@ -13,15 +13,19 @@ sleep 1
 """
 
 
-def add_gate_job(pool: Pool, name: str, script: str = SCRIPT) -> None:
-    """The gate job as jobs/ defines it: inprogress before, the script on the node, delete after any end."""
+def add_gate_job(pool: Pool, name: str, script: str = SCRIPT, *, told: bool = True) -> None:
+    """The gate job as jobs/ defines it: inprogress before, the script on the node, delete after any end.
+
+    told: whether delete comes, which it does not if Jenkins dies under a build.
+    """
     assert pool.jenkins
     variables = {key: value for key, value in pool.environment.items()
                  if key in ("DEVSTACK_GATE_DB", "DEVSTACK_GATE_SECURE_CONFIG", "HOME")}
     pool.jenkins.add_job(
         name, LABEL, script=script, environment=variables,
         before=[sys.executable, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
-        after=[sys.executable, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"])
+        after=[sys.executable, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"] if told
+        else ["true"])
 
 
 def build(pool: Pool, name: str, **parameters: str) -> tuple[str, str, str]:

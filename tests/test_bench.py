@@ -18,6 +18,7 @@ BENCHMARKS = {
     "latency": [],
     "workspace": ["--megabytes", "0.2"],
     "image": [],
+    "status": ["--days", "1", "--builds", "60", "--providers", "2"],
 }
 
 

@@ -19,6 +19,7 @@ from tests.jobsite import GATE, JENKINS_JOBS, JOBS, make_site, render
 from tests.pool import PROJECT, load_script
 
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
+STATUS = "devstack-vm-status"
 FOR_A_NODE = ("devstack-vm-inprogress", "devstack-vm-delete")
 SHELL = "hudson.tasks.Shell"
 TRIGGER = "hudson.plugins.parameterizedtrigger"
@@ -74,7 +75,7 @@ def test_jenkins_jobs_renders_all_jobs_without_a_complaint(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if not line.startswith("INFO")]
     assert said == ["WARNING:jenkins_jobs.config:Config file, /dev/null, not found. Using default config values."]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*BY_THE_CLOCK, *FOR_A_NODE, GATE])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*BY_THE_CLOCK, *FOR_A_NODE, STATUS, GATE])
 
 
 @pytest.mark.parametrize("name", BY_THE_CLOCK)
@@ -94,6 +95,15 @@ def test_a_timed_job_has_a_combination_for_each_provider_on_the_host_and_never_o
 def test_images_are_built_daily_machines_launched_every_ten_minutes_and_reaped_hourly(full: Jobs) -> None:
     assert [full[name].findtext("triggers/hudson.triggers.TimerTrigger/spec") for name in BY_THE_CLOCK] == [
         "H H * * *", "H/10 * * * *", "H * * * *"]
+
+
+def test_the_status_page_is_made_every_10_minutes_on_the_host_and_archived_whole(full: Jobs) -> None:
+    job = full[STATUS]
+    assert (job.findtext("assignedNode"), job.findtext("concurrentBuild")) == ("devstack-gate-host", "false")
+    assert job.findtext("triggers/hudson.triggers.TimerTrigger/spec") == "H/10 * * * *"
+    assert job.findtext("publishers/hudson.tasks.ArtifactArchiver/artifacts") == "status/**"
+    assert job.findtext("publishers/hudson.tasks.ArtifactArchiver/allowEmptyArchive") == "false"
+    assert job.findtext("properties/jenkins.model.BuildDiscarderProperty/strategy/artifactNumToKeep") == "10"
 
 
 def test_the_jobs_of_nodes_run_at_once_side_by_side_on_the_host(full: Jobs) -> None:
@@ -246,7 +256,7 @@ def test_rights_of_the_defaults_file_are_loaded_with_the_jobs_and_without_any_no
 
     path = "properties/hudson.security.AuthorizationMatrixProperty"
     assert {name: [one.text for one in job.iterfind(f"{path}/permission")] for name, job in jobs.items()} == {
-        **{name: [] for name in BY_THE_CLOCK}, GATE: ["USER:hudson.model.Item.Read:scripts"],
+        **{name: [] for name in (*BY_THE_CLOCK, STATUS)}, GATE: ["USER:hudson.model.Item.Read:scripts"],
         "devstack-vm-delete": ["hudson.model.Item.Read:scripts"],
         "devstack-vm-inprogress": ["USER:hudson.model.Item.Read:node", "USER:hudson.model.Item.Build:node"]}
     assert all(job.find(path) is None for job in full.values())
@@ -289,7 +299,7 @@ def test_a_hostile_value_of_any_parameter_runs_nothing(full: Jobs, tmp_path: Pat
 
 def test_every_script_that_a_job_calls_exists_and_takes_what_it_is_given(full: Jobs, tmp_path: Path) -> None:
     called: dict[str, list[str]] = {}
-    for name in (*BY_THE_CLOCK, *FOR_A_NODE):
+    for name in (*BY_THE_CLOCK, *FOR_A_NODE, STATUS):
         (line,) = [line for line in shells(full[name])[0].splitlines() if line.startswith("exec ")]
         script, *arguments = shlex.split(line)[1:]
         called[name] = [script.replace("/opt/devstack-gate", str(PROJECT)), *arguments]

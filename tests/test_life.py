@@ -1,5 +1,7 @@
 """A whole life on real machines: image, pool, builds over ssh, deletion, with Jenkins as it runs the jobs."""
 
+import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +10,7 @@ import requests
 from tests.gatejob import LABEL, add_gate_job, build
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, image, make_key, provider
+from tests.pool import SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 
@@ -104,6 +106,29 @@ def test_a_held_machine_outlives_its_build_and_lets_a_person_in(pool: Pool) -> N
     pool.run("vmdatabase.py", "unhold", node, expect=0)
     pool.run(REAP, "one", expect=0)
     assert node not in pool.machines()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["by devstack-vm-delete", "by reap"])
+def test_an_autohold_keeps_the_machine_of_the_next_build_that_fails_and_lets_a_person_in(
+        pool: Pool, told: bool) -> None:
+    job, person = f"gate-watched-{told}", make_key(pool.folder / f"ben-{told}")
+    assert pool.jenkins
+    add_gate_job(pool, job, "exit 1", told=told)
+    made = pool.run("vmdatabase.py", "autohold", "--job", job, "--reason", "bug 7", "--hours", "2", "--ssh-key",
+                    f"{person}.pub", expect=0)
+    result, node, console = build(pool, job)
+    assert result == "FAILURE", console
+    pool.run(REAP, "one", expect=0)
+
+    number = made.stdout.removeprefix("autohold ").strip()
+    assert (pool.machines()[node], pool.column(node, "hold_reason")) == ("HOLD", f"autohold {number}: bug 7")
+    assert 7000 < pool.column(node, "hold_until") - time.time() < 7300
+    address = pool.column(node, "ip")
+    assert f"autohold {number}: bug 7" in pool.run("vmdatabase.py", "history", node, expect=0).stdout
+    assert subprocess.run(["ssh", "-i", person, "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+                           *SSH_TO_STRANGERS, f"jenkins@{address}", "true"], check=False).returncode == 0
+    pool.run("vmdatabase.py", "unhold", node, expect=0)
+    pool.run(REAP, "one")
 
 
 def test_a_build_whose_machine_dies_fails_and_the_pool_recovers(pool: Pool) -> None:

@@ -253,6 +253,8 @@ class Handler(BaseHTTPRequestHandler):
     def _misbehave(self, request: Request, ordered: dict[str, Any]) -> Reply | None:
         """The answer a test has ordered, or None when the connection goes without one."""
         kind = ordered.get("kind", "status")
+        if "body" in ordered:
+            return Reply(int(ordered.get("status", 200)), ordered["body"].encode("latin-1"), "application/octet-stream")
         if kind == "status":
             return pages.canned(int(ordered.get("status", 500)), request.path)
         if kind == "hang":

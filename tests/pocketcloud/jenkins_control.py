@@ -14,7 +14,7 @@ from tests.pocketcloud.jenkins_nodes import Launcher, Node, NodeConfig
 from tests.pocketcloud.jenkins_pages import Reply
 
 ANSWER_KINDS = ("status", "hang", "reset", "close")
-ANSWER_KEYS = {"match", "status", "times", "kind", "when", "seconds"}
+ANSWER_KEYS = {"body", "match", "status", "times", "kind", "when", "seconds"}
 CONNECT = ("ssh", "instant", "never")
 JOB_KEYS = {"name", "label", "before", "script", "after", "seconds", "environment", "concurrent"}
 

@@ -1,0 +1,81 @@
+"""The triggers of vm.db that write down what happens: in the transaction of the move, whoever makes it.
+
+They belong to the schema version that made them: whoever changes them writes a migration that drops and makes them.
+"""
+
+from collections.abc import Sequence
+
+NOW = "CAST(strftime('%s', 'now') AS INTEGER)"
+# Upper bounds of what is counted in tally: seconds from asked for to READY, minutes of builds.
+READY_SECONDS = (10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800)
+BUILD_MINUTES = (1, 5, 10, 15, 20, 30, 40, 50, 60, 75, 90, 120, 180)
+
+
+def of_events(table: str, id_column: str, hold_reason: str) -> str:
+    """Return the triggers that write an event when a row of a table comes, moves, gets its name, or goes.
+
+    The reason is state_reason if that came with the move; otherwise what the row tells of its new state.
+    """
+    def event(row: str, from_state: str, to_state: str, seconds: str, reason: str) -> str:
+        return f"""INSERT INTO event (
+                time, {id_column}, node_name, provider, image, from_state, to_state, seconds, reason)
+            SELECT {NOW}, {row}.id, {row}.name, provider.name, base_image.name, {from_state}, {to_state}, {seconds},
+                {reason}
+            FROM base_image JOIN provider ON provider.id = provider_id WHERE base_image.id = {row}.base_image_id"""
+
+    of_state = f"CASE NEW.state WHEN 'ERROR' THEN NEW.error WHEN 'HOLD' THEN {hold_reason} END"
+    given = "CASE WHEN NEW.state_reason IS NOT OLD.state_reason THEN NEW.state_reason END"
+    stayed = f"max({NOW} - OLD.state_time, 0)"
+    return f"""
+    CREATE TRIGGER {table}_came AFTER INSERT ON {table} BEGIN
+        {event("NEW", "NULL", "NEW.state", "NULL", f"coalesce(NEW.state_reason, {of_state})")};
+    END;
+    CREATE TRIGGER {table}_named AFTER UPDATE OF name ON {table} WHEN OLD.name IS NULL BEGIN
+        UPDATE event SET node_name = NEW.name WHERE node_name IS NULL AND {id_column} = NEW.id;
+    END;
+    CREATE TRIGGER {table}_moved AFTER UPDATE OF state ON {table} WHEN OLD.state != NEW.state BEGIN
+        {event("NEW", "OLD.state", "NEW.state", stayed, f"coalesce({given}, {of_state})")};
+    END;
+    CREATE TRIGGER {table}_went AFTER DELETE ON {table} BEGIN
+        {event("OLD", "OLD.state", "NULL", stayed, "NULL")};
+    END;
+    """
+
+
+def of_tally() -> str:
+    """Return the triggers that count moves, times to READY, and builds with their minutes.
+
+    These counts only grow, also when old events are pruned: metrics.prom is made of them.
+    """
+    ended = "NEW.end_time IS NOT NULL AND NEW.by_person IS NOT 1"
+    timed = f"{ended} AND NEW.start_time IS NOT NULL"
+    ends = {"came": "AFTER INSERT ON result WHEN",
+            "ended": "AFTER UPDATE OF end_time ON result WHEN OLD.end_time IS NULL AND"}
+    whole = [_counter("event_counted", "AFTER INSERT ON event",
+                      "CASE WHEN NEW.machine_id IS NULL THEN 'snapshot' ELSE 'move' END",
+                      "coalesce(NEW.from_state, '') || '>' || coalesce(NEW.to_state, '')"),
+             _counter("ready_counted", "AFTER INSERT ON event WHEN NEW.from_state = 'BUILDING' "
+                      "AND NEW.to_state = 'READY' AND NEW.machine_id IS NOT NULL",
+                      "'ready'", _bucket("NEW.seconds", READY_SECONDS), "NEW.seconds")]
+    for name, when in ends.items():
+        whole += [_counter(f"result_{name}_counted", f"{when} {ended}", "'build'", "coalesce(NEW.result, 'UNKNOWN')"),
+                  _counter(f"minutes_{name}_counted", f"{when} {timed}", "'minutes'",
+                           _bucket("(NEW.end_time - NEW.start_time) / 60.0", BUILD_MINUTES),
+                           "max(NEW.end_time - NEW.start_time, 0)")]
+    return "".join(whole)
+
+
+def _bucket(value: str, bounds: Sequence[int]) -> str:
+    """Return SQL for the first bound that a value does not exceed, as text; +Inf beyond the last."""
+    return f"CASE {' '.join(f'''WHEN {value} <= {bound} THEN '{bound}' ''' for bound in bounds)} ELSE '+Inf' END"
+
+
+def _counter(name: str, when: str, what: str, key: str, total: str = "0") -> str:
+    """Return a trigger that counts a row in tally: under what and key, which are SQL, with total summed up."""
+    return f"""
+    CREATE TRIGGER {name} {when} BEGIN
+        INSERT INTO tally (what, provider, image, key, count, total)
+            VALUES ({what}, coalesce(NEW.provider, ''), coalesce(NEW.image, ''), {key}, 1, {total})
+            ON CONFLICT (what, provider, image, key) DO UPDATE SET count = count + 1, total = total + excluded.total;
+    END;
+    """

@@ -1,0 +1,1 @@
+"""What devstack-vm-status.py is made of: what it reads, its statistics, pictures, page and metrics."""

@@ -1,0 +1,192 @@
+"""What the status page is made of, as read from vm.db at one moment and from Jenkins' queue."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jenkinsnodes
+import vmdatabase
+
+if TYPE_CHECKING:
+    from gateconfig import JenkinsConfig
+
+QUEUE = "queue/api/json?tree=items%5Bbuildable,why,inQueueSince%5D"
+QUEUE_BYTES = 16 << 20
+FAILED = ("FAILURE", "UNSTABLE", "TIMEOUT")
+PASSED = "SUCCESS"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A provider; taken is how many servers its rows stand for."""
+
+    name: str
+    max_servers: int
+    active: bool
+    taken: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image type of a provider, with how many machines are in which state."""
+
+    provider: str
+    name: str
+    min_ready: int
+    active: bool
+    deaths: int
+    death: str | None
+    snapshot_time: int | None  # of the newest READY snapshot, its own or its template's
+    states: Counter[str]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that is there now."""
+
+    name: str
+    provider: str
+    image: str
+    state: str
+    state_time: int
+    error: str | None
+    hold_reason: str | None
+    hold_until: int | None
+    delete_time: int | None
+    in_jenkins: bool
+    online_time: int | None
+    absent_time: int | None
+
+
+class Event(NamedTuple):
+    """A move of a machine."""
+
+    time: int
+    provider: str
+    image: str
+    source: str | None
+    target: str | None
+    seconds: int | None
+    reason: str | None
+
+
+class Build(NamedTuple):
+    """A build that has ended."""
+
+    end: int
+    provider: str
+    image: str
+    job: str
+    change: int | None
+    patchset: int | None
+    result: str | None
+    kind: str | None
+    phase: str | None
+    known_failure: str | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Builds that wait in Jenkins for a label; longest in seconds."""
+
+    count: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All of it; events and builds are those since `since`, by time."""
+
+    now: int
+    since: int
+    providers: list[Provider]
+    images: list[Image]
+    machines: list[Machine]
+    events: list[Event]
+    builds: list[Build]
+    tally: list[tuple[str, str, str, str, int, int]]  # what, provider, image, key, count, total
+    waiting: dict[str, Waiting] | None = None  # by label; None: not known
+    waiting_error: str = ""
+    prefix: str = ""
+    has_jenkins: bool = field(default=False)
+
+
+def read(since: int, now: int) -> dict[str, Any]:
+    """Return what vm.db tells, as arguments of Facts, all of one moment."""
+    with vmdatabase.database.atomic():
+        return {
+            "now": now, "since": since, "providers": list(_providers(now)), "images": list(_images()),
+            "machines": list(_machines()), "events": [Event(*row) for row in _rows(
+                "SELECT time, provider, image, from_state, to_state, seconds, reason FROM event "
+                "WHERE time >= ? AND machine_id IS NOT NULL ORDER BY time, id", since)],
+            "builds": [Build(*row) for row in _rows(
+                "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
+                "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
+                "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
+            "tally": list(_rows("SELECT what, provider, image, key, count, total FROM tally")),
+        }
+
+
+def _rows(query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+    return iter(vmdatabase.database.execute_sql(query, values))
+
+
+def _providers(now: int) -> Iterator[Provider]:
+    templates = Counter(dict(_rows(
+        "SELECT provider_id, count(*) FROM snapshot_image JOIN base_image ON base_image.id = base_image_id "
+        "WHERE state = 'BUILDING' OR coalesce(keep_until, 0) > ? GROUP BY provider_id", now)))
+    machines = Counter(dict(_rows("SELECT provider_id, count(*) FROM machine JOIN base_image "
+                                  "ON base_image.id = base_image_id GROUP BY provider_id")))
+    for key, name, most, active in _rows("SELECT id, name, max_servers, active FROM provider ORDER BY name"):
+        yield Provider(name, most, bool(active), machines[key] + templates[key])
+
+
+def _images() -> Iterator[Image]:
+    states: dict[int, Counter[str]] = {}
+    for key, state, count in _rows("SELECT base_image_id, state, count(*) FROM machine GROUP BY 1, 2"):
+        states.setdefault(key, Counter())[state] = count
+    newest = {(provider, name): version for provider, name, version in _rows(
+        "SELECT provider_id, base_image.name, max(version) FROM snapshot_image JOIN base_image "
+        "ON base_image.id = base_image_id WHERE state = 'READY' GROUP BY 1, 2")}
+    for key, provider_id, provider, name, wanted, active, deaths, death, template in _rows(
+            "SELECT base_image.id, provider_id, provider.name, base_image.name, min_ready, "
+            "base_image.active AND provider.active, deaths, death, template FROM base_image JOIN provider "
+            "ON provider.id = provider_id ORDER BY provider.name, base_image.name"):
+        yield Image(provider, name, wanted, bool(active), deaths, death, newest.get((provider_id, template or name)),
+                    states.get(key, Counter()))
+
+
+def _machines() -> Iterator[Machine]:
+    for name, provider, image, state, since, error, reason, until, deleted, node, online, absent in _rows(
+            "SELECT coalesce(machine.name, 'machine ' || machine.id), provider.name, base_image.name, state, "
+            "state_time, error, hold_reason, hold_until, delete_time, jenkins_name, online_time, absent_time "
+            "FROM machine JOIN base_image ON base_image.id = base_image_id "
+            "JOIN provider ON provider.id = provider_id ORDER BY machine.id"):
+        yield Machine(name, provider, image, state, since, error, reason, until, deleted, node is not None, online,
+                      absent)
+
+
+def waiting_builds(config: JenkinsConfig) -> dict[str, Waiting]:
+    """Return which builds wait in Jenkins, by the label that they wait for; raises OSError or ValueError.
+
+    What waits for a machine is `buildable`, and the label stands in `why` only, in quotes.
+    """
+    try:
+        status, body = jenkinsnodes.quick_get(config, QUEUE, QUEUE_BYTES, "Accept-Language: en\r\n")
+        if status != 200:  # noqa: PLR2004
+            raise ValueError(f"Jenkins answered {status}")
+        found: dict[str, list[int]] = {}
+        for item in json.loads(body)["items"]:
+            label = re.search("[\u2018'\"](.+)[\u2019'\"]", str(item.get("why")))
+            if item.get("buildable") and label:
+                found.setdefault(label[1], []).append(int(item["inQueueSince"]))
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
+        raise ValueError("Jenkins' queue could not be read") from err
+    now = time.time()
+    return {label: Waiting(len(times), max(0, int(now - min(times) / 1000))) for label, times in found.items()}
