@@ -69,7 +69,7 @@ def test_links_lead_to_a_file_and_a_heading(page: str) -> None:
 
 
 def test_each_page_of_docs_is_linked_from_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/[^)#]+)", text("README.md")))
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", text("README.md")))
     assert sorted(linked) == sorted(page for page in PAGES if page.startswith("docs/"))
 
 

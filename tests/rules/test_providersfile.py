@@ -328,9 +328,9 @@ def test_a_key_of_an_image_refuses(tmp_path: Path, key: str, text: str, expected
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ":1: top level: expected a mapping with providers, labels, history-days"),
-        ("# nothing\n", ":1: top level: expected a mapping with providers, labels, history-days"),
-        ("- name: one\n", ":1: top level: expected a mapping with providers, labels, history-days"),
+        ("", ":1: top level: expected a mapping with providers"),
+        ("# nothing\n", ":1: top level: expected a mapping with providers"),
+        ("- name: one\n", ":1: top level: expected a mapping with providers"),
         ("{}\n", ":1: top level: providers is missing; expected a list of providers"),
         ("providers: one\n", ":1: providers: expected a list"),
         ("providers:\n", ":1: providers: expected a list"),
