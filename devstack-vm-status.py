@@ -25,7 +25,7 @@ import vmdatabase
 from gateprocess import ConfigError, GateError, get_log
 
 HOUR = 3600  # seconds
-HOURS, MOST_HOURS = 24, 90 * 24
+HOURS, MOST_HOURS = 24, 31 * 24
 LONG_HOURS = 7 * 24  # of the longer span, if the shorter one is not longer still
 READABLE = 0o644  # a web server and node_exporter run under accounts of their own
 KEEP_SECONDS = HOUR  # of pictures that the page shows no more: a browser may still load them

@@ -38,7 +38,7 @@ class Image:
 
     provider: str
     name: str
-    min_ready: int
+    min_ready: int  # 0 where a label's counts for all providers together
     active: bool
     deaths: int
     death: str | None
@@ -73,7 +73,7 @@ class Event(NamedTuple):
     source: str | None
     target: str | None
     seconds: int | None
-    reason: str | None
+    reason: str | None  # of one to ERROR
 
 
 class Build(NamedTuple):
@@ -114,7 +114,8 @@ class Facts:
     waiting: dict[str, Waiting] | None = None  # by label; None: not known
     waiting_error: str = ""
     prefix: str = ""
-    has_jenkins: bool = field(default=False)
+    has_jenkins: bool = False
+    labels: dict[str, int] = field(default_factory=dict)  # min-ready of image types that have it for all providers
 
 
 def read(since: int, now: int) -> dict[str, Any]:
@@ -122,15 +123,24 @@ def read(since: int, now: int) -> dict[str, Any]:
     with vmdatabase.database.atomic():
         return {
             "now": now, "since": since, "providers": list(_providers(now)), "images": list(_images()),
-            "machines": list(_machines()), "events": [Event(*row) for row in _rows(
-                "SELECT time, provider, image, from_state, to_state, seconds, reason FROM event "
-                "WHERE time >= ? AND machine_id IS NOT NULL ORDER BY time, id", since)],
+            "machines": list(_machines()), "events": list(_events(since)),
             "builds": [Build(*row) for row in _rows(
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
                 "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
+            "labels": dict(_rows("SELECT name, min_ready FROM label")),
             "tally": list(_rows("SELECT what, provider, image, key, count, total FROM tally")),
         }
+
+
+def _events(since: int) -> Iterator[Event]:
+    """Yield the moves of machines; there may be hundreds of thousands, so equal texts are one in memory."""
+    texts: dict[str | None, str | None] = {}
+    for time_, *words, seconds, reason in _rows(
+            "SELECT time, provider, image, from_state, to_state, seconds, CASE to_state WHEN 'ERROR' THEN reason END "
+            "FROM event WHERE time >= ? AND machine_id IS NOT NULL ORDER BY time, id", since):
+        provider, image, source, target = (texts.setdefault(word, word) for word in words)
+        yield Event(time_, str(provider), str(image), source, target, seconds, texts.setdefault(reason, reason))
 
 
 def _rows(query: str, *values: object) -> Iterator[tuple[Any, ...]]:
@@ -155,9 +165,11 @@ def _images() -> Iterator[Image]:
         "SELECT provider_id, base_image.name, max(version) FROM snapshot_image JOIN base_image "
         "ON base_image.id = base_image_id WHERE state = 'READY' GROUP BY 1, 2")}
     for key, provider_id, provider, name, wanted, active, deaths, death, template in _rows(
-            "SELECT base_image.id, provider_id, provider.name, base_image.name, min_ready, "
+            "SELECT base_image.id, provider_id, provider.name, base_image.name, "
+            "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
             "base_image.active AND provider.active, deaths, death, template FROM base_image JOIN provider "
-            "ON provider.id = provider_id ORDER BY provider.name, base_image.name"):
+            "ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
+            "ORDER BY provider.name, base_image.name"):
         yield Image(provider, name, wanted, bool(active), deaths, death, newest.get((provider_id, template or name)),
                     states.get(key, Counter()))
 

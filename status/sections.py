@@ -93,6 +93,13 @@ def _short(facts: Facts) -> Iterable[dict[str, Any]]:
             coming = f" and {image.states['BUILDING']} on their way" if image.states["BUILDING"] else ""
             short[image.provider].append(f"{image.name} {ready} of {image.min_ready} ready{coming}")
             since[image.provider] = min(filter(None, (moment, since.get(image.provider))), default=None)
+    for name, wanted in facts.labels.items():
+        those = [image for image in facts.images if image.name == name and image.active]
+        ready = sum(image.states["READY"] for image in those)
+        here = ready + sum(image.states["BUILDING"] for image in those)
+        moment = max((last[key] for key in last if key[1] == name), default=None)
+        if here < wanted and (not ready or moment is None or facts.now - moment > LAUNCH_SECONDS):
+            yield _matter("pool short", name, f"{ready} of {wanted} ready at all providers together", moment)
     for provider, lacks in short.items():
         yield _matter("pool short", provider, ", ".join(lacks), since[provider])
 
@@ -166,6 +173,8 @@ def labels(facts: Facts) -> list[dict[str, Any]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for image in facts.images:
         found[_label(facts, image)].update({"wanted": image.min_ready * image.active, **image.states})
+    for name, wanted in facts.labels.items():
+        found[f"{facts.prefix}devstack-{name}"]["wanted"] = wanted
     waiting = facts.waiting
     for label in waiting or {}:
         if label.startswith(f"{facts.prefix}devstack-"):
