@@ -176,11 +176,13 @@ class Launch:
         return self.report()
 
     def see_servers(self) -> list[nova.Server]:
-        """Return the provider's servers, and write down whether it answers, for the runs of the other ones."""
+        """Return the provider's servers; write down whether it answers, if others make up what it cannot give."""
+        shared = any(vmdatabase.label_named(image.name) for image in self.images.values())
         try:
             servers = self.cloud.list_servers()
         except GateError:
-            vmdatabase.note_answer(self.provider, False)
+            if shared:
+                vmdatabase.note_answer(self.provider, False)
             raise
         vmdatabase.note_answer(self.provider, True)
         return servers
@@ -312,8 +314,7 @@ class Launch:
         for image in self.images.values():
             present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
             image.min_ready = self.share(image, present)
-            if present < image.min_ready and image.active and (
-                    self.template(image) if ask else image.id in self.templates):
+            if present < image.min_ready and image.active and self.template(image, ask):
                 needs.append(Need(image.id, self.wanted(image), present))
         taken = vmdatabase.count_rows(self.provider) + self.orphans
         return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
@@ -411,11 +412,11 @@ class Launch:
         self.provider.max_servers = provider.max_servers if provider else 0
         self.provider.paused = bool(provider and provider.paused)
 
-    def template(self, image: BaseImage) -> Template | None:
-        """Return what to boot for an image type, or None when this run cannot."""
+    def template(self, image: BaseImage, ask: bool = True) -> Template | None:
+        """Return what to boot for an image type, or None when this run cannot, or would have to ask the cloud first."""
         if {None, image.id} & self.no_more.keys():
             return None
-        if image.id not in self.templates:
+        if image.id not in self.templates and ask:
             try:
                 snapshot = vmdatabase.current_snapshot(image)
                 if snapshot is None:

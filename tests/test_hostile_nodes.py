@@ -184,7 +184,7 @@ def test_a_machine_whose_worker_waits_for_the_cloud_is_given_up_at_boot_timeout(
 
 HOLDER = """import sys
 from pathlib import Path
-import gateconfig
+import gateprocess
 with gateprocess.file_lock(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()
