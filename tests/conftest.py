@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key
+from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, provider
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 # Scripts, clouds and workers start by the thousand; Python keeps what it compiles, as on a Jenkins host.
@@ -93,6 +93,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pocket, Sta
     with Pocket(folder, "--machines", "shared-ssh") as pocket, \
             StandIn(folder / "jenkins", knobs={"connect": "instant"}) as jenkins:
         yield pocket, jenkins
+
+
+@pytest.fixture(scope="module")
+def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """One pool for all tests of a module; each has machines of its own."""
+    pool = Pool(tmp_path_factory.mktemp("busy"), *site)
+    pool.load(provider(max_servers=99))
+    return pool
 
 
 @pytest.fixture

@@ -8,20 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, provider
+from tests.pool import PROJECT, Pool
 from tests.test_verdict import archive, content
 
 DELETE = "devstack-vm-delete.py"
-
-
-@pytest.fixture(scope="module")
-def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """One pool for all tests here; each has machines of its own."""
-    pool = Pool(tmp_path_factory.mktemp("busy"), *site)
-    pool.load(provider(max_servers=99))
-    return pool
 
 
 @pytest.fixture

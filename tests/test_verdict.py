@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from pool import verdict
-from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, provider
+from tests.pool import PROJECT, Pool
 
 DELETE = "devstack-vm-delete.py"
 BUILD = {"JOB_NAME": "gate", "BUILD_NUMBER": "17"}
@@ -103,14 +101,6 @@ def test_what_is_not_as_described_is_recorded_as_unknown_with_the_reason(value: 
 
 
 # devstack-vm-delete
-
-
-@pytest.fixture(scope="module")
-def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """One pool for all tests here; each has machines of its own."""
-    pool = Pool(tmp_path_factory.mktemp("busy"), *site)
-    pool.load(provider(max_servers=99))
-    return pool
 
 
 @pytest.fixture
