@@ -177,20 +177,22 @@ class Launch:
 
     def see_servers(self) -> list[nova.Server]:
         """Return the provider's servers; write down whether it answers, if others make up what it cannot give."""
-        shared = any(vmdatabase.label_named(image.name) for image in self.images.values())
         try:
             servers = self.cloud.list_servers()
         except GateError:
-            if shared:
+            if self.labels():
                 vmdatabase.note_answer(self.provider, False)
             raise
         vmdatabase.note_answer(self.provider, True)
         return servers
 
+    def labels(self) -> list[vmdatabase.LabelRow]:
+        """Return the labels of this provider's image types, of those that have one."""
+        return [label for image in self.images.values() if (label := vmdatabase.label_named(image.name))]
+
     def look_at_queue(self) -> None:
         """Count the builds that wait for machines, if a label wants so many more for them."""
-        labels = [vmdatabase.label_named(image.name) for image in self.images.values()]
-        if not self.nodes or not any(label and label.demand == demand.QUEUE for label in labels):
+        if not self.nodes or not any(label.demand == demand.QUEUE for label in self.labels()):
             return
         try:
             self.waiting = self.nodes.waiting()
@@ -328,8 +330,18 @@ class Launch:
         label = vmdatabase.label_named(image.name)
         if label is None or not image.active:
             return image.min_ready
-        offers = [self.offer(other, present) for other in vmdatabase.images_named(image.name)]
-        return present + demand.shares(self.wish(label).count, offers, label.spread)[self.provider.name]
+        _, parts = self.parts(label, present)
+        return present + next(added for provider, _, added in parts if provider.id == self.provider.id)
+
+    def parts(
+        self, label: vmdatabase.LabelRow, present: int
+    ) -> tuple[demand.Wanted, list[tuple[Provider, demand.Offer, int]]]:
+        """Return how many machines of a label are wanted, and each provider with its offer and what it is to add."""
+        wish, images = self.wish(label), vmdatabase.images_named(label.name)
+        offers = [self.offer(image, present) for image in images]
+        added = demand.shares(wish.count, offers, label.spread)
+        return wish, [(image.provider, offer, added[offer.provider])
+                      for image, offer in zip(images, offers, strict=True)]
 
     def wish(self, label: vmdatabase.LabelRow) -> demand.Wanted:
         """Return how many machines of a label all providers together are to have now, and why."""
@@ -342,36 +354,30 @@ class Launch:
         """Return what a provider has of an image type, and could give: this one as it is seen, others by vm.db."""
         provider = image.provider
         counts = vmdatabase.count_machines(provider)
-        ready, building = counts[image.id, READY], counts[image.id, BUILDING]
-        mine = provider.id == self.provider.id
-        taken = vmdatabase.count_rows(provider) + (self.orphans if mine else 0)
-        room = max(0, provider.max_servers - taken)
-        if mine:
-            ready, building = present, 0
-        elif provider.down_since or (provider.full_until or 0) > vmdatabase.now() \
-                or vmdatabase.current_snapshot(image) is None:
-            room = 0
-        if provider.paused or not image.active:
-            room = 0
+        building = counts[image.id, BUILDING]
+        room = max(0, provider.max_servers - vmdatabase.count_rows(provider))
+        gives = image.active and not provider.paused
+        if provider.id == self.provider.id:
+            room = max(0, room - self.orphans)
+        else:
+            present = counts[image.id, READY] + (0 if provider.down_since else building)
+            full = (provider.full_until or 0) > vmdatabase.now()
+            gives = gives and not provider.down_since and not full and bool(vmdatabase.current_snapshot(image))
         if provider.on_trial:
-            room = min(room, int(not counts[image.id, BUILDING]))
-        if provider.down_since and not mine:
-            building = 0
-        return demand.Offer(provider.name, provider.priority, ready + building, room, max(1, provider.max_servers))
+            room = min(room, int(not building))
+        return demand.Offer(provider.name, provider.priority, present, room if gives else 0,
+                            max(1, provider.max_servers))
 
     def label_lines(self) -> list[str]:
         """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
-        lines = []
+        lines, counts = [], vmdatabase.count_machines(self.provider)
         for image in self.images.values():
             label = vmdatabase.label_named(image.name)
             if label is None or not image.active:
                 continue
-            wish, others = self.wish(label), vmdatabase.images_named(image.name)
-            present = vmdatabase.count_machines(self.provider)
-            offers = [self.offer(other, present[image.id, READY] + present[image.id, BUILDING]) for other in others]
-            added = demand.shares(wish.count, offers, label.spread)
-            given = [f"{offer.provider} {offer.present}" + f" + {added[offer.provider]}" * bool(added[offer.provider])
-                     + out_of(other.provider) for offer, other in zip(offers, others, strict=True)]
+            wish, parts = self.parts(label, counts[image.id, READY] + counts[image.id, BUILDING])
+            given = [f"{provider.name} {offer.present}" + f" + {added}" * bool(added) + out_of(provider)
+                     for provider, offer, added in parts]
             lines.append(f"label {image.name}: {wish.count} wanted ({wish.why}); {', '.join(given)}")
         return lines
 

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from status.facts import FAILED, PASSED, Build
+from pool.verdict import FAILED_RESULTS
+from status.facts import PASSED, Build
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -55,7 +56,7 @@ def wilson(failed: int, builds: int) -> tuple[float, float]:
 def counted(builds: Iterable[Build]) -> list[Build]:
     """Return the builds that tell of providers and images: passed, or failed of what may be their fault."""
     return [build for build in builds
-            if build.result == PASSED or (build.result in FAILED and build.kind not in OF_THE_CHANGE)]
+            if build.result == PASSED or (build.result in FAILED_RESULTS and build.kind not in OF_THE_CHANGE)]
 
 
 def rates(builds: Sequence[Build], name_of: Callable[[Build], str]) -> list[Rate]:
@@ -131,7 +132,7 @@ def false_negatives(builds: Iterable[Build]) -> list[FalseNegative]:
         if build.change is None or build.patchset is None or not build.job:
             continue
         key = build.job, build.change, build.patchset
-        if build.result in FAILED:
+        if build.result in FAILED_RESULTS:
             failed[key].append(build)
         elif build.result == PASSED:
             found += [FalseNegative(earlier, build.end) for earlier in failed.pop(key, [])]

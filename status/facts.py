@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jenkinsnodes
 import vmdatabase
+from vmdatabase import Provider as ProviderRow
 
 if TYPE_CHECKING:
     from gateconfig import JenkinsConfig
 
 QUEUE = "queue/api/json?tree=items%5Bbuildable,why,inQueueSince%5D"
 QUEUE_BYTES = 16 << 20
-FAILED = ("FAILURE", "UNSTABLE", "TIMEOUT")
 PASSED = "SUCCESS"
 
 
@@ -122,7 +121,7 @@ def read(since: int, now: int) -> dict[str, Any]:
     """Return what vm.db tells, as arguments of Facts, all of one moment."""
     with vmdatabase.database.atomic():
         return {
-            "now": now, "since": since, "providers": list(_providers(now)), "images": list(_images()),
+            "now": now, "since": since, "providers": list(_providers()), "images": list(_images()),
             "machines": list(_machines()), "events": list(_events(since)),
             "builds": [Build(*row) for row in _rows(
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
@@ -147,14 +146,9 @@ def _rows(query: str, *values: object) -> Iterator[tuple[Any, ...]]:
     return iter(vmdatabase.database.execute_sql(query, values))
 
 
-def _providers(now: int) -> Iterator[Provider]:
-    templates = Counter(dict(_rows(
-        "SELECT provider_id, count(*) FROM snapshot_image JOIN base_image ON base_image.id = base_image_id "
-        "WHERE state = 'BUILDING' OR coalesce(keep_until, 0) > ? GROUP BY provider_id", now)))
-    machines = Counter(dict(_rows("SELECT provider_id, count(*) FROM machine JOIN base_image "
-                                  "ON base_image.id = base_image_id GROUP BY provider_id")))
-    for key, name, most, active in _rows("SELECT id, name, max_servers, active FROM provider ORDER BY name"):
-        yield Provider(name, most, bool(active), machines[key] + templates[key])
+def _providers() -> Iterator[Provider]:
+    for row in ProviderRow.select().order_by(ProviderRow.name):
+        yield Provider(row.name, row.max_servers, row.active, vmdatabase.count_rows(row))
 
 
 def _images() -> Iterator[Image]:
@@ -185,19 +179,15 @@ def _machines() -> Iterator[Machine]:
 
 
 def waiting_builds(config: JenkinsConfig) -> dict[str, Waiting]:
-    """Return which builds wait in Jenkins, by the label that they wait for; raises OSError or ValueError.
-
-    What waits for a machine is `buildable`, and the label stands in `why` only, in quotes.
-    """
+    """Return which builds wait in Jenkins, by the label that they wait for; raises OSError or ValueError."""
     try:
         status, body = jenkinsnodes.quick_get(config, QUEUE, QUEUE_BYTES, "Accept-Language: en\r\n")
         if status != 200:  # noqa: PLR2004
             raise ValueError(f"Jenkins answered {status}")
         found: dict[str, list[int]] = {}
         for item in json.loads(body)["items"]:
-            label = re.search("[\u2018'\"](.+)[\u2019'\"]", str(item.get("why")))
-            if item.get("buildable") and label:
-                found.setdefault(label[1], []).append(int(item["inQueueSince"]))
+            if label := jenkinsnodes.awaited_label(item):
+                found.setdefault(label, []).append(int(item["inQueueSince"]))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
         raise ValueError("Jenkins' queue could not be read") from err
     now = time.time()

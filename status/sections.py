@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from jenkinsnodes import AGENT_SECONDS
+from pool.verdict import FAILED_RESULTS
 from status import blame
 from status.blame import FalseNegative
-from status.facts import FAILED, PASSED, Build, Event, Facts, Image, Machine
+from status.facts import PASSED, Build, Event, Facts, Image, Machine
+from vmdatabase import DEATHS_IN_A_ROW
 
 HOUR = 3600  # seconds
 DAY = 24 * HOUR
@@ -21,9 +24,7 @@ OLD_IMAGE_SECONDS = 2 * DAY
 STUCK_SECONDS = HOUR  # of a delete, from its first attempt
 FORGOTTEN_SECONDS = 3 * HOUR  # of a machine that nobody has begun to delete: reap does not run
 HOLD_ENDS_SECONDS = 4 * HOUR
-AGENT_SECONDS = 600  # that Jenkins takes at most to have an agent
 LAUNCH_SECONDS = 1800  # in which launch, run every 10 minutes, makes good what builds have taken
-DEATHS = 3
 POINTS = 168  # in a picture of states
 REASON_LENGTH = 100
 MOST_REASONS = 8
@@ -150,7 +151,7 @@ def _agents(facts: Facts) -> Iterable[dict[str, Any]]:
     for (provider, image), count in sorted(away.items()):
         yield _matter("no agent", f"{provider} {image}", f"the agents of {count} ready machines do not come up", None)
     for one in facts.images:
-        if one.deaths >= DEATHS:
+        if one.deaths >= DEATHS_IN_A_ROW:
             yield _matter("no agent", f"{one.provider} {one.name}", f"{one.deaths} ready machines in a row were lost "
                           f"to Jenkins ({one.death})", None)
 
@@ -295,7 +296,7 @@ def blame_of(builds: Sequence[Build]) -> dict[str, Any]:
 def false_negatives(builds: Sequence[Build]) -> dict[str, Any]:
     """Return how many failed builds passed later untouched, by what may be to blame, and the last of them."""
     found = blame.false_negatives(builds)
-    failures = sum(build.result in FAILED for build in builds)
+    failures = sum(build.result in FAILED_RESULTS for build in builds)
 
     def by(name_of: Callable[[Build], str | None]) -> dict[str, int]:
         return dict(Counter(name_of(one.build) or "(none)" for one in found).most_common())
