@@ -117,7 +117,10 @@ class Pocket(CloudProcess):
         self._control("POST", f"{cloud}/reset-calls")
 
     def server(self, cloud: str, server_id: str, /, **change: Any) -> dict[str, Any]:
-        """Change one server behind the clients' back: status, fault, ssh ("up|refused|silent|reset"), vanish=True."""
+        """Change one server behind the clients' back: status, fault, ssh ("up|refused|silent|reset"), vanish=True.
+
+        Raises PocketError if there is none; one that is to vanish may have gone by itself.
+        """
         return self._control("POST", f"{cloud}/servers/{server_id}", change)
 
     def age(self, cloud: str, seconds: float) -> None:
