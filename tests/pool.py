@@ -22,6 +22,7 @@ from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
 from tests.pocketcloud.waiting import MOST_SECONDS, pause
+from tests.starter_client import Starter, forks_well
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT_SECONDS = 120
@@ -95,13 +96,18 @@ class Pool:
     def run(self, script: str, *arguments: str, expect: int | None = None, **environment: str
             ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end; fails the test with its stderr if the exit code is not the expected one."""
-        process = self.start(script, *arguments, **environment)
-        try:
-            out, err = process.communicate(timeout=SCRIPT_SECONDS)
-        finally:
-            process.kill()
-        assert expect is None or process.returncode == expect, f"{script}: {process.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        if forks_well(script, self.environment | environment):
+            ended = starter().run(script, arguments, self.environment | environment, self.folder, SCRIPT_SECONDS)
+        else:
+            process = self.start(script, *arguments, **environment)
+            try:
+                out, err = process.communicate(timeout=SCRIPT_SECONDS)
+            finally:
+                process.kill()
+            ended = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        assert expect is None or ended.returncode == expect, \
+            f"{script}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        return ended
 
     def fill(self) -> None:
         """Have provider one's pool full, and all its agents online."""
@@ -289,6 +295,12 @@ class Pool:
         """Whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+@cache
+def starter() -> Starter:
+    """The starter of this process's runs; it ends with it."""
+    return Starter()
 
 
 def host() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Faults, kills and storms, counted: the real scripts against pocketcloud and the Jenkins stand-in, then an audit.
 
 events.py     what happened, so that a violation can be explained
-starter.py    starts scripts quickly: a process that has the libraries loaded forks for each run
 points.py     the moments between two outside calls, at one of which a run is killed
 world.py      two clouds, a Jenkins, a pool, other people's things; peace
 faults.py     the catalogue of faults

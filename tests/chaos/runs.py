@@ -1,12 +1,7 @@
-"""The driver's side of starter.py: runs of scripts, their output in the event log, signals to them."""
+"""Runs of scripts by tests/starter.py, their output in the event log, signals to them."""
 
-import contextlib
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +9,7 @@ from typing import Any, Self
 
 from tests.chaos.events import Events
 from tests.chaos.points import KILLED_AT
-from tests.chaos.starter import MESSAGE_BYTES, PROJECT
+from tests.starter_client import Starter as Forks
 
 FORK_SECONDS = 30.0
 Order = dict[str, Any]
@@ -53,6 +48,11 @@ class Run:
             self.at_end()
         self.ended.set()
 
+    def began(self, pidfd: int) -> None:
+        """Take note of its process."""
+        self.pidfd = pidfd
+        self.forked.set()
+
     def exited(self, status: int) -> None:
         """Take note of the end of the process."""
         self.status, self.ended_at = status, time.monotonic()
@@ -86,14 +86,10 @@ class Starter:
 
     def __init__(self, events: Events) -> None:
         self.events = events
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.chaos.starter", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
-        theirs.close()
-        self._runs: dict[int, Run] = {}
+        self._forks = Forks()
+        self._runs: set[Run] = set()
         self._count = 0
         self._lock = threading.Lock()
-        threading.Thread(target=self._listen, daemon=True).start()
 
     def start(self, script: str, *arguments: str, environment: Mapping[str, str], folder: str, **order: Any) -> Run:
         """Start a script; order as in starter.py: limits, clock, point, signal."""
@@ -101,40 +97,24 @@ class Starter:
             self._count += 1
             run = Run(self._count, [script, *arguments], self.events)
             run.own_signal = order.get("signal", run.own_signal)
-            self._runs[run.number] = run
+            self._runs.add(run)
             self.events.add("start", run=run.name, **{key: order[key] for key in order if key != "limits"})
             output, theirs = os.pipe()
-            message = json.dumps({"order": run.number, "script": script, "arguments": arguments, "folder": folder,
-                                  "environment": dict(environment), **order})
-            socket.send_fds(self._channel, [message.encode()], [theirs])
-            os.close(theirs)
+            self._forks.start({"script": script, "arguments": arguments, "folder": folder,
+                               "environment": dict(environment), **order}, [theirs],
+                              forked=run.began, exited=lambda status: self._exited(run, status))
         threading.Thread(target=run.read, args=(output,), daemon=True).start()
         return run
 
-    def _listen(self) -> None:
-        while True:
-            message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1)
-            if not message:
-                return
-            fact = json.loads(message)
-            with self._lock:
-                run = self._runs[fact["order"]]
-            if "pid" in fact:
-                run.pidfd = descriptors[0]
-                run.forked.set()
-            else:
-                run.exited(fact["status"])
-                with self._lock:
-                    del self._runs[run.number]
+    def _exited(self, run: Run, status: int) -> None:
+        run.exited(status)
+        self._runs.discard(run)
 
     def stop(self) -> None:
         """End it and what it has running."""
-        for run in list(self._runs.values()):
+        for run in list(self._runs):
             run.send(signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            self._channel.shutdown(socket.SHUT_RDWR)
-        self._process.kill()
-        self._process.wait()
+        self._forks.stop()
 
     def __enter__(self) -> Self:
         return self

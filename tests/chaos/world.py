@@ -17,7 +17,7 @@ import yaml
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
-from tests.chaos.starter import PROJECT
+from tests.starter import PROJECT
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, image, make_key, provider
@@ -141,7 +141,7 @@ class World:
         The builds of a third one take long.
         """
         limits = {name: seconds for name, seconds in LIMITS.items() if name.startswith("jenkinsnodes.")}
-        starter = [sys.executable, "-m", "tests.chaos.starter", json.dumps({"limits": limits})]
+        starter = [sys.executable, "-m", "tests.starter", json.dumps({"limits": limits})]
         script = '"${@:4}" "$1" && echo "$1 $2 #$3" >> ' + str(self.let_in)
         for name in IMAGES:
             for result in ("SUCCESS", "FAILURE", "ABORTED"):

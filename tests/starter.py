@@ -2,9 +2,10 @@
 
 Each run is a process of its own, with the script's code read from its file, its own environment and signals. What may
 differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
+Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
 
-    python -m tests.chaos.starter FD                             serve orders that come through a socket
-    python -m tests.chaos.starter ORDER SCRIPT ARGUMENTS         run one script by an order (JSON) in this process
+    python -m tests.starter FD                       serve orders that come through a socket
+    python -m tests.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 MESSAGE_BYTES = 1 << 16
 # What every run of a script imports sooner or later.
 LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",
@@ -59,17 +60,17 @@ def serve(channel: socket.socket) -> None:
                     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                     channel.send(json.dumps({"order": number, "status": status}).encode())
                     continue
-                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
                 if not message:
                     return
                 order = json.loads(message)
-                pidfd, pid = _fork(order, descriptors[0], channel)
+                pidfd, pid = _fork(order, descriptors, channel)
                 running[pidfd] = order["order"], pid
                 selector.register(pidfd, selectors.EVENT_READ)
                 socket.send_fds(channel, [json.dumps({"order": order["order"], "pid": pid}).encode()], [pidfd])
 
 
-def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tuple[int, int]:
+def _fork(order: Mapping[str, Any], outputs: Sequence[int], channel: socket.socket) -> tuple[int, int]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may be ignored here
     pid = os.fork()
     if pid == 0:
@@ -79,8 +80,8 @@ def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tupl
             channel.close()
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
+            os.dup2(outputs[0], 1)
+            os.dup2(outputs[-1], 2)
             os.closerange(3, 64)
             os.environ.clear()
             os.environ.update(order["environment"])
@@ -88,7 +89,8 @@ def _fork(order: Mapping[str, Any], output: int, channel: socket.socket) -> tupl
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             run_script(order)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.close(output)
+    for output in outputs:
+        os.close(output)
     return os.pidfd_open(pid), pid
 
 

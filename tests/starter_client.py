@@ -1,0 +1,113 @@
+"""The client's side of starter.py: one process that forks for each run of a script."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from tests.starter import MESSAGE_BYTES, PROJECT
+
+# What a Python process or its libraries read before the script does: a fork would have the starter's.
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
+
+
+class Starter:
+    """A running starter; its environment is this process's."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "tests.starter", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
+        theirs.close()
+        self._told: dict[int, tuple[Callable[[int], None], Callable[[int], None]]] = {}
+        self._count = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def start(self, order: Mapping[str, Any], outputs: Sequence[int], *, forked: Callable[[int], None],
+              exited: Callable[[int], None]) -> None:
+        """Start a script by an order as starter.py has it; closes outputs.
+
+        forked is called with the pidfd, which is the caller's to close; exited with the exit code, negative for a
+        signal.
+        """
+        with self._lock:
+            self._count += 1
+            self._told[self._count] = forked, exited
+            message = json.dumps({**order, "order": self._count}).encode()
+            socket.send_fds(self._channel, [message], outputs)
+        for output in outputs:
+            os.close(output)
+
+    def run(self, script: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float
+            ) -> subprocess.CompletedProcess[str]:
+        """Run a script to its end and that of its output; raises subprocess.TimeoutExpired after seconds."""
+        pidfds: list[int] = []
+        codes: list[int] = []
+        texts: dict[str, str] = {}
+
+        def read(name: str, output: int) -> None:
+            with open(output, encoding="utf-8", errors="replace") as stream:
+                texts[name] = stream.read()
+
+        pipes = {"out": os.pipe(), "err": os.pipe()}
+        ended = threading.Event()
+        self.start({"script": script, "arguments": list(arguments), "environment": dict(environment),
+                    "folder": str(folder)}, [write for _, write in pipes.values()], forked=pidfds.append,
+                   exited=lambda code: (codes.append(code), ended.set())[0])
+        deadline = time.monotonic() + seconds
+        readers = [threading.Thread(target=read, args=(name, output), daemon=True)
+                   for name, (output, _) in pipes.items()]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(max(deadline - time.monotonic(), 0))
+        if not ended.wait(max(deadline - time.monotonic(), 0)) or any(reader.is_alive() for reader in readers):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfds[0], signal.SIGKILL)
+            raise subprocess.TimeoutExpired([script, *arguments], seconds)
+        os.close(pidfds[0])
+        return subprocess.CompletedProcess([script, *arguments], codes[0], texts["out"], texts["err"])
+
+    def _listen(self) -> None:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_BYTES, 1)
+            if not message:
+                return
+            fact = json.loads(message)
+            with self._lock:
+                forked, exited = self._told[fact["order"]]
+            if "pid" in fact:
+                forked(descriptors[0])
+            else:
+                exited(fact["status"])
+                with self._lock:
+                    del self._told[fact["order"]]
+
+    def stop(self) -> None:
+        """End the starter; what it has running goes on."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def forks_well(script: str, environment: Mapping[str, str]) -> bool:
+    """Return whether a fork of the starter is like a process of its own for this script."""
+    names = {name for name in environment.keys() | os.environ.keys() if name.startswith(READ_AT_START)}
+    own = Path(script).suffix == ".py" and Path(script).parent == Path()
+    return own and all(environment.get(name) == os.environ.get(name) for name in names)
