@@ -31,8 +31,14 @@ LONGEST = ("test_reap.py", "test_launch.py", "realcloud/test_contract.py", "test
            "test_after_build.py", "test_gate_bats.py", "test_hostile_answers.py", "test_forget.py", "test_stopping.py")
 # One worker runs both, with the control plane that it has started then.
 TOGETHER = {"tests/realcloud/test_machines_of_nova.py": "tests/realcloud/test_life.py"}
-# Two files wait for longer than all others: several workers run their tests, each with a site of its own.
-PARTS = {"tests/test_reap.py": 3, "tests/test_launch.py": 2}
+# These wait for longer than all others: several workers run their tests, each with a site of its own.
+PARTS = {"tests/test_reap.py": 5, "tests/test_launch.py": 4, "tests/test_gate.py": 3, "tests/test_image_builds.py": 3,
+         "tests/test_gate_limit.py": 3, "tests/test_launch_room.py": 3, "tests/test_update_image_sh.py": 2,
+         "tests/test_gate_host.py": 2, "tests/test_kill.py": 2}
+# Their tests start all that they need themselves: any worker runs any of them.
+APART = {"tests/test_bench.py", "tests/test_pip_cache.py", "tests/test_gate_bats.py", "tests/chaos/test_chaos.py"}
+# One with a site for each value of its first parameter: a part for each.
+BY_PARAMETER = {"tests/test_jobs_driven.py"}
 # The users of the fixture `slow` of either file: what it starts for the first of them, the others look at.
 ONE_PART = {
     "test_a_server_that_is_asked_to_go_is_waited_for",
@@ -59,7 +65,11 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
-        test = nodeid.removeprefix(f"{file}::").partition("[")[0]
+        test, _, parameters = nodeid.removeprefix(f"{file}::").partition("[")
+        if file in APART:
+            return nodeid
+        if file in BY_PARAMETER:
+            return f"{file}/{parameters.rstrip(']').partition('-')[0]}"
         part = 0 if test in ONE_PART else zlib.crc32(test.encode()) % PARTS.get(file, 1)
         return f"{TOGETHER.get(file, file)}/{part}"
 

@@ -83,8 +83,8 @@ def boot_node(pool: Pool, name: str) -> Node:
     server = pool.boot(name, user_data=user_data)
     address = next(str(one["address"]) for one in pool.servers() if one["id"] == server)
     node = Node(address, pool.key)
-    await_that("the node's ssh", lambda: _connects(address), 30)
-    await_that("the node's account", lambda: node.run("test -e /run/account-is-there").returncode == 0, 30)
+    await_that("the node's ssh", lambda: _connects(address))
+    await_that("the node's account", lambda: node.run("test -e /run/account-is-there").returncode == 0)
     node.put(PROJECT, GATE_FILES, "/home/jenkins/workspace/devstack-gate")
     return node
 

@@ -60,9 +60,14 @@ class Starter:
 
         pipes = {"out": os.pipe(), "err": os.pipe()}
         ended = threading.Event()
+
+        def note_end(code: int) -> None:
+            codes.append(code)
+            ended.set()
+
         self.start({"script": script, "arguments": list(arguments), "environment": dict(environment),
                     "folder": str(folder)}, [write for _, write in pipes.values()], forked=pidfds.append,
-                   exited=lambda code: (codes.append(code), ended.set())[0])
+                   exited=note_end)
         deadline = time.monotonic() + seconds
         readers = [threading.Thread(target=read, args=(name, output), daemon=True)
                    for name, (output, _) in pipes.items()]
@@ -109,5 +114,5 @@ class Starter:
 def forks_well(script: str, environment: Mapping[str, str]) -> bool:
     """Return whether a fork of the starter is like a process of its own for this script."""
     names = {name for name in environment.keys() | os.environ.keys() if name.startswith(READ_AT_START)}
-    own = Path(script).suffix == ".py" and Path(script).parent == Path()
+    own = Path(script).suffix == ".py" and Path(script).parent in (Path(), Path("jobs"))
     return own and all(environment.get(name) == os.environ.get(name) for name in names)

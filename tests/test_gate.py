@@ -226,7 +226,7 @@ def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_mo
 
     node.check("bash job.sh | sed /tick/q > /dev/null; true")
 
-    await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0, 60)
+    await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0)
     assert "tick" in node.file(f"{LOGS}/gate_hook.txt")
     assert "whole" not in node.file(f"{LOGS}/gate_hook.txt")
 

@@ -59,11 +59,11 @@ def await_nothing_left(node: Node) -> None:
         return left[-1] == ""
 
     try:
-        await_that("the end of all of the run", nothing, 120)
+        await_that("the end of all of the run", nothing)
     except AssertionError as err:
         raise AssertionError(f"{err}: at first {left[0]}, at last {left[-1]}") from None
     found = "ls -d /tmp/tmp.* /sys/fs/cgroup/devstack* 2> /dev/null; ps -e -o stat= | grep Z; true"
-    await_that("the end of the run's folder", lambda: node.check(found) == "", 10)
+    await_that("the end of the run's folder", lambda: node.check(found) == "")
 
 
 def start(node: Node, hooks: str, sign: str, **settings: str) -> int:

@@ -142,7 +142,7 @@ def test_an_answer_behind_a_redirect_of_the_same_server_is_taken() -> None:
 def measured(pool: Pool, *words: str, seconds: float = 60, **limits: float) -> tuple[int, str, float, int]:
     """Run a script with short time limits; returns exit code, stderr, seconds and the megabytes that it took."""
     order = json.dumps({"limits": limits, "environment": {}, "folder": str(pool.folder)})
-    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "tests.chaos.starter", order, *words]
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "tests.starter", order, *words]
     began = time.monotonic()
     result = subprocess.run(command, env={**os.environ, **pool.environment, "PYTHONPATH": str(PROJECT)}, cwd=PROJECT,
                             capture_output=True, text=True, timeout=seconds, check=False)

@@ -162,7 +162,7 @@ def test_a_machine_that_is_taken_is_replaced_at_once_and_one_that_is_done_goes(p
         build = run_job(pool, GATE, **change(pool, GOOD))
         await_that("another machine", lambda: [name for name, state in pool.machines().items()
                                                if state == "READY" and name != build["node"]], 30)
-        await_that("the end of the first", lambda: build["node"] not in pool.machines(), 60)
+        await_that("the end of the first", lambda: build["node"] not in pool.machines())
         assert build["node"] not in pool.server_names()
     finally:
         load_jobs(pool, tmp_path / "again", plugins, git_base, "by-the-clock")
@@ -191,7 +191,7 @@ def test_an_aborted_build_gives_its_machine_up(pool: Pool) -> None:
     item = start(pool, GATE, **change(pool, GOOD) | {"ZUUL_PIPELINE": "sleep"})
     started = pool.jenkins.wait_started(item, BUILD_SECONDS)
     node = started["node"]
-    await_that("the tests", lambda: "asleep" in builds_of(pool, GATE)[-1]["console"], 30)
+    await_that("the tests", lambda: "asleep" in builds_of(pool, GATE)[-1]["console"])
 
     requests.post(f"{pool.jenkins.url}job/{GATE}/{started['number']}/stop", auth=("admin", "admin-token"), timeout=30)
 

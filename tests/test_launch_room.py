@@ -24,7 +24,7 @@ def empty(pool: Pool) -> None:
     for name in pool.machines():
         pool.run("devstack-vm-inprogress.py", name, expect=0)
         pool.run("devstack-vm-delete.py", name, "--result", "SUCCESS", expect=0)
-    await_that("an empty pool", lambda: pool.run(REAP, "one") and not pool.machines(), 30)
+    await_that("an empty pool", lambda: pool.run(REAP, "one") and not pool.machines())
 
 
 # --- floating IPs ---
@@ -238,7 +238,7 @@ def test_a_volume_that_a_server_leaves_behind_is_swept_and_nobody_elses(pool: Po
     pool.knobs(volumes_stay=True)
 
     empty(pool)
-    await_that("two volumes", lambda: pool.run(REAP, "one") and len(volumes(pool)) == 2, 30)
+    await_that("two volumes", lambda: pool.run(REAP, "one") and len(volumes(pool)) == 2)
 
     assert {volume["id"] for volume in volumes(pool)} == kept
 

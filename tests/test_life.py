@@ -81,7 +81,7 @@ def test_builds_that_queue_for_too_few_machines_never_share_one(pool: Pool) -> N
         pool.run(LAUNCH, "one")
         if all_done():
             break
-    await_that("the builds to end", all_done, 30)
+    await_that("the builds to end", all_done)
 
     builds = [one for one in pool.jenkins.look()["builds"] if one["queue_item"] in items]
     assert [one["result"] for one in builds] == ["SUCCESS"] * 7, "\n".join(one["console"] for one in builds)

@@ -244,7 +244,7 @@ def assert_found(pattern: str, text: str) -> None:
 def test_a_build_that_fails_leaves_no_server_and_no_keypair_and_the_old_snapshot_in_use(
         failures: dict[str, Failed], what: str) -> None:
     failed = failures[what]
-    await_that("the template server to be gone", lambda: not failed.pool.servers(failed.cloud), 5)
+    await_that("the template server to be gone", lambda: not failed.pool.servers(failed.cloud))
 
     assert failed.pool.pocket_look(failed.cloud)["keypairs"] == []
     assert failed.pool.sql("SELECT name FROM snapshot_image WHERE state = 'READY'") == [("seeded",)]

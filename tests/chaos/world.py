@@ -17,10 +17,10 @@ import yaml
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
-from tests.starter import PROJECT
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, image, make_key, provider
+from tests.starter import PROJECT
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
