@@ -123,6 +123,7 @@ ERROR_LENGTH = 4000  # of a machine or a snapshot
 FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
 FULL_BYTES = 1 << 20  # less room than this is none
 CHUNK = 500  # ids in one statement
+STUCK_SECONDS = 3600  # a delete that takes longer, from its first attempt, is told to people
 FULL_SECONDS = 1200  # how long a provider that refused a machine for lack of room is not counted on: two launches
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_until", "deaths", "death", "death_of",
@@ -958,13 +959,6 @@ def machines_to_bind(since: int) -> set[int]:
     rows: Iterable[Any] = Machine.select(Machine.id).where(
         (Machine.state == BUILDING) | (Machine.state_time >= since)).tuples()
     return {machine_id for (machine_id,) in rows}
-
-
-def machine_states(provider: Provider) -> dict[int, str]:
-    """Return {machine id: state} of all machines of a provider."""
-    query = Machine.select(Machine.id, Machine.state).join(BaseImage).where(BaseImage.provider == provider)
-    rows: Iterable[Any] = query.tuples()
-    return dict(rows)
 
 
 def all_server_ids() -> set[str]:

@@ -162,14 +162,14 @@ def shown(text: str | None) -> str:
     return gateprocess.plain(text or "")
 
 
-def lasted(seconds: int | None) -> str:
+def lasted(seconds: float | None) -> str:
     """Return a time in words."""
     if seconds is None:
         return "?"
     for unit, length in (("days", DAY), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------

@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import jenkinsnodes
 import vmdatabase
 from cloud import nova
-from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, SnapshotImage
+from pool.actions import MoveMachine
+from pool.sight import Sight
+from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, Result, SnapshotImage
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
-CUT_OFF_SECONDS = HOUR // 2  # how long all machines of a provider may be silent at once
 SNAPSHOTS_KEPT = 2  # current and previous
 FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
 
@@ -55,16 +55,6 @@ def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
 
 
 # --- what goes -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A machine to move, the state to move it to, and why."""
-
-    machine: Machine
-    target: str
-    why: str
-    columns: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,108 +109,23 @@ def forgotten_use(
     return use if held or taken or machine.state == BUILDING else None
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """A ready machine whose agent is away."""
-
-    lost: bool  # whether it has been away for longer than Jenkins takes to have it back, or never came
-    gone: bool  # whether Jenkins has given up for the moment, rather than still connecting
-    absent: int  # seconds since a run first saw it away
-
-
-def is_dead(suspect: Suspect, silent: bool, cut_off: bool) -> bool:
-    """Whether a machine whose agent stayed away for another look is to be replaced.
-
-    silent: it does not answer by ssh either. cut_off: no ready machine of the provider does, nor has its agent; that is
-    the network rather than all of them, for some time.
-    """
-    if silent and cut_off and suspect.absent < CUT_OFF_SECONDS:
-        return False
-    return suspect.lost or (silent and suspect.gone)
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What was seen of cloud and Jenkins, before vm.db was read; nodes is None where Jenkins did not tell."""
-
-    servers: Mapping[str, nova.Server]
-    gone: frozenset[str]  # ids of servers for which the cloud, asked one by one, answered 404
-    list_is_whole: bool  # False: the list left out servers that the cloud shows when asked for them
-    nodes: Mapping[str, jenkinsnodes.Node] | None
-    dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
-    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # those of ours, by the id in their name
-
-    @cached_property
-    def by_machine(self) -> dict[int | None, nova.Server]:
-        """The servers by the row id of their mark."""
-        return {server.machine_id: server for server in self.servers.values()}
-
-    def server(self, machine: Machine) -> nova.Server | None:
-        """Return the server of a machine."""
-        return self.servers.get(str(machine.external_id)) or (
-            None if machine.external_id else self.by_machine.get(machine.id))
-
-    def node(self, machine: Machine) -> jenkinsnodes.Node | None:
-        """Return the node of a machine, also of one that was never in Jenkins as far as vm.db knows."""
-        return (self.nodes or {}).get(str(machine.jenkins_name or machine.name))
-
-    def renamed(self, machine: Machine) -> str:
-        """Return the name that a person gave to the server of a machine, empty if it has its own."""
-        server = self.server(machine)
-        return server.name if server and machine.name and server.name != machine.name else ""
-
-    def builds(self, machine: Machine) -> bool:
-        """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
-        if self.nodes is None:
-            return machine.jenkins_name is not None
-        node = self.nodes.get(str(machine.jenkins_name))
-        return node is not None and not node.idle
-
-    def spent(self, machine: Machine) -> bool:
-        """Whether no build can start on its node any more, because the node has lost its label.
-
-        A person who takes a node offline leaves its label alone; only our scripts remove the label, possibly without
-        getting as far as the offline mark.
-        """
-        node = (self.nodes or {}).get(str(machine.jenkins_name))
-        return node is not None and jenkinsnodes.USED_LABEL in node.labels
-
-    def server_death(self, machine: Machine) -> str | None:
-        """Return what became of the server of a machine, None if it lives."""
-        server = self.servers.get(str(machine.external_id))
-        if machine.external_id in self.gone:
-            return "the server is gone"
-        if server and server.status in nova.DEAD_STATUSES:
-            return f"the server is {server.status} {server.fault}".strip()
-        return None
-
-    def death(self, machine: Machine) -> str | None:
-        """Return what a machine died of, None if it lives."""
-        if why := self.server_death(machine):
-            return why
-        node = self.node(machine)
-        why = f" ({node.loss(machine.online_time is not None)})" if node else ""
-        return f"its Jenkins node died{why}" if machine.jenkins_name in self.dead_nodes else None
-
-
 def build_named(text: str) -> dict[str, str]:
     """Return the build that an offline message such as "in use by JOB #7" names, as Jenkins' environment does."""
     found = re.fullmatch(rf"{jenkinsnodes.IN_USE_BY}(.+) #([0-9]{{1,9}})", text)
     return {"JOB_NAME": found[1], "BUILD_NUMBER": found[2]} if found else {}
 
 
-def why_taken(machine: Machine) -> str:
+def why_taken(machine: Machine, taken: Result | None) -> str:
     """Return the offline message of the node of a machine that somebody has, as build_named and use_of read it."""
     if machine.state == HOLD:
         return f"{jenkinsnodes.HELD}{machine.hold_reason or ''}"
-    taken = vmdatabase.open_result(machine)
     who = (vmdatabase.build_of(taken) or "a person") if taken else ""
     return f"{jenkinsnodes.IN_USE_BY}{who}" if who else "its machine has been used"
 
 
 def judge(
     machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0, unclaimed: str = ""
-) -> Verdict | None:
+) -> MoveMachine | None:
     """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing.
 
     moved is when vm.db was last said to have been restored or moved on purpose: what it says of before may be old.
@@ -230,11 +135,11 @@ def judge(
     if verdict := judge_old_row(machine, sight, now, moved):
         return verdict
     if machine.state == HOLD and machine.hold_until is not None and now >= machine.hold_until:
-        return Verdict(machine, DELETE, "its hours on hold are over")
+        return MoveMachine(machine, DELETE, "its hours on hold are over")
     if machine.state == BUILDING and age >= boot_timeout + GRACE:
-        return Verdict(machine, ERROR, f"still BUILDING after {age} s")
+        return MoveMachine(machine, ERROR, f"still BUILDING after {age} s")
     if machine.state == READY and (death := sight.death(machine)):
-        return Verdict(machine, ERROR, death)
+        return MoveMachine(machine, ERROR, death)
     if machine.state not in (READY, USED) or sight.builds(machine):
         return None
     why = None
@@ -250,30 +155,30 @@ def judge(
         why = "its image is no longer in the providers file"
     elif image.max_ready_age and age >= image.max_ready_age * HOUR:
         why = f"ready for more than {image.max_ready_age} hours (max-ready-age)"
-    return Verdict(machine, DELETE, why) if why else None
+    return MoveMachine(machine, DELETE, why) if why else None
 
 
-def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> Verdict | None:
+def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> MoveMachine | None:
     """Return what becomes of a machine of which a person or a newer vm.db has made something else than its row says."""
     if use := forgotten_use(machine, sight.server(machine), sight.node(machine), now):
-        return Verdict(machine, use.state, use.why, use.columns)
+        return MoveMachine(machine, use.state, use.why, use.columns)
     if machine.state not in (HOLD, DELETE) and (name := sight.renamed(machine)):
         why = f"its server was renamed to {name}"
-        return Verdict(machine, HOLD, why, {"hold_reason": why})
+        return MoveMachine(machine, HOLD, why, {"hold_reason": why})
     if machine.state == HOLD and machine.state_time < moved and machine.external_id in sight.gone:
-        return Verdict(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
+        return MoveMachine(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
     if machine.state == READY and machine.state_time < moved and machine.jenkins_name and sight.nodes is not None \
             and sight.node(machine) is None:
-        return Verdict(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
+        return MoveMachine(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
     if machine.state == BUILDING and machine.jenkins_name is None and sight.node(machine):
-        return Verdict(machine, ERROR, "it has a node already, of which vm.db knows nothing")
+        return MoveMachine(machine, ERROR, "it has a node already, of which vm.db knows nothing")
     return None
 
 
-def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[Verdict]:
+def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[MoveMachine]:
     """Return the machines of ended builds, oldest first, that must go early for the pool to be full, and no more."""
     oldest = sorted(finished, key=lambda machine: (machine.state_time, machine.id))
-    return [Verdict(machine, DELETE, "its build has ended and the provider is full")
+    return [MoveMachine(machine, DELETE, "its build has ended and the provider is full")
             for machine in oldest[:max(0, missing - max(0, room))]]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
+from pool.history import lasted
 from status.pictures import Picture
-from status.sections import lasted
 
 FOLDER = Path(__file__).parent / "templates"
 STYLE = FOLDER / "style.css"

@@ -9,11 +9,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from jenkinsnodes import AGENT_SECONDS
+from pool.history import lasted
 from pool.verdict import FAILED_RESULTS
 from status import blame
 from status.blame import FalseNegative
 from status.facts import PASSED, Build, Event, Facts, Image, Machine
-from vmdatabase import DEATHS_IN_A_ROW
+from vmdatabase import DEATHS_IN_A_ROW, STUCK_SECONDS
 
 HOUR = 3600  # seconds
 DAY = 24 * HOUR
@@ -21,7 +22,6 @@ STATES = ("READY", "BUILDING", "USED", "HOLD", "ERROR", "DELETE")
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "TIMEOUT", "ABORTED", "UNKNOWN")
 FAILS_SINCE = 3  # boots in a row without a success: a person should look
 OLD_IMAGE_SECONDS = 2 * DAY
-STUCK_SECONDS = HOUR  # of a delete, from its first attempt
 FORGOTTEN_SECONDS = 3 * HOUR  # of a machine that nobody has begun to delete: reap does not run
 HOLD_ENDS_SECONDS = 4 * HOUR
 LAUNCH_SECONDS = 1800  # in which launch, run every 10 minutes, makes good what builds have taken
@@ -309,11 +309,3 @@ def false_negatives(builds: Sequence[Build]) -> dict[str, Any]:
 
 def _shown(one: FalseNegative) -> dict[str, Any]:
     return {**one.build._asdict(), "passed": one.passed}
-
-
-def lasted(seconds: float) -> str:
-    """Return a time in words."""
-    for unit, length in (("days", DAY), ("h", HOUR), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

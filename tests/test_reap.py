@@ -5,28 +5,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cloud import nova
-from pool import rules
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import ANY_HOST_KEY, Pool, image, load_script, provider
+from tests.pool import ANY_HOST_KEY, Pool, image, provider
 
 REAP = "devstack-vm-reap.py"
 HOUR = 3600
-NOW = 1_800_000_000
-reap = load_script(REAP)
-launch = load_script("devstack-vm-launch.py")
-vmdatabase = reap.vmdatabase
-Node = reap.jenkinsnodes.Node
 
 
 # --- what takes long: started by the first test, looked at by the last ones ---
@@ -73,372 +63,6 @@ def test_a_server_that_is_asked_to_go_is_waited_for(slow: Slow) -> None:
     assert (slow.stuck.poll(), slow.deaths.poll()) == (None, None)
 
 
-# --- the rules ---
-
-
-def machine(state: str, age: int = 0, **columns: Any) -> Any:
-    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "online_time": None,
-              "base_image": vmdatabase.BaseImage(id=1)}
-    return vmdatabase.Machine(state=state, state_time=NOW - age, **(values | columns))
-
-
-def server(ident: str = "server", status: str = "ACTIVE", age: float = 0, fault: str = "", **marks: object) -> Any:
-    metadata = {f"devstack-gate-{name}": str(value) for name, value in marks.items()}
-    return nova.Server(ident, ident, status, fault, metadata, {}, NOW - age)
-
-
-def node(idle: bool = True, offline: str | None = None, label: str = "devstack-noble", cause: str = "UserCause") -> Any:
-    """A node; offline is the message with which it was taken offline, by a person unless the cause is another."""
-    away = offline is not None
-    return Node("node", "", away, away, idle, cause if away else "", offline or "", frozenset({label, "node"}), "URL")
-
-
-def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | None = None,
-          dead: tuple[str, ...] = ()) -> Any:
-    return rules.Sight({one.id: one for one in servers}, frozenset(gone), True, nodes, frozenset(dead))
-
-
-USED = "devstack-used"
-UNLABELLED = sight(server(), nodes={"node": node(label=USED)})
-SPENT = sight(server(), nodes={"node": node(offline="vm.db did not answer", label=USED)})
-OFFLINE = sight(server(), nodes={"node": node(offline="anna looks")})
-LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat ...", frozenset(), "URL")
-ALIVE = sight(server(), nodes={"node": node()})
-BUILDS = sight(server(), nodes={"node": node(idle=False)})
-NOT_KNOWN = sight(server(), nodes=None)
-
-
-@pytest.mark.parametrize(("one", "seen", "verdict"), [
-    (machine("READY"), ALIVE, None),
-    (machine("READY", 1000 * HOUR), ALIVE, None),
-    (machine("READY"), sight(gone=("server",), nodes={}), ("ERROR", "the server is gone")),
-    (machine("READY"), sight(nodes={}), None),  # not in a list, and nobody has said 404
-    (machine("READY"), sight(server(status="ERROR", fault="fire"), nodes={}), ("ERROR", "the server is ERROR fire")),
-    (machine("READY"), sight(server(status="SHUTOFF"), nodes={}), ("ERROR", "the server is SHUTOFF")),
-    (machine("READY"), sight(server(status="UNKNOWN"), nodes={}), None),
-    (machine("READY"), sight(server(status="REBOOT"), nodes={}), None),
-    (machine("READY"), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
-     ("ERROR", "its Jenkins node died (its agent never came: no Java; log: URL/log)")),
-    (machine("READY", online_time=1), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
-     ("ERROR", "its Jenkins node died (its agent is gone: no Java; log: URL/log)")),
-    (machine("READY"), sight(server(), nodes={"node": node(offline="0 GB left", cause="DiskSpace")}, dead=("node",)),
-     ("ERROR", "its Jenkins node died (Jenkins took it offline: 0 GB left; log: URL/log)")),
-    (machine("READY"), sight(server(), nodes={}, dead=("node",)), ("ERROR", "its Jenkins node died")),
-    (machine("READY"), SPENT, ("DELETE", "no build can start on its node any more")),
-    (machine("READY"), UNLABELLED, ("DELETE", "no build can start on its node any more")),
-    (machine("READY"), OFFLINE, None),  # a person's doing
-    (machine("USED", 24 * HOUR - 1), ALIVE, None),
-    (machine("USED", 24 * HOUR), ALIVE, ("DELETE", "used, and kept for 24 hours")),
-    (machine("USED", 99 * HOUR), BUILDS, None),
-    (machine("USED", 99 * HOUR), NOT_KNOWN, None),
-    (machine("USED", 99 * HOUR, jenkins_name=None), NOT_KNOWN, ("DELETE", "used, and kept for 24 hours")),
-    (machine("HOLD", 999 * HOUR), ALIVE, None),
-    (machine("HOLD", hold_until=NOW + 1), ALIVE, None),
-    (machine("HOLD", hold_until=NOW), ALIVE, ("DELETE", "its hours on hold are over")),
-    (machine("HOLD", hold_until=NOW), NOT_KNOWN, ("DELETE", "its hours on hold are over")),
-    (machine("BUILDING", 900 + 600 - 1), sight(server(), nodes={}), None),
-    (machine("BUILDING", 900 + 600), sight(server(), nodes={}), ("ERROR", "still BUILDING after 1500 s")),
-    (machine("ERROR"), ALIVE, None),
-    (machine("DELETE"), ALIVE, None),
-])
-def test_judge(one: Any, seen: Any, verdict: tuple[str, str] | None) -> None:
-    found = rules.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
-
-    assert (found and (found.machine, found.target, found.why)) == (verdict and (one, *verdict))
-
-
-def held(until: int | None = None) -> Any:
-    marks: dict[str, Any] = {"hold": "bug 1", "hold-until": until or 0}
-    return server(**marks)
-
-
-HELD = node(offline="held: bug 1", label=USED)
-TAKEN = node(offline="in use by gate #7", label=USED)
-
-
-@pytest.mark.parametrize(("seen", "found", "use"), [
-    (server(), None, None),
-    (None, node(), None),
-    (server(), node(), None),
-    (held(), None, ("HOLD", "bug 1", None)),
-    (held(NOW + 1), None, ("HOLD", "bug 1", NOW + 1)),
-    (held(NOW), None, None),  # its hours are over
-    (held(), node(idle=False), ("HOLD", "bug 1", None)),
-    (server(), HELD, ("HOLD", "bug 1", None)),
-    (server(), node(idle=False), ("USED", "a build runs there", None)),
-    (server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", None)),
-    (server(), TAKEN, ("USED", "in use by gate #7", None)),
-    (server(), node(offline="its build has ended", label=USED), ("USED", "its build has ended", None)),
-    (server(), node(label=USED), ("USED", "its node has lost its label", None)),  # Jenkins was restarted
-    (server(), node(offline="its machine is being deleted", label=USED), None),
-    (server(), node(offline="there is no machine of this name", label=USED), None),
-    (server(), node(offline="vm.db does not know it", label=USED), None),
-    (server(), node(offline="vm.db did not answer", label=USED), None),
-    (server(), node(offline="anna looks"), ("HOLD", "its node is offline in Jenkins: anna looks", None)),
-    (server(), node(offline="0 GB left", cause="DiskSpace"), None),
-    (server(), LAUNCH_FAILED, None),
-])
-def test_use_of(seen: Any, found: Any, use: tuple[str, str, int | None] | None) -> None:
-    assert rules.use_of(seen, found, NOW) == (use and rules.Use(*use))
-
-
-HOLD = {"hold_reason": "bug 1", "hold_until": None}
-
-
-@pytest.mark.parametrize(("one", "seen", "found", "verdict"), [
-    # What a hold leaves, on server and node, wins over any row but one that is marked for deletion.
-    *((machine(state), held(), found, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")
-      for found in (None, node(), TAKEN)),
-    *((machine(state), server(), HELD, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")),
-    (machine("DELETE"), held(), HELD, None),
-    (machine("HOLD"), held(), HELD, None),
-    (machine("READY"), server(), TAKEN, ("USED", "in use by gate #7", {})),
-    (machine("READY"), server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", {})),
-    (machine("READY"), server(), node(idle=False), None),  # a build that is just asking for it
-    (machine("READY"), server(), node(offline="anna looks"), None),
-    (machine("USED"), server(), TAKEN, None),
-    # A node is made after READY.
-    (machine("BUILDING"), server(), node(idle=False), ("USED", "a build runs there", {})),
-    (machine("BUILDING"), server(), TAKEN, ("USED", "in use by gate #7", {})),
-    (machine("BUILDING", name="server", jenkins_name=None), server(), node(),
-     ("ERROR", "it has a node already, of which vm.db knows nothing", {})),
-    (machine("BUILDING"), server(), None, None),
-    *((machine(state, name="server"), server(), node(), None) for state in ("READY", "USED", "ERROR", "DELETE")),
-    *((machine(state, name="given"), server(), node(), ("HOLD", "its server was renamed to server", {
-        "hold_reason": "its server was renamed to server"})) for state in ("READY", "USED", "ERROR")),
-    (machine("DELETE", name="given"), server(), node(), None),
-])
-def test_a_row_that_is_older_than_the_world_is_put_right(
-        one: Any, seen: Any, found: Any, verdict: tuple[str, str, Any] | None) -> None:
-    old = rules.judge_old_row(one, sight(seen, nodes={"node": found, "server": found} if found else {}), NOW, 0)
-
-    assert (old and (old.target, old.why, old.columns)) == verdict
-
-
-@pytest.mark.parametrize(("held_at", "moved", "gone", "goes"), [
-    (100, 0, True, False), (100, 99, True, False), (100, 101, True, True), (100, 101, False, False)])
-def test_a_hold_of_before_a_restore_ends_when_its_server_is_gone(
-        held_at: int, moved: int, gone: bool, goes: bool) -> None:
-    one = machine("HOLD", NOW - held_at)
-
-    verdict = rules.judge_old_row(one, sight(gone=("server",) * gone, nodes={}), NOW, moved)
-
-    assert (verdict is not None) == goes
-
-
-@pytest.mark.parametrize(("ready_at", "moved", "nodes", "goes"), [
-    (100, 99, {}, True), (100, 101, {}, False), (100, 99, {"node": node()}, False), (100, 99, None, False)])
-def test_a_ready_machine_of_before_a_restore_whose_node_is_gone_may_have_had_its_build(
-        ready_at: int, moved: int, nodes: Any, goes: bool) -> None:
-    one = machine("READY", ready_at)
-
-    verdict = rules.judge_old_row(one, sight(server(), nodes=nodes), NOW, NOW - moved)
-
-    assert (verdict and (verdict.target, verdict.why)) == (
-        ("ERROR", "its node is gone, and vm.db was restored since it was ready") if goes else None)
-
-
-def test_a_build_is_known_by_the_message_of_its_node() -> None:
-    assert rules.build_named("in use by folder/gate job #17") == {"JOB_NAME": "folder/gate job", "BUILD_NUMBER": "17"}
-    assert rules.build_named("in use by a person") == rules.build_named("its build has ended") == {}
-
-
-IDS = vmdatabase.KnownIds
-
-
-@pytest.mark.parametrize(("servers", "machines", "rows", "unlikely"), [
-    ([], IDS(0), 0, ""),
-    ([3], IDS(3), 0, ""),
-    ([1, 2, 3], IDS(3), 0, ""),
-    ([1, 2, 3, 4], IDS(4), 0, "these are 4, but only 0 machines have a row"),
-    ([1, 2, 3, 4], IDS(9), 4, ""),
-    ([1, 2, 3, 4, 5], IDS(9), 4, "these are 5, but only 4 machines have a row"),
-    ([4], IDS(3), 99, "1 of 1 were made by a newer vm.db than this one"),
-    ([3, 4, 5], IDS(3), 99, "2 of 3 were made by a newer vm.db than this one"),
-    ([4], IDS(9, range(4, 6)), 99, "1 of 1 were made by a newer vm.db than this one"),
-    ([3, 6], IDS(9, range(4, 6)), 99, ""),
-])
-def test_unlikely_leaks(servers: list[int], machines: Any, rows: int, unlikely: str) -> None:
-    found = [server(str(number), machine=number) for number in servers]
-    assert rules.unlikely_leaks(found, machines, IDS(0), rows, 0) == unlikely
-
-
-@pytest.mark.parametrize(("older", "younger", "unlikely"), [
-    (9, 0, ""), (9, 3, ""), (0, 4, "these are 4, but only 0 machines have a row"),
-    (9, 4, "these are 4, but only 0 machines have a row")])
-def test_leaks_of_before_a_persons_word_are_as_many_as_there_are(older: int, younger: int, unlikely: str) -> None:
-    found = [server(str(number), machine=number, age=age)
-             for number, age in enumerate([HOUR] * older + [HOUR - 1] * younger)]
-    assert rules.unlikely_leaks(found, IDS(99), IDS(0), 0, NOW - HOUR) == unlikely
-
-
-@pytest.mark.parametrize(("snapshot", "unlikely"), [(5, False), (6, True)])
-def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_leaks(
-        snapshot: int, unlikely: bool) -> None:
-    assert bool(rules.unlikely_leaks([server("s", snapshot=snapshot)], IDS(0), IDS(5), 9, 0)) == unlikely
-
-
-@pytest.mark.parametrize(("lost", "gone", "silent", "cut_off", "absent", "dead"), [
-    (True, True, False, False, 0, True),  # Jenkins cannot have it, though ssh answers
-    (True, False, False, False, 0, True),
-    (True, True, True, False, 0, True),
-    (False, True, True, False, 0, True),  # nobody can reach it, but others can be reached
-    (False, False, True, False, 0, False),  # Jenkins still tries
-    (False, True, False, False, 0, False),  # Jenkins is given time
-    (False, True, True, True, 1799, False),  # nobody can reach any of them: that is the network
-    (True, True, True, True, 1799, False),
-    (True, True, True, True, 1800, True),
-    (True, True, False, True, 0, True),
-])
-def test_is_dead(lost: bool, gone: bool, silent: bool, cut_off: bool, absent: int, dead: bool) -> None:
-    assert rules.is_dead(rules.Suspect(lost, gone, absent), silent, cut_off) == dead
-
-
-@pytest.mark.parametrize(("one", "columns", "verdict"), [
-    (machine("READY", 5 * HOUR - 1), {"max_ready_age": 5}, None),
-    (machine("READY", 5 * HOUR), {"max_ready_age": 5}, "ready for more than 5 hours (max-ready-age)"),
-    (machine("READY"), {"active": False}, "its image is no longer in the providers file"),
-    (machine("USED"), {"active": False}, None),
-    (machine("HOLD"), {"active": False}, None),
-    (machine("USED", 5 * HOUR), {"max_ready_age": 5}, None),
-])
-def test_judge_by_the_image(one: Any, columns: dict[str, Any], verdict: str | None) -> None:
-    found = rules.judge(one, vmdatabase.BaseImage(**{"active": True, "max_ready_age": None} | columns), 600, ALIVE, NOW)
-
-    assert (found and (found.target, found.why)) == (verdict and ("DELETE", verdict))
-
-
-@given(state=st.sampled_from(["READY", "USED", "BUILDING", "ERROR", "DELETE", "HOLD"]), age=st.integers(-HOUR, 10**9),
-       seen=st.sampled_from([ALIVE, BUILDS, NOT_KNOWN, sight(gone=("server",), nodes={})]), active=st.booleans(),
-       max_age=st.none() | st.integers(1, 100))
-def test_a_hold_without_hours_is_never_judged_and_a_node_that_builds_never_goes(
-        state: str, age: int, seen: Any, active: bool, max_age: int | None) -> None:
-    found = rules.judge(machine(state, age), vmdatabase.BaseImage(active=active, max_ready_age=max_age), 600, seen, NOW)
-
-    assert found is None or (state != "HOLD" and not (state in ("USED", "READY") and seen in (BUILDS, NOT_KNOWN)))
-
-
-@pytest.mark.parametrize(("missing", "room", "gone"), [
-    (0, 0, []), (1, 0, [3]), (2, 0, [3, 2]), (2, 1, [3]), (2, 2, []), (9, 0, [3, 2, 1]), (1, -5, [3]),
-])
-def test_room_is_made_of_the_oldest_finished_machines_and_only_as_much_as_needed(
-        missing: int, room: int, gone: list[int]) -> None:
-    finished = [machine("USED", age, id=number) for number, age in ((1, 10), (2, 20), (3, 30))]
-
-    verdicts = rules.make_room(finished, missing, room)
-
-    assert [(verdict.machine.id, verdict.target) for verdict in verdicts] == [(number, "DELETE") for number in gone]
-
-
-YOUNG, OLD = 899, 900
-
-
-@pytest.mark.parametrize(("one", "machines", "leaked"), [
-    (server("s", age=OLD, machine=7), {7: "s"}, False),
-    (server("s", age=OLD, machine=7), {7: None}, False),  # its id was not saved
-    (server("s", age=OLD, machine=7), {}, True),
-    (server("s", age=YOUNG, machine=7), {}, False),
-    (server("s", age=OLD, machine=7), {7: "another"}, True),
-    (server("s", age=YOUNG, machine=7), {7: "another"}, True),  # its row is older than it
-    (server("s", age=OLD), {}, True),
-    (server("s", age=OLD, snapshot=1), {}, False),  # BUILDING
-    (server("s", age=0, snapshot=2), {}, True),  # ERROR
-    (server("s", age=0, snapshot=3), {}, True),  # READY
-    (server("s", age=OLD, snapshot=4), {}, True),  # no such row
-    (server("s", age=YOUNG, snapshot=4), {}, False),
-    (server("s", age=OLD, snapshot=5), {}, False),  # ERROR, kept for a person
-    (server("s", age=OLD, snapshot=6), {}, True),  # no longer
-])
-def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool) -> None:
-    snapshots = {number: vmdatabase.SnapshotImage(id=number, state=state, keep_until=keep_until)
-                 for number, state, keep_until in ((1, "BUILDING", None), (2, "ERROR", None), (3, "READY", None),
-                                                   (5, "ERROR", NOW + 1), (6, "ERROR", NOW))}
-
-    assert rules.leaked_servers([one], machines, snapshots, NOW) == [one] * leaked
-
-
-@pytest.mark.parametrize(("snapshot", "age", "leaked"), [
-    (1, OLD, False),  # BUILDING
-    (2, OLD, True),  # its row knows another image
-    (3, OLD, False),  # its row knows this one
-    (4, OLD, False),  # a user made it of a machine of that row
-    (9, OLD, True), (9, YOUNG, False), (None, OLD, True),
-])
-def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
-    rows = {1: vmdatabase.SnapshotImage(id=1, name="name", state="BUILDING", external_id=None),
-            2: vmdatabase.SnapshotImage(id=2, name="name", state="READY", external_id="another"),
-            3: vmdatabase.SnapshotImage(id=3, name="name", state="READY", external_id="image"),
-            4: vmdatabase.SnapshotImage(id=4, name="other", state="READY", external_id="another")}
-    one = nova.Image("image", "name", "active", snapshot, NOW - age)
-
-    assert rules.leaked_images([one], rows, NOW) == [one] * leaked
-
-
-@pytest.mark.parametrize(("states", "everything", "old"), [
-    ("READY READY", False, []),
-    ("READY READY READY READY", False, [2, 3]),
-    ("ERROR READY ERROR READY ERROR READY", False, [0, 2, 4, 5]),
-    ("BUILDING READY READY READY", False, [3]),
-    ("BUILDING DELETE READY", False, [1]),
-    ("BUILDING READY READY", True, [1, 2]),
-    ("ERROR+1 READY ERROR READY", False, [2]),
-    ("ERROR+1 READY READY", True, [1, 2]),
-    ("ERROR+0 READY READY", False, [0]),
-])
-def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
-    """STATE+N is a template that is kept for N seconds more."""
-    rows = []
-    for number, word in enumerate(states.split()):
-        state, _, kept = word.partition("+")
-        rows.append(vmdatabase.SnapshotImage(id=number, state=state, keep_until=NOW + int(kept) if kept else None))
-
-    assert [row.id for row in rules.old_snapshots(rows, everything, NOW)] == old
-
-
-@pytest.mark.parametrize(("needs", "room", "plan"), [
-    ([(1, 3, 0)], 10, [1, 1, 1]),
-    ([(1, 3, 3)], 10, []),
-    ([(1, 3, 5)], 10, []),
-    ([(1, 3, 0)], 2, [1, 1]),
-    ([(1, 3, 0)], 0, []),
-    ([(1, 3, 0)], -4, []),
-    ([(1, 0, 0)], 4, []),
-    ([(1, 4, 0), (2, 2, 0)], 3, [1, 2, 1]),
-    ([(1, 100, 99), (2, 1, 0)], 1, [2]),
-    ([(1, 10, 5), (2, 10, 0)], 4, [2, 2, 2, 2]),
-])
-def test_plan_launches(needs: list[tuple[int, int, int]], room: int, plan: list[int]) -> None:
-    assert rules.plan_launches([rules.Need(*need) for need in needs], room) == plan
-
-
-NEEDS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40)), max_size=6).map(
-    lambda pairs: [rules.Need(number, wanted, present) for number, (wanted, present) in enumerate(pairs)])
-
-
-@given(needs=NEEDS, room=st.integers(-5, 100))
-def test_a_plan_fills_the_room_or_the_pool_and_is_never_above_either(needs: list[Any], room: int) -> None:
-    plan = rules.plan_launches(needs, room)
-
-    missing = sum(max(0, need.min_ready - need.present) for need in needs)
-    planned = Counter(plan)
-    assert len(plan) == max(0, min(room, missing))
-    assert all(planned[need.image_id] <= max(0, need.min_ready - need.present) for need in needs)
-
-
-@given(needs=NEEDS, room=st.integers(1, 100))
-def test_no_image_is_starved(needs: list[Any], room: int) -> None:
-    """Whoever still lacks a machine was not passed over for one that is better off by more than that machine."""
-    planned = Counter(rules.plan_launches(needs, room))
-
-    share = {need.image_id: (need.present + planned[need.image_id]) / need.min_ready
-             for need in needs if need.min_ready}
-    short = [need for need in needs if need.present + planned[need.image_id] < need.min_ready]
-    for poor in short:
-        for rich in needs:
-            if planned[rich.image_id]:
-                assert share[rich.image_id] - 1 / rich.min_ready <= share[poor.image_id] + 1e-9
-
-
 # --- machines ---
 
 
@@ -481,14 +105,6 @@ def test_a_machine_that_never_had_a_server_goes(pool: Pool) -> None:
     assert pool.machines() == {}
 
 
-def test_the_server_of_a_row_without_its_id_is_found_and_goes(pool: Pool) -> None:
-    name = loaded(pool).add_machine("ERROR", node=False, external_id=None)
-
-    pool.run(REAP, "one", expect=0)
-
-    assert gone(pool, name)
-
-
 def test_a_row_stays_until_a_later_look_shows_the_server_gone(pool: Pool) -> None:
     name = loaded(pool).add_machine("DELETE")
     pool.knobs(delete_seconds=2)
@@ -499,16 +115,6 @@ def test_a_row_stays_until_a_later_look_shows_the_server_gone(pool: Pool) -> Non
 
     assert run.communicate(timeout=60)[0] == "one: deleted 1 machine\n"
     assert gone(pool, name)
-
-
-def test_used_machines_stay_24_hours(pool: Pool) -> None:
-    old, young = loaded(pool).add_machine("USED", age=24 * HOUR + 9), pool.add_machine("USED", age=23 * HOUR)
-    for name in (old, young):
-        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
-
-    pool.run(REAP, "one", expect=0)
-
-    assert (gone(pool, old), gone(pool, young)) == (True, False)
 
 
 def taken(pool: Pool, age: int, **columns: Any) -> str:
@@ -539,63 +145,13 @@ def test_a_machine_that_no_build_has_is_given_up_after_15_minutes(pool: Pool) ->
         assert f"USED -> DELETE: used for 15 min, and nobody's: {why}" in result.stderr
 
 
-def test_a_machine_that_a_build_or_a_person_has_is_not_given_up_before_its_24_hours(pool: Pool) -> None:
-    loaded(pool)
-    assert pool.jenkins
-    persons = taken(pool, 20 * HOUR, by_person=1)
-    ended = taken(pool, 20 * HOUR, end_time=2, result="FAILURE")
-    builds = pool.add_machine("USED", age=20 * HOUR)
-    pool.jenkins.add_job("gate-there", builds, before=["false"])
-    number = pool.jenkins.wait_started(pool.jenkins.build("gate-there"))["number"]
-    pool.sql("INSERT INTO result (machine_id, jenkins_job_name, jenkins_build_number) VALUES (?, 'gate-there', ?)",
-             int(builds.rpartition("-")[2]), number)
-    pool.jenkins.wait_build("gate-there", number)
-
-    pool.run(REAP, "one", expect=0)
-
-    assert pool.machines() == dict.fromkeys((persons, ended, builds), "USED")
-
-
-def test_when_jenkins_does_not_tell_of_a_build_its_machine_stays(pool: Pool) -> None:
-    loaded(pool)
-    name = taken(pool, HOUR, jenkins_job_name="gate-untold", jenkins_build_number=7)
-    assert pool.jenkins
-    pool.jenkins.knobs(answers=[{"match": "GET /job/gate-untold/.*", "status": 503}])
-
-    pool.run(REAP, "one", expect=1)
-
-    assert pool.machines() == {name: "USED"}
-
-
-@pytest.mark.parametrize(("state", "columns", "arguments"), [
-    ("USED", {"age": 99 * HOUR}, []),
-    ("DELETE", {}, []),
-    ("ERROR", {}, []),
-    ("HOLD", {"hold_until": 1}, []),
-    ("READY", {}, ["--all-servers"]),
-], ids=["used", "delete", "error", "hold", "all-servers"])
-def test_a_node_that_builds_is_never_deleted(
-        pool: Pool, state: str, columns: dict[str, Any], arguments: list[str]) -> None:
-    name = loaded(pool).add_machine(state, **columns)
-    assert pool.jenkins
-    job = f"endless-{state}"
-    pool.jenkins.add_job(job, name, seconds=600)
-    build = pool.jenkins.wait_started(pool.jenkins.build(job))
-
-    pool.run(REAP, "one", *arguments, expect=0)
-
-    assert not gone(pool, name)
-    (now,) = [one for one in pool.jenkins.look()["builds"] if (one["job"], one["number"]) == (job, build["number"])]
-    assert now["building"]
-
-
-def test_a_machine_goes_as_soon_as_its_build_has_ended(pool: Pool) -> None:
-    name = loaded(pool).add_machine("DELETE")
+def test_a_machine_goes_as_soon_as_its_build_has_ended_and_no_sooner(pool: Pool) -> None:
+    name = loaded(pool).add_machine("HOLD", hold_until=1)
     assert pool.jenkins
     pool.jenkins.add_job("short", name, seconds=6)
     build = pool.jenkins.wait_started(pool.jenkins.build("short"))
     pool.run(REAP, "one", expect=0)
-    assert (gone(pool, name), pool.in_service(name)) == (False, False)
+    assert (gone(pool, name), pool.machines(), pool.in_service(name)) == (False, {name: "DELETE"}, False)
     pool.jenkins.wait_build("short", build["number"])
 
     pool.run(REAP, "one", expect=0)
@@ -603,13 +159,11 @@ def test_a_machine_goes_as_soon_as_its_build_has_ended(pool: Pool) -> None:
     assert gone(pool, name)
 
 
-@pytest.mark.parametrize("change", [{"status": "ERROR", "fault": "fire"}, {"status": "SHUTOFF"}, {"vanish": True}],
-                         ids=str)
-def test_a_ready_machine_that_died_is_replaced(pool: Pool, change: dict[str, Any]) -> None:
+def test_a_ready_machine_that_died_is_replaced(pool: Pool) -> None:
     loaded(pool, provider(images=[image(min_ready=2)]))
     pool.seed_snapshots()
     dead, alive = pool.add_machine("READY"), pool.add_machine("READY")
-    pool.pocket_server(dead, **change)
+    pool.pocket_server(dead, vanish=True)
 
     pool.run(REAP, "one", expect=0)
 
@@ -630,17 +184,6 @@ def test_a_cloud_that_was_really_emptied_is_found_out_and_the_pool_filled_again(
     assert pool.run("devstack-vm-launch.py", "one", expect=0).stdout == "one noble: 2 of 2 ready\n"
 
 
-def test_a_node_that_a_person_took_offline_is_respected(pool: Pool) -> None:
-    name = loaded(pool).add_machine("READY")
-    assert pool.jenkins
-    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks at it")
-    before = pool.nodes()
-
-    pool.run(REAP, "one", expect=0)
-
-    assert (pool.machines(), pool.nodes()) == ({name: "READY"}, before)
-
-
 def test_a_node_that_still_connects_is_not_dead(pool: Pool) -> None:
     assert pool.jenkins
     pool.jenkins.knobs(connect="never")
@@ -649,51 +192,6 @@ def test_a_node_that_still_connects_is_not_dead(pool: Pool) -> None:
     pool.run(REAP, "one", expect=0)
 
     assert not gone(pool, name)
-
-
-@pytest.mark.parametrize(("hours", "goes"), [({}, False), ({"hold_until": 2**31}, False), ({"hold_until": 1}, True)],
-                         ids=["none", "to come", "over"])
-def test_a_held_machine_stays_until_its_hours_are_over(pool: Pool, hours: dict[str, Any], goes: bool) -> None:
-    name = loaded(pool).add_machine("HOLD", age=999 * HOUR, **hours)
-
-    pool.run(REAP, "one", "--all-servers", expect=0)
-    pool.run(REAP, "one", expect=0)
-
-    assert gone(pool, name) == goes
-
-
-def test_ready_machines_go_by_age_only_when_told(pool: Pool) -> None:
-    loaded(pool, provider(images=[image("aging", max_ready_age=5), image("noble")]))
-    names = {(kind, hours): pool.add_machine("READY", age=hours * HOUR + 60, image=kind)
-             for kind in ("aging", "noble") for hours in (4, 5)}
-
-    pool.run(REAP, "one", expect=0)
-
-    assert {which: gone(pool, name) for which, name in names.items()} == {
-        ("aging", 4): False, ("aging", 5): True, ("noble", 4): False, ("noble", 5): False}
-
-
-def test_a_forgotten_boot_ends_long_after_its_boot_timeout(pool: Pool) -> None:
-    loaded(pool, provider(boot_timeout=100))
-    old, young = (pool.add_machine("BUILDING", age=age) for age in (1001, 900))
-
-    pool.run(REAP, "one", expect=0)
-
-    assert (gone(pool, old), gone(pool, young)) == (True, False)
-
-
-def test_room_is_made_for_a_full_pool_of_the_oldest_ended_builds(pool: Pool) -> None:
-    loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
-    ended = [pool.add_machine("USED", age=age * HOUR) for age in (2, 3, 1)]
-    running = taken(pool, 20 * HOUR, by_person=1)
-    held, ready = pool.add_machine("HOLD", age=20 * HOUR), pool.add_machine("READY")
-    for name in ended:
-        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
-
-    pool.run(REAP, "one", expect=0)
-
-    assert {name: gone(pool, name) for name in [*ended, running, held, ready]} == {
-        ended[0]: True, ended[1]: True, ended[2]: False, running: False, held: False, ready: False}
 
 
 def taken_by_build(pool: Pool, job: str, seconds: float = 600) -> tuple[str, int]:
@@ -765,18 +263,16 @@ def test_a_build_that_runs_is_not_asked_for_and_one_whose_node_is_idle_once(pool
     assert recorded(pool, name) == [("runs-on", 1, None, 0)]
 
 
-@pytest.mark.parametrize(("age", "ended"), [(400, 1), (100, 0)])
-def test_a_build_that_jenkins_does_not_show_is_over_after_some_minutes_with_its_node_idle(
-        pool: Pool, age: int, ended: int) -> None:
-    name = loaded(pool).add_machine("USED", age=age)
+def test_a_build_that_jenkins_does_not_show_is_over_after_some_minutes_with_its_node_idle(pool: Pool) -> None:
+    name = loaded(pool).add_machine("USED", age=400)
     pool.sql("INSERT INTO result (base_image_id, machine_id, node_name, jenkins_job_name, jenkins_build_number, "
              "start_time) SELECT base_image_id, id, name, 'forgotten', 7, 1 FROM machine")
 
     told = pool.run(REAP, "one", expect=0).stderr
 
     assert pool.machines() == {name: "USED"}
-    assert recorded(pool, name) == [("forgotten", 7, None, ended)]
-    assert ("Jenkins knows no forgotten #7, or the user lacks the right Job/Read on it" in told) == bool(ended)
+    assert recorded(pool, name) == [("forgotten", 7, None, 1)]
+    assert "Jenkins knows no forgotten #7, or the user lacks the right Job/Read on it" in told
 
 
 def test_a_jenkins_that_does_not_tell_of_a_build_ends_it_for_nobody(pool: Pool) -> None:
@@ -790,24 +286,12 @@ def test_a_jenkins_that_does_not_tell_of_a_build_ends_it_for_nobody(pool: Pool) 
     assert (pool.machines(), recorded(pool, name)) == ({name: "USED"}, [("unclear", number, None, 0)])
 
 
-def test_no_room_is_made_where_there_is_some(pool: Pool) -> None:
-    loaded(pool, provider(max_servers=6, images=[image(min_ready=3)]))
-    ended = [pool.add_machine("USED", age=HOUR) for _ in range(3)]
-    for name in ended:
-        pool.run("devstack-vm-delete.py", name, "--result", "FAILURE", expect=0)
+def test_a_node_left_in_service_by_an_outage_though_its_machine_is_taken_is_taken_out(pool: Pool) -> None:
+    name = loaded(pool).add_machine("USED")
 
     pool.run(REAP, "one", expect=0)
 
-    assert pool.machines() == dict.fromkeys(ended, "USED")
-
-
-@pytest.mark.parametrize("state", ["USED", "HOLD"])
-def test_a_node_left_in_service_by_an_outage_though_its_machine_is_taken_is_taken_out(pool: Pool, state: str) -> None:
-    name = loaded(pool).add_machine(state)
-
-    pool.run(REAP, "one", expect=0)
-
-    assert (pool.machines(), pool.in_service(name)) == ({name: state}, False)
+    assert (pool.machines(), pool.in_service(name)) == ({name: "USED"}, False)
 
 
 def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_same(pool: Pool) -> None:
@@ -942,7 +426,7 @@ def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(poo
     assert f"is held, but its server is gone; let it go with: vmdatabase.py unhold {name}\n" in result.stderr
 
 
-@pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 0), ("ERROR", 0)])
+@pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 0)])
 def test_a_floating_ip_that_was_reserved_stays_as_long_as_launch_may_bind_it(pool: Pool, state: str, kept: int) -> None:
     name = loaded(pool).add_machine(state, node=False)
     cloud = pool.client()
@@ -1159,24 +643,15 @@ def test_a_used_machine_of_which_only_the_server_is_left_does_not_come_back_into
     pool.run("devstack-vm-launch.py", "one", expect=0)
 
 
-def test_few_leaks_of_known_ids_go_and_many_need_a_word(pool: Pool) -> None:
+def test_few_leaks_of_known_ids_go(pool: Pool) -> None:
     loaded(pool)
-    names = [f"devstack-noble-one-{number}" for number in range(1, 5)]
-    for number, name in enumerate(names[:3], 1):
-        pool.boot(name, pool.marks(machine=number))
+    for number in (1, 2, 3):
+        pool.boot(f"devstack-noble-one-{number}", pool.marks(machine=number))
     pool.sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('machine', 99)")
     assert pool.pocket
     pool.pocket.age("pocket-a", 1000)
     pool.run(REAP, "one", expect=0)
-    assert pool.server_names() == []
 
-    for number, name in enumerate(names, 1):
-        pool.boot(name, pool.marks(machine=number))
-    pool.pocket.age("pocket-a", 1000)
-    result = pool.run(REAP, "one", expect=1)
-
-    assert (pool.server_names(), "these are 4, but only 0 machines have a row" in result.stderr) == (names, True)
-    pool.run(REAP, "one", "--all-servers", expect=0)
     assert pool.server_names() == []
 
 
@@ -1194,7 +669,7 @@ def test_a_leak_goes_with_its_node_and_not_while_that_builds(pool: Pool) -> None
     assert (pool.server_names(), list(pool.nodes()), pool.machines()) == ([busy], [busy], {busy: "USED"})
 
 
-@pytest.mark.parametrize("state", ["READY", "USED", "ERROR", "DELETE"])
+@pytest.mark.parametrize("state", ["READY", "DELETE"])
 def test_what_a_person_renamed_is_neither_deleted_nor_forgotten(pool: Pool, state: str) -> None:
     name = loaded(pool).add_machine(state, age=99 * HOUR)
     compute = pool.client().compute
@@ -1208,19 +683,6 @@ def test_what_a_person_renamed_is_neither_deleted_nor_forgotten(pool: Pool, stat
     assert "its server was renamed to annas-machine" in result.stderr
 
 
-def test_what_a_person_made_with_the_marks_of_ours_is_left_and_told(pool: Pool) -> None:
-    name = loaded(pool).add_machine("READY")
-    pool.boot("annas-copy", pool.marks(machine=1))
-    assert pool.pocket
-    pool.pocket.age("pocket-a", 1000)
-
-    result = pool.run(REAP, "one", expect=1)
-
-    assert pool.server_names() == ["annas-copy", name]
-    assert re.search("server annas-copy .* is left: it was renamed or copied by a person; its metadata "
-                     "devstack-gate-pool makes it ours", result.stderr)
-
-
 def test_the_server_of_a_held_machine_tells_so_at_the_cloud(pool: Pool) -> None:
     name = loaded(pool).add_machine("READY")
     later = pool.add_machine("HOLD", hold_reason="bug 2", hold_until=2**31)
@@ -1232,16 +694,6 @@ def test_the_server_of_a_held_machine_tells_so_at_the_cloud(pool: Pool) -> None:
 
     told = {one["name"]: one["metadata"] for one in pool.servers()}
     assert (told[later]["devstack-gate-hold"], told[later]["devstack-gate-hold-until"]) == ("bug 2", str(2**31))
-
-
-def test_nodes_of_another_provider_are_left_to_its_own_reap(pool: Pool) -> None:
-    loaded(pool, provider("one"), provider("two", "pocket-b"))
-    for name in ("devstack-noble-one-71", "devstack-noble-two-72", "devstack-noble-three-73"):
-        pool.add_node(name, "devstack-noble", "127.0.0.77")
-
-    pool.run(REAP, "one", expect=0)
-
-    assert list(pool.nodes()) == ["devstack-noble-two-72"]
 
 
 # --- agents that are of no use ---
@@ -1453,7 +905,7 @@ def add_kept_template(pool: Pool, keep_until: float) -> None:
                             description=f"devstack-gate-pool={pool.uuid} server={server_id}")
 
 
-@pytest.mark.parametrize("options", [[], ["--all-images"], ["--all-servers"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["--all-images", "--all-servers"]], ids=" ".join)
 def test_a_template_kept_for_a_person_stays_with_row_server_and_address(pool: Pool, options: list[str]) -> None:
     add_kept_template(loaded(pool), time.time() + HOUR)
 
@@ -1510,17 +962,6 @@ def test_a_kept_template_takes_the_room_of_one_server(pool: Pool, hours: int) ->
     pool.run("devstack-vm-launch.py", "one", expect=0)
 
     assert pool.server_names() == ["devstack-noble-one-1", "kept"]
-
-
-def test_a_snapshot_whose_image_was_deleted_by_a_person_goes(pool: Pool) -> None:
-    loaded(pool)
-    for version in (1, 2, 3):
-        add_snapshot(pool, version)
-    pool.sql("UPDATE snapshot_image SET external_id = 'not-there' WHERE version = 1")
-
-    pool.run(REAP, "one", expect=0)
-
-    assert [version for (version,) in pool.sql("SELECT version FROM snapshot_image ORDER BY version")] == [2, 3]
 
 
 def test_an_image_that_cannot_be_deleted_keeps_its_row_for_the_next_run(pool: Pool) -> None:
@@ -1634,7 +1075,6 @@ def test_an_overlapping_reap_steps_aside_and_says_so(pool: Pool) -> None:
 CLOUD_TROUBLE: dict[str, dict[str, Any]] = {
     "401": {"answers": [{"match": ".*", "status": 401}]},
     "500": {"answers": [{"match": ".*", "status": 500}]},
-    "503": {"answers": [{"match": ".*", "status": 503}]},
     "load balancer": {"answers": [{"match": ".*", "kind": "html", "status": 502}]},
     "reset": {"answers": [{"match": ".*", "kind": "reset"}]},
     "cut short": {"answers": [{"match": "GET /servers/detail", "kind": "truncate"}]},
@@ -1680,8 +1120,7 @@ def test_an_empty_list_for_a_while_loses_no_machine_and_no_server(pool: Pool, em
 
 
 JENKINS_TROUBLE: dict[str, dict[str, Any]] = {
-    "401": {"status": 401}, "403": {"status": 403}, "500": {"status": 500}, "503": {"status": 503},
-    "reset": {"kind": "reset"}, "closed": {"kind": "close"},
+    "403": {"status": 403}, "500": {"status": 500}, "reset": {"kind": "reset"},
 }
 
 
@@ -1702,7 +1141,7 @@ def test_a_jenkins_in_trouble_loses_no_machine_and_no_node(pool: Pool, trouble: 
     assert pool.machines() == {ready: "READY"}
 
 
-@pytest.mark.parametrize("trouble", ["403", "500", "reset"])
+@pytest.mark.parametrize("trouble", JENKINS_TROUBLE)
 def test_a_node_that_jenkins_does_not_delete_keeps_its_machine(pool: Pool, trouble: str) -> None:
     over = loaded(pool).add_machine("DELETE")
     assert pool.jenkins
@@ -1759,23 +1198,3 @@ def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_fa
     assert pool.machines() == {failed: "USED", held: "HOLD"}
     assert young in [server["id"] for server in pool.servers()]
     assert "the clock of this host is 2880 min ahead of the cloud's; ages are counted without that" in result.stderr
-
-
-@pytest.mark.parametrize(("status", "left"), [("available", False), ("error", False), ("in-use", True),
-                                              ("attaching", True), ("creating", True), ("deleting", True)])
-def test_a_volume_that_a_server_may_have_is_no_leak(status: str, left: bool) -> None:
-    volume = nova.Volume("v", "n", status, {}, 7, None)
-    assert (rules.leaked_volumes([volume], {}, set()) == []) is left
-
-
-@pytest.mark.parametrize(("state", "left"), [("BUILDING", True), ("HOLD", True), ("READY", False), ("USED", False),
-                                             ("ERROR", False), ("DELETE", False), (None, False)])
-def test_the_volume_of_a_machine_that_boots_is_no_leak(state: str | None, left: bool) -> None:
-    volume = nova.Volume("v", "n", "available", {}, 7, None)
-    assert (rules.leaked_volumes([volume], {7: state} if state else {}, set()) == []) is left
-
-
-@pytest.mark.parametrize(("snapshots", "left"), [({3}, True), (set(), False)])
-def test_the_volume_that_a_snapshot_was_made_of_stays_with_it(snapshots: set[int], left: bool) -> None:
-    volume = nova.Volume("v", "n", "available", {}, None, 3)
-    assert (rules.leaked_volumes([volume], {}, snapshots) == []) is left

@@ -39,10 +39,10 @@ LIMITS = {
     "jenkinsnodes.CALL_SECONDS": 2, "jenkinsnodes.LOCK_SECONDS": 6,
     "nodessh.CONNECT_SECONDS": 3,
     "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,
-    "script.WATCH_SECONDS": 3, "script.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
+    "script.WATCH_SECONDS": 3, "pool.sight.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
     "script.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
 }
-PEACE_LIMITS = {"script.DEAD_NODE_SECONDS": 2}
+PEACE_LIMITS = {"pool.sight.DEAD_NODE_SECONDS": 2}
 BACKUP_KEPT = "backup.db"
 CALM_CLOUD: dict[str, Any] = {
     "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "delete_ignored": False,

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cloud import nova
 from gateprocess import ConfigError
 from pool import rules
+from pool.sight import Sight
 from tests.pool import PROJECT, load_script
 from tests.repos import ENVIRONMENT, git
 
@@ -126,7 +127,7 @@ NODES = st.builds(
     Node, st.just("node"), st.just(""), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "UserCause"]),
     st.just(""), st.sampled_from([frozenset({"devstack-used"}), frozenset({"devstack-noble"})]))
 SIGHTS = st.builds(
-    rules.Sight, servers=st.just({}) | SERVERS.map(lambda server: {"server": server}),
+    Sight, servers=st.just({}) | SERVERS.map(lambda server: {"server": server}),
     gone=st.sampled_from([frozenset(), frozenset({"server"}), frozenset({"other"})]), list_is_whole=st.booleans(),
     nodes=st.none() | st.just({}) | NODES.map(lambda node: {"node": node}),
     dead_nodes=st.sampled_from([frozenset(), frozenset({"node"}), frozenset({"other"})]))

@@ -1,0 +1,314 @@
+"""What reap does about what it saw: pure functions of vm.db's rows, a sight and a clock, which return actions.
+
+They stand in the order in which a run decides; pool/rules.py has the rules for one thing, these go through all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import gateprocess
+import jenkinsnodes
+import vmdatabase
+from cloud import nova
+from pool import actions, rules
+from pool.actions import Action, Delete, DeleteSnapshot, Leave, MarkProved, MoveMachine
+from pool.sight import Sight
+from pool.verdict import Verdict
+from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, Provider, Result
+
+UNCLAIMED_SECONDS = 900  # how long a machine is kept that was taken, but by no build and no person
+NO_IDS = KnownIds(0)
+SERVER, IMAGE, KEYPAIR, FLOATING_IP, VOLUME, NODE = (
+    "leaked server", "leaked image", "keypair", "floating IP", "volume", "stray node")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What vm.db says of a provider, read after the sight."""
+
+    provider: Provider
+    machines: Sequence[Machine]  # oldest first
+    images: Mapping[int, BaseImage]  # by id
+    snapshots: Mapping[int, vmdatabase.SnapshotImage]  # by id, newest first
+    ended: Container[int] = ()  # ids of machines whose build has ended
+    moved: int = 0  # when a person last said that vm.db was restored or moved on purpose, Unix seconds
+    machine_ids: KnownIds = NO_IDS  # which vm.db may know
+    snapshot_ids: KnownIds = NO_IDS
+
+    @cached_property
+    def server_ids(self) -> dict[int, str | None]:
+        """The ids of the machines' servers, by the ids of their rows; None where none was saved."""
+        return {machine.id: machine.external_id for machine in self.machines}
+
+    def leaks(self, sight: Sight, now: float) -> list[nova.Server]:
+        """Return the servers of ours that no row accounts for."""
+        return rules.leaked_servers(sight.servers.values(), self.server_ids, self.snapshots, now)
+
+
+# --- rows for what a restored vm.db does not know ---------------------------------------------------------------------
+
+
+def adoptions(rows: Rows, sight: Sight, now: float) -> list[actions.AdoptServer]:
+    """Return the servers without a row that somebody has, but for those of unknown image types."""
+    found = []
+    for server in rows.leaks(sight, now):
+        number = server.machine_id
+        if number is None or number in rows.server_ids:
+            continue
+        node = sight.nodes_by_id.get(number)
+        use = rules.use_of(server, node, now)
+        image = next((image for image in rows.images.values()
+                      if server.name.endswith(f"devstack-{image.name}-{rows.provider.name}-{number}")), None)
+        if use and image:
+            found.append(actions.AdoptServer(server, node, image, use.state, use.why, use.columns))
+    return found
+
+
+# --- builds that have ended -------------------------------------------------------------------------------------------
+
+
+def ended_builds(
+    running: Iterable[tuple[Machine, Result]], builds: Mapping[int, jenkinsnodes.Build | None],
+    verdicts: Mapping[int, Verdict], forgotten: float,
+) -> list[actions.RecordEnd]:
+    """Return the builds that have ended, of those that vm.db has running while their nodes are idle.
+
+    builds and verdicts are what Jenkins says, by machine. One that it does not know is over if its machine was taken
+    before `forgotten` (Unix seconds); one that ran on another node is nobody's, see why_unclaimed.
+    """
+    found = []
+    for machine, row in running:
+        build = builds[machine.id]
+        if build is None and machine.state_time <= forgotten:
+            found.append(actions.RecordEnd(machine, vmdatabase.build_of(row), None, None))
+        elif build and build.result and not build.ran_elsewhere(str(machine.jenkins_name or machine.name)):
+            found.append(actions.RecordEnd(machine, vmdatabase.build_of(row), build.result, verdicts[machine.id]))
+    return found
+
+
+# --- moves of machines ------------------------------------------------------------------------------------------------
+
+
+def doubted(rows: Rows, sight: Sight, now: float) -> list[Machine]:
+    """Return the machines that were taken a while ago and where no build runs: they may be nobody's."""
+    return [machine for machine in rows.machines if machine.state == USED and sight.nodes is not None
+            and now - machine.state_time >= UNCLAIMED_SECONDS and not sight.builds(machine)]
+
+
+def is_named(last: Result | None) -> bool:
+    """Whether somebody took a machine as a build that Jenkins can be asked for."""
+    return bool(last and last.jenkins_job_name and last.jenkins_build_number is not None)
+
+
+def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None) -> str:
+    """Return why a machine that was taken is nobody's, empty if it is somebody's or that is not known.
+
+    last is the row of who took it, build what Jenkins says of that. A build that Jenkins does not know, or that ran
+    elsewhere, has no use for the machine; somebody may have named it to take the machine away from the pool.
+    """
+    if last and (last.by_person or last.result):
+        return ""
+    if last is None or not is_named(last):
+        return "no build has taken it"
+    if build is None:
+        return f"Jenkins knows no {vmdatabase.build_of(last)}"
+    elsewhere = build.ran_elsewhere(str(machine.jenkins_name or machine.name))
+    return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
+
+
+def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
+    """Return the moves of machines by the rules; unclaimed says of some why they are nobody's."""
+    judged = [rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
+                          rows.moved, unclaimed.get(machine.id, "")) for machine in rows.machines]
+    found = [completed(move, sight) for move in judged if move]
+    going = {move.machine.id for move in found}
+    staying = [machine for machine in rows.machines if machine.id not in going]
+    if not all_servers:
+        return found + moves_for_room(rows, staying, sight, now)
+    return found + [MoveMachine(machine, DELETE, "--all-servers") for machine in staying if machine.external_id
+                    and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+
+
+def completed(move: MoveMachine, sight: Sight) -> MoveMachine:
+    """Return a move by the rules with all that is written down with it.
+
+    The loss of a ready machine is told of its image type, but not if the cloud or a person took the server away.
+    """
+    machine, node = move.machine, sight.node(move.machine)
+    columns = dict(move.columns)
+    if move.target == ERROR:
+        columns["error"] = move.why
+    if machine.state == BUILDING and node:
+        columns["jenkins_name"] = node.name
+    lost = move.target == ERROR and node and node.name in sight.dead_nodes and not sight.server_death(machine)
+    return replace(move, columns=columns, server=sight.server(machine),
+                   loss=f"{node.agent} {node.cause}" if lost and node else "")
+
+
+def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: float) -> list[MoveMachine]:
+    """Return which finished machines go before their 24 hours because the pool has no room to be full."""
+    staying = [machine for machine in staying if machine.state not in (DELETE, ERROR)]
+    coming = Counter(machine.base_image_id for machine in staying if machine.state in (READY, BUILDING))
+    missing = sum(max(0, image.min_ready - coming[image.id]) for image in rows.images.values())
+    finished = [machine for machine in staying
+                if machine.state == USED and machine.id in rows.ended and not sight.builds(machine)]
+    others = sum(snapshot.has_server(now) for snapshot in rows.snapshots.values()) + len(
+        rules.unaccounted_servers(sight.servers.values(), rows.server_ids, rows.snapshots, now))
+    return rules.make_room(finished, missing, rows.provider.max_servers - len(staying) - others)
+
+
+def marks(rows: Rows, sight: Sight) -> list[actions.MarkHeld]:
+    """Return the held machines whose servers do not tell so, or whose servers' ids were not saved."""
+    found = []
+    for machine in rows.machines:
+        server = sight.server(machine) if machine.state == HOLD else None
+        told = nova.held_marks(str(machine.hold_reason or ""), machine.hold_until)
+        if server and not (machine.external_id and told.items() <= server.metadata.items()):
+            found.append(actions.MarkHeld(machine, server))
+    return found
+
+
+def retirements(rows: Rows, sight: Sight) -> list[actions.RetireNode]:
+    """Return the nodes in service whose machines somebody has."""
+    nodes = [(machine, (sight.nodes or {}).get(str(machine.jenkins_name))) for machine in rows.machines
+             if machine.state in (USED, HOLD)]
+    return [actions.RetireNode(machine, node) for machine, node in nodes if node and not node.out_of_service]
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[Action]:
+    """Return the machines that are over and the servers without a row that go, and what is left and told."""
+    found: list[Action] = []
+    for machine in rows.machines:
+        if machine.state not in (DELETE, ERROR) or (sight.nodes is None and machine.jenkins_name):
+            continue
+        server_id = sight.server_id(machine)
+        if name := sight.renamed(machine):
+            found.append(Leave(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take "
+                               f"its metadata {nova.POOL_KEY} away"))
+        else:
+            found.append(actions.DeleteMachine(machine, server_id, server_id is None and not sight.list_is_whole))
+    going = []
+    for server in rows.leaks(sight, now):
+        if why := why_left(server, rows, sight, now, all_servers):
+            found.append(Leave(f"server {server.name} {server.id} has no row in vm.db and is left: {why}"))
+        elif server.machine_id is None or sight.nodes is not None:
+            going.append(server)
+    unlikely = rules.unlikely_leaks(going, rows.machine_ids, rows.snapshot_ids, len(rows.machines), rows.moved)
+    if unlikely and not all_servers:
+        names = gateprocess.some(sorted(server.name for server in going))
+        return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are "
+                              "left until a person says that this is so (vmdatabase.py moved), or --all-servers")]
+    nodes = {number: node.name for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
+    return found + [Delete(SERVER, f"{server.name} {server.id}", (server.id, nodes.get(server.machine_id or 0)))
+                    for server in going]
+
+
+def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_servers: bool) -> str:
+    """Return why a server without a row is no leak but somebody's; empty if it is one."""
+    template = rows.snapshots.get(server.snapshot_id or 0)
+    if template and template.keep_until:
+        return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
+    number = server.machine_id
+    node = None if number is None or number in rows.server_ids else sight.nodes_by_id.get(number)
+    if use := rules.use_of(server, node, now):
+        return use.why
+    own_name = number is None or server.name.endswith(f"-{rows.provider.name}-{number}")
+    if not own_name and not all_servers:
+        return f"it was renamed or copied by a person; its metadata {nova.POOL_KEY} makes it ours"
+    return ""
+
+
+# --- images and snapshots ---------------------------------------------------------------------------------------------
+
+
+def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_images: bool) -> list[Action]:
+    """Return what becomes of images without a row: good ones get one, others that a newer vm.db has made are left."""
+    found: list[Action] = []
+    for image in rules.leaked_images(images, rows.snapshots, now):
+        base_image, version = made_for(image, rows.images.values())
+        if base_image and image.proved and image.status == "active" and image.snapshot_id not in rows.snapshots \
+                and not all_images:
+            found.append(actions.AdoptImage(image, base_image, version))
+        elif all_images or rows.snapshot_ids.knows(image.snapshot_id or 0):
+            found.append(Delete(IMAGE, f"{image.name} {image.id}", image.id))
+        else:
+            found.append(Leave(
+                f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it is left until "
+                "a person says that this is so (vmdatabase.py moved), or --all-images"))
+    return found
+
+
+def made_for(image: nova.Image, base_images: Iterable[BaseImage]) -> tuple[BaseImage | None, int]:
+    """Return the image type and the version that an image's name tells of, None and 0 if it tells of none."""
+    found = re.fullmatch(rf"(.*)-([0-9]+){re.escape(nova.TEMPLATE_SUFFIX)}", image.name)
+    of_it = [one for one in base_images if found and found[1].endswith(f"devstack-{one.name}")]
+    return (of_it[0], int(found[2])) if found and of_it else (None, 0)
+
+
+def snapshots(
+    rows: Rows, images: Sequence[nova.Image], gone: Container[str], now: float, all_images: bool
+) -> list[MarkProved | DeleteSnapshot]:
+    """Return the snapshots that are old, failed, drained or without their image, and which images are to tell more.
+
+    gone are the ids of images that the cloud, asked one by one, has no more.
+    """
+    by_id = {image.id: image for image in images}
+    by_name = {(image.snapshot_id, image.name): image.id for image in images}
+    lost = [row for row in rows.snapshots.values() if row.state == READY and row.external_id in gone]
+    by_type: dict[int, list[vmdatabase.SnapshotImage]] = defaultdict(list)
+    for row in rows.snapshots.values():
+        by_type[row.base_image_id] += [row] * (row not in lost)
+    old = [row for image_id, of_it in by_type.items()
+           for row in rules.old_snapshots(of_it, all_images or not rows.images[image_id].active, now)]
+    unproved = [row for row in rows.snapshots.values() if row.state == READY and row not in old
+                and (image := by_id.get(str(row.external_id))) and not image.proved]
+    return [*(MarkProved(row, str(row.external_id)) for row in unproved), *(DeleteSnapshot(row, None) for row in lost),
+            *(DeleteSnapshot(row, row.external_id or by_name.get((row.id, str(row.name)))) for row in old)]
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def leftovers(
+    rows: Rows, sight: Sight, server_ids: AbstractSet[str], to_bind: Container[int], building: Container[int]
+) -> list[Delete]:
+    """Return the keypairs, floating IPs and volumes that belong to nothing.
+
+    server_ids are those that there still are, to_bind the machines that may get a floating IP, building the snapshots
+    that are being built, all of any provider.
+    """
+    keypairs = [Delete(KEYPAIR, name, name) for name, number in sight.keypairs.items() if number not in building]
+    floating_ips = [Delete(FLOATING_IP, ip.address, ip) for ip in sight.floating_ips
+                    if (ip.machine_id not in to_bind if ip.machine_id is not None else ip.server_id not in server_ids)]
+    states = {machine.id: str(machine.state) for machine in rows.machines}
+    in_use = {number for number, row in rows.snapshots.items() if row.state != ERROR}
+    volumes = [Delete(VOLUME, f"{volume.name} {volume.id}", volume.id)
+               for volume in rules.leaked_volumes(sight.volumes, states, in_use)]
+    return [*keypairs, *floating_ips, *volumes]
+
+
+def stray_nodes(
+    rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
+) -> list[Delete]:
+    """Return the nodes that carry this pool's UUID but have no machine; names are those of all machines.
+
+    Those whose server is there go with that, or stay with it, and those of another provider are its own reap's. One
+    that somebody has stays while vm.db does not know its id: a list of servers may leave out one of them.
+    """
+    found = []
+    for number, node in sight.nodes_by_id.items():
+        named = [name for name in providers if node.name.endswith(f"-{name}-{number}")]
+        theirs = named and max(named, key=len) != rows.provider.name
+        kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
+        if not (theirs or kept or node.name in names or number in sight.by_machine):
+            found.append(Delete(NODE, node.name, node.name))
+    return found
