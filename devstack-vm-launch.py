@@ -16,12 +16,11 @@ import json
 import math
 import os
 import re
-import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,23 +34,16 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from pool import demand, rules, script
+from pool import boots, demand, rules, script
+from pool.boots import AGENT, BOOT, CREATE, LOGIN, REGISTER, Boot, LifeEnd, Look, Request, Tools
 from pool.rules import Need
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
 TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
-ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
-UNSEEN_BEFORE_SECONDS = 5  # the same after a run that ended before it saved the server's id
-UNSEEN_SECONDS = 30  # how long a server may stay out of the list after a create whose answer was lost
-REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
-ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
-LATE_SECONDS = 3  # after its time, until a machine is given up though a worker is still busy with it
 CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
-SECRET_BYTES = 32  # of what a build shows to take its machine
-RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 
 def poll_pause(quiet: float, took: float) -> float:
@@ -62,39 +54,6 @@ def poll_pause(quiet: float, took: float) -> float:
     """
     least, most = POLL_SECONDS
     return min(max(least, quiet / 20, took * 5), most)
-
-
-# The stages of a machine on its way.
-CREATE, BOOT, LOGIN, REGISTER, AGENT = "create", "boot", "login", "register", "agent"
-
-
-@dataclass
-class Boot:
-    """A machine on its way: in CREATE, LOGIN and REGISTER a worker has it or will have it at retry_at.
-
-    In AGENT it is READY, and Jenkins is to be seen to have its agent.
-    """
-
-    machine: Machine
-    deadline: float  # monotonic
-    stage: str
-    task: Future[Any] | None = None
-    retry_at: float = 0.0  # monotonic
-    tries: int = 0
-    asked: bool = False  # whether this run has asked for the server
-    give_up_at: float = 0.0  # monotonic; until when a server whose id was not saved is looked for
-    ask_at: float | None = None  # monotonic; when to ask for a server by itself that the list leaves out
-    server: nova.Server | None = None
-    last_seen: str = "nothing yet"
-    zone: str | None = None
-    sent_at: float | None = None  # monotonic; when the create went out, after all waiting for the rate
-    patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
-    settled_by: float = 0.0  # monotonic; until when cloud-init is waited for
-    secret: str = field(default_factory=lambda: secrets.token_urlsafe(SECRET_BYTES), repr=False)
-
-    def sent(self) -> None:
-        """Be told by a worker that the create goes out now."""
-        self.sent_at = time.monotonic()
 
 
 @dataclass
@@ -118,11 +77,11 @@ class Launch:
         self.nodes = script.nodes_of(config)
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateprocess.Workers(provider.max_concurrency)
-        self.patient = gateprocess.Workers(provider.max_concurrency)  # for what takes long and must keep nobody waiting
+        self.tools = Tools(provider, config, self.prefix, self.cloud, self.nodes, self.workers,
+                           gateprocess.Workers(provider.max_concurrency), self.log)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
         self.templates: dict[int, Template] = {}
-        self.snapshot_names: dict[int | None, str] = {}  # by id
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
         self.agents: dict[int, str] = {}  # of ready machines, by machine: HERE, AWAITED or LOST
@@ -134,8 +93,6 @@ class Launch:
         self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
         self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
-        self.done: dict[str, Callable[[Boot, Future[Any]], None]] = {
-            CREATE: self.created, LOGIN: self.logged_in, REGISTER: self.registered}
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
@@ -233,7 +190,7 @@ class Launch:
             elif unregistered := Machine.get_or_none(id=machine.id, state=READY):
                 self.log_of(unregistered).info("is READY but not in Jenkins")
                 vmdatabase.set_columns(unregistered, jenkins_name=machine.name)
-                self.follow(Boot(unregistered, time.monotonic() + REGISTER_SECONDS, REGISTER))
+                self.follow(unregistered, REGISTER)
         self.tell_agents()
 
     def note_agent(self, machine: Machine, node: jenkinsnodes.Node) -> str:
@@ -275,25 +232,8 @@ class Launch:
             vmdatabase.set_columns(machine, external_id=server.id)
         age = max(vmdatabase.now() - (machine.create_time or machine.state_time), 0)
         left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
-        boot = Boot(machine, time.monotonic() + left, BOOT, give_up_at=time.monotonic() + UNSEEN_BEFORE_SECONDS)
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
-        self.follow(boot)
-
-    def ask_again(self, machine: Machine) -> None:
-        """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
-
-        Should its server show up after all, reap finds two with the mark of one row, and deletes the second.
-        """
-        image = self.images[machine.base_image_id]
-        counts = vmdatabase.count_machines(self.provider)
-        wanted = image.active and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
-            and vmdatabase.count_rows(self.provider) + self.orphans <= self.provider.max_servers
-        template = self.template(image) if wanted else None
-        if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
-            self.create(machine, template, again=True)
-        else:
-            self.moved(self.boots[machine.id], ERROR, error="an earlier run ended before the cloud had made a server")
-            self.boots.pop(machine.id, None)
+        self.follow(machine, BOOT, seconds=left)
 
     # --- asking for machines ---
 
@@ -318,7 +258,7 @@ class Launch:
             image.min_ready = self.share(image, present)
             if present < image.min_ready and image.active and self.template(image, ask):
                 needs.append(Need(image.id, self.wanted(image), present))
-        taken = vmdatabase.count_rows(self.provider) + self.orphans
+        taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
         return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
 
     def share(self, image: BaseImage, present: int) -> int:
@@ -429,7 +369,7 @@ class Launch:
                     raise GateError(f"there is no snapshot{f' of {image.template}' if image.template else ''} yet; "
                                     "run devstack-vm-update-image.sh")
                 self.cloud.network.attached()
-                read_ready_script(image.ready_script)
+                boots.read_ready_script(image.ready_script)
                 self.templates[image.id] = Template(snapshot, self.cloud.recipe(image, str(snapshot.external_id)))
             except GateError as err:
                 self.ask_no_more(image.id, err)
@@ -461,12 +401,13 @@ class Launch:
     def leave_zone(self, boot: Boot, why: GateError) -> bool:
         """Ask for no more of an image type in the zone of this machine; returns whether others are left to it."""
         image_id = boot.machine.base_image_id
-        if self.zones and boot.zone is None:  # taken over; those that this run asks for tell more
+        zone = boot.request.zone if boot.request else None
+        if self.zones and zone is None:  # taken over; those that this run asks for tell more
             return True
-        self.full.add((image_id, boot.zone))
+        self.full.add((image_id, zone))
         left = self.zones_left(image_id)
         if left:
-            self.log_of(boot.machine).warning("goes on in zone %s, for in %s: %s", " and ".join(left), boot.zone, why)
+            self.log_of(boot.machine).warning("goes on in zone %s, for in %s: %s", " and ".join(left), zone, why)
         else:
             self.ask_no_more(image_id, why)
         return bool(left)
@@ -494,181 +435,50 @@ class Launch:
             self.create(machine, template)
 
     def create(self, machine: Machine, template: Template, *, again: bool = False) -> None:
-        """Have a worker ask for the server of a row; again: whether an earlier run may have begun to."""
-        self.log_of(machine).info("asking for a server")
+        """Have the server of a row made; again: whether an earlier run may have begun to."""
         zones = self.zones_left(machine.base_image_id)
-        boot = Boot(machine, math.inf, CREATE, asked=True)
-        boot.zone = zones[machine.id % len(zones)] if zones else None
+        zone = zones[machine.id % len(zones)] if zones else None
         self.outcomes[machine.base_image_id][machine.id] = None
-        boot.task = self.workers.submit(
-            self.make_server, machine.id, str(machine.name), template.recipe, boot.zone, boot.sent, again)
-        self.follow(boot)
+        self.follow(machine, CREATE, Request(template.recipe, zone, again))
 
-    def make_server(self, machine_id: int, name: str, recipe: nova.Recipe, zone: str | None,
-                    sent: Callable[[], None], again: bool) -> str:
-        """Run in a worker: have what the server needs, ask for it, and return its id."""
-        self.cloud.network.reserve(machine_id, again=again)
-        try:
-            return self.cloud.make_server(
-                name, recipe, {nova.MACHINE_KEY: str(machine_id)}, zone=zone, sent=sent)
-        except (nova.CapacityError, nova.RefusedError, ConfigError):
-            with contextlib.suppress(GateError):  # reap sweeps what is left
-                self.cloud.network.release_for(machine_id)
-            raise
+    # --- the machines on their way: see pool/boots.py ---
 
-    # --- what the workers bring back ---
-
-    def follow(self, boot: Boot) -> None:
-        """Have this machine looked after by the run."""
-        self.boots[boot.machine.id] = boot
+    def follow(
+        self, machine: Machine, stage: str, request: Request | None = None, seconds: float = math.inf
+    ) -> None:
+        """Have this machine looked after by the run, from a stage on."""
+        image = self.images[machine.base_image_id]
+        self.boots[machine.id] = Boot(self.tools, machine, image, stage, request, seconds)
 
     def collect(self, until: float) -> bool:
-        """Start what is due and handle what workers finish, until then; returns whether anything did."""
+        """Go on with the machines whose workers are done or whose pauses are over, until then; returns whether any."""
         changed = False
         while self.boots and time.monotonic() < until:
-            for boot in self.boots.values():
-                if boot.task is None and boot.stage in (LOGIN, REGISTER) and boot.retry_at <= time.monotonic():
-                    self.submit(boot)
+            paused = [boot for boot in self.boots.values() if boot.task is None and boot.stage in (LOGIN, REGISTER)]
             tasks = {boot.task: boot for boot in self.boots.values() if boot.task}
-            due = [boot.retry_at for boot in self.boots.values()
-                   if boot.task is None and boot.stage in (LOGIN, REGISTER)]
-            for task in _finished(tasks, min([until, *due])):
-                boot = tasks[task]
-                boot.task = None
-                self.done[boot.stage](boot, task)
+            done = _finished(tasks, min([until, *(boot.retry_at for boot in paused)]))
+            for boot in [tasks[task] for task in done]:
+                self.resume(boot)
                 changed = True
+            for boot in paused:
+                if boot.retry_at <= time.monotonic():
+                    self.resume(boot)
             self.ask_for_machines()
         return changed
 
-    def submit(self, boot: Boot) -> None:
-        """Give the login or the registration of a machine to a worker, with all that it needs from vm.db."""
-        machine = boot.machine
-        image = self.images[machine.base_image_id]
-        if boot.stage == LOGIN and boot.server:
-            marks = {"NODE_PROVIDER": self.provider.name, "NODE_IMAGE": image.name, "NODE_NAME": machine.name,
-                     "NODE_SNAPSHOT": self.snapshot_name(machine.snapshot_image_id)}
-            text = "".join(f"{key}={value}\n" for key, value in marks.items())
-            slow = boot.patience > nodessh.CONNECT_SECONDS or image.ready_script
-            boot.task = (self.patient if slow else self.workers).submit(
-                self.log_in, boot, boot.server, str(machine.user), text, image.ready_script)
-        elif self.nodes:
-            boot.task = self.workers.submit(
-                self.nodes.add, str(machine.name), label=f"{self.prefix}devstack-{image.name}",
-                address=str(machine.ip), port=self.provider.ssh_port, host_key=str(machine.host_key),
-                remote_fs=self.config.node.remote_fs)
-
-    def snapshot_name(self, snapshot_id: int | None) -> str:
-        """Return the name of a snapshot, empty if reap has deleted it meanwhile."""
-        if snapshot_id not in self.snapshot_names:
-            row = SnapshotImage.get_or_none(SnapshotImage.id == snapshot_id)
-            self.snapshot_names[snapshot_id] = str(row.name) if row else ""
-        return self.snapshot_names[snapshot_id]
-
-    def log_in(self, boot: Boot, server: nova.Server, user: str, marks: str, ready_script: str | None
-               ) -> nodessh.Login:
-        """Run in a worker: find the address and make the ssh test, which leaves the marks on the machine."""
-        address = self.cloud.network.reachable_address(server)
-        if address is None:
-            raise nodessh.NotYetError("active, but without an address")
-        login = nodessh.Login(address, self.provider.ssh_port, user, self.config.node.ssh_key)
-        gift = nodessh.Welcome(marks, self.jenkins_login(boot), read_ready_script(ready_script))
-        return nodessh.welcome(login, gift, boot.deadline, boot.patience, boot.settled_by)
-
-    def jenkins_login(self, boot: Boot) -> str:
-        """Return with what a build calls Jenkins from this node, a line for the login and one for the machine's secret.
-
-        Empty if builds do not call Jenkins themselves.
-        """
-        login = self.config.jenkins.node_login if self.config.jenkins else ""
-        return f"{login}\n{boot.secret}" if login else ""
-
-    def created(self, boot: Boot, task: Future[str]) -> None:
-        """Save the id of a new server. A refused create leaves no row; after a lost answer, look for the server."""
-        sent_at = boot.sent_at or time.monotonic()
-        boot.deadline = sent_at + self.provider.boot_timeout
-        sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
+    def look(self) -> bool:
+        """Look at all machines that boot by one list of servers; returns whether any moved on."""
+        look = Look(listed=False)
         try:
-            vmdatabase.set_columns(boot.machine, external_id=task.result(), create_time=sent_time)
-        except nova.CapacityError as err:
-            self.forget(boot)
-            self.run_short(boot, err)
-        except (nova.RefusedError, ConfigError) as err:
-            self.forget(boot)
-            if "availability zone" in str(err) and self.zones:
-                self.leave_zone(boot, err)
-            else:
-                self.ask_no_more(boot.machine.base_image_id, err)
-        except GateError as err:
-            self.log_of(boot.machine).warning("%s; looking whether there is a server all the same", err)
-            boot.last_seen = str(err)
-        boot.give_up_at = time.monotonic() + UNSEEN_SECONDS
-        boot.stage = BOOT
-
-    def forget(self, boot: Boot) -> None:
-        """Drop the row of a machine of which the cloud made nothing."""
-        Machine.delete().where((Machine.id == boot.machine.id) & (Machine.state == BUILDING)).execute()
-        del self.boots[boot.machine.id]
-        del self.outcomes[boot.machine.base_image_id][boot.machine.id]
-
-    def logged_in(self, boot: Boot, task: Future[nodessh.Login]) -> None:
-        """Move a machine that passed the ssh test to READY, then have it registered; try the others again."""
-        try:
-            login = task.result()
-        except (ConfigError, nova.CapacityError) as err:  # settings, or floating IPs that are used up
-            self.ask_no_more(None, err)
-            self.fail(boot, str(err))
-        except nodessh.ReadyScriptError as err:
-            self.fail(boot, str(err))
-        except GateError as err:
-            boot.last_seen = str(err)
-            boot.patience = nodessh.next_patience(boot.patience, err)
-            if not self.expired(boot):
-                self.again(boot)
-        else:
-            name = boot.machine.name if self.nodes else None
-            known_by = vmdatabase.secret_hash(boot.secret) if self.jenkins_login(boot) else None
-            if self.moved(boot, READY, ip=login.address, host_key=login.host_key, jenkins_name=name,
-                          take_hash=known_by):
-                vmdatabase.note_room(self.provider, refused=False)
-                boot.tries, boot.stage, boot.deadline = 0, REGISTER, time.monotonic() + REGISTER_SECONDS
-                if not self.nodes:
-                    del self.boots[boot.machine.id]
-
-    def registered(self, boot: Boot, task: Future[None]) -> None:
-        """Be done with a machine that Jenkins took; one that it does not take within its time is an ERROR."""
-        try:
-            task.result()
-        except jenkinsnodes.JenkinsError as err:
-            boot.last_seen = str(err)
-            if time.monotonic() < boot.deadline:
-                self.again(boot)
-            else:
-                self.fail(boot, boot.last_seen)
-        except jenkinsnodes.NodeConflictError as err:
-            self.fail(boot, str(err), jenkins_name=None)  # that node is not ours to remove
-        except GateError as err:
-            self.fail(boot, str(err))
-        else:
-            self.log_of(boot.machine).info("registered in Jenkins")
-            if self.take_back(boot.machine):
-                del self.boots[boot.machine.id]
-            else:
-                boot.stage, boot.deadline = AGENT, time.monotonic() + ONLINE_SECONDS
-
-    def take_back(self, machine: Machine) -> bool:
-        """See to the node of a machine that was taken, or deleted, while it was registered; returns whether it was."""
-        state = vmdatabase.state_of(machine)
-        if self.nodes is None or state == READY:
-            return False
-        try:
-            if state is None:
-                self.nodes.remove(str(machine.name), "its machine is gone", machine.ip)
-            else:
-                self.nodes.take_out_of_service(str(machine.name), "taken while it was being registered")
-        except GateError as err:
-            self.failed[machine.base_image_id] += 1
-            self.log_of(machine).error("%s", err)
-        return True
+            servers = self.cloud.list_servers()
+            self.count_orphans(servers)
+            look = Look({server.id: server for server in servers}, {server.machine_id: server for server in servers})
+        except GateError as err:  # also a 401: the login was good a moment ago
+            self.log.warning("%s", err)
+        before = [(boot.machine.id, boot.stage) for boot in self.boots.values()]
+        for boot in [boot for boot in self.boots.values() if boot.stage in (BOOT, LOGIN)]:
+            self.resume(boot, look)
+        return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
 
     def look_at_agents(self) -> bool:
         """Look at the nodes that this run has registered, by one list; returns whether any agent came or is lost."""
@@ -682,134 +492,88 @@ class Launch:
         for machine in [one for image_id in self.told for one in self.proven[image_id].values()]:
             if machine.name in nodes:
                 self.note_agent(machine, nodes[str(machine.name)])  # Jenkins' monitors look a little later
-        done = []
         for boot in waiting:
             node = nodes.get(str(boot.machine.name))
-            found = self.note_agent(boot.machine, node) if node else AWAITED
-            if found != AWAITED or time.monotonic() > boot.deadline:
-                done.append(boot.machine.id)
-        for machine_id in done:
-            del self.boots[machine_id]
+            self.resume(boot, self.note_agent(boot.machine, node) if node else AWAITED)
         self.tell_agents()
-        return bool(done)
+        return any(boot.machine.id not in self.boots for boot in waiting)
 
-    @staticmethod
-    def again(boot: Boot) -> None:
-        """Schedule another try, with a growing pause."""
-        boot.retry_at = time.monotonic() + RETRY_SECONDS[min(boot.tries, len(RETRY_SECONDS) - 1)]
-        boot.tries += 1
+    # --- the ends of their lives ---
 
-    # --- what the cloud shows ---
-
-    def look(self) -> bool:
-        """Look at all machines that boot by one list of servers; returns whether any moved on."""
-        servers = None
+    def resume(self, boot: Boot, seen: Look | str | None = None) -> None:
+        """Go on with the life of a machine by what was seen, and conclude from its end what to ask for still."""
+        machine, image_id = boot.machine, boot.machine.base_image_id
         try:
-            servers = self.cloud.list_servers()
-            self.count_orphans(servers)
-        except GateError as err:  # also a 401: the login was good a moment ago
-            self.log.warning("%s", err)
-        before = [(boot.machine.id, boot.stage) for boot in self.boots.values()]
-        by_machine = {server.machine_id: server for server in servers or []}
-        by_id = {server.id: server for server in servers or []}
-        for boot in [boot for boot in self.boots.values() if boot.stage in (BOOT, LOGIN)]:
-            if servers is not None and boot.machine.external_id:
-                self.look_at(boot, by_id.get(boot.machine.external_id))
-            elif servers is not None:
-                self.look_for(boot, by_machine.get(boot.machine.id))
-            if boot.machine.id in self.boots:
-                self.expired(boot, LATE_SECONDS if boot.task else 0)
-        return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
+            boot.life.send(seen)
+            if boot.stage == LOGIN:  # there is room where it came up
+                self.outcomes[image_id][machine.id] = True
+        except StopIteration:
+            del self.boots[machine.id]
+        except LifeEnd as end:
+            del self.boots[machine.id]
+            if isinstance(end, boots.NeverAskedError):
+                self.ask_again(boot)
+            elif isinstance(end, boots.FailedError):
+                self.fail(boot, end)
+            elif isinstance(end, boots.RefusedError) and end.err:
+                self.forget(boot, end.err)
+            elif end.err:
+                self.failed[image_id] += 1
+                boot.log.error("%s", end.err)
 
-    def expired(self, boot: Boot, grace: float = 0) -> bool:
-        """Fail a machine whose boot-timeout has been over for so many seconds; returns whether it has."""
-        over = time.monotonic() > boot.deadline + grace
-        if over:
-            limit = self.provider.boot_timeout
-            self.fail(boot, f"not ready after {limit} s (boot-timeout); last seen: {boot.last_seen}")
-        return over
+    def ask_again(self, boot: Boot) -> None:
+        """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
 
-    def look_for(self, boot: Boot, server: nova.Server | None) -> None:
-        """Find the server of a create whose answer was lost, or conclude that there is none."""
-        if server:
-            self.log_of(boot.machine).info("the server is there all the same")
-            vmdatabase.set_columns(boot.machine, external_id=server.id)
-        elif time.monotonic() > boot.give_up_at and boot.asked:
-            self.fail(boot, f"no server {UNSEEN_SECONDS} s after: {boot.last_seen}")
-        elif time.monotonic() > boot.give_up_at:
-            self.ask_again(boot.machine)
+        Should its server show up after all, reap finds two with the mark of one row, and deletes the second.
+        """
+        machine = boot.machine
+        image = self.images[machine.base_image_id]
+        counts = vmdatabase.count_machines(self.provider)
+        wanted = image.active and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
+            and counts.total() + vmdatabase.count_templates(self.provider) + self.orphans <= self.provider.max_servers
+        template = self.template(image) if wanted else None
+        if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
+            self.create(machine, template, again=True)
+        else:
+            with contextlib.suppress(boots.TakenError):
+                boot.move(ERROR, error="an earlier run ended before the cloud had made a server")
 
-    def look_at(self, boot: Boot, server: nova.Server | None) -> None:
-        """Judge one server: ACTIVE goes to the ssh test, ERROR and gone are final, all else has until the deadline."""
-        server = server or self.ask_for(boot)
-        if server is None:
-            return
-        boot.server, boot.ask_at = server, None
-        if server.status == nova.SERVER_ERROR:
-            self.went_to_error(boot, server.fault)
-        elif boot.stage == BOOT and server.status == nova.ACTIVE:
-            self.outcomes[boot.machine.base_image_id][boot.machine.id] = True
-            now = time.monotonic()
-            boot.deadline = max(boot.deadline, now + nodessh.CONNECT_SECONDS)  # our look may have waited for the rate
-            boot.settled_by = nodessh.settle_until(boot.deadline)
-            boot.stage = LOGIN
-        elif boot.stage == BOOT:
-            boot.last_seen = f"server status {server.status}"
+    def forget(self, boot: Boot, why: GateError) -> None:
+        """Drop the row of a machine of which the cloud made nothing, and ask for no more of what it refuses."""
+        machine = boot.machine
+        Machine.delete().where((Machine.id == machine.id) & (Machine.state == BUILDING)).execute()
+        del self.outcomes[machine.base_image_id][machine.id]
+        if isinstance(why, nova.CapacityError):
+            self.run_short(boot, why)
+        elif "availability zone" in str(why) and self.zones:
+            self.leave_zone(boot, why)
+        else:
+            self.ask_no_more(machine.base_image_id, why)
 
-    def went_to_error(self, boot: Boot, fault: str) -> None:
-        """Fail a machine whose server did not come up, and conclude whether there is room for more."""
+    def fail(self, boot: Boot, end: boots.FailedError) -> None:
+        """Move a machine to ERROR, with the console log saved where the machine itself can tell more."""
+        elsewhere = end.fault is not None and self.went_to_error(boot, end.fault)
+        if end.err:
+            self.ask_no_more(None, end.err)
+        with contextlib.suppress(boots.TakenError):
+            boot.move(ERROR, error=str(end), **end.columns)
+            self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
+            if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
+                self.consoles.append(self.workers.submit(self.save_console, boot.server, str(boot.machine.name)))
+
+    def went_to_error(self, boot: Boot, fault: str) -> bool:
+        """Conclude from the fault of a server whether there is room for more; returns whether that is so elsewhere."""
         image_id = boot.machine.base_image_id
-        why, failed = nova.CapacityError(fault), self.failed[image_id]
-        elsewhere = False
+        why = nova.CapacityError(fault)
         if nova.RETRY_FAULTS.search(fault):
             self.outcomes[image_id][boot.machine.id] = False
             if nova.out_of_room([*self.outcomes[image_id].values()]):
                 self.ask_no_more(image_id, why)
         elif nova.shortage(fault) == nova.HOST:
-            elsewhere = self.leave_zone(boot, why)
+            return self.leave_zone(boot, why)
         elif nova.CAPACITY_FAULTS.search(fault):
             self.run_short(boot, why)
-        self.fail(boot, f"the server went to ERROR: {fault or 'without a fault text'}")
-        if elsewhere:
-            self.failed[image_id] = failed  # another one is asked for at once, in another zone
-
-    def ask_for(self, boot: Boot) -> nova.Server | None:
-        """Ask for one server that the list left out, if it does so for long; only a 404 means that it is gone."""
-        now = time.monotonic()
-        if boot.ask_at is None:
-            boot.ask_at = now + ABSENT_SECONDS
-        if now < boot.ask_at:
-            return None
-        boot.ask_at = now + ASK_AGAIN_SECONDS
-        try:
-            return self.cloud.get_server(str(boot.machine.external_id))
-        except nova.GoneError:
-            self.fail(boot, "the server is gone")
-        except GateError as err:
-            boot.last_seen = str(err)
-        return None
-
-    # --- moves ---
-
-    def moved(self, boot: Boot, target: str, **columns: Any) -> bool:
-        """Move a machine on; if somebody else has moved it, leave it to them."""
-        source = boot.machine.state
-        if vmdatabase.move(boot.machine, source, target, **columns):
-            reason = f": {columns['error']}" if "error" in columns else ""
-            self.log_of(boot.machine).info("%s -> %s%s", source, target, reason)
-            return True
-        self.log_of(boot.machine).info("is no longer %s; left alone", source)
-        self.boots.pop(boot.machine.id, None)
         return False
-
-    def fail(self, boot: Boot, why: str, **columns: Any) -> None:
-        """Move a machine to ERROR, with the console log saved where the machine itself can tell more."""
-        machine = boot.machine
-        if self.moved(boot, ERROR, error=why, **columns):
-            self.failed[machine.base_image_id] += 1
-            self.boots.pop(machine.id, None)
-            if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
-                self.consoles.append(self.workers.submit(self.save_console, boot.server, str(machine.name)))
 
     def save_console(self, server: nova.Server, name: str) -> None:
         """Run in a worker: keep the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
@@ -887,14 +651,6 @@ def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
         return wait(tasks, seconds, FIRST_COMPLETED).done
     time.sleep(seconds)
     return set()
-
-
-def read_ready_script(path: str | None) -> bytes | None:
-    """Return the ready-script of an image type; ReadyScriptError if the file is not there any more."""
-    try:
-        return Path(path).read_bytes() if path else None
-    except OSError as err:
-        raise nodessh.ReadyScriptError(f"ready-script: {path} cannot be read ({err.strerror})") from err
 
 
 def main(argv: list[str] | None = None) -> int:

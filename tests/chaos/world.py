@@ -38,9 +38,9 @@ LIMITS = {
     "cloud.nova.CALL_SECONDS": 2, "cloud.nova.RATE_LIMIT_SECONDS": 6,
     "jenkinsnodes.CALL_SECONDS": 2, "jenkinsnodes.LOCK_SECONDS": 6,
     "nodessh.CONNECT_SECONDS": 3,
-    "script.UNSEEN_SECONDS": 4, "script.UNSEEN_BEFORE_SECONDS": 2, "script.REGISTER_SECONDS": 4,
+    "pool.boots.UNSEEN_SECONDS": 4, "pool.boots.UNSEEN_BEFORE_SECONDS": 2, "pool.boots.REGISTER_SECONDS": 4,
     "script.WATCH_SECONDS": 3, "pool.sight.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
-    "script.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
+    "pool.boots.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
 }
 PEACE_LIMITS = {"pool.sight.DEAD_NODE_SECONDS": 2}
 BACKUP_KEPT = "backup.db"

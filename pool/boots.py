@@ -1,0 +1,376 @@
+"""The life of a machine on its way into the pool, and how it ends: `Boot.live`, and what that calls, top to bottom.
+
+Nothing here knows of any other machine, or how many are wanted: the run that has the boots (devstack-vm-launch) plans,
+resumes each life when what it waits for has come, and concludes from its end what to ask for still.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gateprocess
+import jenkinsnodes
+import nodessh
+import vmdatabase
+from cloud import nova
+from gateconfig import SecureConfig
+from gateprocess import ConfigError, GateError
+from jenkinsnodes import AWAITED
+from vmdatabase import READY, BaseImage, Machine, Provider, SnapshotImage
+
+T = TypeVar("T")
+
+ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
+UNSEEN_BEFORE_SECONDS = 5  # how long a server may stay out of the list whose id an earlier run did not save
+UNSEEN_SECONDS = 30  # the same after a create whose answer was lost
+REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
+ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
+LATE_SECONDS = 3  # after its time, until a machine is given up though a worker is still busy with it
+SECRET_BYTES = 32  # of what a build shows to take its machine
+RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
+
+CREATE, BOOT, LOGIN, REGISTER, AGENT = "create", "boot", "login", "register", "agent"  # the stages of a life
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run has for its boots."""
+
+    provider: Provider
+    config: SecureConfig
+    prefix: str  # of labels
+    cloud: nova.Cloud
+    nodes: jenkinsnodes.Nodes | None
+    workers: gateprocess.Workers
+    patient: gateprocess.Workers  # for what takes long and must keep nobody waiting
+    log: gateprocess.Log
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at all servers by one list; listed is false if the cloud did not answer."""
+
+    servers: Mapping[str, nova.Server] = field(default_factory=dict)  # by their ids
+    by_machine: Mapping[int | None, nova.Server] = field(default_factory=dict)
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask the cloud for; again: whether an earlier run may have begun to."""
+
+    recipe: nova.Recipe
+    zone: str | None
+    again: bool = False
+
+
+# A life waits where it yields. It is resumed with a look at the servers (BOOT, LOGIN), with what is seen of the agent
+# (AGENT), or with None if its worker is done, or its pause over.
+Life = Generator[None, Look | str | None, T]
+
+
+class LifeEnd(Exception):  # noqa: N818
+    """A life is over before its time. err is what failed, if that concerns more than this machine."""
+
+    def __init__(self, why: str = "", err: GateError | None = None) -> None:
+        super().__init__(why)
+        self.err = err
+
+
+class RefusedError(LifeEnd):
+    """The cloud has made nothing: the row goes."""
+
+
+class FailedError(LifeEnd):
+    """The machine is an ERROR; fault is the server's own, columns are written with the move."""
+
+    def __init__(self, why: str, err: GateError | None = None, fault: str | None = None, **columns: Any) -> None:
+        super().__init__(why, err)
+        self.fault = fault
+        self.columns = columns
+
+
+class TakenError(LifeEnd):
+    """Somebody else has moved the machine, and it is left to them."""
+
+
+class NeverAskedError(LifeEnd):
+    """An earlier run ended before it could ask for the server."""
+
+
+class Boot:
+    """A machine on its way, with what the run looks at: the stage, and the task or the moment that it waits for."""
+
+    def __init__(
+        self, tools: Tools, machine: Machine, image: BaseImage, stage: str, request: Request | None = None,
+        seconds: float = math.inf,
+    ) -> None:
+        """Take a machine at a stage; request is for CREATE, seconds is what it has left in BOOT."""
+        self.tools = tools
+        self.machine = machine
+        self.image = image
+        self.stage = stage
+        self.request = request
+        self.log = tools.log.bind(image=image.name, machine=machine.id, node=machine.name)
+        self.task: Future[Any] | None = None
+        self.retry_at = 0.0  # monotonic, as are the other moments
+        self.tries = 0
+        self.deadline = time.monotonic() + seconds
+        self.give_up_at = time.monotonic() + UNSEEN_BEFORE_SECONDS  # until when a server without a saved id is sought
+        self.ask_at: float | None = None  # when to ask for a server by itself that the list leaves out
+        self.sent_at: float | None = None  # when the create went out, after all waiting for the rate
+        self.settled_by = 0.0  # until when cloud-init is waited for
+        self.patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
+        self.server: nova.Server | None = None
+        self.last_seen = "nothing yet"
+        login = tools.config.jenkins.node_login if tools.config.jenkins else ""
+        self.secret = secrets.token_urlsafe(SECRET_BYTES) if login else ""
+        # What a build calls Jenkins with from this node: a line for the login and one for the machine's secret.
+        self.jenkins_login = f"{login}\n{self.secret}" if login else ""
+        self.life = self.live()
+        next(self.life)
+
+    def live(self) -> Life[None]:
+        """Lead a machine from being asked for to an agent in Jenkins, or from the stage at which it was taken over.
+
+        Raises RefusedError, FailedError, TakenError or NeverAskedError if it ends earlier.
+        """
+        if self.request:
+            yield from self.be_made(self.request)
+        if self.stage != REGISTER:
+            server = yield from self.come_up()
+            login = yield from self.be_let_in(server)
+            self.become_ready(login)
+        if self.tools.nodes:
+            yield from self.join_jenkins(self.tools.nodes)
+            yield from self.show_agent()
+
+    # --- asked for ---
+
+    def be_made(self, request: Request) -> Life[None]:
+        """Have the server made and save its id; a lost answer may have made one all the same."""
+        self.log.info("asking for a server")
+        self.task = self.tools.workers.submit(self.make_server, request)
+        yield
+        task, self.task = self.task, None
+        sent_at = self.sent_at or time.monotonic()
+        self.deadline = sent_at + self.tools.provider.boot_timeout
+        sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
+        try:
+            vmdatabase.set_columns(self.machine, external_id=task.result(), create_time=sent_time)
+        except (nova.CapacityError, nova.RefusedError, ConfigError) as err:
+            raise RefusedError(str(err), err) from err
+        except GateError as err:
+            self.log.warning("%s; looking whether there is a server all the same", err)
+            self.last_seen = str(err)
+        self.give_up_at = time.monotonic() + UNSEEN_SECONDS
+
+    def make_server(self, request: Request) -> str:
+        """Run in a worker: have what the server needs, ask for it, and return its id."""
+        cloud, machine_id = self.tools.cloud, self.machine.id
+        cloud.network.reserve(machine_id, again=request.again)
+        try:
+            return cloud.make_server(str(self.machine.name), request.recipe, {nova.MACHINE_KEY: str(machine_id)},
+                                     zone=request.zone, sent=self.sent)
+        except (nova.CapacityError, nova.RefusedError, ConfigError):
+            with contextlib.suppress(GateError):  # reap sweeps what is left
+                cloud.network.release_for(machine_id)
+            raise
+
+    def sent(self) -> None:
+        """Be told by a worker that the create goes out now."""
+        self.sent_at = time.monotonic()
+
+    # --- the server is there, and comes up ---
+
+    def come_up(self) -> Life[nova.Server]:
+        """Wait for the server to be ACTIVE, and return it."""
+        self.stage = BOOT
+        server = None
+        while server is None or server.status != nova.ACTIVE:
+            server = self.watch((yield))
+        now = time.monotonic()
+        self.deadline = max(self.deadline, now + nodessh.CONNECT_SECONDS)  # our look may have waited for the rate
+        self.settled_by = nodessh.settle_until(self.deadline)
+        return server
+
+    def watch(self, look: Look | str | None) -> nova.Server | None:
+        """Judge a machine by a look: ERROR and gone are final, and so is the end of its time; returns its server."""
+        if not isinstance(look, Look):
+            return None
+        server = self.find(look) if look.listed else None
+        if server:
+            self.server, self.ask_at = server, None
+            if server.status == nova.SERVER_ERROR:
+                raise FailedError(f"the server went to ERROR: {server.fault or 'without a fault text'}",
+                                  fault=server.fault)
+            if self.stage == BOOT and server.status == nova.ACTIVE:
+                return server
+            if self.stage == BOOT:
+                self.last_seen = f"server status {server.status}"
+        self.check_time(LATE_SECONDS if self.task else 0)
+        return server
+
+    def check_time(self, grace: float = 0) -> None:
+        """Raise FailedError if the time of the machine has been over for so many seconds."""
+        if time.monotonic() > self.deadline + grace:
+            raise FailedError(f"not ready after {self.tools.provider.boot_timeout} s (boot-timeout); last seen: "
+                              f"{self.last_seen}")
+
+    def find(self, look: Look) -> nova.Server | None:
+        """Return the server as a look shows it, also that of a create whose answer was lost, by its mark."""
+        if self.machine.external_id:
+            return look.servers.get(self.machine.external_id) or self.ask_for_it()
+        server = look.by_machine.get(self.machine.id)
+        if server:
+            self.log.info("the server is there all the same")
+            vmdatabase.set_columns(self.machine, external_id=server.id)
+        elif time.monotonic() > self.give_up_at and self.request:
+            raise FailedError(f"no server {UNSEEN_SECONDS} s after: {self.last_seen}")
+        elif time.monotonic() > self.give_up_at:
+            raise NeverAskedError
+        return server
+
+    def ask_for_it(self) -> nova.Server | None:
+        """Ask for a server that the list left out, if it does so for long; only a 404 means that it is gone."""
+        now = time.monotonic()
+        if self.ask_at is None:
+            self.ask_at = now + ABSENT_SECONDS
+        if now < self.ask_at:
+            return None
+        self.ask_at = now + ASK_AGAIN_SECONDS
+        try:
+            return self.tools.cloud.get_server(str(self.machine.external_id))
+        except nova.GoneError as err:
+            raise FailedError("the server is gone") from err
+        except GateError as err:
+            self.last_seen = str(err)
+        return None
+
+    # --- address, ssh test, ready-script ---
+
+    def be_let_in(self, server: nova.Server) -> Life[nodessh.Login]:
+        """Try the ssh test, which leaves the marks on the machine, until it passes; the server is watched meanwhile."""
+        self.stage = LOGIN
+        snapshot = SnapshotImage.get_or_none(SnapshotImage.id == self.machine.snapshot_image_id)  # reap may delete it
+        marks = {"NODE_PROVIDER": self.tools.provider.name, "NODE_IMAGE": self.image.name,
+                 "NODE_NAME": self.machine.name, "NODE_SNAPSHOT": snapshot.name if snapshot else ""}
+        text = "".join(f"{key}={value}\n" for key, value in marks.items())
+        while True:
+            slow = self.patience > nodessh.CONNECT_SECONDS or self.image.ready_script
+            workers = self.tools.patient if slow else self.tools.workers
+            try:
+                return (yield from self.done_by(workers, self.log_in, server, text))
+            except (ConfigError, nova.CapacityError) as err:  # settings, or floating IPs that are used up
+                raise FailedError(str(err), err) from err
+            except nodessh.ReadyScriptError as err:
+                raise FailedError(str(err)) from err
+            except GateError as err:
+                self.last_seen = str(err)
+                self.patience = nodessh.next_patience(self.patience, err)
+            self.check_time()
+            yield from self.pause()
+
+    def log_in(self, server: nova.Server, marks: str) -> nodessh.Login:
+        """Run in a worker: find the address and make the ssh test."""
+        address = self.tools.cloud.network.reachable_address(server)
+        if address is None:
+            raise nodessh.NotYetError("active, but without an address")
+        login = nodessh.Login(address, self.tools.provider.ssh_port, str(self.machine.user),
+                              self.tools.config.node.ssh_key)
+        gift = nodessh.Welcome(marks, self.jenkins_login, read_ready_script(self.image.ready_script))
+        return nodessh.welcome(login, gift, self.deadline, self.patience, self.settled_by)
+
+    # --- READY, a node, an agent ---
+
+    def become_ready(self, login: nodessh.Login) -> None:
+        """Move the machine to READY."""
+        self.move(READY, ip=login.address, host_key=login.host_key,
+                  jenkins_name=self.machine.name if self.tools.nodes else None,
+                  take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None)
+        vmdatabase.note_room(self.tools.provider, refused=False)
+
+    def join_jenkins(self, nodes: jenkinsnodes.Nodes) -> Life[None]:
+        """Have Jenkins take the machine as a node."""
+        self.stage, self.tries, self.deadline = REGISTER, 0, time.monotonic() + REGISTER_SECONDS
+        while True:
+            try:
+                yield from self.done_by(
+                    self.tools.workers, nodes.add, str(self.machine.name),
+                    label=f"{self.tools.prefix}devstack-{self.image.name}", address=str(self.machine.ip),
+                    port=self.tools.provider.ssh_port, host_key=str(self.machine.host_key),
+                    remote_fs=self.tools.config.node.remote_fs)
+                break
+            except jenkinsnodes.JenkinsError as err:
+                if time.monotonic() >= self.deadline:
+                    raise FailedError(str(err)) from err
+            except jenkinsnodes.NodeConflictError as err:
+                raise FailedError(str(err), jenkins_name=None) from err  # that node is not ours to remove
+            except GateError as err:
+                raise FailedError(str(err)) from err
+            yield from self.pause()
+        self.log.info("registered in Jenkins")
+        self.take_back(nodes)
+
+    def take_back(self, nodes: jenkinsnodes.Nodes) -> None:
+        """See to the node of a machine that was taken, or deleted, while it was registered; raises TakenError."""
+        state = vmdatabase.state_of(self.machine)
+        if state == READY:
+            return
+        try:
+            if state is None:
+                nodes.remove(str(self.machine.name), "its machine is gone", self.machine.ip)
+            else:
+                nodes.take_out_of_service(str(self.machine.name), "taken while it was being registered")
+        except GateError as err:
+            raise TakenError(str(err), err) from err
+        raise TakenError
+
+    def show_agent(self) -> Life[None]:
+        """Wait until Jenkins has the machine's agent, or has lost it, or for long enough."""
+        self.stage, self.deadline = AGENT, time.monotonic() + ONLINE_SECONDS
+        while (yield) == AWAITED and time.monotonic() <= self.deadline:
+            pass
+
+    # --- what all stages need ---
+
+    def move(self, target: str, **columns: Any) -> None:
+        """Move the machine on; raises TakenError if somebody else has moved it, which leaves it to them."""
+        source = self.machine.state
+        if not vmdatabase.move(self.machine, source, target, **columns):
+            self.log.info("is no longer %s; left alone", source)
+            raise TakenError
+        self.log.info("%s -> %s%s", source, target, f": {columns['error']}" if "error" in columns else "")
+
+    def done_by(
+        self, workers: gateprocess.Workers, call: Callable[..., T], *arguments: Any, **keywords: Any
+    ) -> Life[T]:
+        """Have a worker make a call, and return what it returns."""
+        self.task = task = workers.submit(call, *arguments, **keywords)
+        while not task.done():
+            self.watch((yield))
+        self.task = None
+        return task.result()
+
+    def pause(self) -> Life[None]:
+        """Wait before another try, longer each time."""
+        self.retry_at = time.monotonic() + RETRY_SECONDS[min(self.tries, len(RETRY_SECONDS) - 1)]
+        self.tries += 1
+        while time.monotonic() < self.retry_at:
+            self.watch((yield))
+
+
+def read_ready_script(path: str | None) -> bytes | None:
+    """Return the ready-script of an image type; ReadyScriptError if the file is not there any more."""
+    try:
+        return Path(path).read_bytes() if path else None
+    except OSError as err:
+        raise nodessh.ReadyScriptError(f"ready-script: {path} cannot be read ({err.strerror})") from err
