@@ -303,10 +303,13 @@ class Look:
     def ask_for(self, rows: Mapping[int, Result]) -> None:
         """Ask Jenkins for builds, {row id of the machine: row of its build}, each once in a run; fills self.builds.
 
-        A build that Jenkins does not know is None there, UNTOLD one for which it did not answer.
+        A build that Jenkins does not know is None there, UNTOLD one for which it did not answer. A pool without Jenkins
+        has none to ask.
         """
-        assert self.nodes
-        tasks = {number: self.workers.submit(self.nodes.build, row.jenkins_job_name, row.jenkins_build_number)
+        nodes = self.nodes
+        if nodes is None:
+            return
+        tasks = {number: self.workers.submit(nodes.build, row.jenkins_job_name, row.jenkins_build_number)
                  for number, row in rows.items() if number not in self.builds}
         for number, task in tasks.items():
             try:
@@ -314,7 +317,7 @@ class Look:
             except GateError as err:
                 self.trouble(err)
                 self.builds[number] = UNTOLD
-        verdicts = {number: self.workers.submit(fetch_slowly, self.nodes, self.config.jenkins,
+        verdicts = {number: self.workers.submit(fetch_slowly, nodes, self.config.jenkins,
                                                 row.jenkins_job_name, row.jenkins_build_number)
                     for number, row in rows.items() if number in tasks and (build := self.builds[number])
                     and build.result and self.config.jenkins}

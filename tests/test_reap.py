@@ -88,6 +88,17 @@ def test_a_machine_that_is_over_goes_with_server_and_node(pool: Pool, state: str
     assert (gone(pool, name), gone(pool, other)) == (True, False)
 
 
+def test_a_pool_without_jenkins_is_reaped_without_questions_to_it(pool: Pool) -> None:
+    pool.jenkins = None
+    pool.write_secure_config()
+    over, abandoned, ready = (loaded(pool).add_machine(state, age=25 * HOUR) for state in ("DELETE", "USED", "READY"))
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {ready: "READY"}, (over, abandoned, result.stderr)
+    assert "no [jenkins] section" in result.stderr
+
+
 def test_a_machine_whose_server_is_gone_already_goes(pool: Pool) -> None:
     name = loaded(pool).add_machine("DELETE")
     pool.pocket_server(name, vanish=True)
