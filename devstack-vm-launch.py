@@ -152,7 +152,8 @@ class Launch:
         if not self.nodes or not any(label.demand == demand.QUEUE for label in self.labels()):
             return
         try:
-            self.waiting = self.nodes.waiting()
+            self.waiting = self.nodes.waiting({node: f"{self.prefix}devstack-{image}"
+                                               for node, image in vmdatabase.images_of_nodes().items()})
         except GateError as err:
             self.log.warning("%s; builds that wait there are not counted", err)
 
@@ -529,7 +530,8 @@ class Launch:
         machine = boot.machine
         image = self.images[machine.base_image_id]
         counts = vmdatabase.count_machines(self.provider)
-        wanted = image.active and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
+        wanted = image.active and not self.provider.paused \
+            and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
             and counts.total() + vmdatabase.count_templates(self.provider) + self.orphans <= self.provider.max_servers
         template = self.template(image) if wanted else None
         if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
@@ -604,11 +606,12 @@ class Launch:
         for image in self.images.values():
             awaited, lost = agents[image.id, AWAITED], agents[image.id, LOST]
             ready, building = counts[image.id, READY] - awaited - lost, counts[image.id, BUILDING]
-            short |= ready + awaited + building < image.min_ready or lost > 0
+            short |= (ready + awaited + building < image.min_ready and not self.provider.paused) or lost > 0
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
                     "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
-                  + "".join(f", {count} {what}" for what, count in also.items() if count))
+                  + "".join(f", {count} {what}" for what, count in also.items() if count)
+                  + ", paused" * self.provider.paused)
         self.tell_full(counts, short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():

@@ -84,18 +84,19 @@ def _facts(hours: int) -> Any:
     config = gateconfig.load_secure_config() if gateconfig.secure_config_path().exists() else None
     with vmdatabase.opened(gateconfig.database_path()):
         found = read(now - max(hours, LONG_HOURS) * HOUR, now)
-    return Facts(**found, **_queue(config), prefix=prefix)
+    labels = {machine.name: f"{prefix}devstack-{machine.image}" for machine in found["machines"]}
+    return Facts(**found, **_queue(config, labels), prefix=prefix)
 
 
-def _queue(config: gateconfig.SecureConfig | None) -> dict[str, Any]:
-    """Return what Jenkins tells of builds that wait, as arguments of Facts."""
+def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return what Jenkins tells of builds that wait, as arguments of Facts; labels is {node: label}."""
     from status.facts import waiting_builds
 
     if config is None or config.jenkins is None:
         get_log().info("no [jenkins] section in %s: waiting builds are not known", gateconfig.secure_config_path())
         return {}
     try:
-        return {"waiting": waiting_builds(config.jenkins), "has_jenkins": True}
+        return {"waiting": waiting_builds(config.jenkins, labels), "has_jenkins": True}
     except (OSError, ValueError) as err:
         reason = gateprocess.plain(f"{config.jenkins.server} does not tell which builds wait: {err}")
         get_log().warning("%s", reason)

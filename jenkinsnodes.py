@@ -49,9 +49,10 @@ GOING, STRAY = "its machine is being deleted", "there is no machine of this name
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
 EXECUTOR_FIELDS = "executors[currentExecutable[url]],oneOffExecutors[currentExecutable[url]]"
-ITEM_FIELDS = "why,buildable,pending"
+QUEUE = "queue/api/json?tree=items%5Bwhy,buildable,pending,inQueueSince%5D"  # where queued() finds what it reads
+IN_ENGLISH = {"Accept-Language": "en"}  # what an item waits for stands there in words only
 QUOTES = "[\u2018\u2019'\"]"  # round ones, or straight ones in Jenkins of other languages
-AWAITED_LABEL = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}")
+WAITED_FOR = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}|^{QUOTES}(.+){QUOTES} is offline$")
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
@@ -261,18 +262,16 @@ class Nodes:
         """Return a node, or None if Jenkins says 404."""
         return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, self._node)
 
-    def waiting(self) -> Counter[str]:
-        """Return how many builds wait for a node, by the label that they wait for, in one call.
+    def waiting(self, labels: Mapping[str, str]) -> Counter[str]:
+        """Return how many builds wait for a node, by the label that they wait for, in one call; see queued().
 
         Builds in their quiet period, or that wait for another build of their job, want no node yet.
         """
-        request = self._request("GET", "queue/api/json", params={"tree": f"items[{ITEM_FIELDS}]"},
-                                headers={"Accept-Language": "en"})
-        found = self._ask("look at the queue", lambda server: Counter(
-            label for item in json.loads(request(server))["items"] if (label := awaited_label(item))))
+        request = self._request("GET", QUEUE, headers=IN_ENGLISH)
+        found = self._ask("look at the queue", lambda server: queued(request(server), labels))
         if found is None:
             raise JenkinsError(f"Jenkins {self._config.server}: look at the queue: 404, is this a Jenkins?")
-        return found
+        return Counter({label: len(since) for label, since in found.items()})
 
     def _node(self, raw: dict[str, Any]) -> Node:
         node = _node(raw)
@@ -484,15 +483,29 @@ def _node(raw: dict[str, Any]) -> Node:
     )
 
 
-def awaited_label(item: Mapping[str, Any]) -> str:
-    """Return the label of a build in Jenkins' queue that waits for a node, empty if it waits for something else.
+def queued(body: str | bytes, labels: Mapping[str, str]) -> dict[str, list[int]]:
+    """Return since when builds in Jenkins' queue wait for a node (Unix milliseconds), by the label they wait for.
 
-    Jenkins says it in words only: no nodes with the label X, all nodes of label X are offline, no free executor on X.
+    body is what Jenkins has at QUEUE. labels is {node: label}: if only one node has the label, Jenkins names the node
+    alone. Raises ValueError, KeyError, TypeError or AttributeError if the body is none of Jenkins'.
+    """
+    found: dict[str, list[int]] = {}
+    for item in json.loads(body)["items"]:
+        if awaited := awaited_label(item):
+            found.setdefault(labels.get(awaited, awaited), []).append(int(item["inQueueSince"]))
+    return found
+
+
+def awaited_label(item: Mapping[str, Any]) -> str:
+    """Return what a build in Jenkins' queue waits for, empty if that is no node: a label, or the only node of one.
+
+    Jenkins says it in words only: no nodes with the label X, all nodes of label X are offline, no free executor on X,
+    node Y is offline, no free executor on Y. A pending build has its node already, and is about to start there.
     """
     if not item.get("buildable") or item.get("pending"):
         return ""
-    found = AWAITED_LABEL.search(str(item.get("why") or ""))
-    return found[1] if found else ""
+    found = WAITED_FOR.search(str(item.get("why") or ""))
+    return str(found[1] or found[2]) if found else ""
 
 
 def _build(raw: dict[str, Any]) -> Build:

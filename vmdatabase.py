@@ -1042,6 +1042,12 @@ def images_named(name: str) -> list[BaseImage]:
     return list(query.order_by(Provider.name))
 
 
+def images_of_nodes() -> dict[str, str]:
+    """Return the image type of each machine of each provider, by the machine's name."""
+    rows: Iterable[Any] = Machine.select(Machine.name, BaseImage.name).join(BaseImage).tuples()
+    return {name: image for name, image in rows if name}
+
+
 def note_answer(provider: Provider, answers: bool) -> None:
     """Write down whether a provider answers; one that does again is on trial until a machine of it is ready."""
     if answers:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,6 @@ from vmdatabase import Provider as ProviderRow
 if TYPE_CHECKING:
     from gateconfig import JenkinsConfig
 
-QUEUE = "queue/api/json?tree=items%5Bbuildable,why,inQueueSince%5D"
 QUEUE_BYTES = 16 << 20
 PASSED = "SUCCESS"
 
@@ -39,6 +37,7 @@ class Image:
     name: str
     min_ready: int  # 0 where a label's counts for all providers together
     active: bool
+    paused: bool  # the provider: it gives no new machines
     deaths: int
     death: str | None
     snapshot_time: int | None  # of the newest READY snapshot, its own or its template's
@@ -158,14 +157,14 @@ def _images() -> Iterator[Image]:
     newest = {(provider, name): version for provider, name, version in _rows(
         "SELECT provider_id, base_image.name, max(version) FROM snapshot_image JOIN base_image "
         "ON base_image.id = base_image_id WHERE state = 'READY' GROUP BY 1, 2")}
-    for key, provider_id, provider, name, wanted, active, deaths, death, template in _rows(
+    for key, provider_id, provider, name, wanted, active, paused, deaths, death, template in _rows(
             "SELECT base_image.id, provider_id, provider.name, base_image.name, "
             "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
-            "base_image.active AND provider.active, deaths, death, template FROM base_image JOIN provider "
+            "base_image.active AND provider.active, paused, deaths, death, template FROM base_image JOIN provider "
             "ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
             "ORDER BY provider.name, base_image.name"):
-        yield Image(provider, name, wanted, bool(active), deaths, death, newest.get((provider_id, template or name)),
-                    states.get(key, Counter()))
+        yield Image(provider, name, wanted, bool(active), bool(paused), deaths, death,
+                    newest.get((provider_id, template or name)), states.get(key, Counter()))
 
 
 def _machines() -> Iterator[Machine]:
@@ -178,16 +177,17 @@ def _machines() -> Iterator[Machine]:
                       absent)
 
 
-def waiting_builds(config: JenkinsConfig) -> dict[str, Waiting]:
-    """Return which builds wait in Jenkins, by the label that they wait for; raises OSError or ValueError."""
+def waiting_builds(config: JenkinsConfig, labels: Mapping[str, str]) -> dict[str, Waiting]:
+    """Return which builds wait in Jenkins, by the label that they wait for; raises OSError or ValueError.
+
+    labels is {node: label}, see jenkinsnodes.queued.
+    """
     try:
-        status, body = jenkinsnodes.quick_get(config, QUEUE, QUEUE_BYTES, "Accept-Language: en\r\n")
+        head = "".join(f"{name}: {value}\r\n" for name, value in jenkinsnodes.IN_ENGLISH.items())
+        status, body = jenkinsnodes.quick_get(config, jenkinsnodes.QUEUE, QUEUE_BYTES, head)
         if status != 200:  # noqa: PLR2004
             raise ValueError(f"Jenkins answered {status}")
-        found: dict[str, list[int]] = {}
-        for item in json.loads(body)["items"]:
-            if label := jenkinsnodes.awaited_label(item):
-                found.setdefault(label, []).append(int(item["inQueueSince"]))
+        found = jenkinsnodes.queued(body, labels)
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
         raise ValueError("Jenkins' queue could not be read") from err
     now = time.time()

@@ -90,7 +90,7 @@ def _short(facts: Facts) -> Iterable[dict[str, Any]]:
         here, ready = image.states["READY"] + image.states["BUILDING"], image.states["READY"]
         moment = last.get((image.provider, image.name))
         late = moment is None or facts.now - moment > LAUNCH_SECONDS
-        if image.active and here < image.min_ready and (late or not ready):
+        if image.active and not image.paused and here < image.min_ready and (late or not ready):
             coming = f" and {image.states['BUILDING']} on their way" if image.states["BUILDING"] else ""
             short[image.provider].append(f"{image.name} {ready} of {image.min_ready} ready{coming}")
             since[image.provider] = min(filter(None, (moment, since.get(image.provider))), default=None)
@@ -99,7 +99,8 @@ def _short(facts: Facts) -> Iterable[dict[str, Any]]:
         ready = sum(image.states["READY"] for image in those)
         here = ready + sum(image.states["BUILDING"] for image in those)
         moment = max((last[key] for key in last if key[1] == name), default=None)
-        if here < wanted and (not ready or moment is None or facts.now - moment > LAUNCH_SECONDS):
+        gives = any(not image.paused for image in those)
+        if gives and here < wanted and (not ready or moment is None or facts.now - moment > LAUNCH_SECONDS):
             yield _matter("pool short", name, f"{ready} of {wanted} ready at all providers together", moment)
     for provider, lacks in short.items():
         yield _matter("pool short", provider, ", ".join(lacks), since[provider])

@@ -1,5 +1,6 @@
 """Labels: machines of an image type over all providers, by min-ready and by what waits in Jenkins."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,37 @@ def test_a_paused_provider_gives_nothing_and_keeps_what_it_has(pool: Pool) -> No
     assert counts(pool) == {"one": 1, "two": 3}
     told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
     assert told == "label noble: 4 wanted (min-ready); one 1 (paused), two 3\n"
+
+
+def test_a_paused_provider_with_a_min_ready_of_its_own_is_not_short(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    pool.run(LAUNCH, "one", expect=0)
+    pool.load(provider(images=[image(min_ready=5)], paused=True))
+    assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 5 ready, paused\n"
+    pool.sql("UPDATE event SET time = time - 7200")
+    pool.run("devstack-vm-status.py", "--output", "told", expect=0)
+    told = json.loads((pool.folder / "told/status.json").read_text())["attention"]
+    assert [one["kind"] for one in told] == ["old image"], "not: pool short"
+
+
+def test_builds_count_that_wait_for_the_only_node_of_their_label_but_not_those_about_to_start(pool: Pool) -> None:
+    assert pool.jenkins
+    load(pool, label(min_ready=1, max_ready=9, demand="queue"))
+    only = pool.add_machine(node=True)
+    queue = [("Waiting for next available executor on \u2018{}\u2019", False), ("\u2018{}\u2019 is offline", False),
+             ("Waiting for next available executor on \u2018{}\u2019", True)]
+    items = [{"buildable": True, "pending": pending, "why": why.format(only), "inQueueSince": 1000}
+             for why, pending in queue]
+    pool.jenkins.knobs(answers=[{"match": "GET /queue/api/json", "body": json.dumps({"items": items})}])
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    pool.run("devstack-vm-status.py", "--output", "told", expect=0)
+    pool.jenkins.knobs(answers=[])
+    assert "3 wanted (min-ready 1 and 2 waiting in the queue, max-ready 9)" in told
+    page = json.loads((pool.folder / "told/status.json").read_text())
+    assert [(row["label"], row["waiting"]) for row in page["labels"]] == [("devstack-noble", 2)]
+    asked = [one for one in pool.jenkins.look()["requests"] if "/queue" in one["path"]]
+    assert ["pending" in one["query"]["tree"] for one in asked] == [True, True]
 
 
 def test_what_a_provider_that_is_down_cannot_give_the_others_make_up(pool: Pool) -> None:

@@ -121,6 +121,7 @@ def test_whoever_launches_first_the_end_is_the_same(
     ({"buildable": True, "why": "Waiting for next available executor on \u2018devstack-noble\u2019"}, "devstack-noble"),
     ({"buildable": True, "why": "There are no nodes with the label \u2018a && b\u2019"}, "a && b"),
     ({"buildable": True, "pending": True, "why": "Waiting for next available executor on \u2018x\u2019"}, ""),
+    ({"buildable": True, "why": "\u2018devstack-noble-one-7\u2019 is offline"}, "devstack-noble-one-7"),
     ({"buildable": False, "why": "In the quiet period. Expires in 4.9 sec"}, ""),
     ({"buildable": False, "why": "A build is already in progress"}, ""),
     ({"buildable": True, "why": "Waiting for next available executor"}, ""),
