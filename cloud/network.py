@@ -185,7 +185,7 @@ class Network:
 
         again: whether an earlier run may have done so already. CapacityError if there are no more.
         """
-        if not self._will_need_one():
+        if not self.will_need_one():
             return
         if again and any(ip.machine_id == machine_id for ip in self.list_ours()):
             return
@@ -203,7 +203,7 @@ class Network:
         if not self._borrow(mark):
             raise CapacityError(str(refusals[0])) from refusals[0]
 
-    def _will_need_one(self) -> bool:
+    def will_need_one(self) -> bool:
         """Return whether servers of this provider need floating IPs, as far as that is known without a server."""
         if self._provider.floating_ips != "auto":
             return bool(self._provider.floating_ips == "always")
@@ -309,18 +309,25 @@ class Network:
 
         If two want the same one, the revision number lets only the first have it.
         """
-        networks = self.external().values()
-        project = self._calls.connection.current_project_id
-        for ip in self._calls.listed("list floating IPs", lambda: self._api.ips(project_id=project)):
-            if ip.port_id or ip.description or ip.tags or ip.project_id != project \
-                    or ip.floating_network_id not in networks:
-                continue
+        for ip in self._free():
             with contextlib.suppress(RefusedError, GoneError):
                 self._calls.ask("borrow floating IP", partial(
                     self._api.update_ip, ip.id, if_revision=ip.revision_number, description=f"{mark}{BORROWED}"))
                 self._calls.log.info("borrows floating IP %s, a free one of the project", ip.floating_ip_address)
                 return self._ours(ip, f"{mark}{BORROWED}")
         return None
+
+    def _free(self) -> list[Any]:
+        """Return the floating IPs that may be borrowed."""
+        networks = self.external().values()
+        project = self._calls.connection.current_project_id
+        return [ip for ip in self._calls.listed("list floating IPs", lambda: self._api.ips(project_id=project))
+                if not (ip.port_id or ip.description or ip.tags) and ip.project_id == project
+                and ip.floating_network_id in networks]
+
+    def count_free(self) -> int:
+        """Return how many floating IPs may be borrowed."""
+        return len(self._free())
 
     def _mark(self, whose: str) -> str:
         return f"{POOL_KEY}={self._calls.pool} {whose}"
@@ -356,7 +363,7 @@ class Network:
 
     def release_for(self, machine_id: int) -> None:
         """Release the floating IP that was reserved for a machine if no server was made."""
-        if self._will_need_one():
+        if self.will_need_one():
             for ip in self.list_ours():
                 if ip.machine_id == machine_id:
                     self.release(ip)

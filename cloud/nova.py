@@ -35,6 +35,7 @@ from cloud.errors import (
 )
 from cloud.login import connect
 from cloud.network import POOL_KEY, FloatingIP, Network
+from cloud.quota import Quota
 from cloud.rules import (
     ALL,
     FLAVOR,
@@ -47,6 +48,7 @@ from cloud.rules import (
     choose_flavor,
     out_of_room,
     shortage,
+    takes,
     volume_gigabytes,
     wanted_flavor,
 )
@@ -149,6 +151,7 @@ class Recipe:
     config_drive: bool = False
     gigabytes: int | None = None  # of the volume to boot from, None for the flavor's own disk
     source: Source | None = None  # what the volume is made of
+    flavor: Flavor | None = None
 
 
 class _LostPlaceError(Exception):
@@ -210,6 +213,7 @@ class Cloud:
         )
         self.network = Network(self)
         self.volumes = Volumes(self)
+        self._quota = Quota(self, lambda: self.compute("show limits", lambda: self._get("/limits"), first=True))
         self._flavors: list[Flavor] | None = None
         self._lock = threading.Lock()
         self.clock_ahead: float | None = None  # seconds that our clock is before the cloud's, None: not told
@@ -436,8 +440,8 @@ class Cloud:
         if image.boot_from_volume or not image.flavor:
             source = self._source(image_id)
         gigabytes = volume_gigabytes(image, source) if image.boot_from_volume else None
-        return Recipe(image_id, self._flavor(image, source).id, read_user_data(image), bool(image.config_drive),
-                    gigabytes, source)
+        flavor = self._flavor(image, source)
+        return Recipe(image_id, flavor.id, read_user_data(image), bool(image.config_drive), gigabytes, source, flavor)
 
     def _source(self, image_id: str) -> Source:
         """Return what an image needs of the servers that boot from it."""
@@ -466,6 +470,21 @@ class Cloud:
                 self._flavors = self.ask("list flavors", lambda: [
                     _flavor(raw) for raw in found if not raw.get("OS-FLV-DISABLED:disabled")])
             return self._flavors
+
+    # --- quotas ---
+
+    def takes(self, recipe: Recipe) -> dict[str, int]:
+        """Return what a server of a recipe takes of each quota of the project."""
+        return takes(recipe.flavor, recipe.gigabytes, self.network.will_need_one()) if recipe.flavor else {}
+
+    def left(self, recipes: Iterable[Recipe]) -> dict[str, int]:
+        """Return how much of each quota the project may use more, as far as servers of these recipes take of it.
+
+        A resource that is not there has no known limit. One call to compute; others only if servers need volumes or
+        floating IPs.
+        """
+        addresses = self.network.count_free if self.network.will_need_one() else None
+        return self._quota.left(volumes=any(recipe.gigabytes for recipe in recipes), free_addresses=addresses)
 
     # --- keypairs ---
 

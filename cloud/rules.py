@@ -16,6 +16,10 @@ FAILED_OF_ALL = 3  # the same if not one server of the run came up
 # What a lack of room is about, which says whose servers are asked for no more.
 HOST, FLAVOR, VOLUME, ALL = "host", "flavor", "volume", "all"
 
+# Resources of which a project has a quota; RAM in MB.
+INSTANCES, CORES, RAM, FLOATING_IPS = "instances", "cores", "RAM", "floating IPs"
+VOLUMES, GIGABYTES = "volumes", "gigabytes of volumes"
+
 
 class ImageSettings(Protocol):
     """The columns of an image type that matter here."""
@@ -79,6 +83,13 @@ def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Sourc
 def volume_gigabytes(image: ImageSettings, source: Source) -> int:
     """Return the size of a server's volume in GB: as set, but never smaller than the image needs."""
     return max(image.volume_size or 0, source.min_disk, source.snapshot_size, 1)
+
+
+def takes(flavor: Flavor, volume: int | None, floating_ip: bool) -> dict[str, int]:
+    """Return what a server takes of each quota; volume is the size in GB of the one that it boots from, if it does."""
+    found = {INSTANCES: 1, CORES: flavor.vcpus, RAM: flavor.ram}
+    found |= {VOLUMES: 1, GIGABYTES: volume} if volume else {}
+    return found | ({FLOATING_IPS: 1} if floating_ip else {})
 
 
 def shortage(text: str) -> str | None:

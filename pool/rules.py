@@ -34,24 +34,74 @@ class Need:
     image_id: int
     min_ready: int
     present: int  # machines ready, on their way, or failed in this run
+    takes: Mapping[str, int] = field(default_factory=dict)  # of each quota of the cloud's, for one machine
+    held: int = 0  # machines that there are, in whatever state: what they take comes back
 
 
-def plan_launches(needs: Sequence[Need], room: int) -> list[int]:
+@dataclass(frozen=True)
+class Room:
+    """How many more machines of an image type the cloud's quotas let be made, and what is short, empty for nothing."""
+
+    count: int
+    short: Sequence[str]
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f"room for {self.count} more: {', '.join(self.short)}"
+
+
+def room_for(takes: Mapping[str, int], left: Mapping[str, int], most: int) -> Room:
+    """Return how many machines there is room for, at most so many; left is of each resource that has a known limit."""
+    counts = {name: left[name] // amount for name, amount in takes.items() if amount and name in left}
+    count = min([most, *counts.values()])
+    return Room(count, [name for name, found in counts.items() if found == count] if count < most else [])
+
+
+def plan_launches(
+    needs: Sequence[Need], room: int, left: Mapping[str, int] | None = None, last: int | None = None
+) -> list[int]:
     """Return the ids of the image types to launch a machine of, in this order.
 
-    At most room of them; each next one goes to the image type that then has the smallest share of its min-ready, so
-    that none starves another.
+    At most room of them, and no more than what is left of the cloud's quotas. Each next one goes to the image type that
+    then has the smallest share of its min-ready, so that none starves another; last is the one that got the last
+    machine, after which those with equal shares take turns. If one has no machine at all and needs more than is left,
+    those after it leave what it lacks, if that comes back in time from machines of the pool.
     """
+    rest = dict(left or {})
+    ever = {name: rest[name] + sum(need.held * need.takes.get(name, 0) for need in needs) for name in rest}
     present = {need.image_id: need.present for need in needs}
     plan: list[int] = []
     while len(plan) < room:
         short = [need for need in needs if present[need.image_id] < need.min_ready]
-        if not short:
+        turns = sorted(short, key=lambda need: (
+            present[need.image_id] / need.min_ready, last is not None and need.image_id <= last, need.image_id))
+        starved = {need.image_id for need in short if not present[need.image_id] and not _lacks(need, ever)}
+        next_one = _first_that_fits(turns, starved, rest)
+        if next_one is None:
             break
-        next_one = min(short, key=lambda need: present[need.image_id] / need.min_ready)
-        present[next_one.image_id] += 1
-        plan.append(next_one.image_id)
+        last = next_one.image_id
+        present[last] += 1
+        for name in next_one.takes.keys() & rest.keys():
+            rest[name] -= next_one.takes[name]
+        plan.append(last)
     return plan
+
+
+def _first_that_fits(turns: Iterable[Need], starved: Container[int], left: Mapping[str, int]) -> Need | None:
+    """Return the first image type that fits into what is left and takes nothing that a starved one before it lacks."""
+    kept: set[str] = set()
+    for need in turns:
+        lacks = _lacks(need, left)
+        if not lacks and not any(need.takes.get(name) for name in kept):
+            return need
+        if need.image_id in starved:
+            kept |= lacks
+    return None
+
+
+def _lacks(need: Need, left: Mapping[str, int]) -> set[str]:
+    """Return the resources of which less is left than one machine takes."""
+    return {name for name, amount in need.takes.items() if amount > left.get(name, amount)}
 
 
 # --- what goes -------------------------------------------------------------------------------------------------------

@@ -34,11 +34,11 @@ class Side(Protocol):
     def clients(self) -> "Clients":
         """Return the clients of a project without quotas."""
 
-    def small(self, instances: int) -> "contextlib.AbstractContextManager[Clients]":
-        """Give the clients of a project that may have so many servers."""
+    def small(self, instances: int, cores: int = -1, ram: int = -1) -> "contextlib.AbstractContextManager[Clients]":
+        """Give the clients of a project that may have so many servers, cores and MB."""
 
-    def without_floating(self) -> "contextlib.AbstractContextManager[Clients]":
-        """Give the clients of a project that may have no floating IP."""
+    def few_floating(self, most: int = 0) -> "contextlib.AbstractContextManager[Clients]":
+        """Give the clients of a project that may have so many floating IPs."""
 
     def second_network(self) -> contextlib.AbstractContextManager[tuple[str, str]]:
         """Let the project have a second network, (id, name), while in the context."""
@@ -218,13 +218,14 @@ class PocketSide:
         return {}
 
     @contextlib.contextmanager
-    def small(self, instances: int) -> Iterator[Clients]:
-        self.knobs(quota_instances=instances)
+    def small(self, instances: int, cores: int = -1, ram: int = -1) -> Iterator[Clients]:
+        limits = {"quota_instances": instances, "quota_cores": cores, "quota_ram": ram}
+        self.knobs(**{name: None if limit < 0 else limit for name, limit in limits.items()})
         yield self.clients()
 
     @contextlib.contextmanager
-    def without_floating(self) -> Iterator[Clients]:
-        self.knobs(floating_quota=0)
+    def few_floating(self, most: int = 0) -> Iterator[Clients]:
+        self.knobs(floating_quota=most)
         yield self.clients()
 
     @contextlib.contextmanager
@@ -273,20 +274,20 @@ class RealSide:
         return Clients(self._clouds_yaml, name, "Debian 12", self)
 
     @contextlib.contextmanager
-    def small(self, instances: int) -> Iterator[Clients]:
+    def small(self, instances: int, cores: int = -1, ram: int = -1) -> Iterator[Clients]:
         small, admin = self.clients("real-small"), self.clients("real-admin")
         before = small.nova.limits.get().to_dict()["absolute"]["maxTotalInstances"]
-        admin.sdk.compute.update_quota_set(small.project, instances=instances)
+        admin.sdk.compute.update_quota_set(small.project, instances=instances, cores=cores, ram=ram)
         try:
             yield small
         finally:
             small.clear()
-            admin.sdk.compute.update_quota_set(small.project, instances=before)
+            admin.sdk.compute.update_quota_set(small.project, instances=before, cores=-1, ram=-1)
 
     @contextlib.contextmanager
-    def without_floating(self) -> Iterator[Clients]:
+    def few_floating(self, most: int = 0) -> Iterator[Clients]:
         small, admin = self.clients("real-small"), self.clients("real-admin")
-        admin.sdk.network.update_quota(small.project, floating_ips=0)
+        admin.sdk.network.update_quota(small.project, floating_ips=most)
         try:
             yield small
         finally:

@@ -25,7 +25,7 @@ from cloud import nova
 from cloud.nova import Recipe
 from tests.contract import Clients, PocketSide, Side, waited
 from tests.pocketcloud.client import Pocket
-from vmdatabase import Provider
+from vmdatabase import BaseImage, Provider
 
 NOBODY = "00000000-0000-0000-0000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT nobody"
@@ -645,6 +645,25 @@ def test_over_the_quota_is_403(cloud: Clients) -> None:
         assert (absolute["totalInstancesUsed"], absolute["maxTotalInstances"]) == (2, 2)
 
 
+def test_over_the_quota_of_cores_is_403_and_limits_tell_of_it(cloud: Clients) -> None:
+    with cloud.side.small(9, cores=2, ram=1024) as small:
+        for name in ("one", "two"):  # a create may be answered a moment before its server counts
+            small.booted(name)
+        flavor = small.flavors["m1.medium"]
+        assert is_nova(create(small, {"flavorRef": flavor}), "forbidden", 403, "Quota exceeded for cores, ram: "
+                       "Requested 2, 4096, but already used 2, 1024 of 2, 1024 cores, ram")
+        limits = small.raw("compute", "GET", "/limits").json()["limits"]
+        assert limits["rate"] == []
+        told = {name: value for name, value in limits["absolute"].items() if re.search("Instances|Cores|RAM", name)}
+        assert told == {"maxTotalInstances": 9, "totalInstancesUsed": 2, "maxTotalCores": 2, "totalCoresUsed": 2,
+                        "maxTotalRAMSize": 1024, "totalRAMUsed": 1024}
+
+
+def test_without_a_quota_the_limit_is_minus_one(cloud: Clients) -> None:
+    told = cloud.raw("compute", "GET", "/limits").json()["limits"]["absolute"]
+    assert [told[f"maxTotal{name}"] for name in ("Instances", "Cores", "RAMSize")] == [-1, -1, -1]
+
+
 def test_an_error_server_counts_against_the_quota(cloud: Clients) -> None:
     with cloud.side.small(1) as small:
         small.booted("bad", status="ERROR", **cloud.side.failing_boot("no-host"))
@@ -1032,12 +1051,22 @@ def test_a_wrong_floating_ip_is_refused(cloud: Clients) -> None:
 
 
 def test_over_the_quota_of_floating_ips_is_409(cloud: Clients) -> None:
-    with cloud.side.without_floating() as small:
+    with cloud.side.few_floating() as small:
         answer = floating(small)
         assert (answer.status_code, answer.json()) == (
             409, neutron("OverQuota", "Quota exceeded for resources: ['floatingip']."))
         with pytest.raises(openstack.exceptions.ConflictException, match="Quota exceeded"):
             small.sdk.network.create_ip(floating_network_id=small.public_network)
+
+
+def test_the_details_of_neutrons_quotas_tell_limit_and_use(cloud: Clients) -> None:
+    with cloud.side.few_floating(3) as small:
+        small.sdk.network.create_ip(floating_network_id=small.public_network)
+        path = f"/v2.0/quotas/{small.project}/details"
+        assert small.raw("network", "GET", path).json()["quota"]["floatingip"] == {
+            "limit": 3, "used": 1, "reserved": 0}
+        assert small.raw("network", "GET", f"/v2.0/quotas/{NOBODY}/details").status_code == 403
+        small.clear()
 
 
 # Delete
@@ -1194,8 +1223,20 @@ def test_novacloud_takes_full_quotas_for_a_lack_of_room(cloud: Clients, provider
         small.in_status(server_id, "ACTIVE")
         with pytest.raises(nova.CapacityError, match="Quota exceeded for instances"):
             ours.create_server("y", Recipe(small.base, small.flavor), {})
-        with cloud.side.without_floating(), pytest.raises(nova.CapacityError, match="Quota exceeded"):
+        with cloud.side.few_floating(), pytest.raises(nova.CapacityError, match="Quota exceeded"):
             ours.network.reachable_address(ours.get_server(server_id))
+
+
+def test_novacloud_tells_what_is_left_of_the_quotas(cloud: Clients, provider: MakeCloud) -> None:
+    with cloud.side.small(4, cores=8) as small, cloud.side.few_floating(3):
+        ours = provider(cloud=small.name, floating_ips="always")
+        recipe = ours.recipe(BaseImage(min_ram=512), small.base)
+        assert ours.takes(recipe) == {"instances": 1, "cores": 1, "RAM": 512, "floating IPs": 1}
+        small.booted("somebody's")
+        ours.network.reserve(7)
+        small.sdk.network.create_ip(floating_network_id=small.public_network)  # a free one, which may be borrowed
+        assert ours.left([recipe]) == {"instances": 3, "cores": 7, "floating IPs": 2}
+        small.clear()
 
 
 def test_novacloud_sees_the_fault_of_a_failed_build(cloud: Clients, provider: MakeCloud) -> None:

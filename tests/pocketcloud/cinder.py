@@ -5,6 +5,7 @@ from typing import Any
 from tests.pocketcloud.glance import visible
 from tests.pocketcloud.httpd import Answer, Call, RefusalError, Routes, not_found
 from tests.pocketcloud.records import Volume, VolumeSnapshot, new_id, stamp
+from tests.pocketcloud.state import Cloud
 
 AT_REST = ("available", "error", "error_deleting", "error_restoring", "error_extending")
 IN_USE = (
@@ -67,11 +68,38 @@ def _create(call: Call) -> Answer:
         if limit is not None and sum(one.project == call.project for one in cloud.volumes.values()) >= limit:
             raise RefusalError(413, "VolumeLimitExceeded: Maximum number of volumes allowed "
                                     f"({limit}) exceeded for quota 'volumes'.")
+        most, taken = _gigabytes(cloud, call.project)
+        if 0 <= most < taken + wish["size"]:
+            raise RefusalError(413, f"VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed "
+                                    f"gigabytes quota. Requested {wish['size']}G, quota is {most}G and {taken}G has "
+                                    "been consumed.")
         volume = Volume(new_id(), call.project, wish["size"], wish.get("name") or "", layers)
         volume.metadata = dict(wish.get("metadata") or {})
         volume.image, volume.snapshot = wish.get("imageRef"), wish.get("snapshot_id")
         cloud.add_volume(volume)
         return Answer(202, {"volume": describe(call, volume)})
+
+
+def _gigabytes(cloud: Cloud, project: str) -> tuple[int, int]:
+    """Return limit (-1 for none) and use of the quota for sizes, of volumes and snapshots together."""
+    limit = cloud.knobs.volume_gigabytes_quota
+    things: list[Volume | VolumeSnapshot] = [*cloud.volumes.values(), *cloud.volume_snapshots.values()]
+    return -1 if limit is None else limit, sum(one.size for one in things if one.project == project)
+
+
+def _limits(call: Call) -> Answer:
+    cloud = call.cloud
+    with cloud.lock:
+        most, taken = _gigabytes(cloud, call.project)
+        volumes = sum(one.project == call.project for one in cloud.volumes.values())
+        snapshots = sum(one.project == call.project for one in cloud.volume_snapshots.values())
+    limit = cloud.knobs.volume_quota
+    return Answer(200, {"limits": {"rate": [], "absolute": {
+        "maxTotalVolumes": -1 if limit is None else limit, "totalVolumesUsed": volumes,
+        "maxTotalVolumeGigabytes": most, "totalGigabytesUsed": taken,
+        "maxTotalSnapshots": -1, "totalSnapshotsUsed": snapshots,
+        "maxTotalBackups": -1, "totalBackupsUsed": 0,
+        "maxTotalBackupGigabytes": -1, "totalBackupGigabytesUsed": 0}}})
 
 
 def _source(call: Call, wish: dict[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -123,6 +151,7 @@ def _list_snapshots(call: Call) -> Answer:
 ROUTES = Routes(
     [
         ("GET", "/", _versions),
+        ("GET", "/limits", _limits),
         ("GET", "/volumes", _list),
         ("GET", "/volumes/detail", _list),
         ("POST", "/volumes", _create),

@@ -43,6 +43,8 @@ class Knobs:
     rate_limit: float | None = None  # compute calls a second
     rate_limit_status: int = 429
     quota_instances: int | None = None
+    quota_cores: int | None = None
+    quota_ram: int | None = None  # MB
     answers: list[dict[str, Any]] = field(default_factory=list)  # scripted answers, see README.md
     list_empty: int = 0  # so many server lists from now on are empty
     list_stale_seconds: float = 0.0  # server lists come from a copy, made now and renewed so often
@@ -52,6 +54,7 @@ class Knobs:
     volume_seconds: float = 0.0  # from a volume's create until it is available
     volume_failures: int = 0  # so many volumes from now on become error
     volume_quota: int | None = None
+    volume_gigabytes_quota: int | None = None
     volumes_stay: bool = False  # a server leaves its volume behind, as Nova does when Cinder fails
     second_network: str | None = None  # name of a network beside private, between which a create then has to choose
     floating_seconds: float = 1.0  # from a floating IP's binding until the server shows it and it answers

@@ -14,6 +14,7 @@ EXTENSIONS = (
     "standard-attr-tag",
     "standard-attr-description",
     "quotas",
+    "quota_details",
     "project-id",
     "revision-if-match",
 )
@@ -339,13 +340,26 @@ def _extensions(_call: Call) -> list[dict[str, Any]]:
 
 
 def _quota(call: Call) -> Answer:
-    def limit(knob: int | None) -> int:
-        return -1 if knob is None else knob
+    return Answer(200, {"quota": {name: limit for name, (limit, _) in _quotas(call).items()}})
 
-    floating = limit(call.cloud.knobs.floating_quota)
-    return Answer(
-        200, {"quota": {"floatingip": floating, "network": -1, "port": -1, "router": -1, "security_group": -1}}
-    )
+
+def _quota_details(call: Call) -> Answer:
+    if call.args["id"] != call.project:
+        raise RefusalError(403, "User does not have admin privileges: Only admin is authorized to access quotas for "
+                                "another project.", "AdminRequired")
+    return Answer(200, {"quota": {name: {"limit": limit, "used": used, "reserved": 0}
+                                  for name, (limit, used) in _quotas(call).items()}})
+
+
+def _quotas(call: Call) -> dict[str, tuple[int, int]]:
+    """Return limit (-1 for none) and use of what there are quotas of."""
+    cloud = call.cloud
+    with cloud.lock:
+        floating = sum(one.project == call.project for one in cloud.floating_ips.values())
+        ports = sum(one.project == call.project for one in cloud.ports.values())
+    limit = -1 if cloud.knobs.floating_quota is None else cloud.knobs.floating_quota
+    return {"floatingip": (limit, floating), "network": (-1, 0), "port": (-1, ports), "router": (-1, 0),
+            "security_group": (-1, 1)}
 
 
 def _lister(name: str, get: Callable[[Call], list[dict[str, Any]]]) -> Callable[[Call], Answer]:
@@ -395,6 +409,7 @@ ROUTES = Routes(
         ("GET", "/extensions", _lister("extensions", _extensions)),
         ("GET", "/extensions/{id}", _shower("extension", _extensions, "ExtensionNotFound", "Extension {} not found.")),
         ("GET", "/quotas/{id}", _quota),
+        ("GET", "/quotas/{id}/details", _quota_details),
     ],
     public=("/",),
 )  # fmt: skip

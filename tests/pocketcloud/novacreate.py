@@ -41,7 +41,7 @@ def create_server(call: Call) -> Answer:
         server.key_name, server.public_key = (key.name, key.public_key) if key else (None, "")
         _check_zone(wish)
         networks, port = _wish_network(call, wish)
-        _check_quota(call)
+        _check_quota(call, flavor)
         if call.cloud.public_network in networks:
             server.boot_fault = "Build of instance {id} aborted: Failed to allocate the network(s), not rescheduling."
             networks = []
@@ -230,8 +230,8 @@ def _wish_port(call: Call, wanted: str) -> Port:
     return port
 
 
-def _check_quota(call: Call) -> None:
+def _check_quota(call: Call, flavor: Flavor) -> None:
     try:
-        call.cloud.check_quota(call.project)
+        call.cloud.check_quota(call.project, flavor)
     except QuotaError as err:
         raise RefusalError(403, str(err)) from None

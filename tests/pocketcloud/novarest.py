@@ -124,37 +124,37 @@ def _delete_keypair(call: Call) -> Answer:
     return Answer(204 if call.microversion >= (2, 2) else 202)
 
 
-def _instance_quota(call: Call) -> int:
-    limit = call.cloud.knobs.quota_instances
-    return -1 if limit is None else limit
-
-
 def _limits(call: Call) -> Answer:
     with call.cloud.lock:
-        mine = [server for server in call.cloud.servers.values() if server.project == call.project]
+        quotas = call.cloud.quotas(call.project)
     absolute = {
-        "maxTotalInstances": _instance_quota(call),
-        "maxTotalCores": -1,
-        "maxTotalRAMSize": -1,
+        "maxTotalInstances": quotas["instances"][0],
+        "maxTotalCores": quotas["cores"][0],
+        "maxTotalRAMSize": quotas["ram"][0],
         "maxServerMeta": METADATA_ITEMS,
         "maxTotalKeypairs": 100,
         "maxServerGroups": 10,
         "maxServerGroupMembers": 10,
-        "totalInstancesUsed": len(mine),
-        "totalCoresUsed": sum(server.flavor.vcpus for server in mine),
-        "totalRAMUsed": sum(server.flavor.ram for server in mine),
+        "totalInstancesUsed": quotas["instances"][1],
+        "totalCoresUsed": quotas["cores"][1],
+        "totalRAMUsed": quotas["ram"][1],
         "totalServerGroupsUsed": 0,
     }
     if call.microversion < (2, 57):
-        absolute |= {"maxImageMeta": METADATA_ITEMS, "maxPersonality": 5, "maxPersonalitySize": 10240}
+        absolute |= {"maxPersonality": 5, "maxPersonalitySize": 10240}
+    if call.microversion < (2, 39):
+        absolute |= {"maxImageMeta": METADATA_ITEMS}
+    if call.microversion < (2, 36):
+        absolute |= {"maxTotalFloatingIps": -1, "totalFloatingIpsUsed": 0, "maxSecurityGroups": -1,
+                     "totalSecurityGroupsUsed": 0, "maxSecurityGroupRules": -1}
     return Answer(200, {"limits": {"rate": [], "absolute": absolute}})
 
 
 def _quota(call: Call) -> Answer:
+    with call.cloud.lock:
+        limits = {name: limit for name, (limit, _) in call.cloud.quotas(call.project).items()}
     quota = {
-        "instances": _instance_quota(call),
-        "cores": -1,
-        "ram": -1,
+        **limits,
         "key_pairs": 100,
         "metadata_items": METADATA_ITEMS,
     }

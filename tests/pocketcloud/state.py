@@ -115,12 +115,24 @@ class Cloud:
 
     # Servers
 
-    def check_quota(self, project: str) -> None:
-        """Raise QuotaError when the project has no room for one more server."""
-        limit = self.knobs.quota_instances
-        used = sum(server.project == project for server in self.servers.values())
-        if limit is not None and used >= limit:
-            raise QuotaError(f"Quota exceeded for instances: Requested 1, but already used {used} of {limit} instances")
+    def quotas(self, project: str) -> dict[str, tuple[int, int]]:
+        """Return limit (-1 for none) and use of what Nova has quotas of."""
+        mine = [server.flavor for server in self.servers.values() if server.project == project]
+        used = {"cores": sum(flavor.vcpus for flavor in mine), "instances": len(mine),
+                "ram": sum(flavor.ram for flavor in mine)}
+        limits = {name: getattr(self.knobs, f"quota_{name}") for name in used}
+        return {name: (-1 if limits[name] is None else limits[name], used[name]) for name in used}
+
+    def check_quota(self, project: str, flavor: Flavor) -> None:
+        """Raise QuotaError when the project has no room for one more server of a flavor."""
+        wanted = {"cores": flavor.vcpus, "instances": 1, "ram": flavor.ram}
+        quotas = self.quotas(project)
+        overs = [name for name, (limit, used) in quotas.items() if 0 <= limit < used + wanted[name]]
+        if overs:
+            words = [", ".join(map(str, column)) for column in zip(
+                *((name, wanted[name], quotas[name][1], quotas[name][0]) for name in overs), strict=True)]
+            raise QuotaError(f"Quota exceeded for {words[0]}: Requested {words[1]}, but already used {words[2]} of "
+                             f"{words[3]} {words[0]}")
 
     def add_server(self, server: Server, ports: list[Port]) -> None:
         """Take a new server in and let it boot on these ports."""
