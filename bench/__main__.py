@@ -17,7 +17,8 @@ from pathlib import Path
 
 from bench import measure
 
-BENCHMARKS = ("fill", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status")
+BENCHMARKS = ("fill", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status",
+              "turnover")
 
 
 def main(argv: list[str] | None = None) -> int:

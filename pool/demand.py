@@ -35,6 +35,7 @@ class Wanted:
 
     count: int
     why: str
+    most: int  # how many there may be, those of which nobody knows whether they are any good included
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,40 @@ class Offer:
     present: int  # machines ready or on their way, as far as they count
     room: int  # servers that it may have more, 0 if it can give none now
     capacity: int  # servers that it may have in all
+    doubtful: int = 0  # machines that do not count, but may come back
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a provider stands with a label's image type: by its own launch, or for the launches of others by vm.db."""
+
+    provider: str
+    priority: int
+    ready: int  # machines
+    building: int
+    taken: int  # servers that its rows stand for, of all image types
+    max_servers: int
+    gives: bool = True  # its image type is active and has a snapshot, and it is not paused
+    down: bool = False  # it did not answer when it was asked last
+    absent: int = 0  # ready machines of which Jenkins has lost the agents
+    full: bool = False  # it refused a machine, or has no quota for one
+    on_trial: bool = False  # it was down, and no machine has become ready since
+
+
+def offer_of(standing: Standing, quota: int | None = None) -> Offer:
+    """Return what a provider has of a label and could give; quota, if known, is for how many its cloud has room.
+
+    Of one that is down, nothing that is on the way counts, nor a ready machine that Jenkins has lost. One that comes
+    back is tried with one machine.
+    """
+    doubtful = standing.building + standing.absent if standing.down else 0
+    room = max(0, standing.max_servers - standing.taken)
+    room = room if quota is None else min(room, quota)
+    if standing.on_trial:
+        room = min(room, int(not standing.building))
+    gives = standing.gives and not standing.down and not standing.full
+    return Offer(standing.provider, standing.priority, standing.ready + standing.building - doubtful,
+                 room if gives else 0, max(1, standing.max_servers), doubtful)
 
 
 def days_of(text: str) -> set[int]:
@@ -85,20 +120,24 @@ def wanted(label: Label, moment: datetime, waiting: int) -> Wanted:
     entry = next((entry for entry in label.schedule if fits(entry, moment)), None)
     least = int(entry["min-ready"]) if entry else label.min_ready
     why = f"schedule {entry['days']} {entry['hours']} {entry['zone']}" if entry else "min-ready"
+    most = max(least, label.max_ready)
     if label.demand == QUEUE and waiting and (count := min(least + waiting, label.max_ready)) > least:
-        return Wanted(count, f"{why} {least} and {waiting} waiting in the queue, max-ready {label.max_ready}")
-    return Wanted(least, why)
+        return Wanted(count, f"{why} {least} and {waiting} waiting in the queue, max-ready {label.max_ready}", most)
+    return Wanted(least, why, most)
 
 
-def shares(count: int, offers: Sequence[Offer], spread: str) -> dict[str, int]:
-    """Return how many machines each provider is to add, for so many in all.
+def shares(count: int, offers: Sequence[Offer], spread: str, most: int | None = None) -> dict[str, int]:
+    """Return how many machines each provider is to add, for so many in all, and no more than `most` with doubtful ones.
 
     One after the other goes to the provider of the highest priority that has room; among equals, and among all if
     spread is EVEN and they are equal, to the one of which the smallest part is taken by the label, so that each run of
     each provider comes to the same end whoever is first.
     """
     added = {offer.provider: 0 for offer in offers}
-    for _ in range(count - sum(offer.present for offer in offers)):
+    missing = count - sum(offer.present for offer in offers)
+    if most is not None:
+        missing = min(missing, most - sum(offer.present + offer.doubtful for offer in offers))
+    for _ in range(missing):
         open_ones = [offer for offer in offers if added[offer.provider] < offer.room]
         if not open_ones:
             break
