@@ -671,7 +671,9 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
     longest = 2 * provider.boot_timeout + CALLS_SECONDS
-    return script.run_alone("launch", provider, lambda: _launch_alone(provider, config, options), longest)
+    again = 0 if options.dry_run else provider.boot_timeout
+    return script.run_alone("launch", provider, lambda: _launch_alone(provider, config, options), longest,
+                            again_seconds=again)
 
 
 def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:

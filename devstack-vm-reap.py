@@ -38,6 +38,7 @@ from vmdatabase import DELETE, ERROR, HOLD, READY, USED, Machine, Provider, Snap
 FORGOTTEN_SECONDS = 300  # for how long a machine is to be taken before its build, unknown to Jenkins, is over
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
 LONGEST_SECONDS = 2 * rules.HOUR  # what a run can take
+AGAIN_SECONDS = 600  # how long a run goes on for those that were asked for while it was at work
 ASKED, BUILDS = "asked", "builds"
 
 
@@ -465,7 +466,8 @@ def _reap(provider: Provider, options: argparse.Namespace) -> int:
     if not config.jenkins:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: there are no nodes to look after", config.path)
-    return script.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS)
+    return script.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS,
+                            again_seconds=0 if options.dry_run else AGAIN_SECONDS)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

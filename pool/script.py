@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,19 +34,34 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
     return gateprocess.run_each(names, argv)
 
 
-def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0) -> int:
+def run_alone(
+    kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0,
+    again_seconds: float = 0,
+) -> int:
     """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
 
-    longest is how many seconds such a run can take, beside those that the provider's pace adds: one that is older has
-    gone wrong, and as long as it stays nothing of the kind gets done here. Then the exit code is 1.
+    again_seconds: for so long after its start a run does the work once more for those that left it to it meanwhile,
+    who may have come after its last look. longest is how many seconds the work can take, beside those that the
+    provider's pace adds: a run that is older has gone wrong, and as long as it stays nothing of the kind gets done
+    here. Then the exit code is 1.
     """
-    with provider_lock(kind, provider.name, wait_seconds) as mine:
-        if mine:
+    began = time.monotonic()
+    asked = _lock_of(f"again-{kind}", provider.name)
+    codes: list[int] = []
+    if again_seconds:  # before the lock is tried: who has that one looks after having let go
+        _leave_word(asked)
+    while not codes or (asked.exists() and time.monotonic() - began < again_seconds):
+        with provider_lock(kind, provider.name, wait_seconds) as mine:
+            if not mine:
+                break
+            asked.unlink(missing_ok=True)
             with _hint_of_forget(provider):
-                return work()
+                codes.append(work())
+    if codes:
+        return max(codes)
     log = get_log(provider=provider.name)
     holder = lock_holder(kind, provider.name)
-    longest += PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
+    longest += again_seconds + PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
     if holder and vmdatabase.now() - holder.since > longest:
         log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
                   "done here before it ends", kind, longest, holder)
@@ -53,6 +69,15 @@ def run_alone(kind: str, provider: Provider, work: Callable[[], int], longest: f
     log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
                 holder or "which process it is cannot be seen from here")
     return gateprocess.EXIT_OK
+
+
+def _leave_word(path: Path) -> None:
+    """Make an empty file for its owner only."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as err:
+        raise GateError(f"{path}: cannot be written ({err.strerror})") from err
 
 
 @contextlib.contextmanager

@@ -214,6 +214,22 @@ def test_a_run_that_steps_aside_names_the_process_that_has_the_lock(pool: Pool, 
     assert abs(before - calendar_seconds(since)) < 30
 
 
+def test_what_was_asked_for_after_the_last_look_of_a_run_is_done_by_that_run(pool: Pool) -> None:
+    pool.load(provider())
+    works = []
+
+    def work() -> int:
+        works.append(len(works))
+        if not works[-1]:
+            aside = pool.run("devstack-vm-launch.py", "one", expect=0)
+            assert "leaving it to that one" in aside.stderr
+        return works[-1]
+
+    with vmdatabase.opened(pool.database):
+        assert script.run_alone("launch", vmdatabase.provider_named("one"), work, 1000, again_seconds=60) == 1
+    assert works == [0, 1]
+
+
 def calendar_seconds(text: str) -> float:
     return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ"))
 

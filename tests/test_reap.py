@@ -1068,7 +1068,7 @@ def test_one_server_that_cannot_be_deleted_does_not_stop_the_others(pool: Pool) 
     assert (pool.machines(), gone(pool, over)) == ({kept: "DELETE"}, True)
 
 
-def test_an_overlapping_reap_steps_aside_and_says_so(pool: Pool) -> None:
+def test_an_overlapping_reap_steps_aside_says_so_and_is_made_up_for(pool: Pool) -> None:
     loaded(pool).add_machine("DELETE")
     pool.knobs(delete_seconds=10)
     first = pool.start(REAP, "one")
@@ -1078,7 +1078,7 @@ def test_an_overlapping_reap_steps_aside_and_says_so(pool: Pool) -> None:
     second = pool.run(REAP, "one", expect=0)
 
     assert "another reap is at work on this provider" in second.stderr
-    assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\n"
+    assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\none: deleted nothing\n"
 
 
 # --- clouds and Jenkins that do not tell ---
