@@ -34,7 +34,8 @@ import gateprocess
 import vmdatabase
 from gateconfig import JenkinsConfig
 from gateprocess import ConfigError
-from jenkinsnodes import response_of, short_reason
+from jenkinsnodes import IN_ENGLISH, QUEUE, queued, response_of, short_reason
+from pool import demand
 
 if TYPE_CHECKING:
     import jenkins
@@ -67,6 +68,7 @@ MATRIX = "hudson.matrix.MatrixProject"
 KINDS = {FREESTYLE: "a freestyle job", PIPELINE: "a pipeline", MATRIX: "a matrix"}
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
 TAKE, GIVE_BACK, STATUS = "devstack-vm-inprogress", "devstack-vm-delete", "devstack-vm-status"
+STARTED = {TAKE: "devstack-launch-vms", GIVE_BACK: "devstack-reap-vms"}  # by which other job, with replacement: at-once
 KEY_KIND = "SSH Username with private key"
 
 
@@ -81,6 +83,7 @@ class Site:
     freestyle: bool
     pipeline: bool
     gerrit: bool
+    at_once: bool
     prefix: str
     gate_jobs: Mapping[str, str]
     given: frozenset[tuple[str, str]]  # rights that the jobs bring along: user, and 'Job/Read JOB'
@@ -141,13 +144,17 @@ def read_site(path: Path) -> Site:
     plugins = _value(path, defaults, "plugins", str)
     if plugins not in ("full", "core"):
         raise ConfigError(f"{path}: plugins: expected full or core, got {plugins!r}")
+    replacement = _value(path, defaults, "replacement", str)
+    if replacement not in ("at-once", "by-the-clock"):
+        raise ConfigError(f"{path}: replacement: expected at-once or by-the-clock, got {replacement!r}")
     jobs = [next(iter(job)) if isinstance(job, dict) and job else job for job in _value(path, gate, "jobs", list)]
     if jobs not in (["gate-freestyle"], ["gate-pipeline"]):
         raise ConfigError(f"{path}: jobs: expected one of gate-freestyle and gate-pipeline, got {jobs}")
     return Site(
         path=path, providers=[str(name) for name in _value(path, defaults, "providers", list)],
         host=_value(path, defaults, "host", str), core=plugins == "core", freestyle="gate-freestyle" in jobs,
-        pipeline="gate-pipeline" in jobs, gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
+        pipeline="gate-pipeline" in jobs, at_once=replacement == "at-once",
+        gerrit="gerrit" in str(_value(path, defaults, "gate_triggers", list)),
         gate_jobs=dict(_gate_jobs(path, gate)), given=frozenset(_given_rights(path, defaults, gate)),
         prefix=_value(path, defaults, "prefix", str),
         settings={key: str(defaults.get(key) or "") for key in (*PIPELINE_CONSTANTS, "gate_settings")})
@@ -272,6 +279,8 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         return
     yield from check_plugins({str(plugin["shortName"]): plugin for plugin in plugins.values()}, site)
     yield from or_unknown(f"jobs, {asked_as}", check_kinds(admin, site))
+    yield from or_unknown(f"jobs that builds start, {asked_as}", check_started(admin, site))
+    yield from or_unknown("queue", check_queue(api, admin, site, config.user))
     yield from or_unknown(f"other jobs on the pool's nodes, {asked_as}", check_other_jobs(admin, site))
     yield from or_unknown(f"rights, credential, address, {asked_as}", check_with_script(admin, site, config, node_user))
 
@@ -549,6 +558,51 @@ def check_kinds(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
         if found.get(job, kind) != kind:
             yield Line(WRONG, f"job {job}: expected {KINDS[kind]}, it is {KINDS.get(found[job], found[job])}, which no "
                               f"load changes; when no build of it runs: jenkins-jobs delete {job}")
+
+
+def check_started(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
+    """Name the jobs that are disabled, and those that do not start what replaces and deletes machines."""
+    for job in sorted(wanted_kinds(site).keys() & ask(lambda: _kinds(admin)).keys()):
+        text = ask(lambda job=job: admin.get_job_config(job))  # type: ignore[misc]
+        if re.search("<disabled>true</disabled>", text):
+            yield Line(WRONG, f"job {job}: it is disabled; enable it")
+        children = {name.strip() for names in re.findall("<childProjects>([^<]*)</childProjects>", text)
+                    for name in names.split(",")}
+        if site.at_once and job in STARTED and STARTED[job] not in children:
+            yield Line(WRONG, f"job {job}: it does not start {STARTED[job]}, as replacement: at-once in "
+                              f"{site.path.name} says; load the jobs")
+
+
+def check_queue(api: jenkins.Jenkins, admin: jenkins.Jenkins, site: Site, user: str) -> Iterator[Line]:
+    """Say of each label with demand: queue whether the scripts see the builds that wait for it."""
+    path = gateconfig.database_path()
+    if not path.exists():
+        return
+    with vmdatabase.opened(path):
+        labels = [label for label in vmdatabase.LabelRow.select() if label.demand == demand.QUEUE]
+        nodes = {node: f"{site.prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+    if not labels:
+        return
+    seen, there = ask(lambda: _queue(api, nodes)), ask(lambda: _queue(admin, nodes))
+    for label in labels:
+        name = f"{site.prefix}devstack-{label.name}"
+        hidden = len(there.get(name, ())) - len(seen.get(name, ()))
+        if label.max_ready <= label.min_ready:
+            yield Line(WRONG, f"label {label.name}: demand: queue has no effect, since max-ready is min-ready, "
+                              f"{label.min_ready}")
+        elif hidden > 0:
+            yield Line(WRONG, f"queue: user {user} does not see {hidden} of {len(there[name])} builds that wait for "
+                              f"{name}; it needs the right Job/Read to their jobs")
+        else:
+            yield Line(OK, f"queue, {len(seen.get(name, ()))} builds wait for {name}")
+
+
+def _queue(api: jenkins.Jenkins, labels: Mapping[str, str]) -> dict[str, list[int]]:
+    """Return which builds wait for a node, as a user sees it; see jenkinsnodes.queued."""
+    import requests
+
+    request = requests.Request("GET", f"{api.server}{QUEUE}", headers=IN_ENGLISH)
+    return queued(api.jenkins_open(request), labels)
 
 
 def _kinds(api: jenkins.Jenkins) -> dict[str, str]:

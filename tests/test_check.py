@@ -23,6 +23,7 @@ USERS = {"scripts": ("scripts-password", "scripts-token"), "boss": ("boss-passwo
          "builds": ("builds-password", "builds-token"), "reader": ("reader-password", "reader-token")}
 GATE, TAKE, GIVE = "gate-integration-tests-devstack-vm", "devstack-vm-inprogress", "devstack-vm-delete"
 HOST = "devstack-gate-host"
+STARTED = {TAKE: "devstack-launch-vms", GIVE: "devstack-reap-vms"}
 PLUGINS = {"credentials": "2.3.15", "ssh-credentials": "1.18.1", "ssh-slaves": "1.31.5", "matrix-project": "1.18",
            "junit": "1.29", "token-macro": "2.13"}
 FULL = {"parameterized-trigger": "787.v665fcf2a_830b_", "build-timeout": "1.38", "timestamper": "1.9",
@@ -67,6 +68,17 @@ BUILDS_LINES = [
     f"ok       right Job/Build {TAKE} of user builds",
 ]
 ASKED_AS = "asked as user {} of jenkins_jobs.ini"
+
+
+def project(job: str, *permissions: str, disabled: bool = False, started: str | None = None) -> str:
+    """The configuration of a freestyle job that starts another; rights as the web form of the plugin writes them."""
+    listed = "".join(f"<permission>{one}</permission>" for one in permissions)
+    rights = f"<properties><hudson.security.AuthorizationMatrixProperty>{listed}" \
+             "</hudson.security.AuthorizationMatrixProperty></properties>" if permissions else ""
+    child = STARTED.get(job, "") if started is None else started
+    trigger = f"<publishers><hudson.tasks.BuildTrigger><childProjects>{child}</childProjects>" \
+              "</hudson.tasks.BuildTrigger></publishers>" if child else ""
+    return f"<project><disabled>{str(disabled).lower()}</disabled>{rights}{trigger}</project>"
 
 
 class Desk:
@@ -132,6 +144,9 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
     with StandIn(folder, USERS, keys, KNOBS) as running:
         for job in (GATE, TAKE, GIVE):
             running.add_job(job, HOST)
+        admin = jenkins.Jenkins(running.url, "boss", "boss-token")
+        for job in STARTED:
+            admin.upsert_job(job, project(job))
         yield running
 
 
@@ -159,6 +174,8 @@ def configured(desk: Desk) -> Iterator[Callable[[str, str], None]]:
     for job in (GATE, TAKE, GIVE):
         admin.delete_job(job)
         desk.standin.add_job(job, HOST)
+    for job in STARTED:
+        admin.upsert_job(job, project(job))
 
 
 def as_pipeline(desk: Desk, configured: Callable[[str, str], None]) -> None:
@@ -236,18 +253,11 @@ RIGHTS_OF_JOBS = [("gate_rights: {}", "gate_rights: {'USER:scripts': [job-read]}
 NO_JOBS = {**RIGHTS, "scripts": SCRIPTS_MAY[:5], "builds": ["Overall.Read"]}
 
 
-def given_to(*permissions: str) -> str:
-    """The configuration of a job with rights, as the web form of the plugin writes it."""
-    listed = "".join(f"<permission>{one}</permission>" for one in permissions)
-    return f"<project><properties><hudson.security.AuthorizationMatrixProperty>{listed}" \
-           "</hudson.security.AuthorizationMatrixProperty></properties></project>"
-
-
 def test_rights_that_were_given_on_a_job_by_hand_are_lost_by_a_load_and_told_before(
         desk: Desk, configured: Callable[[str, str], None]) -> None:
     desk.standin.knobs(rights=NO_JOBS)
     for job in (GATE, GIVE):
-        configured(job, given_to("USER:hudson.model.Item.Read:scripts"))
+        configured(job, project(job, "USER:hudson.model.Item.Read:scripts"))
     lost = "given on the job itself, where the next jenkins-jobs update takes it away; give it for all jobs, or as"
     assert wrong(desk.check(expect=1)) == [
         f"wrong    right Job/Read {GATE} of user scripts: {lost} gate_rights in defaults.yaml",
@@ -266,9 +276,9 @@ def test_rights_that_jobs_bring_along_count_before_the_first_load_and_are_missed
     options = desk.core(*RIGHTS_OF_JOBS)
     assert wrong(desk.check(*options, expect=0)) == []
     desk.standin.knobs(plugins={**PLUGINS, "matrix-auth": "3.1"})
-    configured(GATE, given_to("hudson.model.Item.Read:scripts"))
-    configured(GIVE, given_to())
-    configured(TAKE, given_to("USER:hudson.model.Item.Read:builds"))
+    configured(GATE, project(GATE, "hudson.model.Item.Read:scripts"))
+    configured(GIVE, project(GIVE))
+    configured(TAKE, project(TAKE, "USER:hudson.model.Item.Read:builds"))
     assert wrong(desk.check(*options, expect=1)) == [
         f"missing  right Job/Read {GIVE} of user scripts: load the jobs, which bring it",
         f"missing  right Job/Build {TAKE} of user builds: load the jobs, which bring it"]
@@ -284,6 +294,43 @@ def test_a_job_of_another_kind_is_told_before_jenkins_refuses_it(
     as_pipeline(desk, configured)
     assert wrong(desk.check(*options, expect=0)) == []
     assert wrong(desk.check(expect=1)) == [line.format("a freestyle job", "a pipeline")]
+
+
+# Labels and demand
+
+
+def test_jobs_that_start_no_replacement_and_jobs_that_are_disabled_are_told(
+        desk: Desk, configured: Callable[[str, str], None]) -> None:
+    configured(TAKE, project(TAKE, started="devstack-vm-status"))
+    configured(GIVE, project(GIVE, disabled=True))
+    assert wrong(desk.check(expect=1)) == [
+        f"wrong    job {GIVE}: it is disabled; enable it",
+        f"wrong    job {TAKE}: it does not start devstack-launch-vms, as replacement: at-once in defaults.yaml says; "
+        "load the jobs"]
+    by_the_clock = desk.defaults(("replacement: at-once", "replacement: by-the-clock"))
+    assert wrong(desk.check(*by_the_clock, expect=1)) == [f"wrong    job {GIVE}: it is disabled; enable it"]
+
+
+def test_builds_that_wait_are_seen_by_the_user_of_the_scripts(desk: Desk) -> None:
+    label = {"name": "noble", "min-ready": 0, "max-ready": 9, "demand": "queue"}
+    desk.pool.load(provider("rax-ord"), provider("ovh-gra"), labels=[label])
+    try:
+        for job in (GATE, "secret"):
+            desk.standin.add_job(job, "devstack-noble")
+            requests.post(f"{desk.standin.url}job/{job}/build", auth=("boss", "boss-token"), timeout=30)
+        hidden = desk.check(expect=1)
+        desk.standin.knobs(rights={**RIGHTS, "scripts": [*SCRIPTS_MAY[:5], "Item.Read"]})
+        seen = desk.check(expect=1)
+        desk.pool.load(provider("rax-ord"), provider("ovh-gra"), labels=[{**label, "max-ready": 0}])
+        useless = desk.check(expect=1)
+    finally:
+        for job in (GATE, "secret"):
+            requests.post(f"{desk.standin.url}job/{job}/doDelete", auth=("boss", "boss-token"), timeout=30)
+        desk.standin.add_job(GATE, HOST)
+    assert "wrong    queue: user scripts does not see 1 of 2 builds that wait for devstack-noble; it needs the right " \
+           "Job/Read to their jobs" in hidden
+    assert "ok       queue, 2 builds wait for devstack-noble" in seen
+    assert "wrong    label noble: demand: queue has no effect, since max-ready is min-ready, 0" in useless
 
 
 # One thing is not

@@ -216,7 +216,7 @@ def test_a_run_that_steps_aside_names_the_process_that_has_the_lock(pool: Pool, 
 
 def test_what_was_asked_for_after_the_last_look_of_a_run_is_done_by_that_run(pool: Pool) -> None:
     pool.load(provider())
-    works = []
+    works: list[int] = []
 
     def work() -> int:
         works.append(len(works))

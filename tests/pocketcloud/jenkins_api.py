@@ -291,7 +291,7 @@ class Api:
         }
 
     def queue(self) -> Export:
-        items = [self.item(item) for item in self.model.queue]
+        items = [self.item(item) for item in self.model.queue if self.sees(item.job.name.partition("/")[0])]
         return Export({"_class": "hudson.model.Queue", "discoverableItems": [], "items": Inline(items)})
 
     def item(self, item: Item) -> Export:
