@@ -191,6 +191,7 @@ def take_for_person(
     image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None, config: SecureConfig
 ) -> None:
     """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
+    vmdatabase.leave_out_noted_ids()  # which tells whether vm.db was restored
     seen = nodes.all() if nodes else {}
     for machine in candidates(image, provider):
         node = seen.get(str(machine.jenkins_name))

@@ -934,6 +934,13 @@ def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
     return Counter({(image_id, state): count for image_id, state, count in rows})
 
 
+def count_absent(image: BaseImage) -> int:
+    """Return how many ready machines of an image type Jenkins has been seen to have lost."""
+    query = Machine.select().where((Machine.base_image == image) & (Machine.state == READY)
+                                   & Machine.absent_time.is_null(False))
+    return int(query.count())
+
+
 def count_templates(provider: Provider) -> int:
     """Return how many templates of a provider have a server, or soon will: those being built or kept for a person."""
     return sum(snapshot.has_server(now()) for snapshot in snapshots_of(provider))

@@ -60,11 +60,36 @@ class Standing:
     building: int
     taken: int  # servers that its rows stand for, of all image types
     max_servers: int
-    gives: bool = True  # its image type is active and has a snapshot, and it is not paused
+    gives: bool = True  # its image type is active and has a snapshot
+    paused: bool = False
     down: bool = False  # it did not answer when it was asked last
+    down_minutes: int = 0  # for how long
     absent: int = 0  # ready machines of which Jenkins has lost the agents
     full: bool = False  # it refused a machine, or has no quota for one
     on_trial: bool = False  # it was down, and no machine has become ready since
+
+    @property
+    def trouble(self) -> str:
+        """Why it gives no machines now, or one at a time, in words; empty if it gives what it has."""
+        if self.paused:
+            return "paused"
+        if self.down:
+            return f"down for {self.down_minutes} min"
+        return "full" if self.full else "on trial after an outage" if self.on_trial else ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a provider has of a label, and what it is to add."""
+
+    standing: Standing
+    offer: Offer
+    adds: int
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        trouble = f" ({self.standing.trouble})" if self.standing.trouble else ""
+        return f"{self.offer.provider} {self.offer.present}{f' + {self.adds}' if self.adds else ''}{trouble}"
 
 
 def offer_of(standing: Standing, quota: int | None = None) -> Offer:
@@ -78,7 +103,7 @@ def offer_of(standing: Standing, quota: int | None = None) -> Offer:
     room = room if quota is None else min(room, quota)
     if standing.on_trial:
         room = min(room, int(not standing.building))
-    gives = standing.gives and not standing.down and not standing.full
+    gives = standing.gives and not (standing.paused or standing.down or standing.full)
     return Offer(standing.provider, standing.priority, standing.ready + standing.building - doubtful,
                  room if gives else 0, max(1, standing.max_servers), doubtful)
 
@@ -150,3 +175,17 @@ def shares(count: int, offers: Sequence[Offer], spread: str, most: int | None = 
                 (offer.present + added[offer.provider] + 1) / offer.capacity, offer.provider))
         added[chosen.provider] += 1
     return added
+
+
+def plan(
+    label: Label, moment: datetime, waiting: int, standings: Sequence[Standing], quotas: Mapping[str, int] | None = None
+) -> tuple[Wanted, list[Part]]:
+    """Return how many machines of a label are wanted at a moment, and the part of each provider.
+
+    waiting is how many builds wait in Jenkins; quotas is for how many machines clouds have room, as far as known.
+    """
+    wish = wanted(label, moment, waiting)
+    offers = [offer_of(standing, (quotas or {}).get(standing.provider)) for standing in standings]
+    adds = shares(wish.count, offers, label.spread, wish.most)
+    return wish, [Part(standing, offer, adds[offer.provider])
+                  for standing, offer in zip(standings, offers, strict=True)]

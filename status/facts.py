@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jenkinsnodes
 import vmdatabase
+from pool.demand import Label, Standing
+from pool.labels import label_of, standings_of
+from vmdatabase import LabelRow
 from vmdatabase import Provider as ProviderRow
 
 if TYPE_CHECKING:
@@ -113,7 +116,7 @@ class Facts:
     waiting_error: str = ""
     prefix: str = ""
     has_jenkins: bool = False
-    labels: dict[str, int] = field(default_factory=dict)  # min-ready of image types that have it for all providers
+    labels: list[tuple[Label, list[Standing]]] = field(default_factory=list)  # and how each provider stands with them
 
 
 def read(since: int, now: int) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def read(since: int, now: int) -> dict[str, Any]:
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
                 "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
-            "labels": dict(_rows("SELECT name, min_ready FROM label")),
+            "labels": [(label_of(row), standings_of(row.name)) for row in LabelRow.select().order_by(LabelRow.name)],
             "tally": list(_rows("SELECT what, provider, image, key, count, total FROM tally")),
         }
 

@@ -6,9 +6,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from jenkinsnodes import AGENT_SECONDS
+from pool.demand import Label, Part, Wanted, plan
 from pool.history import lasted
 from pool.verdict import FAILED_RESULTS
 from status import blame
@@ -94,7 +96,8 @@ def _short(facts: Facts) -> Iterable[dict[str, Any]]:
             coming = f" and {image.states['BUILDING']} on their way" if image.states["BUILDING"] else ""
             short[image.provider].append(f"{image.name} {ready} of {image.min_ready} ready{coming}")
             since[image.provider] = min(filter(None, (moment, since.get(image.provider))), default=None)
-    for name, wanted in facts.labels.items():
+    for label, (wish, _) in _plans(facts):
+        name, wanted = label.name, wish.count
         those = [image for image in facts.images if image.name == name and image.active]
         ready = sum(image.states["READY"] for image in those)
         here = ready + sum(image.states["BUILDING"] for image in those)
@@ -175,16 +178,28 @@ def labels(facts: Facts) -> list[dict[str, Any]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for image in facts.images:
         found[_label(facts, image)].update({"wanted": image.min_ready * image.active, **image.states})
-    for name, wanted in facts.labels.items():
-        found[f"{facts.prefix}devstack-{name}"]["wanted"] = wanted
+    plans = {f"{facts.prefix}devstack-{label.name}": plan for label, plan in _plans(facts)}
+    for name, (wish, _) in plans.items():
+        found[name]["wanted"] = wish.count
     waiting = facts.waiting
     for label in waiting or {}:
         if label.startswith(f"{facts.prefix}devstack-"):
             found.setdefault(label, Counter())
     return [{"label": label, "wanted": counts["wanted"], **{state.lower(): counts[state] for state in STATES},
              "waiting": None if waiting is None else waiting[label].count if label in waiting else 0,
-             "longest_wait": waiting[label].longest if waiting and label in waiting else None}
+             "longest_wait": waiting[label].longest if waiting and label in waiting else None,
+             "because": plans[label][0].why if label in plans else None,
+             "given": [{"provider": part.offer.provider, "has": part.offer.present, "adds": part.adds,
+                        "trouble": part.standing.trouble} for part in plans[label][1]] if label in plans else []}
             for label, counts in sorted(found.items())]
+
+
+def _plans(facts: Facts) -> list[tuple[Label, tuple[Wanted, list[Part]]]]:
+    """Return each label whose machines count for all providers, with what launch would do for it now."""
+    moment = datetime.fromtimestamp(facts.now, UTC)
+    waiting = {label: one.count for label, one in (facts.waiting or {}).items()}
+    return [(label, plan(label, moment, waiting.get(f"{facts.prefix}devstack-{label.name}", 0), standings))
+            for label, standings in facts.labels]
 
 
 def _label(facts: Facts, image: Image) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run
-from tests.chaos.world import IMAGES, MAX_SERVERS, World
+from tests.chaos.world import IMAGES, MAX_SERVERS, OF_LABEL, World
 
 STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -36,7 +36,8 @@ class Violation:
 
 def any_time(world: World, runs: Iterable[Run]) -> list[Violation]:
     """Return what is wrong although anything may be under way."""
-    return [*of_runs(runs), *of_database(world), *of_uses(world), *of_holds(world), *of_strangers(world)]
+    return [*of_runs(runs), *of_database(world), *of_limits(world), *of_uses(world), *of_holds(world),
+            *of_strangers(world)]
 
 
 def after_peace(world: World, runs: Iterable[Run]) -> list[Violation]:
@@ -114,6 +115,21 @@ def of_database(world: World) -> Iterator[Violation]:
             yield Violation("vm.db", f"PRAGMA {pragma}: {'; '.join(found)[:500]}", ())
 
 
+def of_limits(world: World) -> Iterator[Violation]:
+    """No provider has more machines than max-servers, no label more than max-ready."""
+    for provider, count in world.pool.sql("SELECT provider.name, count(*) FROM machine JOIN base_image "
+                                          "ON base_image.id = base_image_id JOIN provider ON provider.id = provider_id "
+                                          "GROUP BY 1"):
+        if count > MAX_SERVERS:
+            yield Violation("limits", f"{provider}: {count} machines, max-servers {MAX_SERVERS}", ())
+    ((count,),) = world.pool.sql("SELECT count(*) FROM machine JOIN base_image ON base_image.id = base_image_id "
+                                 "WHERE base_image.name = ? AND state IN ('READY', 'BUILDING')", OF_LABEL)
+    most = world.wanted_of_label()[1]
+    if count > most:
+        yield Violation("limits", f"label {OF_LABEL}: {count} machines ready or on their way, max-ready {most}",
+                        (f"-{OF_LABEL}-",))
+
+
 def of_uses(world: World) -> Iterator[Violation]:
     """No machine is given to two, and no node comes back into service once a build was let in."""
     lines = world.let_in.read_text().splitlines()
@@ -188,9 +204,13 @@ def of_snapshots(world: World, state: State) -> Iterator[Violation]:
 def of_pool(world: World, state: State) -> Iterator[Violation]:
     """Every pool is full, and not too full."""
     ready = Counter((row["provider"], row["image"]) for row in state.machines if row["state"] == "READY")
+    least, most = world.wanted_of_label()
+    count = sum(ready[provider, OF_LABEL] for provider in world.providers)
+    if not least <= count <= most:
+        yield Violation("pool", f"label {OF_LABEL}: {count} of {least} to {most} are READY", ())
     for provider, cloud in world.providers.items():
         for name, wanted in IMAGES.items():
-            if ready[provider, name] != wanted:
+            if ready[provider, name] != wanted and name != OF_LABEL:
                 yield Violation("pool", f"{provider} {name}: {ready[provider, name]} of {wanted} are READY", ())
         if len(state.servers[cloud]) > MAX_SERVERS:
             yield Violation("pool", f"{provider}: {len(state.servers[cloud])} servers, max-servers {MAX_SERVERS}", ())

@@ -10,6 +10,7 @@ Fault = Callable[[World, random.Random], str]  # switches it on, returns what it
 LISTS_AND_LOOKS = [
     ("compute", "GET /servers/detail"), ("compute", "GET /servers/[^/]+"), ("compute", "GET /flavors/detail"),
     ("compute", "GET /os-keypairs"), ("image", "GET /images"), ("image", "GET /images/.*"),
+    ("compute", "GET /limits"), ("block-storage", "GET /limits"), ("network", "GET /quotas/.*"),
     ("block-storage", "GET /volumes.*"), ("network", "GET /floatingips"), ("network", "GET /ports"),
     ("network", "GET /networks.*"),
     ("identity", "POST /auth/tokens"),
@@ -42,7 +43,8 @@ OUTAGES: dict[str, dict[str, Any]] = {  # after these nobody knows whether the c
 }
 JENKINS_CALLS = ["GET /computer/api/json", "GET /computer/[^/]+/api/json", "POST /computer/doCreateItem",
                  "GET /computer/[^/]+/config.xml", "POST /computer/[^/]+/config.xml",
-                 "POST /computer/[^/]+/changeOfflineCause", "POST /computer/[^/]+/doDelete", "GET /api/json"]
+                 "POST /computer/[^/]+/changeOfflineCause", "POST /computer/[^/]+/doDelete", "GET /api/json",
+                 "GET /queue/api/json"]
 JENKINS_OUTAGES: list[dict[str, Any]] = [{"status": 500}, {"status": 503}, {"status": 403}, {"status": 401},
                                          {"kind": "hang", "seconds": 4}, {"kind": "reset"}, {"kind": "close"}]
 
@@ -85,7 +87,26 @@ def rate_limit(world: World, rng: random.Random) -> str:
 
 
 def no_quota(world: World, rng: random.Random) -> str:
-    return _knobs(world, rng, quota_instances=rng.randint(2, 7))
+    change: dict[str, Any] = rng.choice([
+        {"quota_instances": rng.randint(2, 12)}, {"quota_cores": rng.randint(2, 12)},
+        {"quota_ram": 512 * rng.randint(2, 12)}, {"volume_gigabytes_quota": rng.randint(0, 8)},
+        {"floating_quota": rng.randint(0, 8)}])
+    return _knobs(world, rng, **change)
+
+
+def every_other_list_fails(world: World, rng: random.Random) -> str:
+    """A provider that is down, and well, and down again."""
+    fails = {"service": "compute", "match": "GET /servers/detail", "status": 503, "times": 1}
+    works = {"service": "compute", "match": "GET /nothing", "times": 1}
+    cloud = _cloud(world, rng)
+    world.turn(cloud, answers=[fails, works] * rng.randint(1, 4))
+    return cloud
+
+
+def paused_provider(world: World, rng: random.Random) -> str:
+    name = rng.choice(list(world.providers))
+    world.pause(name)
+    return name
 
 
 def slow_cloud(world: World, rng: random.Random) -> str:
@@ -224,9 +245,10 @@ def clock_set_back(world: World, _rng: random.Random) -> str:
 
 
 CATALOGUE: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
-    failing_calls, refused_connections, rate_limit, no_quota, slow_cloud, stale_lists, empty_lists, ignored_deletes,
-    slow_deletes, failing_boots, slow_boots, broken_servers, failing_snapshots, failing_volumes, failing_jenkins,
-    restarting_jenkins, slow_jenkins, unreachable_jenkins, dying_agents, agents_that_never_come, barred_nodes,
+    failing_calls, refused_connections, rate_limit, no_quota, every_other_list_fails, paused_provider, slow_cloud,
+    stale_lists, empty_lists, ignored_deletes, slow_deletes, failing_boots, slow_boots, broken_servers,
+    failing_snapshots, failing_volumes, failing_jenkins, restarting_jenkins, slow_jenkins, unreachable_jenkins,
+    dying_agents, agents_that_never_come, barred_nodes,
     full_disk, read_only_disk, clock_set_back)}
 
 

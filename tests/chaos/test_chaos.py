@@ -76,7 +76,7 @@ def plant_damage(world: World) -> dict[str, set[str]]:
     pool.sql("INSERT INTO result (base_image_id, machine_id) VALUES (782, 1)")
     return {held: {"hold"}, gone: {"rows"}, taken: {"single use", "nodes"}, leaked: {"leak"},
             stranger["id"]: {"strangers"}, "-778": {"leak"}, "-779.": {"leak"}, "no-such-780": {"leak"},
-            "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "one noble:": {"pool"}, "Traceback": {"output"}}
+            "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "label noble:": {"pool"}, "Traceback": {"output"}}
 
 
 def traceback(world: World) -> Run:

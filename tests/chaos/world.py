@@ -26,6 +26,8 @@ LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
 IMAGES = {"noble": 4, "jammy": 2}  # min-ready
 ON_VOLUME = "jammy"  # its servers boot from volumes
+OF_LABEL, MOST = "noble", 6  # this one's min-ready is for all providers together; max-ready, for each provider
+HOST = "devstack-gate-host"  # where Jenkins starts launch and reap for builds
 MAX_SERVERS = 26
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
@@ -46,12 +48,14 @@ PEACE_LIMITS = {"pool.sight.DEAD_NODE_SECONDS": 2}
 BACKUP_KEPT = "backup.db"
 CALM_CLOUD: dict[str, Any] = {
     "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "delete_ignored": False,
-    "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "list_empty": 0,
+    "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "quota_cores": None,
+    "quota_ram": None, "list_empty": 0, "volume_gigabytes_quota": None,
     "list_stale_seconds": 0.0, "snapshot_seconds": 0.1, "snapshot_failure": None, "floating_seconds": 0.1,
     "volume_seconds": 0.1, "volume_failures": 0, "volume_quota": None, "volumes_stay": False,
 }
 CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect": "instant", "restart_seconds": 0.5,
-                                "reconnect_seconds": 0.5, "relaunch_seconds": 0.5}
+                                "reconnect_seconds": 0.5, "relaunch_seconds": 0.5, "master_label": HOST,
+                                "master_executors": 8}
 
 
 class World:
@@ -105,12 +109,14 @@ class World:
         """Have images, a full pool, and strangers."""
         self.calm()
         on_volume = {"boot_from_volume": True, "volume_size": 2}
-        images = [image(name, min_ready=ready, **(on_volume if name == ON_VOLUME else {}))
+        images = [image(name, min_ready=0 if name == OF_LABEL else ready, **(on_volume if name == ON_VOLUME else {}))
                   for name, ready in IMAGES.items()]
+        least, most = self.wanted_of_label()
+        label = {"name": OF_LABEL, "min-ready": least, "max-ready": most, "demand": "queue"}
         described = [provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=STORM_BOOT,
                               floating_ips=self.floating_ips or ("auto", "always")[number % 2])
                      for number, (name, cloud) in enumerate(self.providers.items())]
-        self.pool.load(*described)
+        self.pool.load(*described, labels=[label])
         self.set_boot_timeout(PEACE_BOOT)
         self.uuid = self.pool.uuid
         self._dead_settings()
@@ -119,6 +125,10 @@ class World:
         self.expect_all(self.runs(UPDATE))
         self.expect_all(self.runs(LAUNCH))
         self.strangers = self.strangers_seen()
+
+    def wanted_of_label(self) -> tuple[int, int]:
+        """Return min-ready and max-ready of the label."""
+        return IMAGES[OF_LABEL] * len(self.providers), MOST * len(self.providers)
 
     def _dead_settings(self) -> None:
         """Settings with which clouds or Jenkins refuse connections."""
@@ -138,11 +148,20 @@ class World:
     def _add_jobs(self) -> None:
         """A job for each image whose builds call inprogress and delete as the gate job does, and one that fails.
 
-        The builds of a third one take long.
+        The builds of a third one take long. What takes a machine has Jenkins start launch, what gives it back, reap.
         """
         limits = {name: seconds for name, seconds in LIMITS.items() if name.startswith("jenkinsnodes.")}
         starter = [sys.executable, "-m", "tests.starter", json.dumps({"limits": limits})]
-        script = '"${@:4}" "$1" && echo "$1 $2 #$3" >> ' + str(self.let_in)
+        start = f"curl --silent --output /dev/null --max-time 2 --user {self.jenkins.user}:{self.jenkins.token} " \
+                f"--request POST '{self.jenkins.url}job/'{{}}\"$(cut -d- -f3 <<< \"$1\")\"/build || true"
+        script = f'"${{@:4}}" "$1" && echo "$1 $2 #$3" >> {self.let_in} && {start.format("launch-")}'
+        give_back = f'rc=0; "${{@:2}}" || rc=$?; {start.format("reap-")}; exit $rc'
+        limits_of_all = [sys.executable, "-m", "tests.starter", json.dumps({"limits": LIMITS})]
+        for name in self.providers:
+            for job, what in (("launch", LAUNCH), ("reap", REAP)):
+                self.jenkins.add_job(f"{job}-{name}", HOST, seconds=0.0, concurrent=True,
+                                     environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
+                                     before=[*limits_of_all, what, name])
         for name in IMAGES:
             for result in ("SUCCESS", "FAILURE", "ABORTED"):
                 self.jenkins.add_job(
@@ -151,7 +170,8 @@ class World:
                     environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
                     before=["bash", "-c", script, "inprogress", "$NODE_NAME", "$JOB_NAME", "$BUILD_NUMBER", *starter,
                             INPROGRESS],
-                    after=[*starter, DELETE, "$NODE_NAME", "--result", result])
+                    after=["bash", "-c", give_back, "delete", "$NODE_NAME", *starter, DELETE, "$NODE_NAME",
+                           "--result", result])
 
     # --- strangers ---
 
@@ -249,6 +269,8 @@ class World:
         self.order, self.unreachable = {}, {}
         self.remount("rw")
         (self.disk / "ballast").unlink(missing_ok=True)
+        if self.uuid:
+            self.pause("")
 
     def remount(self, how: str) -> bool:
         """Let the disk of vm.db be rw or ro; returns False where somebody writes on it."""
@@ -265,13 +287,21 @@ class World:
         """Have machines given up after so many seconds."""
         self.pool.sql("UPDATE provider SET boot_timeout = ?", seconds)
 
+    def pause(self, name: str) -> None:
+        """Let the provider of this name give no new machines, and all others do."""
+        self.pool.sql("UPDATE provider SET paused = (name = ?)", name)
+
     def end_builds(self) -> None:
-        """Let no build wait, and wait for those that run."""
-        for item in self.jenkins.look()["queue"]:
-            requests.post(f"{self.jenkins.url}queue/cancelItem?id={item['id']}", timeout=30,
-                          auth=(self.jenkins.user, self.jenkins.token), allow_redirects=False)
+        """Let no build wait, and wait for those that run and for what they start."""
         deadline = time.monotonic() + RUN_SECONDS
-        while running := [one for one in self.jenkins.look()["builds"] if one["building"]]:
+        while True:
+            seen = self.jenkins.look()
+            for item in seen["queue"]:
+                requests.post(f"{self.jenkins.url}queue/cancelItem?id={item['id']}", timeout=30,
+                              auth=(self.jenkins.user, self.jenkins.token), allow_redirects=False)
+            running = [one for one in seen["builds"] if one["building"]]
+            if not running and not seen["queue"]:
+                return
             assert time.monotonic() < deadline, f"builds do not end: {running}"
             time.sleep(0.05)
 
