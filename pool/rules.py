@@ -75,7 +75,7 @@ def plan_launches(
         short = [need for need in needs if present[need.image_id] < need.min_ready]
         turns = sorted(short, key=lambda need: (
             present[need.image_id] / need.min_ready, last is not None and need.image_id <= last, need.image_id))
-        starved = {need.image_id for need in short if not present[need.image_id] and not _lacks(need, ever)}
+        starved = {need.image_id for need in short if not present[need.image_id] and not lacks(need, ever)}
         next_one = _first_that_fits(turns, starved, rest)
         if next_one is None:
             break
@@ -91,15 +91,15 @@ def _first_that_fits(turns: Iterable[Need], starved: Container[int], left: Mappi
     """Return the first image type that fits into what is left and takes nothing that a starved one before it lacks."""
     kept: set[str] = set()
     for need in turns:
-        lacks = _lacks(need, left)
-        if not lacks and not any(need.takes.get(name) for name in kept):
+        missing = lacks(need, left)
+        if not missing and not any(need.takes.get(name) for name in kept):
             return need
         if need.image_id in starved:
-            kept |= lacks
+            kept |= missing
     return None
 
 
-def _lacks(need: Need, left: Mapping[str, int]) -> set[str]:
+def lacks(need: Need, left: Mapping[str, int]) -> set[str]:
     """Return the resources of which less is left than one machine takes."""
     return {name for name, amount in need.takes.items() if amount > left.get(name, amount)}
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cloud import quota
 from cloud.rules import Flavor, takes
+from pool.allowance import Allowance
 from pool.rules import Need, Room, plan_launches, room_for
 
 repeatable = settings(deadline=None, derandomize=True, database=None)
@@ -149,3 +150,29 @@ def test_whoever_fits_gets_a_machine_in_time_as_machines_end(
         assert taken(needs, alive)["cores"] <= mine
         alive = alive[1:]
     assert set(served) == {need.image_id for need in needs if need.takes["cores"] <= mine}
+
+
+def test_what_a_run_asks_for_is_counted_and_what_is_refused_is_given_back() -> None:
+    allowance = Allowance()
+    needs = [Need(1, 4, 1), Need(2, 2, 0)]
+    assert allowance.plan(needs, 9) == ([2, 1, 2, 1, 1], {})  # nothing is known
+    allowance.learn(1, {"instances": 1, "cores": 4})
+    allowance.learn(2, {"instances": 1, "cores": 2})
+    allowance.know({"cores": 9})
+    assert allowance.plan(needs, 9) == ([2, 1, 2], {1: Room(1, ["cores"])})
+    assert allowance.plan(needs, 3) == ([2, 1, 2], {})  # not the quota, but max-servers
+    for image_id in (2, 1, 2):
+        allowance.spend(image_id)
+    assert (allowance.rest, allowance.room(1, 5)) == ({"cores": 1}, Room(0, ["cores"]))
+    allowance.give_back(1)
+    assert (allowance.rest, allowance.room(1, 5)) == ({"cores": 5}, Room(1, ["cores"]))
+    assert allowance.room(1, 5, ["cores"]) == Room(5, [])
+
+
+def test_an_image_type_that_leaves_something_to_another_is_told_what() -> None:
+    allowance = Allowance()
+    allowance.learn(1, {"cores": 8})
+    allowance.learn(2, {"cores": 1})
+    allowance.know({"cores": 5})
+    assert allowance.plan([Need(1, 1, 0), Need(2, 8, 3, held=5)], 9) == ([], {1: Room(0, ["cores"]),
+                                                                             2: Room(0, ["cores"])})

@@ -1,0 +1,80 @@
+"""What the quotas of a cloud still let a launch make, while it makes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pool.rules import Need, Room, lacks, plan_launches, room_for
+
+
+class Allowance:
+    """What is left of quotas, asked for once and counted down as machines are asked for; image types by id.
+
+    The answer counts all servers that there were. Until it is known, and for resources that have no known limit,
+    nothing is limited.
+    """
+
+    def __init__(self) -> None:
+        self._left: Mapping[str, int] | None = None
+        self._takes: dict[int, Mapping[str, int]] = {}  # what one machine takes, by image type
+        self._spent: Counter[str] = Counter()
+
+    @property
+    def known(self) -> bool:
+        """Whether the cloud has been asked."""
+        return self._left is not None
+
+    def know(self, left: Mapping[str, int]) -> None:
+        """Be told what is left, before the first machine of this run is asked for."""
+        self._left = left
+
+    def takes(self, image_id: int) -> bool:
+        """Whether it is known what a machine of an image type takes."""
+        return image_id in self._takes
+
+    def learn(self, image_id: int, takes: Mapping[str, int]) -> None:
+        """Be told what a machine of an image type takes."""
+        self._takes[image_id] = takes
+
+    def spend(self, image_id: int) -> None:
+        """Count a machine that is asked for."""
+        self._spent.update(self._takes.get(image_id, {}))
+
+    def give_back(self, image_id: int) -> None:
+        """Count no more a machine that the cloud refused."""
+        self._spent.subtract(self._takes.get(image_id, {}))
+
+    @property
+    def rest(self) -> dict[str, int]:
+        """What is left now of each resource with a known limit."""
+        return {name: number - self._spent[name] for name, number in (self._left or {}).items()}
+
+    def room(self, image_id: int, most: int, besides: Sequence[str] = ()) -> Room:
+        """Return for how many machines of an image type there is room, at most so many; besides: what they have."""
+        takes = {name: amount for name, amount in self._takes.get(image_id, {}).items() if name not in besides}
+        return room_for(takes, self.rest, most)
+
+    def plan(self, needs: Sequence[Need], servers: int, last: int | None = None) -> tuple[list[int], dict[int, Room]]:
+        """Return the ids of the image types to launch a machine of, and the room of those that quotas leave short.
+
+        servers is how many machines the provider may have more, whatever its quotas; last as in plan_launches.
+        """
+        needs = [replace(need, takes=self._takes.get(need.image_id, {})) for need in needs]
+        plan = plan_launches(needs, servers, self.rest, last)
+        if len(plan) >= servers:
+            return plan, {}
+        taken: Counter[str] = Counter()
+        for image_id in plan:
+            taken.update(self._takes.get(image_id, {}))
+        rest = {name: number - taken[name] for name, number in self.rest.items()}
+        counts = Counter(plan)
+        starved = [need for need in needs if not need.present + counts[need.image_id]]
+        kept = sorted({name for need in starved for name in lacks(need, rest)})
+        short = {}
+        for need in needs:
+            missing = need.min_ready - need.present - counts[need.image_id]
+            if missing > 0:  # also where it is left to one that has no machine yet
+                short[need.image_id] = Room(counts[need.image_id], room_for(need.takes, rest, missing).short or kept)
+        return plan, short
