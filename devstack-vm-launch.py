@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
@@ -20,7 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,10 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from pool import boots, demand, rules, script
+from pool import boots, demand, labels, rules, script
+from pool.allowance import Allowance
 from pool.boots import AGENT, BOOT, CREATE, LOGIN, REGISTER, Boot, LifeEnd, Look, Request, Tools
-from pool.rules import Need
+from pool.rules import Need, Room
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
@@ -90,6 +90,9 @@ class Launch:
         self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
         self.waiting: Counter[str] | None = None  # builds that wait in Jenkins, by label; None until asked for
+        self.allowance = Allowance()  # of the cloud's quotas
+        self.rooms: dict[int, Room] = {}  # of image types that quotas leave short, as first seen
+        self.full_noted = False  # whether vm.db tells the launches of others of that
         self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
         self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
@@ -137,19 +140,19 @@ class Launch:
         try:
             servers = self.cloud.list_servers()
         except GateError:
-            if self.labels():
+            if self.label_rows():
                 vmdatabase.note_answer(self.provider, False)
             raise
         vmdatabase.note_answer(self.provider, True)
         return servers
 
-    def labels(self) -> list[vmdatabase.LabelRow]:
+    def label_rows(self) -> list[vmdatabase.LabelRow]:
         """Return the labels of this provider's image types, of those that have one."""
         return [label for image in self.images.values() if (label := vmdatabase.label_named(image.name))]
 
     def look_at_queue(self) -> None:
         """Count the builds that wait for machines, if a label wants so many more for them."""
-        if not self.nodes or not any(label.demand == demand.QUEUE for label in self.labels()):
+        if not self.nodes or not any(label.demand == demand.QUEUE for label in self.label_rows()):
             return
         try:
             self.waiting = self.nodes.waiting({node: f"{self.prefix}devstack-{image}"
@@ -236,6 +239,12 @@ class Launch:
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
         self.follow(machine, BOOT, seconds=left)
 
+    def has_room(self, image: BaseImage) -> bool:
+        """Return whether quotas let one more machine be asked for; its floating IP may have been made before."""
+        if self.template(image):
+            self.look_at_quotas()
+        return self.allowance.room(image.id, 1, [nova.FLOATING_IPS]).count > 0
+
     # --- asking for machines ---
 
     def ask_for_machines(self) -> None:
@@ -246,6 +255,9 @@ class Launch:
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
         if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout and self.plan():
             self.start(free)
+        if self.rooms and not self.full_noted:  # others are to make it up
+            self.full_noted = True
+            vmdatabase.note_room(self.provider, refused=True)
 
     def plan(self, ask: bool = True) -> list[BaseImage]:
         """Return the image types to launch machines of, one entry for each machine; ask: the cloud may be asked."""
@@ -258,56 +270,65 @@ class Launch:
             present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
             image.min_ready = self.share(image, present)
             if present < image.min_ready and image.active and self.template(image, ask):
-                needs.append(Need(image.id, self.wanted(image), present))
-        taken = counts.total() + vmdatabase.count_templates(self.provider) + self.orphans
-        return [self.images[image_id] for image_id in rules.plan_launches(needs, self.provider.max_servers - taken)]
+                held = sum(count for (image_id, _), count in counts.items() if image_id == image.id)
+                needs.append(Need(image.id, self.wanted(image), present, held=held))
+        room = self.provider.max_servers - counts.total() - vmdatabase.count_templates(self.provider) - self.orphans
+        if ask and needs and room > 0:
+            self.look_at_quotas()
+        planned, short = self.allowance.plan(needs, room, vmdatabase.last_image(self.provider))
+        for image_id, left in short.items():
+            self.note_short(self.images[image_id], left)
+        return [self.images[image_id] for image_id in planned]
+
+    def look_at_quotas(self) -> None:
+        """Ask the cloud once what the quotas of the project leave, before this run asks for its first machine."""
+        recipes = {image_id: template.recipe for image_id, template in self.templates.items()}
+        for image_id in [one for one in recipes if not self.allowance.takes(one)]:
+            self.allowance.learn(image_id, self.cloud.takes(recipes[image_id]))
+        if not self.allowance.known:
+            self.allowance.know(self.cloud.left(recipes.values()))
+
+    def note_short(self, image: BaseImage, room: Room) -> None:
+        """Remember, and tell once, that quotas leave an image type short."""
+        if image.id not in self.rooms:
+            self.rooms[image.id] = room
+            self.log.bind(image=image.name).warning("%s", room)
 
     def share(self, image: BaseImage, present: int) -> int:
         """Return how many machines of an image type this provider is to have: its min-ready, or its part of a label's.
 
-        A label's machines are counted over all providers. One that is down, paused or full gives none: what it has on
-        the way does not count, so that the others make it up.
+        A label's machines are counted over all providers. What this one cannot give for want of quota, the others do.
         """
         label = vmdatabase.label_named(image.name)
         if label is None or not image.active:
             return image.min_ready
-        _, parts = self.parts(label, present)
-        return present + next(added for provider, _, added in parts if provider.id == self.provider.id)
+        part = self.part(label, present)
+        if self.allowance.known:
+            room = self.allowance.room(image.id, part.adds)
+            if room.count < part.adds:
+                self.note_short(image, room)
+                part = self.part(label, present, room.count)
+        return present + part.adds
 
-    def parts(
-        self, label: vmdatabase.LabelRow, present: int
-    ) -> tuple[demand.Wanted, list[tuple[Provider, demand.Offer, int]]]:
-        """Return how many machines of a label are wanted, and each provider with its offer and what it is to add."""
-        wish, images = self.wish(label), vmdatabase.images_named(label.name)
-        offers = [self.offer(image, present) for image in images]
-        added = demand.shares(wish.count, offers, label.spread)
-        return wish, [(image.provider, offer, added[offer.provider])
-                      for image, offer in zip(images, offers, strict=True)]
+    def part(self, label: vmdatabase.LabelRow, present: int, quota: int | None = None) -> demand.Part:
+        """Return this provider's part of a label; quota: for how many machines the cloud has room."""
+        return next(part for part in self.demand_for(label, present, quota)[1]
+                    if part.standing.provider == self.provider.name)
 
-    def wish(self, label: vmdatabase.LabelRow) -> demand.Wanted:
-        """Return how many machines of a label all providers together are to have now, and why."""
-        settings = demand.Label(label.name, label.min_ready, label.max_ready, label.demand, label.spread,
-                                json.loads(label.schedule))
+    def demand_for(
+        self, label: vmdatabase.LabelRow, present: int, quota: int | None = None
+    ) -> tuple[demand.Wanted, list[demand.Part]]:
+        """Return how many machines of a label are wanted, and each provider's part: this one as it is seen."""
+        standings = [self.as_seen(standing, present) if standing.provider == self.provider.name else standing
+                     for standing in labels.standings_of(label.name)]
         waiting = (self.waiting or Counter())[f"{self.prefix}devstack-{label.name}"]
-        return demand.wanted(settings, datetime.now(UTC), waiting)
+        quotas = {} if quota is None else {self.provider.name: quota}
+        return demand.plan(labels.label_of(label), datetime.now(UTC), waiting, standings, quotas)
 
-    def offer(self, image: BaseImage, present: int) -> demand.Offer:
-        """Return what a provider has of an image type, and could give: this one as it is seen, others by vm.db."""
-        provider = image.provider
-        counts = vmdatabase.count_machines(provider)
-        building = counts[image.id, BUILDING]
-        room = max(0, provider.max_servers - vmdatabase.count_rows(provider))
-        gives = image.active and not provider.paused
-        if provider.id == self.provider.id:
-            room = max(0, room - self.orphans)
-        else:
-            present = counts[image.id, READY] + (0 if provider.down_since else building)
-            full = (provider.full_until or 0) > vmdatabase.now()
-            gives = gives and not provider.down_since and not full and bool(vmdatabase.current_snapshot(image))
-        if provider.on_trial:
-            room = min(room, int(not building))
-        return demand.Offer(provider.name, provider.priority, present, room if gives else 0,
-                            max(1, provider.max_servers))
+    def as_seen(self, standing: demand.Standing, present: int) -> demand.Standing:
+        """Return how this provider stands now that it has answered."""
+        return replace(standing, ready=present - standing.building, taken=standing.taken + self.orphans, gives=True,
+                       down=False, absent=0, full=False)
 
     def label_lines(self) -> list[str]:
         """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
@@ -316,10 +337,10 @@ class Launch:
             label = vmdatabase.label_named(image.name)
             if label is None or not image.active:
                 continue
-            wish, parts = self.parts(label, counts[image.id, READY] + counts[image.id, BUILDING])
-            given = [f"{provider.name} {offer.present}" + f" + {added}" * bool(added) + out_of(provider)
-                     for provider, offer, added in parts]
-            lines.append(f"label {image.name}: {wish.count} wanted ({wish.why}); {', '.join(given)}")
+            present = counts[image.id, READY] + counts[image.id, BUILDING]
+            room = self.rooms.get(image.id)
+            wish, parts = self.demand_for(label, present, room.count if room else None)
+            lines.append(f"label {image.name}: {wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}")
         return lines
 
     def wanted(self, image: BaseImage) -> int:
@@ -432,6 +453,8 @@ class Launch:
                 vmdatabase.set_columns(machine, name=name)
                 machines.append(machine)
             vmdatabase.note_ids()
+            if wanted:
+                vmdatabase.note_last_image(wanted[-1][0])
         for machine, (_, template) in zip(machines, wanted, strict=True):
             self.create(machine, template)
 
@@ -440,6 +463,7 @@ class Launch:
         zones = self.zones_left(machine.base_image_id)
         zone = zones[machine.id % len(zones)] if zones else None
         self.outcomes[machine.base_image_id][machine.id] = None
+        self.allowance.spend(machine.base_image_id)
         self.follow(machine, CREATE, Request(template.recipe, zone, again))
 
     # --- the machines on their way: see pool/boots.py ---
@@ -504,6 +528,7 @@ class Launch:
     def resume(self, boot: Boot, seen: Look | str | None = None) -> None:
         """Go on with the life of a machine by what was seen, and conclude from its end what to ask for still."""
         machine, image_id = boot.machine, boot.machine.base_image_id
+        self.full_noted = False  # a ready machine has vm.db tell of room
         try:
             boot.life.send(seen)
             if boot.stage == LOGIN:  # there is room where it came up
@@ -533,7 +558,7 @@ class Launch:
         wanted = image.active and not self.provider.paused \
             and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
             and counts.total() + vmdatabase.count_templates(self.provider) + self.orphans <= self.provider.max_servers
-        template = self.template(image) if wanted else None
+        template = self.template(image) if wanted and self.has_room(image) else None
         if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
             self.create(machine, template, again=True)
         else:
@@ -545,6 +570,7 @@ class Launch:
         machine = boot.machine
         Machine.delete().where((Machine.id == machine.id) & (Machine.state == BUILDING)).execute()
         del self.outcomes[machine.base_image_id][machine.id]
+        self.allowance.give_back(machine.base_image_id)
         if isinstance(why, nova.CapacityError):
             self.run_short(boot, why)
         elif "availability zone" in str(why) and self.zones:
@@ -606,12 +632,14 @@ class Launch:
         for image in self.images.values():
             awaited, lost = agents[image.id, AWAITED], agents[image.id, LOST]
             ready, building = counts[image.id, READY] - awaited - lost, counts[image.id, BUILDING]
-            short |= (ready + awaited + building < image.min_ready and not self.provider.paused) or lost > 0
+            room = self.rooms.get(image.id)
+            missing = ready + awaited + building < image.min_ready and not self.provider.paused
+            short |= missing or lost > 0 or room is not None
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
                     "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count)
-                  + ", paused" * self.provider.paused)
+                  + (f", there was {room}" if room else "") + ", paused" * self.provider.paused)
         self.tell_full(counts, short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
@@ -634,17 +662,6 @@ class Launch:
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
         return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
                        for machine in vmdatabase.ready_machines(self.provider))
-
-
-def out_of(provider: Provider) -> str:
-    """Return in words why a provider gives no machines now, empty if it may."""
-    if provider.paused:
-        return " (paused)"
-    if provider.down_since:
-        return f" (down for {(vmdatabase.now() - provider.down_since) // 60} min)"
-    if (provider.full_until or 0) > vmdatabase.now():
-        return " (full)"
-    return " (on trial after an outage)" if provider.on_trial else ""
 
 
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
@@ -684,6 +701,8 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
     launch.look_at_queue()
     for image in launch.plan():
         print(f"would launch a machine of {provider.name} {image.name}")
+    for image_id, room in launch.rooms.items():
+        print(f"{provider.name} {launch.images[image_id].name}: {room}")
     for line in launch.label_lines():
         print(line)
     return gateprocess.EXIT_OK

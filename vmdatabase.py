@@ -1055,6 +1055,17 @@ def images_of_nodes() -> dict[str, str]:
     return {name: image for name, image in rows if name}
 
 
+def note_last_image(image: BaseImage) -> None:
+    """Write down to which image type of its provider the last machine went."""
+    set_setting(f"last image of {image.provider_id}", str(image.id))
+
+
+def last_image(provider: Provider) -> int | None:
+    """Return the id of the image type of a provider to which the last machine went, None if there was none."""
+    found = setting(f"last image of {provider.id}")
+    return int(found) if found else None
+
+
 def note_answer(provider: Provider, answers: bool) -> None:
     """Write down whether a provider answers; one that does again is on trial until a machine of it is ready."""
     if answers:

@@ -39,6 +39,7 @@ from cloud.quota import Quota
 from cloud.rules import (
     ALL,
     FLAVOR,
+    FLOATING_IPS,
     HOST,
     VOLUME,
     Flavor,
@@ -56,8 +57,8 @@ from cloud.volumes import Volume, Volumes
 from gateprocess import ConfigError, clock_ahead, get_log, plain
 
 __all__ = [
-    "ALL", "CAPACITY_FAULTS", "FLAVOR", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError", "Cloud",
-    "CloudConfigError", "CloudError", "Flavor", "FloatingIP", "GoneError", "RefusedError", "Source", "Volume",
+    "ALL", "CAPACITY_FAULTS", "FLAVOR", "FLOATING_IPS", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError",
+    "Cloud", "CloudConfigError", "CloudError", "Flavor", "FloatingIP", "GoneError", "RefusedError", "Source", "Volume",
     "choose_address", "out_of_room", "shortage",
 ]
 

@@ -125,10 +125,14 @@ def test_what_a_provider_that_is_down_cannot_give_the_others_make_up(pool: Pool)
 
 def test_what_a_full_cloud_refuses_the_others_make_up(pool: Pool) -> None:
     load(pool, label())
-    pool.knobs("pocket-a", quota_instances=0)
-    pool.run(LAUNCH, "one", expect=1)
+    pool.knobs("pocket-a", quota_instances=1)
+    short = pool.run(LAUNCH, "one", expect=1)
+    assert short.stdout == "one noble: 1 of 1 ready, there was room for 1 more: instances\n"
+    told = pool.run(LAUNCH, "two", "--dry-run", expect=0).stdout
+    assert told.endswith("label noble: 4 wanted (min-ready); one 1 (full), two 0 + 3\n")
     pool.run(LAUNCH, "two", expect=0)
-    assert counts(pool) == {"one": 0, "two": 4}
+    assert counts(pool) == {"one": 1, "two": 3}
+    pool.run(LAUNCH, "one", expect=0)
 
 
 def test_builds_that_wait_get_machines_up_to_max_ready_and_the_pool_sinks_again(pool: Pool) -> None:

@@ -389,14 +389,15 @@ def test_a_machine_that_a_person_takes_while_it_is_registered_is_out_of_service_
 # --- clouds that fail ---
 
 
-def test_a_quota_stops_the_creates_and_leaves_no_rows_of_failure(pool: Pool) -> None:
+def test_a_quota_of_which_the_cloud_does_not_tell_stops_the_creates_and_leaves_no_rows_of_failure(pool: Pool) -> None:
     seeded(pool, provider(max_servers=30, max_concurrency=2, images=[image(min_ready=20)]))
-    pool.knobs(quota_instances=1)
+    pool.knobs(quota_instances=1, answers=[{"match": "GET /limits", "status": 403}])
 
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert result.stdout == "one noble: 1 of 20 ready\n"
     assert list(pool.machines().values()) == ["READY"]
+    assert "INFO provider=one no limit of instances, cores and RAM is known: " in result.stderr
     assert "no more servers are asked for in this run" in result.stderr
     assert "Quota exceeded for instances" in result.stderr
     assert pool.calls("POST", "/servers") <= 2 * 2  # one for each worker after the first refusal

@@ -31,8 +31,10 @@ def empty(pool: Pool) -> None:
 
 
 def test_no_server_is_made_that_can_have_no_floating_ip(pool: Pool) -> None:
+    """By a cloud that does not tell its quotas."""
     seeded(pool, provider(images=[image(min_ready=6)], floating_ips="always", max_servers=20, max_concurrency=2))
-    pool.knobs(floating_quota=2, floating_seconds=0.2)
+    pool.knobs(floating_quota=2, floating_seconds=0.2,
+               answers=[{"service": "network", "match": "GET /quotas/.*", "status": 404}])
 
     first = pool.run(LAUNCH, "one", expect=1)
     again = pool.run(LAUNCH, "one", expect=1)
@@ -72,11 +74,39 @@ def test_a_free_floating_ip_of_the_project_is_borrowed_and_given_back(pool: Pool
     bound = {one["id"] for one in pool.pocket_look()["floating_ips"] if one["port"]}
     empty(pool)
 
-    assert result.stdout == "one noble: 1 of 2 ready\n"
+    assert result.stdout == "one noble: 1 of 2 ready, there was room for 1 more: floating IPs\n"
     assert bound == {own[2]}
     left = [(one["id"], one["description"], one["port"]) for one in pool.pocket_look()["floating_ips"]]
     assert left == [(own[0], "for the web site", None), (own[1], "devstack-gate-pool=other machine=1", None),
                     (own[2], "", None)]
+
+
+# --- quotas ---
+
+
+def test_image_types_share_what_quotas_and_other_users_leave_and_no_create_is_refused(pool: Pool) -> None:
+    big, small = image("big", min_ready=2, flavor="m1.large"), image("small", min_ready=4)
+    seeded(pool, provider(images=[big, small], max_servers=20))
+    pool.boot("somebody-elses")
+    pool.knobs(quota_cores=10)  # 1 is somebody's; 4 for a big one, 1 for a small one
+    pool.pocket_calls_reset()
+
+    planned = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    first = pool.run(LAUNCH, "one", expect=1)
+    again = pool.run(LAUNCH, "one", expect=1)
+    dry, made = pool.calls("GET", "/limits"), pool.calls("POST", "/servers")
+    pool.knobs(quota_cores=None)
+    pool.run(LAUNCH, "one", expect=0)
+    pool.run(LAUNCH, "one", expect=0)
+
+    assert sorted(planned.splitlines()) == [
+        "one big: room for 1 more: cores", "would launch a machine of one big",
+        *["would launch a machine of one small"] * 4]
+    assert first.stdout == "one big: 1 of 2 ready, there was room for 1 more: cores\none small: 4 of 4 ready\n"
+    assert again.stdout == "one big: 1 of 2 ready, there was room for 0 more: cores\none small: 4 of 4 ready\n"
+    assert "image=big room for 1 more: cores" in first.stderr
+    assert (dry, made) == (3, 5)
+    assert pool.calls("GET", "/limits") == 4, "not asked if there is nothing to do"
 
 
 # --- zones, hosts, image types ---
@@ -245,7 +275,7 @@ def test_a_volume_that_a_server_leaves_behind_is_swept_and_nobody_elses(pool: Po
 
 def test_a_quota_of_volumes_stops_what_needs_them_and_nothing_else(pool: Pool) -> None:
     seeded(pool, provider(images=[on_volume("big", min_ready=3), image("small", min_ready=2)], max_concurrency=1))
-    pool.knobs(volume_quota=1)
+    pool.knobs(volume_quota=1, answers=[{"service": "block-storage", "match": "GET /limits", "status": 404}])
 
     result = pool.run(LAUNCH, "one", expect=1)
 
