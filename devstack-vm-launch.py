@@ -136,12 +136,11 @@ class Launch:
         return self.report()
 
     def see_servers(self) -> list[nova.Server]:
-        """Return the provider's servers; write down whether it answers, if others make up what it cannot give."""
+        """Return the provider's servers; write down whether it answers."""
         try:
             servers = self.cloud.list_servers()
         except GateError:
-            if self.label_rows():
-                vmdatabase.note_answer(self.provider, False)
+            labels.note_down(self.provider, self.config)
             raise
         vmdatabase.note_answer(self.provider, True)
         return servers
@@ -694,7 +693,12 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
 
 
 def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:
-    launch = Launch(provider, config)
+    try:
+        launch = Launch(provider, config)
+    except (GateError, ConfigError):
+        if not options.dry_run:
+            labels.note_down(provider, config)
+        raise
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
     launch.count_orphans(launch.cloud.list_servers())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import vmdatabase
+from gateconfig import SecureConfig
+from gateprocess import GateError
+from pool import rules, script
 from pool.demand import Label, Standing
-from vmdatabase import BUILDING, READY, BaseImage, LabelRow
+from vmdatabase import BUILDING, ERROR, READY, BaseImage, LabelRow, Provider
 
 
 def label_of(row: LabelRow) -> Label:
@@ -31,3 +35,26 @@ def standing_of(image: BaseImage) -> Standing:
         down=since is not None, down_minutes=0 if since is None else (now - since) // 60,
         absent=0 if since is None else vmdatabase.count_absent(image), full=(provider.full_until or 0) > now,
         on_trial=provider.on_trial)
+
+
+def note_down(provider: Provider, config: SecureConfig) -> None:
+    """Write down that a provider does not answer, if others make up what it cannot give, and what Jenkins has lost.
+
+    Ready machines that stay away, and boots that are over, are given up: they count for max-ready until then.
+    """
+    if not any(vmdatabase.label_named(image.name) for image in vmdatabase.images_of(provider)):
+        return
+    vmdatabase.note_answer(provider, False)
+    nodes = script.nodes_of(config)
+    with contextlib.suppress(GateError):  # the next launch looks again
+        vmdatabase.note_agents(vmdatabase.ready_machines(provider), nodes.all() if nodes else {})
+    for machine in vmdatabase.machines_of(provider, [READY, BUILDING]):
+        since, limit = machine.absent_time, rules.CUT_OFF_SECONDS
+        what = "lost to Jenkins"
+        if machine.state == BUILDING:
+            since, limit = machine.create_time or machine.state_time, provider.boot_timeout + rules.GRACE
+            what = "on its way"
+        age = vmdatabase.now() - (since or vmdatabase.now())
+        why = f"{what} for {age} s, and its provider does not answer"
+        if age >= limit and vmdatabase.move(machine, machine.state, ERROR, error=why):
+            vmdatabase.machine_log(machine).error("%s -> ERROR: %s", machine.state, why)

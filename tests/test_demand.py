@@ -123,6 +123,29 @@ def test_what_a_provider_that_is_down_cannot_give_the_others_make_up(pool: Pool)
     assert counts(pool) == {"one": 4, "two": 4}
 
 
+def test_what_a_provider_that_nobody_reaches_has_lost_is_made_up_within_max_ready_and_then_given_up(pool: Pool) -> None:
+    assert pool.jenkins
+    load(pool, label(min_ready=2))
+    pool.jenkins.knobs(connect="never")
+    lost = pool.add_machine("READY")
+    pool.jenkins.knobs(connect="instant")
+    dead = pool.folder / "dead.yaml"
+    assert pool.pocket
+    dead.write_text(pool.pocket.clouds_yaml.read_text().replace(pool.pocket.url, "http://127.0.0.1:1"))
+
+    pool.run(LAUNCH, "one", expect=1, OS_CLIENT_CONFIG_FILE=str(dead))
+    told = pool.run(LAUNCH, "two", "--dry-run", expect=0).stdout
+    pool.sql("UPDATE machine SET absent_time = absent_time - 1800")
+    pool.run(LAUNCH, "one", expect=1, OS_CLIENT_CONFIG_FILE=str(dead))
+    pool.run(LAUNCH, "two", expect=0)
+
+    assert told == ("would launch a machine of two noble\n"
+                    "label noble: 2 wanted (min-ready); one 0 (down for 0 min), two 0 + 1\n")
+    assert pool.machines()[lost] == "ERROR"
+    assert pool.column(lost, "error").endswith(" s, and its provider does not answer")
+    assert counts(pool) == {"one": 0, "two": 2}
+
+
 def test_what_a_full_cloud_refuses_the_others_make_up(pool: Pool) -> None:
     load(pool, label())
     pool.knobs("pocket-a", quota_instances=1)
