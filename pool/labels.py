@@ -8,7 +8,7 @@ import json
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
-from pool import rules, script
+from pool import rules, script, sight
 from pool.demand import Label, Standing
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, LabelRow, Provider
 
@@ -49,7 +49,7 @@ def note_down(provider: Provider, config: SecureConfig) -> None:
     with contextlib.suppress(GateError):  # the next launch looks again
         vmdatabase.note_agents(vmdatabase.ready_machines(provider), nodes.all() if nodes else {})
     for machine in vmdatabase.machines_of(provider, [READY, BUILDING]):
-        since, limit = machine.absent_time, rules.CUT_OFF_SECONDS
+        since, limit = machine.absent_time, sight.CUT_OFF_SECONDS
         what = "lost to Jenkins"
         if machine.state == BUILDING:
             since, limit = machine.create_time or machine.state_time, provider.boot_timeout + rules.GRACE
