@@ -41,6 +41,7 @@ from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Ma
 
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
 TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
+QUEUE_SECONDS = 10  # between two looks at the builds that wait in Jenkins, while machines boot
 CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
@@ -90,6 +91,7 @@ class Launch:
         self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
         self.waiting: Counter[str] | None = None  # builds that wait in Jenkins, by label; None until asked for
+        self.queue_at = -math.inf  # when that was, on the monotonic clock
         self.allowance = Allowance()  # of the cloud's quotas
         self.rooms: dict[int, Room] = {}  # of image types that quotas leave short, as first seen
         self.full_noted = False  # whether vm.db tells the launches of others of that
@@ -150,8 +152,11 @@ class Launch:
         return [label for image in self.images.values() if (label := vmdatabase.label_named(image.name))]
 
     def look_at_queue(self) -> None:
-        """Count the builds that wait for machines, if a label wants so many more for them."""
-        if not self.nodes or not any(label.demand == demand.QUEUE for label in self.label_rows()):
+        """Count the builds that wait for machines, if a label wants so many more for them, every few seconds."""
+        if not self.nodes or time.monotonic() - self.queue_at < QUEUE_SECONDS:
+            return
+        self.queue_at = time.monotonic()
+        if not any(label.demand == demand.QUEUE for label in self.label_rows()):
             return
         try:
             self.waiting = self.nodes.waiting({node: f"{self.prefix}devstack-{image}"
@@ -251,6 +256,7 @@ class Launch:
 
         No more at once than workers can ask for, so that after a refusal no queue of creates goes on.
         """
+        self.look_at_queue()
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
         if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout and self.plan():
             self.start(free)

@@ -17,7 +17,7 @@ from pool import demand
 from pool.demand import Label, Standing
 
 LAUNCH_EVERY, REAP_EVERY = 600.0, 3600.0  # seconds, as in jobs/
-LOST_SECONDS = 1800.0  # until ready machines are given up that are away with their provider, see pool.sight.CUT_OFF_SECONDS
+LOST_SECONDS = 1800.0  # until ready machines are given up that are away with their provider: CUT_OFF_SECONDS
 EPOCH = 1_790_000_000
 
 

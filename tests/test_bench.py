@@ -18,6 +18,7 @@ BENCHMARKS = {
     "latency": [],
     "workspace": ["--megabytes", "0.2"],
     "image": [],
+    "turnover": ["--hours", "0.5", "--min-ready", "4"],
     "status": ["--days", "1", "--builds", "60", "--providers", "2"],
 }
 

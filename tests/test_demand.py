@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool
-from tests.pool import Pool, image, provider
+from tests.pool import Pool, await_that, image, provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
 
@@ -181,6 +181,23 @@ def test_builds_that_wait_get_machines_up_to_max_ready_and_the_pool_sinks_again(
     before = set(pool.machines())
     pool.run(LAUNCH, "all", expect=0)
     assert set(pool.machines()) == before, "nobody waits any more"
+
+
+def test_builds_that_come_while_a_launch_waits_for_a_boot_do_not_wait_for_its_end(pool: Pool) -> None:
+    assert pool.jenkins
+    load(pool, label(min_ready=1, max_ready=3, demand="queue"), two={"paused": True})
+    pool.knobs(boot_seconds=14)
+    run = pool.start(LAUNCH, "one")
+    await_that("the first machine", pool.machines)
+    pool.jenkins.add_job("gate", "devstack-noble", seconds=600)
+    pool.jenkins.build("gate", NUMBER="1")
+    pool.jenkins.build("gate", NUMBER="2")
+
+    await_that("three machines on their way", lambda: list(pool.machines().values()) == ["BUILDING"] * 3)
+
+    pool.knobs(boot_seconds=0)
+    run.kill()
+    run.communicate()
 
 
 @pytest.mark.parametrize(("labels", "message"), [
