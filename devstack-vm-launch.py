@@ -457,9 +457,9 @@ class Launch:
                 name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
                 vmdatabase.set_columns(machine, name=name)
                 machines.append(machine)
-            vmdatabase.note_ids()
             if wanted:
                 vmdatabase.note_last_image(wanted[-1][0])
+        vmdatabase.note_ids()  # after the rows: ids that only the file has mean that vm.db was restored
         for machine, (_, template) in zip(machines, wanted, strict=True):
             self.create(machine, template)
 
