@@ -386,6 +386,19 @@ def test_a_machine_that_a_person_takes_while_it_is_registered_is_out_of_service_
     assert {name: pool.in_service(name) for name in pool.nodes()} == dict(zip(names(1, 2), [False, True], strict=True))
 
 
+def test_a_launch_whose_rows_are_not_written_leaves_no_ids_that_vm_db_does_not_have(pool: Pool) -> None:
+    """Such ids would mean that vm.db was restored."""
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.sql("CREATE TRIGGER refuse BEFORE INSERT ON setting WHEN NEW.name LIKE 'last image%' "
+             "BEGIN SELECT RAISE(ABORT, 'as told'); END")
+    pool.run(LAUNCH, "one", expect=1)
+    pool.sql("DROP TRIGGER refuse")
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert sorted(pool.machines()) == names(1, 2), result.stderr
+
+
 # --- clouds that fail ---
 
 
