@@ -26,7 +26,7 @@ PROMISES = {
         "test_jobs_driven.py::test_each_machine_has_a_secret_of_its_own_only_where_builds_call_jenkins"],
     "A machine that was taken, but": [
         "test_reap.py::test_a_machine_that_no_build_has_is_given_up_after_15_minutes",
-        "test_reap.py::test_a_machine_that_a_build_or_a_person_has_is_not_given_up_before_its_24_hours"],
+        "rules/test_reap_decisions.py::test_a_machine_is_nobodys_only_if_jenkins_says_so"],
     "A person who is let in": ["test_jobs_driven.py::test_a_person_finds_no_login_of_jenkins"],
     "Another machine at the address": ["test_nodessh.py::test_another_host_key_is_refused_before_the_login"],
     "Of logs that HOST mode fetches": [

@@ -78,7 +78,8 @@ class World:
                                   "PYTHONDONTWRITEBYTECODE": "1"}
         self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
         self.let_in.touch()
-        self.given: dict[str, str] = {}  # node: the test environment that it was given
+        self.given: dict[str, str] = {}  # node: the test environment that it was given, while it is in use
+        self.served: set[str] = set()  # nodes that were given one, each once
         self.held: dict[str, str | None] = {}  # node: server id, if it had one when it was held
         self.vanished: set[str] = set()  # ids of servers that a fault took away
         self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
@@ -140,8 +141,14 @@ class World:
     def note_given(self, lines: Iterable[str]) -> None:
         """Note what devstack-vm-inprogress says of test environments."""
         for line in lines:
-            if found := GIVEN.search(line):
+            if (found := GIVEN.search(line)) and found[1] not in self.served:
+                self.served.add(found[1])
                 self.given[found[1]] = found[2]
+
+    def forget_given(self) -> None:
+        """Let go of what machines had that are not in use any more: a restored vm.db may say that they are."""
+        states = self.machines()
+        self.given = {node: name for node, name in self.given.items() if states.get(node) in ("USED", "HOLD")}
 
     def _dead_settings(self) -> None:
         """Settings with which clouds or Jenkins refuse connections."""
@@ -355,6 +362,9 @@ class World:
     def restore(self) -> None:
         """Put the backup in the place of vm.db, as docs/operations.md says: whoever has the old one open keeps that."""
         self.events.add("restore")
+        for one in self.jenkins.look()["builds"]:
+            self.note_given(one["console"].splitlines())
+        self.forget_given()
         copy = self.pool.database.with_name("restored.db")
         shutil.copyfile(self.backup, copy)
         for ending in ("-wal", "-shm"):
