@@ -8,9 +8,11 @@ infrastructure or machine); what that file says is recorded, too. An autohold (v
 of a build that failed in any case, and lets its person in. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
 a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. Changes: the
 machine USED -> DELETE, the build's row in the table result; the node's label and offline mark in Jenkins if it should
-still be in service. The machine itself is deleted by the next devstack-vm-reap.
+still be in service. If the machine had a test environment, that is reset. The machine itself is deleted by the next
+devstack-vm-reap.
 
-Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), 2 wrong use or configuration.
+Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), or a reset failed, 2 wrong use or
+configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
-from pool import script
+from pool import environments, script
 from pool.verdict import FAILED_RESULTS, UNKNOWN, Verdict, end_words, fetch, fetch_slowly, is_kept, without
 from vmdatabase import BUILDING, DELETE, READY, USED, Machine, Result
 
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
             from pool import autohold
 
             autohold.let_in(vmdatabase.refreshed(machine), wanted, config)
+        if environments.run_resets():
+            code = gateprocess.EXIT_FAILED
     return code
 
 

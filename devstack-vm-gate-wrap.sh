@@ -21,6 +21,7 @@ EOT
 
 SCRIPTS=(devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gate)
 MARK=/etc/devstack-gate/node
+ENVIRONMENT=/etc/devstack-gate/test-environment # name of the machine's test environment; the file .json beside it has its data
 PHASE=''     # what is running
 MINUTES=''   # what each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
@@ -40,6 +41,13 @@ check_machine() {
     if [[ ${BUILD_TAG:-} || ${BUILD_URL:-} || ${BUILD_NUMBER:-} ]]; then return; fi
     die 2 "DEVSTACK_GATE_THIS_HOST: expected 1 to have this machine changed for good: it has no single-use mark ($MARK)" \
         "and Jenkins did not start this"
+}
+
+# A test environment that the job brings along is one that this machine can read.
+check_environment() {
+    if [[ ${TEST_ENVIRONMENT_FILE:-} && ! -r $TEST_ENVIRONMENT_FILE ]]; then
+        die 2 "TEST_ENVIRONMENT_FILE: expected a file that can be read on the machine under test, not '$TEST_ENVIRONMENT_FILE'"
+    fi
 }
 
 # --- the test ---
@@ -81,9 +89,19 @@ as_job() {
     clock=$(date +%s)
     trap - INT TERM HUP PIPE USR1
     restore_functions
+    use_environment
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
     if [[ ${2:-} ]]; then exec timeout -k 5 "$2" bash -c "$1"; fi
     exec bash -c "$1"
+}
+
+# The test environment of this machine, unless the job brings one along. What runs for the job is told of it, and nothing
+# else: whoever runs this again elsewhere has another one, or none.
+use_environment() {
+    if [[ ! ${TEST_ENVIRONMENT_FILE:-} && -r $ENVIRONMENT.json ]]; then
+        export TEST_ENVIRONMENT_FILE=$ENVIRONMENT.json TEST_ENVIRONMENT
+        TEST_ENVIRONMENT=$(head -c 300 -- "$ENVIRONMENT")
+    fi
 }
 
 # Whatever happened, for what the hooks have taken from somewhere; its status changes nothing.
@@ -128,7 +146,7 @@ run_settings_file() {
 # Whether a file of settings may set a variable: none of this script's own, nor of the shell's, nor what names the change.
 may_be_set() {
     case $1 in
-        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | ZUUL_* | GERRIT_*) return 1 ;;
+        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | TEST_ENVIRONMENT* | ZUUL_* | GERRIT_*) return 1 ;;
         *[!A-Za-z0-9_]*) return 1 ;;
     esac
     [[ ! -v $1 || $(declare -p -- "$1" 2> /dev/null || true) == 'declare -x '* ]]
@@ -174,6 +192,8 @@ run_local() {
 
 print_node() {
     if [[ -r $MARK ]]; then grep -E '^NODE_[A-Z]+=' "$MARK" || true; fi
+    use_environment
+    if [[ ${TEST_ENVIRONMENT_FILE:-} ]]; then printf 'TEST_ENVIRONMENT=%s\n' "${TEST_ENVIRONMENT:-$TEST_ENVIRONMENT_FILE}" | printable; fi
 }
 
 # --- whatever happened ---
@@ -291,6 +311,7 @@ main() {
     find_home
     if [[ ! ${1:-} ]]; then
         check_machine
+        check_environment
         wipe_jenkins_login
     fi
     if [[ ! $ADOPTS ]]; then adopt_orphans "$@"; fi

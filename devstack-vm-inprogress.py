@@ -4,7 +4,9 @@
 Run as the first step of a gate build, by the job devstack-vm-inprogress with the node's name, and waited for: the
 build may go on only if this exits with 0. With --image, a person takes a READY machine the same way; its name and
 user@address are printed. Changes: the machine READY -> USED, one row in the table result, the node's label and
-offline mark in Jenkins. Nothing is written on the machine.
+offline mark in Jenkins. Nothing is written on the machine, unless its image type has test-environment: true in the
+providers file. Then this waits, in turn with others and for environment-wait at most, until a test environment is
+locked for the machine, and writes its data there. If that cannot be had, the machine is not kept.
 
 A call that comes through Jenkins gets the machine only if it proves to be of the build on that node: it shows the
 machine's own secret (GATE_TAKE_SECRET), or Jenkins says that the build which GATE_JOB_NAME and GATE_BUILD_NUMBER name
@@ -29,7 +31,7 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError
-from pool import script
+from pool import environments, script
 from vmdatabase import DELETE, READY, USED, BaseImage, Machine, Provider
 
 # What the job gives, also where it is empty; the last one Jenkins gives to each build.
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
                 take_for_person(options.image, options.provider, nodes, config)
             else:
                 machine = vmdatabase.machine_named(options.node)
-                take_for_build(machine, nodes)
+                take_for_build(machine, nodes, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
         known = machine is not None or not pool
         if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
@@ -61,7 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     return gateprocess.EXIT_OK
 
 
-def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
+def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None, config: SecureConfig) -> None:
+    """Take a machine for the build that runs on it, and a test environment if it needs one."""
+    with environments.standing_in_line(machine):
+        take_with_node(machine, nodes)
+        environments.hand_over(machine, config, nodes)
+
+
+def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     """Take a machine for the build that runs on it.
 
     If it cannot, the node must not serve another build either: each would come here and fail.
@@ -199,18 +208,29 @@ def take_for_person(
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
             continue  # vm.db is older than its end
+        if give_to_person(machine, nodes, config):
+            return
+    raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
+
+
+def give_to_person(machine: Machine, nodes: jenkinsnodes.Nodes | None, config: SecureConfig) -> bool:
+    """Take a machine for a person, with a test environment if it needs one, and print it.
+
+    Returns False if another one is to be tried; WithoutError says that there was no test environment in time.
+    """
+    with environments.standing_in_line(machine):
         try:
             take(machine, by_person=True)
         except GateError:
-            continue  # a build or another person was faster
+            return False  # a build or another person was faster
         take_out_of_service(machine, nodes, missing_ok=True)
         if not without_login(machine, config):
-            continue
-        print(f"{machine.name} {machine.user}@{machine.ip}")
-        vmdatabase.machine_log(machine).info(
-            "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
-        return
-    raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
+            return False
+        environments.hand_over(machine, config, nodes)
+    print(f"{machine.name} {machine.user}@{machine.ip}")
+    vmdatabase.machine_log(machine).info(
+        "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
+    return True
 
 
 def without_login(machine: Machine, config: SecureConfig) -> bool:
@@ -238,6 +258,7 @@ def take(machine: Machine, by_person: bool = False) -> Machine:
             raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
         vmdatabase.record_start(machine, os.environ, by_person=by_person or None)
         vmdatabase.forget_deaths([machine.base_image_id])
+        environments.queue_up(machine)
     vmdatabase.machine_log(machine).info("READY -> USED")
     return machine
 

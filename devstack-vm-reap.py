@@ -4,10 +4,11 @@
 Run by the job devstack-reap-vms every hour, once for each provider (or `all`). Deletes machines marked DELETE or ERROR,
 machines of failed builds after 24 hours, those that were taken but by no build after 15 minutes, held ones whose hours
 are over, ready ones that died, old snapshots, and whatever carries this pool's UUID but has no row. Records the ends of
-builds that devstack-vm-delete was not called for, as when Jenkins died. Nothing without that mark is ever touched,
-nothing is concluded from an answer other than 404, and a node that still builds is left alone. If vm.db is older than
-the world, as after a restore, what builds, is held or is out of service gets its row or state back, and other servers
-without a row are left until a person says that the restore was on purpose (vmdatabase.py moved), or --all-servers.
+builds that devstack-vm-delete was not called for, as when Jenkins died, and runs resets of test environments that are
+due. Nothing without that mark is ever touched, nothing is concluded from an answer other than 404, and a node that
+still builds is left alone. If vm.db is older than the world, as after a restore, what builds, is held or is out of
+service gets its row or state back, and other servers without a row are left until a person says that the restore was on
+purpose (vmdatabase.py moved), or --all-servers.
 Changes: servers, images, keypairs, volumes and floating IPs of the provider, nodes in Jenkins, rows in vm.db.
 
 Exit codes: 0 all agree, 1 something is left for the next run (said why), 2 wrong use or configuration.
@@ -28,7 +29,7 @@ import vmdatabase
 from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from pool import actions, autohold, decisions, history, rules, script
+from pool import actions, autohold, decisions, environments, history, rules, script
 from pool.actions import Action
 from pool.decisions import Rows
 from pool.sight import GONE, Look, Sight
@@ -64,7 +65,8 @@ class Reap:
             actions.MoveMachine: self.move_machine, actions.MarkHeld: self.mark_held,
             actions.RetireNode: self.retire_node, actions.DeleteMachine: self.delete_machine,
             actions.Delete: self.delete, actions.AdoptImage: self.adopt_image, actions.MarkProved: self.mark_proved,
-            actions.DeleteSnapshot: self.delete_snapshot, actions.Leave: self.leave}
+            actions.DeleteSnapshot: self.delete_snapshot, actions.ResetEnvironment: self.reset_environment,
+            actions.Leave: self.leave}
         self.deletes: dict[str, Callable[[Any], object]] = {
             decisions.SERVER: self.delete_leak, decisions.IMAGE: self.cloud.delete_image,
             decisions.KEYPAIR: self.cloud.delete_keypair, decisions.FLOATING_IP: self.cloud.network.release,
@@ -103,6 +105,8 @@ class Reap:
             self.act(decisions.leaked_images(self.rows(), sight.images, now, self.options.all_images))
             self.act(self.snapshots(sight.images))
         self.act([*self.leftovers(sight), *strays])
+        self.do(self.see_to_environments)
+        self.act([actions.ResetEnvironment(name) for name in environments.due()])
         self.do(self.drop_drained, lambda: history.prune(now), self.report)
         return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
 
@@ -424,6 +428,19 @@ class Reap:
             self.log_of(machine).info("server, node and row are gone")
             self.going.pop(machine.id, None)
             self.deleted["machine"] += 1
+
+    def see_to_environments(self) -> None:
+        """Put right what a restored vm.db does not know of test environments, and who stands in line for one."""
+        for words in environments.remember(self.provider.name, lambda server_id: self.look.look_at(server_id) == GONE):
+            self.trouble(f"test environment {words}")
+        environments.tidy_line()
+
+    def reset_environment(self, action: actions.ResetEnvironment) -> Iterator[None]:
+        """Run the reset of a test environment."""
+        resets = environments.Resets()
+        resets.begin(action.name)
+        yield
+        self.troubles += resets.finish()
 
     def drop_drained(self) -> None:
         """Delete the rows of images and providers that left the providers file, once nothing of theirs is left."""

@@ -11,6 +11,7 @@
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
     vmdatabase.py history NODE      tell each move of a machine and its builds, also of machines long gone
+    vmdatabase.py environments      show the locked test environments: who has which, since when
 
 The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
 Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from jenkinsnodes import Node
 
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
+FREE, LOCKED, RESETTING, BROKEN = "FREE", "LOCKED", "RESETTING", "BROKEN"
 
 # What is true of row, server and node of a machine in each state.
 MACHINE_STATES = {
@@ -64,6 +66,12 @@ SNAPSHOT_STATES = {
     READY: "The image has booted a test machine. Machines boot from the newest READY one of their image type.",
     ERROR: "The build failed or ended early. Its server may be kept for a person until keep_until.",
     DELETE: "Two newer ones are READY. Reap deletes the image.",
+}
+ENVIRONMENT_STATES = {
+    FREE: "No machine has it. The first in turn of those that wait for one that fits gets it.",
+    LOCKED: "One machine has it, which is USED or HOLD.",
+    RESETTING: "Its machine has let it go, and its reset runs, or is due.",
+    BROKEN: "Its reset failed, or its data cannot be read. A person releases it.",
 }
 
 
@@ -90,9 +98,9 @@ MACHINE_MOVES = (
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
                                        "died"),
     Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, or --all-servers was given"),
-    Move(USED, DELETE, "delete, reap, inprogress",
-         "its build ended well; a failed one after 24 hours, or earlier if the provider is full; it is nobody's; a "
-         "login could not be removed"),
+    Move(USED, DELETE, "delete, reap, inprogress, environments",
+         "its build ended well; a failed one after 24 hours, or earlier if the provider is full, or if a build waits "
+         "for its test environment; it is nobody's; a login could not be removed; it got no test environment in time"),
     Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
     Move(BUILDING, DELETE, "reap", "--all-servers was given"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
@@ -113,6 +121,23 @@ SNAPSHOT_MOVES = (
     Move(ERROR, None, "reap", "its server and image are gone"),
     Move(DELETE, None, "reap", "its server and image are gone"),
 )
+ENVIRONMENT_MOVES = (
+    Move(None, FREE, "load", "it is new in the providers file"),
+    Move(FREE, LOCKED, "inprogress, reap", "a machine is USED, and next in turn; reap: one has it, which a restored "
+                                           "vm.db forgot"),
+    Move(LOCKED, FREE, "the machine's move", "its machine is neither USED nor HOLD any more, whoever did that; it has "
+                                             "no reset"),
+    Move(LOCKED, RESETTING, "the machine's move", "the same; it has a reset"),
+    Move(LOCKED, LOCKED, "reap", "another machine has it, which a restored vm.db forgot"),
+    Move(LOCKED, BROKEN, "inprogress", "its data cannot be read"),
+    Move(RESETTING, FREE, "delete, reap, inprogress, environments", "its reset has succeeded, or it has none any more"),
+    Move(RESETTING, BROKEN, "delete, reap, inprogress, environments", "its reset failed, or took too long"),
+    Move(RESETTING, LOCKED, "reap", "a machine has it, which a restored vm.db forgot"),
+    Move(FREE, RESETTING, "reap", "who had it last, a restored vm.db does not know"),
+    Move(BROKEN, RESETTING, "environments", "a person releases it"),
+    Move(FREE, None, "load", "it left the providers file"),
+    Move(BROKEN, None, "load", "it left the providers file"),
+)
 BUSY_SECONDS = 30
 COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
 SPARE_IDS = 1000  # left out after a restore, beside one for each second since the backup
@@ -127,7 +152,8 @@ STUCK_SECONDS = 3600  # a delete that takes longer, from its first attempt, is t
 FULL_SECONDS = 1200  # how long a provider that refused a machine for lack of room is not counted on: two launches
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_until", "deaths", "death", "death_of",
-                "min_ready", "max_ready_age", "max_servers", "max_concurrency", "calls_per_second", "boot_timeout")
+                "min_ready", "max_ready_age", "max_servers", "max_concurrency", "calls_per_second", "boot_timeout",
+                "test_environment")
 
 _STATE_CHECK = f"CHECK (state IN {STATES})"
 
@@ -263,6 +289,23 @@ MIGRATIONS = (
     ALTER TABLE provider ADD COLUMN on_trial INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE provider ADD COLUMN full_until INTEGER;
     """,
+    # Test environments, who waits for one in which order, and which build had which. The lock is the row: triggers let
+    # it go with the machine, whoever moves or deletes that.
+    f"""
+    CREATE TABLE test_environment (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, images TEXT NOT NULL, providers TEXT NOT NULL,
+        data TEXT NOT NULL, reset TEXT, state TEXT NOT NULL CHECK (state IN {tuple(ENVIRONMENT_STATES)}),
+        state_time INTEGER NOT NULL, state_reason TEXT, machine_id INTEGER UNIQUE, locks INTEGER NOT NULL DEFAULT 0,
+        active INTEGER NOT NULL DEFAULT 1, CHECK ((state = 'LOCKED') = (machine_id IS NOT NULL)));
+    CREATE TABLE environment_waiter (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, machine_id INTEGER NOT NULL UNIQUE, since INTEGER NOT NULL);
+    ALTER TABLE base_image ADD COLUMN test_environment INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE result ADD COLUMN environment TEXT;
+    ALTER TABLE event ADD COLUMN environment TEXT;
+    CREATE INDEX result_environment ON result (environment) WHERE environment IS NOT NULL;
+    CREATE INDEX event_environment ON event (environment) WHERE environment IS NOT NULL;
+    {triggers.of_environments()}
+    """,
 )
 
 
@@ -342,6 +385,7 @@ class BaseImage(Model):
     volume_size = peewee.IntegerField(null=True)  # GB
     template = peewee.TextField(null=True)  # the image type of the same provider whose snapshot is used
     ready_script = peewee.TextField(null=True)  # path
+    test_environment = peewee.BooleanField(default=False)  # true: who has a machine of it gets a test environment first
     deaths = peewee.IntegerField(default=0)  # ready machines lost to Jenkins in a row, of the same
     death = peewee.TextField(null=True)  # what of
     death_of = peewee.TextField(null=True)  # what these machines were made of, see recipe
@@ -435,6 +479,7 @@ class Result(Model):
     known_failure = peewee.TextField(null=True)
     minutes = peewee.FloatField(null=True)  # of all phases
     url = peewee.TextField(null=True)  # of the build's page in Jenkins
+    environment = peewee.TextField(null=True)  # name of the test environment that it had
 
 
 class Event(Model):
@@ -451,6 +496,32 @@ class Event(Model):
     to_state = peewee.TextField(null=True)  # none: the row is gone
     seconds = peewee.IntegerField(null=True)  # that it was in from_state
     reason = peewee.TextField(null=True)
+    environment = peewee.TextField(null=True)  # the name of the test environment that moved; node_name: for whom
+
+
+class TestEnvironment(Model):
+    """What one machine at a time may use beside itself, such as bare-metal boxes behind a network."""
+
+    id = peewee.AutoField()
+    name = peewee.TextField()
+    images = peewee.TextField()  # JSON, names of image types
+    providers = peewee.TextField()  # JSON, names of providers; none: all
+    data = peewee.TextField()  # path of the JSON file that its machine gets
+    reset = peewee.TextField(null=True)  # command
+    state = peewee.TextField()
+    state_time = peewee.IntegerField()
+    state_reason = peewee.TextField(null=True)  # of its last move
+    machine_id = peewee.IntegerField(null=True)  # that has it
+    locks = peewee.IntegerField(default=0)  # how often it was locked
+    active = peewee.BooleanField(default=True)  # false: it has left the providers file, and goes when it is free
+
+
+class EnvironmentWaiter(Model):
+    """A machine that waits for a test environment; who has the lower id is before the others."""
+
+    id = peewee.AutoField()
+    machine_id = peewee.IntegerField()
+    since = peewee.IntegerField()
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
@@ -826,11 +897,13 @@ def now() -> int:
     return int(time.time())
 
 
-def move(row: Machine | SnapshotImage, source: str, target: str, reason: str | None = None, **columns: Any) -> bool:
+def move(
+    row: Machine | SnapshotImage | TestEnvironment, source: str, target: str, reason: str | None = None, **columns: Any
+) -> bool:
     """Move a row from one state to another in one UPDATE, other columns with it; reason is for the history.
 
     Returns whether it was still in the source state, and so moved; the row object then shows what was written. Raises
-    ValueError for a move that MACHINE_MOVES or SNAPSHOT_MOVES does not have.
+    ValueError for a move that MACHINE_MOVES, SNAPSHOT_MOVES or ENVIRONMENT_MOVES does not have.
     """
     if not any((source, target) == (one.source, one.target) for one in moves_of(type(row))):
         raise ValueError(f"a {type(row).__name__} does not go from {source} to {target}")
@@ -843,9 +916,9 @@ def move(row: Machine | SnapshotImage, source: str, target: str, reason: str | N
     return bool(moved)
 
 
-def moves_of(model: type[Machine | SnapshotImage]) -> tuple[Move, ...]:
+def moves_of(model: type[Machine | SnapshotImage | TestEnvironment]) -> tuple[Move, ...]:
     """Return the moves that rows of a table may make."""
-    return MACHINE_MOVES if model is Machine else SNAPSHOT_MOVES
+    return {Machine: MACHINE_MOVES, SnapshotImage: SNAPSHOT_MOVES, TestEnvironment: ENVIRONMENT_MOVES}[model]
 
 
 def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
@@ -1250,8 +1323,14 @@ def build_of(result: Result) -> str:
 
 
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None, **columns: Any) -> None:
-    """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same."""
+    """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same.
+
+    What inprogress has said of a build that could not begin stays: the build has left no other verdict.
+    """
     ended = {"end_time": now(), "result": result, **columns}
+    known = {"end_time": now(), "result": result}
+    if Result.update(**known).where(_is_open(machine) & Result.kind.is_null(False)).execute():
+        return
     if not Result.update(**ended).where(_is_open(machine)).execute() \
             and not Result.select().where(Result.machine_id == machine.id).exists():
         record_start(machine, environ, start_time=None, **ended)

@@ -440,7 +440,8 @@ def read_settings(files: Sequence[str]) -> list[bytes]:
 def values_given(records: bytes) -> list[bytes]:
     """Return the secrets in what a run was given: triples of kind, name and text, each ended by a NUL.
 
-    Kinds: setting, environment: a variable; function: bash code; text: settings of devstack. Others hold none.
+    Kinds: setting, environment: a variable; function: bash code; text: settings of devstack; json: the data of a test
+    environment. Others hold none.
     """
     fields = records.split(b"\0")
     values: list[bytes] = []
@@ -453,7 +454,31 @@ def values_given(records: bytes) -> list[bytes]:
             values += values_in(text)
         elif kind == b"function":
             values += values_in(text, code=True)
+        elif kind == b"json":
+            values += values_in_json(text[:MAX_TEXT])
     return [value for value in values if value]
+
+
+def values_in_json(text: bytes) -> list[bytes]:
+    """Return the secrets in JSON: texts and numbers under keys that sound secret, and what texts hold."""
+    try:
+        import json  # the smallest Python of a distribution has none
+
+        left = [(b"", json.loads(text.decode("utf-8")))]
+    except (ImportError, ValueError, RecursionError):
+        return values_in(text)
+    values: list[bytes] = []
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += [(str(key).encode("utf-8", "replace"), one) for key, one in value.items()]
+        elif isinstance(value, list):
+            left += [(name, one) for one in value]
+        elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            plain = str(value).encode("utf-8", "replace")
+            secret = sounds_secret(name)
+            values += [line.strip() for line in [plain, *plain.splitlines()]] if secret else values_in(plain)
+    return values
 
 
 def read_given(descriptor: int) -> bytes:

@@ -8,7 +8,7 @@ CHANGE_SHA1='' # of the change under test, as it was checked out or merged
 
 # Fill GIVEN: triples of kind, name and text for settings, functions of the job, and other variables.
 note_given() {
-    local name
+    local name data
     local -a names
     local -A taken=()
     read -r -d '' -a names <<< "${DEVSTACK_GATE_PASS:-}" || true
@@ -20,6 +20,12 @@ note_given() {
         GIVEN+=(setting "$name" "${!name}")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
+    # Passwords of boxes stand in there.
+    name=${TEST_ENVIRONMENT_FILE:-$ENVIRONMENT.json}
+    if [[ -r $name ]]; then
+        data=$(head -c 1048576 -- "$name")
+        GIVEN+=(json TEST_ENVIRONMENT_FILE "$data")
+    fi
     while IFS= read -r name; do
         if [[ ! ${taken[$name]:-} ]]; then GIVEN+=(environment "$name" "${!name}"); fi
     done < <(compgen -e || true)

@@ -32,7 +32,7 @@ LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY, and on the n
 FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
 CALL_SECONDS = 30  # for all of a call, whatever it waits for
 ANSWER_BYTES = 4 << 20
-WAIT_SECONDS = 1200  # for an executor, and for what the script allows itself
+WAIT_SECONDS = 4800  # for an executor, for what the script allows itself, and for a test environment (environment-wait)
 POLL_SECONDS = 1
 BUSY_SECONDS = 300  # so that a site where nothing works fails a build in five minutes on each node, not all at once
 

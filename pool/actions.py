@@ -142,6 +142,15 @@ class DeleteSnapshot(Action):
 
 
 @dataclass(frozen=True)
+class ResetEnvironment(Action):
+    """Run the reset of a test environment that its machine has let go."""
+
+    WORDS = "reset test environment {0.name}"
+    SUBJECT = "test environment {0.name}"
+    name: str
+
+
+@dataclass(frozen=True)
 class Leave(Action):
     """Do nothing about what a person or the next run must see to, and say so."""
 

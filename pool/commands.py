@@ -14,7 +14,7 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
-from pool import autohold, history, script
+from pool import autohold, environments, history, script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
@@ -60,6 +60,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.set_defaults(run=_run_forget)
     history.add_parser(commands)
     autohold.add_parser(commands, _hours, _public_key)
+    environments.add_parser(commands)
     return parser.parse_args(argv)
 
 
@@ -99,17 +100,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 def _run_load(options: argparse.Namespace) -> int:
     from pool import providersfile
 
-    providers, labels = providersfile.load_providers_file(options.file)
+    content = providersfile.read(options.file)
     with vmdatabase.database.atomic("IMMEDIATE") as transaction:
-        changes = providersfile.load(providers, labels) + history.set_days(
-            providersfile.load_history_days(options.file))
+        changes = [*providersfile.load(content.providers, content.labels), *history.set_days(content.history_days),
+                   *providersfile.load_environments(content.environments),
+                   *environments.set_wait(content.environment_wait)]
         if options.dry_run:
             transaction.rollback()
+    environments.tidy_notes()
     for change in changes:
         print(f"would {change}" if options.dry_run else change)
     if not changes:
         print("no changes")
-    for provider in providers:
+    for warning in providersfile.warnings_of_environments(content):
+        get_log().warning("%s", warning)
+    for provider in content.providers:
         for warning in providersfile.warnings_of(provider):
             get_log(provider=provider["name"]).warning("%s", warning)
     return gateprocess.EXIT_OK

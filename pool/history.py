@@ -26,7 +26,8 @@ UNITS = {"m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
 TIME_EXPECTED = "expected a time as 2026-12-31, 2026-12-31T23:59Z or Unix seconds, or how long ago, as 90m, 24h or 7d"
 
 EVENTS = """
-    SELECT time, node_name AS node, provider, image, machine_id, snapshot_id, from_state, to_state, seconds, reason
+    SELECT time, node_name AS node, provider, image, machine_id, snapshot_id, environment, from_state, to_state,
+        seconds, reason
     FROM event WHERE {where} ORDER BY {order}"""
 # Of each row of result its start and its end: what is told at either time.
 BUILDS = """
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
     """Add the command history to those of vmdatabase.py."""
     command = commands.add_parser("history", help="tell what happened to a node, also to one long gone")
     what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("node", metavar="NODE", nargs="?", help="a node, or a snapshot by its name")
+    what.add_argument("node", metavar="NODE", nargs="?", help="a node; or a snapshot or test environment by its name")
     what.add_argument("--provider", metavar="P", help="all that happened at a provider")
     what.add_argument("--image", metavar="I", help="all that happened to an image type")
     command.add_argument("--since", type=moment, default=0, metavar="TIME", help=TIME_EXPECTED)
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the history of a node, a provider or an image type."""
     column, name = next((column, value) for column, value in (
         ("node_name", options.node), ("provider", options.provider), ("image", options.image)) if value is not None)
+    if column == "node_name" and not is_known(column, name) and is_known("environment", name):
+        column = "environment"
     if not is_known(column, name):
         raise ConfigError(f"{'NODE' if column == 'node_name' else f'--{column}'}: vm.db knows nothing, past or "
                           f"present, of {vmdatabase.printable(name)}")
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        tell(found, with_node=column != "node_name")
+        tell(found, column)
     return gateprocess.EXIT_OK
 
 
@@ -97,7 +100,7 @@ def story(column: str, name: str, since: int = 0) -> Iterator[dict[str, Any]]:
     """
     where = f"{column} = ? AND {{}} >= ?"
     # Unary plus: one node's few rows are sorted, rather than all of the time since then looked at.
-    order = "+time, id" if column == "node_name" else "time, id"
+    order = "time, id" if column in ("provider", "image") else "+time, id"
     events = rows(EVENTS.format(where=where.format("time"), order=order), name, since)
     builds = rows(BUILDS.format(where=where.format("coalesce(end_time, start_time)")), name, since, name, since)
     places = {None: 1, "end": 0, "start": 2}
@@ -121,11 +124,14 @@ def print_json(found: Iterator[Mapping[str, Any]]) -> None:
     sys.stdout.write("[]\n" if end == "[" else "\n]\n")
 
 
-def tell(found: Iterator[Mapping[str, Any]], with_node: bool) -> None:
-    """Print the rows in words; times in UTC."""
+def tell(found: Iterator[Mapping[str, Any]], of: str) -> None:
+    """Print the rows in words, with what they concern unless all concern the one column; times in UTC."""
     for row in found:
         when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["time"]))
-        node = f"{shown(row['node'] or row['image'])}  " if with_node else ""
+        node = "" if of == "node_name" else f"{shown(row['node'] or row['image'])}  "
+        if row.get("environment"):
+            print(f"{when}  {node.strip() and node}test environment {shown(row['environment'])}: {move_words(row)}")
+            continue
         print(f"{when}  {node}{build_words(row) if 'build' in row else move_words(row)}")
 
 

@@ -1,4 +1,4 @@
-"""The providers file: the YAML from which `vmdatabase.py load` fills the tables provider and base_image.
+"""The providers file: the YAML from which `vmdatabase.py load` fills provider, base_image, label, test_environment.
 
 Keys are written as in nodepool. Whatever is wrong is reported with file, line, key, what was expected and the nearest
 known key. What is no longer in the file is drained.
@@ -17,12 +17,22 @@ from zoneinfo import ZoneInfo
 import yaml
 
 from gateprocess import ConfigError, nearest, one_line
-from pool import demand
-from vmdatabase import BaseImage, LabelRow, Provider, drain_image, drain_provider
+from pool import demand, environments
+from vmdatabase import (
+    FREE,
+    BaseImage,
+    LabelRow,
+    Provider,
+    TestEnvironment,
+    drain_image,
+    drain_provider,
+    now,
+)
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-FILE_KEYS = ("user-data", "ready-script")
+FILE_KEYS = ("user-data", "ready-script", "data")
+MOST_MINUTES = 24 * 60  # of environment-wait: reap takes a machine for forgotten that was taken a day ago
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ TOP_KEYS = {
     "providers": Key("a list of providers", lambda value: True, required=True),
     "labels": Key("a list of labels", lambda value: True),
     "history-days": Key("days, a whole number, 1 or more", _whole(1), 90),
+    "test-environments": Key("a list of test environments", lambda value: True),
+    "environment-wait": Key(f"minutes, a whole number from 1 to {MOST_MINUTES}",
+                            lambda value: _whole(1)(value) and value <= MOST_MINUTES, environments.DEFAULT_WAIT),
 }
 PROVIDER_KEYS = {
     "name": Key("a name of letters, digits, ., _ and -, not all", lambda value: _name(value) and value != "all",
@@ -122,6 +135,7 @@ IMAGE_KEYS = {
     "volume-size": Key("GB, a whole number, 1 or more", _whole(1)),
     "template": Key("the name of another image of this provider", _name),
     "ready-script": Key("a file", _text),
+    "test-environment": Key("true or false", _flag, False),
 }
 LABEL_KEYS = {
     "name": Key("the name of an image", _name, required=True),
@@ -132,6 +146,24 @@ LABEL_KEYS = {
     "schedule": Key("a list of entries such as {days: mon-fri, hours: '08:00-18:00', zone: Europe/Berlin, "
                     "min-ready: 30}", _schedule, []),
 }
+ENVIRONMENT_KEYS = {
+    "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
+    "images": Key("a list of names of images, one or more", lambda value: _texts(value) and bool(value), required=True),
+    "providers": Key("a list of names of providers", _texts, []),
+    "data": Key("a JSON file", _text, required=True),
+    "reset": Key("a command", _text),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """A providers file: dicts with every key set."""
+
+    providers: list[dict[str, Any]]
+    labels: list[dict[str, Any]]
+    history_days: int
+    environments: list[dict[str, Any]]
+    environment_wait: int  # minutes
 
 
 def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -140,16 +172,12 @@ def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str
     A provider is a dict with every key set, its images under "images"; a label is one with every key set. Raises
     ConfigError with file, line, key, what was expected and the nearest known key.
     """
-    return _read(path)[:2]
+    content = read(path)
+    return content.providers, content.labels
 
 
-def load_history_days(path: Path) -> int:
-    """Return for how many days the file has the pool's history kept; raises as load_providers_file does."""
-    return _read(path)[2]
-
-
-def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
-    """Return the providers of a file, its labels and its history-days.
+def read(path: Path) -> Content:
+    """Return what a file says.
 
     Raises ConfigError with file, line, key, what was expected and the nearest known key.
     """
@@ -165,10 +193,12 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
         top = reader.mapping(root, TOP_KEYS, "")
         if "providers" not in top:
             raise reader.fail(root, "top level: providers is missing; expected a list of providers")
-        days = TOP_KEYS["history-days"]
-        kept = reader.value(top["history-days"], days, "history-days") if "history-days" in top else days.default
+        days, wait = [reader.value(top[key], TOP_KEYS[key], key) if key in top else TOP_KEYS[key].default
+                      for key in ("history-days", "environment-wait")]
         providers = reader.items(top["providers"], PROVIDER_KEYS, "provider")
-        return providers, reader.labels(top["labels"], providers) if "labels" in top else [], kept
+        return Content(
+            providers, reader.labels(top["labels"], providers) if "labels" in top else [], days,
+            reader.environments(top["test-environments"], providers) if "test-environments" in top else [], wait)
     except RecursionError as err:
         raise ConfigError(f"{path}: not YAML: nested too deep") from err
     except yaml.MarkedYAMLError as err:
@@ -250,6 +280,24 @@ class _ProvidersReader:
             elif label["max-ready"] < most:
                 raise self.fail(item, f"label {label['name']}: max-ready: expected {most} or more, as min-ready is, "
                                       f"got {label['max-ready']}")
+        return found
+
+    def environments(self, node: Any, providers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the test environments; each names image types and providers that the file has, and a JSON file."""
+        found = self.items(node, ENVIRONMENT_KEYS, "test-environment")
+        known = {"images": sorted({image["name"] for provider in providers for image in provider["images"]}),
+                 "providers": sorted(provider["name"] for provider in providers)}
+        for item, environment in zip(node.value, found, strict=True):
+            where = f"test-environment {environment['name']}"
+            for key, names in known.items():
+                for name in environment[key]:
+                    if name not in names:
+                        hint = nearest(name, names) if names else ""
+                        raise self.fail(item, f"{where}: {key}: there is no {key[:-1]} {name}{hint}")
+            try:
+                environments.read_data(Path(environment["data"]))
+            except ValueError as err:
+                raise self.fail(item, f"{where}: data: {err}") from err
         return found
 
     def item(self, node: Any, keys: dict[str, Key], kind: str, of: str) -> dict[str, Any]:
@@ -341,6 +389,22 @@ def warnings_of(provider: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def warnings_of_environments(content: Content) -> list[str]:
+    """Return what cannot work, or has no effect, in the test environments of a file."""
+    types = {(image["name"], provider["name"]): image["test-environment"]
+             for provider in content.providers for image in provider["images"]}
+    given = {(image, provider) for one in content.environments for image in one["images"]
+             for provider in one["providers"] or [provider["name"] for provider in content.providers]}
+    found = [f"provider {provider}: image {image}: test-environment: there is none for it: builds wait for "
+             f"{content.environment_wait} min and fail" for (image, provider), wanted in types.items()
+             if wanted and (image, provider) not in given]
+    for one in content.environments:
+        if not any(types.get((image, provider)) for image in one["images"]
+                   for provider in one["providers"] or [provider["name"] for provider in content.providers]):
+            found.append(f"test-environment {one['name']} has no effect: none of its images has test-environment: true")
+    return found
+
+
 def _warnings_of_addresses(provider: Mapping[str, Any]) -> list[str]:
     mode, address = provider["floating-ips"], provider["address"]
     found = []
@@ -409,7 +473,8 @@ def _columns(wanted: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any
 
 
 def _make_equal(
-    model: type[Provider | BaseImage | LabelRow], row: Any, values: Mapping[str, Any], what: str, changes: list[str]
+    model: type[Provider | BaseImage | LabelRow | TestEnvironment], row: Any, values: Mapping[str, Any], what: str,
+    changes: list[str],
 ) -> Any:
     if row is None:
         shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
@@ -422,3 +487,27 @@ def _make_equal(
     if changed:
         model.update(**changed).where(row._pk_expr()).execute()
     return row
+
+
+def load_environments(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Make test_environment equal to what a file says; returns one line for each change.
+
+    One that has left the file goes when it is free; a trigger sees to that.
+    """
+    changes: list[str] = []
+    for environment in wanted:
+        values = {**environment, "active": True}
+        values |= {key: json.dumps(environment[key]) for key in ("images", "providers")}
+        row = TestEnvironment.get_or_none(TestEnvironment.name == environment["name"])
+        if row is None:
+            changes.append(f"add test-environment {environment['name']}: images {', '.join(environment['images'])}")
+            TestEnvironment.create(**values, state=FREE, state_time=now(), state_reason="new in the providers file")
+        else:
+            _make_equal(TestEnvironment, row, values, f"test-environment {row.name}", changes)
+    names = [environment["name"] for environment in wanted]
+    for row in list(TestEnvironment.select().where(TestEnvironment.active & TestEnvironment.name.not_in(names))):
+        TestEnvironment.update(active=False).where(TestEnvironment.id == row.id).execute()
+        left = TestEnvironment.get_or_none(TestEnvironment.id == row.id)
+        changes.append(f"drain test-environment {row.name}: it is {row.state}, and goes when it is free" if left else
+                       f"delete test-environment {row.name}")
+    return changes

@@ -65,6 +65,57 @@ def of_tally() -> str:
     return "".join(whole)
 
 
+def of_environments() -> str:
+    """Return the triggers of test environments, and the one that counts events as it is since there are these.
+
+    They let an environment go with its machine, refuse one to a machine that nobody uses, write an event of each move,
+    and end what has left the providers file.
+    """
+    let_go = f"""UPDATE test_environment SET state = CASE WHEN reset IS NULL THEN 'FREE' ELSE 'RESETTING' END,
+            state_time = {NOW}, machine_id = NULL, state_reason = {{reason}} WHERE machine_id = {{row}}.id;
+        DELETE FROM environment_waiter WHERE machine_id = {{row}}.id"""
+    gone = "DELETE FROM test_environment WHERE id = NEW.id AND active = 0 AND state IN ('FREE', 'BROKEN')"
+
+    def event(row: str, machine: str, from_state: str, to_state: str, seconds: str, reason: str) -> str:
+        return f"""INSERT INTO event (
+                time, environment, node_name, provider, image, from_state, to_state, seconds, reason)
+            SELECT {NOW}, {row}.name, machine.name, coalesce(provider.name, ''), coalesce(base_image.name, ''),
+                {from_state}, {to_state}, {seconds}, {reason}
+            FROM (SELECT {machine} AS had) LEFT JOIN machine ON machine.id = had
+                LEFT JOIN base_image ON base_image.id = base_image_id LEFT JOIN provider ON provider.id = provider_id"""
+
+    stayed = f"max({NOW} - OLD.state_time, 0)"
+    had = "coalesce(NEW.machine_id, OLD.machine_id)"
+    return f"""
+    CREATE TRIGGER environment_let_go AFTER UPDATE OF state ON machine WHEN NEW.state NOT IN ('USED', 'HOLD') BEGIN
+        {let_go.format(row="NEW", reason="coalesce(NEW.name, 'its machine') || ' is ' || NEW.state")};
+    END;
+    CREATE TRIGGER environment_lost BEFORE DELETE ON machine BEGIN
+        {let_go.format(row="OLD", reason="coalesce(OLD.name, 'its machine') || ' is gone'")};
+    END;
+    CREATE TRIGGER environment_refused BEFORE UPDATE ON test_environment
+        WHEN NEW.machine_id IS NOT NULL AND NEW.machine_id IS NOT OLD.machine_id AND NOT EXISTS (
+            SELECT 1 FROM machine WHERE id = NEW.machine_id AND state IN ('USED', 'HOLD')) BEGIN
+        SELECT RAISE(ABORT, 'only a machine that is USED or HOLD can have a test environment');
+    END;
+    CREATE TRIGGER environment_came AFTER INSERT ON test_environment BEGIN
+        {event("NEW", "NEW.machine_id", "NULL", "NEW.state", "NULL", "NEW.state_reason")};
+    END;
+    CREATE TRIGGER environment_moved AFTER UPDATE OF state, machine_id, active ON test_environment BEGIN
+        {event("NEW", had, "OLD.state", "NEW.state", stayed, "NEW.state_reason")}
+            WHERE OLD.state != NEW.state OR OLD.machine_id IS NOT NEW.machine_id;
+        {gone};
+    END;
+    CREATE TRIGGER environment_went AFTER DELETE ON test_environment BEGIN
+        {event("OLD", "OLD.machine_id", "OLD.state", "NULL", stayed, "'it left the providers file'")};
+    END;
+    DROP TRIGGER event_counted;
+    """ + _counter("event_counted", "AFTER INSERT ON event",
+                   "CASE WHEN NEW.environment IS NOT NULL THEN 'environment' WHEN NEW.machine_id IS NULL "
+                   "THEN 'snapshot' ELSE 'move' END",
+                   "coalesce(NEW.from_state, '') || '>' || coalesce(NEW.to_state, '')")
+
+
 def _bucket(value: str, bounds: Sequence[int]) -> str:
     """Return SQL for the first bound that a value does not exceed, as text; +Inf beyond the last."""
     return f"CASE {' '.join(f'''WHEN {value} <= {bound} THEN '{bound}' ''' for bound in bounds)} ELSE '+Inf' END"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,18 @@ class Build(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Environment:
+    """A test environment; node is the machine that has it."""
+
+    name: str
+    state: str
+    since: int
+    reason: str | None  # of its last move
+    node: str | None
+    images: list[str]
+
+
+@dataclass(frozen=True)
 class Waiting:
     """Builds that wait in Jenkins for a label; longest in seconds."""
 
@@ -117,6 +130,8 @@ class Facts:
     prefix: str = ""
     has_jenkins: bool = False
     labels: list[tuple[Label, list[Standing]]] = field(default_factory=list)  # and how each provider stands with them
+    environments: list[Environment] = field(default_factory=list)
+    environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in their order
 
 
 def read(since: int, now: int) -> dict[str, Any]:
@@ -130,6 +145,8 @@ def read(since: int, now: int) -> dict[str, Any]:
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
                 "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
             "labels": [(label_of(row), standings_of(row.name)) for row in LabelRow.select().order_by(LabelRow.name)],
+            "environments": list(_environments()),
+            "environment_waits": [since for (since,) in _rows("SELECT since FROM environment_waiter ORDER BY id")],
             "tally": list(_rows("SELECT what, provider, image, key, count, total FROM tally")),
         }
 
@@ -178,6 +195,14 @@ def _machines() -> Iterator[Machine]:
             "JOIN provider ON provider.id = provider_id ORDER BY machine.id"):
         yield Machine(name, provider, image, state, since, error, reason, until, deleted, node is not None, online,
                       absent)
+
+
+def _environments() -> Iterator[Environment]:
+    for name, state, since, reason, node, images in _rows(
+            "SELECT test_environment.name, test_environment.state, test_environment.state_time, "
+            "test_environment.state_reason, machine.name, images FROM test_environment "
+            "LEFT JOIN machine ON machine.id = machine_id ORDER BY test_environment.name"):
+        yield Environment(name, state, since, reason, node, json.loads(images))
 
 
 def waiting_builds(config: JenkinsConfig, labels: Mapping[str, str]) -> dict[str, Waiting]:

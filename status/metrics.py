@@ -21,6 +21,7 @@ from prometheus_client.utils import floatToGoString
 from pool.triggers import BUILD_MINUTES, READY_SECONDS
 from status.facts import Facts
 from status.sections import STATES
+from vmdatabase import ENVIRONMENT_STATES
 
 WHERE = ("provider", "image")
 Rows = Iterable[tuple[Sequence[str], float]]
@@ -58,6 +59,12 @@ def _families(facts: Facts, sections: Mapping[str, Any]) -> Iterator[Metric]:
     if facts.waiting is not None:
         yield _gauge("waiting_builds", "Builds that wait in Jenkins' queue.", ("label",), (
             ((row["label"],), row["waiting"]) for row in sections["labels"]))
+    environments = sections["environments"]
+    yield _gauge("environments", "Test environments, 1 for the state that each is in.", ("environment", "state"), (
+        ((one["name"], state), int(one["state"] == state)) for one in environments["all"]
+        for state in ENVIRONMENT_STATES))
+    yield _gauge("environment_waiting", "Machines that wait for a test environment.", (), [
+        ((), environments["waiting"])])
     matters = Counter(matter["kind"] for matter in sections["attention"])
     yield _gauge("attention", "Matters on the status page that need a person, by kind.", ("kind",), (
         ((kind,), count) for kind, count in sorted(matters.items())))
@@ -98,7 +105,13 @@ def _counted(facts: Facts) -> Iterator[Metric]:
     for where, keys in tally["build"].items():
         for key, (count, _) in keys.items():
             builds.add_metric([*where, key], count)
-    yield from (moves, boots, builds)
+    locked = CounterMetricFamily("devstack_gate_environment_moves", "Moves of test environments; of whose machine.",
+                                 labels=(*WHERE, "from", "to"))
+    for where, keys in tally["environment"].items():
+        for key, (count, _) in keys.items():
+            source, _, target = key.partition(">")
+            locked.add_metric([*where, source or "none", target or "none"], count)
+    yield from (moves, boots, builds, locked)
     yield _histogram("ready_seconds", "Time from asked for to READY.", tally["ready"], READY_SECONDS, 1)
     yield _histogram("build_duration_seconds", "How long builds had their machines.", tally["minutes"],
                      BUILD_MINUTES, 60)

@@ -40,6 +40,7 @@ def compute(facts: Facts, hours: int) -> dict[str, Any]:
         "time": facts.now, "since": facts.since, "hours": hours, "long_hours": (facts.now - facts.since) // HOUR,
         "attention": attention(facts),
         "labels": labels(facts), "pool": pool(facts), "providers": [asdict(one) for one in facts.providers],
+        "environments": environments(facts),
         "jenkins": facts.has_jenkins, "jenkins_error": facts.waiting_error,
         "states": states_over(facts, max(span, begin)), "states_long": states_over(facts, begin),
         "boots": boots(facts), "boot_failures": boot_failures(facts),
@@ -56,7 +57,8 @@ def compute(facts: Facts, hours: int) -> dict[str, Any]:
 
 def attention(facts: Facts) -> list[dict[str, Any]]:
     """Return what a person should look at, one dict each: kind, about, text, since (Unix seconds or None)."""
-    found = [*_failing(facts), *_short(facts), *_old_images(facts), *_deletes(facts), *_holds(facts), *_agents(facts)]
+    found = [*_failing(facts), *_short(facts), *_old_images(facts), *_deletes(facts), *_holds(facts), *_agents(facts),
+             *_broken(facts)]
     if facts.waiting_error:
         found.append(_matter("jenkins", "Jenkins", facts.waiting_error, None))
     return found
@@ -160,7 +162,21 @@ def _agents(facts: Facts) -> Iterable[dict[str, Any]]:
                           f"to Jenkins ({one.death})", None)
 
 
+def _broken(facts: Facts) -> Iterable[dict[str, Any]]:
+    """Yield test environments that nobody gets any more."""
+    for one in facts.environments:
+        if one.state == "BROKEN":
+            yield _matter("environment broken", one.name, one.reason or "no reason is known", one.since)
+
+
 # --- what is there now -----------------------------------------------------------------------------------------------
+
+
+def environments(facts: Facts) -> dict[str, Any]:
+    """Return the test environments, one dict each, how many machines wait for one, and for how long (seconds)."""
+    waits = facts.environment_waits
+    return {"all": [asdict(one) for one in facts.environments], "waiting": len(waits),
+            "longest_wait": max(0, facts.now - min(waits)) if waits else None}
 
 
 def pool(facts: Facts) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection"
              "openstack.image.v2._proxy", "openstack.network.v2._proxy", "keystoneauth1.loading",
              "keystoneauth1.identity.v3", "jenkins", "paramiko", "peewee", "requests", "yaml", "uuid", "difflib")
 PRODUCT = ("gateconfig", "gateprocess", "vmdatabase", "pool.commands", "cloud.nova", "httpcalls", "nodessh",
-           "jenkinsnodes", "image.template", "image.devstackfiles", "pool.providersfile", "pool.boots", "pool.sight")
+           "jenkinsnodes", "image.template", "image.devstackfiles", "pool.providersfile", "pool.boots", "pool.sight",
+           "pool.environments")
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
@@ -153,6 +154,49 @@ def test_hooks_run_in_their_order_and_their_statuses_count(node: Node) -> None:
     assert ran(POST="7") == (7, ["/home/jenkins/workspace", "gating", "post"])
     assert "post" in node.file(f"{LOGS}/post_test_hook.txt")
     assert "devstack-vm-gate.sh" in node.file(f"{LOGS}/gate_hook.txt")
+
+
+ENVIRONMENT = {"env-num": 1, "power_manager": {"password": "Gw5-tz8Qx"}}
+DEVTEST = """python3 -c 'import json, os; print("boxes of", json.load(open(os.environ["TE_DATAFILE"]))["env-num"])'
+echo "power $(grep -o Gw5.* "$TE_DATAFILE")"; test ! -e ~/break
+"""
+
+
+def sample_job() -> str:
+    """The settings of the sample job of docs/tripleo.md."""
+    shown = re.findall(r"```yaml\n(gate_settings.*?)```", (PROJECT / "docs/tripleo.md").read_text(), re.DOTALL)
+    return str(yaml.safe_load(shown[0])["gate_settings"]).format()
+
+
+def test_the_sample_job_reads_its_test_environment_and_nobody_else_is_told(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "toci_devtest.sh").write_text(DEVTEST)
+    (tmp_path / "get_host_info.sh").write_text("#!/bin/sh\necho cleaning up $TEST_ENVIRONMENT after $GATE_STATUS\n")
+    (tmp_path / "get_host_info.sh").chmod(0o755)
+    commit_files(tmp_path / "git/openstack/tripleo-ci", tmp_path, ["toci_devtest.sh", "get_host_info.sh"])
+    commit_files(tmp_path / "git/openstack/tripleo-heat-templates", tmp_path, ["toci_devtest.sh"])
+    node.put(tmp_path, ["git"], "/home/jenkins")
+    node.check("cd /etc/devstack-gate; echo rack-1 | sudo tee test-environment; sudo install -o jenkins -m 600 "
+               "/dev/stdin test-environment.json", json.dumps(ENVIRONMENT).encode())
+
+    run = node.gate(hooks=sample_job())
+
+    assert run.returncode == 0, run.stdout
+    assert "TEST_ENVIRONMENT=rack-1" in run.stdout.splitlines()[:6]
+    hook = node.file(f"{LOGS}/gate_hook.txt")
+    assert ("boxes of 1" in hook, "Gw5-tz8Qx" in hook, "power ***" in hook) == (True, False, True)
+    assert "cleaning up rack-1 after 0" in node.file(f"{LOGS}/cleanup_hook.txt")
+    assert "TEST_ENVIRONMENT" not in node.file(f"{LOGS}/reproduce.sh").replace("$TEST_ENVIRONMENT_FILE", "")
+    run = node.gate(hooks="touch ~/break; " + sample_job(), TEST_ENVIRONMENT_FILE="/no/such")
+    assert (run.returncode, run.stdout) == (2, "devstack-vm-gate-wrap.sh: TEST_ENVIRONMENT_FILE: expected a file that "
+                                               "can be read on the machine under test, not '/no/such'\n")
+    run = node.gate(hooks=sample_job(), before="sudo rm /etc/devstack-gate/test-environment*",
+                    TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
+    assert run.returncode == 2  # it is looked for on the machine under test
+    node.check("echo '{\"env-num\": 7}' > ~/mine.json")
+    run = node.gate(hooks=sample_job(), TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
+    assert (run.returncode, "boxes of 7" in run.stdout, "TEST_ENVIRONMENT=mine" in run.stdout) == (1, True, True)
+    assert "cleaning up mine after 1" in run.stdout
+    assert "export TEST_ENVIRONMENT=mine" in node.file(f"{LOGS}/reproduce.sh")
 
 
 @pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])

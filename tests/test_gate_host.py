@@ -112,13 +112,15 @@ def test_it_runs_there_with_the_documented_settings_to_the_letter(client: Client
     (client.workspace / "a file").write_text("for hooks")
     (client.workspace / "logs").mkdir()
     (client.workspace / "logs/old").touch()
-    hooks = SHOW + 'gate_hook() { cat "$WORKSPACE/a file"; ls "$WORKSPACE"; }; export -f gate_hook'
+    hooks = SHOW + 'gate_hook() { cat "$WORKSPACE/a file" "$TEST_ENVIRONMENT_FILE"; }; export -f gate_hook'
+    client.node.check("cd /etc/devstack-gate; echo rack-9 | sudo tee test-environment test-environment.json")
 
     code, output = client.run(hooks, DEVSTACK_GATE_TEMPEST="1", DEVSTACK_GATE_TEMPEST_REGEX=ODD, MY_SECRET="private")
 
     assert code == 0, output
-    assert "for hooks" in output
-    assert "NODE_NAME=host" in output.splitlines()[:3]
+    assert "for hooksrack-9" in output
+    assert {"NODE_NAME=host", "TEST_ENVIRONMENT=rack-9"} <= set(output.splitlines()[:5])
+    client.node.check("sudo rm /etc/devstack-gate/test-environment*")
     assert output.splitlines()[-1].startswith("PASS. Minutes: ")
     assert client.log("value") == ODD
     assert "private" not in client.log("env")

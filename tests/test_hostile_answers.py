@@ -190,7 +190,7 @@ def take_node(tmp_path: Path, url: str, seconds: int = 1) -> subprocess.Complete
     (tmp_path / ".devstack-gate-jenkins").write_text("node:TOKEN-CANARY\n")
     code = (f"import sys; sys.argv = ['take-node.py']; text = open({str(PROJECT / 'jobs/take-node.py')!r}).read();"
             f"text = text.replace('CALL_SECONDS = 30', 'CALL_SECONDS = {seconds}')"
-            ".replace('BUSY_SECONDS = 300', 'BUSY_SECONDS = 1').replace('WAIT_SECONDS = 1200', 'WAIT_SECONDS = 1');"
+            ".replace('BUSY_SECONDS = 300', 'BUSY_SECONDS = 1').replace('WAIT_SECONDS = 4800', 'WAIT_SECONDS = 1');"
             "exec(compile(text, 'take-node.py', 'exec'))")
     environment = {**os.environ, "HOME": str(tmp_path), "JENKINS_URL": url, "NODE_NAME": "n1", "JOB_NAME": "gate",
                    "BUILD_NUMBER": "1"}

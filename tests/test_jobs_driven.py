@@ -186,6 +186,26 @@ def test_a_build_whose_node_cannot_be_taken_fails_and_runs_nothing_of_the_change
     pool.run("vmdatabase.py", "unhold", node, expect=0)
 
 
+def test_a_build_that_gets_no_test_environment_never_begins_and_leaves_no_machine(pool: Pool) -> None:
+    (node,) = [name for name, state in pool.machines().items() if state == "READY"]
+    pool.sql("UPDATE base_image SET test_environment = 1")
+    pool.sql("INSERT OR REPLACE INTO setting VALUES ('environment-wait', '0')")
+    try:
+        build = run_job(pool, GATE, "FAILURE", **change(pool, GOOD))
+    finally:
+        pool.sql("UPDATE base_image SET test_environment = 0")
+        pool.sql("DELETE FROM setting WHERE name = 'environment-wait'")
+
+    (claim,) = [one for one in builds_of(pool, "devstack-vm-inprogress")
+                if one["parameters"]["GATE_NODE_NAME"] == node]
+    why = f"{node}: no test environment within 0 min (environment-wait): there is none for image noble of provider one"
+    assert (claim["result"], why in claim["console"]) == ("FAILURE", True)
+    assert (build["node"], "NODE_PROVIDER=" in build["console"]) == (node, False)
+    await_given_back(pool, build)
+    assert (pool.machines()[node], pool.in_service(node)) == ("DELETE", False)
+    assert pool.sql("SELECT result, kind FROM result WHERE node_name = ?", node) == [("FAILURE", "infrastructure")]
+
+
 def test_an_aborted_build_gives_its_machine_up(pool: Pool) -> None:
     assert pool.jenkins
     item = start(pool, GATE, **change(pool, GOOD) | {"ZUUL_PIPELINE": "sleep"})

@@ -182,7 +182,8 @@ def test_the_change_log_ends_with_the_version_that_the_scripts_tell() -> None:
 
 @pytest.mark.parametrize(("head", "known"), [("key of a provider", providersfile.PROVIDER_KEYS),
                                              ("key of an image", providersfile.IMAGE_KEYS),
-                                             ("key of a label", providersfile.LABEL_KEYS)])
+                                             ("key of a label", providersfile.LABEL_KEYS),
+                                             ("key of a test environment", providersfile.ENVIRONMENT_KEYS)])
 def test_the_reference_has_all_keys_of_the_providers_file_with_their_defaults(
         head: str, known: dict[str, providersfile.Key]) -> None:
     shown = {name: row[1].strip("`") for row in rows("docs/reference.md", "Providers file", head)

@@ -26,7 +26,7 @@ PROMISES = {
         "test_jobs_driven.py::test_each_machine_has_a_secret_of_its_own_only_where_builds_call_jenkins"],
     "A machine that was taken, but": [
         "test_reap.py::test_a_machine_that_no_build_has_is_given_up_after_15_minutes",
-        "test_reap.py::test_a_machine_that_a_build_or_a_person_has_is_not_given_up_before_its_24_hours"],
+        "rules/test_reap_decisions.py::test_a_machine_is_nobodys_only_if_jenkins_says_so"],
     "A person who is let in": ["test_jobs_driven.py::test_a_person_finds_no_login_of_jenkins"],
     "Another machine at the address": ["test_nodessh.py::test_another_host_key_is_refused_before_the_login"],
     "Of logs that HOST mode fetches": [
@@ -35,6 +35,9 @@ PROMISES = {
     "A console that HOST mode shows": [
         "test_gate_host.py::test_a_console_obeys_no_terminal_and_ends_as_the_status_says"],
     "HOST mode lends the node": ["test_gate_host.py::test_nothing_of_the_caller_is_lent_to_the_node"],
+    "The data of a test environment": [
+        "test_life.py::test_a_test_environment_is_read_by_its_build_alone_and_comes_back_however_that_ends",
+        "test_environments.py::test_two_builds_have_the_one_environment_one_after_the_other_and_it_is_reset_between"],
     "What a test prints": ["test_gate_logs.py::test_what_a_test_prints_cannot_pass_for_a_line_of_ours"],
     "vm.db, its copies": [
         "test_vmdatabase.py::test_whatever_the_umask_vm_db_its_copies_and_locks_are_for_the_owner_only",

@@ -406,3 +406,26 @@ def test_a_label_that_counts_for_all_providers_is_wanted_and_short_as_a_whole(po
     assert [row["wanted"] for row in found["pool"]] == [0]
     assert [one["text"] for one in found["attention"] if one["kind"] == "pool short"] == [
         "1 of 4 ready at all providers together"]
+
+
+def test_test_environments_are_shown_and_one_that_is_broken_needs_a_person(pool: Pool) -> None:
+    name = pool.add_machine("USED", server=False, node=False)
+    for number, (state, machine) in enumerate([("LOCKED", 1), ("BROKEN", None), ("FREE", None)], 1):
+        pool.sql("INSERT INTO test_environment (name, images, providers, data, state, state_time, state_reason, "
+                 "machine_id) VALUES (?, '[\"noble\"]', '[]', '/x', ?, 1, ?, ?)", f"rack-{number}", state,
+                 f"{EVIL} {state}", machine)
+    pool.sql("INSERT INTO environment_waiter (machine_id, since) VALUES (1, ?)", int(time.time()) - 600)
+
+    folder, page = made(pool)
+
+    status = json.loads((folder / "status.json").read_text())
+    assert [(one["name"], one["state"], one["node"]) for one in status["environments"]["all"]] == [
+        ("rack-1", "LOCKED", name), ("rack-2", "BROKEN", None), ("rack-3", "FREE", None)]
+    assert "Test environments; machines that wait for one: 1, up to 10 min" in words(page)
+    assert [(one["kind"], one["about"]) for one in status["attention"] if "environment" in one["kind"]] == [
+        ("environment broken", "rack-2")]
+    metrics = (folder / "metrics.prom").read_text()
+    assert 'devstack_gate_environments{environment="rack-2",state="BROKEN"} 1.0' in metrics
+    assert 'devstack_gate_environments{environment="rack-2",state="FREE"} 0.0' in metrics
+    assert "devstack_gate_environment_waiting 1.0" in metrics
+    assert 'devstack_gate_environment_moves_total{from="none",image="noble",provider="one",to="LOCKED"} 1.0' in metrics

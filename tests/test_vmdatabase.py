@@ -58,7 +58,7 @@ def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> Non
         rows = vmdatabase.database.execute_sql("SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view')")
         found = {(kind, name) for kind, name in rows.fetchall() if not name.startswith("sqlite_")}
     tables = ["setting", "provider", "base_image", "snapshot_image", "machine", "result", "event", "tally", "autohold",
-              "label"]
+              "label", "test_environment", "environment_waiter"]
     assert found == {*(("table", name) for name in tables), ("view", "pool"), ("view", "node")}
 
 
@@ -71,8 +71,9 @@ def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> Non
         ("machine", "base_image_id external_id name jenkins_name ip user state state_time"),
         ("result", "base_image_id machine_id jenkins_job_name jenkins_build_number gerrit_change_number "
                    "gerrit_patchset_number start_time end_time result provider image kind phase reason known_failure "
-                   "minutes url"),
-        ("event", "time machine_id node_name provider image from_state to_state reason"),
+                   "minutes url environment"),
+        ("event", "time machine_id node_name provider image from_state to_state reason environment"),
+        ("test_environment", "name images providers data reset state state_time state_reason machine_id"),
         ("pool", "provider image min_ready ready building used error hold delete max_servers"),
         ("node", "provider image name ip state age hold_reason"),
     ],

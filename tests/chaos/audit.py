@@ -4,13 +4,13 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run
-from tests.chaos.world import IMAGES, MAX_SERVERS, OF_LABEL, World
+from tests.chaos.world import ENVIRONMENTS, IMAGES, MAX_SERVERS, OF_LABEL, World
 
 STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -34,17 +34,17 @@ class Violation:
         return f"VIOLATION seed {seed} round {events.round}: {self.rule}: {self.text}\n{story}"
 
 
-def any_time(world: World, runs: Iterable[Run]) -> list[Violation]:
+def any_time(world: World, runs: Collection[Run]) -> list[Violation]:
     """Return what is wrong although anything may be under way."""
     return [*of_runs(runs), *of_database(world), *of_limits(world), *of_uses(world), *of_holds(world),
-            *of_strangers(world)]
+            *of_strangers(world), *of_environments(world, runs)]
 
 
-def after_peace(world: World, runs: Iterable[Run]) -> list[Violation]:
+def after_peace(world: World, runs: Collection[Run]) -> list[Violation]:
     """Return what is wrong now that nothing is under way any more; runs are those that made peace."""
     state = State(world)
     found = [*any_time(world, runs), *of_machines(world, state), *of_snapshots(world, state), *of_pool(world, state),
-             *of_nodes(world, state)]
+             *of_nodes(world, state), *of_environments_at_peace(world)]
     for cloud in world.providers.values():
         found += [*of_cloud(world, state, cloud), *of_volumes(world, state, cloud)]
     # Two launches and reaps that have nothing against them say so.
@@ -161,6 +161,27 @@ def of_holds(world: World) -> Iterator[Violation]:
             yield Violation("hold", f"{node} is held, but its server {server_id} is gone", (node, server_id))
 
 
+def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
+    """Each is there; a machine that was given one and is in use has it, and no other has."""
+    consoles = [one["console"].splitlines() for one in world.jenkins.look()["builds"]]
+    for lines in (*(run.lines for run in runs), *consoles):
+        world.note_given(lines)
+    rows = world.pool.sql("SELECT test_environment.name, test_environment.state, machine.name, machine.state "
+                          "FROM test_environment LEFT JOIN machine ON machine.id = machine_id")
+    if sorted(row[0] for row in rows) != sorted(ENVIRONMENTS):
+        yield Violation("environments", f"there are {[row[0] for row in rows]}", ("rack-",))
+    for name, state, node, machine_state in rows:
+        if (state == "LOCKED") != (machine_state in ("USED", "HOLD")):
+            yield Violation("environments", f"{name} is {state}, by {node} which is {machine_state}", (name,))
+    if world.restored:
+        return  # reap is to find out
+    holders, states = {name: node for name, _, node, _ in rows}, world.pool.machines()
+    for node, name in world.given.items():
+        if states.get(node) in ("USED", "HOLD") and holders.get(name) != node:
+            yield Violation("environments", f"{node} is {states[node]} and was given {name}, which "
+                            f"{holders.get(name)} has", (node, name))
+
+
 def of_strangers(world: World) -> Iterator[Violation]:
     """Nobody else's things are touched."""
     seen = world.strangers_seen()
@@ -170,6 +191,14 @@ def of_strangers(world: World) -> Iterator[Violation]:
 
 
 # --- after peace ---
+
+
+def of_environments_at_peace(world: World) -> Iterator[Violation]:
+    """None is being reset any more, and nobody waits for one."""
+    for name, state in world.pool.sql("SELECT name, state FROM test_environment WHERE state NOT IN ('FREE', 'LOCKED')"):
+        yield Violation("environments", f"{name} is still {state}", (name,))
+    for (number,) in world.pool.sql("SELECT machine_id FROM environment_waiter"):
+        yield Violation("environments", f"machine {number} stands in the line", (f"-{number}",))
 
 
 def of_machines(world: World, state: State) -> Iterator[Violation]:

@@ -16,7 +16,19 @@ from pathlib import Path
 from tests.chaos import audit, points
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
-from tests.chaos.world import DELETE, INPROGRESS, LAUNCH, REAP, UPDATE, VMDATABASE, World, open_site
+from tests.chaos.world import (
+    DELETE,
+    ENVIRONMENTS,
+    INPROGRESS,
+    LAUNCH,
+    ON_VOLUME,
+    REAP,
+    UPDATE,
+    VMDATABASE,
+    WITH_ENVIRONMENT,
+    World,
+    open_site,
+)
 from tests.pool import await_that
 
 DAY = 86400
@@ -141,11 +153,16 @@ def two_snapshots(world: World) -> list[str]:
 
 
 def a_ready_machine(world: World) -> list[str]:
-    return [_one(world, "READY")]
+    """One that needs no test environment."""
+    return [_one(world, ON_VOLUME)]
+
+
+def a_machine_with_an_environment(world: World) -> list[str]:
+    return [_one(world)]
 
 
 def a_used_machine(world: World) -> list[str]:
-    node = _one(world, "READY")
+    node = _one(world)
     world.expect_all([world.wait(world.start(INPROGRESS, node))])
     return [node, "--result", "SUCCESS"]
 
@@ -156,9 +173,18 @@ def a_machine_to_hold(world: World) -> list[str]:
             "--ssh-key", f"{world.pool.key}.pub"]
 
 
-def _one(world: World, state: str) -> str:
-    return await_that(f"a {state} machine", lambda: next(
-        (name for name, found in world.pool.machines().items() if found == state), ""))
+def a_machine_whose_environment_is_another_s(world: World) -> list[str]:
+    """There is one environment only, which a machine has that is kept for a look."""
+    world.pool.sql("UPDATE test_environment SET images = '[]' WHERE name != ?", ENVIRONMENTS[0])
+    node = a_used_machine(world)[0]
+    world.expect_all([world.wait(world.start(DELETE, node, "--result", "FAILURE"))])
+    world.pool.sql("UPDATE result SET jenkins_job_name = 'gate' WHERE node_name = ?", node)
+    return a_machine_with_an_environment(world)
+
+
+def _one(world: World, image: str = WITH_ENVIRONMENT) -> str:
+    return await_that(f"a READY machine of {image}", lambda: next(
+        (name for name, state in world.pool.machines().items() if state == "READY" and f"-{image}-" in name), ""))
 
 
 LAUNCHES = itertools.count()
@@ -170,4 +196,6 @@ SCENARIOS: dict[str, tuple[str, Prepare]] = {
     "inprogress": (INPROGRESS, a_ready_machine),
     "delete": (DELETE, a_used_machine),
     "hold": (VMDATABASE, a_machine_to_hold),
+    "inprogress with a test environment": (INPROGRESS, a_machine_with_an_environment),
+    "inprogress that waits": (INPROGRESS, a_machine_whose_environment_is_another_s),
 }

@@ -47,6 +47,7 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)  # by name
     signals: Counter[str] = field(default_factory=Counter)  # by name
     builds: Counter[str] = field(default_factory=Counter)  # by result
+    environments: Counter[str] = field(default_factory=Counter)  # moves of test environments
     violations: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -57,7 +58,8 @@ class Tally:
         return (f"rounds {self.rounds}, peace {self.peaces} times, restores {self.restores}\n"
                 f"runs of scripts {counts(self.runs)}\n"
                 f"exit codes {counts(self.codes)}\nfaults {counts(self.faults)}\nsignals {counts(self.signals)}\n"
-                f"builds {counts(self.builds)}\nviolations {len(self.violations)}")
+                f"builds {counts(self.builds)}\nmoves of test environments {counts(self.environments)}\n"
+                f"violations {len(self.violations)}")
 
 
 class Storm:
@@ -85,6 +87,9 @@ class Storm:
             for violation in found:
                 self.report(violation)
             self.tally.rounds = number
+        self.tally.environments.update(dict(self.world.pool.sql(
+            "SELECT coalesce(from_state, '') || '>' || to_state, count(*) FROM event "
+            "WHERE environment IS NOT NULL GROUP BY 1")))
         return self.tally
 
     def report(self, violation: Violation) -> None:

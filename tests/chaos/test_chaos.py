@@ -63,6 +63,9 @@ def plant_damage(world: World) -> dict[str, set[str]]:
     world.pocket.server(cloud, gone_id, vanish=True)
     world.let_in.write_text(f"{taken} a build\n{taken} another build\n")
     pool.sql("UPDATE machine SET state = 'USED' WHERE name = ?", taken)
+    world.given[taken] = "rack-1"
+    pool.sql("UPDATE test_environment SET state = 'BROKEN' WHERE name = 'rack-2'")
+    pool.sql("INSERT INTO environment_waiter (machine_id, since) VALUES (783, 1)")
     leaked = pool.boot("devstack-noble-one-777", pool.marks(machine=777))
     stranger = next(one for one in pool.servers() if one["name"] == "somebody-elses")
     world.pocket.server(cloud, stranger["id"], vanish=True)
@@ -74,7 +77,8 @@ def plant_damage(world: World) -> dict[str, set[str]]:
                              description=f"devstack-gate-pool={pool.uuid} server=no-such-780")
     pool.add_node("devstack-noble-one-781", "devstack-noble", "127.0.0.1")
     pool.sql("INSERT INTO result (base_image_id, machine_id) VALUES (782, 1)")
-    return {held: {"hold"}, gone: {"rows"}, taken: {"single use", "nodes"}, leaked: {"leak"},
+    return {held: {"hold"}, gone: {"rows"}, taken: {"single use", "nodes", "environments"},
+            "rack-2 is": {"environments"}, "machine 783": {"environments"}, leaked: {"leak"},
             stranger["id"]: {"strangers"}, "-778": {"leak"}, "-779.": {"leak"}, "no-such-780": {"leak"},
             "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "label noble:": {"pool"}, "Traceback": {"output"}}
 

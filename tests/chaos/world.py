@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -28,6 +29,9 @@ IMAGES = {"noble": 4, "jammy": 2}  # min-ready
 ON_VOLUME = "jammy"  # its servers boot from volumes
 OF_LABEL, MOST = "noble", 6  # this one's min-ready is for all providers together; max-ready, for each provider
 HOST = "devstack-gate-host"  # where Jenkins starts launch and reap for builds
+WITH_ENVIRONMENT = "noble"
+ENVIRONMENTS = ("rack-1", "rack-2", "rack-3", "rack-4")
+GIVEN = re.compile(r"node=(\S+) test environment (\S+): its data is on the machine")
 MAX_SERVERS = 26
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
@@ -42,6 +46,7 @@ LIMITS = {
     "nodessh.CONNECT_SECONDS": 3,
     "pool.boots.UNSEEN_SECONDS": 4, "pool.boots.UNSEEN_BEFORE_SECONDS": 2, "pool.boots.REGISTER_SECONDS": 4,
     "script.WATCH_SECONDS": 3, "pool.sight.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
+    "pool.environments.MINUTE": 0.05, "pool.environments.POLL_SECONDS": 0.3, "pool.environments.END_LOOK_SECONDS": 1,
     "pool.boots.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
 }
 PEACE_LIMITS = {"pool.sight.DEAD_NODE_SECONDS": 2}
@@ -77,6 +82,8 @@ class World:
                                   "PYTHONDONTWRITEBYTECODE": "1"}
         self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
         self.let_in.touch()
+        self.given: dict[str, str] = {}  # node: the test environment that it was given, while it is in use
+        self.served: set[str] = set()  # nodes that were given one, each once
         self.held: dict[str, str | None] = {}  # node: server id, if it had one when it was held
         self.vanished: set[str] = set()  # ids of servers that a fault took away
         self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
@@ -109,14 +116,15 @@ class World:
         """Have images, a full pool, and strangers."""
         self.calm()
         on_volume = {"boot_from_volume": True, "volume_size": 2}
-        images = [image(name, min_ready=0 if name == OF_LABEL else ready, **(on_volume if name == ON_VOLUME else {}))
-                  for name, ready in IMAGES.items()]
+        images = [image(name, min_ready=0 if name == OF_LABEL else ready, test_environment=name == WITH_ENVIRONMENT,
+                        **(on_volume if name == ON_VOLUME else {})) for name, ready in IMAGES.items()]
         least, most = self.wanted_of_label()
         label = {"name": OF_LABEL, "min-ready": least, "max-ready": most, "demand": "queue"}
         described = [provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=STORM_BOOT,
                               floating_ips=self.floating_ips or ("auto", "always")[number % 2])
                      for number, (name, cloud) in enumerate(self.providers.items())]
         self.pool.load(*described, labels=[label])
+        self._add_environments()
         self.set_boot_timeout(PEACE_BOOT)
         self.uuid = self.pool.uuid
         self._dead_settings()
@@ -129,6 +137,28 @@ class World:
     def wanted_of_label(self) -> tuple[int, int]:
         """Return min-ready and max-ready of the label."""
         return IMAGES[OF_LABEL] * len(self.providers), MOST * len(self.providers)
+
+    def _add_environments(self) -> None:
+        """Fewer test environments than builds may want; each is reset after use."""
+        data = self.folder / "environment.json"
+        data.write_text("{}")
+        told = yaml.safe_load(self.providers_file.read_text())
+        told["test-environments"] = [{"name": name, "images": [WITH_ENVIRONMENT], "data": str(data),
+                                      "reset": "sleep 0.1"} for name in ENVIRONMENTS]
+        self.providers_file.write_text(yaml.safe_dump(told))
+        self.expect_all([self.wait(self.start(VMDATABASE, "load", str(self.providers_file)))])
+
+    def note_given(self, lines: Iterable[str]) -> None:
+        """Note what devstack-vm-inprogress says of test environments."""
+        for line in lines:
+            if (found := GIVEN.search(line)) and found[1] not in self.served:
+                self.served.add(found[1])
+                self.given[found[1]] = found[2]
+
+    def forget_given(self) -> None:
+        """Let go of what machines had that are not in use any more: a restored vm.db may say that they are."""
+        states = self.machines()
+        self.given = {node: name for node, name in self.given.items() if states.get(node) in ("USED", "HOLD")}
 
     def _dead_settings(self) -> None:
         """Settings with which clouds or Jenkins refuse connections."""
@@ -150,7 +180,8 @@ class World:
 
         The builds of a third one take long. What takes a machine has Jenkins start launch, what gives it back, reap.
         """
-        limits = {name: seconds for name, seconds in LIMITS.items() if name.startswith("jenkinsnodes.")}
+        limits = {name: seconds for name, seconds in LIMITS.items()
+                  if name.startswith(("jenkinsnodes.", "pool.environments.", "script.BUSY_"))}
         starter = [sys.executable, "-m", "tests.starter", json.dumps({"limits": limits})]
         start = f"curl --silent --output /dev/null --max-time 2 --user {self.jenkins.user}:{self.jenkins.token} " \
                 f"--request POST '{self.jenkins.url}job/'{{}}\"$(cut -d- -f3 <<< \"$1\")\"/build || true"
@@ -361,6 +392,9 @@ class World:
     def restore(self) -> None:
         """Put the backup in the place of vm.db, as docs/operations.md says: whoever has the old one open keeps that."""
         self.events.add("restore")
+        for one in self.jenkins.look()["builds"]:
+            self.note_given(one["console"].splitlines())
+        self.forget_given()
         copy = self.pool.database.with_name("restored.db")
         shutil.copyfile(self.backup, copy)
         for ending in ("-wal", "-shm"):

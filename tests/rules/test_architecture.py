@@ -30,7 +30,8 @@ def rows(text: str, columns: int) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize(("title", "states", "moves"), [
     ("The life of a machine", vmdatabase.MACHINE_STATES, vmdatabase.MACHINE_MOVES),
-    ("The life of a snapshot", vmdatabase.SNAPSHOT_STATES, vmdatabase.SNAPSHOT_MOVES)])
+    ("The life of a snapshot", vmdatabase.SNAPSHOT_STATES, vmdatabase.SNAPSHOT_MOVES),
+    ("The life of a test environment", vmdatabase.ENVIRONMENT_STATES, vmdatabase.ENVIRONMENT_MOVES)])
 def test_states_and_moves_are_those_of_vmdatabase(
     title: str, states: Mapping[str, str], moves: Sequence[vmdatabase.Move]
 ) -> None:
@@ -41,7 +42,8 @@ def test_states_and_moves_are_those_of_vmdatabase(
 
 def test_every_state_begins_ends_and_moves_once() -> None:
     for states, moves in ((vmdatabase.MACHINE_STATES, vmdatabase.MACHINE_MOVES),
-                          (vmdatabase.SNAPSHOT_STATES, vmdatabase.SNAPSHOT_MOVES)):
+                          (vmdatabase.SNAPSHOT_STATES, vmdatabase.SNAPSHOT_MOVES),
+                          (vmdatabase.ENVIRONMENT_STATES, vmdatabase.ENVIRONMENT_MOVES)):
         pairs = [(move.source, move.target) for move in moves]
         assert len(pairs) == len(set(pairs))
         assert {state for pair in pairs for state in pair} == {*states, None}
@@ -53,9 +55,11 @@ def test_every_state_begins_ends_and_moves_once() -> None:
 @pytest.mark.parametrize(("model", "source", "target"), [
     (vmdatabase.Machine, "USED", "READY"), (vmdatabase.Machine, "DELETE", "HOLD"),
     (vmdatabase.Machine, "HOLD", "READY"), (vmdatabase.SnapshotImage, "ERROR", "READY"),
-    (vmdatabase.SnapshotImage, "READY", "HOLD")])
-def test_no_other_move_is_made(model: type[vmdatabase.Machine | vmdatabase.SnapshotImage], source: str,
-                               target: str) -> None:
+    (vmdatabase.SnapshotImage, "READY", "HOLD"), (vmdatabase.TestEnvironment, "LOCKED", "DELETE"),
+    (vmdatabase.TestEnvironment, "BROKEN", "LOCKED")])
+def test_no_other_move_is_made(
+    model: type[vmdatabase.Machine | vmdatabase.SnapshotImage | vmdatabase.TestEnvironment], source: str, target: str
+) -> None:
     with pytest.raises(ValueError, match=f"a {model.__name__} does not go from {source} to {target}"):
         vmdatabase.move(model(id=1, state=source), source, target)
 

@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateprocess import ConfigError
-from pool.providersfile import IMAGE_KEYS, PROVIDER_KEYS, load_providers_file, warnings_of
+from pool.providersfile import (
+    IMAGE_KEYS,
+    PROVIDER_KEYS,
+    load_providers_file,
+    read,
+    warnings_of,
+    warnings_of_environments,
+)
 
 PROVIDER = {"name": "one", "cloud": "pocket", "max-servers": 10}
 IMAGE = {"name": "noble", "image": "Ubuntu 24.04", "min-ready": 2}
@@ -23,6 +30,7 @@ PROVIDER_DEFAULTS: dict[str, Any] = {
 IMAGE_DEFAULTS: dict[str, Any] = {
     "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None, "config-drive": False,
     "boot-from-volume": False, "volume-size": None, "template": None, "ready-script": None,
+    "test-environment": False,
 }
 
 
@@ -501,3 +509,90 @@ def test_any_tree_is_loaded_or_refused_in_one_line(tree: Any) -> None:
 @settings(deadline=None, max_examples=300)
 def test_any_order_of_lines_is_loaded_or_refused_in_one_line(lines: list[str]) -> None:
     loads_or_refuses_in_one_line("\n".join(lines).encode())
+
+
+# Test environments
+
+WITH_IMAGE = """providers:
+  - name: one
+    cloud: pocket
+    max-servers: 10
+    images:
+      - {name: noble, image: Ubuntu 24.04, min-ready: 2, test-environment: true}
+"""
+
+
+def with_environment(folder: Path, **keys: str) -> str:
+    """A file with one test environment, in line 8; keys are written as they are (_ for -), empty ones left out."""
+    (folder / "rack.json").write_text("{}")
+    values = {"name": "rack-1", "images": "[noble]", "data": "rack.json"}
+    values |= {key.replace("_", "-"): value for key, value in keys.items()}
+    shown = ", ".join(f"{key}: {one}" for key, one in values.items() if one)
+    return f"{WITH_IMAGE}test-environments:\n  - {{{shown}}}\n"
+
+
+def test_a_test_environment_has_its_file_and_its_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "providers.yaml"
+    file.write_text(f"environment-wait: 1440\n{with_environment(tmp_path)}")
+
+    content = read(file)
+
+    assert content.environments == [{"name": "rack-1", "images": ["noble"], "providers": [], "reset": None,
+                                     "data": str(tmp_path / "rack.json")}]
+    assert (content.environment_wait, content.providers[0]["images"][0]["test-environment"]) == (1440, True)
+    assert warnings_of_environments(content) == []
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    ({"name": ""}, "name is missing; expected a name of letters, digits, ., _ and -"),
+    ({"name": "'rack 1'"}, "name: expected a name of letters, digits, ., _ and -, got 'rack 1'"),
+    ({"images": ""}, "images is missing; expected a list of names of images, one or more"),
+    ({"images": "[]"}, "images: expected a list of names of images, one or more, got []"),
+    ({"images": "noble"}, "images: expected a list of names of images, one or more, got 'noble'"),
+    ({"images": "[nobel]"}, "images: there is no image nobel; did you mean noble?"),
+    ({"providers": "[tow]"}, "providers: there is no provider tow; known are one"),
+    ({"data": ""}, "data is missing; expected a JSON file"),
+    ({"data": "none.json"}, "data: there is no file {folder}/none.json"),
+    ({"data": "bad.json"}, "data: {folder}/bad.json: is no JSON: line 1: Expecting value"),
+    ({"data": "bytes.json"}, "data: {folder}/bytes.json: is no UTF-8 text"),
+    ({"data": "big.json"}, "data: {folder}/big.json: has more than 1 MB"),
+    ({"data": "deep.json"}, "data: {folder}/deep.json: is no JSON: nested too deep"),
+    ({"reset": "''"}, "reset: expected a command, got ''"),
+])
+def test_what_is_wrong_with_a_test_environment_is_one_line(tmp_path: Path, keys: dict[str, str], said: str) -> None:
+    for name, data in (("bad", b"nonsense"), ("bytes", b"\xff"), ("big", b" " * (1 << 20) + b"{}"),
+                       ("deep", b"[" * 200_000)):
+        (tmp_path / f"{name}.json").write_bytes(data)
+
+    told = refusal(tmp_path, with_environment(tmp_path, **keys))
+
+    name = {"": "?", "'rack 1'": "rack 1"}.get(keys.get("name", "x"), "rack-1")
+    assert told == f":8: test-environment {name}: {said.format(folder=tmp_path)}"
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("test-environments: {}", ":1: test-environments: expected a list"),
+    ("test-environments: [7]", ":1: test-environment: expected a mapping with name, images, providers, data, reset"),
+    ("test-environments: [{name: a, date: x}]", ":1: test-environment: unknown key date; did you mean data?"),
+    ("test-enviroments: []", ":1: unknown key test-enviroments; did you mean test-environments?"),
+    ("environment-wait: 0", ":1: environment-wait: expected minutes, a whole number from 1 to 1440, got 0"),
+    ("environment-wait: 1441", ":1: environment-wait: expected minutes, a whole number from 1 to 1440, got 1441"),
+    ("environment-wait: 1h", ":1: environment-wait: expected minutes, a whole number from 1 to 1440, got '1h'"),
+])
+def test_what_is_wrong_with_the_keys_around_them_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    assert refusal(tmp_path, f"{text}\n{WITH_IMAGE}") == said
+
+
+def test_a_test_environment_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    text = with_environment(tmp_path)
+    assert refusal(tmp_path, text + text.splitlines()[-1] + "\n") == ":9: test-environment rack-1 is given twice"
+
+
+def test_an_image_without_an_environment_and_an_environment_without_an_image_are_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "providers.yaml"
+    file.write_text(WITH_IMAGE)
+    assert warnings_of_environments(read(file)) == [
+        "provider one: image noble: test-environment: there is none for it: builds wait for 60 min and fail"]
+    file.write_text(with_environment(tmp_path).replace("test-environment: true", "test-environment: false"))
+    assert warnings_of_environments(read(file)) == [
+        "test-environment rack-1 has no effect: none of its images has test-environment: true"]

@@ -1,0 +1,770 @@
+"""Locked test environments: one is given to one machine at a time, in turn, and is reset before the next one has it.
+
+The lock is the row of vm.db, which triggers let go with the machine. Who waits holds a lock of the kernel for as long
+as it lives, so that one that was killed keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import gateprocess
+import vmdatabase
+from gateprocess import ConfigError, GateError, StoppedError, get_log
+from pool import turns
+from vmdatabase import (
+    BROKEN,
+    DELETE,
+    ERROR,
+    FREE,
+    HOLD,
+    LOCKED,
+    RESETTING,
+    USED,
+    EnvironmentWaiter,
+    Machine,
+    TestEnvironment,
+)
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from gateconfig import SecureConfig
+    from jenkinsnodes import Nodes
+
+DEFAULT_WAIT = 60  # minutes
+MINUTE = 60  # seconds
+WAIT_SETTING = "environment-wait"
+POLL_SECONDS = 2
+CLAIM_SECONDS = 2  # for a lock that others hold for moments only, to see whether it is held
+WRITE_SECONDS = 120  # for the data to reach the machine
+RESET_SECONDS = 600  # a reset that takes longer has failed; the job that runs it is given 20 minutes
+KILL_SECONDS = 10
+TOLD_BYTES = 2000  # of what a reset printed last
+DATA_BYTES = 1 << 20
+END_LOOK_SECONDS = 30  # between two looks at the builds that have what is waited for
+END_SECONDS = 900  # for what devstack-vm-delete does, a reset included
+RESULT_OF = {"NOT_BUILT": "ABORTED"}  # Jenkins' words for devstack-vm-delete, where they differ
+IN_USE = (USED, HOLD)
+
+
+class WithoutError(GateError):
+    """A machine got no test environment; kind is what the build's result is recorded as."""
+
+    def __init__(self, message: str, kind: str = "infrastructure") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+def wait_minutes() -> int:
+    """Return for how many minutes a machine waits: environment-wait of the providers file."""
+    return int(vmdatabase.setting(WAIT_SETTING) or DEFAULT_WAIT)
+
+
+def set_wait(minutes: int) -> list[str]:
+    """Make that number what a providers file says; returns one line for each change."""
+    before = wait_minutes()
+    if minutes == before:
+        return []
+    vmdatabase.set_setting(WAIT_SETTING, str(minutes))
+    return [f"change {WAIT_SETTING}: {before} -> {minutes}"]
+
+
+def read_data(path: Path) -> bytes:
+    """Return the content of a data file; ValueError says what is wrong with it."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(DATA_BYTES + 1)
+        if len(data) > DATA_BYTES:
+            raise ValueError(f"{path}: has more than {DATA_BYTES >> 20} MB")
+        json.loads(data.decode("utf-8"))
+    except OSError as err:
+        raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
+    except RecursionError as err:
+        raise ValueError(f"{path}: is no JSON: nested too deep") from err
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path}: is no UTF-8 text") from err
+    except json.JSONDecodeError as err:
+        raise ValueError(f"{path}: is no JSON: line {err.lineno}: {err.msg}") from err
+    return data
+
+
+# --- waiting --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def standing_in_line(machine: Machine) -> Iterator[None]:
+    """Show, as long as this lasts, that the process lives which waits for a machine; one that needs none shows nothing.
+
+    Surrounds queue_up and hand_over. If another process shows it already, that one has taken the machine, or will.
+    """
+    if not machine.base_image.test_environment:
+        yield
+        return
+    with _line(machine.id, CLAIM_SECONDS):
+        yield
+
+
+def _line(machine_id: int, seconds: float) -> contextlib.AbstractContextManager[bool]:
+    return gateprocess.file_lock(vmdatabase.lock_folder() / "environments", seconds, str(machine_id))
+
+
+def queue_up(machine: Machine) -> None:
+    """Put a machine that has just been taken at the end of the line, and lock an environment if its turn is now.
+
+    Part of the transaction that takes it.
+    """
+    if machine.base_image.test_environment:
+        EnvironmentWaiter.create(machine_id=machine.id, since=vmdatabase.now())
+        _lock_in_turn(machine)
+
+
+def hand_over(machine: Machine, config: SecureConfig, nodes: Nodes | None) -> None:
+    """Wait until a machine that was taken has its test environment, and write the data on it.
+
+    Raises WithoutError if that cannot be had, GateError if the machine is not in use any more. In the first case, and
+    if the process is stopped, the machine is marked for deletion, and its build as one that could not begin.
+    """
+    if not machine.base_image.test_environment:
+        return
+    log = vmdatabase.machine_log(machine)
+    try:
+        environment, data = _wait(machine, nodes, log)
+        _write(machine, config, environment, data)
+    except WithoutError as err:
+        _give_up(machine, err)
+        raise
+    except (KeyboardInterrupt, StoppedError):
+        _give_up(machine, WithoutError("stopped before its test environment was on the machine", "aborted"))
+        raise
+    EnvironmentWaiter.delete().where(EnvironmentWaiter.machine_id == machine.id).execute()
+    log.info("test environment %s: its data is on the machine", environment.name)
+
+
+def _wait(machine: Machine, nodes: Nodes | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes]:
+    """Return the environment of a machine, as soon as it has one whose data can be read, and the data."""
+    minutes = wait_minutes()
+    deadline = time.monotonic() + minutes * MINUTE
+    next_look = time.monotonic() + END_LOOK_SECONDS
+    told = False
+    with Resets() as resets:
+        while True:
+            environment = _of(machine) or _turn(machine)
+            if environment:
+                data = _data_of(environment, log)
+                if data is None:
+                    continue
+                log.info("test environment %s: locked", environment.name)
+                return environment, data
+            if time.monotonic() >= deadline and resets.finish_some():
+                continue
+            if time.monotonic() >= deadline:
+                raise WithoutError(f"{machine.name}: no test environment within {minutes} min (environment-wait): "
+                                   f"{_why_not(machine)}; this build cannot begin")
+            if not told:
+                log.info("waits for a test environment, %d min at most: %s", minutes, _why_not(machine))
+            told = True
+            if nodes and time.monotonic() >= next_look:
+                _end_builds(machine, nodes, log)
+                next_look = time.monotonic() + END_LOOK_SECONDS
+            resets.step(_waiter(machine))
+            time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+
+
+def _of(machine: Machine) -> TestEnvironment | None:
+    """Return the environment that a machine has."""
+    found: TestEnvironment | None = TestEnvironment.get_or_none(TestEnvironment.machine_id == machine.id)
+    return found
+
+
+def _turn(machine: Machine) -> TestEnvironment | None:
+    """Return the environment of a machine if its turn has come; raises GateError if it is not in use any more."""
+    while True:
+        if not _may_move(machine):
+            return None
+        with vmdatabase.database.atomic("IMMEDIATE"):
+            _refuse_unused(machine)
+            if environment := _lock_in_turn(machine):
+                return environment
+            if not _make_one_free(machine):
+                return None
+
+
+def _may_move(machine: Machine) -> bool:
+    """Whether anything is to be had: looked at without holding up others."""
+    _refuse_unused(machine)
+    waiter = _waiter(machine)
+    return any(place.fits(waiter) for place in (*_places(FREE), *(one.place for one in _kept())))
+
+
+def _refuse_unused(machine: Machine) -> None:
+    state = vmdatabase.state_of(machine)
+    if state not in IN_USE:
+        raise GateError(f"{machine.name}: is {state or 'gone'} meanwhile; this build must not run on it")
+
+
+def _lock_in_turn(machine: Machine) -> TestEnvironment | None:
+    """Lock an environment for a machine if its turn is now, and for those before it; part of a transaction."""
+    for machine_id, place in turns.grants(_waiters(machine), _places(FREE)).items():
+        if machine_id == machine.id:
+            return _lock(TestEnvironment.get_by_id(place), machine)
+        _lock(TestEnvironment.get_by_id(place), Machine.get_by_id(machine_id))
+    return None
+
+
+def _lock(environment: TestEnvironment, machine: Machine) -> TestEnvironment:
+    """Lock a free environment for a machine."""
+    _note(environment, machine)
+    vmdatabase.move(environment, FREE, LOCKED, _for_whom(machine), machine_id=machine.id, locks=environment.locks + 1)
+    vmdatabase.Result.update(environment=environment.name).where(
+        (vmdatabase.Result.machine_id == machine.id) & vmdatabase.Result.end_time.is_null()).execute()
+    return environment
+
+
+def _for_whom(machine: Machine) -> str:
+    taken = vmdatabase.open_result(machine)
+    return (vmdatabase.build_of(taken) if taken else "") or "a person"
+
+
+def _waiter(machine: Machine) -> turns.Waiter:
+    return turns.Waiter(machine.id, machine.base_image.name, machine.base_image.provider.name)
+
+
+def _waiters(machine: Machine) -> list[turns.Waiter]:
+    """Return who stands in line; of those before this machine, one whose process has ended is out of it."""
+    rows = vmdatabase.database.execute_sql(
+        "SELECT environment_waiter.machine_id, base_image.name, provider.name FROM environment_waiter "
+        "JOIN machine ON machine.id = environment_waiter.machine_id JOIN base_image ON base_image.id = base_image_id "
+        "JOIN provider ON provider.id = provider_id WHERE environment_waiter.machine_id NOT IN "
+        "(SELECT machine_id FROM test_environment WHERE machine_id IS NOT NULL) ORDER BY environment_waiter.id"
+    ).fetchall()
+    found, before = [], True
+    for waiter in [turns.Waiter(*row) for row in rows]:
+        before = before and waiter.machine_id != machine.id
+        if before and not _stands(waiter.machine_id):
+            EnvironmentWaiter.delete().where(EnvironmentWaiter.machine_id == waiter.machine_id).execute()
+        else:
+            found.append(waiter)
+    return found
+
+
+def tidy_line() -> None:
+    """Take those out of the line whose process has ended, for whoever looks at it."""
+    for waiter in list(EnvironmentWaiter.select()):
+        if not _stands(waiter.machine_id):
+            waiter.delete_instance()
+
+
+def _stands(machine_id: int) -> bool:
+    """Whether the process lives that waits for a machine."""
+    with _line(machine_id, 0) as nobody:
+        return not nobody
+
+
+def _places(*states: str) -> list[turns.Place]:
+    """Return the environments in these states that may be given to machines."""
+    rows = TestEnvironment.select().where(TestEnvironment.state.in_(states) & TestEnvironment.active)
+    return [_place(row) for row in rows if not _is_forgotten(row)]
+
+
+def _place(row: TestEnvironment) -> turns.Place:
+    return turns.Place(row.id, frozenset(json.loads(row.images)), frozenset(json.loads(row.providers)), row.state_time)
+
+
+def _kept() -> list[turns.Kept]:
+    """Return the machines of ended builds that are kept with an environment: a build that waits is worth more."""
+    rows = vmdatabase.database.execute_sql(
+        "SELECT test_environment.id, machine.id, result.end_time FROM test_environment "
+        "JOIN machine ON machine.id = test_environment.machine_id AND machine.state = 'USED' "
+        "JOIN result ON result.id = (SELECT max(id) FROM result WHERE machine_id = machine.id) "
+        "WHERE result.end_time IS NOT NULL AND result.jenkins_job_name IS NOT NULL AND test_environment.active"
+    ).fetchall()
+    return [turns.Kept(machine_id, ended, _place(TestEnvironment.get_by_id(number)))
+            for number, machine_id, ended in rows]
+
+
+def _make_one_free(machine: Machine) -> bool:
+    """Have a kept machine give way if no environment comes to this one soon; returns whether one did."""
+    if machine.id in turns.grants(_waiters(machine), _places(FREE, RESETTING)):
+        return False
+    gone = turns.gives_way(_waiter(machine), _kept())
+    if gone is None:
+        return False
+    kept = Machine.get_by_id(gone.machine_id)
+    why = f"its build has ended, and {machine.name} waits for its test environment"
+    moved = vmdatabase.move(kept, USED, DELETE, why)
+    if moved:
+        vmdatabase.machine_log(kept).info("USED -> DELETE: %s", why)
+    return moved
+
+
+def _end_builds(machine: Machine, nodes: Nodes, log: gateprocess.Log) -> None:
+    """Call devstack-vm-delete for builds that have ended with what the first in the line waits for.
+
+    Their own call may wait for an executor of this host, all of which may be taken by builds that wait here.
+    """
+    if _before(machine):
+        return
+    for holder, job, number in _builds_in_the_way(machine):
+        try:
+            build = nodes.build(job, number)
+        except GateError as err:
+            log.warning("%s", err)
+            return
+        if build and build.result:
+            log.info("%s #%d on %s has ended %s, and devstack-vm-delete has not come yet", job, number, holder,
+                     build.result)
+            _delete(holder, job, number, RESULT_OF.get(build.result, build.result), log)
+
+
+def _builds_in_the_way(machine: Machine) -> list[tuple[str, str, int]]:
+    """Return node, job and number of the builds that run, as far as vm.db knows, with what a machine waits for."""
+    rows = vmdatabase.database.execute_sql(
+        "SELECT machine.name, jenkins_job_name, jenkins_build_number, test_environment.id FROM test_environment "
+        "JOIN machine ON machine.id = test_environment.machine_id JOIN result ON result.machine_id = machine.id "
+        "WHERE end_time IS NULL AND jenkins_job_name IS NOT NULL AND jenkins_build_number IS NOT NULL "
+        "ORDER BY result.id").fetchall()
+    waiter = _waiter(machine)
+    return [(node, job, number) for node, job, number, place in rows
+            if _place(TestEnvironment.get_by_id(place)).fits(waiter)]
+
+
+def _delete(node: str, job: str, number: int, result: str, log: gateprocess.Log) -> None:
+    """Do what the job devstack-vm-delete does for a build; what fails is left to that, and to reap."""
+    import subprocess
+
+    script = Path(__file__).resolve().parent.parent / "devstack-vm-delete.py"
+    build = {"JOB_NAME": job, "BUILD_NUMBER": str(number)}
+    named = {**build, **{f"GATE_{name}": value for name, value in build.items()}}
+    try:
+        subprocess.run([sys.executable, script, f"--result={result}", "--", node], env={**os.environ, **named},
+                       check=False, timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.warning("devstack-vm-delete.py %s was not done after %d s", node, END_SECONDS)
+
+
+def _data_of(environment: TestEnvironment, log: gateprocess.Log) -> bytes | None:
+    """Return the data of a locked environment; None if it cannot be read, and the environment is BROKEN."""
+    try:
+        return read_data(Path(environment.data))
+    except ValueError as err:
+        vmdatabase.move(environment, LOCKED, BROKEN, f"data: {err}", machine_id=None)
+        log.error("test environment %s: LOCKED -> BROKEN: data: %s", environment.name, err)
+        return None
+
+
+def _why_not(machine: Machine) -> str:
+    """Return in words who has what a machine waits for, and how many are before it."""
+    waiter = _waiter(machine)
+    fitting = [row for row in TestEnvironment.select().order_by(TestEnvironment.name) if _place(row).fits(waiter)]
+    if not fitting:
+        return f"there is none for image {waiter.image} of provider {waiter.provider}"
+    names = dict(vmdatabase.database.execute_sql(
+        "SELECT machine.id, machine.name FROM machine JOIN test_environment ON machine_id = machine.id").fetchall())
+    has = [f"{row.name} is {row.state}" + (f" ({names.get(row.machine_id)})" if row.machine_id else "")
+           for row in fitting]
+    return f"{gateprocess.some(has)}; {len(_before(machine))} waiting before it"
+
+
+def _before(machine: Machine) -> list[turns.Waiter]:
+    """Return who stands in line before a machine."""
+    return list(itertools.takewhile(lambda one: one.machine_id != machine.id, _waiters(machine)))
+
+
+# The account of the node gets the data, and nobody else may read it.
+WRITE_DATA = """folder=/etc/devstack-gate; file=$folder/test-environment.json; umask 022
+mkdir -p "$folder" && printf '%s\\n' "$2" > "$folder/test-environment" && rm -f "$file.new" || exit 1
+umask 077; cat > "$file.new" && chown -- "$1:" "$file.new" && chmod 0600 "$file.new" && mv -f "$file.new" "$file\""""
+
+
+def _write(machine: Machine, config: SecureConfig, environment: TestEnvironment, data: bytes) -> None:
+    """Write the data of its environment on a machine."""
+    import nodessh
+
+    login = nodessh.Login.of_machine(machine, config.node)
+    try:
+        with nodessh.session(login, deadline=time.monotonic() + WRITE_SECONDS) as session:
+            words = session.as_root(["sh", "-c", WRITE_DATA, "sh", login.user, environment.name])
+            session.run("write /etc/devstack-gate/test-environment.json", words, WRITE_SECONDS, data)
+    except ConfigError:
+        raise
+    except GateError as err:
+        raise WithoutError(f"{machine.name}: the data of test environment {environment.name} could not be written: "
+                           f"{err}; this build cannot begin", "machine") from err
+
+
+def _give_up(machine: Machine, err: WithoutError) -> None:
+    """Mark the machine of a build that cannot begin for deletion, and record that the change is not to blame."""
+    with vmdatabase.database.atomic("IMMEDIATE"):
+        vmdatabase.Result.update(kind=err.kind, phase="devstack-vm-inprogress", reason=gateprocess.plain(str(err), 500)
+                                 ).where((vmdatabase.Result.machine_id == machine.id)
+                                         & vmdatabase.Result.end_time.is_null()).execute()
+        moved = vmdatabase.move(machine, USED, DELETE, f"of kind {err.kind}: no test environment")
+    if moved:
+        vmdatabase.machine_log(machine).info("USED -> DELETE: no test environment, kind %s", err.kind)
+
+
+# --- resets ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Running:
+    environment: TestEnvironment
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    lock: IO[bytes]
+
+
+class Resets:
+    """Resets that are due: each is run by one process of all, outside of any transaction, with a time limit.
+
+    The lock of a reset is held by timeout(1), too, which ends with it even if this process is killed; the next process
+    finds the environment RESETTING then, and runs its reset again.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, _Running] = {}
+        self.failed = 0
+
+    def __enter__(self) -> Resets:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for those that run, unless the process is to stop."""
+        if kind is None or issubclass(kind, Exception):
+            self.finish()
+
+    def step(self, waiter: turns.Waiter | None = None) -> None:
+        """Begin with what is due, of what fits a waiter if there is one, and write down what has ended."""
+        for environment in TestEnvironment.select().where(TestEnvironment.state == RESETTING):
+            if waiter is None or _place(environment).fits(waiter):
+                self.begin(environment.name)
+        for one in [one for one in self._running.values() if one.process.poll() is not None]:
+            self._end(one)
+
+    def begin(self, name: str) -> None:
+        """Begin with the reset of an environment, if it is due and no other process is at it."""
+        environment = TestEnvironment.get_or_none(
+            (TestEnvironment.name == name) & (TestEnvironment.state == RESETTING))
+        if environment and environment.id not in self._running and not _is_forgotten(environment):
+            self._begin(environment)
+
+    def finish_some(self) -> bool:
+        """Wait for those that this process runs; returns whether there were any."""
+        any_run = bool(self._running)
+        self.finish()
+        return any_run
+
+    def finish(self) -> int:
+        """Wait for those that this process runs; returns how many environments are BROKEN now."""
+        while self._running:
+            time.sleep(0.1)
+            for one in [one for one in self._running.values() if one.process.poll() is not None]:
+                self._end(one)
+        return self.failed
+
+    def _begin(self, environment: TestEnvironment) -> None:
+        import subprocess  # most runs have none to run, and a build waits for their start
+        import tempfile
+
+        if not environment.reset:
+            vmdatabase.move(environment, RESETTING, FREE, "it has no reset")
+            return
+        lock = _reset_lock(environment)
+        if lock is None:
+            return  # another process is at it
+        if vmdatabase.TestEnvironment.get_or_none(
+                (TestEnvironment.id == environment.id) & (TestEnvironment.state == RESETTING)) is None:
+            lock.close()
+            return
+        get_log().info("test environment %s: its reset begins", environment.name)
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
+        # The shell lets go of the lock, so that nothing which the command leaves running holds it.
+        words = ["timeout", "-k", str(KILL_SECONDS), str(RESET_SECONDS), "bash", "-c",
+                 f"exec {lock.fileno()}>&-; exec bash -c \"$1\"", "bash", environment.reset]
+        try:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),),
+                cwd=Path(environment.data).parent, env=_environment_of(environment, os.environ))
+        except OSError as err:  # no such folder any more, or this host has no more of something
+            with lock, output:
+                self._break(environment, f"reset: {err.filename or 'bash'}: {err.strerror}")
+            return
+        self._running[environment.id] = _Running(environment, process, output, lock)
+
+    def _end(self, one: _Running) -> None:
+        del self._running[one.environment.id]
+        with one.lock, one.output:
+            self._write_end(one)
+
+    def _write_end(self, one: _Running) -> None:
+        """Write down how a reset has ended."""
+        status, environment = one.process.returncode, one.environment
+        if status == 0:
+            vmdatabase.move(environment, RESETTING, FREE, "its reset has succeeded")
+            get_log().info("test environment %s: RESETTING -> FREE", environment.name)
+            return
+        late = status in (*gateprocess.TIMED_OUT, -signal.SIGKILL)  # timeout(1) kills itself, too
+        how = f"not done after {RESET_SECONDS} s" if late else f"exit status {status}"
+        self._break(environment, f"reset: {how}{_last_of(one.output)}")
+
+    def _break(self, environment: TestEnvironment, why: str) -> None:
+        vmdatabase.move(environment, RESETTING, BROKEN, why)
+        get_log().error("test environment %s: RESETTING -> BROKEN: %s; when it is well again: vmdatabase.py "
+                        "environments release %s", environment.name, why, environment.name)
+        self.failed += 1
+
+
+def due() -> list[str]:
+    """Return the names of the environments that are to be reset."""
+    rows = TestEnvironment.select().where(TestEnvironment.state == RESETTING).order_by(TestEnvironment.name)
+    return [row.name for row in rows if not _is_forgotten(row)]
+
+
+def run_resets() -> int:
+    """Run the resets that are due to their ends; returns how many environments are BROKEN now."""
+    resets = Resets()
+    resets.step()
+    return resets.finish()
+
+
+def _reset_lock(environment: TestEnvironment) -> IO[bytes] | None:
+    """Return an open file that holds the lock of a reset, for as long as anyone has it open; None if another does."""
+    descriptor = os.open(vmdatabase.lock_folder() / f"reset-{environment.name}",
+                         os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")
+
+
+def _environment_of(environment: TestEnvironment, environ: Mapping[str, str]) -> dict[str, str]:
+    return {**environ, "TEST_ENVIRONMENT": environment.name, "TEST_ENVIRONMENT_FILE": environment.data}
+
+
+def _last_of(output: IO[bytes]) -> str:
+    """Return the end of what a reset printed, as the end of a line."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - TOLD_BYTES))
+    text = gateprocess.plain(output.read().decode("utf-8", "replace"), TOLD_BYTES)
+    return f": {text}" if text else ""
+
+
+# --- a restored vm.db -----------------------------------------------------------------------------------------------
+
+
+class _Noted(NamedTuple):
+    """Who has an environment, or had it last, as a file beside vm.db tells, which may be newer than vm.db."""
+
+    locks: int
+    machine_id: int
+    provider: str
+    server: str | None  # its id
+
+
+def _note(environment: TestEnvironment, machine: Machine) -> None:
+    """Write beside vm.db who is about to get an environment; a vm.db that is restored some day may not know it."""
+    noted = {"pool": vmdatabase.pool_uuid(), "locks": environment.locks + 1, "machine": machine.id,
+             "provider": machine.base_image.provider.name, "server": machine.external_id}
+    file = _note_of(environment)
+    try:
+        draft = file.with_name(f"draft-{file.name}")
+        draft.write_text(json.dumps(noted), encoding="ascii")
+        draft.replace(file)
+    except OSError as err:
+        raise GateError(f"{file}: cannot be written ({err.strerror})") from err
+
+
+def _note_of(environment: TestEnvironment) -> Path:
+    return vmdatabase.lock_folder() / f"environment-{environment.name}"
+
+
+def tidy_notes() -> None:
+    """Remove what is beside vm.db of environments that are gone: a new one of such a name has had nobody."""
+    names = {row.name for row in TestEnvironment.select()}
+    for file in vmdatabase.lock_folder().glob("environment-*"):
+        if file.name.removeprefix("environment-") not in names:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _noted(environment: TestEnvironment) -> _Noted | None:
+    """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows."""
+    try:
+        noted = json.loads(_note_of(environment).read_text(encoding="ascii"))
+        found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"])
+        known = noted["pool"] != vmdatabase.pool_uuid() or found.locks <= environment.locks
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if known else found
+
+
+def _is_forgotten(environment: TestEnvironment) -> bool:
+    """Whether a machine has had it since vm.db was backed up: until reap has found out, nobody else gets it."""
+    return _noted(environment) is not None
+
+
+def remember(provider: str, is_gone: Callable[[str], bool]) -> list[str]:
+    """Put right what a restored vm.db does not know of environments; returns in words what was.
+
+    Called by reap when it has given a row to each machine of a provider that it has seen somebody have. Since a list
+    may leave out a server, is_gone asks the cloud for the one of an id: only that it is gone means that it is over.
+    """
+    changed = []
+    for environment in list(TestEnvironment.select()):
+        noted = _noted(environment)
+        if noted is None:
+            continue
+        machine = Machine.get_or_none(Machine.id == noted.machine_id)
+        if machine and machine.state in IN_USE:
+            with vmdatabase.database.atomic("IMMEDIATE"):
+                _take_back(environment, machine, noted)
+            changed.append(f"{environment.name}: vm.db did not know that {machine.name} has it; now it does")
+        elif _is_over(machine, noted, provider, is_gone):
+            _free_again(environment, noted)
+            changed.append(f"{environment.name}: vm.db did not know who had it last; now it is {environment.state}")
+    return changed
+
+
+def _is_over(machine: Machine | None, noted: _Noted, provider: str, is_gone: Callable[[str], bool]) -> bool:
+    """Whether it is known that the machine which had an environment last has no use for it any more."""
+    if machine:
+        return machine.state in (DELETE, ERROR)
+    if noted.provider not in vmdatabase.provider_names():
+        return True
+    return noted.provider == provider and (noted.server is None or is_gone(noted.server))
+
+
+def _take_back(environment: TestEnvironment, machine: Machine, noted: _Noted) -> None:
+    """Lock an environment for the machine that has it."""
+    why = "a restored vm.db did not know that"
+    if environment.machine_id == machine.id:
+        TestEnvironment.update(locks=noted.locks).where(TestEnvironment.id == environment.id).execute()
+        return
+    TestEnvironment.update(state=RESETTING, machine_id=None).where(
+        (TestEnvironment.machine_id == machine.id) & (TestEnvironment.id != environment.id)).execute()
+    source = str(environment.state)
+    if source == BROKEN:
+        vmdatabase.move(environment, BROKEN, RESETTING, why)
+        source = RESETTING
+    vmdatabase.move(environment, source, LOCKED, why, machine_id=machine.id, locks=noted.locks)
+
+
+def _free_again(environment: TestEnvironment, noted: _Noted) -> None:
+    """Have an environment reset whose last machine is over; what vm.db knew of it before is over as well."""
+    columns = {"locks": noted.locks, "machine_id": None}
+    why = "a restored vm.db did not know who had it last"
+    if environment.state in (FREE, LOCKED):
+        vmdatabase.move(environment, str(environment.state), RESETTING, why, **columns)
+    else:
+        TestEnvironment.update(locks=noted.locks).where(TestEnvironment.id == environment.id).execute()
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command environments to those of vmdatabase.py."""
+    command = commands.add_parser(
+        "environments", help="show the locked test environments: who has which, since when",
+        usage="vmdatabase.py environments [--json] | release NAME")
+    command.add_argument("words", nargs="*", metavar="release NAME", help="have one that is broken, or kept, reset")
+    command.add_argument("--json", action="store_true", help="as a JSON list of one object per environment")
+    command.set_defaults(run=lambda options: run(options, command))
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Do what the words say; returns the exit code."""
+    if not options.words:
+        return show(options.json)
+    if options.words[0] != "release" or len(options.words) != 2 or options.json:  # noqa: PLR2004
+        parser.error(f"expected nothing, --json, or release NAME, got {' '.join(options.words)!a}")
+    return release(named(options.words[1]))
+
+
+def table() -> list[dict[str, Any]]:
+    """Return the environments by name, one dict each, with the build or person that has it, or had it last."""
+    rows = vmdatabase.database.execute_sql("""
+        SELECT test_environment.name, test_environment.state, test_environment.state_time,
+            test_environment.state_reason, machine.name, images, providers, test_environment.active
+        FROM test_environment LEFT JOIN machine ON machine.id = machine_id ORDER BY test_environment.name""")
+    return [{"name": name, "state": state, "since": since, "reason": reason, "node": node,
+             "images": json.loads(images), "providers": json.loads(providers), "active": bool(active)}
+            for name, state, since, reason, node, images, providers, active in rows]
+
+
+def show(as_json: bool) -> int:
+    """Print the environments; times in UTC."""
+    rows = table()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return gateprocess.EXIT_OK
+    from pool.commands import print_table
+
+    print_table(["environment", "state", "since", "node", "images", "reason"], [
+        [row["name"], row["state"], time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["since"])), row["node"],
+         " ".join(row["images"]), gateprocess.plain(row["reason"] or "", 100)] for row in rows])
+    waiting = [name for (name,) in vmdatabase.database.execute_sql(
+        "SELECT machine.name FROM environment_waiter JOIN machine ON machine.id = machine_id "
+        "ORDER BY environment_waiter.id").fetchall()]
+    if waiting:
+        print(f"waiting, in this order: {', '.join(waiting)}")
+    return gateprocess.EXIT_OK
+
+
+def named(name: str) -> TestEnvironment:
+    """Return the environment of a name; ConfigError names what is known if there is none."""
+    row = TestEnvironment.get_or_none(TestEnvironment.name == name) if name.isprintable() else None
+    if row is None:
+        known = [one.name for one in TestEnvironment.select().order_by(TestEnvironment.name)]
+        hint = gateprocess.nearest(name, known) if known else "; vm.db has none"
+        raise ConfigError(f"NAME: unknown test environment {vmdatabase.printable(name)}{hint}")
+    return row
+
+
+def release(environment: TestEnvironment) -> int:
+    """Have an environment free again: one that is BROKEN, or that of a machine which is only kept for a look."""
+    if environment.state == FREE:
+        raise ConfigError(f"{environment.name}: is FREE")
+    if environment.state == LOCKED:
+        _take_away(environment)
+    elif environment.state == BROKEN:
+        vmdatabase.move(environment, BROKEN, RESETTING, "released by a person")
+    run_resets()
+    state = TestEnvironment.get_or_none(TestEnvironment.id == environment.id)
+    print(f"{environment.name}: {state.state if state else 'gone, since it left the providers file'}")
+    return gateprocess.EXIT_FAILED if state and state.state in (BROKEN, RESETTING) else gateprocess.EXIT_OK
+
+
+def _take_away(environment: TestEnvironment) -> None:
+    """Mark the machine that has an environment for deletion, unless a build runs there or a person holds it."""
+    with vmdatabase.database.atomic("IMMEDIATE"):
+        machine = Machine.get_or_none(Machine.id == environment.machine_id)
+        if machine is None:
+            return
+        taken = vmdatabase.open_result(machine)
+        if machine.state == HOLD:
+            raise ConfigError(f"{environment.name}: {machine.name} has it, which is held ({machine.hold_reason}); "
+                              f"let it go with: vmdatabase.py unhold {machine.name}")
+        if taken and taken.jenkins_job_name:
+            raise ConfigError(f"{environment.name}: {vmdatabase.build_of(taken)} runs with it on {machine.name}; it is "
+                              "free when that has ended")
+        vmdatabase.move(machine, USED, DELETE, f"a person released {environment.name}")
