@@ -1,5 +1,6 @@
 """A short storm and the points of one script; and that the audit sees what it is to see."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def test_the_audit_finds_nothing_in_a_world_at_peace_and_every_damage_in_another
     planted = plant_damage(world)
 
     found = {(violation.rule, word) for violation in audit.after_peace(world, [traceback(world)])
-             for word in planted if word in violation.text}
+             for word in planted if re.search(rf"{re.escape(word)}(?![0-9])", violation.text)}
 
     assert before == []
     assert found == {(rule, word) for word, rules in planted.items() for rule in rules}
@@ -57,7 +58,8 @@ def plant_damage(world: World) -> dict[str, set[str]]:
     """Do all that the scripts must never do; returns {a word of the violations: which rules it breaks}."""
     pool, cloud = world.pool, "pocket-a"
     client = pool.client(cloud)
-    held, gone, taken, *_ = (name for name, in pool.sql("SELECT name FROM machine WHERE name LIKE '%noble-one-%'"))
+    held, gone, taken, *_ = (name for name, in pool.sql(
+        "SELECT name FROM machine WHERE name LIKE '%noble-one-%' AND id > 1"))  # a stranger has the name of the first
     gone_id, held_id = pool.column(gone, "external_id"), pool.column(held, "external_id")
     world.held[held] = held_id
     world.pocket.server(cloud, gone_id, vanish=True)
