@@ -22,7 +22,7 @@ from tests.pocketcloud.knobs import Knobs
 from tests.pool import await_that
 
 HANG_SECONDS = 120.0  # nothing takes so long
-LOOK_SECONDS = 0.3  # at most between two looks, each of which real services need some 50 ms for
+LOOK_SECONDS = 0.25  # at least between two looks, each of which real services need some 50 ms for
 SECOND_RANGE = "127.95.7.0/24"
 Options = dict[str, Any]
 T = TypeVar("T")

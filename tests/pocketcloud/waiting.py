@@ -1,12 +1,11 @@
 """How often tests look at what they wait for."""
 
-LEAST_SECONDS = 0.02
-MOST_SECONDS = 0.1
+LEAST_SECONDS, MOST_SECONDS = 0.02, 1.0
 
 
-def pause(waited: float, most: float = MOST_SECONDS) -> float:
+def pause(waited: float, least: float = LEAST_SECONDS) -> float:
     """Return the seconds until the next look, a tenth of those that were waited: a look costs what is looked at, too.
 
-    What takes long is looked at rarely, and yet seen within a tenth of the time that it took, or within `most`.
+    What takes long is looked at rarely, and yet seen within a tenth of the time that it took, or within `least`.
     """
-    return min(most, max(LEAST_SECONDS, waited / 10))
+    return min(MOST_SECONDS, max(least, waited / 10))

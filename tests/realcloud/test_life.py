@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.contract import waited
 from tests.gatejob import add_gate_job, build
 from tests.gatenode import ACCOUNT
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, client, image, make_key, provider
+from tests.pool import Pool, client, image, make_key, provider
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import MEMBER, SMALL
 from tests.realcloud.regions import Region
@@ -36,7 +37,7 @@ def reap_until_gone(pool: Pool, node: str, real: RealCloud) -> None:
         pool.run(REAP, "one", expect=0)
         return node not in pool.machines()
 
-    await_that("the machine to be gone", gone, BOOT_SECONDS)
+    waited("the machine to be gone", gone)
     assert node not in servers(real)
     assert node not in pool.nodes()
 
@@ -61,7 +62,7 @@ def test_an_image_build_leaves_a_snapshot_that_is_marked_and_no_server(pool: Poo
     found = api.image.get_image(snapshot)
 
     assert (found.name, found.status, found.properties["devstack-gate-pool"]) == (name, "active", pool.uuid)
-    await_that("no template", lambda: not [one for one in servers(real) if "template" in one], BOOT_SECONDS)
+    waited("no template", lambda: not [one for one in servers(real) if "template" in one])
     assert list(api.compute.keypairs()) == []
 
 
@@ -114,7 +115,7 @@ def test_a_launch_that_is_killed_while_servers_boot_loses_none_and_doubles_none(
     real.knobs(boot_seconds=4)
     try:
         killed = pool.start(LAUNCH, "one")
-        await_that("two servers", lambda: len(servers(real)) == 2, BOOT_SECONDS)
+        waited("two servers", lambda: len(servers(real)) == 2)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
     finally:
@@ -131,7 +132,7 @@ def test_a_server_that_was_deleted_behind_our_back_is_replaced(pool: Pool, real:
     node = next(iter(pool.machines()))
     api = client(real.clouds_yaml, MEMBER).compute
     api.delete_server(pool.column(node, "external_id"))
-    await_that("404", lambda: node not in servers(real), BOOT_SECONDS)
+    waited("404", lambda: node not in servers(real))
 
     reap_until_gone(pool, node, real)
     assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 2 of 2 ready\n"
@@ -212,6 +213,6 @@ def test_a_region_that_is_down_stops_no_other_and_costs_no_machine(
     assert [state for node, state in other.machines().items() if "north" in node] == ["DELETE"]
     assert [state for node, state in other.machines().items() if "one" in node] == ["READY"]
     north.turn(down=False)
-    await_that("the end of the north's machine",
-               lambda: other.run(REAP, "all", expect=0) and "DELETE" not in other.machines().values(), BOOT_SECONDS)
+    waited("the end of the north's machine",
+               lambda: other.run(REAP, "all", expect=0) and "DELETE" not in other.machines().values())
     assert sorted(other.run(LAUNCH, "all", expect=0).stdout.splitlines()) == full

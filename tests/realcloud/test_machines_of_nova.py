@@ -11,12 +11,11 @@ from typing import Any
 import openstack.exceptions
 import pytest
 
-from tests.pool import SSH_TO_STRANGERS, await_that, client, make_key
+from tests.contract import waited
+from tests.pool import SSH_TO_STRANGERS, client, make_key
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER, SMALL
 from tests.realcloud.processes import family, listening
-
-SECONDS = 90  # for everything that is waited for: Nova takes its time when the machine has other things to do
 
 
 @dataclass
@@ -49,7 +48,7 @@ class User:
             assert got.status in (status, "BUILD", "REBOOT", "ACTIVE"), got.fault
             return got if got.status == status and got.task_state is None else None
 
-        return await_that(status, look, SECONDS)
+        return waited(status, look)
 
     def snapshot(self, server: Any, name: str) -> tuple[Any, list[str]]:
         """Make an image of a server; gives the statuses, too, that it was seen in."""
@@ -62,7 +61,7 @@ class User:
                 seen.append(image.status)
             return image.status == "active" and image
 
-        return await_that("an active image", active, SECONDS), seen
+        return waited("an active image", active), seen
 
     def ssh(self, address: str, command: str) -> tuple[int, str]:
         """Run a command as debian."""
@@ -74,7 +73,7 @@ class User:
     def delete(self, server: Any) -> None:
         """Delete a server and wait until it is gone."""
         self.api.compute.delete_server(server)
-        await_that("404", lambda: not self.api.compute.find_server(server.id), SECONDS)
+        waited("404", lambda: not self.api.compute.find_server(server.id))
 
     def clear(self) -> None:
         """Give the project back as it was found."""
@@ -139,7 +138,7 @@ def test_a_deleted_server_leaves_nothing(user: User) -> None:
     user.delete(server)
 
     assert not folder.exists()
-    await_that("a closed port", refuses(user, fixed(server)))
+    waited("a closed port", refuses(user, fixed(server)))
     ended = before - family(user.real.process.pid)
     assert len(ended) >= 4, "setpriv or unshare, init, sshd, sleep"
 
@@ -147,13 +146,13 @@ def test_a_deleted_server_leaves_nothing(user: User) -> None:
 def test_user_data_runs_once_and_the_console_shows_it(user: User) -> None:
     script = base64.b64encode(b"#!/bin/sh\necho ran >> /root/ran; echo loud\n").decode()
     server = user.boot("data", user_data=script)
-    await_that("the end of user data",
+    waited("the end of user data",
                lambda: "loud" in user.api.compute.get_server_console_output(server)["output"])
 
     user.api.compute.reboot_server(server, "SOFT")
     user.in_status(server, "ACTIVE")
 
-    await_that("ssh", lambda: user.ssh(fixed(server), "sudo cat /root/ran") == (0, "ran\n"), SECONDS)
+    waited("ssh", lambda: user.ssh(fixed(server), "sudo cat /root/ran") == (0, "ran\n"))
 
 
 def test_a_floating_ip_leads_to_its_server_as_long_as_it_is_bound(user: User) -> None:
@@ -162,14 +161,14 @@ def test_a_floating_ip_leads_to_its_server_as_long_as_it_is_bound(user: User) ->
     floating = network.create_ip(floating_network_id=network.find_network("public").id, port_id=port.id)
     address = floating.floating_ip_address
 
-    await_that("ssh", lambda: user.ssh(address, "hostname") == (0, "floats\n"), SECONDS)
+    waited("ssh", lambda: user.ssh(address, "hostname") == (0, "floats\n"))
     shown = {"fixed": fixed(server), "floating": address}
-    await_that("both addresses", lambda: {
+    waited("both addresses", lambda: {
         one["OS-EXT-IPS:type"]: one["addr"] for one in user.api.compute.get_server(server.id).addresses["private"]
-    } == shown, SECONDS)
+    } == shown)
 
     network.update_ip(floating, port_id=None)
-    await_that("a closed port", refuses(user, address), SECONDS)
+    waited("a closed port", refuses(user, address))
     assert user.ssh(fixed(server), "true") == (0, "")
 
 
@@ -177,7 +176,7 @@ def test_everything_listens_on_loopback_only(user: User) -> None:
     server, network = user.boot("listens"), user.api.network
     port = next(network.ports(device_id=server.id))
     floating = network.create_ip(floating_network_id=network.find_network("public").id, port_id=port.id)
-    await_that("ssh", lambda: user.ssh(floating.floating_ip_address, "true")[0] == 0, SECONDS)
+    waited("ssh", lambda: user.ssh(floating.floating_ip_address, "true")[0] == 0)
 
     found = listening(family(user.real.process.pid))
 
@@ -213,14 +212,14 @@ def test_boots_fail_as_told_for_all_and_for_one(user: User, failure: str, fault:
 
     user.real.knobs(boot_failure=failure)
     of_all = user.create("all")
-    await_that("ERROR", partial(failed, of_all), SECONDS)
+    waited("ERROR", partial(failed, of_all))
     user.real.knobs()
     of_one = user.create("one", metadata={"real.boot_failure": failure})
     other = user.boot("other")
 
     for server in (of_all, of_one):
-        assert await_that("ERROR", partial(failed, server), SECONDS).fault["message"] == fault.format(id=server.id)
-        await_that("its addresses to be given back", partial(has_no_port, server), SECONDS)
+        assert waited("ERROR", partial(failed, server)).fault["message"] == fault.format(id=server.id)
+        waited("its addresses to be given back", partial(has_no_port, server))
     assert user.ssh(fixed(other), "hostname") == (0, "other\n")
 
 
@@ -229,6 +228,4 @@ def test_an_image_that_is_no_machines_does_not_boot(user: User) -> None:
 
     server = user.create("strange", "strange")
 
-    got = await_that("ERROR", lambda: user.api.compute.find_server(server.id, ignore_missing=False).status == "ERROR",
-                     SECONDS)
-    assert got
+    waited("ERROR", lambda: user.api.compute.find_server(server.id, ignore_missing=False).status == "ERROR")

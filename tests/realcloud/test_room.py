@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cloud.nova import Cloud, RefusedError
+from tests.contract import waited
 from tests.gatenode import ACCOUNT
-from tests.pool import Pool, await_that, client, image, provider
+from tests.pool import Pool, client, image, provider
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER
 from tests.realcloud.seed import connect
@@ -48,7 +49,7 @@ def pool(paged: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
     paged.knobs()
     for server in user.compute.servers():
         user.compute.delete_server(server)
-    await_that("an empty cloud", lambda: not list(user.compute.servers()), BOOT_SECONDS)
+    waited("an empty cloud", lambda: not list(user.compute.servers()))
     for floating in user.network.ips():
         user.network.delete_ip(floating)
 
@@ -121,7 +122,7 @@ def test_no_server_is_made_without_a_floating_ip_and_a_free_one_is_borrowed(
         assert len(list(user.compute.servers())) == 2
         assert user.network.get_ip(free.id).description.endswith(" borrowed")
         pool.sql("UPDATE machine SET state = 'DELETE'")
-        await_that("an empty pool", lambda: pool.run(REAP, "one") and not pool.machines(), BOOT_SECONDS)
+        waited("an empty pool", lambda: pool.run(REAP, "one") and not pool.machines())
         assert [(ip.id, ip.description, ip.port_id) for ip in sorted(user.network.ips(), key=lambda ip: ip.description)
                 ] == [(free.id, "", None), (named.id, "mail", None)]
     finally:
