@@ -21,6 +21,7 @@ from tests.pool import await_that
 STEP_SECONDS = 300  # that go by between two steps of traffic
 STEPS = 12  # an hour
 RUNNING, HELD = 3, 3  # long builds and held machines at most
+SETTLE_SECONDS = 300  # to find a hang: on a busy machine launch waits for boots, and once more for whoever came late
 
 
 class Restores:
@@ -77,12 +78,12 @@ class Restores:
         return [*found, *audit.after_peace(world, world.peace()), *self.twice()]
 
     def settle(self) -> None:
-        """Wait until builds that run are past their first step."""
+        """Wait until builds that run are past their first step, and those of launch and reap have ended."""
         def past() -> bool:
             let_in = self.world.let_in.read_text().splitlines()
             return all(f"{one['node']} {one['job']} #{one['number']}" in let_in for one in self.running())
 
-        await_that("builds to be past their first step", past, 60)
+        await_that("builds to be past their first step", past, SETTLE_SECONDS)
 
     def running(self) -> list[audit.Row]:
         """The builds that run."""
