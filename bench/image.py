@@ -117,7 +117,7 @@ def _boot_and_snapshot(pool: Pool, steps: dict[str, list[float]]) -> float:
     booted = time.perf_counter()
     snapshot = connection.compute.create_server_image(template, "bench", wait=False).id
     await_that("the snapshot", lambda: connection.image.get_image(snapshot).status == "active", BOOT_SECONDS,
-               LEAST_SECONDS)
+               most=LEAST_SECONDS)
     active = time.perf_counter()
     connection.compute.delete_server(template)
     machine = _boot(pool, connection, snapshot)
@@ -134,9 +134,9 @@ def _boot(pool: Pool, connection: Any, image_id: str) -> str:
         name="bench", image_id=image_id, flavor_id="1", key_name="bench",
         networks=[{"uuid": connection.network.find_network("private").id}])
     address = await_that("the machine to be ACTIVE", lambda: _address(connection, server.id), BOOT_SECONDS,
-                         LEAST_SECONDS)
+                         most=LEAST_SECONDS)
     await_that("ssh", lambda: pool.ssh(address, "true", user="debian").returncode == 0, BOOT_SECONDS,
-               LEAST_SECONDS)
+               most=LEAST_SECONDS)
     return str(server.id)
 
 

@@ -27,6 +27,7 @@ from bench.day import Cloud, Day, Story, Way
 from bench.measure import BenchError, Row
 from bench.site import Site
 from pool.demand import EVEN, NONE, Label
+from tests.pocketcloud.waiting import LEAST_SECONDS
 from tests.pool import await_that
 
 PROVIDERS = ("one", "two", "three")
@@ -35,7 +36,6 @@ BUILD_SECONDS = (900.0, 2100.0)
 MAX_SERVERS = 80  # of each provider: the clock alone keeps spent machines for up to an hour
 BOOT_SECONDS = 2.0  # of the machines by which the scripts are measured
 AWAIT_SECONDS = 60
-LOOK_SECONDS = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +133,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 def seen(pool: Site, state: str) -> float:
     """Return when a machine is in a state, on the monotonic clock."""
-    await_that(state, lambda: state in pool.pool.machines().values(), AWAIT_SECONDS, LOOK_SECONDS)
+    await_that(state, lambda: state in pool.pool.machines().values(), AWAIT_SECONDS, most=LEAST_SECONDS)
     return time.monotonic()
 
 

@@ -201,7 +201,7 @@ def read_clouds(clouds_yaml: Path) -> Any:
 
 def waited(what: str, look: Callable[[], T]) -> T:
     """Return what look gives soon after it is true; finds what hangs, and times nothing."""
-    return await_that(what, look, HANG_SECONDS, LOOK_SECONDS)
+    return await_that(what, look, HANG_SECONDS, least=LOOK_SECONDS)
 
 
 class PocketSide:

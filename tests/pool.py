@@ -21,7 +21,7 @@ from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
-from tests.pocketcloud.waiting import LEAST_SECONDS, pause
+from tests.pocketcloud.waiting import LEAST_SECONDS, MOST_SECONDS, pause
 from tests.starter_client import Starter, forks_well
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -336,13 +336,14 @@ def client(clouds_yaml: Path, cloud: str) -> Any:
     return openstack.connection.Connection(config=config.get_one(cloud=cloud))
 
 
-def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, least: float = LEAST_SECONDS) -> T:
+def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, least: float = LEAST_SECONDS,
+               most: float = MOST_SECONDS) -> T:
     """Return what look gives soon after it is true, see pause; fails the test after seconds."""
     began = time.monotonic()
     while not (found := look()):
         waited = time.monotonic() - began
         assert waited < seconds, f"waited {seconds} s in vain for {what}"
-        time.sleep(pause(waited, least))
+        time.sleep(pause(waited, least, most))
     return found
 
 
