@@ -2,9 +2,11 @@
 
 import importlib.util
 import os
+import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -345,6 +347,23 @@ def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, 
         assert waited < seconds, f"waited {seconds} s in vain for {what}"
         time.sleep(pause(waited, least, most))
     return found
+
+
+def await_line(run: subprocess.Popen[str], pattern: str) -> str:
+    """Read a script's console (stderr, or stdout if it goes there) until a line matches; returns what was read."""
+    console = run.stderr or run.stdout
+    assert console
+    seen = ""
+    timer = threading.Timer(HANG_SECONDS, run.kill)
+    timer.start()
+    try:
+        for line in console:
+            seen += line
+            if re.search(pattern, line):
+                return seen
+    finally:
+        timer.cancel()
+    raise AssertionError(f"waited in vain for {pattern!r}:\n{seen}")
 
 
 def clear_cloud(pocket: Pocket, cloud: str) -> None:

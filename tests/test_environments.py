@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pool import PROJECT, Pool, await_that, image, provider
+from tests.pool import PROJECT, Pool, await_line, await_that, image, provider
 
 INPROGRESS, DELETE, REAP, VMDATABASE = (
     "devstack-vm-inprogress.py", "devstack-vm-delete.py", "devstack-vm-reap.py", "vmdatabase.py")
+WAITS = "waits for a test environment"
 RESET = 'echo "$TEST_ENVIRONMENT $(basename "$TEST_ENVIRONMENT_FILE")" >> resets; [ ! -e hang ] || sleep 300'
 
 
@@ -52,17 +53,6 @@ def build(number: int) -> dict[str, str]:
     return {"JOB_NAME": "gate", "BUILD_NUMBER": str(number)}
 
 
-def waiting(run: subprocess.Popen[str]) -> None:
-    """Read what a run prints until it waits in the line."""
-    assert run.stderr
-    lines = []
-    for line in run.stderr:
-        lines.append(line)
-        if "waits for a test environment" in line:
-            return
-    raise AssertionError("".join(lines))
-
-
 def test_two_builds_have_the_one_environment_one_after_the_other_and_it_is_reset_between(pool: Pool) -> None:
     first, second = machine(pool), machine(pool)
     said = pool.run(INPROGRESS, first, expect=0, **build(1)).stderr
@@ -70,7 +60,7 @@ def test_two_builds_have_the_one_environment_one_after_the_other_and_it_is_reset
     assert environment(pool) == ("LOCKED", first)
 
     run = pool.start(INPROGRESS, second, **build(2))
-    waiting(run)
+    await_line(run, WAITS)
     pool.run(DELETE, first, "--result", "SUCCESS", expect=0, **build(1))
     _, err = run.communicate(timeout=30)
 
@@ -119,7 +109,7 @@ def test_the_machine_of_a_failed_build_gives_way_and_one_that_is_held_does_not(p
     pool.run(DELETE, held, "--result", "TIMEOUT", expect=0, **build(2))
     pool.run(VMDATABASE, "hold", held, "--reason", "a look", expect=0)
     run = pool.start(INPROGRESS, machine(pool), **build(3))
-    waiting(run)
+    await_line(run, WAITS)
     assert pool.run(VMDATABASE, "environments", "release", "rack-1", expect=2).stderr.endswith(
         f"rack-1: {held} has it, which is held (a look); let it go with: vmdatabase.py unhold {held}\n")
     pool.run(VMDATABASE, "unhold", held, expect=0)
@@ -153,7 +143,7 @@ def test_one_that_is_stopped_while_it_waits_is_out_of_the_line(pool: Pool, numbe
     runs = []
     for name, job in ((stopped, 2), (next_one, 3)):
         runs.append(pool.start(INPROGRESS, name, **build(job)))
-        waiting(runs[-1])
+        await_line(runs[-1], WAITS)
     shown = pool.run(VMDATABASE, "environments", expect=0).stdout
     assert shown.splitlines()[-1] == f"waiting, in this order: {stopped}, {next_one}"
     runs[0].send_signal(number)
@@ -173,7 +163,7 @@ def test_a_second_build_on_the_node_is_told_who_has_it_while_the_first_still_wai
     pool.run(INPROGRESS, machine(pool), expect=0, **build(1))
     name = machine(pool)
     first = pool.start(INPROGRESS, name, **build(2))
-    waiting(first)
+    await_line(first, WAITS)
 
     second = pool.run(INPROGRESS, name, expect=1, **build(3))
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.gatenode import Node, boot_node
 from tests.pocketcloud.client import Pocket
-from tests.pool import PROJECT, Pool, await_that
+from tests.pool import PROJECT, Pool, await_line, await_that
 from tests.sampleprojects import GATE_FILES, add_change, make_projects
 
 RUN_SECONDS = 120
@@ -143,10 +143,7 @@ def test_its_status_comes_back_and_its_logs_after_a_failure(client: Client) -> N
 @pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("INT", 130)])
 def test_a_signal_here_ends_the_run_there(client: Client, name: str, status: int) -> None:
     process = client.start("gate_hook() { echo started; (setsid sleep 9001 &); sleep 9002; }; export -f gate_hook")
-    assert process.stdout
-    for line in process.stdout:
-        if line.endswith("started\n"):
-            break
+    await_line(process, "started$")
 
     process.send_signal(signal.Signals[f"SIG{name}"])
     output = process.communicate(timeout=RUN_SECONDS)[0]
@@ -160,14 +157,9 @@ def test_a_signal_here_ends_the_run_there(client: Client, name: str, status: int
 def test_a_lost_connection_comes_back_without_losing_a_line(client: Client) -> None:
     process = client.start("gate_hook() { for i in {1..60}; do echo tick-$i-; sleep 0.1; done; return 9; }; "
                            "export -f gate_hook")
-    assert process.stdout
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if "tick-5-" in line:
-            break
+    seen = await_line(process, "tick-5-")
     subprocess.run(["pkill", "-KILL", "-P", str(process.pid), "-x", "ssh"], check=True)
-    output = "".join(seen) + process.communicate(timeout=RUN_SECONDS)[0]
+    output = seen + process.communicate(timeout=RUN_SECONDS)[0]
 
     assert process.returncode == 9, output
     assert "the connection is lost, trying again" in output
@@ -342,10 +334,7 @@ def test_a_node_that_stands_still_is_given_up_after_a_signal(cleared: Client, tm
     cleared.change(tmp_path / "scripts", {f"gate/remote.sh: {one}_SECONDS=": value
                                           for one, value in (("SIGNAL", "16"), ("FETCH", "6"))})
     process = cleared.start(STAND_STILL)
-    assert process.stdout
-    for line in process.stdout:
-        if line.endswith("standing still\n"):
-            break
+    await_line(process, "standing still$")
 
     process.send_signal(signal.Signals[f"SIG{name}"])
     started = time.monotonic()

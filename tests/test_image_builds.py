@@ -4,7 +4,6 @@ import re
 import shlex
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import NO_APT, Pool, await_that, clear_cloud, image, make_key, provider
+from tests.pool import NO_APT, Pool, await_line, await_that, clear_cloud, image, make_key, provider
 from tests.repos import write
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
@@ -53,22 +52,6 @@ def script(pool: Pool, text: str) -> list[str]:
     """The arguments that have a custom script run."""
     write(pool.folder, {"custom.sh": f"#!/bin/bash\n{text}\n"})
     return ["--script", str(pool.folder / "custom.sh")]
-
-
-def await_line(run: subprocess.Popen[str], pattern: str) -> str:
-    """Read a script's console until a line matches, and return what was read."""
-    assert run.stderr
-    seen = ""
-    timer = threading.Timer(RUN_SECONDS, run.kill)
-    timer.start()
-    try:
-        for line in run.stderr:
-            seen += line
-            if re.search(pattern, line):
-                return seen
-    finally:
-        timer.cancel()
-    raise AssertionError(f"waited in vain for {pattern!r}:\n{seen}")
 
 
 @contextmanager
