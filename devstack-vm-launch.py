@@ -111,9 +111,7 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run(), outside the handler that reports a stop."""
-        nodes = None
-        if self.nodes:  # first: without Jenkins nothing is begun
-            nodes = {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
+        nodes = self.nodes.all_but_others() if self.nodes else None  # first: without Jenkins nothing is begun
         servers = self.see_servers()
         self.look_at_queue()
         self.leave_out_ids(servers, nodes or {})

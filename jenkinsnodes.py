@@ -258,6 +258,10 @@ class Nodes:
             raise JenkinsError(f"Jenkins {self._config.server}: list nodes: 404, is this the address of a Jenkins?")
         return {node.name: node for node in nodes}
 
+    def all_but_others(self) -> dict[str, Node]:
+        """Return all nodes by name, without those that bear the mark of another pool, in one call."""
+        return {name: node for name, node in self.all().items() if not self.is_others(node)}
+
     def look(self, name: str) -> Node | None:
         """Return a node, or None if Jenkins says 404."""
         return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, self._node)

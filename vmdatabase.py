@@ -1317,6 +1317,11 @@ def _is_open(machine: Machine) -> Any:
     return (Result.machine_id == machine.id) & Result.end_time.is_null()
 
 
+def note_of_build(machine: Machine, **columns: Any) -> None:
+    """Write columns of the row of the build, or the person, that has the machine now."""
+    Result.update(**columns).where(_is_open(machine)).execute()
+
+
 def build_of(result: Result) -> str:
     """Return JOB #NUMBER; empty for a person."""
     return f"{result.jenkins_job_name} #{result.jenkins_build_number}" if result.jenkins_job_name else ""
@@ -1327,13 +1332,12 @@ def record_end(machine: Machine, environ: Mapping[str, str], result: str | None,
 
     What inprogress has said of a build that could not begin stays: the build has left no other verdict.
     """
-    ended = {"end_time": now(), "result": result, **columns}
-    known = {"end_time": now(), "result": result}
-    if Result.update(**known).where(_is_open(machine) & Result.kind.is_null(False)).execute():
+    end = {"end_time": now(), "result": result}
+    if Result.update(**end).where(_is_open(machine) & Result.kind.is_null(False)).execute():
         return
-    if not Result.update(**ended).where(_is_open(machine)).execute() \
+    if not Result.update(**end, **columns).where(_is_open(machine)).execute() \
             and not Result.select().where(Result.machine_id == machine.id).exists():
-        record_start(machine, environ, start_time=None, **ended)
+        record_start(machine, environ, start_time=None, **end, **columns)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 
 from pool import demand
 from pool.demand import Label, Standing
+from pool.sight import CUT_OFF_SECONDS
 
 LAUNCH_EVERY, REAP_EVERY = 600.0, 3600.0  # seconds, as in jobs/
-LOST_SECONDS = 1800.0  # until ready machines are given up that are away with their provider: CUT_OFF_SECONDS
 EPOCH = 1_790_000_000
 
 
@@ -200,15 +200,14 @@ class Day:
                 machine.absent = None
             elif machine.absent is None:
                 machine.absent = self.now
-            elif self.now - machine.absent >= LOST_SECONDS:
+            elif self.now - machine.absent >= CUT_OFF_SECONDS:
                 self._fail(machine)
 
     def _plan(self, name: str, *, full: bool = False) -> None:
         """Have a provider give its part; full: its machines are ready at once."""
         moment = datetime.fromtimestamp(EPOCH + self.now, UTC)
-        wish = demand.wanted(self.label, moment, len(self.waiting))
-        offers = [demand.offer_of(self._standing(one)) for one in self.clouds]
-        for _ in range(demand.shares(wish.count, offers, self.label.spread, wish.most)[name]):
+        _, parts = demand.plan(self.label, moment, len(self.waiting), [self._standing(one) for one in self.clouds])
+        for _ in range(next(part.adds for part in parts if part.standing.provider == name)):
             self._create(self.clouds[name], full=full)
 
     def _create(self, cloud: Cloud, *, full: bool) -> None:

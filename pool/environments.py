@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -231,8 +231,7 @@ def _lock(environment: TestEnvironment, machine: Machine) -> TestEnvironment:
     """Lock a free environment for a machine."""
     _note(environment, machine)
     vmdatabase.move(environment, FREE, LOCKED, _for_whom(machine), machine_id=machine.id, locks=environment.locks + 1)
-    vmdatabase.Result.update(environment=environment.name).where(
-        (vmdatabase.Result.machine_id == machine.id) & vmdatabase.Result.end_time.is_null()).execute()
+    vmdatabase.note_of_build(machine, environment=environment.name)
     return environment
 
 
@@ -411,9 +410,8 @@ def _write(machine: Machine, config: SecureConfig, environment: TestEnvironment,
 def _give_up(machine: Machine, err: WithoutError) -> None:
     """Mark the machine of a build that cannot begin for deletion, and record that the change is not to blame."""
     with vmdatabase.database.atomic("IMMEDIATE"):
-        vmdatabase.Result.update(kind=err.kind, phase="devstack-vm-inprogress", reason=gateprocess.plain(str(err), 500)
-                                 ).where((vmdatabase.Result.machine_id == machine.id)
-                                         & vmdatabase.Result.end_time.is_null()).execute()
+        vmdatabase.note_of_build(machine, kind=err.kind, phase="devstack-vm-inprogress",
+                                 reason=gateprocess.plain(str(err), 500))
         moved = vmdatabase.move(machine, USED, DELETE, f"of kind {err.kind}: no test environment")
     if moved:
         vmdatabase.machine_log(machine).info("USED -> DELETE: no test environment, kind %s", err.kind)
@@ -454,15 +452,14 @@ class Resets:
         """Begin with what is due, of what fits a waiter if there is one, and write down what has ended."""
         for environment in TestEnvironment.select().where(TestEnvironment.state == RESETTING):
             if waiter is None or _place(environment).fits(waiter):
-                self.begin(environment.name)
-        for one in [one for one in self._running.values() if one.process.poll() is not None]:
-            self._end(one)
+                self._begin(environment)
+        self._note_ends()
 
     def begin(self, name: str) -> None:
         """Begin with the reset of an environment, if it is due and no other process is at it."""
         environment = TestEnvironment.get_or_none(
             (TestEnvironment.name == name) & (TestEnvironment.state == RESETTING))
-        if environment and environment.id not in self._running and not _is_forgotten(environment):
+        if environment:
             self._begin(environment)
 
     def finish_some(self) -> bool:
@@ -475,21 +472,22 @@ class Resets:
         """Wait for those that this process runs; returns how many environments are BROKEN now."""
         while self._running:
             time.sleep(0.1)
-            for one in [one for one in self._running.values() if one.process.poll() is not None]:
-                self._end(one)
+            self._note_ends()
         return self.failed
 
     def _begin(self, environment: TestEnvironment) -> None:
         import subprocess  # most runs have none to run, and a build waits for their start
         import tempfile
 
+        if environment.id in self._running or _is_forgotten(environment):
+            return
         if not environment.reset:
             vmdatabase.move(environment, RESETTING, FREE, "it has no reset")
             return
         lock = _reset_lock(environment)
         if lock is None:
             return  # another process is at it
-        if vmdatabase.TestEnvironment.get_or_none(
+        if TestEnvironment.get_or_none(
                 (TestEnvironment.id == environment.id) & (TestEnvironment.state == RESETTING)) is None:
             lock.close()
             return
@@ -501,12 +499,16 @@ class Resets:
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),),
-                cwd=Path(environment.data).parent, env=_environment_of(environment, os.environ))
+                cwd=Path(environment.data).parent, env=_environment_of(environment))
         except OSError as err:  # no such folder any more, or this host has no more of something
             with lock, output:
                 self._break(environment, f"reset: {err.filename or 'bash'}: {err.strerror}")
             return
         self._running[environment.id] = _Running(environment, process, output, lock)
+
+    def _note_ends(self) -> None:
+        for one in [one for one in self._running.values() if one.process.poll() is not None]:
+            self._end(one)
 
     def _end(self, one: _Running) -> None:
         del self._running[one.environment.id]
@@ -556,8 +558,8 @@ def _reset_lock(environment: TestEnvironment) -> IO[bytes] | None:
     return os.fdopen(descriptor, "rb")
 
 
-def _environment_of(environment: TestEnvironment, environ: Mapping[str, str]) -> dict[str, str]:
-    return {**environ, "TEST_ENVIRONMENT": environment.name, "TEST_ENVIRONMENT_FILE": environment.data}
+def _environment_of(environment: TestEnvironment) -> dict[str, str]:
+    return {**os.environ, "TEST_ENVIRONMENT": environment.name, "TEST_ENVIRONMENT_FILE": environment.data}
 
 
 def _last_of(output: IO[bytes]) -> str:

@@ -166,18 +166,8 @@ class Content:
     environment_wait: int  # minutes
 
 
-def load_providers_file(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the providers and the labels of a YAML file.
-
-    A provider is a dict with every key set, its images under "images"; a label is one with every key set. Raises
-    ConfigError with file, line, key, what was expected and the nearest known key.
-    """
-    content = read(path)
-    return content.providers, content.labels
-
-
 def read(path: Path) -> Content:
-    """Return what a file says.
+    """Return what a file says, with the images of a provider under "images".
 
     Raises ConfigError with file, line, key, what was expected and the nearest known key.
     """
@@ -393,16 +383,15 @@ def warnings_of_environments(content: Content) -> list[str]:
     """Return what cannot work, or has no effect, in the test environments of a file."""
     types = {(image["name"], provider["name"]): image["test-environment"]
              for provider in content.providers for image in provider["images"]}
-    given = {(image, provider) for one in content.environments for image in one["images"]
-             for provider in one["providers"] or [provider["name"] for provider in content.providers]}
+    pairs = {one["name"]: {(image, provider) for image in one["images"]
+                           for provider in one["providers"] or [provider["name"] for provider in content.providers]}
+             for one in content.environments}
+    given = set().union(*pairs.values())
     found = [f"provider {provider}: image {image}: test-environment: there is none for it: builds wait for "
              f"{content.environment_wait} min and fail" for (image, provider), wanted in types.items()
              if wanted and (image, provider) not in given]
-    for one in content.environments:
-        if not any(types.get((image, provider)) for image in one["images"]
-                   for provider in one["providers"] or [provider["name"] for provider in content.providers]):
-            found.append(f"test-environment {one['name']} has no effect: none of its images has test-environment: true")
-    return found
+    return found + [f"test-environment {name} has no effect: none of its images has test-environment: true"
+                    for name, those in pairs.items() if not any(map(types.get, those))]
 
 
 def _warnings_of_addresses(provider: Mapping[str, Any]) -> list[str]:

@@ -186,7 +186,7 @@ class Look:
         if self.nodes is None:
             return {}
         try:
-            return {name: node for name, node in self.nodes.all().items() if not self.nodes.is_others(node)}
+            return self.nodes.all_but_others()
         except GateError as err:
             self.trouble(f"{err}; machines that may have a node are left alone")
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jenkinsnodes
 import vmdatabase
+from pool import environments
 from pool.demand import Label, Standing
 from pool.labels import label_of, standings_of
 from vmdatabase import LabelRow
@@ -145,7 +145,8 @@ def read(since: int, now: int) -> dict[str, Any]:
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
                 "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
             "labels": [(label_of(row), standings_of(row.name)) for row in LabelRow.select().order_by(LabelRow.name)],
-            "environments": list(_environments()),
+            "environments": [Environment(row["name"], row["state"], row["since"], row["reason"], row["node"],
+                                         row["images"]) for row in environments.table()],
             "environment_waits": [since for (since,) in _rows("SELECT since FROM environment_waiter ORDER BY id")],
             "tally": list(_rows("SELECT what, provider, image, key, count, total FROM tally")),
         }
@@ -195,14 +196,6 @@ def _machines() -> Iterator[Machine]:
             "JOIN provider ON provider.id = provider_id ORDER BY machine.id"):
         yield Machine(name, provider, image, state, since, error, reason, until, deleted, node is not None, online,
                       absent)
-
-
-def _environments() -> Iterator[Environment]:
-    for name, state, since, reason, node, images in _rows(
-            "SELECT test_environment.name, test_environment.state, test_environment.state_time, "
-            "test_environment.state_reason, machine.name, images FROM test_environment "
-            "LEFT JOIN machine ON machine.id = machine_id ORDER BY test_environment.name"):
-        yield Environment(name, state, since, reason, node, json.loads(images))
 
 
 def waiting_builds(config: JenkinsConfig, labels: Mapping[str, str]) -> dict[str, Waiting]:

@@ -123,7 +123,7 @@ def pool(folder: Path) -> Iterator[None]:
 def loaded(folder: Path, text: str) -> list[dict[str, Any]]:
     file = folder / "providers.yaml"
     file.write_text(text, encoding="utf-8")
-    return providersfile.load_providers_file(file)[0]
+    return providersfile.read(file).providers
 
 
 def tables() -> list[Any]:

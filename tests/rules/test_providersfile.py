@@ -14,7 +14,6 @@ from gateprocess import ConfigError
 from pool.providersfile import (
     IMAGE_KEYS,
     PROVIDER_KEYS,
-    load_providers_file,
     read,
     warnings_of,
     warnings_of_environments,
@@ -37,7 +36,7 @@ IMAGE_DEFAULTS: dict[str, Any] = {
 def load(folder: Path, text: str) -> list[dict[str, Any]]:
     file = folder / "providers.yaml"
     file.write_text(text)
-    return load_providers_file(file)[0]
+    return read(file).providers
 
 
 def refusal(folder: Path, text: str) -> str:
@@ -146,7 +145,7 @@ def test_user_data_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data.sh").write_text("#!/bin/sh\n")
     (tmp_path / "providers.yaml").write_text(image_with(user_data="data.sh"))
     monkeypatch.chdir(tmp_path)
-    assert load_providers_file(Path("providers.yaml"))[0][0]["images"][0]["user-data"] == str(tmp_path / "data.sh")
+    assert read(Path("providers.yaml")).providers[0]["images"][0]["user-data"] == str(tmp_path / "data.sh")
 
 
 def test_several_providers_keep_their_order_and_may_have_images_of_one_name(tmp_path: Path) -> None:
@@ -229,7 +228,8 @@ def test_a_ready_script_is_looked_for_beside_the_providers_file(tmp_path: Path) 
 def test_a_byte_order_mark_plays_no_part(tmp_path: Path) -> None:
     file = tmp_path / "providers.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + provider_with().encode())
-    assert load_providers_file(file) == ([PROVIDER_DEFAULTS | PROVIDER], [])
+    content = read(file)
+    assert (content.providers, content.labels) == ([PROVIDER_DEFAULTS | PROVIDER], [])
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     if content:
         file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        load_providers_file(file)
+        read(file)
     assert str(caught.value) == f"{file}: cannot be read ({reason})"
 
 
@@ -471,7 +471,7 @@ def loads_or_refuses_in_one_line(content: bytes) -> None:
         file = Path(folder) / "providers.yaml"
         file.write_bytes(content)
         try:
-            load_providers_file(file)
+            read(file)
         except ConfigError as err:
             assert str(err).startswith(f"{file}:")
             assert "\n" not in str(err)
