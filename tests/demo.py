@@ -118,6 +118,7 @@ class Demo:
         self.fail_and_keep()
         self.lose_a_provider()
         self.reap()
+        self.kill_jenkins()
         self.look_inside()
         self.status_page()
 
@@ -170,8 +171,7 @@ class Demo:
 
     def build(self, change: str, expect: str) -> dict[str, Any]:
         """Run one build to its end, and keep its console."""
-        zuul = {"ZUUL_URL": self.git_base, "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master", "ZUUL_REF": change}
-        started = self.jenkins.wait_started(self.jenkins.build(GATE, **zuul), BUILD_SECONDS)
+        started = self.jenkins.wait_started(self.start(change), BUILD_SECONDS)
         build = self.jenkins.wait_build(GATE, started["number"], BUILD_SECONDS)
         (self.folder / f"console-gate-{build['number']}.txt").write_text(build["console"])
         await_that("devstack-vm-delete", lambda: self.pool.sql(
@@ -179,6 +179,11 @@ class Demo:
         if build["result"] != expect:
             raise SystemExit(f"gate #{build['number']} ended {build['result']}, expected {expect}:\n{build['console']}")
         return build
+
+    def start(self, change: str) -> int:
+        """Ask Jenkins for a build; gives the item in its queue."""
+        return self.jenkins.build(GATE, ZUUL_URL=self.git_base, ZUUL_PROJECT="sample/adder", ZUUL_BRANCH="master",
+                                  ZUUL_REF=change)
 
     def fail_and_keep(self) -> None:
         """A failed build's machine stays."""
@@ -212,6 +217,25 @@ class Demo:
         self.story.show(self.run("devstack-vm-reap.py", "all"))
         self.run("devstack-vm-launch.py", "all")
         self.story.came("the pool is full again:")
+        self.show_pool()
+
+    def kill_jenkins(self) -> None:
+        """A build whose end no step of Jenkins tells."""
+        self.story.step("Kill Jenkins under a fourth build, and start it again: no step of that build tells its end.")
+        started = self.jenkins.wait_started(self.start(CHANGE_GOOD), BUILD_SECONDS)
+        await_that("the build's machine to be taken", lambda: self.pool.sql(
+            "SELECT 1 FROM machine WHERE name = ? AND state = 'USED'", started["node"]))
+        self.jenkins.restart()
+        for name in self.pool.machines():
+            self.jenkins.wait_node(name, "online")
+        self.run("devstack-vm-reap.py", "all")
+        ended = self.pool.sql("SELECT result FROM result WHERE node_name = ? AND end_time IS NOT NULL", started["node"])
+        if ended != [("FAILURE",)]:
+            raise SystemExit(f"reap did not record the end of the build on {started['node']}")
+        self.story.came(f"gate #{started['number']} was at work on {started['node']}; reap asked Jenkins, and recorded "
+                        "that it ended FAILURE")
+        self.run("devstack-vm-launch.py", "all")
+        self.story.came("its machine is kept as any failed build's, until launch needs room; the pool is full:")
         self.show_pool()
 
     def look_inside(self) -> None:
