@@ -106,11 +106,11 @@ class Launch:
 
     def left(self) -> str:
         """Return in words what a run that is stopped leaves to the next one."""
-        names = [str(boot.machine.name) for boot in self.boots.values()]
+        names = [str(boot.machine.name) for boot in list(self.boots.values())]
         return f"left to the next launch, on their way: {gateprocess.some(names)}" if names else ""
 
     def fill(self, wait_for_boots: bool) -> int:
-        """Do the work of run(), outside the handler that reports a stop."""
+        """Do the work of run()."""
         nodes = self.nodes.all_but_others() if self.nodes else None  # first: without Jenkins nothing is begun
         servers = self.see_servers()
         self.look_at_queue()

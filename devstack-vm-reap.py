@@ -83,7 +83,7 @@ class Reap:
         return f"left to the next reap, being deleted: {gateprocess.some(names)}" if names else ""
 
     def reap(self) -> int:
-        """Do the work of run(), outside the handler that reports a stop.
+        """Do the work of run().
 
         What is decided depends on what was done before, so that it is decided and done in phases; a dry run does
         nothing, and so prints what each phase would do to things as they are.

@@ -407,14 +407,16 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
     builds: list[Build] = []
     workers = gateprocess.Workers(max(1, min(provider.max_concurrency, provider.max_servers)))
     futures = [workers.submit(_build, cloud, image, plan, builds) for image in images]
-    try:
-        codes = {future.result() for future in futures}
-    except BaseException as err:
+
+    def stop() -> str:
         stopped = [build.row.name for build in builds if build.row.state == BUILDING]
-        err.left = f"no new {gateprocess.some(stopped)}" if stopped else ""  # type: ignore[attr-defined]
-        for build in builds:
-            build.stop()
-        raise
+        with vmdatabase.connected():
+            for build in builds:
+                build.stop()
+        return f"no new {gateprocess.some(stopped)}" if stopped else ""
+
+    with gateprocess.telling(stop):
+        codes = {future.result() for future in futures}
     if len(codes) > 1:
         return gateprocess.EXIT_FAILED
     return codes.pop() if codes else gateprocess.EXIT_OK

@@ -5,6 +5,7 @@ Nothing here knows a setting, a cloud, Jenkins or vm.db.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import errno
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ T = TypeVar("T")
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-NUDGE, NUDGE_SECONDS = signal.SIGURG, 0.1  # what wakes the main thread, so that Python runs the handlers of these
 STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
@@ -40,6 +39,10 @@ TEXT_LENGTH = 1000  # of what others say, in a message or in vm.db
 CALL_LENGTH = 160  # of what the libraries say of a call before they tell why it failed
 LINE_LENGTH = 10_000  # of a message of ours
 HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
+
+_stopped_by: list[int] = []  # those of STOPPING that came
+_at_stop: list[Callable[[], str]] = []  # what tells, and tidies up, if one comes; the innermost last
+_ending = _thread.allocate_lock()  # of the thread that ends the process
 
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 
@@ -61,10 +64,6 @@ class ConfigError(GateError):
     """Wrong use or configuration; the message names the option, file, key or variable. Nothing was changed."""
 
     exit_code = EXIT_CONFIG
-
-
-class StoppedError(BaseException):
-    """SIGTERM came; raised in the main thread so that whoever must tidy up can."""
 
 
 def make_private(path: Path) -> None:
@@ -154,44 +153,41 @@ def run(body: Callable[[], int]) -> NoReturn:
     """Run a script's body and end the process with its exit code; errors become one line on stderr.
 
     The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
-    before it is taken, so that the next run goes on from there. Tidying up after a signal has STOP_SECONDS.
+    before it is taken, so that the next run goes on from there. What `telling` names for a stop has STOP_SECONDS.
     """
-    try:
-        code = _run_to_end(body)
-    except (KeyboardInterrupt, StoppedError) as err:  # also one that comes while the end is being told
-        _ignore_signals()
-        code = EXIT_TERMINATED if isinstance(err, StoppedError) else EXIT_INTERRUPTED
-        get_log().warning("stopped; %s", getattr(err, "left", "") or RECORDED)
-    logging.shutdown()
-    os._exit(code)
+    os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
+    _obey_stops()
+    code = _run_to_end(body)
+    if _stopped_by:
+        _wait_for_end()
+    _end(code)
 
 
 def _run_to_end(body: Callable[[], int]) -> int:
-    """Run a script's body and return its exit code, with every error but a stop told in one line."""
+    """Run a script's body and return its exit code, with every error told in one line."""
     try:
-        os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
-        signal.signal(signal.SIGTERM, _raise_stopped)
-        _limit_stopping()
         code = body()
         if sys.stdout:
             sys.stdout.flush()
+        return code
     except GateError as err:
-        say(str(err))
-        code = err.exit_code
+        return _told(str(err), err.exit_code)
     except BrokenPipeError:
-        code = EXIT_FAILED  # whoever read our output has left
+        return EXIT_FAILED  # whoever read our output has left
     except SystemExit as err:
-        code = err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
         sys.stdout.flush()
+        return err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
     except ModuleNotFoundError as err:
-        say(without_package(err))
-        code = EXIT_CONFIG
+        return _told(without_package(err), EXIT_CONFIG)
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
-        say(reason_of(err))
-        code = EXIT_FAILED
-    finally:
-        _ignore_signals()
+        return _told(reason_of(err), EXIT_FAILED)
+
+
+def _told(message: str, code: int) -> int:
+    """Say why a run failed, and return its exit code; if it was stopped, the stop has the last words."""
+    if not _stopped_by:
+        say(message)
     return code
 
 
@@ -238,72 +234,80 @@ def shown(text: str) -> str:
     return "\n".join(lines)
 
 
-def _ignore_signals() -> None:
-    """Let nothing interrupt the last words."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def say(message: str) -> None:
     """Write a script's last words in one piece, since scripts of several providers share a console."""
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {shown(message)}\n")
 
 
-def _raise_stopped(_signum: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first one is obeyed; tidying up is not to be interrupted
-    raise StoppedError
+def _obey_stops() -> None:
+    """Have SIGTERM and SIGINT end the process, wherever it is; nothing is raised into what runs.
 
-
-def _limit_stopping() -> None:
-    """See that the process ends soon after a signal, whatever the main thread waits for.
-
-    It may wait in a library that does not let Python handle signals, such as SQLite for a lock, or for a cloud that
-    does not answer while it tidies up. The interpreter writes the signal's number into a pipe at once. The kernel may
-    give the signal to another thread, and then nothing wakes a main thread that waits for a lock: it is nudged. Where
-    the signal came while an object was being finalized, Python drops what its handler raises; then it is sent again.
+    The interpreter writes a signal's number into a pipe at once, whichever thread the kernel gives the signal to, and
+    whatever the main thread waits for, such as SQLite for a lock. A thread of its own reads that.
     """
     import threading
 
-    dropped, main_thread = threading.Event(), threading.get_ident()
-
-    def drop(unraisable: sys.UnraisableHookArgs) -> None:
-        if issubclass(unraisable.exc_type, (KeyboardInterrupt, StoppedError)):
-            signal.signal(signal.SIGTERM, _raise_stopped)
-            dropped.set()
-        else:
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = drop
-    signal.signal(NUDGE, lambda _signum, _frame: None)
     awake, note = os.pipe()
     os.set_blocking(note, False)
     signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _frame: _stopped_by.append(number))
+    threading.Thread(target=_stop_when_told, args=(awake,), name="stopping", daemon=True).start()
 
-    def watch() -> None:
+
+def _stop_when_told(awake: int) -> None:
+    """Wait for one of the signals, say what the run leaves to the next one, and end the process."""
+    import threading
+
+    number = os.read(awake, 1)[0]
+    while number not in STOPPING:
         number = os.read(awake, 1)[0]
-        while number not in STOPPING:
-            number = os.read(awake, 1)[0]
-        deadline = time.monotonic() + STOP_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            signal.pthread_kill(main_thread, NUDGE)
-            if dropped.wait(min(left, NUDGE_SECONDS)):
-                dropped.clear()
-                time.sleep(0.01)
-                signal.pthread_kill(main_thread, number)
-        get_log().warning("stopped without tidying up, which took more than %d s; %s", STOP_SECONDS, RECORDED)
-        os._exit(STOPPING[number])
+    code = STOPPING[number]
+    limit = threading.Timer(STOP_SECONDS, _end, (
+        code, f"stopped without tidying up, which took more than {STOP_SECONDS} s; {RECORDED}"))
+    limit.daemon = True
+    with contextlib.suppress(RuntimeError):  # no thread is to be had any more: then without a limit
+        limit.start()
+    left = [_left(tell) for tell in reversed(_at_stop)]
+    _end(code, f"stopped; {'; '.join(filter(None, left)) or RECORDED}")
 
-    threading.Thread(target=watch, name="stopping", daemon=True).start()
+
+def _left(tell: Callable[[], str]) -> str:
+    try:
+        return tell()
+    except Exception as err:  # noqa: BLE001 - the process ends in any case, and the next run goes on
+        get_log().warning("%s", reason_of(err))
+        return ""
+
+
+def _end(code: int, words: str = "") -> NoReturn:
+    """End the process once, with its last words; whoever comes second waits for that."""
+    if not _ending.acquire(blocking=False):
+        _wait_for_end()
+    if words:
+        get_log().warning("%s", words)
+    logging.shutdown()
+    os._exit(code)
+
+
+def _wait_for_end() -> NoReturn:
+    """Wait for another thread to end the process."""
+    while True:
+        time.sleep(STOP_SECONDS)
 
 
 @contextlib.contextmanager
 def telling(left: Callable[[], str]) -> Iterator[None]:
-    """Let a run that gets SIGTERM or SIGINT meanwhile say what it leaves to the next one."""
+    """Have a run that gets SIGTERM or SIGINT meanwhile say what it leaves to the next one, empty for nothing.
+
+    `left` may tidy up first. It is called in a thread of its own, while the run still goes on.
+    """
+    _at_stop.append(left)
     try:
         yield
-    except (KeyboardInterrupt, StoppedError) as err:
-        err.left = left()  # type: ignore[union-attr]
-        raise
+    finally:
+        _at_stop.remove(left)
 
 
 def some(names: Sequence[str]) -> str:
@@ -327,14 +331,16 @@ def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
     children = [
         subprocess.Popen([sys.executable, sys.argv[0], *words[:place], name, *words[place + 1:]]) for name in providers
     ]
-    try:
-        codes = [child.wait() for child in children]
-    except BaseException:
+
+    def stop() -> str:
         for child in children:
             child.terminate()
         for child in children:
             child.wait()  # each ends soon, and says what it leaves
-        raise
+        return ""
+
+    with telling(stop):
+        codes = [child.wait() for child in children]
     if len(set(codes)) == 1:
         return codes[0] if codes[0] in (EXIT_OK, EXIT_CONFIG) else EXIT_FAILED
     return EXIT_FAILED

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import gateprocess
 import vmdatabase
-from gateprocess import ConfigError, GateError, StoppedError, get_log
+from gateprocess import ConfigError, GateError, get_log
 from pool import turns
 from vmdatabase import (
     BROKEN,
@@ -143,14 +143,18 @@ def hand_over(machine: Machine, config: SecureConfig, nodes: Nodes | None) -> No
     if not machine.base_image.test_environment:
         return
     log = vmdatabase.machine_log(machine)
+
+    def stop() -> str:
+        with vmdatabase.connected():
+            _give_up(machine, WithoutError("stopped before its test environment was on the machine", "aborted"))
+        return ""
+
     try:
-        environment, data = _wait(machine, nodes, log)
-        _write(machine, config, environment, data)
+        with gateprocess.telling(stop):
+            environment, data = _wait(machine, nodes, log)
+            _write(machine, config, environment, data)
     except WithoutError as err:
         _give_up(machine, err)
-        raise
-    except (KeyboardInterrupt, StoppedError):
-        _give_up(machine, WithoutError("stopped before its test environment was on the machine", "aborted"))
         raise
     EnvironmentWaiter.delete().where(EnvironmentWaiter.machine_id == machine.id).execute()
     log.info("test environment %s: its data is on the machine", environment.name)

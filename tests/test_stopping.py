@@ -16,6 +16,7 @@ from tests.pool import PROJECT, Pool, await_that, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 DELETE = "devstack-vm-delete.py"
+STOPPED = "WARNING stopped; what is under way is recorded and the next run goes on with it"
 SLOW = "stopped without tidying up, which took more than 4 s; what is under way is recorded and the next run goes on " \
        "with it"
 
@@ -96,7 +97,7 @@ def test_a_build_that_is_stopped_says_which_image_there_is_not(pool: Pool, threa
 
 
 def test_a_script_that_waits_for_vm_db_can_be_stopped(pool: Pool) -> None:
-    """SQLite waits for a lock without letting Python handle signals."""
+    """SQLite waits for a lock, and Python handles no signal meanwhile."""
     node = pool.add_machine("USED", server=False)
     assert pool.jenkins
     with closing(sqlite3.connect(pool.database, isolation_level=None)) as person:
@@ -107,7 +108,7 @@ def test_a_script_that_waits_for_vm_db_can_be_stopped(pool: Pool) -> None:
             last = stop(process)
 
     assert process.returncode == 143
-    assert last.endswith(SLOW)
+    assert last.endswith(STOPPED)
     assert pool.machines() == {node: "USED"}
 
 
@@ -136,7 +137,7 @@ def test_a_script_that_still_loads_its_libraries_says_that_it_was_stopped(pool: 
         last = stop(process, signal.SIGINT)
 
     assert process.returncode == 130
-    assert last.endswith((" WARNING stopped; what is under way is recorded and the next run goes on with it", SLOW))
+    assert last.endswith(STOPPED)
 
 
 STOPPED_IN_A_FINALIZER = """
