@@ -79,19 +79,20 @@ def ask_for_verdict(machine: Machine, config: SecureConfig) -> Callable[[bool], 
     None comes for a person's machine, or if the build is not known.
     """
     job, number = build_of(machine, os.environ)
-    if not config.jenkins or number is None:
+    jenkins = config.jenkins_named(machine.jenkins)
+    if jenkins is None or number is None:
         return lambda _answers: None
     import threading
 
-    jenkins, found = config.jenkins, []
+    found: list[Verdict | None] = []
     thread = threading.Thread(target=lambda: found.append(fetch(jenkins, job, number)), daemon=True)
     thread.start()
 
     def wait(answers: bool) -> Verdict | None:
         thread.join()
         told = found[0] if found else None
-        if told is None and answers and (nodes := script.nodes_of(config)):
-            told = fetch_slowly(nodes, jenkins, job, number)
+        if told is None and answers and (nodes := script.nodes_of(config, machine)):
+            told = fetch_slowly(nodes, job, number)
         told = told or without(jenkinsnodes.build_url(jenkins, job, number), "Jenkins did not answer")
         if told.kind == UNKNOWN:
             vmdatabase.machine_log(machine).info("%s", told.reason)
@@ -114,12 +115,14 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
 
     inprogress has done that, so one look is mostly enough. A build waits for this script.
     """
-    if not config.jenkins:
-        vmdatabase.machine_log(machine).info("no [jenkins] section in %s: there is no node to look after", config.path)
-    if not config.jenkins or not machine.jenkins_name:
+    jenkins = config.jenkins_named(machine.jenkins)
+    if jenkins is None:
+        vmdatabase.machine_log(machine).info("no [jenkins%s] section in %s: there is no node to look after",
+                                             f" {machine.jenkins}" * bool(machine.jenkins), config.path)
+    if jenkins is None or not machine.jenkins_name:
         return
-    in_service = not jenkinsnodes.is_out_of_service(config.jenkins, machine.jenkins_name)
-    if in_service and (nodes := script.nodes_of(config)):
+    in_service = not jenkinsnodes.is_out_of_service(jenkins, machine.jenkins_name)
+    if in_service and (nodes := script.nodes_of(config, machine)):
         nodes.take_out_of_service(machine.jenkins_name, "its build has ended", missing_ok=True)
 
 

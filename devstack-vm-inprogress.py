@@ -32,6 +32,7 @@ import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError
 from pool import environments, script
+from pool.jenkinses import Jenkinses
 from vmdatabase import DELETE, READY, USED, BaseImage, Machine, Provider
 
 # What the job gives, also where it is empty; the last one Jenkins gives to each build.
@@ -49,12 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with vmdatabase.opened(gateconfig.database_path()):
             pool = vmdatabase.pool_uuid()
-            nodes = script.nodes_of(config)
+            jenkinses = script.jenkinses_of(config)
             if options.image:
-                take_for_person(options.image, options.provider, nodes, config)
+                take_for_person(options.image, options.provider, jenkinses, config)
             else:
                 machine = vmdatabase.machine_named(options.node)
-                take_for_build(machine, nodes, config)
+                take_for_build(machine, jenkinses, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
         known = machine is not None or not pool
         if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
@@ -63,11 +64,15 @@ def main(argv: list[str] | None = None) -> int:
     return gateprocess.EXIT_OK
 
 
-def take_for_build(machine: Machine, nodes: jenkinsnodes.Nodes | None, config: SecureConfig) -> None:
+def take_for_build(machine: Machine, jenkinses: Jenkinses | None, config: SecureConfig) -> None:
     """Take a machine for the build that runs on it, and a test environment if it needs one."""
+    nodes = jenkinses.of(machine) if jenkinses else None
+    if jenkinses and nodes is None:
+        raise ConfigError(f"{machine.name}: belongs to [jenkins {machine.jenkins}], and {config.path} has no such "
+                          "section")
     with environments.standing_in_line(machine):
         take_with_node(machine, nodes)
-        environments.hand_over(machine, config, nodes)
+        environments.hand_over(machine, config, jenkinses)
 
 
 def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
@@ -170,19 +175,20 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     Otherwise each queued build would come here and fail. pool is the UUID of vm.db, empty if it could not be read.
     """
     prefix = gateconfig.name_prefix()
-    if not config.jenkins or not name.startswith(f"{prefix}devstack-"):
+    if not name.startswith(f"{prefix}devstack-"):
         return
     known = vmdatabase.database.database is not None
     locks = vmdatabase.lock_folder() if known else config.path.with_name(f"{config.path.name}.locks")
-    nodes = jenkinsnodes.Nodes(config.jenkins, locks, pool)
     log = gateprocess.get_log(node=name)
-    try:
-        node = nodes.look(name)
-        if node and is_black_hole(node, prefix, nodes.is_marked(node)):
-            nodes.take_out_of_service(name, why, missing_ok=True)
-            log.warning("%s: out of service now, so that no other build fails there", why)
-    except GateError as err:
-        log.error("%s; each build that comes to this node will fail until somebody takes it offline", err)
+    for jenkins in config.jenkinses:
+        nodes = jenkinsnodes.Nodes(jenkins, locks, pool)
+        try:
+            node = nodes.look(name)
+            if node and is_black_hole(node, prefix, nodes.is_marked(node)):
+                nodes.take_out_of_service(name, why, missing_ok=True)
+                log.warning("%s: out of service now, so that no other build fails there", why)
+        except GateError as err:
+            log.error("%s; each build that comes to this node will fail until somebody takes it offline", err)
 
 
 def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
@@ -197,23 +203,26 @@ def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
 
 
 def take_for_person(
-    image: str, provider: str | None, nodes: jenkinsnodes.Nodes | None, config: SecureConfig
+    image: str, provider: str | None, jenkinses: Jenkinses | None, config: SecureConfig
 ) -> None:
     """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
     vmdatabase.leave_out_noted_ids()  # which tells whether vm.db was restored
-    seen = nodes.all() if nodes else {}
+    seen = jenkinses.look(vmdatabase.owners_of_nodes()) if jenkinses else None
     for machine in candidates(image, provider):
-        node = seen.get(str(machine.jenkins_name))
+        nodes = jenkinses.of(machine) if jenkinses else None
+        if seen and nodes and nodes.name in seen.silent:
+            continue  # a build may be running there
+        node = seen.nodes.get(str(machine.jenkins_name)) if seen else None
         if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
             continue  # vm.db is older than its end
-        if give_to_person(machine, nodes, config):
+        if give_to_person(machine, jenkinses, config):
             return
     raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
 
 
-def give_to_person(machine: Machine, nodes: jenkinsnodes.Nodes | None, config: SecureConfig) -> bool:
+def give_to_person(machine: Machine, jenkinses: Jenkinses | None, config: SecureConfig) -> bool:
     """Take a machine for a person, with a test environment if it needs one, and print it.
 
     Returns False if another one is to be tried; WithoutError says that there was no test environment in time.
@@ -223,10 +232,10 @@ def give_to_person(machine: Machine, nodes: jenkinsnodes.Nodes | None, config: S
             take(machine, by_person=True)
         except GateError:
             return False  # a build or another person was faster
-        take_out_of_service(machine, nodes, missing_ok=True)
+        take_out_of_service(machine, jenkinses.of(machine) if jenkinses else None, missing_ok=True)
         if not without_login(machine, config):
             return False
-        environments.hand_over(machine, config, nodes)
+        environments.hand_over(machine, config, jenkinses)
     print(f"{machine.name} {machine.user}@{machine.ip}")
     vmdatabase.machine_log(machine).info(
         "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
@@ -238,7 +247,7 @@ def without_login(machine: Machine, config: SecureConfig) -> bool:
 
     Returns whether none is left; if one is, the machine is given up.
     """
-    if machine.take_hash is None and not (config.jenkins and config.jenkins.node_login):
+    if machine.take_hash is None and not any(jenkins.node_login for jenkins in config.jenkinses):
         return True
     import nodessh
 

@@ -33,7 +33,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
-from pool import boots, demand, labels, rules, script
+from pool import boots, demand, jenkinses, labels, rules, script
 from pool.allowance import Allowance
 from pool.boots import AGENT, BOOT, CREATE, LOGIN, REGISTER, Boot, LifeEnd, Look, Request, Tools
 from pool.rules import Need, Room
@@ -75,10 +75,12 @@ class Launch:
         self.prefix = gateconfig.name_prefix()
         self.images = {image.id: image for image in vmdatabase.images_of(provider)}
         self.zones = provider.listed("availability_zones")
-        self.nodes = script.nodes_of(config)
+        self.jenkinses = script.jenkinses_of(config)
+        self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by its name
+        self.refusing: dict[str, GateError] = {}  # the same for those that let us make no nodes
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateprocess.Workers(provider.max_concurrency)
-        self.tools = Tools(provider, config, self.prefix, self.cloud, self.nodes, self.workers,
+        self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
@@ -90,7 +92,7 @@ class Launch:
         self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
         self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
         self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
-        self.waiting: Counter[str] | None = None  # builds that wait in Jenkins, by label; None until asked for
+        self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as far as that was asked
         self.queue_at = -math.inf  # when that was, on the monotonic clock
         self.allowance = Allowance()  # of the cloud's quotas
         self.rooms: dict[int, Room] = {}  # of image types that quotas leave short, as first seen
@@ -111,7 +113,7 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run()."""
-        nodes = self.nodes.all_but_others() if self.nodes else None  # first: without Jenkins nothing is begun
+        nodes = self.see_nodes()  # first: without Jenkins nothing is begun
         servers = self.see_servers()
         self.look_at_queue()
         self.leave_out_ids(servers, nodes or {})
@@ -145,22 +147,57 @@ class Launch:
         vmdatabase.note_answer(self.provider, True)
         return servers
 
+    def see_nodes(self) -> Mapping[str, jenkinsnodes.Node] | None:
+        """Return the nodes of each Jenkins that tells, None in a pool without Jenkins; GateError if none tells."""
+        if self.jenkinses is None:
+            return None
+        seen = self.jenkinses.look(vmdatabase.owners_of_nodes())
+        for name in seen.silent.keys() - self.silent.keys():
+            self.log.error("%s; the machines of [jenkins %s] are left alone, and it gets no others", seen.silent[name],
+                           name)
+        self.silent = seen.silent
+        return seen.nodes
+
+    def is_silent(self, machine: Machine) -> bool:
+        """Return whether the Jenkins of a machine does not tell what it has."""
+        nodes = self.jenkinses.of(machine) if self.jenkinses else None
+        return nodes is not None and nodes.name in self.silent
+
     def label_rows(self) -> list[vmdatabase.LabelRow]:
         """Return the labels of this provider's image types, of those that have one."""
         return [label for image in self.images.values() if (label := vmdatabase.label_named(image.name))]
 
     def look_at_queue(self) -> None:
         """Count the builds that wait for machines, if a label wants so many more for them, every few seconds."""
-        if not self.nodes or time.monotonic() - self.queue_at < QUEUE_SECONDS:
+        if not self.jenkinses or time.monotonic() - self.queue_at < QUEUE_SECONDS:
             return
         self.queue_at = time.monotonic()
-        if not any(label.demand == demand.QUEUE for label in self.label_rows()):
+        if len(self.jenkinses) == 1 and not any(label.demand == demand.QUEUE for label in self.label_rows()):
             return
-        try:
-            self.waiting = self.nodes.waiting({node: f"{self.prefix}devstack-{image}"
-                                               for node, image in vmdatabase.images_of_nodes().items()})
-        except GateError as err:
-            self.log.warning("%s; builds that wait there are not counted", err)
+        of_nodes = {node: f"{self.prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+        for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
+            try:
+                self.waiting[nodes.name] = nodes.waiting(of_nodes)
+            except GateError as err:
+                self.log.warning("%s; builds that wait there are not counted", err)
+
+    def jenkins_for(self, image: BaseImage) -> str:
+        """Return the name of the Jenkins that gets the next machine of an image type, empty without Jenkins."""
+        names = [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
+        if len(names) <= 1:
+            return names[0] if names else ""
+        label = f"{self.prefix}devstack-{image.name}"
+        waiting = {name: counts[label] for name, counts in self.waiting.items()}
+        return jenkinses.next_one(jenkinses.parts_of(names, waiting, vmdatabase.count_by_jenkins(str(image.name))))
+
+    def settle(self, machine: Machine) -> Machine:
+        """Return a machine of ours with a Jenkins that there is: its own may have gone from the configuration."""
+        if self.jenkinses and self.jenkinses.of(machine) is None:
+            name = self.jenkins_for(self.images[machine.base_image_id])
+            self.log_of(machine).info("belongs to [jenkins %s] now; there is no section [jenkins %s] any more", name,
+                                      machine.jenkins)
+            vmdatabase.set_columns(machine, jenkins=name)
+        return machine
 
     # --- what earlier runs left ---
 
@@ -168,7 +205,7 @@ class Launch:
         self, servers: Iterable[nova.Server], nodes: Mapping[str, jenkinsnodes.Node]
     ) -> None:
         """Name no machine like one that a restored vm.db does not know any more."""
-        of_nodes = self.nodes.by_machine(nodes) if self.nodes else {}
+        of_nodes = self.jenkinses.by_machine(nodes) if self.jenkinses else {}
         vmdatabase.leave_out_ids("machine", max([0, *of_nodes, *(server.machine_id or 0 for server in servers)]))
 
     def take_over(
@@ -178,13 +215,16 @@ class Launch:
         by_machine = {server.machine_id: server for server in servers}
         self.count_orphans(servers)
         for machine in vmdatabase.machines_of(self.provider, [BUILDING]):
+            if self.is_silent(machine):
+                continue
             if nodes is not None and machine.name in nodes:  # which is made after READY
                 self.log_of(machine).warning("has a node already: vm.db is older than that; left to the next reap")
             else:
                 self.adopt(machine, by_machine.get(machine.id))
         if nodes is None:
             return
-        ready = vmdatabase.ready_machines(self.provider)  # there may be thousands: no whole rows
+        ready = [machine for machine in vmdatabase.ready_machines(self.provider)  # thousands, maybe: no whole rows
+                 if not self.is_silent(machine)]
         vmdatabase.note_agents(ready, nodes)
         for machine in ready:
             node = nodes.get(str(machine.name))
@@ -195,7 +235,7 @@ class Launch:
                 self.agents[machine.id] = LOST
             elif unregistered := Machine.get_or_none(id=machine.id, state=READY):
                 self.log_of(unregistered).info("is READY but not in Jenkins")
-                vmdatabase.set_columns(unregistered, jenkins_name=machine.name)
+                vmdatabase.set_columns(self.settle(unregistered), jenkins_name=machine.name)
                 self.follow(unregistered, REGISTER)
         self.tell_agents()
 
@@ -239,7 +279,7 @@ class Launch:
         age = max(vmdatabase.now() - (machine.create_time or machine.state_time), 0)
         left = max(self.provider.boot_timeout - age, min(TAKEN_OVER_SECONDS, self.provider.boot_timeout))
         self.log_of(machine).info("taken over from an earlier run after %d s", age)
-        self.follow(machine, BOOT, seconds=left)
+        self.follow(self.settle(machine), BOOT, seconds=left)
 
     def has_room(self, image: BaseImage) -> bool:
         """Return whether quotas let one more machine be asked for; its floating IP may have been made before."""
@@ -324,7 +364,7 @@ class Launch:
         """Return how many machines of a label are wanted, and each provider's part: this one as it is seen."""
         standings = [self.as_seen(standing, present) if standing.provider == self.provider.name else standing
                      for standing in labels.standings_of(label.name)]
-        waiting = (self.waiting or Counter())[f"{self.prefix}devstack-{label.name}"]
+        waiting = sum(counts[f"{self.prefix}devstack-{label.name}"] for counts in self.waiting.values())
         quotas = {} if quota is None else {self.provider.name: quota}
         return demand.plan(labels.label_of(label), datetime.now(UTC), waiting, standings, quotas)
 
@@ -365,13 +405,19 @@ class Launch:
 
     def check_right_to_register(self) -> None:
         """Ask for no machines that Jenkins would not take; what it does not tell now, it may when they are up."""
-        try:
-            if self.nodes and self.plan():
-                self.nodes.check_create()
-        except ConfigError as err:
-            self.ask_no_more(None, err)
-        except GateError as err:
-            self.log.warning("%s", err)
+        if not self.jenkinses or not self.plan():
+            return
+        for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
+            try:
+                nodes.check_create()
+            except ConfigError as err:
+                self.refusing[nodes.name] = err
+                if len(self.refusing) + len(self.silent) == len(self.jenkinses):
+                    self.ask_no_more(None, err)
+                else:
+                    self.log.error("%s; it gets no machines in this run", err)
+            except GateError as err:
+                self.log.warning("%s", err)
 
     def refresh(self) -> None:
         """Read the settings again: an image type that was drained since is asked for no more."""
@@ -451,7 +497,8 @@ class Launch:
             wanted = [(image, self.templates[image.id]) for image in self.plan(ask=False)[:most]]
             for image, template in wanted:
                 machine = Machine.create(base_image=image, snapshot_image=template.snapshot,
-                                         user=self.config.node.user, state=BUILDING, state_time=vmdatabase.now())
+                                         user=self.config.node.user, state=BUILDING, state_time=vmdatabase.now(),
+                                         jenkins=self.jenkins_for(image))
                 name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
                 vmdatabase.set_columns(machine, name=name)
                 machines.append(machine)
@@ -512,7 +559,7 @@ class Launch:
         """Look at the nodes that this run has registered, by one list; returns whether any agent came or is lost."""
         waiting = [boot for boot in self.boots.values() if boot.stage == AGENT]
         try:
-            nodes = self.nodes.all() if self.nodes else {}
+            nodes = self.see_nodes() or {}
         except GateError as err:
             self.log.warning("%s", err)
             nodes = {}
@@ -647,7 +694,8 @@ class Launch:
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateprocess.EXIT_CONFIG
-        return gateprocess.EXIT_FAILED if short or self.failed or self.no_more else gateprocess.EXIT_OK
+        troubled = short or self.failed or self.no_more or self.silent or self.refusing
+        return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], short: bool) -> None:
         """Say by what the provider is full, if that is why the pool is short."""
@@ -687,7 +735,7 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     public_key = gateconfig.require_ssh_key(config)
     nodessh.check_key_pair(config.node.ssh_key, public_key)
-    if not config.jenkins:
+    if not config.jenkinses:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)
     longest = 2 * provider.boot_timeout + CALLS_SECONDS

@@ -53,7 +53,7 @@ class Reap:
         self.log = get_log(provider=provider.name)
         self.troubles = 0
         self.look = Look(provider, config, self.trouble)
-        self.nodes, self.cloud, self.workers = self.look.nodes, self.look.cloud, self.look.workers
+        self.jenkinses, self.cloud, self.workers = self.look.jenkinses, self.look.cloud, self.look.workers
         self.printed: set[str] = set()  # what a dry run has said
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
@@ -98,7 +98,7 @@ class Reap:
         self.act(self.moves(sight))
         self.act(self.ended_builds(sight))  # also of builds that vm.db has learnt of only now
         self.act(self.marks(sight))
-        self.act(decisions.retirements(self.rows(), sight) if self.nodes else [])
+        self.act(decisions.retirements(self.rows(), sight) if self.jenkinses else [])
         self.act(decisions.deletions(self.rows(), sight, now, self.options.all_servers))
         self.see_gone()
         if sight.images is not None:
@@ -181,7 +181,7 @@ class Reap:
 
     def ended_builds(self, sight: Sight) -> list[actions.RecordEnd]:
         """Ask Jenkins for each build that vm.db has running while its node is idle, as where Jenkins died under it."""
-        if self.nodes is None or sight.nodes is None:
+        if self.jenkinses is None or sight.nodes is None:
             return []
         idle = [machine for machine in vmdatabase.machines_of(self.provider, [USED, HOLD]) if not sight.builds(machine)]
         running = [(machine, row) for machine in idle
@@ -193,7 +193,7 @@ class Reap:
     def moves(self, sight: Sight) -> list[actions.MoveMachine]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may be nobody's."""
         rows, now = self.rows(), self.look.now()
-        doubted = decisions.doubted(rows, sight, now) if self.nodes else []
+        doubted = decisions.doubted(rows, sight, now) if self.jenkinses else []
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
         self.look.ask_for({number: row for number, row in last.items()
                            if row and decisions.is_named(row) and not (row.by_person or row.result)})
@@ -303,9 +303,10 @@ class Reap:
 
     def take_out(self, node: jenkinsnodes.Node, address: str | None, why: str) -> bool:
         """Run in a worker: take a node out of service if it is ours; returns whether it is."""
-        if self.nodes is None or not self.nodes.is_ours(node, address):
+        nodes = self.jenkinses.named(node.jenkins) if self.jenkinses else None
+        if nodes is None or not nodes.is_ours(node, address):
             return False
-        self.nodes.take_out_of_service(node.name, why, missing_ok=True)
+        nodes.take_out_of_service(node.name, why, missing_ok=True)
         return True
 
     def delete_machine(self, action: actions.DeleteMachine) -> Iterator[None]:
@@ -316,7 +317,9 @@ class Reap:
         vmdatabase.set_columns(machine, external_id=action.server_id,
                                delete_time=machine.delete_time or vmdatabase.now())
         self.going[machine.id] = str(machine.name)
-        task = self.workers.submit(self.delete_node_and_server, machine.jenkins_name, machine.ip, action.server_id)
+        nodes = self.jenkinses.of(machine) if self.jenkinses else None
+        task = self.workers.submit(
+            self.delete_node_and_server, nodes, machine.jenkins_name, machine.ip, action.server_id)
         yield
         try:
             answer = task.result()
@@ -332,9 +335,11 @@ class Reap:
         else:
             self.waiting[str(machine.external_id)] = machine
 
-    def delete_node_and_server(self, node: str | None, address: str | None, server_id: str | None) -> str:
+    def delete_node_and_server(
+        self, nodes: jenkinsnodes.Nodes | None, node: str | None, address: str | None, server_id: str | None
+    ) -> str:
         """Run in a worker: remove a node that builds nothing, then ask for the server's end."""
-        if self.nodes and node and not self.nodes.remove(node, jenkinsnodes.GOING, address):
+        if nodes and node and not nodes.remove(node, jenkinsnodes.GOING, address):
             return BUILDS
         return ASKED if server_id and self.cloud.delete_server(server_id) else GONE
 
@@ -348,16 +353,16 @@ class Reap:
         if action.what == decisions.SERVER:
             self.waiting[action.thing[0]] = None
 
-    def delete_leak(self, server: tuple[str, str | None]) -> None:
+    def delete_leak(self, server: tuple[str, jenkinsnodes.Node | None]) -> None:
         """Run in a worker: remove the node of a server without a row, if it has one that builds nothing, then that."""
         server_id, node = server
         if node:
             self.delete_node(node, jenkinsnodes.GOING)
         self.cloud.delete_server(server_id)
 
-    def delete_node(self, name: str, why: str = jenkinsnodes.STRAY) -> None:
+    def delete_node(self, node: jenkinsnodes.Node, why: str = jenkinsnodes.STRAY) -> None:
         """Run in a worker: remove a node from Jenkins, but not under a build."""
-        if self.nodes and not self.nodes.remove(name, why):
+        if self.jenkinses and not self.jenkinses.named(node.jenkins).remove(node.name, why):
             raise GateError("a build runs there; left for the next run")
 
     def adopt_image(self, action: actions.AdoptImage) -> Iterator[None]:
@@ -480,7 +485,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _reap(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
-    if not config.jenkins:
+    if not config.jenkinses:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: there are no nodes to look after", config.path)
     return script.run_alone("reap", provider, lambda: Reap(provider, config, options).run(), LONGEST_SECONDS,

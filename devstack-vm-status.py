@@ -90,17 +90,22 @@ def _facts(hours: int) -> Any:
 
 def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) -> dict[str, Any]:
     """Return what Jenkins tells of builds that wait, as arguments of Facts; labels is {node: label}."""
-    from status.facts import waiting_builds
+    from status.facts import Waiting, waiting_builds
 
-    if config is None or config.jenkins is None:
+    if config is None or not config.jenkinses:
         get_log().info("no [jenkins] section in %s: waiting builds are not known", gateconfig.secure_config_path())
         return {}
-    try:
-        return {"waiting": waiting_builds(config.jenkins, labels), "has_jenkins": True}
-    except (OSError, ValueError) as err:
-        reason = gateprocess.plain(f"{config.jenkins.server} does not tell which builds wait: {err}")
-        get_log().warning("%s", reason)
-        return {"waiting_error": reason, "has_jenkins": True}
+    waiting: dict[str, Waiting] = {}
+    reasons = []
+    for jenkins in config.jenkinses:
+        try:
+            for label, found in waiting_builds(jenkins, labels).items():
+                waiting[label] = waiting[label].with_more(found) if label in waiting else found
+        except (OSError, ValueError) as err:
+            reasons.append(gateprocess.plain(f"{jenkins.server} does not tell which builds wait: {err}"))
+            get_log().warning("%s", reasons[-1])
+    told = {"waiting": waiting} if len(reasons) < len(config.jenkinses) else {}
+    return {**told, "waiting_error": "; ".join(reasons), "has_jenkins": True}
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

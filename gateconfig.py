@@ -34,6 +34,7 @@ class JenkinsConfig(NamedTuple):
     apikey: str
     credentials_id: str
     node_login: str = ""
+    name: str = ""  # of its section, [jenkins NAME]; empty for [jenkins]
 
     def __repr__(self) -> str:
         return f"JenkinsConfig({self.server!r}, {self.user!r}, ...)"  # the others are secrets, or lead to one
@@ -58,12 +59,20 @@ class ImageConfig(NamedTuple):
 
 
 class SecureConfig(NamedTuple):
-    """The secure configuration; jenkins is None where there is no [jenkins] section."""
+    """The secure configuration; without a [jenkins] section there are no jenkinses, else those in their order."""
 
     path: Path
-    jenkins: JenkinsConfig | None
+    jenkinses: tuple[JenkinsConfig, ...]
     node: NodeConfig
     image: ImageConfig
+
+    def jenkins_named(self, name: str) -> JenkinsConfig | None:
+        """Return the Jenkins of a section, None if there is none of that name.
+
+        Machines that were made while there was only [jenkins] belong to the first one.
+        """
+        found = [jenkins for jenkins in self.jenkinses if jenkins.name == name] or self.jenkinses * (not name)
+        return found[0] if found else None
 
 
 SECURE_KEYS = {
@@ -129,7 +138,8 @@ def load_secure_config() -> SecureConfig:
     check_private(node.ssh_key)
     return SecureConfig(
         path=path,
-        jenkins=_jenkins_config(path, parser) if parser.has_section("jenkins") else None,
+        jenkinses=tuple(_jenkins_config(path, parser, section) for section in parser.sections()
+                        if _kind_of(section) == "jenkins"),
         node=node,
         image=_image_config(path, parser),
     )
@@ -179,11 +189,17 @@ def load_image_config() -> ImageConfig:
 
 def _refuse_unknown(path: Path, parser: configparser.ConfigParser) -> None:
     for section in parser.sections():
-        if section not in SECURE_KEYS:
+        keys = SECURE_KEYS.get(_kind_of(section))
+        if keys is None:
             raise ConfigError(f"{path}: unknown section [{section}]{nearest(section, SECURE_KEYS)}")
         for key in parser[section]:
-            if key not in SECURE_KEYS[section]:
-                raise ConfigError(f"{path}: [{section}] unknown key {key}{nearest(key, SECURE_KEYS[section])}")
+            if key not in keys:
+                raise ConfigError(f"{path}: [{section}] unknown key {key}{nearest(key, keys)}")
+
+
+def _kind_of(section: str) -> str:
+    """Return a section's name without that of the Jenkins that it is about."""
+    return "jenkins" if re.fullmatch(r"jenkins [A-Za-z0-9._-]{1,60}", section) else section
 
 
 def _secure_value(
@@ -198,18 +214,18 @@ def _secure_value(
     return value
 
 
-def _jenkins_config(path: Path, parser: configparser.ConfigParser) -> JenkinsConfig:
+def _jenkins_config(path: Path, parser: configparser.ConfigParser, section: str) -> JenkinsConfig:
     server, user, apikey, credentials_id = (
-        _secure_value(path, parser, "jenkins", key) for key in ("server", "user", "apikey", "credentials_id"))
+        _secure_value(path, parser, section, key) for key in ("server", "user", "apikey", "credentials_id"))
     if "@" in server.partition("://")[2].partition("/")[0] or "@" in server.partition("/")[0]:
-        raise ConfigError(f"{path}: [jenkins] server: expected a URL without a login in it; [jenkins] user and apikey "
-                          "are keys of their own")
+        raise ConfigError(f"{path}: [{section}] server: expected a URL without a login in it; [{section}] user and "
+                          "apikey are keys of their own")
     if not _is_url(server):
-        raise ConfigError(f"{path}: [jenkins] server: expected an http(s) URL, got {server!r}")
+        raise ConfigError(f"{path}: [{section}] server: expected an http(s) URL, got {server!r}")
     node_login = ""
-    if parser.get("jenkins", "node_user", fallback="") or parser.get("jenkins", "node_apikey", fallback=""):
-        node_login = ":".join(_secure_value(path, parser, "jenkins", key) for key in ("node_user", "node_apikey"))
-    return JenkinsConfig(server, user, apikey, credentials_id, node_login)
+    if parser.get(section, "node_user", fallback="") or parser.get(section, "node_apikey", fallback=""):
+        node_login = ":".join(_secure_value(path, parser, section, key) for key in ("node_user", "node_apikey"))
+    return JenkinsConfig(server, user, apikey, credentials_id, node_login, section.partition(" ")[2])
 
 
 def _is_url(text: str) -> bool:

@@ -82,6 +82,7 @@ class Node(NamedTuple):
     reason: str
     labels: frozenset[str]
     url: str = ""  # of its page in Jenkins
+    jenkins: str = ""  # in which it is, see JenkinsConfig
 
     @property
     def out_of_service(self) -> bool:
@@ -155,7 +156,8 @@ class Nodes:
 
         import httpcalls
 
-        self._config = config
+        self.config = config
+        self.name = config.name
         self._mark = f"{DESCRIPTION}{pool}"
         self._lock_folder = lock_folder
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
@@ -196,28 +198,28 @@ class Nodes:
                     continue
                 raise self._explained(what, err, response) from err
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
-                raise JenkinsError(f"Jenkins {self._config.server}: {what}: the answer makes no sense "
+                raise JenkinsError(f"Jenkins {self.config.server}: {what}: the answer makes no sense "
                                    f"({plain(str(err), TEXT_LENGTH)})") from err
-        raise JenkinsError(f"Jenkins {self._config.server}: {what}: no crumb is accepted")
+        raise JenkinsError(f"Jenkins {self.config.server}: {what}: no crumb is accepted")
 
     def _explained(self, what: str, err: Exception, response: requests.Response | None) -> GateError:
-        where = f"Jenkins {self._config.server}: {what}"
+        where = f"Jenkins {self.config.server}: {what}"
         if response is None:
             return JenkinsError(f"{where}: no answer ({short_reason(err)})")
         status = response.status_code
         if status == 401:  # noqa: PLR2004
-            return JenkinsConfigError(f"{where}: 401, user {self._config.user} or its apikey is wrong")
+            return JenkinsConfigError(f"{where}: 401, user {self.config.user} or its apikey is wrong")
         if status == 403:  # noqa: PLR2004
             right = plain(response.headers.get("X-Required-Permission", ""), TEXT_LENGTH)
             needs = f"needs the right {right}" if right else "is not allowed this"
-            return JenkinsConfigError(f"{where}: 403, user {self._config.user} {needs}")
+            return JenkinsConfigError(f"{where}: 403, user {self.config.user} {needs}")
         said = plain(str(response.headers.get("X-Error", response.reason)), TEXT_LENGTH)
         return JenkinsError(f"{where}: {status} {said}")
 
     def _request(self, method: str, path: str, **arguments: Any) -> Callable[[jenkins.Jenkins], str]:
         import requests
 
-        url = f"{self._config.server.rstrip('/')}/{path}"
+        url = f"{self.config.server.rstrip('/')}/{path}"
         return lambda server: str(server.jenkins_open(requests.Request(method, url, **arguments)))
 
     def is_marked(self, node: Node) -> bool:
@@ -255,7 +257,7 @@ class Nodes:
         nodes = self._fetch("list nodes", "computer/api/json", f"computer[{NODE_FIELDS}]",
                             lambda parsed: [self._node(raw) for raw in parsed["computer"]])
         if nodes is None:
-            raise JenkinsError(f"Jenkins {self._config.server}: list nodes: 404, is this the address of a Jenkins?")
+            raise JenkinsError(f"Jenkins {self.config.server}: list nodes: 404, is this the address of a Jenkins?")
         return {node.name: node for node in nodes}
 
     def all_but_others(self) -> dict[str, Node]:
@@ -274,12 +276,12 @@ class Nodes:
         request = self._request("GET", QUEUE, headers=IN_ENGLISH)
         found = self._ask("look at the queue", lambda server: queued(request(server), labels))
         if found is None:
-            raise JenkinsError(f"Jenkins {self._config.server}: look at the queue: 404, is this a Jenkins?")
+            raise JenkinsError(f"Jenkins {self.config.server}: look at the queue: 404, is this a Jenkins?")
         return Counter({label: len(since) for label, since in found.items()})
 
     def _node(self, raw: dict[str, Any]) -> Node:
         node = _node(raw)
-        return node._replace(url=f"{self._config.server.rstrip('/')}/computer/{quote(node.name)}")
+        return node._replace(url=f"{self.config.server.rstrip('/')}/computer/{quote(node.name)}", jenkins=self.name)
 
     def build(self, job: str, number: int) -> Build | None:
         """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""
@@ -314,7 +316,7 @@ class Nodes:
             "retentionStrategy": {"stapler-class": "hudson.slaves.RetentionStrategy$Always"},
             "launcher": {
                 "stapler-class": jenkins.LAUNCHER_SSH,
-                "host": address, "port": str(port), "credentialsId": self._config.credentials_id,
+                "host": address, "port": str(port), "credentialsId": self.config.credentials_id,
                 "maxNumRetries": LAUNCH_RETRIES, "retryWaitTime": RETRY_SECONDS,
                 "sshHostKeyVerificationStrategy": {
                     "stapler-class": "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy",
@@ -330,11 +332,11 @@ class Nodes:
             error = err  # it may have been made all the same, by this call or by another client
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
         if config is None:
-            raise error or JenkinsError(f"Jenkins {self._config.server}: node {name} was created but is not there")
+            raise error or JenkinsError(f"Jenkins {self.config.server}: node {name} was created but is not there")
         leads_to = _element(config, "host"), _element(config, "port")
         mark = _element(config, "description")
         if leads_to != (address, str(port)) or (DESCRIPTION in mark and self._mark not in mark):
-            raise NodeConflictError(f"Jenkins {self._config.server}: has a node {name} that is not ours; it leads to "
+            raise NodeConflictError(f"Jenkins {self.config.server}: has a node {name} that is not ours; it leads to "
                                     f"{':'.join(leads_to)}, ours would lead to {address}:{port}")
 
     # --- taking out of service and removing ---
@@ -356,9 +358,9 @@ class Nodes:
                 if refusal:
                     raise refusal
                 if node is not None and not node.out_of_service:
-                    raise JenkinsError(f"Jenkins {self._config.server}: node {name} does not stay out of service")
+                    raise JenkinsError(f"Jenkins {self.config.server}: node {name} does not stay out of service")
             if node is None and not missing_ok:
-                raise JenkinsError(f"Jenkins {self._config.server}: has no node {name}")
+                raise JenkinsError(f"Jenkins {self.config.server}: has no node {name}")
             return node
 
     def _refusal_to_relabel(self, name: str) -> GateError | None:
@@ -377,7 +379,7 @@ class Nodes:
             return
         changed, count = re.subn(r"<label>[^<]*</label>|<label\s*/>", f"<label>{USED_LABEL}</label>", config)
         if count != 1:
-            raise JenkinsError(f"Jenkins {self._config.server}: config.xml of node {name} has {count} labels, not one")
+            raise JenkinsError(f"Jenkins {self.config.server}: config.xml of node {name} has {count} labels, not one")
         self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
 
     def _mark_offline(self, node: Node, message: str) -> Node | None:
@@ -403,7 +405,7 @@ class Nodes:
             return False
         self._ask(f"delete node {name}", self._request("POST", f"computer/{quote(name)}/doDelete"))
         if self.look(name) is not None:
-            raise JenkinsError(f"Jenkins {self._config.server}: node {name} is still there after its deletion")
+            raise JenkinsError(f"Jenkins {self.config.server}: node {name} is still there after its deletion")
         return True
 
 

@@ -306,6 +306,8 @@ MIGRATIONS = (
     CREATE INDEX event_environment ON event (environment) WHERE environment IS NOT NULL;
     {triggers.of_environments()}
     """,
+    # Several Jenkins: which of them a machine belongs to, the NAME of its section [jenkins NAME].
+    "ALTER TABLE machine ADD COLUMN jenkins TEXT NOT NULL DEFAULT ''",
 )
 
 
@@ -439,6 +441,7 @@ class Machine(Model):
     snapshot_image_id: int | None
     external_id = peewee.TextField(null=True)
     name = peewee.TextField(null=True)
+    jenkins = peewee.TextField(default="")  # which one it belongs to: NAME of [jenkins NAME], empty for [jenkins]
     jenkins_name = peewee.TextField(null=True)  # set when the node may be in Jenkins
     ip = peewee.TextField(null=True)
     user = peewee.TextField(null=True)
@@ -1048,6 +1051,32 @@ def all_server_ids() -> set[str]:
     return {server_id for rows in (machines, templates) for (server_id,) in rows if server_id}
 
 
+def owners_of_nodes() -> dict[str, str]:
+    """Return the Jenkins that each machine belongs to, by the name of its node."""
+    rows: Iterable[Any] = Machine.select(Machine.name, Machine.jenkins).where(Machine.name.is_null(False)).tuples()
+    return dict(rows)
+
+
+def jenkins_names() -> set[str]:
+    """Return the names of the Jenkins that machines belong to."""
+    rows: Iterable[Any] = Machine.select(Machine.jenkins).distinct().tuples()
+    return {name for (name,) in rows}
+
+
+def jenkins_of(machine_ids: Iterable[int]) -> dict[int, str]:
+    """Return the name of the Jenkins that each of these machines belongs to."""
+    rows: Iterable[Any] = Machine.select(Machine.id, Machine.jenkins).where(Machine.id.in_(list(machine_ids))).tuples()
+    return dict(rows)
+
+
+def count_by_jenkins(image: str) -> Counter[tuple[str, str]]:
+    """Return how many machines of an image type there are at all providers, by Jenkins and state."""
+    query = Machine.select(Machine.jenkins, Machine.state, peewee.fn.COUNT(Machine.id)).join(BaseImage).where(
+        BaseImage.name == image).group_by(Machine.jenkins, Machine.state)
+    rows: Iterable[Any] = query.tuples()
+    return Counter({(jenkins, state): count for jenkins, state, count in rows})
+
+
 def node_names() -> set[str]:
     """Return the names of the machines of all providers."""
     rows: Iterable[Any] = Machine.select(Machine.name).tuples()
@@ -1205,8 +1234,9 @@ def hold(machine: Machine, reason: str, until: int | None) -> str:
 
 def ready_machines(provider: Provider) -> list[Machine]:
     """Return the READY machines of a provider, oldest first, with what the look at their agents needs and no more."""
-    query = Machine.select(Machine.id, Machine.name, Machine.jenkins_name, Machine.base_image, Machine.external_id,
-                           Machine.state, Machine.state_time, Machine.online_time, Machine.absent_time).join(BaseImage)
+    query = Machine.select(Machine.id, Machine.name, Machine.jenkins, Machine.jenkins_name, Machine.base_image,
+                           Machine.external_id, Machine.state, Machine.state_time, Machine.online_time,
+                           Machine.absent_time).join(BaseImage)
     return list(query.where((BaseImage.provider == provider) & (Machine.state == READY)).order_by(Machine.id))
 
 
@@ -1262,7 +1292,7 @@ def recipe(provider: Provider, image: BaseImage, snapshot_id: int | None, config
     rows = [{name: value for name, value in row.__data__.items() if name not in OF_NO_RECIPE}
             for row in (provider, image)]
     snapshot = snapshot_id or getattr(current_snapshot(image), "id", None)
-    jenkins = config.jenkins and (config.jenkins.server, config.jenkins.credentials_id)
+    jenkins = [(jenkins.server, jenkins.credentials_id) for jenkins in config.jenkinses]
     made_of = [rows, snapshot, str(config.node.ssh_key), config.node.user, config.node.remote_fs, jenkins]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

@@ -62,9 +62,13 @@ def open_jenkins() -> Nodes:
     """Return the Jenkins of the secure configuration; ConfigError if there is none."""
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_path()):
-        nodes = script.nodes_of(config)
-    if nodes is None:
+        jenkinses = script.jenkinses_of(config)
+    if jenkinses is None:
         raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")
+    nodes = jenkinses.at(os.environ.get("JENKINS_URL", ""))
+    if nodes is None:
+        raise ConfigError(f"{config.path}: JENKINS_URL is the server of no [jenkins] section: GATE_RESULT is empty, "
+                          "and nobody knows which Jenkins to ask")
     return nodes
 
 

@@ -119,10 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     gateprocess.setup_logging(options.verbosity)
     site = read_site(options.defaults)
     config = gateconfig.load_secure_config()
-    if config.jenkins is None:
-        raise ConfigError(f"{config.path}: [jenkins] is missing; without Jenkins there are no jobs")
+    loader = read_loader(options.conf)
+    jenkins = _jenkins_of(config, options.jenkins, loader.server if loader else "")
     fine = True
-    for line in check(site, config.jenkins, config.node.user, read_loader(options.conf)):
+    for line in check(site, jenkins, config.node.user, loader):
         print(f"{line.state:8} {line.what}", flush=True)
         fine = fine and line.state == OK
     return gateprocess.EXIT_OK if fine else gateprocess.EXIT_FAILED
@@ -203,6 +203,24 @@ def wanted_kinds(site: Site) -> dict[str, str]:
     """Return the classes of the jobs that would be loaded, by name."""
     gate = dict.fromkeys(site.gate_jobs, PIPELINE if site.pipeline else FREESTYLE)
     return {**dict.fromkeys(BY_THE_CLOCK, MATRIX), **dict.fromkeys((TAKE, GIVE_BACK, STATUS), FREESTYLE), **gate}
+
+
+def _jenkins_of(config: gateconfig.SecureConfig, name: str | None, url: str) -> JenkinsConfig:
+    """Return the Jenkins that is meant: by its section's name, by the url that jobs are loaded to, or the only one.
+
+    Raises ConfigError if that is none, or more than one.
+    """
+    names = [jenkins.name for jenkins in config.jenkinses]
+    if not names:
+        raise ConfigError(f"{config.path}: [jenkins] is missing; without Jenkins there are no jobs")
+    if name is not None and name not in names:
+        raise ConfigError(f"--jenkins: {config.path} has no [jenkins {name}]{gateprocess.nearest(name, names)}")
+    meant = [jenkins for jenkins in config.jenkinses if jenkins.name == name] if name is not None else [
+        jenkins for jenkins in config.jenkinses if jenkins.server.rstrip("/") == url.rstrip("/")] or config.jenkinses
+    if len(meant) > 1:
+        raise ConfigError(f"{config.path}: has {len(meant)} Jenkins; --jenkins NAME says which one to check "
+                          f"({', '.join(repr(one) for one in names)})")
+    return meant[0]
 
 
 def read_loader(path: Path | None) -> Loader | None:
@@ -626,6 +644,8 @@ def _credential_line(found: dict[str, str] | None, name: str, node_user: str) ->
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(__doc__)
     parser.add_argument("--conf", metavar="FILE", type=Path, help="the jenkins_jobs.ini of jenkins-jobs [JJB_CONF]")
+    parser.add_argument("--jenkins", metavar="NAME", help="of several, the one of section [jenkins NAME]; without it "
+                        "the one that url in --conf names")
     parser.add_argument("--defaults", metavar="FILE", type=Path, default=HERE / "defaults.yaml",
                         help="instead of the defaults.yaml beside this file")
     return parser.parse_args(argv)

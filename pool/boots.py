@@ -24,6 +24,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError
 from jenkinsnodes import AWAITED
+from pool.jenkinses import Jenkinses
 from vmdatabase import READY, BaseImage, Machine, Provider, SnapshotImage
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class Tools:
     config: SecureConfig
     prefix: str  # of labels
     cloud: nova.Cloud
-    nodes: jenkinsnodes.Nodes | None
+    jenkinses: Jenkinses | None
     workers: gateprocess.Workers
     patient: gateprocess.Workers  # for what takes long and must keep nobody waiting
     log: gateprocess.Log
@@ -131,7 +132,8 @@ class Boot:
         self.patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
         self.server: nova.Server | None = None
         self.last_seen = "nothing yet"
-        login = tools.config.jenkins.node_login if tools.config.jenkins else ""
+        self.nodes = tools.jenkinses.of(machine) if tools.jenkinses else None  # of the Jenkins that it belongs to
+        login = self.nodes.config.node_login if self.nodes else ""
         self.secret = secrets.token_urlsafe(SECRET_BYTES) if login else ""
         # What a build calls Jenkins with from this node: a line for the login and one for the machine's secret.
         self.jenkins_login = f"{login}\n{self.secret}" if login else ""
@@ -149,8 +151,8 @@ class Boot:
             server = yield from self.come_up()
             login = yield from self.be_let_in(server)
             self.become_ready(login)
-        if self.tools.nodes:
-            yield from self.join_jenkins(self.tools.nodes)
+        if self.nodes:
+            yield from self.join_jenkins(self.nodes)
             yield from self.show_agent()
 
     # --- asked for ---
@@ -294,7 +296,7 @@ class Boot:
     def become_ready(self, login: nodessh.Login) -> None:
         """Move the machine to READY."""
         self.move(READY, ip=login.address, host_key=login.host_key,
-                  jenkins_name=self.machine.name if self.tools.nodes else None,
+                  jenkins_name=self.machine.name if self.nodes else None,
                   take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None)
         vmdatabase.note_room(self.tools.provider, refused=False)
 

@@ -127,7 +127,7 @@ def _run_hold(options: argparse.Namespace) -> int:
     key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
     config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
-    nodes = _checked_nodes(config) if config and machine.jenkins_name else None
+    nodes = _checked_nodes(config, machine) if config and machine.jenkins_name else None
     if config and key:
         nodessh.load_key(config.node.ssh_key)
     until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
@@ -173,9 +173,9 @@ def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> b
     return True
 
 
-def _checked_nodes(config: SecureConfig) -> jenkinsnodes.Nodes | None:
-    """Return Jenkins' nodes once it has let us in; an outage does not stop a person from holding a machine."""
-    nodes = script.nodes_of(config)
+def _checked_nodes(config: SecureConfig, machine: vmdatabase.Machine) -> jenkinsnodes.Nodes | None:
+    """Return a machine's Jenkins once it has let us in; an outage does not stop a person from holding the machine."""
+    nodes = script.nodes_of(config, machine)
     if nodes:
         with contextlib.suppress(jenkinsnodes.JenkinsError):
             nodes.check_login()
@@ -261,6 +261,7 @@ def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Ma
 
 def _remove_nodes(machines: Sequence[vmdatabase.Machine]) -> list[str]:
     """Remove the Jenkins nodes of machines; returns the names of those that still build, which stay."""
-    nodes = script.nodes_of(gateconfig.load_secure_config()) if any(one.jenkins_name for one in machines) else None
-    names = [(str(one.jenkins_name), one.ip) for one in machines if one.jenkins_name]
-    return [name for name, ip in names if nodes and not nodes.remove(name, "its provider is forgotten", ip)]
+    in_jenkins = [one for one in machines if one.jenkins_name]
+    jenkinses = script.jenkinses_of(gateconfig.load_secure_config()) if in_jenkins else None
+    return [str(one.jenkins_name) for one in in_jenkins if jenkinses and (nodes := jenkinses.of(one))
+            and not nodes.remove(str(one.jenkins_name), "its provider is forgotten", one.ip)]

@@ -97,7 +97,7 @@ def ended_builds(
 
 def doubted(rows: Rows, sight: Sight, now: float) -> list[Machine]:
     """Return the machines that were taken a while ago and where no build runs: they may be nobody's."""
-    return [machine for machine in rows.machines if machine.state == USED and sight.nodes is not None
+    return [machine for machine in rows.machines if machine.state == USED and not sight.is_untold(machine)
             and now - machine.state_time >= UNCLAIMED_SECONDS and not sight.builds(machine)]
 
 
@@ -188,7 +188,7 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
     """Return the machines that are over and the servers without a row that go, and what is left and told."""
     found: list[Action] = []
     for machine in rows.machines:
-        if machine.state not in (DELETE, ERROR) or (sight.nodes is None and machine.jenkins_name):
+        if machine.state not in (DELETE, ERROR) or (sight.is_untold(machine) and machine.jenkins_name):
             continue
         server_id = sight.server_id(machine)
         if name := sight.renamed(machine):
@@ -200,14 +200,14 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
     for server in rows.leaks(sight, now):
         if why := why_left(server, rows, sight, now, all_servers):
             found.append(Leave(f"server {server.name} {server.id} has no row in vm.db and is left: {why}"))
-        elif server.machine_id is None or sight.nodes is not None:
+        elif server.machine_id is None or sight.is_whole:
             going.append(server)
     unlikely = rules.unlikely_leaks(going, rows.machine_ids, rows.snapshot_ids, len(rows.machines), rows.moved)
     if unlikely and not all_servers:
         names = gateprocess.some(sorted(server.name for server in going))
         return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are "
                               "left until a person says that this is so (vmdatabase.py moved), or --all-servers")]
-    nodes = {number: node.name for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
+    nodes = {number: node for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
     return found + [Delete(SERVER, f"{server.name} {server.id}", (server.id, nodes.get(server.machine_id or 0)))
                     for server in going]
 
@@ -310,5 +310,5 @@ def stray_nodes(
         theirs = named and max(named, key=len) != rows.provider.name
         kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
         if not (theirs or kept or node.name in names or number in sight.by_machine):
-            found.append(Delete(NODE, node.name, node.name))
-    return found
+            found.append(Delete(NODE, node.name, node))
+    return [*found, *(Delete(NODE, node.name, node) for node in sight.misplaced)]

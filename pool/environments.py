@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import subprocess
 
     from gateconfig import SecureConfig
-    from jenkinsnodes import Nodes
+    from pool.jenkinses import Jenkinses
 
 DEFAULT_WAIT = 60  # minutes
 MINUTE = 60  # seconds
@@ -134,7 +134,7 @@ def queue_up(machine: Machine) -> None:
         _lock_in_turn(machine)
 
 
-def hand_over(machine: Machine, config: SecureConfig, nodes: Nodes | None) -> None:
+def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | None) -> None:
     """Wait until a machine that was taken has its test environment, and write the data on it.
 
     Raises WithoutError if that cannot be had, GateError if the machine is not in use any more. In the first case, and
@@ -151,7 +151,7 @@ def hand_over(machine: Machine, config: SecureConfig, nodes: Nodes | None) -> No
 
     try:
         with gateprocess.telling(stop):
-            environment, data = _wait(machine, nodes, log)
+            environment, data = _wait(machine, jenkinses, log)
             _write(machine, config, environment, data)
     except WithoutError as err:
         _give_up(machine, err)
@@ -160,7 +160,7 @@ def hand_over(machine: Machine, config: SecureConfig, nodes: Nodes | None) -> No
     log.info("test environment %s: its data is on the machine", environment.name)
 
 
-def _wait(machine: Machine, nodes: Nodes | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes]:
+def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes]:
     """Return the environment of a machine, as soon as it has one whose data can be read, and the data."""
     minutes = wait_minutes()
     deadline = time.monotonic() + minutes * MINUTE
@@ -183,8 +183,8 @@ def _wait(machine: Machine, nodes: Nodes | None, log: gateprocess.Log) -> tuple[
             if not told:
                 log.info("waits for a test environment, %d min at most: %s", minutes, _why_not(machine))
             told = True
-            if nodes and time.monotonic() >= next_look:
-                _end_builds(machine, nodes, log)
+            if jenkinses and time.monotonic() >= next_look:
+                _end_builds(machine, jenkinses, log)
                 next_look = time.monotonic() + END_LOOK_SECONDS
             resets.step(_waiter(machine))
             time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
@@ -316,16 +316,17 @@ def _make_one_free(machine: Machine) -> bool:
     return moved
 
 
-def _end_builds(machine: Machine, nodes: Nodes, log: gateprocess.Log) -> None:
+def _end_builds(machine: Machine, jenkinses: Jenkinses, log: gateprocess.Log) -> None:
     """Call devstack-vm-delete for builds that have ended with what the first in the line waits for.
 
     Their own call may wait for an executor of this host, all of which may be taken by builds that wait here.
     """
     if _before(machine):
         return
-    for holder, job, number in _builds_in_the_way(machine):
+    for holder, jenkins, job, number in _builds_in_the_way(machine):
+        nodes = jenkinses.owner(jenkins)
         try:
-            build = nodes.build(job, number)
+            build = nodes.build(job, number) if nodes else None
         except GateError as err:
             log.warning("%s", err)
             return
@@ -335,15 +336,16 @@ def _end_builds(machine: Machine, nodes: Nodes, log: gateprocess.Log) -> None:
             _delete(holder, job, number, RESULT_OF.get(build.result, build.result), log)
 
 
-def _builds_in_the_way(machine: Machine) -> list[tuple[str, str, int]]:
-    """Return node, job and number of the builds that run, as far as vm.db knows, with what a machine waits for."""
+def _builds_in_the_way(machine: Machine) -> list[tuple[str, str, str, int]]:
+    """Return node, Jenkins, job and number of the builds that run, by vm.db, with what a machine waits for."""
     rows = vmdatabase.database.execute_sql(
-        "SELECT machine.name, jenkins_job_name, jenkins_build_number, test_environment.id FROM test_environment "
-        "JOIN machine ON machine.id = test_environment.machine_id JOIN result ON result.machine_id = machine.id "
+        "SELECT machine.name, machine.jenkins, jenkins_job_name, jenkins_build_number, test_environment.id "
+        "FROM test_environment JOIN machine ON machine.id = test_environment.machine_id "
+        "JOIN result ON result.machine_id = machine.id "
         "WHERE end_time IS NULL AND jenkins_job_name IS NOT NULL AND jenkins_build_number IS NOT NULL "
         "ORDER BY result.id").fetchall()
     waiter = _waiter(machine)
-    return [(node, job, number) for node, job, number, place in rows
+    return [(node, jenkins, job, number) for node, jenkins, job, number, place in rows
             if _place(TestEnvironment.get_by_id(place)).fits(waiter)]
 
 

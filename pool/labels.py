@@ -45,9 +45,10 @@ def note_down(provider: Provider, config: SecureConfig) -> None:
     if not any(vmdatabase.label_named(image.name) for image in vmdatabase.images_of(provider)):
         return
     vmdatabase.note_answer(provider, False)
-    nodes = script.nodes_of(config)
+    jenkinses = script.jenkinses_of(config)
     with contextlib.suppress(GateError):  # the next launch looks again
-        vmdatabase.note_agents(vmdatabase.ready_machines(provider), nodes.all() if nodes else {})
+        seen = jenkinses.look(vmdatabase.owners_of_nodes()) if jenkinses else None
+        vmdatabase.note_agents(vmdatabase.ready_machines(provider), seen.nodes if seen else {})
     for machine in vmdatabase.machines_of(provider, [READY, BUILDING]):
         since, limit = machine.absent_time, sight.CUT_OFF_SECONDS
         what = "lost to Jenkins"

@@ -217,7 +217,7 @@ def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> MoveM
         return MoveMachine(machine, HOLD, why, {"hold_reason": why})
     if machine.state == HOLD and machine.state_time < moved and machine.external_id in sight.gone:
         return MoveMachine(machine, DELETE, "the server is gone, and vm.db was restored since it was held")
-    if machine.state == READY and machine.state_time < moved and machine.jenkins_name and sight.nodes is not None \
+    if machine.state == READY and machine.state_time < moved and machine.jenkins_name and not sight.is_untold(machine) \
             and sight.node(machine) is None:
         return MoveMachine(machine, ERROR, "its node is gone, and vm.db was restored since it was ready")
     if machine.state == BUILDING and machine.jenkins_name is None and sight.node(machine):

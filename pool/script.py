@@ -14,10 +14,11 @@ import gateprocess
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from vmdatabase import Provider
+from vmdatabase import Machine, Provider
 
 if TYPE_CHECKING:
     from jenkinsnodes import Nodes
+    from pool.jenkinses import Jenkinses
 
 PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
 
@@ -105,10 +106,16 @@ def _lock_of(kind: str, provider: str) -> Path:
     return vmdatabase.lock_folder() / f"{kind}-{provider}"
 
 
-def nodes_of(config: SecureConfig) -> Nodes | None:
-    """Return this pool's Jenkins nodes, None where there is no [jenkins] section."""
-    if config.jenkins is None:
+def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
+    """Return every Jenkins of this pool, None where there is no [jenkins] section."""
+    if not config.jenkinses:
         return None
-    import jenkinsnodes
+    from pool.jenkinses import Jenkinses
 
-    return jenkinsnodes.Nodes(config.jenkins, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
+    return Jenkinses(config, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
+
+
+def nodes_of(config: SecureConfig, machine: Machine) -> Nodes | None:
+    """Return the Jenkins that a machine belongs to, None if there is none, or not any more."""
+    jenkinses = jenkinses_of(config)
+    return jenkinses.of(machine) if jenkinses else None

@@ -19,6 +19,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError
 from pool import script
+from pool.jenkinses import Seen
 from pool.verdict import Verdict, fetch_slowly
 from vmdatabase import HOLD, READY, USED, Machine, Provider, Result, SnapshotImage
 
@@ -67,6 +68,8 @@ class Sight:
     keypairs: Mapping[str, int] = field(default_factory=dict)  # name: snapshot id
     floating_ips: Sequence[nova.FloatingIP] = ()
     volumes: Sequence[nova.Volume] = ()
+    silent: frozenset[str] = frozenset()  # names that machines bear of each Jenkins that does not tell
+    misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins that their machines do not belong to any more
 
     @cached_property
     def by_machine(self) -> dict[int | None, nova.Server]:
@@ -94,10 +97,19 @@ class Sight:
 
     def builds(self, machine: Machine) -> bool:
         """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
-        if self.nodes is None:
+        if self.is_untold(machine):
             return machine.jenkins_name is not None
-        node = self.nodes.get(str(machine.jenkins_name))
+        node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and not node.idle
+
+    def is_untold(self, machine: Machine) -> bool:
+        """Whether the Jenkins of a machine does not tell what it has."""
+        return self.nodes is None or machine.jenkins in self.silent
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every Jenkins has told what it has."""
+        return self.nodes is not None and not self.silent
 
     def spent(self, machine: Machine) -> bool:
         """Whether no build can start on its node any more, because the node has lost its label.
@@ -137,7 +149,7 @@ class Look:
         self.config = config
         self.trouble = trouble
         self.log = gateprocess.get_log(provider=provider.name)
-        self.nodes = script.nodes_of(config)
+        self.jenkinses = script.jenkinses_of(config)
         self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
@@ -158,10 +170,14 @@ class Look:
         floating_ips = self.answer(self.cloud.network.list_ours) or []
         volumes = self.see_volumes()
         servers = {server.id: server for server in self.cloud.list_servers()}
-        nodes = self.see_nodes()
+        seen = self.see_nodes()
         self.see_clock()
-        return Sight(servers, frozenset(), True, nodes, frozenset(), self.nodes.by_machine(nodes or {})
-                     if self.nodes else {}, listed_at, images, keypairs, floating_ips, volumes)
+        if seen is None:
+            return Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
+                         volumes)
+        return Sight(servers, frozenset(), True, seen.nodes, frozenset(), self.jenkinses.by_machine(seen.nodes)
+                     if self.jenkinses else {}, listed_at, images, keypairs, floating_ips, volumes,
+                     self.names_of(seen.silent), seen.misplaced)
 
     def answer(self, call: Callable[[], T]) -> T | None:
         """Return what a call returns, or None, reported, if it fails; the rest of the run can do without it."""
@@ -181,19 +197,28 @@ class Look:
             self.log.info("%s; no image type boots from a volume now", err)
             return []
 
-    def see_nodes(self) -> dict[str, jenkinsnodes.Node] | None:
-        """Return Jenkins' nodes, or None if it does not tell: then machines that may have a node are left alone."""
-        if self.nodes is None:
-            return {}
+    def see_nodes(self) -> Seen | None:
+        """Return the nodes, or None if no Jenkins tells: then machines that may have a node are left alone."""
+        if self.jenkinses is None:
+            return Seen({}, {}, [])
         try:
-            return self.nodes.all_but_others()
+            seen = self.jenkinses.look(vmdatabase.owners_of_nodes())
         except GateError as err:
             self.trouble(f"{err}; machines that may have a node are left alone")
             return None
+        for name, why in seen.silent.items():
+            self.trouble(f"{why}; machines of [jenkins {name}] that may have a node are left alone")
+        return seen
+
+    def names_of(self, silent: Iterable[str]) -> frozenset[str]:
+        """Return the names that machines bear of these."""
+        owners = {name: self.jenkinses.owner(name) for name in vmdatabase.jenkins_names()} if self.jenkinses else {}
+        return frozenset(name for name, owner in owners.items() if owner and owner.name in set(silent))
 
     def see_clock(self) -> None:
         """Compare this host's clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
-        told = {"the cloud's": self.cloud.clock_ahead, "Jenkins'": self.nodes.clock_ahead if self.nodes else None}
+        told = {"the cloud's": self.cloud.clock_ahead,
+                "Jenkins'": self.jenkinses.clock_ahead() if self.jenkinses else None}
         known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
         ahead = min(known.values(), default=0.0)
         if ahead > CLOCK_SECONDS:
@@ -280,7 +305,8 @@ class Look:
             seen = self.see_nodes()
             if seen is None:
                 return set()
-            away = {name for name in away if name in seen and seen[name].idle and seen[name].agent != jenkinsnodes.HERE}
+            away = {name for name in away if (node := seen.nodes.get(name)) and node.idle
+                    and node.agent != jenkinsnodes.HERE}
         return away
 
     def images_gone(self, snapshots: Iterable[SnapshotImage]) -> set[str]:
@@ -306,21 +332,23 @@ class Look:
         A build that Jenkins does not know is None there, UNTOLD one for which it did not answer. A pool without Jenkins
         has none to ask.
         """
-        nodes = self.nodes
-        if nodes is None:
+        if self.jenkinses is None:
             return
-        tasks = {number: self.workers.submit(nodes.build, row.jenkins_job_name, row.jenkins_build_number)
-                 for number, row in rows.items() if number not in self.builds}
+        owners = {number: self.jenkinses.owner(name) for number, name in vmdatabase.jenkins_of(rows).items()}
+        of_machines = {number: nodes for number, nodes in owners.items() if nodes}
+        tasks = {number: self.workers.submit(of_machines[number].build, row.jenkins_job_name, row.jenkins_build_number)
+                 for number, row in rows.items() if number not in self.builds and number in of_machines}
         for number, task in tasks.items():
             try:
                 self.builds[number] = task.result()
             except GateError as err:
                 self.trouble(err)
                 self.builds[number] = UNTOLD
-        verdicts = {number: self.workers.submit(fetch_slowly, nodes, self.config.jenkins,
-                                                row.jenkins_job_name, row.jenkins_build_number)
+        self.builds.update(dict.fromkeys(rows.keys() - of_machines.keys(), UNTOLD))
+        verdicts = {number: self.workers.submit(fetch_slowly, of_machines[number], row.jenkins_job_name,
+                                                row.jenkins_build_number)
                     for number, row in rows.items() if number in tasks and (build := self.builds[number])
-                    and build.result and self.config.jenkins}
+                    and build.result}
         self.verdicts.update({number: task.result() for number, task in verdicts.items()})
 
     def seen_gone(self, server_ids: Sequence[str]) -> list[str]:

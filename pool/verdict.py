@@ -69,9 +69,9 @@ def fetch(config: JenkinsConfig, job: str, number: int) -> Verdict | None:
     return without(url, "404") if status == 404 else None  # noqa: PLR2004
 
 
-def fetch_slowly(nodes: jenkinsnodes.Nodes, config: JenkinsConfig, job: str, number: int) -> Verdict:
+def fetch_slowly(nodes: jenkinsnodes.Nodes, job: str, number: int) -> Verdict:
     """Return the verdict of a build, asked for as everything else is asked of Jenkins."""
-    url = jenkinsnodes.build_url(config, job, number)
+    url = jenkinsnodes.build_url(nodes.config, job, number)
     try:
         body = nodes.text(f"read {FILE} of {job} #{number}", artifact_of(job, number))
     except GateError as err:

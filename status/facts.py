@@ -112,6 +112,10 @@ class Waiting:
     count: int
     longest: int
 
+    def with_more(self, others: Waiting) -> Waiting:
+        """Return these and those of another Jenkins."""
+        return Waiting(self.count + others.count, max(self.longest, others.longest))
+
 
 @dataclass(frozen=True)
 class Facts:

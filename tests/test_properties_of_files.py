@@ -266,9 +266,9 @@ def test_a_secure_configuration_is_words_of_one_line_each_or_refused_in_one_line
         assert not set("\n\r") & set(str(err))
         assert "100%" not in str(err)  # the key
         return
-    jenkins = config.jenkins
     words = [config.node.user, str(config.node.ssh_key), config.node.remote_fs, *config.image.packages]
-    words += [jenkins.server, jenkins.user, jenkins.apikey, jenkins.credentials_id] if jenkins else []
+    for jenkins in config.jenkinses:
+        words += [jenkins.server, jenkins.user, jenkins.apikey, jenkins.credentials_id]
     assert all(word and word.isprintable() for word in words)
     assert (jenkins is None) == ("[jenkins]" not in text)
     assert config.node.remote_fs.startswith("/")

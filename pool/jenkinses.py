@@ -1,0 +1,122 @@
+"""Every Jenkins that the pool serves, by the sections of the secure configuration. Each machine belongs to one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateconfig import SecureConfig
+from gateprocess import GateError
+from jenkinsnodes import Node, Nodes
+from vmdatabase import Machine
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The nodes that are somewhere, without those of other pools."""
+
+    nodes: Mapping[str, Node]  # by name
+    silent: Mapping[str, GateError]  # why a Jenkins does not tell, by its name
+    misplaced: Sequence[Node]  # of machines that belong to another Jenkins by now
+
+
+class Jenkinses:
+    """One Nodes for each section [jenkins] or [jenkins NAME]."""
+
+    def __init__(self, config: SecureConfig, lock_folder: Path, pool: str) -> None:
+        """Take the settings and the pool's UUID; nothing is asked yet."""
+        self._config = config
+        self._lock_folder = lock_folder
+        self._pool = pool
+        self._nodes: dict[str, Nodes] = {}
+
+    def __iter__(self) -> Iterator[Nodes]:
+        """Return each, in the order of the sections."""
+        return iter([self.named(jenkins.name) for jenkins in self._config.jenkinses])
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._config.jenkinses)
+
+    def named(self, name: str) -> Nodes:
+        """Return that of a section; KeyError if there is none of that name."""
+        if name not in self._nodes:
+            config = next((one for one in self._config.jenkinses if one.name == name), None)
+            if config is None:
+                raise KeyError(name)
+            self._nodes[name] = Nodes(config, self._lock_folder, self._pool)
+        return self._nodes[name]
+
+    def of(self, machine: Machine) -> Nodes | None:
+        """Return that which a machine belongs to, None if its section was taken out of the secure configuration."""
+        return self.owner(str(machine.jenkins))
+
+    def owner(self, name: str) -> Nodes | None:
+        """Return that which machines belong to that bear a name in vm.db, None if it is there no more."""
+        config = self._config.jenkins_named(name)
+        return self.named(config.name) if config else None
+
+    def at(self, url: str) -> Nodes | None:
+        """Return that which calls itself so, as in a build's JENKINS_URL; the only one in any case."""
+        found = [nodes for nodes in self if nodes.config.server.rstrip("/") == url.rstrip("/")]
+        found = found or list(self) * (len(self) == 1)
+        return found[0] if found else None
+
+    def look(self, owners: Mapping[str, str]) -> Seen:
+        """Return all nodes, in one call to each Jenkins; owners is {node name: Jenkins} by vm.db.
+
+        Raises JenkinsError or JenkinsConfigError if none of them tells.
+        """
+        found: dict[str, Node] = {}
+        silent: dict[str, GateError] = {}
+        misplaced = []
+        for nodes in self:
+            try:
+                listed = nodes.all_but_others()
+            except GateError as err:
+                silent[nodes.name] = err
+                continue
+            for name, node in listed.items():
+                owner = self.owner(owners[name]) if name in owners else None
+                if owner is None or owner is nodes:
+                    found[name] = node
+                elif nodes.is_marked(node):
+                    misplaced.append(node)
+        if len(silent) == len(self):
+            raise next(iter(silent.values()))
+        return Seen(found, silent, misplaced)
+
+    def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
+        """Return the nodes that carry this pool's mark by the machine id that their names end with."""
+        return next(iter(self)).by_machine(nodes)
+
+    def clock_ahead(self) -> float | None:
+        """Return how many seconds our clock is ahead of theirs, at least; None if none has told."""
+        told = [nodes.clock_ahead for nodes in self._nodes.values() if nodes.clock_ahead is not None]
+        return min(told, default=None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a Jenkins has of an image type."""
+
+    name: str
+    waiting: int  # builds
+    coming: int  # machines on their way
+    ready: int
+
+
+def next_one(parts: Sequence[Part]) -> str:
+    """Return which Jenkins gets the next machine.
+
+    That is where most builds wait for one that is not on its way, else the one that has the fewest; of equals, the
+    first.
+    """
+    return max(parts, key=lambda part: (max(0, part.waiting - part.coming), -part.ready - part.coming)).name
+
+
+def parts_of(names: Sequence[str], waiting: Mapping[str, int], counts: Counter[tuple[str, str]]) -> list[Part]:
+    """Return the part of each Jenkins; counts is by Jenkins and state."""
+    return [Part(name, waiting.get(name, 0), counts[name, "BUILDING"], counts[name, "READY"]) for name in names]
