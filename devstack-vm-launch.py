@@ -35,7 +35,22 @@ from gateprocess import ConfigError, GateError, get_log
 from jenkinsnodes import AWAITED, HERE, LOST
 from pool import boots, demand, jenkinses, labels, rules, script
 from pool.allowance import Allowance
-from pool.boots import AGENT, BOOT, CREATE, LOGIN, REGISTER, Boot, LifeEnd, Look, Request, Tools
+from pool.boots import (
+    AGENT,
+    BOOT,
+    COMING,
+    CREATE,
+    GATHER,
+    JOIN,
+    LOGIN,
+    REGISTER,
+    Boot,
+    LifeEnd,
+    Look,
+    Request,
+    Tools,
+)
+from pool.groups import REPLACED_MOST, Group, by_lead
 from pool.rules import Need, Room
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
@@ -84,6 +99,7 @@ class Launch:
                            gateprocess.Workers(provider.max_concurrency), self.log)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
+        self.groups: dict[int, Group] = {}  # those on their way, by the id of their lead
         self.templates: dict[int, Template] = {}
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
@@ -128,7 +144,7 @@ class Launch:
             if any(boot.stage == AGENT for boot in self.boots.values()):
                 changed |= self.look_at_agents()
                 self.ask_for_machines()
-            if any(boot.stage in (BOOT, LOGIN) for boot in self.boots.values()):
+            if any(boot.stage in COMING for boot in self.boots.values()):
                 changed |= self.look()
                 self.ask_for_machines()
             now = time.monotonic()
@@ -192,7 +208,7 @@ class Launch:
 
     def settle(self, machine: Machine) -> Machine:
         """Return a machine of ours with a Jenkins that there is: its own may have gone from the configuration."""
-        if self.jenkinses and self.jenkinses.of(machine) is None:
+        if self.jenkinses and machine.lead_id is None and self.jenkinses.of(machine) is None:
             name = self.jenkins_for(self.images[machine.base_image_id])
             self.log_of(machine).info("belongs to [jenkins %s] now; there is no section [jenkins %s] any more", name,
                                       machine.jenkins)
@@ -214,13 +230,14 @@ class Launch:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
         self.count_orphans(servers)
-        for machine in vmdatabase.machines_of(self.provider, [BUILDING]):
-            if self.is_silent(machine):
-                continue
+        building = [machine for machine in vmdatabase.machines_of(self.provider, [BUILDING])
+                    if machine.lead_id is not None or not self.is_silent(machine)]
+        subnodes = by_lead(building)
+        for machine in [one for one in building if one.lead_id is None]:
             if nodes is not None and machine.name in nodes:  # which is made after READY
                 self.log_of(machine).warning("has a node already: vm.db is older than that; left to the next reap")
             else:
-                self.adopt(machine, by_machine.get(machine.id))
+                self.adopt_group(machine, subnodes.get(machine.id, []), by_machine)
         if nodes is None:
             return
         ready = [machine for machine in vmdatabase.ready_machines(self.provider)  # thousands, maybe: no whole rows
@@ -272,6 +289,19 @@ class Launch:
         snapshots = {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)}
         self.orphans = len(rules.unaccounted_servers(servers, rows, snapshots, vmdatabase.now()))
 
+    def adopt_group(
+        self, lead: Machine, subnodes: Sequence[Machine], by_machine: Mapping[int | None, nova.Server]
+    ) -> None:
+        """Follow a machine that was left BUILDING with its subnodes, and ask for those that it has not got yet."""
+        wanted = self.images[lead.base_image_id].subnodes
+        if wanted or subnodes:
+            self.groups[lead.id] = Group(lead.id, wanted)
+        for machine in [lead, *subnodes]:
+            self.adopt(machine, by_machine.get(machine.id))
+        group = self.groups.get(lead.id)
+        if group and not all(self.add_member(group) for _ in range(group.missing)):
+            self.end_group(group, "there is no room for its subnodes")
+
     def adopt(self, machine: Machine, server: nova.Server | None) -> None:
         """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
         if server and not machine.external_id:
@@ -314,14 +344,18 @@ class Launch:
             image.min_ready = self.share(image, present)
             if present < image.min_ready and image.active and self.template(image, ask):
                 held = sum(count for (image_id, _), count in counts.items() if image_id == image.id)
-                needs.append(Need(image.id, self.wanted(image), present, held=held))
-        room = self.provider.max_servers - counts.total() - vmdatabase.count_templates(self.provider) - self.orphans
+                needs.append(Need(image.id, self.wanted(image), present, held=held, size=1 + image.subnodes))
+        room = self.room()
         if ask and needs and room > 0:
             self.look_at_quotas()
         planned, short = self.allowance.plan(needs, room, vmdatabase.last_image(self.provider))
         for image_id, left in short.items():
             self.note_short(self.images[image_id], left)
         return [self.images[image_id] for image_id in planned]
+
+    def room(self) -> int:
+        """Return how many servers the provider may have more, whatever its quotas; below 0 if it has too many."""
+        return self.provider.max_servers - vmdatabase.count_rows(self.provider) - self.orphans
 
     def look_at_quotas(self) -> None:
         """Ask the cloud once what the quotas of the project leave, before this run asks for its first machine."""
@@ -347,7 +381,7 @@ class Launch:
             return image.min_ready
         part = self.part(label, present)
         if self.allowance.known:
-            room = self.allowance.room(image.id, part.adds)
+            room = self.allowance.room(image.id, part.adds, size=1 + image.subnodes)
             if room.count < part.adds:
                 self.note_short(image, room)
                 part = self.part(label, present, room.count)
@@ -488,25 +522,53 @@ class Launch:
         return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
     def start(self, most: int) -> None:
-        """Write a row for each machine of the plan, at most so many, then ask for the servers named after them.
+        """Write a row for each machine of the plan, then ask for the servers named after them.
 
-        Plan and rows are one transaction, so that runs of several providers never make too many together.
+        No more after so many servers; the last machine has its subnodes with it even so. Plan and rows are one
+        transaction, so that runs of several providers never make too many together.
         """
-        machines = []
+        machines: list[tuple[Machine, Template]] = []
         with vmdatabase.database.atomic("IMMEDIATE"):
-            wanted = [(image, self.templates[image.id]) for image in self.plan(ask=False)[:most]]
-            for image, template in wanted:
-                machine = Machine.create(base_image=image, snapshot_image=template.snapshot,
-                                         user=self.config.node.user, state=BUILDING, state_time=vmdatabase.now(),
-                                         jenkins=self.jenkins_for(image))
-                name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
-                vmdatabase.set_columns(machine, name=name)
-                machines.append(machine)
-            if wanted:
-                vmdatabase.note_last_image(wanted[-1][0])
+            for image in self.plan(ask=False):
+                if len(machines) >= most:
+                    break
+                template = self.templates[image.id]
+                lead = self.new_row(image, template)
+                subnodes = [self.new_row(image, template, lead) for _ in range(image.subnodes)]
+                machines += [(machine, template) for machine in (lead, *subnodes)]
+                if subnodes:
+                    self.groups[lead.id] = Group(lead.id, len(subnodes))
+                vmdatabase.note_last_image(image)
         vmdatabase.note_ids()  # after the rows: ids that only the file has mean that vm.db was restored
-        for machine, (_, template) in zip(machines, wanted, strict=True):
+        for machine, template in machines:
             self.create(machine, template)
+
+    def new_row(self, image: BaseImage, template: Template, lead: Machine | None = None) -> Machine:
+        """Write the row of a machine that is to be asked for, part of a transaction; lead: it is a subnode of that."""
+        machine = Machine.create(base_image=image, snapshot_image=template.snapshot, user=self.config.node.user,
+                                 state=BUILDING, state_time=vmdatabase.now(), lead_id=lead.id if lead else None,
+                                 jenkins=lead.jenkins if lead else self.jenkins_for(image))
+        name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
+        vmdatabase.set_columns(machine, name=name)
+        return machine
+
+    def add_member(self, group: Group) -> bool:
+        """Ask for one more subnode of a group on its way; returns False if there is no room for one."""
+        lead: Machine | None = Machine.get_or_none(id=group.lead_id, state=BUILDING)
+        if lead is None:
+            return False
+        image = self.images[lead.base_image_id]
+        template = self.template(image) if self.has_room(image) else None
+        if template is None:
+            return False
+        with vmdatabase.database.atomic("IMMEDIATE"):
+            if self.room() <= 0 or vmdatabase.state_of(lead) != BUILDING:
+                return False
+            member = self.new_row(image, template, lead)
+        vmdatabase.note_ids()
+        group.expect(member.id, math.inf, replaces=True)
+        self.create(member, template)
+        return True
 
     def create(self, machine: Machine, template: Template, *, again: bool = False) -> None:
         """Have the server of a row made; again: whether an earlier run may have begun to."""
@@ -523,13 +585,17 @@ class Launch:
     ) -> None:
         """Have this machine looked after by the run, from a stage on."""
         image = self.images[machine.base_image_id]
-        self.boots[machine.id] = Boot(self.tools, machine, image, stage, request, seconds)
+        group = self.groups.get(machine.lead_id or machine.id)
+        boot = self.boots[machine.id] = Boot(self.tools, machine, image, stage, request, seconds, group)
+        if group:
+            group.expect(machine.id, boot.deadline)
 
     def collect(self, until: float) -> bool:
         """Go on with the machines whose workers are done or whose pauses are over, until then; returns whether any."""
         changed = False
         while self.boots and time.monotonic() < until:
-            paused = [boot for boot in self.boots.values() if boot.task is None and boot.stage in (LOGIN, REGISTER)]
+            paused = [boot for boot in self.boots.values()
+                      if boot.task is None and boot.stage in (LOGIN, JOIN, REGISTER)]
             tasks = {boot.task: boot for boot in self.boots.values() if boot.task}
             done = _finished(tasks, min([until, *(boot.retry_at for boot in paused)]))
             for boot in [tasks[task] for task in done]:
@@ -551,7 +617,7 @@ class Launch:
         except GateError as err:  # also a 401: the login was good a moment ago
             self.log.warning("%s", err)
         before = [(boot.machine.id, boot.stage) for boot in self.boots.values()]
-        for boot in [boot for boot in self.boots.values() if boot.stage in (BOOT, LOGIN)]:
+        for boot in [boot for boot in self.boots.values() if boot.stage in COMING]:
             self.resume(boot, look)
         return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
 
@@ -578,6 +644,8 @@ class Launch:
     def resume(self, boot: Boot, seen: Look | str | None = None) -> None:
         """Go on with the life of a machine by what was seen, and conclude from its end what to ask for still."""
         machine, image_id = boot.machine, boot.machine.base_image_id
+        if self.boots.get(machine.id) is not boot:
+            return  # it has ended with its group
         self.full_noted = False  # a ready machine has vm.db tell of room
         try:
             boot.life.send(seen)
@@ -596,6 +664,38 @@ class Launch:
             elif end.err:
                 self.failed[image_id] += 1
                 boot.log.error("%s", end.err)
+            if boot.group and machine.id not in self.boots and machine.id in boot.group:
+                boot.group.over = f"{machine.name} has ended"  # moved by somebody else, or the lead
+        self.go_on_with(boot.group)
+
+    def go_on_with(self, group: Group | None) -> None:
+        """Wake those of a group that wait for each other, as soon as there is something to do for them."""
+        lead = self.boots.get(group.lead_id) if group else None
+        if group and lead and lead.stage == GATHER and lead.task is None and group.is_whole:
+            self.resume(lead)
+        if group and group.is_ready:
+            for boot in [boot for boot in self.boots.values() if boot.group is group and boot.is_member]:
+                self.resume(boot)
+
+    def replace(self, boot: Boot, why: str) -> None:
+        """Ask for another subnode in the place of one that failed, if there is time and room; else its group goes."""
+        group = boot.group
+        if group is None or group.over:
+            return
+        group.lose(boot.machine.id)
+        if group.replaced < REPLACED_MOST and time.monotonic() < group.deadline and self.add_member(group):
+            group.replaced += 1
+        else:
+            self.end_group(group, f"its subnode {boot.machine.name}: {why}")
+
+    def end_group(self, group: Group, why: str) -> None:
+        """Give up a group, which moves all of it; a machine that is just asked for ends when its server has an id."""
+        lead = self.boots.get(group.lead_id)
+        group.over = why
+        if lead:
+            with contextlib.suppress(boots.TakenError):
+                lead.move(ERROR, error=why)
+                self.failed[lead.machine.base_image_id] += 1
 
     def ask_again(self, boot: Boot) -> None:
         """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
@@ -605,15 +705,17 @@ class Launch:
         machine = boot.machine
         image = self.images[machine.base_image_id]
         counts = vmdatabase.count_machines(self.provider)
-        wanted = image.active and not self.provider.paused \
-            and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready \
-            and counts.total() + vmdatabase.count_templates(self.provider) + self.orphans <= self.provider.max_servers
+        wanted = image.active and not self.provider.paused and self.room() >= 0 \
+            and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready
         template = self.template(image) if wanted and self.has_room(image) else None
         if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
             self.create(machine, template, again=True)
         else:
+            why = "an earlier run ended before the cloud had made a server"
             with contextlib.suppress(boots.TakenError):
-                boot.move(ERROR, error="an earlier run ended before the cloud had made a server")
+                boot.move(ERROR, error=why)
+            if boot.group and boot.is_member:
+                self.end_group(boot.group, f"its subnode {machine.name}: {why}")
 
     def forget(self, boot: Boot, why: GateError) -> None:
         """Drop the row of a machine of which the cloud made nothing, and ask for no more of what it refuses."""
@@ -621,6 +723,8 @@ class Launch:
         Machine.delete().where((Machine.id == machine.id) & (Machine.state == BUILDING)).execute()
         del self.outcomes[machine.base_image_id][machine.id]
         self.allowance.give_back(machine.base_image_id)
+        if boot.group and boot.is_member and not boot.group.over:
+            self.end_group(boot.group, f"the cloud refused its subnode {machine.name}: {why}")
         if isinstance(why, nova.CapacityError):
             self.run_short(boot, why)
         elif "availability zone" in str(why) and self.zones:
@@ -635,7 +739,10 @@ class Launch:
             self.ask_no_more(None, end.err)
         with contextlib.suppress(boots.TakenError):
             boot.move(ERROR, error=str(end), **end.columns)
-            self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
+            if boot.is_member:
+                self.replace(boot, str(end))
+            else:
+                self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
             if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
                 self.consoles.append(self.workers.submit(self.save_console, boot.server, str(boot.machine.name)))
 
@@ -690,18 +797,19 @@ class Launch:
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count)
                   + (f", there was {room}" if room else "") + ", paused" * self.provider.paused)
-        self.tell_full(counts, short)
+        self.tell_full(counts, vmdatabase.count_servers(self.provider).total() - counts.total(), short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateprocess.EXIT_CONFIG
         troubled = short or self.failed or self.no_more or self.silent or self.refusing
         return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
-    def tell_full(self, counts: Counter[tuple[int, str]], short: bool) -> None:
+    def tell_full(self, counts: Counter[tuple[int, str]], subnodes: int, short: bool) -> None:
         """Say by what the provider is full, if that is why the pool is short."""
         taken: Counter[str] = Counter()
         for (_, state), count in counts.items():
             taken[STATE_WORDS[state]] += count
+        taken["subnodes"] = subnodes
         taken["building images"] = vmdatabase.count_templates(self.provider)
         taken["without a row in vm.db"] = self.orphans
         if short and taken.total() >= self.provider.max_servers:

@@ -190,7 +190,7 @@ class Build:
         while True:
             ahead = [one for one in vmdatabase.snapshots_of(self.provider) if one.has_server(time.time())
                      and (one.id < self.row.id or (one.server_external_id and one.id != self.row.id))]
-            taken = vmdatabase.count_machines(self.provider).total() + len(ahead)
+            taken = vmdatabase.count_servers(self.provider).total() + len(ahead)
             if taken < self.provider.max_servers:
                 return
             if not said:

@@ -498,12 +498,20 @@ class Welcome:
     """What the ssh test leaves on a new machine.
 
     marks go into /etc/devstack-gate/node; jenkins_login, if there is one, into the account's ~/.devstack-gate-jenkins,
-    readable by that account only; ready_script, if there is one, runs last, as root.
+    readable by that account only; group_key, a public key, lets the lead of a subnode in; ready_script, if there is
+    one, runs last, as root.
     """
 
     marks: str
     jenkins_login: str = ""
     ready_script: bytes | None = None
+    group_key: str = ""
+
+
+GROUP_KEY = "devstack-gate-group"  # the comment of a group's key; the one of an earlier run goes
+LET_GROUP_IN = f"""umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys || exit 1
+grep -v ' {GROUP_KEY}$' ~/.ssh/authorized_keys > ~/.ssh/authorized_keys.new; cat >> ~/.ssh/authorized_keys.new &&
+mv -f ~/.ssh/authorized_keys.new ~/.ssh/authorized_keys"""
 
 
 RUN_READY_SCRIPT = """file=/var/lib/devstack-gate/ready-script; mkdir -p /var/lib/devstack-gate
@@ -527,6 +535,8 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
             if gift.jenkins_login:
                 script = "umask 077; rm -f ~/.devstack-gate-jenkins && cat > ~/.devstack-gate-jenkins"
                 connection.run("write ~/.devstack-gate-jenkins", ["sh", "-c", script], stdin=f"{gift.jenkins_login}\n")
+            if gift.group_key:
+                connection.run("let the lead in", ["sh", "-c", LET_GROUP_IN], stdin=f"{gift.group_key}\n")
             if gift.ready_script is not None:
                 run_ready_script(connection, gift.ready_script, deadline)
             return connection.login

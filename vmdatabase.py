@@ -91,7 +91,8 @@ MACHINE_MOVES = (
     Move(None, USED, "reap", "the same"),
     Move(BUILDING, BUILDING, "launch", "an earlier run ended before it could ask for the server: asked for again"),
     Move(BUILDING, READY, "launch", "the server is active and has passed the ssh test; then its node is made"),
-    Move(BUILDING, ERROR, "launch, reap", "the boot failed or took longer than boot-timeout"),
+    Move(BUILDING, ERROR, "launch, reap", "the boot failed or took longer than boot-timeout; also of a subnode, for "
+                                          "which another one is asked for"),
     Move(BUILDING, None, "launch", "the cloud refused the create: there is no server"),
     Move(READY, USED, "inprogress, delete, reap", "a build started there or a person took it; delete and reap record "
                                                   "that of builds which inprogress, or a restored vm.db, missed"),
@@ -308,6 +309,39 @@ MIGRATIONS = (
     """,
     # Several Jenkins: which of them a machine belongs to, the NAME of its section [jenkins NAME].
     "ALTER TABLE machine ADD COLUMN jenkins TEXT NOT NULL DEFAULT ''",
+    # Groups of machines: the subnodes of a machine are rows that name it as their lead, and triggers move them with it.
+    # For people they are shown beside it, and counted nowhere as machines that a build could have.
+    f"""
+    ALTER TABLE base_image ADD COLUMN subnodes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE machine ADD COLUMN lead_id INTEGER;
+    ALTER TABLE event ADD COLUMN lead_id INTEGER;
+    CREATE INDEX machine_lead ON machine (lead_id) WHERE lead_id IS NOT NULL;
+    {triggers.of_groups()}
+    DROP VIEW pool;
+    DROP VIEW node;
+    CREATE VIEW pool AS
+        SELECT provider.name AS provider, base_image.name AS image, min_ready,
+            coalesce(sum(state = 'READY'), 0) AS ready, coalesce(sum(state = 'BUILDING'), 0) AS building,
+            coalesce(sum(state = 'USED'), 0) AS used, coalesce(sum(state = 'ERROR'), 0) AS error,
+            coalesce(sum(state = 'HOLD'), 0) AS hold, coalesce(sum(state = 'DELETE'), 0) AS "delete", max_servers,
+            subnodes
+        FROM provider JOIN base_image ON base_image.provider_id = provider.id
+            LEFT JOIN machine ON machine.base_image_id = base_image.id AND lead_id IS NULL
+        GROUP BY base_image.id ORDER BY provider.name, base_image.name;
+    CREATE VIEW node AS
+        SELECT provider, image, name, ip, state,
+            CASE WHEN age < 120 THEN age || ' s' WHEN age < 7200 THEN (age / 60) || ' min'
+                 WHEN age < 172800 THEN (age / 3600) || ' h' ELSE (age / 86400) || ' days' END AS age,
+            hold_reason, lead
+        FROM (SELECT provider.name AS provider, base_image.name AS image, machine.name, machine.ip, machine.state,
+                  machine.hold_reason, coalesce(lead.name, machine.lead_id) AS lead,
+                  max(CAST(strftime('%s', 'now') AS INTEGER) - machine.state_time, 0) AS age,
+                  coalesce(machine.lead_id, machine.id) AS "group", machine.id AS id
+              FROM machine JOIN base_image ON machine.base_image_id = base_image.id
+                  JOIN provider ON base_image.provider_id = provider.id
+                  LEFT JOIN machine AS lead ON lead.id = machine.lead_id)
+        ORDER BY provider, image, "group", id;
+    """,
 )
 
 
@@ -388,6 +422,7 @@ class BaseImage(Model):
     template = peewee.TextField(null=True)  # the image type of the same provider whose snapshot is used
     ready_script = peewee.TextField(null=True)  # path
     test_environment = peewee.BooleanField(default=False)  # true: who has a machine of it gets a test environment first
+    subnodes = peewee.IntegerField(default=0)  # servers that belong to each machine, see pool/groups.py
     deaths = peewee.IntegerField(default=0)  # ready machines lost to Jenkins in a row, of the same
     death = peewee.TextField(null=True)  # what of
     death_of = peewee.TextField(null=True)  # what these machines were made of, see recipe
@@ -457,6 +492,7 @@ class Machine(Model):
     hold_reason = peewee.TextField(null=True)
     hold_until = peewee.IntegerField(null=True)
     delete_time = peewee.IntegerField(null=True)  # when the cloud was first asked to delete it
+    lead_id = peewee.IntegerField(null=True)  # of a subnode: the machine that it belongs to and moves with
 
 
 class Result(Model):
@@ -500,6 +536,7 @@ class Event(Model):
     seconds = peewee.IntegerField(null=True)  # that it was in from_state
     reason = peewee.TextField(null=True)
     environment = peewee.TextField(null=True)  # the name of the test environment that moved; node_name: for whom
+    lead_id = peewee.IntegerField(null=True)  # of a subnode's move: the machine that it belongs to
 
 
 class TestEnvironment(Model):
@@ -966,13 +1003,17 @@ def provider_names() -> list[str]:
 
 
 def machine_named(name: str) -> Machine:
-    """Return the machine of a node or server name; ConfigError if there is none."""
+    """Return the machine of a node or server name; ConfigError if there is none, or if it is a subnode of another."""
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider)
     query = query.where((Machine.name == name) | (Machine.jenkins_name == name))
     machine: Machine | None = query.first() if name.isprintable() else None
     if machine is None:
         raise ConfigError(f"{database.database}: unknown node {printable(name)}; "
                           "`select name from node` lists those there are")
+    if machine.lead_id is not None:
+        lead = Machine.get_or_none(Machine.id == machine.lead_id)
+        whose = f"{lead.name}; name that one" if lead else "a machine that is gone; reap deletes it"
+        raise ConfigError(f"{name}: is a subnode of {whose}")
     return machine
 
 
@@ -1003,11 +1044,27 @@ def machines_of(provider: Provider, states: Sequence[str] = STATES) -> list[Mach
 
 
 def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
-    """Return how many machines a provider has, by (image id, state)."""
+    """Return how many machines a provider has, by (image id, state); those that are subnodes of others left out."""
+    return _counted(provider, Machine.lead_id.is_null())
+
+
+def count_servers(provider: Provider) -> Counter[tuple[int, str]]:
+    """Return how many servers the machines of a provider stand for, by (image id, state): their subnodes counted."""
+    return _counted(provider, True)
+
+
+def _counted(provider: Provider, which: Any) -> Counter[tuple[int, str]]:
     query = (Machine.select(Machine.base_image, Machine.state, peewee.fn.count(Machine.id)).join(BaseImage)
-             .where(BaseImage.provider == provider).group_by(Machine.base_image, Machine.state))
+             .where((BaseImage.provider == provider) & which).group_by(Machine.base_image, Machine.state))
     rows: Iterable[Any] = query.tuples()
     return Counter({(image_id, state): count for image_id, state, count in rows})
+
+
+def members_of(machine: Machine) -> list[Machine]:
+    """Return the subnodes of a machine that go with it, oldest first; one that failed in its boot does not any more."""
+    query = Machine.select(Machine, BaseImage).join(BaseImage).where(
+        (Machine.lead_id == machine.id) & (Machine.state == machine.state))
+    return list(query.order_by(Machine.id))
 
 
 def count_absent(image: BaseImage) -> int:
@@ -1024,7 +1081,7 @@ def count_templates(provider: Provider) -> int:
 
 def count_rows(provider: Provider) -> int:
     """Return how many servers the rows of a provider stand for: all machines, and templates that have a server."""
-    return count_machines(provider).total() + count_templates(provider)
+    return count_servers(provider).total() + count_templates(provider)
 
 
 def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
@@ -1053,13 +1110,14 @@ def all_server_ids() -> set[str]:
 
 def owners_of_nodes() -> dict[str, str]:
     """Return the Jenkins that each machine belongs to, by the name of its node."""
-    rows: Iterable[Any] = Machine.select(Machine.name, Machine.jenkins).where(Machine.name.is_null(False)).tuples()
+    rows: Iterable[Any] = Machine.select(Machine.name, Machine.jenkins).where(
+        Machine.name.is_null(False) & Machine.lead_id.is_null()).tuples()
     return dict(rows)
 
 
 def jenkins_names() -> set[str]:
     """Return the names of the Jenkins that machines belong to."""
-    rows: Iterable[Any] = Machine.select(Machine.jenkins).distinct().tuples()
+    rows: Iterable[Any] = Machine.select(Machine.jenkins).where(Machine.lead_id.is_null()).distinct().tuples()
     return {name for (name,) in rows}
 
 
@@ -1072,7 +1130,7 @@ def jenkins_of(machine_ids: Iterable[int]) -> dict[int, str]:
 def count_by_jenkins(image: str) -> Counter[tuple[str, str]]:
     """Return how many machines of an image type there are at all providers, by Jenkins and state."""
     query = Machine.select(Machine.jenkins, Machine.state, peewee.fn.COUNT(Machine.id)).join(BaseImage).where(
-        BaseImage.name == image).group_by(Machine.jenkins, Machine.state)
+        (BaseImage.name == image) & Machine.lead_id.is_null()).group_by(Machine.jenkins, Machine.state)
     rows: Iterable[Any] = query.tuples()
     return Counter({(jenkins, state): count for jenkins, state, count in rows})
 
@@ -1153,7 +1211,8 @@ def images_named(name: str) -> list[BaseImage]:
 
 def images_of_nodes() -> dict[str, str]:
     """Return the image type of each machine of each provider, by the machine's name."""
-    rows: Iterable[Any] = Machine.select(Machine.name, BaseImage.name).join(BaseImage).tuples()
+    rows: Iterable[Any] = Machine.select(Machine.name, BaseImage.name).join(BaseImage).where(
+        Machine.lead_id.is_null()).tuples()
     return {name: image for name, image in rows if name}
 
 
@@ -1237,7 +1296,8 @@ def ready_machines(provider: Provider) -> list[Machine]:
     query = Machine.select(Machine.id, Machine.name, Machine.jenkins, Machine.jenkins_name, Machine.base_image,
                            Machine.external_id, Machine.state, Machine.state_time, Machine.online_time,
                            Machine.absent_time).join(BaseImage)
-    return list(query.where((BaseImage.provider == provider) & (Machine.state == READY)).order_by(Machine.id))
+    ready = (BaseImage.provider == provider) & (Machine.state == READY) & Machine.lead_id.is_null()
+    return list(query.where(ready).order_by(Machine.id))
 
 
 def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:

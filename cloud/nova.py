@@ -70,6 +70,7 @@ LISTS_ANEW = 3  # how often a list is begun anew because the end of a page was d
 
 PROVIDER_KEY = "devstack-gate-provider"
 MACHINE_KEY = "devstack-gate-machine"
+LEAD_KEY = "devstack-gate-lead"  # of a subnode: the row id of the machine that it belongs to
 SNAPSHOT_KEY = "devstack-gate-snapshot"
 PROVED_KEY = "devstack-gate-proved"  # of an image: a machine booted from it has passed the ssh test
 HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes it where vm.db has forgotten
@@ -117,6 +118,11 @@ class Server:
     def machine_id(self) -> int | None:
         """The row that the server was made for, None for template servers."""
         return _row_id(self.metadata.get(MACHINE_KEY, ""))
+
+    @property
+    def lead_id(self) -> int | None:
+        """The row of the machine whose subnode it is, None if it is nobody's."""
+        return _row_id(self.metadata.get(LEAD_KEY, ""))
 
     @property
     def hold(self) -> tuple[str, int | None] | None:

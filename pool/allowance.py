@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pool.rules import Need, Room, lacks, plan_launches, room_for
+from pool.rules import SERVERS, Need, Room, lacks, plan_launches, room_for, whole
 
 
 class Allowance:
@@ -51,9 +51,12 @@ class Allowance:
         """What is left now of each resource with a known limit."""
         return {name: number - self._spent[name] for name, number in (self._left or {}).items()}
 
-    def room(self, image_id: int, most: int, besides: Sequence[str] = ()) -> Room:
-        """Return for how many machines of an image type there is room, at most so many; besides: what they have."""
-        takes = {name: amount for name, amount in self._takes.get(image_id, {}).items() if name not in besides}
+    def room(self, image_id: int, most: int, besides: Sequence[str] = (), size: int = 1) -> Room:
+        """Return for how many machines of an image type there is room, at most so many; besides: what they have.
+
+        size is of how many servers each consists.
+        """
+        takes = {name: amount * size for name, amount in self._takes.get(image_id, {}).items() if name not in besides}
         return room_for(takes, self.rest, most)
 
     def plan(self, needs: Sequence[Need], servers: int, last: int | None = None) -> tuple[list[int], dict[int, Room]]:
@@ -63,18 +66,19 @@ class Allowance:
         """
         needs = [replace(need, takes=self._takes.get(need.image_id, {})) for need in needs]
         plan = plan_launches(needs, servers, self.rest, last)
-        if len(plan) >= servers:
-            return plan, {}
+        needs = [replace(need, takes=whole(need)) for need in needs]
         taken: Counter[str] = Counter()
-        for image_id in plan:
-            taken.update(self._takes.get(image_id, {}))
-        rest = {name: number - taken[name] for name, number in self.rest.items()}
+        for need in needs:
+            taken.update({name: amount * plan.count(need.image_id) for name, amount in need.takes.items()})
+        rest = {name: number - taken[name] for name, number in {**self.rest, SERVERS: servers}.items()}
         counts = Counter(plan)
         starved = [need for need in needs if not need.present + counts[need.image_id]]
-        kept = sorted({name for need in starved for name in lacks(need, rest)})
+        kept = sorted({name for need in starved for name in lacks(need, rest)} - {SERVERS})
         short = {}
         for need in needs:
             missing = need.min_ready - need.present - counts[need.image_id]
-            if missing > 0:  # also where it is left to one that has no machine yet
-                short[need.image_id] = Room(counts[need.image_id], room_for(need.takes, rest, missing).short or kept)
+            if missing > 0 and rest[SERVERS] >= need.size:  # also where it is left to one that has no machine yet
+                found = [name for name in room_for(need.takes, rest, missing).short if name != SERVERS] or kept
+                if found:
+                    short[need.image_id] = Room(counts[need.image_id], found)
         return plan, short

@@ -24,6 +24,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError
 from jenkinsnodes import AWAITED
+from pool import groups
 from pool.jenkinses import Jenkinses
 from vmdatabase import READY, BaseImage, Machine, Provider, SnapshotImage
 
@@ -38,7 +39,9 @@ LATE_SECONDS = 3  # after its time, until a machine is given up though a worker 
 SECRET_BYTES = 32  # of what a build shows to take its machine
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
-CREATE, BOOT, LOGIN, REGISTER, AGENT = "create", "boot", "login", "register", "agent"  # the stages of a life
+# The stages of a life; GATHER and JOIN are those of a group, see pool/groups.py.
+CREATE, BOOT, LOGIN, GATHER, JOIN, REGISTER, AGENT = "create", "boot", "login", "gather", "join", "register", "agent"
+COMING = (BOOT, LOGIN, GATHER, JOIN)  # its server is watched
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Boot:
 
     def __init__(
         self, tools: Tools, machine: Machine, image: BaseImage, stage: str, request: Request | None = None,
-        seconds: float = math.inf,
+        seconds: float = math.inf, group: groups.Group | None = None,
     ) -> None:
         """Take a machine at a stage; request is for CREATE, seconds is what it has left in BOOT."""
         self.tools = tools
@@ -125,6 +128,8 @@ class Boot:
         self.retry_at = 0.0  # monotonic, as are the other moments
         self.tries = 0
         self.deadline = time.monotonic() + seconds
+        self.group = group
+        self.is_member = machine.lead_id is not None  # a subnode, of which Jenkins does not know
         self.give_up_at = time.monotonic() + UNSEEN_BEFORE_SECONDS  # until when a server without a saved id is sought
         self.ask_at: float | None = None  # when to ask for a server by itself that the list leaves out
         self.sent_at: float | None = None  # when the create went out, after all waiting for the rate
@@ -132,7 +137,8 @@ class Boot:
         self.patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
         self.server: nova.Server | None = None
         self.last_seen = "nothing yet"
-        self.nodes = tools.jenkinses.of(machine) if tools.jenkinses else None  # of the Jenkins that it belongs to
+        # That of the Jenkins which it belongs to; a subnode belongs to none.
+        self.nodes = tools.jenkinses.of(machine) if tools.jenkinses and not self.is_member else None
         login = self.nodes.config.node_login if self.nodes else ""
         self.secret = secrets.token_urlsafe(SECRET_BYTES) if login else ""
         # What a build calls Jenkins with from this node: a line for the login and one for the machine's secret.
@@ -150,6 +156,10 @@ class Boot:
         if self.stage != REGISTER:
             server = yield from self.come_up()
             login = yield from self.be_let_in(server)
+            if self.group:
+                yield from self.gather(self.group, login)
+            if self.is_member:
+                return
             self.become_ready(login)
         if self.nodes:
             yield from self.join_jenkins(self.nodes)
@@ -165,6 +175,8 @@ class Boot:
         task, self.task = self.task, None
         sent_at = self.sent_at or time.monotonic()
         self.deadline = sent_at + self.tools.provider.boot_timeout
+        if self.group:
+            self.deadline = self.group.end_of(self.machine.id, self.deadline)
         sent_time = vmdatabase.now() - round(time.monotonic() - sent_at)
         try:
             vmdatabase.set_columns(self.machine, external_id=task.result(), create_time=sent_time)
@@ -178,10 +190,12 @@ class Boot:
     def make_server(self, request: Request) -> str:
         """Run in a worker: have what the server needs, ask for it, and return its id."""
         cloud, machine_id = self.tools.cloud, self.machine.id
+        marks = {nova.MACHINE_KEY: str(machine_id)}
+        if self.is_member:
+            marks[nova.LEAD_KEY] = str(self.machine.lead_id)
         cloud.network.reserve(machine_id, again=request.again)
         try:
-            return cloud.make_server(str(self.machine.name), request.recipe, {nova.MACHINE_KEY: str(machine_id)},
-                                     zone=request.zone, sent=self.sent)
+            return cloud.make_server(str(self.machine.name), request.recipe, marks, zone=request.zone, sent=self.sent)
         except (nova.CapacityError, nova.RefusedError, ConfigError):
             with contextlib.suppress(GateError):  # reap sweeps what is left
                 cloud.network.release_for(machine_id)
@@ -206,6 +220,8 @@ class Boot:
 
     def watch(self, look: Look | str | None) -> nova.Server | None:
         """Judge a machine by a look: ERROR and gone are final, and so is the end of its time; returns its server."""
+        if self.group and self.group.over:
+            raise TakenError
         if not isinstance(look, Look):
             return None
         server = self.find(look) if look.listed else None
@@ -288,8 +304,40 @@ class Boot:
             raise nodessh.NotYetError("active, but without an address")
         login = nodessh.Login(address, self.tools.provider.ssh_port, str(self.machine.user),
                               self.tools.config.node.ssh_key)
-        gift = nodessh.Welcome(marks, self.jenkins_login, read_ready_script(self.image.ready_script))
+        gift = nodessh.Welcome(marks, self.jenkins_login, read_ready_script(self.image.ready_script),
+                               self.group.keys.public if self.group and self.is_member else "")
         return nodessh.welcome(login, gift, self.deadline, self.patience, self.settled_by)
+
+    # --- a group ---
+
+    def gather(self, group: groups.Group, login: nodessh.Login) -> Life[None]:
+        """Wait for the others of the group; the lead then has them know each other, and the rest wait for it."""
+        self.stage, self.tries = GATHER, 0
+        vmdatabase.set_columns(self.machine, ip=login.address, host_key=login.host_key)
+        addresses = self.server.addresses if self.server else {}
+        group.let_in(self.machine.id, groups.place_of(self.machine, addresses, login))
+        while not group.is_ready:
+            self.stage = GATHER
+            self.deadline = math.inf if self.is_member else group.deadline
+            if self.is_member or not group.is_whole:
+                self.last_seen = "ready, but not all of its group"
+                self.watch((yield))
+            elif (yield from self.join(group)):
+                return
+
+    def join(self, group: groups.Group) -> Life[bool]:
+        """Have the machines of a group that is whole know each other; returns whether they do, and all are there."""
+        self.stage, places = JOIN, group.places
+        try:
+            yield from self.done_by(self.tools.patient, groups.introduce, places, group.keys, self.deadline)
+        except ConfigError as err:
+            raise FailedError(str(err), err) from err
+        except GateError as err:
+            self.last_seen = str(err)
+            self.check_time()
+            yield from self.pause()
+            return False
+        return group.is_whole and group.places == places
 
     # --- READY, a node, an agent ---
 
@@ -299,6 +347,8 @@ class Boot:
                   jenkins_name=self.machine.name if self.nodes else None,
                   take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None)
         vmdatabase.note_room(self.tools.provider, refused=False)
+        if self.group:
+            self.group.is_ready = True
 
     def join_jenkins(self, nodes: jenkinsnodes.Nodes) -> Life[None]:
         """Have Jenkins take the machine as a node."""

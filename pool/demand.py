@@ -45,8 +45,8 @@ class Offer:
     provider: str
     priority: int
     present: int  # machines ready or on their way, as far as they count
-    room: int  # servers that it may have more, 0 if it can give none now
-    capacity: int  # servers that it may have in all
+    room: int  # machines that it may have more, 0 if it can give none now
+    capacity: int  # machines that it may have in all
     doubtful: int = 0  # machines that do not count, but may come back
 
 
@@ -67,6 +67,7 @@ class Standing:
     absent: int = 0  # ready machines of which Jenkins has lost the agents
     full: bool = False  # it refused a machine, or has no quota for one
     on_trial: bool = False  # it was down, and no machine has become ready since
+    size: int = 1  # servers of each machine, its subnodes counted
 
     @property
     def trouble(self) -> str:
@@ -99,13 +100,13 @@ def offer_of(standing: Standing, quota: int | None = None) -> Offer:
     back is tried with one machine.
     """
     doubtful = standing.building + standing.absent if standing.down else 0
-    room = max(0, standing.max_servers - standing.taken)
+    room = max(0, standing.max_servers - standing.taken) // standing.size
     room = room if quota is None else min(room, quota)
     if standing.on_trial:
         room = min(room, int(not standing.building))
     gives = standing.gives and not (standing.paused or standing.down or standing.full)
     return Offer(standing.provider, standing.priority, standing.ready + standing.building - doubtful,
-                 room if gives else 0, max(1, standing.max_servers), doubtful)
+                 room if gives else 0, max(1, standing.max_servers // standing.size), doubtful)
 
 
 def days_of(text: str) -> set[int]:

@@ -34,7 +34,7 @@ def standing_of(image: BaseImage) -> Standing:
         gives=image.active and provider.active and bool(vmdatabase.current_snapshot(image)), paused=provider.paused,
         down=since is not None, down_minutes=0 if since is None else (now - since) // 60,
         absent=0 if since is None else vmdatabase.count_absent(image), full=(provider.full_until or 0) > now,
-        on_trial=provider.on_trial)
+        on_trial=provider.on_trial, size=1 + image.subnodes)
 
 
 def note_down(provider: Provider, config: SecureConfig) -> None:
@@ -49,7 +49,7 @@ def note_down(provider: Provider, config: SecureConfig) -> None:
     with contextlib.suppress(GateError):  # the next launch looks again
         seen = jenkinses.look(vmdatabase.owners_of_nodes()) if jenkinses else None
         vmdatabase.note_agents(vmdatabase.ready_machines(provider), seen.nodes if seen else {})
-    for machine in vmdatabase.machines_of(provider, [READY, BUILDING]):
+    for machine in [one for one in vmdatabase.machines_of(provider, [READY, BUILDING]) if one.lead_id is None]:
         since, limit = machine.absent_time, sight.CUT_OFF_SECONDS
         what = "lost to Jenkins"
         if machine.state == BUILDING:

@@ -32,6 +32,7 @@ from vmdatabase import (
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 FILE_KEYS = ("user-data", "ready-script", "data")
+MOST_SUBNODES = 50  # of one machine: the first one logs in to each of them before any is READY
 MOST_MINUTES = 24 * 60  # of environment-wait: reap takes a machine for forgotten that was taken a day ago
 
 
@@ -135,6 +136,8 @@ IMAGE_KEYS = {
     "volume-size": Key("GB, a whole number, 1 or more", _whole(1)),
     "template": Key("the name of another image of this provider", _name),
     "ready-script": Key("a file", _text),
+    "subnodes": Key(f"a whole number from 0 to {MOST_SUBNODES}",
+                    lambda value: _whole(0)(value) and value <= MOST_SUBNODES, 0),
     "test-environment": Key("true or false", _flag, False),
 }
 LABEL_KEYS = {
@@ -366,12 +369,14 @@ def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any
 
 def warnings_of(provider: Mapping[str, Any]) -> list[str]:
     """Return what cannot work, or has no effect, in the settings of a provider as they were loaded."""
-    wanted, room = sum(image["min-ready"] for image in provider["images"]), provider["max-servers"]
+    wanted = sum(image["min-ready"] * (1 + image["subnodes"]) for image in provider["images"])
+    room = provider["max-servers"]
+    what = "min-ready with subnodes" if any(image["subnodes"] for image in provider["images"]) else "min-ready"
     found = []
     if wanted > room:
-        found.append(f"min-ready adds up to {wanted}, but max-servers is {room}: the pool can never be full")
+        found.append(f"{what} adds up to {wanted}, but max-servers is {room}: the pool can never be full")
     elif wanted == room and provider["images"]:
-        found.append(f"min-ready adds up to max-servers ({room}): while the pool is full there is no room for a "
+        found.append(f"{what} adds up to max-servers ({room}): while the pool is full there is no room for a "
                      f"template server, and no image can be built; expected max-servers of {room + 1} or more")
     found += _warnings_of_addresses(provider)
     for image in provider["images"]:

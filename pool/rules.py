@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jenkinsnodes
 import vmdatabase
@@ -21,6 +21,7 @@ HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 SNAPSHOTS_KEPT = 2  # current and previous
+SERVERS = "servers"  # the resource of which a provider has max-servers
 FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
 
 
@@ -34,8 +35,9 @@ class Need:
     image_id: int
     min_ready: int
     present: int  # machines ready, on their way, or failed in this run
-    takes: Mapping[str, int] = field(default_factory=dict)  # of each quota of the cloud's, for one machine
+    takes: Mapping[str, int] = field(default_factory=dict)  # of each quota of the cloud's, for one server
     held: int = 0  # machines that there are, in whatever state: what they take comes back
+    size: int = 1  # servers of one machine, its subnodes counted
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,17 @@ def plan_launches(
 ) -> list[int]:
     """Return the ids of the image types to launch a machine of, in this order.
 
-    At most room of them, and no more than what is left of the cloud's quotas. Each next one goes to the image type that
-    then has the smallest share of its min-ready, so that none starves another; last is the one that got the last
+    With room servers at most, and no more than what is left of the cloud's quotas. Each next one goes to the image type
+    that then has the smallest share of its min-ready, so that none starves another; last is the one that got the last
     machine, after which those with equal shares take turns. If one has no machine at all and needs more than is left,
     those after it leave what it lacks, if that comes back in time from machines of the pool.
     """
-    rest = dict(left or {})
+    rest = {**(left or {}), SERVERS: room}
+    needs = [replace(need, takes=whole(need)) for need in needs]
     ever = {name: rest[name] + sum(need.held * need.takes.get(name, 0) for need in needs) for name in rest}
     present = {need.image_id: need.present for need in needs}
     plan: list[int] = []
-    while len(plan) < room:
+    while rest[SERVERS] > 0:
         short = [need for need in needs if present[need.image_id] < need.min_ready]
         turns = sorted(short, key=lambda need: (
             present[need.image_id] / need.min_ready, last is not None and need.image_id <= last, need.image_id))
@@ -85,6 +88,11 @@ def plan_launches(
             rest[name] -= next_one.takes[name]
         plan.append(last)
     return plan
+
+
+def whole(need: Need) -> dict[str, int]:
+    """Return what a machine takes with its subnodes, of servers as of the cloud's quotas."""
+    return {SERVERS: need.size, **{name: amount * need.size for name, amount in need.takes.items()}}
 
 
 def _first_that_fits(turns: Iterable[Need], starved: Container[int], left: Mapping[str, int]) -> Need | None:
@@ -225,11 +233,20 @@ def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> MoveM
     return None
 
 
-def make_room(finished: Sequence[Machine], missing: int, room: int) -> list[MoveMachine]:
-    """Return the machines of ended builds, oldest first, that must go early for the pool to be full, and no more."""
-    oldest = sorted(finished, key=lambda machine: (machine.state_time, machine.id))
-    return [MoveMachine(machine, DELETE, "its build has ended and the provider is full")
-            for machine in oldest[:max(0, missing - max(0, room))]]
+def make_room(
+    finished: Sequence[Machine], missing: int, room: int, sizes: Mapping[int, int] | None = None
+) -> list[MoveMachine]:
+    """Return the machines of ended builds, oldest first, that must go early for the pool to be full, and no more.
+
+    missing and room are servers; sizes says of how many a machine consists, by its id, one if it does not say.
+    """
+    going: list[MoveMachine] = []
+    lacking = missing - max(0, room)
+    for machine in sorted(finished, key=lambda machine: (machine.state_time, machine.id)):
+        if lacking > 0:
+            going.append(MoveMachine(machine, DELETE, "its build has ended and the provider is full"))
+            lacking -= (sizes or {}).get(machine.id, 1)
+    return going
 
 
 def leaked_servers(

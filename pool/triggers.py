@@ -11,16 +11,18 @@ READY_SECONDS = (10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800)
 BUILD_MINUTES = (1, 5, 10, 15, 20, 30, 40, 50, 60, 75, 90, 120, 180)
 
 
-def of_events(table: str, id_column: str, hold_reason: str) -> str:
+def of_events(table: str, id_column: str, hold_reason: str, more: str = "") -> str:
     """Return the triggers that write an event when a row of a table comes, moves, gets its name, or goes.
 
-    The reason is state_reason if that came with the move; otherwise what the row tells of its new state.
+    The reason is state_reason if that came with the move; otherwise what the row tells of its new state. more is a
+    column of the row that the event has, too.
     """
     def event(row: str, from_state: str, to_state: str, seconds: str, reason: str) -> str:
         return f"""INSERT INTO event (
-                time, {id_column}, node_name, provider, image, from_state, to_state, seconds, reason)
+                time, {id_column}, node_name, provider, image, from_state, to_state, seconds,
+                reason{more and f", {more}"})
             SELECT {NOW}, {row}.id, {row}.name, provider.name, base_image.name, {from_state}, {to_state}, {seconds},
-                {reason}
+                {reason}{more and f", {row}.{more}"}
             FROM base_image JOIN provider ON provider.id = provider_id WHERE base_image.id = {row}.base_image_id"""
 
     of_state = f"CASE NEW.state WHEN 'ERROR' THEN NEW.error WHEN 'HOLD' THEN {hold_reason} END"
@@ -114,6 +116,36 @@ def of_environments() -> str:
                    "CASE WHEN NEW.environment IS NOT NULL THEN 'environment' WHEN NEW.machine_id IS NULL "
                    "THEN 'snapshot' ELSE 'move' END",
                    "coalesce(NEW.from_state, '') || '>' || coalesce(NEW.to_state, '')")
+
+
+def of_groups() -> str:
+    """Return the triggers that move subnodes with their lead, and those that write and count events as since then.
+
+    A subnode that is not in the state of its lead failed in its boot, and goes on alone. What a subnode does is no move
+    of a machine that a build could have, and is counted as what it is.
+    """
+    dropped = [f"machine_{what}" for what in ("came", "named", "moved", "went")] + ["event_counted", "ready_counted"]
+    return "".join(f"DROP TRIGGER {name};\n" for name in dropped) + f"""
+    CREATE TRIGGER members_moved AFTER UPDATE OF state ON machine WHEN NEW.lead_id IS NULL AND OLD.state != NEW.state
+    BEGIN
+        UPDATE machine SET state = NEW.state, state_time = NEW.state_time, error = NEW.error,
+            hold_reason = NEW.hold_reason, hold_until = NEW.hold_until,
+            state_reason = 'with ' || coalesce(NEW.name, 'its machine')
+            WHERE lead_id = NEW.id AND state = OLD.state;
+    END;
+    CREATE TRIGGER members_lost AFTER DELETE ON machine WHEN OLD.lead_id IS NULL BEGIN
+        UPDATE machine SET state = 'DELETE', state_time = {NOW},
+            state_reason = coalesce(OLD.name, 'its machine') || ' is gone'
+            WHERE lead_id = OLD.id AND state != 'DELETE';
+    END;
+    """ + of_events("machine", "machine_id", "NEW.hold_reason", "lead_id") + _counter(
+        "event_counted", "AFTER INSERT ON event",
+        "CASE WHEN NEW.environment IS NOT NULL THEN 'environment' WHEN NEW.machine_id IS NULL THEN 'snapshot' "
+        "WHEN NEW.lead_id IS NOT NULL THEN 'subnode' ELSE 'move' END",
+        "coalesce(NEW.from_state, '') || '>' || coalesce(NEW.to_state, '')") + _counter(
+        "ready_counted", "AFTER INSERT ON event WHEN NEW.from_state = 'BUILDING' AND NEW.to_state = 'READY' "
+        "AND NEW.machine_id IS NOT NULL AND NEW.lead_id IS NULL",
+        "'ready'", _bucket("NEW.seconds", READY_SECONDS), "NEW.seconds")
 
 
 def _bucket(value: str, bounds: Sequence[int]) -> str:

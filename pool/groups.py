@@ -1,0 +1,247 @@
+"""Groups of machines: a machine, the lead, with subnodes that are booted with it and are of use only together.
+
+Jenkins knows the lead alone. Its subnodes are rows of vm.db that name it; triggers move them with it, so that whoever
+takes, holds or ends the lead does so with all of them. Nothing here asks the cloud or writes into vm.db.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import nodessh
+from cloud import nova
+from vmdatabase import BUILDING, DELETE, ERROR, Machine
+
+PRIMARY, SUBNODE = "primary", "subnode"  # the roles in NODES_FILE
+NONE = "-"  # what stands there for no address
+REPLACED_MOST = 3  # subnodes of one group that fail and are asked for again, in one run
+REACH_SECONDS = 60  # for the lead to log in to all of its subnodes
+
+FOLDER = "/etc/devstack-gate"
+NODES_FILE = f"{FOLDER}/nodes"
+KEY_FILE = f"{FOLDER}/group-key"  # the private key of the group, on the lead, for the account of the node
+HOSTS_FILE = f"{FOLDER}/group-known-hosts"
+SSH_FILE = "/etc/ssh/ssh_config.d/devstack-gate.conf"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a machine of a group is found; login is the pool's own, with the host key that was seen."""
+
+    name: str
+    role: str
+    private: str | None
+    public: str | None
+    login: nodessh.Login
+
+    @property
+    def address(self) -> str:
+        """The address at which the others of the group reach it."""
+        return self.private or self.public or self.login.address
+
+
+def place_of(machine: Machine, addresses: Mapping[str, Sequence[Mapping[str, Any]]], login: nodessh.Login) -> Place:
+    """Return the place of a machine that was let in; addresses are its server's, which may lack a new floating IP."""
+    private = nova.choose_address(addresses, "private-v4", set())
+    public = nova.choose_address(addresses, "public-v4", set())
+    if public is None and login.address != private:
+        public = login.address
+    role = PRIMARY if machine.lead_id is None else SUBNODE
+    return Place(str(machine.name), role, private, public, login)
+
+
+class Group:
+    """A lead and its subnodes on their way, as one run of launch has them. Moments are on the monotonic clock."""
+
+    def __init__(self, lead_id: int, subnodes: int) -> None:
+        """Begin with a lead that is to have so many subnodes."""
+        self.lead_id = lead_id
+        self.subnodes = subnodes
+        self.over = ""  # why nothing becomes of it any more
+        self.is_ready = False
+        self.replaced = 0
+        self._ends: dict[int, float] = {}  # when the time of those that it began with is over
+        self._places: dict[int, Place | None] = {}  # of each machine, once it was let in
+
+    def __contains__(self, machine_id: int) -> bool:
+        """Whether a machine is in the group."""
+        return machine_id in self._places
+
+    def expect(self, machine_id: int, end: float, replaces: bool = False) -> None:
+        """Have a machine in the group, whose time is over at a moment; what replaces another gets no more time."""
+        if not (replaces or machine_id in self._places):
+            self._ends[machine_id] = end
+        self._places.setdefault(machine_id, None)
+
+    def end_of(self, machine_id: int, end: float) -> float:
+        """Return when the time of a machine is over that alone would have until `end`."""
+        if machine_id not in self._ends:
+            return min(end, self.deadline)
+        self._ends[machine_id] = end
+        return end
+
+    @property
+    def deadline(self) -> float:
+        """When the time of the group is over: that of those which it began with, as long as one is being asked for."""
+        return max(self._ends.values(), default=math.inf)
+
+    def let_in(self, machine_id: int, place: Place) -> None:
+        """Note that a machine has passed the ssh test."""
+        self._places[machine_id] = place
+
+    def lose(self, machine_id: int) -> None:
+        """Have a machine in the group no more."""
+        self._places.pop(machine_id, None)
+
+    @property
+    def missing(self) -> int:
+        """How many subnodes have still to be asked for."""
+        return max(0, self.subnodes + 1 - len(self._places))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all are there and have passed the ssh test."""
+        return not self.missing and all(self._places.values())
+
+    @property
+    def places(self) -> list[Place]:
+        """Where those are that have passed the ssh test, the lead first."""
+        return [place for _, place in sorted(self._places.items(), key=lambda item: (item[0] != self.lead_id, item[0]))
+                if place]
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The key pair of this group, made anew for it; no copy of it is kept outside of its machines."""
+        return make_keys()
+
+
+# --- what its machines know of each other ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A key pair as OpenSSH writes it."""
+
+    private: str
+    public: str
+
+    def __repr__(self) -> str:
+        """Return it without the private key."""
+        return f"Keys({self.public!r})"
+
+
+def make_keys() -> Keys:
+    """Return a new key pair."""
+    import paramiko
+
+    key = paramiko.ECDSAKey.generate()
+    text = io.StringIO()
+    key.write_private_key(text)
+    return Keys(text.getvalue(), f"{key.get_name()} {key.get_base64()} {nodessh.GROUP_KEY}")
+
+
+def nodes_text(places: Iterable[Place]) -> str:
+    """Return the content of NODES_FILE: one line for each machine, NAME ROLE PRIVATE PUBLIC."""
+    return "".join(f"{one.name} {one.role} {one.private or NONE} {one.public or NONE}\n" for one in places)
+
+
+def known_hosts(places: Iterable[Place]) -> str:
+    """Return the host keys of the subnodes, as they were seen at their ssh tests, for ssh on the lead."""
+    return "".join(f"{','.join(_host_names(one))} {one.login.host_key}\n" for one in places if one.role == SUBNODE)
+
+
+def _host_names(place: Place) -> list[str]:
+    names = dict.fromkeys([place.name, *_addresses(place)])
+    port = place.login.port
+    return [name if port == 22 else f"[{name}]:{port}" for name in names]  # noqa: PLR2004
+
+
+def _addresses(place: Place) -> list[str]:
+    found = dict.fromkeys(address for address in (place.private, place.public, place.login.address) if address)
+    return list(found)
+
+
+def ssh_config(places: Iterable[Place]) -> str:
+    """Return what lets `ssh NAME` and `ssh ADDRESS` on the lead reach its subnodes, with the group's key alone."""
+    return "# The subnodes of this machine, see /etc/devstack-gate/nodes.\n" + "".join(
+        f"Host {' '.join([one.name, *_addresses(one)])}\n    HostName {one.address}\n    Port {one.login.port}\n"
+        f"    User {one.login.user}\n    IdentityFile {KEY_FILE}\n    IdentitiesOnly yes\n"
+        f"    UserKnownHostsFile {HOSTS_FILE}\n    StrictHostKeyChecking yes\n"
+        for one in places if one.role == SUBNODE)
+
+
+def introduction(places: Sequence[Place], keys: Keys) -> str:
+    """Return the script, for root's sh on the lead, that writes all of this there."""
+    user = shlex.quote(places[0].login.user)
+    lines = ["set -e", "umask 022", f"mkdir -p {FOLDER} /etc/ssh/ssh_config.d",
+             f"rm -f {KEY_FILE}", f"(umask 077; printf %s {shlex.quote(keys.private)} > {KEY_FILE})",
+             f"chown {user}: {KEY_FILE}"]
+    texts = {HOSTS_FILE: known_hosts(places), SSH_FILE: ssh_config(places), NODES_FILE: nodes_text(places)}
+    lines += [f"printf %s {shlex.quote(text)} > {file}; chmod 0644 {file}" for file, text in texts.items()]
+    lines += ["grep -qs '^ *Include .*ssh_config\\.d' /etc/ssh/ssh_config ||",
+              "    sed -i '1i Include /etc/ssh/ssh_config.d/*.conf' /etc/ssh/ssh_config"]
+    return "\n".join(lines) + "\n"
+
+
+# Run on the lead by the account of the node; its words are the command that becomes root there, and the names. All
+# subnodes are reached side by side; what keeps one from it is printed.
+REACH = f"""become=$1; shift; failed=
+for name; do
+    ssh -o BatchMode=yes -o ConnectTimeout=20 "$name" \
+        "$become sh -c 'umask 022; mkdir -p {FOLDER} && cat > {NODES_FILE}'" < {NODES_FILE} &
+    pids="$pids $!:$name"
+done
+for one in $pids; do wait "${{one%%:*}}" || failed="$failed ${{one#*:}}"; done
+[ -z "$failed" ] || {{ echo "not reached:$failed"; exit 1; }}"""
+
+
+def introduce(places: Sequence[Place], keys: Keys, deadline: float) -> None:
+    """Run in a worker: have the lead know its subnodes, and show that it reaches each, which then know of all as well.
+
+    deadline is on the monotonic clock. Raises GateError if that fails.
+    """
+    lead, names = places[0], [place.name for place in places[1:]]
+    with nodessh.session(lead.login, deadline=deadline, most=nodessh.WELCOME_BYTES) as connection:
+        connection.run(f"write {NODES_FILE}", connection.as_root(["sh", "-s"]), stdin=introduction(places, keys))
+        become = "" if lead.login.user == "root" else "sudo -n"
+        connection.run("log in to the subnodes", ["sh", "-c", REACH, "sh", become, *names], REACH_SECONDS)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def by_lead(machines: Iterable[Machine]) -> dict[int, list[Machine]]:
+    """Return the subnodes among machines, by the id of their lead."""
+    found: dict[int, list[Machine]] = defaultdict(list)
+    for machine in machines:
+        if machine.lead_id is not None:
+            found[machine.lead_id].append(machine)
+    return dict(found)
+
+
+def members(lead: Machine, subnodes: Mapping[int, Sequence[Machine]]) -> list[Machine]:
+    """Return the subnodes that go with a lead: those in its state; one that failed in its boot does not any more."""
+    return [one for one in subnodes.get(lead.id, ()) if one.state == lead.state]
+
+
+def strayed(member: Machine, lead: Machine | None) -> str:
+    """Return why a subnode is nobody's though its row does not say so, empty if it is somebody's, or going."""
+    if member.state in (DELETE, ERROR):
+        return ""
+    if lead is None:
+        return "the machine that it belongs to is gone"
+    return "" if lead.state == member.state else f"{lead.name}, to which it belongs, is {lead.state}"
+
+
+def wrong_size(lead: Machine, count: int, wanted: int) -> str:
+    """Return why a machine is not of the size that the providers file has now, empty if it is."""
+    if lead.state == BUILDING or count == wanted:
+        return ""
+    return f"it has {count} subnode{'s' * (count != 1)}, and the providers file says {wanted}"
