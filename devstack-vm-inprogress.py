@@ -3,7 +3,7 @@
 
 Run as the first step of a gate build, by the job devstack-vm-inprogress with the node's name, and waited for: the
 build may go on only if this exits with 0. With --image, a person takes a READY machine the same way; its name and
-user@address are printed. Changes: the machine READY -> USED, one row in the table result, the node's label and
+user@address are printed, and those of its subnodes below. Changes: the machine READY -> USED, one row in the table result, the node's label and
 offline mark in Jenkins. Nothing is written on the machine, unless its image type has test-environment: true in the
 providers file. Then this waits, in turn with others and for environment-wait at most, until a test environment is
 locked for the machine, and writes its data there. If that cannot be had, the machine is not kept.
@@ -236,7 +236,8 @@ def give_to_person(machine: Machine, jenkinses: Jenkinses | None, config: Secure
         if not without_login(machine, config):
             return False
         environments.hand_over(machine, config, jenkinses)
-    print(f"{machine.name} {machine.user}@{machine.ip}")
+    for one in (machine, *vmdatabase.members_of(machine)):
+        print(f"{one.name} {one.user}@{one.ip}")
     vmdatabase.machine_log(machine).info(
         "yours for 24 hours; longer with: vmdatabase.py hold %s --reason TEXT", machine.name)
     return True
@@ -289,7 +290,8 @@ def candidates(image: str, provider: str | None) -> list[Machine]:
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
     if provider:
         query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
-    return list(query.where(Machine.state == READY).order_by(Machine.state_time, Machine.id))
+    ready = (Machine.state == READY) & Machine.lead_id.is_null()
+    return list(query.where(ready).order_by(Machine.state_time, Machine.id))
 
 
 def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, missing_ok: bool = False) -> None:

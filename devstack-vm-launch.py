@@ -547,7 +547,8 @@ class Launch:
         """Write the row of a machine that is to be asked for, part of a transaction; lead: it is a subnode of that."""
         machine = Machine.create(base_image=image, snapshot_image=template.snapshot, user=self.config.node.user,
                                  state=BUILDING, state_time=vmdatabase.now(), lead_id=lead.id if lead else None,
-                                 jenkins=lead.jenkins if lead else self.jenkins_for(image))
+                                 jenkins=lead.jenkins if lead else self.jenkins_for(image),
+                                 state_reason=f"a subnode of {lead.name}" if lead else None)
         name = f"{self.prefix}devstack-{image.name}-{self.provider.name}-{machine.id}"
         vmdatabase.set_columns(machine, name=name)
         return machine

@@ -206,8 +206,9 @@ class Reap:
         rows = self.rows()
         for machine in rows.machines:
             if machine.state == HOLD and machine.external_id in sight.gone:
+                lead = rows.by_id.get(machine.lead_id or machine.id, machine)
                 self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
-                                             machine.name)
+                                             lead.name)
         return decisions.marks(rows, sight)
 
     def snapshots(self, images: Sequence[nova.Image]) -> list[actions.MarkProved | actions.DeleteSnapshot]:
@@ -230,7 +231,8 @@ class Reap:
         server, node = action.server, action.node
         values = {"id": server.machine_id, "base_image": action.image, "external_id": server.id, "name": server.name,
                   "jenkins_name": node.name if node else None, "user": self.config.node.user, "state": action.target,
-                  "state_time": vmdatabase.now(), "state_reason": action.why, **action.columns}
+                  "state_time": vmdatabase.now(), "state_reason": action.why, "lead_id": server.lead_id,
+                  **action.columns}
         try:
             Machine.insert(**values).execute()
         except vmdatabase.IntegrityError:
@@ -253,7 +255,7 @@ class Reap:
     def tell_forgotten(self, machine: Machine, why: str, server: nova.Server | None) -> Iterator[None]:
         """Report a machine that vm.db did not know to be somebody's, and write down the build that has it."""
         self.trouble(f"{machine.name}: vm.db did not know that it is {machine.state} ({why}); now it does")
-        if machine.state == USED and not vmdatabase.open_result(machine):
+        if machine.state == USED and machine.lead_id is None and not vmdatabase.open_result(machine):
             build = rules.build_named(why)
             vmdatabase.record_start(machine, build, by_person=not build or None)
         if machine.ip is None and server:
@@ -312,7 +314,8 @@ class Reap:
     def delete_machine(self, action: actions.DeleteMachine) -> Iterator[None]:
         """Ask for the end of a machine's node and server; see_gone drops its row, if there is nothing to wait for."""
         machine = action.machine
-        if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE):
+        if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE) \
+                and vmdatabase.state_of(machine) != DELETE:  # as a subnode is with its lead
             return  # a person holds it
         vmdatabase.set_columns(machine, external_id=action.server_id,
                                delete_time=machine.delete_time or vmdatabase.now())

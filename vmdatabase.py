@@ -98,12 +98,13 @@ MACHINE_MOVES = (
                                                   "that of builds which inprogress, or a restored vm.db, missed"),
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
                                        "died"),
-    Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, or --all-servers was given"),
+    Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, has not as many subnodes as "
+                                "the providers file says, or --all-servers was given"),
     Move(USED, DELETE, "delete, reap, inprogress, environments",
          "its build ended well; a failed one after 24 hours, or earlier if the provider is full, or if a build waits "
          "for its test environment; it is nobody's; a login could not be removed; it got no test environment in time"),
     Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
-    Move(BUILDING, DELETE, "reap", "--all-servers was given"),
+    Move(BUILDING, DELETE, "reap", "--all-servers was given; of a subnode: its machine is gone"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
     Move(READY, HOLD, "hold, reap", "the same"),
     Move(USED, HOLD, "hold, delete, reap", "the same; or its build failed, and an autohold wants it"),

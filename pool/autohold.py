@@ -145,7 +145,8 @@ def let_in(machine: Machine, wanted: Autohold, config: SecureConfig) -> None:
 
     try:
         boot_timeout = machine.base_image.provider.boot_timeout
-        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), wanted.ssh_key, boot_timeout)
+        for one in (machine, *vmdatabase.members_of(machine)):
+            nodessh.authorize(nodessh.Login.of_machine(one, config.node), wanted.ssh_key, boot_timeout)
     except GateError as err:
         raise GateError(f"{machine.name}: is held, but the key of autohold {wanted.id} is not on it: {err}; again: "
                         f"vmdatabase.py hold {machine.name} --reason TEXT --ssh-key KEY") from err

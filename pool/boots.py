@@ -345,7 +345,8 @@ class Boot:
         """Move the machine to READY."""
         self.move(READY, ip=login.address, host_key=login.host_key,
                   jenkins_name=self.machine.name if self.nodes else None,
-                  take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None)
+                  take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None,
+                  reason=f"with {self.group}" if self.group else None)
         vmdatabase.note_room(self.tools.provider, refused=False)
         if self.group:
             self.group.is_ready = True

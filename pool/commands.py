@@ -145,31 +145,35 @@ def _run_hold(options: argparse.Namespace) -> int:
     except GateError as err:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
         code = gateprocess.EXIT_FAILED
+    group = [machine, *vmdatabase.members_of(machine)]
     if config and key:
         boot_timeout = machine.base_image.provider.boot_timeout
-        nodessh.authorize(nodessh.Login.of_machine(machine, config.node), key, boot_timeout)
-    print(f"{machine.name} {machine.user}@{machine.ip}" if machine.ip else machine.name, flush=True)
-    if machine.external_id and not _mark_held(machine, options.reason, until):
-        code = gateprocess.EXIT_FAILED
+        for one in group:
+            nodessh.authorize(nodessh.Login.of_machine(one, config.node), key, boot_timeout)
+    for one in group:
+        print(f"{one.name} {one.user}@{one.ip}" if one.ip else one.name, flush=True)
+    for one in group:
+        if one.external_id and not _mark_held(machine, one, options.reason, until):
+            code = gateprocess.EXIT_FAILED
     return code
 
 
-def _mark_held(machine: vmdatabase.Machine, reason: str, until: int | None) -> bool:
+def _mark_held(machine: vmdatabase.Machine, one: vmdatabase.Machine, reason: str, until: int | None) -> bool:
     """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise.
 
-    Returns False if there is no server to hold.
+    one is the machine or a subnode of it. Returns False if there is no server to hold.
     """
     from cloud import nova
 
     try:
         cloud = nova.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
-        cloud.mark_held(str(machine.external_id), reason, until)
+        cloud.mark_held(str(one.external_id), reason, until)
     except nova.GoneError:
-        vmdatabase.machine_log(machine).error("its server is gone, so there is nothing to keep; let it go with: "
+        vmdatabase.machine_log(one).error("its server is gone, so there is nothing to keep; let it go with: "
                                               "vmdatabase.py unhold %s", machine.name)
         return False
     except GateError as err:
-        vmdatabase.machine_log(machine).info("%s; the next reap marks its server as held", err)
+        vmdatabase.machine_log(one).info("%s; the next reap marks its server as held", err)
     return True
 
 

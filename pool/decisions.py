@@ -16,7 +16,7 @@ import gateprocess
 import jenkinsnodes
 import vmdatabase
 from cloud import nova
-from pool import actions, rules
+from pool import actions, groups, rules
 from pool.actions import Action, Delete, DeleteSnapshot, Leave, MarkProved, MoveMachine
 from pool.sight import Sight
 from pool.verdict import Verdict
@@ -42,6 +42,25 @@ class Rows:
     snapshot_ids: KnownIds = NO_IDS
 
     @cached_property
+    def leads(self) -> list[Machine]:
+        """The machines that are no subnodes of others."""
+        return [machine for machine in self.machines if machine.lead_id is None]
+
+    @cached_property
+    def by_id(self) -> dict[int, Machine]:
+        """The machines by their ids."""
+        return {machine.id: machine for machine in self.machines}
+
+    @cached_property
+    def subnodes(self) -> dict[int, list[Machine]]:
+        """The subnodes by the ids of their leads, also those that failed in their boots."""
+        return groups.by_lead(self.machines)
+
+    def members(self, lead: Machine) -> list[Machine]:
+        """Return the subnodes that go with a machine."""
+        return groups.members(lead, self.subnodes)
+
+    @cached_property
     def server_ids(self) -> dict[int, str | None]:
         """The ids of the machines' servers, by the ids of their rows; None where none was saved."""
         return {machine.id: machine.external_id for machine in self.machines}
@@ -62,12 +81,23 @@ def adoptions(rows: Rows, sight: Sight, now: float) -> list[actions.AdoptServer]
         if number is None or number in rows.server_ids:
             continue
         node = sight.nodes_by_id.get(number)
-        use = rules.use_of(server, node, now)
+        use = use_with_lead(server, rows, sight, now) if server.lead_id else rules.use_of(server, node, now)
         image = next((image for image in rows.images.values()
                       if server.name.endswith(f"devstack-{image.name}-{rows.provider.name}-{number}")), None)
         if use and image:
             found.append(actions.AdoptServer(server, node, image, use.state, use.why, use.columns))
     return found
+
+
+def use_with_lead(server: nova.Server, rows: Rows, sight: Sight, now: float) -> rules.Use | None:
+    """Return who has the machine whose subnode a server is, and so the server, None if nobody has it."""
+    lead = rows.by_id.get(server.lead_id or 0)
+    if lead and lead.state in (HOLD, USED):
+        return rules.Use(str(lead.state), f"with {lead.name}", lead.hold_until)
+    if lead:
+        return rules.forgotten_use(lead, sight.server(lead), sight.node(lead), now)
+    number = server.lead_id
+    return rules.use_of(sight.by_machine.get(number), sight.nodes_by_id.get(number or 0), now)
 
 
 # --- builds that have ended -------------------------------------------------------------------------------------------
@@ -97,7 +127,7 @@ def ended_builds(
 
 def doubted(rows: Rows, sight: Sight, now: float) -> list[Machine]:
     """Return the machines that were taken a while ago and where no build runs: they may be nobody's."""
-    return [machine for machine in rows.machines if machine.state == USED and not sight.is_untold(machine)
+    return [machine for machine in rows.leads if machine.state == USED and not sight.is_untold(machine)
             and now - machine.state_time >= UNCLAIMED_SECONDS and not sight.builds(machine)]
 
 
@@ -123,16 +153,39 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
 
 
 def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
-    """Return the moves of machines by the rules; unclaimed says of some why they are nobody's."""
+    """Return the moves of machines by the rules; unclaimed says of some why they are nobody's.
+
+    Subnodes move with their lead, but for those that have lost it.
+    """
     judged = [rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
-                          rows.moved, unclaimed.get(machine.id, "")) for machine in rows.machines]
+                          rows.moved, unclaimed.get(machine.id, "")) or judge_group(machine, rows, sight)
+              for machine in rows.leads]
     found = [completed(move, sight) for move in judged if move]
+    strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
+              and (why := groups.strayed(member, rows.by_id.get(member.lead_id)))]
     going = {move.machine.id for move in found}
-    staying = [machine for machine in rows.machines if machine.id not in going]
+    staying = [machine for machine in rows.leads if machine.id not in going]
     if not all_servers:
-        return found + moves_for_room(rows, staying, sight, now)
-    return found + [MoveMachine(machine, DELETE, "--all-servers") for machine in staying if machine.external_id
-                    and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+        return found + strays + moves_for_room(rows, staying, sight, now)
+    return found + strays + [
+        MoveMachine(machine, DELETE, "--all-servers") for machine in staying
+        if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+
+
+def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
+    """Return what becomes of a machine by what was seen of its subnodes, None: nothing."""
+    members = rows.members(lead)
+    for member in members:
+        if lead.state not in (HOLD, DELETE) and (name := sight.renamed(member)):
+            why = f"the server of its subnode {member.name} was renamed to {name}"
+            return MoveMachine(lead, HOLD, why, {"hold_reason": why})
+    if lead.state != READY or sight.builds(lead):
+        return None
+    for member in members:
+        if death := sight.server_death(member):
+            return MoveMachine(lead, ERROR, f"its subnode {member.name}: {death}")
+    why = groups.wrong_size(lead, len(members), rows.images[lead.base_image_id].subnodes)
+    return MoveMachine(lead, DELETE, why) if why else None
 
 
 def completed(move: MoveMachine, sight: Sight) -> MoveMachine:
@@ -155,12 +208,13 @@ def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: fl
     """Return which finished machines go before their 24 hours because the pool has no room to be full."""
     staying = [machine for machine in staying if machine.state not in (DELETE, ERROR)]
     coming = Counter(machine.base_image_id for machine in staying if machine.state in (READY, BUILDING))
-    missing = sum(max(0, image.min_ready - coming[image.id]) for image in rows.images.values())
+    missing = sum(max(0, image.min_ready - coming[image.id]) * (1 + image.subnodes) for image in rows.images.values())
     finished = [machine for machine in staying
                 if machine.state == USED and machine.id in rows.ended and not sight.builds(machine)]
     others = sum(snapshot.has_server(now) for snapshot in rows.snapshots.values()) + len(
         rules.unaccounted_servers(sight.servers.values(), rows.server_ids, rows.snapshots, now))
-    return rules.make_room(finished, missing, rows.provider.max_servers - len(staying) - others)
+    sizes = {machine.id: 1 + len(rows.members(machine)) for machine in staying}
+    return rules.make_room(finished, missing, rows.provider.max_servers - sum(sizes.values()) - others, sizes)
 
 
 def marks(rows: Rows, sight: Sight) -> list[actions.MarkHeld]:
@@ -190,6 +244,9 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
     for machine in rows.machines:
         if machine.state not in (DELETE, ERROR) or (sight.is_untold(machine) and machine.jenkins_name):
             continue
+        lead = rows.by_id.get(machine.lead_id or 0)
+        if lead and lead.state in (DELETE, ERROR) and sight.builds(lead):
+            continue  # what runs there still uses it
         server_id = sight.server_id(machine)
         if name := sight.renamed(machine):
             found.append(Leave(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take "
@@ -219,7 +276,7 @@ def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_serv
         return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
     number = server.machine_id
     node = None if number is None or number in rows.server_ids else sight.nodes_by_id.get(number)
-    if use := rules.use_of(server, node, now):
+    if use := rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None):
         return use.why
     own_name = number is None or server.name.endswith(f"-{rows.provider.name}-{number}")
     if not own_name and not all_servers:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import gateprocess
 import nodessh
 from cloud import nova
 from vmdatabase import BUILDING, DELETE, ERROR, Machine
@@ -69,6 +70,10 @@ class Group:
         self.replaced = 0
         self._ends: dict[int, float] = {}  # when the time of those that it began with is over
         self._places: dict[int, Place | None] = {}  # of each machine, once it was let in
+
+    def __str__(self) -> str:
+        """Return the names of its subnodes."""
+        return gateprocess.some([place.name for place in self.places[1:]])
 
     def __contains__(self, machine_id: int) -> bool:
         """Whether a machine is in the group."""

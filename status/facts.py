@@ -46,6 +46,7 @@ class Image:
     death: str | None
     snapshot_time: int | None  # of the newest READY snapshot, its own or its template's
     states: Counter[str]
+    subnodes: int = 0  # servers that belong to each machine
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Facts:
     labels: list[tuple[Label, list[Standing]]] = field(default_factory=list)  # and how each provider stands with them
     environments: list[Environment] = field(default_factory=list)
     environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in their order
+    subnodes: list[Machine] = field(default_factory=list)  # the servers that belong to machines
 
 
 def read(since: int, now: int) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def read(since: int, now: int) -> dict[str, Any]:
     with vmdatabase.database.atomic():
         return {
             "now": now, "since": since, "providers": list(_providers()), "images": list(_images()),
-            "machines": list(_machines()), "events": list(_events(since)),
+            "machines": list(_machines("IS NULL")), "subnodes": list(_machines("IS NOT NULL")), "events": list(_events(since)),
             "builds": [Build(*row) for row in _rows(
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
@@ -161,7 +163,7 @@ def _events(since: int) -> Iterator[Event]:
     texts: dict[str | None, str | None] = {}
     for time_, *words, seconds, reason in _rows(
             "SELECT time, provider, image, from_state, to_state, seconds, CASE to_state WHEN 'ERROR' THEN reason END "
-            "FROM event WHERE time >= ? AND machine_id IS NOT NULL ORDER BY time, id", since):
+            "FROM event WHERE time >= ? AND machine_id IS NOT NULL AND lead_id IS NULL ORDER BY time, id", since):
         provider, image, source, target = (texts.setdefault(word, word) for word in words)
         yield Event(time_, str(provider), str(image), source, target, seconds, texts.setdefault(reason, reason))
 
@@ -177,27 +179,28 @@ def _providers() -> Iterator[Provider]:
 
 def _images() -> Iterator[Image]:
     states: dict[int, Counter[str]] = {}
-    for key, state, count in _rows("SELECT base_image_id, state, count(*) FROM machine GROUP BY 1, 2"):
+    for key, state, count in _rows(
+            "SELECT base_image_id, state, count(*) FROM machine WHERE lead_id IS NULL GROUP BY 1, 2"):
         states.setdefault(key, Counter())[state] = count
     newest = {(provider, name): version for provider, name, version in _rows(
         "SELECT provider_id, base_image.name, max(version) FROM snapshot_image JOIN base_image "
         "ON base_image.id = base_image_id WHERE state = 'READY' GROUP BY 1, 2")}
-    for key, provider_id, provider, name, wanted, active, paused, deaths, death, template in _rows(
+    for key, provider_id, provider, name, wanted, active, paused, deaths, death, template, subnodes in _rows(
             "SELECT base_image.id, provider_id, provider.name, base_image.name, "
             "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
-            "base_image.active AND provider.active, paused, deaths, death, template FROM base_image JOIN provider "
+            "base_image.active AND provider.active, paused, deaths, death, template, subnodes FROM base_image JOIN provider "
             "ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
             "ORDER BY provider.name, base_image.name"):
         yield Image(provider, name, wanted, bool(active), bool(paused), deaths, death,
-                    newest.get((provider_id, template or name)), states.get(key, Counter()))
+                    newest.get((provider_id, template or name)), states.get(key, Counter()), subnodes)
 
 
-def _machines() -> Iterator[Machine]:
+def _machines(lead: str) -> Iterator[Machine]:
     for name, provider, image, state, since, error, reason, until, deleted, node, online, absent in _rows(
             "SELECT coalesce(machine.name, 'machine ' || machine.id), provider.name, base_image.name, state, "
             "state_time, error, hold_reason, hold_until, delete_time, jenkins_name, online_time, absent_time "
             "FROM machine JOIN base_image ON base_image.id = base_image_id "
-            "JOIN provider ON provider.id = provider_id ORDER BY machine.id"):
+            f"JOIN provider ON provider.id = provider_id WHERE lead_id {lead} ORDER BY machine.id"):
         yield Machine(name, provider, image, state, since, error, reason, until, deleted, node is not None, online,
                       absent)
 

@@ -126,7 +126,7 @@ def _old_images(facts: Facts) -> Iterable[dict[str, Any]]:
 def _deletes(facts: Facts) -> Iterable[dict[str, Any]]:
     """Yield deletes that do not end, one line for each provider."""
     stuck: dict[tuple[str, str], list[Machine]] = defaultdict(list)
-    for machine in facts.machines:
+    for machine in (*facts.machines, *facts.subnodes):
         if machine.state not in ("DELETE", "ERROR"):
             continue
         if machine.delete_time and facts.now - machine.delete_time > STUCK_SECONDS:
@@ -185,7 +185,7 @@ def pool(facts: Facts) -> list[dict[str, Any]]:
     return [{"provider": image.provider, "image": image.name, "label": _label(facts, image),
              "wanted": image.min_ready if image.active else 0,
              **{state.lower(): image.states[state] for state in STATES}, "room": room[image.provider],
-             "active": image.active, "snapshot_time": image.snapshot_time}
+             "subnodes": image.subnodes, "active": image.active, "snapshot_time": image.snapshot_time}
             for image in facts.images]
 
 

@@ -74,8 +74,8 @@ def test_a_new_file_has_the_tables_and_views_that_people_know(path: Path) -> Non
                    "minutes url environment"),
         ("event", "time machine_id node_name provider image from_state to_state reason environment"),
         ("test_environment", "name images providers data reset state state_time state_reason machine_id"),
-        ("pool", "provider image min_ready ready building used error hold delete max_servers"),
-        ("node", "provider image name ip state age hold_reason"),
+        ("pool", "provider image min_ready ready building used error hold delete max_servers subnodes"),
+        ("node", "provider image name ip state age hold_reason lead"),
     ],
 )
 def test_tables_and_views_have_the_columns_that_people_use(path: Path, table: str, columns: str) -> None:
@@ -532,9 +532,9 @@ def test_the_pool_view_counts_the_machines_of_each_image(pool: Pool) -> None:
             machine(pool, state)
     machine(pool, provider="two")
     assert pool.sql("SELECT * FROM pool") == [
-        ("one", "jammy", 0, 0, 0, 0, 0, 0, 0, 10),
-        ("one", "noble", 3, 1, 2, 3, 4, 5, 6, 10),
-        ("two", "noble", 2, 1, 0, 0, 0, 0, 0, 5),
+        ("one", "jammy", 0, 0, 0, 0, 0, 0, 0, 10, 0),
+        ("one", "noble", 3, 1, 2, 3, 4, 5, 6, 10, 0),
+        ("two", "noble", 2, 1, 0, 0, 0, 0, 0, 5, 0),
     ]
 
 
@@ -542,8 +542,8 @@ def test_the_node_view_shows_each_machine(pool: Pool) -> None:
     machine(pool, ip="192.0.2.1", age=300)
     machine(pool, "HOLD", age=90_000, hold_reason="bug 7")
     assert pool.sql("SELECT * FROM node") == [
-        ("one", "noble", "devstack-noble-one-1", "192.0.2.1", "READY", "5 min", None),
-        ("one", "noble", "devstack-noble-one-2", None, "HOLD", "25 h", "bug 7"),
+        ("one", "noble", "devstack-noble-one-1", "192.0.2.1", "READY", "5 min", None, None),
+        ("one", "noble", "devstack-noble-one-2", None, "HOLD", "25 h", "bug 7", None),
     ]
 
 
@@ -569,15 +569,15 @@ def test_an_age_is_said_in_words(pool: Pool, age: int, words: set[str]) -> None:
 
 def test_list_prints_a_table(pool: Pool) -> None:
     machine(pool)
-    table = ("provider  image  min_ready  ready  building  used  error  hold  delete  max_servers\n"
-             "one       noble          2      1         0     0      0     0       0           10\n")
+    table = ("provider  image  min_ready  ready  building  used  error  hold  delete  max_servers  subnodes\n"
+             "one       noble          2      1         0     0      0     0       0           10         0\n")
     assert [pool.run("vmdatabase.py", *words, expect=0).stdout for words in ([], ["list"])] == [table, table]
 
 
 def test_list_json_is_one_object_for_each_provider_and_image(pool: Pool) -> None:
     machine(pool, "HOLD")
     expected = {"provider": "one", "image": "noble", "min_ready": 2, "ready": 0, "building": 0, "used": 0, "error": 0,
-                "hold": 1, "delete": 0, "max_servers": 10}
+                "hold": 1, "delete": 0, "max_servers": 10, "subnodes": 0}
     assert json.loads(pool.run("vmdatabase.py", "list", "--json", expect=0).stdout) == [expected]
 
 

@@ -29,6 +29,7 @@ PROVIDER_DEFAULTS: dict[str, Any] = {
 IMAGE_DEFAULTS: dict[str, Any] = {
     "min-ram": 0, "flavor": None, "username": None, "user-data": None, "max-ready-age": None, "config-drive": False,
     "boot-from-volume": False, "volume-size": None, "template": None, "ready-script": None,
+    "subnodes": 0,
     "test-environment": False,
 }
 
