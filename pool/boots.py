@@ -318,7 +318,8 @@ class Boot:
         group.let_in(self.machine.id, groups.place_of(self.machine, addresses, login))
         while not group.is_ready:
             self.stage = GATHER
-            self.deadline = math.inf if self.is_member else group.deadline
+            # A subnode that is late says so itself; the lead gives up after it.
+            self.deadline = math.inf if self.is_member else group.deadline + LATE_SECONDS
             if self.is_member or not group.is_whole:
                 self.last_seen = "ready, but not all of its group"
                 self.watch((yield))

@@ -119,9 +119,9 @@ def test_the_name_of_a_subnode_leads_to_its_machine(vm_db: None) -> None:
     lead = row(USED)
     row(USED, lead)
     row(USED, 77)
-    with pytest.raises(ConfigError, match="-2: is a subnode of devstack-noble-one-1; name that one$"):
+    with pytest.raises(ConfigError, match=r"-2: is a subnode of devstack-noble-one-1; name that one$"):
         vmdatabase.machine_named("devstack-noble-one-2")
-    with pytest.raises(ConfigError, match="-3: is a subnode of a machine that is gone; reap deletes it$"):
+    with pytest.raises(ConfigError, match=r"-3: is a subnode of a machine that is gone; reap deletes it$"):
         vmdatabase.machine_named("devstack-noble-one-3")
 
 
