@@ -90,6 +90,7 @@ as_job() {
     trap - INT TERM HUP PIPE USR1
     restore_functions
     use_environment
+    use_group
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
     if [[ ${2:-} ]]; then exec timeout -k 5 "$2" bash -c "$1"; fi
     exec bash -c "$1"
@@ -146,7 +147,7 @@ run_settings_file() {
 # Whether a file of settings may set a variable: none of this script's own, nor of the shell's, nor what names the change.
 may_be_set() {
     case $1 in
-        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | TEST_ENVIRONMENT* | ZUUL_* | GERRIT_*) return 1 ;;
+        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | TEST_ENVIRONMENT* | SUBNODE* | PRIMARY_* | ZUUL_* | GERRIT_*) return 1 ;;
         *[!A-Za-z0-9_]*) return 1 ;;
     esac
     [[ ! -v $1 || $(declare -p -- "$1" 2> /dev/null || true) == 'declare -x '* ]]
@@ -174,6 +175,8 @@ run_local() {
     note_given
     NODE_LINES=$(print_node)
     if [[ $NODE_LINES ]]; then printf '%s\n' "$NODE_LINES"; fi
+    read_group
+    print_group
     use_changed_gate || exit
     local rc=0
     run_phase setup-workspace "$LOGS/setup-workspace.txt" setup_workspace "${RUN_PROJECTS[@]}" || rc=$?
@@ -293,6 +296,8 @@ main() {
     . "$HERE/gate/host.sh"
     # shellcheck source=gate/logs.sh
     . "$HERE/gate/logs.sh"
+    # shellcheck source=gate/group.sh
+    . "$HERE/gate/group.sh"
     # shellcheck source=gate/reproduce.sh
     . "$HERE/gate/reproduce.sh"
     # shellcheck source=gate/remote.sh

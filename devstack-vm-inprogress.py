@@ -3,10 +3,11 @@
 
 Run as the first step of a gate build, by the job devstack-vm-inprogress with the node's name, and waited for: the
 build may go on only if this exits with 0. With --image, a person takes a READY machine the same way; its name and
-user@address are printed, and those of its subnodes below. Changes: the machine READY -> USED, one row in the table result, the node's label and
-offline mark in Jenkins. Nothing is written on the machine, unless its image type has test-environment: true in the
-providers file. Then this waits, in turn with others and for environment-wait at most, until a test environment is
-locked for the machine, and writes its data there. If that cannot be had, the machine is not kept.
+user@address are printed, and those of its subnodes below. Changes: the machine READY -> USED, one row in the table
+result, the node's label and offline mark in Jenkins. Nothing is written on the machine, unless its image type has
+test-environment: true in the providers file. Then this waits, in turn with others and for environment-wait at most,
+until a test environment is locked for the machine, and writes its data there. If that cannot be had, the machine is
+not kept.
 
 A call that comes through Jenkins gets the machine only if it proves to be of the build on that node: it shows the
 machine's own secret (GATE_TAKE_SECRET), or Jenkins says that the build which GATE_JOB_NAME and GATE_BUILD_NUMBER name

@@ -24,6 +24,8 @@ finish_logs() {
     local seconds
     local -a root=(as_root)
     begin_phase cleanup-host
+    fetch_subnode_logs
+    now
     seconds=$(( GATE_STOP - NOW > 10 ? GATE_STOP - NOW : 10 ))
     if ! as_root true 2> /dev/null; then
         printf 'sudo does not work any more: logs that are not ours to read are missing.\n'

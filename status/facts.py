@@ -145,7 +145,8 @@ def read(since: int, now: int) -> dict[str, Any]:
     with vmdatabase.database.atomic():
         return {
             "now": now, "since": since, "providers": list(_providers()), "images": list(_images()),
-            "machines": list(_machines("IS NULL")), "subnodes": list(_machines("IS NOT NULL")), "events": list(_events(since)),
+            "machines": list(_machines("IS NULL")), "subnodes": list(_machines("IS NOT NULL")),
+            "events": list(_events(since)),
             "builds": [Build(*row) for row in _rows(
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
@@ -188,8 +189,8 @@ def _images() -> Iterator[Image]:
     for key, provider_id, provider, name, wanted, active, paused, deaths, death, template, subnodes in _rows(
             "SELECT base_image.id, provider_id, provider.name, base_image.name, "
             "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
-            "base_image.active AND provider.active, paused, deaths, death, template, subnodes FROM base_image JOIN provider "
-            "ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
+            "base_image.active AND provider.active, paused, deaths, death, template, subnodes "
+            "FROM base_image JOIN provider ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
             "ORDER BY provider.name, base_image.name"):
         yield Image(provider, name, wanted, bool(active), bool(paused), deaths, death,
                     newest.get((provider_id, template or name)), states.get(key, Counter()), subnodes)

@@ -1,21 +1,27 @@
 """Groups of machines: launch, builds, people, reap, and what an interrupted or restored pool makes of them."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.gatenode import Node
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, image, make_key, provider
+from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.sampleprojects import GATE_FILES, make_projects_with_changes
 from tests.test_launch import seeded
 from tests.test_reap import restore
 
 UPDATE, LAUNCH, REAP, INPROGRESS, DELETE = (
     f"devstack-vm-{name}.py" for name in ("update-image", "launch", "reap", "inprogress", "delete"))
+LOGS = "/home/jenkins/workspace/logs"
 LEAD, *SUBNODES = GROUP = [f"devstack-noble-one-{number}" for number in (1, 2, 3)]
 
 
-def group_of(pool: Pool, **keys: object) -> Pool:
+def group_of(pool: Pool, **keys: Any) -> Pool:
     """Have a provider whose machines have two subnodes each."""
     return seeded(pool, provider(**{"images": [image(min_ready=1, subnodes=2)], **keys}))
 
@@ -74,6 +80,42 @@ def test_the_first_machine_of_a_group_reaches_the_others_which_go_with_it_and_th
     real.run(LAUNCH, "one", expect=0)
     where = addresses(real)
     assert on(next(iter(where)), "cat /etc/devstack-gate/group-key") != key
+
+
+def shown_hook() -> str:
+    """The hook of docs/groups.md."""
+    (text,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs/groups.md").read_text(), re.DOTALL)
+    return str(text) + "export -f pre_test_hook"
+
+
+def test_a_build_runs_a_service_on_each_machine_and_brings_the_logs_of_all(real: Pool, tmp_path: Path) -> None:
+    real.run(LAUNCH, "one", expect=0)
+    where = addresses(real)
+    lead, *subnodes = where
+    node = Node(where[lead], real.key)
+    make_projects_with_changes(tmp_path / "git", "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking")
+    node.put(tmp_path, ["git"], "/home/jenkins")
+    node.put(PROJECT, GATE_FILES, "/home/jenkins/workspace/devstack-gate")
+    other = Node(where[subnodes[0]], real.key)
+    other.check("sudo mkdir -p /opt/stack/logs && sudo ln -s /etc/shadow /opt/stack/logs/link && "
+                "sudo mkfifo /opt/stack/logs/pipe && echo mine | sudo tee '/opt/stack/logs/a b' /var/log/syslog")
+
+    asks = ("post_test_hook() { for node in $SUBNODES; do ssh $node sudo python3 $BASE/new/adderd/ask.py "
+            "$BASE/data/adderd.socket \\'1 2 39\\'; done; echo $PRIMARY_NODE; }; export -f post_test_hook")
+    run = node.gate(hooks=f"{shown_hook()}\n{asks}", ZUUL_URL="file:///home/jenkins/git", ZUUL_BRANCH="master",
+                    ZUUL_PROJECT="sample/adder", ZUUL_REF="refs/zuul/master/Zgood")
+
+    assert run.returncode == 0, run.stdout
+    told = [line for line in run.stdout.splitlines()[:8] if line.startswith("SUBNODE=")]
+    assert told == [f"SUBNODE={name} {where[name]}" for name in subnodes]
+    assert node.file(f"{LOGS}/post_test_hook.txt").split() == ["42", "42", where[lead]]
+    assert "could not be fetched" not in run.stdout
+    for name in subnodes:
+        assert "asked for [1, 2, 39]" in node.file(f"{LOGS}/{name}/logs/screen-adderd.log")
+    assert node.file(f"{LOGS}/{subnodes[0]}/logs/a_b") == "mine\n"
+    assert node.file(f"{LOGS}/{subnodes[0]}/syslog") == "mine\n"
+    found = node.check(f"cd {LOGS}/{subnodes[0]} && find . ! -type d | sort").split()
+    assert not [one for one in found if "link" in one or "pipe" in one]
 
 
 # --- on machines that have no more than ssh ---
