@@ -190,7 +190,8 @@ def _images() -> Iterator[Image]:
             "SELECT base_image.id, provider_id, provider.name, base_image.name, "
             "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
             "base_image.active AND provider.active, paused, deaths, death, template, subnodes "
-            "FROM base_image JOIN provider ON provider.id = provider_id LEFT JOIN label ON label.name = base_image.name "
+            "FROM base_image JOIN provider ON provider.id = provider_id "
+            "LEFT JOIN label ON label.name = base_image.name "
             "ORDER BY provider.name, base_image.name"):
         yield Image(provider, name, wanted, bool(active), bool(paused), deaths, death,
                     newest.get((provider_id, template or name)), states.get(key, Counter()), subnodes)

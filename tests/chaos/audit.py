@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run
-from tests.chaos.world import ENVIRONMENTS, IMAGES, MAX_SERVERS, OF_LABEL, World
+from tests.chaos.world import ENVIRONMENTS, IMAGES, MAX_SERVERS, OF_LABEL, POOL, SUBNODES, World
 
 STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -37,14 +37,15 @@ class Violation:
 def any_time(world: World, runs: Collection[Run]) -> list[Violation]:
     """Return what is wrong although anything may be under way."""
     return [*of_runs(runs), *of_database(world), *of_limits(world), *of_uses(world), *of_holds(world),
-            *of_strangers(world), *of_environments(world, runs)]
+            *of_strangers(world), *of_environments(world, runs), *of_groups(world)]
 
 
 def after_peace(world: World, runs: Collection[Run]) -> list[Violation]:
     """Return what is wrong now that nothing is under way any more; runs are those that made peace."""
     state = State(world)
-    found = [*any_time(world, runs), *of_machines(world, state), *of_snapshots(world, state), *of_pool(world, state),
-             *of_nodes(world, state), *of_environments_at_peace(world)]
+    found = [*any_time(world, runs), *of_groups_at_peace(world), *of_machines(world, state),
+             *of_snapshots(world, state), *of_pool(world, state), *of_nodes(world, state),
+             *of_environments_at_peace(world)]
     for cloud in world.providers.values():
         found += [*of_cloud(world, state, cloud), *of_volumes(world, state, cloud)]
     # Two launches and reaps that have nothing against them say so.
@@ -182,6 +183,29 @@ def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
                             f"{holders.get(name)} has", (node, name))
 
 
+def of_groups(world: World) -> Iterator[Violation]:
+    """A machine with subnodes is READY, and used, with all of them; none is without the other."""
+    if world.restored:
+        return  # reap is to find out
+    counts = world.pool.sql(
+        "SELECT machine.name, machine.state, (SELECT count(*) FROM machine AS member "
+        "WHERE member.lead_id = machine.id AND member.state = machine.state) FROM machine "
+        "JOIN base_image ON base_image.id = base_image_id "
+        "WHERE lead_id IS NULL AND machine.state IN ('READY', 'USED') AND subnodes > 0")
+    for name, state, count in counts:
+        if count != SUBNODES:
+            yield Violation("groups", f"{name} is {state} with {count} subnodes", (name,))
+
+
+def of_groups_at_peace(world: World) -> Iterator[Violation]:
+    """Each subnode is in the state of its machine."""
+    for name, state, lead, lead_state in world.pool.sql(
+            "SELECT machine.name, machine.state, lead.name, lead.state FROM machine "
+            "LEFT JOIN machine AS lead ON lead.id = machine.lead_id WHERE machine.lead_id IS NOT NULL"):
+        if state != lead_state:
+            yield Violation("groups", f"{name} is {state}, {lead} to which it belongs {lead_state}", (name, str(lead)))
+
+
 def of_strangers(world: World) -> Iterator[Violation]:
     """Nobody else's things are touched."""
     seen = world.strangers_seen()
@@ -232,13 +256,14 @@ def of_snapshots(world: World, state: State) -> Iterator[Violation]:
 
 def of_pool(world: World, state: State) -> Iterator[Violation]:
     """Every pool is full, and not too full."""
-    ready = Counter((row["provider"], row["image"]) for row in state.machines if row["state"] == "READY")
+    ready = Counter((row["provider"], row["image"]) for row in state.machines
+                    if row["state"] == "READY" and row["lead_id"] is None)
     least, most = world.wanted_of_label()
     count = sum(ready[provider, OF_LABEL] for provider in world.providers)
     if not least <= count <= most:
         yield Violation("pool", f"label {OF_LABEL}: {count} of {least} to {most} are READY", ())
     for provider, cloud in world.providers.items():
-        for name, wanted in IMAGES.items():
+        for name, wanted in POOL.items():
             if ready[provider, name] != wanted and name != OF_LABEL:
                 yield Violation("pool", f"{provider} {name}: {ready[provider, name]} of {wanted} are READY", ())
         if len(state.servers[cloud]) > MAX_SERVERS:
@@ -259,7 +284,9 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
             yield Violation("nodes", f"node {name} is in service, its machine {row['state']}", _words(row))
     for row in state.machines:
         node = state.nodes.get(row["name"])
-        if row["state"] != "READY":
+        if row["lead_id"] is not None and node:
+            yield Violation("nodes", f"subnode {row['name']} has a node", _words(row))
+        if row["state"] != "READY" or row["lead_id"] is not None:
             continue
         if node is None or node["host"] != row["ip"] or node["label"] != f"devstack-{row['image']}":
             yield Violation("nodes", f"READY machine {row['name']} has the node {node}", _words(row))

@@ -19,6 +19,7 @@ from tests.chaos.runs import Run, Starter
 from tests.chaos.world import (
     DELETE,
     ENVIRONMENTS,
+    GROUPS,
     INPROGRESS,
     LAUNCH,
     ON_VOLUME,
@@ -127,7 +128,8 @@ def a_launch_was_killed(world: World) -> list[str]:
 def much_to_reap(world: World) -> list[str]:
     """One of everything that a reap deletes."""
     pool, ((name, cloud),) = world.pool, world.providers.items()
-    pool.sql("DELETE FROM machine WHERE id IN (SELECT id FROM machine WHERE state = 'READY' LIMIT 1)")  # leaks it
+    pool.sql("DELETE FROM machine WHERE id IN (SELECT id FROM machine WHERE state = 'READY' AND lead_id IS NULL "
+             "LIMIT 1)")  # leaks it
     for state in ("DELETE", "ERROR", "USED"):
         pool.add_machine(state, provider=name, cloud=cloud, age=DAY + 60)
     pool.add_machine("DELETE", provider=name, cloud=cloud, server=False, node=False)
@@ -161,15 +163,38 @@ def a_machine_with_an_environment(world: World) -> list[str]:
     return [_one(world)]
 
 
-def a_used_machine(world: World) -> list[str]:
-    node = _one(world)
+def a_group(world: World) -> list[str]:
+    return [_one(world, *GROUPS)]
+
+
+def a_used_group(world: World) -> list[str]:
+    return a_used_machine(world, *GROUPS)
+
+
+def a_group_to_hold(world: World) -> list[str]:
+    return a_machine_to_hold(world, *GROUPS)
+
+
+def a_group_of_which_a_server_died(world: World) -> list[str]:
+    """Seen by reap, which ends all of it."""
+    ((name, cloud),) = world.providers.items()
+    (lead,) = a_group(world)
+    ((server,),) = world.pool.sql("SELECT external_id FROM machine WHERE lead_id = (SELECT id FROM machine WHERE "
+                                  "name = ?) LIMIT 1", lead)
+    world.vanished.add(server)
+    world.pocket.server(cloud, server, vanish=True)
+    return [name]
+
+
+def a_used_machine(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
+    node = _one(world, image)
     world.expect_all([world.wait(world.start(INPROGRESS, node))])
     return [node, "--result", "SUCCESS"]
 
 
-def a_machine_to_hold(world: World) -> list[str]:
+def a_machine_to_hold(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
     """A used one: holding it must not shorten the pool."""
-    return ["hold", a_used_machine(world)[0], "--reason", "chaos", "--hours", "0.1",
+    return ["hold", a_used_machine(world, image)[0], "--reason", "chaos", "--hours", "0.1",
             "--ssh-key", f"{world.pool.key}.pub"]
 
 
@@ -184,7 +209,7 @@ def a_machine_whose_environment_is_another_s(world: World) -> list[str]:
 
 def _one(world: World, image: str = WITH_ENVIRONMENT) -> str:
     return await_that(f"a READY machine of {image}", lambda: next(
-        (name for name, state in world.pool.machines().items() if state == "READY" and f"-{image}-" in name), ""))
+        (name for name, state in world.leads().items() if state == "READY" and f"-{image}-" in name), ""))
 
 
 LAUNCHES = itertools.count()
@@ -198,4 +223,8 @@ SCENARIOS: dict[str, tuple[str, Prepare]] = {
     "hold": (VMDATABASE, a_machine_to_hold),
     "inprogress with a test environment": (INPROGRESS, a_machine_with_an_environment),
     "inprogress that waits": (INPROGRESS, a_machine_whose_environment_is_another_s),
+    "inprogress of a group": (INPROGRESS, a_group),
+    "delete of a group": (DELETE, a_used_group),
+    "hold of a group": (VMDATABASE, a_group_to_hold),
+    "reap of a group": (REAP, a_group_of_which_a_server_died),
 }

@@ -14,7 +14,7 @@ from contextlib import suppress
 from tests.chaos import audit
 from tests.chaos.audit import State, Violation
 from tests.chaos.runs import Run
-from tests.chaos.world import IMAGES, INPROGRESS, LAUNCH, REAP, UPDATE, VMDATABASE, World
+from tests.chaos.world import IMAGES, INPROGRESS, LAUNCH, POOL, REAP, UPDATE, VMDATABASE, World
 from tests.pocketcloud.jenkins_client import StandInError
 from tests.pool import await_that
 
@@ -150,7 +150,7 @@ class Restores:
             self.ask("ABORTED")
 
     def ask(self, result: str) -> None:
-        job = f"gate-{self.rng.choice(list(IMAGES))}-{result}"
+        job = f"gate-{self.rng.choice(list(POOL))}-{result}"
         with suppress(StandInError):
             item = self.world.jenkins.build(job, ZUUL_CHANGE=str(self.rng.randrange(10**9)))
             build = self.world.jenkins.wait_started(item, 3)
@@ -159,10 +159,10 @@ class Restores:
             self.figures["builds"] += 1
 
     def take(self) -> None:
-        self.world.wait(self.world.start(INPROGRESS, "--image", self.rng.choice(list(IMAGES)), spared=True))
+        self.world.wait(self.world.start(INPROGRESS, "--image", self.rng.choice(list(POOL)), spared=True))
 
     def hold(self) -> None:
-        names = [name for name, state in self.world.machines().items()
+        names = [name for name, state in self.world.leads().items()
                  if state in ("READY", "USED", "ERROR") and name not in self.world.held]
         if names and len(self.world.held) < HELD:
             name = self.rng.choice(names)

@@ -14,9 +14,9 @@ from tests.chaos.audit import Violation
 from tests.chaos.runs import Run
 from tests.chaos.world import (
     DELETE,
-    IMAGES,
     INPROGRESS,
     LAUNCH,
+    POOL,
     REAP,
     RUN_SECONDS,
     STORM_BOOT,
@@ -124,11 +124,12 @@ class Storm:
         """Let time go by for machines of failed builds, use many up, and let go of what is held for long."""
         world, rng = self.world, self.rng
         if rng.random() < 0.7:
-            world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED' AND id % 2 = ?",
-                           DAY, rng.randint(0, 1))
+            world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED' AND id % 2 = ? "
+                           "AND lead_id IS NULL", DAY, rng.randint(0, 1))
         if rng.random() < 0.3:  # many builds at once have emptied the pool
-            world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0")
-        let_go = [node for node, state in world.machines().items() if state == "HOLD" and node not in world.held]
+            world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0 "
+                           "AND lead_id IS NULL")
+        let_go = [node for node, state in world.leads().items() if state == "HOLD" and node not in world.held]
         known = [node for node in world.held if node in world.machines()]  # a restored vm.db may have forgotten some
         if known and len(world.held) > rng.randint(1, HELD):
             let_go.append(rng.choice(known))
@@ -195,7 +196,7 @@ class Storm:
     def ask_for_build(self) -> list[Run]:
         """Ask Jenkins for a build, which it runs where and when it can."""
         self.count += 1
-        job = f"gate-{self.rng.choice(list(IMAGES))}-{self.rng.choice(['SUCCESS', 'FAILURE'])}"
+        job = f"gate-{self.rng.choice(list(POOL))}-{self.rng.choice(['SUCCESS', 'FAILURE'])}"
         with contextlib.suppress(StandInError, OSError):  # Jenkins may be away
             self.world.jenkins.build(job, ZUUL_CHANGE=str(self.count))
             self.world.events.add("build asked for", job=job)
@@ -215,7 +216,7 @@ class Storm:
 
     def person_takes(self) -> list[Run]:
         """A person takes any machine of an image type."""
-        run = self.world.start(INPROGRESS, "--image", self.rng.choice(list(IMAGES)))
+        run = self.world.start(INPROGRESS, "--image", self.rng.choice(list(POOL)))
         self.note_use(run, "", "a person")
         return [run]
 
@@ -232,7 +233,7 @@ class Storm:
 
     def a_machine(self, *states: str) -> str:
         """The name of a machine in one of the states, empty if there is none."""
-        names = [name for name, state in self.world.machines().items()
+        names = [name for name, state in self.world.leads().items()
                  if state in states and name and name not in self.world.held]
         return self.rng.choice(names) if names else ""
 

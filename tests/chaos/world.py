@@ -26,13 +26,15 @@ from tests.starter import PROJECT
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
 IMAGES = {"noble": 4, "jammy": 2}  # min-ready
+GROUPS, SUBNODES = {"trio": 1}, 2  # min-ready of machines that have so many subnodes
+POOL = IMAGES | GROUPS
 ON_VOLUME = "jammy"  # its servers boot from volumes
 OF_LABEL, MOST = "noble", 6  # this one's min-ready is for all providers together; max-ready, for each provider
 HOST = "devstack-gate-host"  # where Jenkins starts launch and reap for builds
 WITH_ENVIRONMENT = "noble"
 ENVIRONMENTS = ("rack-1", "rack-2", "rack-3", "rack-4")
 GIVEN = re.compile(r"node=(\S+) test environment (\S+): its data is on the machine")
-MAX_SERVERS = 26
+MAX_SERVERS = 32
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
 RUN_SECONDS = 120.0  # to find a hang
@@ -118,6 +120,8 @@ class World:
         on_volume = {"boot_from_volume": True, "volume_size": 2}
         images = [image(name, min_ready=0 if name == OF_LABEL else ready, test_environment=name == WITH_ENVIRONMENT,
                         **(on_volume if name == ON_VOLUME else {})) for name, ready in IMAGES.items()]
+        images += [image(name, min_ready=ready, subnodes=SUBNODES, template=OF_LABEL)
+                   for name, ready in GROUPS.items()]
         least, most = self.wanted_of_label()
         label = {"name": OF_LABEL, "min-ready": least, "max-ready": most, "demand": "queue"}
         described = [provider(name, cloud, images=images, max_servers=MAX_SERVERS, boot_timeout=STORM_BOOT,
@@ -193,7 +197,7 @@ class World:
                 self.jenkins.add_job(f"{job}-{name}", HOST, seconds=0.0, concurrent=True,
                                      environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
                                      before=[*limits_of_all, what, name])
-        for name in IMAGES:
+        for name in POOL:
             for result in ("SUCCESS", "FAILURE", "ABORTED"):
                 self.jenkins.add_job(
                     f"gate-{name}-{result}", f"devstack-{name}", seconds=LONG if result == "ABORTED" else 0.2,
@@ -261,6 +265,13 @@ class World:
         """{node name: state} of all machines, none when faults keep vm.db from being read."""
         try:
             return self.pool.machines()
+        except sqlite3.OperationalError:
+            return {}
+
+    def leads(self) -> dict[str, str]:
+        """The same without the subnodes of others."""
+        try:
+            return dict(self.pool.sql("SELECT name, state FROM machine WHERE lead_id IS NULL ORDER BY id"))
         except sqlite3.OperationalError:
             return {}
 
@@ -401,7 +412,7 @@ class World:
             Path(f"{self.pool.database}{ending}").unlink(missing_ok=True)
         copy.replace(self.pool.database)
         self.restored = True
-        kept = self.machines()
+        kept, leads = self.machines(), self.leads()
         held = {one["name"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
                 if "devstack-gate-hold" in one["metadata"]}
         held |= {name for name, node in self.jenkins.look()["nodes"].items()
@@ -410,7 +421,7 @@ class World:
             del self.held[name]  # a fault kept clouds and Jenkins from being told
         there = {one["id"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
                  if one["task_state"] != "deleting"}
-        for name in [name for name, state in kept.items() if state == "HOLD"]:
+        for name in [name for name, state in kept.items() if state == "HOLD" and name in leads]:
             if self.pool.column(name, "external_id") in there:
                 self.held.setdefault(name, self.pool.column(name, "external_id"))
 

@@ -19,7 +19,8 @@ from tests.rules.test_reap_decisions import HOUR, NOW, machine, node, server, si
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Event, Machine, Provider
 
 OLD_PROVIDER = ("INSERT INTO provider (name, cloud, max_servers, boot_timeout, max_concurrency, networks, "
-                "floating_ips, address, ssh_port, security_groups, availability_zones) VALUES ('one', 'c', 9, 9, 9, '[]', '', '', 22, '[]', '[]')")
+                "floating_ips, address, ssh_port, security_groups, availability_zones) "
+                "VALUES ('one', 'c', 9, 9, 9, '[]', '', '', 22, '[]', '[]')")
 OLD_IMAGE = ("INSERT INTO base_image (provider_id, name, external_id, min_ready, min_ram) "
              "VALUES (1, 'noble', 'x', 1, 1)")
 
