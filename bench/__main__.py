@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import measure
 
-BENCHMARKS = ("fill", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status",
+BENCHMARKS = ("fill", "groups", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status",
               "turnover")
 
 

@@ -27,8 +27,8 @@ class Site:
                  **settings: Any) -> None:
         self.pool = Pool(folder, pocket, jenkins)
         self.pocket, self.folder, self.settings = pocket, folder, settings
-        images = [image(min_ready=machines if min_ready is None else min_ready)]
-        self.pool.load(provider(max_servers=machines, boot_timeout=BOOT_TIMEOUT, images=images, **settings))
+        keys = {"images": [image(min_ready=machines if min_ready is None else min_ready)], **settings}
+        self.pool.load(provider(max_servers=machines, boot_timeout=BOOT_TIMEOUT, **keys))
         self.pool.seed_snapshots()
         pocket.reset_calls()
 

@@ -11,6 +11,7 @@ from tests.pool import PROJECT
 LIMIT_SECONDS = 600  # to find a hang
 BENCHMARKS = {
     "fill": ["--machines", "3", "--serial", "3", "--boot", "0.5"],
+    "groups": ["--groups", "1", "--boot", "0.5"],
     "refill": ["--boot", "0.5"],
     "steady": ["--builds", "4", "--times", "720"],
     "reap": ["--machines", "3"],
