@@ -335,7 +335,7 @@ MIGRATIONS = (
                  WHEN age < 172800 THEN (age / 3600) || ' h' ELSE (age / 86400) || ' days' END AS age,
             hold_reason, lead
         FROM (SELECT provider.name AS provider, base_image.name AS image, machine.name, machine.ip, machine.state,
-                  machine.hold_reason, coalesce(lead.name, machine.lead_id) AS lead,
+                  machine.hold_reason, coalesce(lead.name, CAST(machine.lead_id AS TEXT)) AS lead,
                   max(CAST(strftime('%s', 'now') AS INTEGER) - machine.state_time, 0) AS age,
                   coalesce(machine.lead_id, machine.id) AS "group", machine.id AS id
               FROM machine JOIN base_image ON machine.base_image_id = base_image.id

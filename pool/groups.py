@@ -183,7 +183,7 @@ def ssh_config(places: Iterable[Place]) -> str:
 
 
 def introduction(places: Sequence[Place], keys: Keys) -> str:
-    """Return the script, for root's sh on the lead, that writes all of this there."""
+    """Return the script, for root's sh on the lead, that writes all of this there, and logs in to the subnodes."""
     user = shlex.quote(places[0].login.user)
     lines = ["set -e", "umask 022", f"mkdir -p {FOLDER} /etc/ssh/ssh_config.d",
              f"rm -f {KEY_FILE}", f"(umask 077; printf %s {shlex.quote(keys.private)} > {KEY_FILE})",
@@ -192,7 +192,10 @@ def introduction(places: Sequence[Place], keys: Keys) -> str:
     lines += [f"printf %s {shlex.quote(text)} > {file}; chmod 0644 {file}" for file, text in texts.items()]
     lines += ["grep -qs '^ *Include .*ssh_config\\.d' /etc/ssh/ssh_config ||",
               "    sed -i '1i Include /etc/ssh/ssh_config.d/*.conf' /etc/ssh/ssh_config"]
-    return "\n".join(lines) + "\n"
+    is_root = places[0].login.user == "root"
+    words = [*([] if is_root else ["sudo", "-n", "-H", "-u", places[0].login.user]), "sh", "-c", REACH, "sh",
+             "" if is_root else "sudo -n", *(place.name for place in places if place.role == SUBNODE)]
+    return "\n".join([*lines, f"exec {shlex.join(words)} < /dev/null"]) + "\n"
 
 
 # Run on the lead by the account of the node; its words are the command that becomes root there, and the names. All
@@ -212,11 +215,9 @@ def introduce(places: Sequence[Place], keys: Keys, deadline: float) -> None:
 
     deadline is on the monotonic clock. Raises GateError if that fails.
     """
-    lead, names = places[0], [place.name for place in places[1:]]
-    with nodessh.session(lead.login, deadline=deadline, most=nodessh.WELCOME_BYTES) as connection:
-        connection.run(f"write {NODES_FILE}", connection.as_root(["sh", "-s"]), stdin=introduction(places, keys))
-        become = "" if lead.login.user == "root" else "sudo -n"
-        connection.run("log in to the subnodes", ["sh", "-c", REACH, "sh", become, *names], REACH_SECONDS)
+    with nodessh.session(places[0].login, deadline=deadline, most=nodessh.WELCOME_BYTES) as connection:
+        words = connection.as_root(["sh", "-s"])
+        connection.run("log in to the subnodes", words, REACH_SECONDS, introduction(places, keys))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -216,6 +216,7 @@ def test_a_group_that_has_lost_a_server_or_is_of_another_size_than_wanted_is_rep
     group_of(pool)
     pool.run(LAUNCH, "one", expect=0)
     pool.pocket_server(GROUP[2], vanish=True)
+    pool.sql("UPDATE machine SET state_time = state_time - 60")
     result = pool.run(REAP, "one", expect=0)
     assert f"node={LEAD} READY -> ERROR: its subnode {GROUP[2]}: the server is gone" in result.stderr
     assert (pool.machines(), pool.server_names(), pool.nodes()) == ({}, [], {})
