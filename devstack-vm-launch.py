@@ -574,7 +574,7 @@ class Launch:
     def create(self, machine: Machine, template: Template, *, again: bool = False) -> None:
         """Have the server of a row made; again: whether an earlier run may have begun to."""
         zones = self.zones_left(machine.base_image_id)
-        zone = zones[machine.id % len(zones)] if zones else None
+        zone = zones[(machine.lead_id or machine.id) % len(zones)] if zones else None  # a group is to be close together
         self.outcomes[machine.base_image_id][machine.id] = None
         self.allowance.spend(machine.base_image_id)
         self.follow(machine, CREATE, Request(template.recipe, zone, again))

@@ -6,8 +6,8 @@ Usage: run-demo.sh [--real]
 
 Shows a pool of single-use test machines at work, on this machine alone: two OpenStack clouds and a Jenkins run on
 loopback, their virtual machines are Linux namespaces with a Debian of their own. Builds images, fills the pool, runs
-builds of the gate on sample projects, loses a provider, kills Jenkins under a build, cleans up. Takes under 4 minutes
-the first time, then under a minute.
+builds of the gate on sample projects, loses a provider, runs a test on two machines at once, kills Jenkins under a build,
+cleans up. Takes under 4 minutes the first time, then under a minute.
 
 With --real the clouds are two regions of a real OpenStack: Keystone, Glance, Placement, Neutron and Nova, installed
 into ~/.cache/devstack-gate-realcloud (600 MB). Takes 2 minutes more the first time, then under 3 minutes.

@@ -4,6 +4,8 @@ With --real the clouds are two regions of a real OpenStack control plane, tests/
 """
 
 import argparse
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.gatenode import gate_script
 from tests.jobsite import FULL, GATE, load, make_site, sample_settings
 from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_plugins import RECORDED
-from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.pool import PROJECT, SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
 from tests.sampleprojects import served
 
 NORTH, SOUTH = "north", "south"
@@ -118,6 +121,7 @@ class Demo:
         self.fail_and_keep()
         self.lose_a_provider()
         self.reap()
+        self.use_two_at_once()
         self.kill_jenkins()
         self.look_inside()
         self.status_page()
@@ -125,10 +129,15 @@ class Demo:
     def load(self) -> None:
         """Providers and images."""
         self.story.step("Tell the pool about them: a providers file asks for 2 ready machines at each provider.")
-        wanted = [image("bookworm", min_ready=2)]
-        keys = {"max_servers": 6, "ssh_port": self.ssh_port, "boot_timeout": self.clouds.boot_seconds, "images": wanted}
-        self.pool.load(*(provider(name, cloud=name, **keys) for name in (NORTH, SOUTH)))
+        self.load_images()
         self.story.came("`vmdatabase.py load providers.yaml` wrote them to vm.db, one SQLite file")
+
+    def load_images(self, *of_south: dict[str, Any]) -> None:
+        """Load a providers file with one image type for both, and more for south."""
+        keys = {"max_servers": 8, "ssh_port": self.ssh_port, "boot_timeout": self.clouds.boot_seconds}
+        bookworm = image("bookworm", min_ready=2)
+        self.pool.load(provider(NORTH, cloud=NORTH, images=[bookworm], **keys),
+                       provider(SOUTH, cloud=SOUTH, images=[bookworm, *of_south], **keys))
 
     def build_images(self) -> None:
         """The daily job."""
@@ -190,8 +199,7 @@ class Demo:
         self.story.step("The second build failed. Reap, the hourly job, deletes used machines; what about this one?")
         self.run("devstack-vm-reap.py", "all")
         self.story.came(f"{self.failed_node} is kept for 24 hours, for whoever wants to look; the good build's is gone")
-        command = ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no", "-o",
-                   "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", f"jenkins@{self.address(self.failed_node)}",
+        command = [*self.ssh_to(self.failed_node),
                    f"cat /etc/devstack-gate/node; tail -n 1 ~/workspace/{GATE}/logs/screen-adderd.txt"]
         self.story.came("a look by plain ssh:")
         self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -219,6 +227,38 @@ class Demo:
         self.story.came("the pool is full again:")
         self.show_pool()
 
+    def use_two_at_once(self) -> None:
+        """A group, with the hook of docs/groups.md."""
+        self.story.step("Ask south for a machine with a subnode, and run the small devstack on both.")
+        self.load_images(image("pair", template="bookworm", min_ready=1, subnodes=1))
+        self.run("devstack-vm-launch.py", SOUTH)
+        self.story.came("the two were READY together; `devstack-vm-inprogress.py --image pair` gives them to a person:")
+        taken = self.run("devstack-vm-inprogress.py", "--image", "pair")
+        self.story.show(taken)
+        (hook,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs/groups.md").read_text(), re.DOTALL)
+        hooks = f"""{hook}
+            post_test_hook() {{
+                ssh "$SUBNODES" "cd $BASE && sudo python3 new/adderd/ask.py data/adderd.socket '2 40'"
+            }}
+            export -f pre_test_hook post_test_hook
+            git clone -q {self.git_base}/openstack/devstack-gate ~/workspace/devstack-gate"""
+        script = gate_script(hooks=hooks, GIT_BASE=self.git_base, ZUUL_URL=self.git_base,
+                             ZUUL_PROJECT="sample/adder", ZUUL_BRANCH="master", ZUUL_REF=CHANGE_GOOD)
+        lead = taken.split()[0]
+        command = [*self.ssh_to(lead), f"bash -c {shlex.quote(script)}; ls ~/workspace/logs/devstack-pair-*/logs"]
+        console = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+        (self.folder / "console-pair.txt").write_text(console)
+        if not any(line.startswith("PASS.") for line in console.splitlines()):
+            raise SystemExit(f"the run on {lead} did not pass:\n{console}")
+        self.story.came("from the console of the gate there, and what it has brought from the subnode:")
+        self.story.show(_told(console, "SUBNODE=", "Z 42", "PASS.", "screen-adderd"))
+        self.run("devstack-vm-delete.py", lead)
+
+    def ssh_to(self, node: str) -> list[str]:
+        """The words of a plain ssh to a node."""
+        return ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), *SSH_TO_STRANGERS,
+                f"jenkins@{self.address(node)}"]
+
     def kill_jenkins(self) -> None:
         """A build whose end no step of Jenkins tells."""
         self.story.step("Kill Jenkins under a fourth build, and start it again: no step of that build tells its end.")
@@ -226,7 +266,7 @@ class Demo:
         await_that("the build's machine to be taken", lambda: self.pool.sql(
             "SELECT 1 FROM machine WHERE name = ? AND state = 'USED'", started["node"]))
         self.jenkins.restart()
-        for name in self.pool.machines():
+        for (name,) in self.pool.sql("SELECT jenkins_name FROM machine WHERE jenkins_name IS NOT NULL"):
             self.jenkins.wait_node(name, "online")
         self.run("devstack-vm-reap.py", "all")
         ended = self.pool.sql("SELECT result FROM result WHERE node_name = ? AND end_time IS NOT NULL", started["node"])

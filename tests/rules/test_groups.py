@@ -15,6 +15,7 @@ from pool.allowance import Allowance
 from pool.decisions import Rows
 from pool.groups import Group, Place
 from pool.rules import Need, Room, plan_launches
+from status import facts, sections
 from tests.rules.test_reap_decisions import HOUR, NOW, machine, node, server, sight
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Event, Machine, Provider
 
@@ -144,6 +145,25 @@ def test_a_vm_db_of_schema_7_goes_on_with_its_machines(tmp_path: Path) -> None:
         moved = run("SELECT node_name, to_state FROM event WHERE from_state IS NOT NULL AND lead_id IS NULL "
                     "ORDER BY id")
         assert moved.fetchall() == [(BUILDING, READY), (READY, USED), (USED, HOLD), (HOLD, DELETE)]
+
+
+def test_the_status_page_tells_subnodes_apart_from_machines(vm_db: None) -> None:
+    BaseImage.update(subnodes=2).execute()
+    lead = row(BUILDING)
+    members = [row(BUILDING, lead), row(BUILDING, lead)]
+    vmdatabase.move(Machine.get_by_id(members[0]), BUILDING, ERROR, error="no disk")
+    vmdatabase.set_columns(Machine.get_by_id(members[0]), delete_time=1)
+    vmdatabase.move(Machine.get_by_id(lead), BUILDING, READY)
+
+    read = facts.Facts(**facts.read(0, vmdatabase.now()))
+
+    assert [(one.name, one.state) for one in read.machines] == [("devstack-noble-one-1", READY)]
+    assert [one.state for one in read.subnodes] == [ERROR, READY]
+    assert [(one.source, one.target) for one in read.events] == [(None, BUILDING), (BUILDING, READY)]
+    (shown,) = sections.pool(read)
+    assert {name: shown[name] for name in ("ready", "error", "subnodes", "room")} == {
+        "ready": 1, "error": 0, "subnodes": 2, "room": 6}
+    assert [one["kind"] for one in sections.attention(read) if "stuck" in one["kind"]] == ["stuck deletes"]
 
 
 # How many
