@@ -689,6 +689,32 @@ class Launch:
         else:
             self.end_group(group, f"its subnode {boot.machine.name}: {why}")
 
+    def heir_of(self, boot: Boot) -> Boot | None:
+        """Return the subnode that can stand for the group of a lead which failed on its way, None if there is none."""
+        group = boot.group
+        if group is None or boot.is_member or group.is_ready or group.over or group.replaced >= REPLACED_MOST:
+            return None
+        able = [one for one in self.boots.values() if one.group is group and one.is_member and one.stage in COMING
+                and one.machine.external_id]
+        return min(able, key=lambda one: (not group.is_in(one.machine.id), one.machine.id), default=None)
+
+    def hand_over(self, boot: Boot, heir: Boot, end: boots.FailedError) -> None:
+        """Have a subnode stand for its group in the place of a lead that failed; it is let in anew, as a lead is."""
+        machine, lead, group = boot.machine, heir.machine, heir.group
+        if group is None:
+            return
+        with vmdatabase.database.atomic("IMMEDIATE"):
+            vmdatabase.make_lead(lead, machine)
+            boot.move(ERROR, error=str(end), **end.columns)
+        self.log_of(lead).info("stands for its group now, in the place of %s", machine.name)
+        self.groups[lead.id] = self.groups.pop(machine.id)
+        group.lead_id = lead.id
+        group.let_in(lead.id, None)
+        for one in [one for one in self.boots.values() if one.group is group]:
+            one.machine.lead_id = None if one is heir else lead.id
+        left = max(group.deadline - time.monotonic(), 0)
+        self.boots[lead.id] = Boot(self.tools, lead, self.images[lead.base_image_id], BOOT, None, left, group)
+
     def end_group(self, group: Group, why: str) -> None:
         """Give up a group, which moves all of it; a machine that is just asked for ends when its server has an id."""
         lead = self.boots.get(group.lead_id)
@@ -739,8 +765,12 @@ class Launch:
         if end.err:
             self.ask_no_more(None, end.err)
         with contextlib.suppress(boots.TakenError):
-            boot.move(ERROR, error=str(end), **end.columns)
-            if boot.is_member:
+            heir = self.heir_of(boot)
+            if heir:
+                self.hand_over(boot, heir, end)
+            else:
+                boot.move(ERROR, error=str(end), **end.columns)
+            if boot.is_member or heir:
                 self.replace(boot, str(end))
             else:
                 self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once

@@ -1068,6 +1068,12 @@ def members_of(machine: Machine) -> list[Machine]:
     return list(query.order_by(Machine.id))
 
 
+def make_lead(heir: Machine, lead: Machine) -> None:
+    """Have a subnode stand for its group, and its lead be a subnode of it; part of a transaction."""
+    Machine.update(lead_id=heir.id).where((Machine.lead_id == lead.id) | (Machine.id == lead.id)).execute()
+    Machine.update(lead_id=None).where(Machine.id == heir.id).execute()
+
+
 def count_absent(image: BaseImage) -> int:
     """Return how many ready machines of an image type Jenkins has been seen to have lost."""
     query = Machine.select().where((Machine.base_image == image) & (Machine.state == READY)

@@ -431,6 +431,11 @@ class Cloud:
         marks = held_marks(reason, until)
         self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
 
+    def mark_lead(self, server_id: str, lead_id: int | None) -> None:
+        """Mark a server as a subnode of the machine of that row, or of none; see Server.lead_id."""
+        mark = {LEAD_KEY: str(lead_id or "")}
+        self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, mark))
+
     def console_log(self, server_id: str) -> str:
         """Return the end of a server's console output."""
         text: str = self.compute("show console", lambda: self._nova.servers.get_console_output(server_id, length=500))

@@ -10,7 +10,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +157,7 @@ class Boot:
             server = yield from self.come_up()
             login = yield from self.be_let_in(server)
             if self.group:
-                yield from self.gather(self.group, login)
+                yield from self.gather(self.group, login, self.server or server)
             if self.is_member:
                 return
             self.become_ready(login)
@@ -310,12 +310,11 @@ class Boot:
 
     # --- a group ---
 
-    def gather(self, group: groups.Group, login: nodessh.Login) -> Life[None]:
+    def gather(self, group: groups.Group, login: nodessh.Login, server: nova.Server) -> Life[None]:
         """Wait for the others of the group; the lead then has them know each other, and the rest wait for it."""
         self.stage, self.tries = GATHER, 0
         vmdatabase.set_columns(self.machine, ip=login.address, host_key=login.host_key)
-        addresses = self.server.addresses if self.server else {}
-        group.let_in(self.machine.id, groups.place_of(self.machine, addresses, login))
+        group.let_in(self.machine.id, groups.place_of(self.machine, server, login))
         while not group.is_ready:
             self.stage = GATHER
             # A subnode that is late says so itself; the lead gives up after it.
@@ -330,7 +329,7 @@ class Boot:
         """Have the machines of a group that is whole know each other; returns whether they do, and all are there."""
         self.stage, places = JOIN, group.places
         try:
-            yield from self.done_by(self.tools.patient, groups.introduce, places, group.keys, self.deadline)
+            yield from self.done_by(self.tools.patient, self.introduce, group, places)
         except ConfigError as err:
             raise FailedError(str(err), err) from err
         except GateError as err:
@@ -339,6 +338,12 @@ class Boot:
             yield from self.pause()
             return False
         return group.is_whole and group.places == places
+
+    def introduce(self, group: groups.Group, places: Sequence[groups.Place]) -> None:
+        """Run in a worker: have clouds and machines know who belongs to whom; a lead may have changed on the way."""
+        for server_id, lead_id in group.marks_to_set():
+            self.tools.cloud.mark_lead(server_id, lead_id)
+        groups.introduce(places, group.keys, self.deadline)
 
     # --- READY, a node, an agent ---
 

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import gateprocess
 import nodessh
@@ -41,6 +40,8 @@ class Place:
     private: str | None
     public: str | None
     login: nodessh.Login
+    server_id: str = ""
+    lead_id: int | None = None  # as its server is marked, None for no subnode's
 
     @property
     def address(self) -> str:
@@ -48,14 +49,14 @@ class Place:
         return self.private or self.public or self.login.address
 
 
-def place_of(machine: Machine, addresses: Mapping[str, Sequence[Mapping[str, Any]]], login: nodessh.Login) -> Place:
-    """Return the place of a machine that was let in; addresses are its server's, which may lack a new floating IP."""
-    private = nova.choose_address(addresses, "private-v4", set())
-    public = nova.choose_address(addresses, "public-v4", set())
+def place_of(machine: Machine, server: nova.Server, login: nodessh.Login) -> Place:
+    """Return the place of a machine that was let in; its server, as seen last, may lack a new floating IP."""
+    private = nova.choose_address(server.addresses, "private-v4", set())
+    public = nova.choose_address(server.addresses, "public-v4", set())
     if public is None and login.address != private:
         public = login.address
     role = PRIMARY if machine.lead_id is None else SUBNODE
-    return Place(str(machine.name), role, private, public, login)
+    return Place(str(machine.name), role, private, public, login, server.id, server.lead_id)
 
 
 class Group:
@@ -97,8 +98,8 @@ class Group:
         """When the time of the group is over: that of those which it began with, as long as one is being asked for."""
         return max(self._ends.values(), default=math.inf)
 
-    def let_in(self, machine_id: int, place: Place) -> None:
-        """Note that a machine has passed the ssh test."""
+    def let_in(self, machine_id: int, place: Place | None) -> None:
+        """Note that a machine has passed the ssh test, or that it is to pass it once more."""
         self._places[machine_id] = place
 
     def lose(self, machine_id: int) -> None:
@@ -120,6 +121,15 @@ class Group:
         """Where those are that have passed the ssh test, the lead first."""
         return [place for _, place in sorted(self._places.items(), key=lambda item: (item[0] != self.lead_id, item[0]))
                 if place]
+
+    def is_in(self, machine_id: int) -> bool:
+        """Whether a machine of the group has passed the ssh test."""
+        return self._places.get(machine_id) is not None
+
+    def marks_to_set(self) -> list[tuple[str, int | None]]:
+        """Return the ids of servers whose marks name another lead than theirs, with the row of the one to name."""
+        leads = [(place, None if place.role == PRIMARY else self.lead_id) for place in self.places]
+        return [(place.server_id, lead) for place, lead in leads if place.lead_id != lead]
 
     @cached_property
     def keys(self) -> Keys:

@@ -151,17 +151,26 @@ def test_a_group_of_which_one_does_not_come_up_in_time_goes_as_a_whole(pool: Poo
     assert pool.machines() == dict.fromkeys((f"devstack-noble-one-{number}" for number in (4, 5, 6)), "READY")
 
 
-def test_a_group_whose_first_machine_fails_goes_as_a_whole_and_none_is_begun_that_quotas_leave_no_room_for(
-        pool: Pool) -> None:
+def test_a_subnode_takes_the_place_of_a_first_machine_that_fails(pool: Pool) -> None:
     group_of(pool, max_concurrency=1)
-    pool.knobs(boot_failure_next=1, boot_seconds=1)
-    pool.run(LAUNCH, "one", expect=1)
-    assert pool.machines() == dict.fromkeys(GROUP, "ERROR")
-    pool.run(REAP, "one", expect=0)
-    assert (pool.machines(), pool.server_names()) == ({}, [])
+    pool.knobs(boot_failure_next=1, boot_seconds=1, boot_fault="no such disk")
 
-    pool.knobs(quota_instances=2, boot_failure_next=0)
-    pool.sql("UPDATE provider SET max_concurrency = 9")
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 1 of 1 ready\n"
+    assert pool.machines() == {LEAD: "ERROR", **dict.fromkeys([*SUBNODES, "devstack-noble-one-4"], "READY")}
+    assert pool.sql("SELECT id, lead_id FROM machine ORDER BY id") == [(1, 2), (2, None), (3, 2), (4, 2)]
+    assert {one["metadata"]["devstack-gate-machine"]: one["metadata"].get("devstack-gate-lead")
+            for one in pool.servers()} == {"1": None, "2": "", "3": "2", "4": "2"}
+    assert list(pool.nodes()) == [SUBNODES[0]]
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == dict.fromkeys([*SUBNODES, "devstack-noble-one-4"], "READY")
+
+
+def test_no_group_is_begun_that_quotas_leave_no_room_for(pool: Pool) -> None:
+    group_of(pool)
+
+    pool.knobs(quota_instances=2)
     result = pool.run(LAUNCH, "one", expect=1)
     assert pool.machines() == {}
     assert result.stdout == "one noble: 0 of 1 ready, there was room for 0 more: instances\n"

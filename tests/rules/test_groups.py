@@ -222,8 +222,9 @@ def fixed(*addresses: str) -> dict[str, list[dict[str, Any]]]:
     ({}, "2001:db8::1", None, "2001:db8::1")])
 def test_where_a_machine_of_a_group_is(
         addresses: dict[str, Any], reached: str, private: str | None, public: str | None) -> None:
-    place = groups.place_of(Machine(id=2, name="b", lead_id=1), addresses, login(reached))
-    assert (place.role, place.private, place.public) == ("subnode", private, public)
+    seen: Any = SimpleNamespace(id="s2", addresses=addresses, lead_id=1)
+    place = groups.place_of(Machine(id=2, name="b", lead_id=1), seen, login(reached))
+    assert (place.role, place.private, place.public, place.lead_id) == ("subnode", private, public, 1)
 
 
 def test_what_a_lead_knows_of_its_subnodes() -> None:
@@ -259,6 +260,14 @@ def test_a_group_is_whole_when_all_have_passed_the_ssh_test() -> None:
     assert (group.is_whole, group.missing) == (False, 0)
     group.let_in(4, place)
     assert group.is_whole
+
+
+def test_marks_that_name_another_lead_are_set_anew() -> None:
+    group = Group(2, 2)
+    for number, role, lead in ((2, "primary", 1), (3, "subnode", 1), (4, "subnode", 2)):
+        group.expect(number, 9.0)
+        group.let_in(number, Place("x", role, None, None, login("10.0.0.1"), f"s{number}", lead))
+    assert group.marks_to_set() == [("s2", None), ("s3", 2)]
 
 
 def test_what_replaces_a_subnode_has_no_more_time_than_the_group_had() -> None:
