@@ -186,6 +186,15 @@ def a_group_of_which_a_server_died(world: World) -> list[str]:
     return [name]
 
 
+def a_group_that_will_lose_its_lead(world: World) -> list[str]:
+    """Its first server fails in its boot, and a subnode takes its place."""
+    ((name, cloud),) = world.providers.items()
+    world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND lead_id IS NULL "
+                   "AND base_image_id IN (SELECT id FROM base_image WHERE subnodes > 0)")
+    world.turn(cloud, boot_failure_next=1, boot_fault="no such disk")
+    return [name]
+
+
 def a_used_machine(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
     node = _one(world, image)
     world.expect_all([world.wait(world.start(INPROGRESS, node))])
@@ -226,5 +235,6 @@ SCENARIOS: dict[str, tuple[str, Prepare]] = {
     "inprogress of a group": (INPROGRESS, a_group),
     "delete of a group": (DELETE, a_used_group),
     "hold of a group": (VMDATABASE, a_group_to_hold),
+    "launch of a group that loses its lead": (LAUNCH, a_group_that_will_lose_its_lead),
     "reap of a group": (REAP, a_group_of_which_a_server_died),
 }
