@@ -1051,12 +1051,12 @@ def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
 
 def count_servers(provider: Provider) -> Counter[tuple[int, str]]:
     """Return how many servers the machines of a provider stand for, by (image id, state): their subnodes counted."""
-    return _counted(provider, True)
+    return _counted(provider)
 
 
-def _counted(provider: Provider, which: Any) -> Counter[tuple[int, str]]:
+def _counted(provider: Provider, *which: Any) -> Counter[tuple[int, str]]:
     query = (Machine.select(Machine.base_image, Machine.state, peewee.fn.count(Machine.id)).join(BaseImage)
-             .where((BaseImage.provider == provider) & which).group_by(Machine.base_image, Machine.state))
+             .where(BaseImage.provider == provider, *which).group_by(Machine.base_image, Machine.state))
     rows: Iterable[Any] = query.tuples()
     return Counter({(image_id, state): count for image_id, state, count in rows})
 
