@@ -128,13 +128,14 @@ def test_the_name_of_a_subnode_leads_to_its_machine(vm_db: None) -> None:
 
 def test_a_vm_db_of_schema_7_goes_on_with_its_machines(tmp_path: Path) -> None:
     path = tmp_path / "vm.db"
-    run = vmdatabase.database.execute_sql
     with vmdatabase.opened(path, vmdatabase.MIGRATIONS[:7]):
+        run = vmdatabase.database.execute_sql
         run(OLD_PROVIDER)
         run(OLD_IMAGE)
         for state in (BUILDING, READY, USED, HOLD):
             run("INSERT INTO machine (base_image_id, name, state, state_time) VALUES (1, ?, ?, 1)", (state, state))
     with vmdatabase.opened(path):
+        run = vmdatabase.database.execute_sql
         assert vmdatabase.count_machines(Provider.get_by_id(1)) == {
             (1, state): 1 for state in (BUILDING, READY, USED, HOLD)}
         assert not BaseImage.get_by_id(1).subnodes
