@@ -79,10 +79,14 @@ def plant_damage(world: World) -> dict[str, set[str]]:
                              description=f"devstack-gate-pool={pool.uuid} server=no-such-780")
     pool.add_node("devstack-noble-one-781", "devstack-noble", "127.0.0.1")
     pool.sql("INSERT INTO result (base_image_id, machine_id) VALUES (782, 1)")
+    ((lead, subnode),) = pool.sql("SELECT lead.name, machine.name FROM machine JOIN machine AS lead "
+                                  "ON lead.id = machine.lead_id WHERE machine.name LIKE '%-one-%' LIMIT 1")
+    pool.sql("UPDATE machine SET state = 'HOLD' WHERE name = ?", subnode)
     return {held: {"hold"}, gone: {"rows"}, taken: {"single use", "nodes", "environments"},
             "rack-2 is": {"environments"}, "machine 783": {"environments"}, leaked: {"leak"},
             stranger["id"]: {"strangers"}, "-778": {"leak"}, "-779.": {"leak"}, "no-such-780": {"leak"},
-            "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "label noble:": {"pool"}, "Traceback": {"output"}}
+            "-781": {"nodes"}, "foreign_key_check": {"vm.db"}, "label noble:": {"pool"}, "Traceback": {"output"},
+            lead: {"groups"}, subnode: {"groups"}}
 
 
 def traceback(world: World) -> Run:
