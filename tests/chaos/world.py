@@ -49,6 +49,7 @@ LIMITS = {
     "pool.boots.UNSEEN_SECONDS": 4, "pool.boots.UNSEEN_BEFORE_SECONDS": 2, "pool.boots.REGISTER_SECONDS": 4,
     "script.WATCH_SECONDS": 3, "pool.sight.DEAD_NODE_SECONDS": 3, "script.GONE_SECONDS": 3, "script.LOCK_SECONDS": 3,
     "pool.environments.MINUTE": 0.05, "pool.environments.POLL_SECONDS": 0.3, "pool.environments.END_LOOK_SECONDS": 1,
+    "pool.environments.WRITE_SECONDS": 8,
     "pool.boots.ONLINE_SECONDS": 3, "script.BUSY_SECONDS": 3, "script.FORGOTTEN_SECONDS": 3,
 }
 PEACE_LIMITS = {"pool.sight.DEAD_NODE_SECONDS": 2}
