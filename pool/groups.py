@@ -17,7 +17,7 @@ from functools import cached_property
 import gateprocess
 import nodessh
 from cloud import nova
-from vmdatabase import BUILDING, DELETE, ERROR, Machine
+from vmdatabase import BUILDING, DELETE, ERROR, HOLD, Machine
 
 PRIMARY, SUBNODE = "primary", "subnode"  # the roles in NODES_FILE
 NONE = "-"  # what stands there for no address
@@ -253,7 +253,8 @@ def strayed(member: Machine, lead: Machine | None) -> str:
         return ""
     if lead is None:
         return "the machine that it belongs to is gone"
-    return "" if lead.state == member.state else f"{lead.name}, to which it belongs, is {lead.state}"
+    # What a person has put on HOLD by hand stays, whatever its lead is.
+    return "" if member.state in (lead.state, HOLD) else f"{lead.name}, to which it belongs, is {lead.state}"
 
 
 def wrong_size(lead: Machine, count: int, wanted: int) -> str:

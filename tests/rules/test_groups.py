@@ -338,7 +338,7 @@ def test_all_servers_is_said_to_leads() -> None:
 
 
 @pytest.mark.parametrize(("lead", "member", "why"), [
-    (READY, READY, ""), (None, DELETE, ""), (BUILDING, ERROR, ""), (READY, ERROR, ""),
+    (READY, READY, ""), (None, DELETE, ""), (BUILDING, ERROR, ""), (READY, ERROR, ""), (READY, HOLD, ""),
     (None, READY, "the machine that it belongs to is gone"), (None, HOLD, "the machine that it belongs to is gone"),
     (USED, READY, "lead, to which it belongs, is USED"), (DELETE, USED, "lead, to which it belongs, is DELETE")])
 def test_a_subnode_without_its_lead_goes(lead: str | None, member: str, why: str) -> None:
