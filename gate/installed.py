@@ -14,13 +14,14 @@ else.
 
 from __future__ import annotations
 
-import configparser
+import ast
 import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Iterator, NamedTuple, Sequence
@@ -31,6 +32,13 @@ NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
           "/usr/lib/python3*/site-packages", "/usr/lib64/python3*/site-packages")
+# Which section of a file names the distribution, and under which key.
+NAMED = (("setup.cfg", "metadata", "name"), ("pyproject.toml", "project", "name"),
+         ("pyproject.toml", "", "project.name"), ("pyproject.toml", "tool.poetry", "name"),
+         ("pyproject.toml", "tool.flit.metadata", "dist-name"), ("pyproject.toml", "tool.flit.metadata", "module"))
+FINDER = re.compile(r"(?:__editable___.*_finder|_editable_impl_.*)\.py")  # of setuptools, and of the package editables
+# Many distributions install a folder of such a name by mistake, and none is imported for what it does.
+NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup"))
 
 
 class Installed(NamedTuple):
@@ -59,17 +67,20 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
     missing = lost(tree, change)
     if missing:
         return False, missing
-    name = distribution_name(tree)
-    if not name:
+    kinds = (virtual_environments(base, more), system_environment(), tox_environments(base))
+    names = {canonical(name): name for name in [*names_from(tree, kinds), distribution_name(tree)] if name}
+    if not names and not is_distribution(tree):
         return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
-    for environments in (virtual_environments(base, more), system_environment(), tox_environments(base)):
-        found = [one for folders in environments for one in look(folders, name, tree)]
-        wrong = [one for one in found if not one.right]
+    for environments in kinds:
+        found = [(name, one) for name in names.values() for folders in environments
+                 for one in look(folders, name, tree)]
+        wrong = [(name, one) for name, one in found if not one.right]
         if wrong:
-            return False, "; ".join(f"{name} {one.version} in {one.place} comes {one.origin}" for one in wrong)
+            return False, "; ".join(f"{name} {one.version} in {one.place} comes {one.origin}" for name, one in wrong)
         if found:
-            places = ", ".join(str(one.place) for one in found)
-            return True, f"{name} {found[0].version} is installed {found[0].origin}, in {places}"
+            places = ", ".join(dict.fromkeys(str(one.place) for _, one in found))
+            shown = ", ".join(dict.fromkeys(f"{name} {one.version}" for name, one in found))
+            return True, f"{shown} is installed {found[0][1].origin}, in {places}"
     return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
 
 
@@ -84,29 +95,73 @@ def lost(tree: Path, change: str) -> str:
 
 def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run git in a tree, whoever owns it, without anybody's settings."""
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": "/nonexistent",
-                   "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory",
-                   "GIT_CONFIG_VALUE_0": "*"}
-    return subprocess.run(["git", "-C", str(tree), *words], env=environment, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS, check=False)
+    with tempfile.TemporaryDirectory() as home:
+        # In a file: git before 2.38 believes nothing else that a tree of another user is to be read.
+        Path(home, ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": home,
+                       "GIT_CONFIG_NOSYSTEM": "1"}
+        return subprocess.run(["git", "-C", str(tree), *words], env=environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS, check=False)
+
+
+def is_distribution(tree: Path) -> bool:
+    """Return whether pip would take a tree for the source of a distribution."""
+    return (tree / "setup.py").is_file() or "[build-system]" in read_text(tree / "pyproject.toml")
 
 
 def distribution_name(tree: Path) -> str | None:
     """Return the name under which a tree is installed, as its own files have it."""
-    setup = configparser.RawConfigParser(strict=False)
+    for file, section, key in NAMED:
+        name = value_in(read_text(tree / file), section, key)
+        if name:
+            return name
+    return name_in_setup(read_text(tree / "setup.py"))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, nothing if there is none."""
+    return path.read_text("utf-8-sig", errors="replace") if path.is_file() else ""
+
+
+def value_in(text: str, section: str, key: str) -> str:
+    """Return the first word of a value in an INI or TOML file, as far as its lines tell; nothing if there is none."""
+    now = ""
+    for line in text.splitlines():
+        header = re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)
+        if header:
+            now = header.group(1).lower()
+        found = re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=:]\s*[\"']?([\w.-]+)", line, re.I)
+        if found and now == section:
+            return found.group(1)
+    return ""
+
+
+def name_in_setup(code: str) -> str | None:
+    """Return the name that a setup.py gives its distribution, if that is a literal or a variable for one."""
     try:
-        setup.read(tree / "setup.cfg", encoding="utf-8")
-        if setup.get("metadata", "name", fallback=""):
-            return setup.get("metadata", "name").strip()
-    except (configparser.Error, UnicodeDecodeError):
-        pass
-    for file, pattern in (("pyproject.toml", r"^\[project\][^\[]*?^name\s*=\s*[\"']([^\"']+)"),
-                          ("setup.py", r"\bname\s*=\s*[\"']([^\"']+)")):
-        path = tree / file
-        found = re.search(pattern, path.read_text(errors="replace"), re.M | re.S) if path.is_file() else None
-        if found:
-            return found.group(1).strip()
+        nodes = list(ast.walk(ast.parse(code)))
+    except (SyntaxError, ValueError, RecursionError):  # of another Python
+        found = re.search(r"^[^#\n]*\bname\s*=\s*[\"']([^\"']+)", code, re.M)
+        return found.group(1).strip() if found else None
+    values = {target.id: node.value for node in nodes if isinstance(node, ast.Assign)
+              for target in node.targets if isinstance(target, ast.Name)}
+    for node in nodes:
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "setup":
+            for word in node.keywords:
+                value = values.get(word.value.id) if isinstance(word.value, ast.Name) else word.value
+                if word.arg == "name" and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    return value.value.strip()
     return None
+
+
+def names_from(tree: Path, kinds: Sequence[Sequence[Sequence[Path]]]) -> Iterator[str]:
+    """Yield the names of what is installed from a tree, whatever its files say."""
+    folders = [folder for environments in kinds for environment in environments for folder in environment]
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        for record in sorted(folder.glob("*.dist-info")):
+            source, _ = direct_url(record)
+            if source is not None and inside(Path(source), tree):
+                yield canonical(record.stem.split("-")[0])
 
 
 def virtual_environments(base: Path, more: Sequence[Path]) -> list[list[Path]]:
@@ -176,23 +231,39 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
 
 
 def hidden_by(record: Path, folder: Path) -> Path | None:
-    """Return the package that is imported instead of a tree installed by a finder, which Python asks after its path."""
-    environment, listed = folder.parents[2] / "pyvenv.cfg", record / "RECORD"
-    if not listed.is_file():
-        return None
+    """Return the package that is imported instead of one that is used in place, which Python looks for later.
+
+    What a .pth file adds to the path comes after the folder of packages; a finder is asked after all of the path.
+    """
+    environment = folder.parents[2] / "pyvenv.cfg"
     with_system = not environment.is_file() or re.search(
         r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M)
+    found = found_by_finder(record, folder)
+    added = [name for name in read_text(record / "top_level.txt").split() if name not in NOBODYS and name not in found]
+    before = [folder, *(system_environment()[0] if with_system else [])]
+    places = [packages / name.replace(".", "/") for packages in before for name in found]
+    hiding = [*places, *(folder / name for name in added if is_package(folder / name)),
+              *(path.with_name(f"{path.name}.py") for path in [*places, *(folder / name for name in added)])]
+    return next((path for path in hiding if path.exists()), None)
+
+
+def found_by_finder(record: Path, folder: Path) -> list[str]:
+    """Return the packages that a finder leads to the tree."""
     names: list[str] = []
-    for line in listed.read_text(errors="replace").splitlines():
+    for line in read_text(record / "RECORD").splitlines():
         finder = folder / line.split(",")[0]
-        if re.fullmatch(r"__editable___.*_finder\.py", finder.name) and finder.is_file():
-            mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", finder.read_text(errors="replace"), re.M | re.S)
+        if FINDER.fullmatch(finder.name) and finder.is_file():
+            text = read_text(finder)
+            mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", text, re.M | re.S)
             names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
-    for packages in [folder, *(system_environment()[0] if with_system else [])]:
-        for place in (packages / form for name in names for form in (name, f"{name}.py")):
-            if place.exists():
-                return place
-    return None
+            names += re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
+    return names
+
+
+def is_package(folder: Path) -> bool:
+    """Return whether a folder is a package of its own, not a part of a namespace that several share."""
+    begin = read_text(folder / "__init__.py")
+    return (folder / "__init__.py").exists() and not re.search(r"declare_namespace|extend_path", begin)
 
 
 def inside(path: Path, tree: Path) -> bool:

@@ -1,6 +1,7 @@
 """gate/installed.py: whether the change under test is in what was installed, with real environments, pip and git."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -71,10 +72,10 @@ class Site:
         venv.create(self.base / path)
         return self.base / path
 
-    def check(self, *more: str) -> tuple[int, list[str]]:
+    def check(self, *more: str, path: str = os.environ["PATH"]) -> tuple[int, list[str]]:
         """Run the check; returns its exit code and its lines."""
         done = subprocess.run([sys.executable, "-I", PROJECT / "gate/installed.py", self.base, *more], text=True,
-                              capture_output=True, check=False)
+                              capture_output=True, check=False, env={"PATH": path})
         assert not done.stderr
         return done.returncode, done.stdout.splitlines()
 
@@ -197,6 +198,81 @@ def test_what_is_not_installed_is_said_so(site: Site) -> None:
     assert [line.rpartition(" the change ")[0] for line in lines] == [
         "devstack: has", f"plugin: is installed nowhere: only what reads {site.base}/new/plugin has"]
     assert lines[0].endswith("; it is no Python distribution, so there is nothing to compare")
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("pyproject.toml", '[build-system]\nrequires = ["x"]\n[project]\ndynamic = ["version"]\nname = "nova"\n'),
+    ("pyproject.toml", '[project]\nauthors = [\n {name = "Others", email = "x"},\n]\nname = "nova"\n'),
+    ("pyproject.toml", '[project]\ndescription = "see [nova]"\n"name" = \'nova\'\n[project.scripts]\nname = "other"\n'),
+    ("pyproject.toml", '  [ project ]\r\n  name = "nova"\r\n'),
+    ("pyproject.toml", 'project.name = "nova"\n[tool.x]\nname = "other"\n'),
+    ("pyproject.toml", '[tool.poetry]\nname = "nova"\n'),
+    ("setup.cfg", "\ufeff[metadata]\nname = nova\n"),
+    ("setup.cfg", "left over from a merge\n[metadata]\nName: nova\nauthor = J\xf6rg\n[files]\nname = other\n"),
+    ("setup.py", "# name='other'\nNAME = 'nova'\nsetup(ext_modules=[Extension(name='x')], name=NAME)\n"),
+    ("setup.py", "import setuptools\nsetuptools.setup(name='nova')\n"),
+    ("setup.py", "# name='other'\nprint 'old'\nsetup(name='nova')\n"),
+])
+def test_the_name_is_the_one_that_the_trees_own_files_give(tmp_path: Path, file: str, text: str) -> None:
+    (tmp_path / file).write_text(text)
+    assert load_script("gate/installed.py").distribution_name(tmp_path) == "nova"
+
+
+def test_a_tree_whose_name_cannot_be_read_counts_as_installed_if_that_comes_from_it(site: Site) -> None:
+    tree, services = site.tree("odd", ""), site.environment("data/venv")
+    assert site.check() == (0, [f"odd: is installed nowhere: only what reads {tree} has the change "
+                                f"{(tree / '.git/gate-change').read_text()[:10]}"])
+    pip(services, tree)
+    assert site.check()[1][0].startswith(f"odd: sample-lib 1.0 is installed from {tree}, in ")
+    (tree / "sample_lib.py").write_text("changed = 'later'\n")
+    assert site.check()[0] == 3
+
+
+def test_what_another_distribution_brings_under_the_same_name_hides_the_tree(site: Site) -> None:
+    """A .pth file adds to the path behind the packages that are copied; parts of a namespace are joined."""
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, "-e", tree)
+    packages = next(services.glob("lib/*/site-packages"))
+    (packages / "sample_lib-1.0.dist-info/top_level.txt").write_text("sample_lib\nshared\ntests\n")
+    for name in ("shared", "tests"):
+        (packages / name).mkdir()
+    (packages / "tests/__init__.py").touch()
+    assert site.check()[0] == 0
+    (packages / "sample_lib").mkdir()
+    (packages / "sample_lib/__init__.py").write_text("changed = False\n")
+
+    asked = subprocess.run([services / "bin/python", "-c", "import sample_lib; print(sample_lib.changed)"], text=True,
+                           capture_output=True, check=True)
+    status, lines = site.check()
+
+    assert (asked.stdout, status) == ("False\n", 3)
+    assert lines[0].endswith(f"from {tree}, but Python finds {packages / 'sample_lib'} first")
+
+
+@pytest.mark.parametrize("finder", [
+    "MAPPING: dict[str, str] = {'space.part': '/tree/space/part'}", "F.map_module('space.part', '/tree/space/part')"])
+def test_a_finder_for_a_part_of_a_namespace_is_asked_last_too(site: Site, finder: str) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, "-e", tree)
+    packages = next(services.glob("lib/*/site-packages"))
+    name = "__editable___x_finder.py" if "MAPPING" in finder else "_editable_impl_x.py"
+    (packages / name).write_text(f"{finder}\n")
+    with (packages / "sample_lib-1.0.dist-info/RECORD").open("a") as record:
+        record.write(f"{name},,\n")
+    assert site.check()[0] == 0
+    (packages / "space/part").mkdir(parents=True)
+    (packages / "space/part/__init__.py").touch()
+    assert site.check()[1][0].endswith(f"but Python finds {packages / 'space/part'} first")
+
+
+def test_a_tree_of_another_user_is_read_by_a_git_that_believes_files_only(site: Site) -> None:
+    site.tree("devstack", "")
+    git_before_2_38 = site.base / "bin/git"
+    git_before_2_38.parent.mkdir()
+    git_before_2_38.write_text(f"#!/bin/sh\nunset GIT_CONFIG_COUNT\nexport GIT_TEST_ASSUME_DIFFERENT_OWNER=1\n"
+                               f"exec {shutil.which('git')} \"$@\"\n")
+    git_before_2_38.chmod(0o755)
+    assert site.check(path=f"{git_before_2_38.parent}:{os.environ['PATH']}")[0] == 0
 
 
 def test_a_change_that_is_no_longer_checked_out_is_not_tested(site: Site) -> None:
