@@ -82,7 +82,8 @@ check_names() {
     done
     for name in "${!DEVSTACK_GATE_@}" "${!OVERRIDE_@}"; do
         if [[ ${!name:-} && ! ${former[$name]:-} ]] && ! is_known "$name"; then
-            die 2 "$name: there is no such variable; the nearest name is $(nearest_name "$name" || true)"
+            die 2 "$name: there is no such variable; the nearest name is $(nearest_name "$name" "${SETTINGS[@]}" \
+                'OVERRIDE_<PROJECT>_PROJECT_BRANCH' 'OVERRIDE_<PROJECT>_GIT_BASE' || true)"
         fi
     done
     for name in "${!former[@]}"; do
@@ -98,9 +99,9 @@ is_known() {
     [[ " ${SETTINGS[*]} ${POOL_SETTINGS[*]} ${DEVSTACK_GATE_PASS:-} " == *[[:space:]]"$1"[[:space:]]* ]]
 }
 
-# The known variable with the fewest letters to change, add or drop.
+# nearest_name GIVEN NAME...: the name with the fewest letters to change, add or drop.
 nearest_name() {
-    printf '%s\n' "${SETTINGS[@]}" 'OVERRIDE_<PROJECT>_PROJECT_BRANCH' 'OVERRIDE_<PROJECT>_GIT_BASE' | awk -v given="$1" '
+    printf '%s\n' "${@:2}" | awk -v given="$1" '
         function least(a, b) { return a < b ? a : b }
         function distance(a, b,    i, j, n, m, row, before, above) {
             n = length(a); m = length(b)
@@ -189,16 +190,22 @@ check_change() {
             die 2 "$name: expected a full ref, refs/..., not '${!name}'"
         fi
     done
-    check_gerrit_changes
+    check_changes GERRIT_CHANGES
+    if [[ ${ZUUL_REF:-} ]]; then check_changes ZUUL_CHANGES; fi
 }
 
-check_gerrit_changes() {
-    local change
+# Changes are separated by ^ and nothing else: what is read only in part is tested only in part.
+check_changes() {
+    local name=$1 change value=${!1:-}
     local -a changes=()
-    IFS='^' read -r -a changes <<< "${GERRIT_CHANGES:-}"
-    for change in ${changes[@]+"${changes[@]}"}; do
-        if [[ ! $change =~ ^[^:]+:[^:]+:refs/[^:]+$ ]] || ! git check-ref-format "${change##*:}"; then
-            die 2 "GERRIT_CHANGES: expected project:branch:ref^project:branch:ref, not '$change'"
+    value=${value#"${value%%[![:space:]]*}"}
+    value=${value%"${value##*[![:space:]]}"}
+    if [[ $value != "${!name:-}" ]]; then export "$name=$value"; fi
+    IFS='^' read -r -d '' -a changes <<< "$value^" || true
+    for change in "${changes[@]}"; do
+        if [[ ! $change =~ [^[:space:]] ]]; then continue; fi
+        if [[ ! $change =~ ^[^:[:space:]]+:[^:[:space:]]+:refs/[^:[:space:]]+$ ]] || ! git check-ref-format "${change##*:}"; then
+            die 2 "$name: expected project:branch:ref^project:branch:ref, not '$change'"
         fi
     done
 }
@@ -249,28 +256,36 @@ check_grenade() {
     RUN_BRANCH=${GRENADE_NEW_BRANCH:-$RUN_BRANCH}
 }
 
-# Fills RUN_PROJECTS: each once, in the order of PROJECTS and the list, the one under test among them in any case. Of
-# namesakes, which would have the same folder, that one is meant, then the one of PROJECTS.
+# Fills RUN_PROJECTS: each once, in the order of PROJECTS and the list, those with a change among them in any case. Of
+# namesakes, which would have the same folder, one with a change is meant, then the one of PROJECTS.
 check_projects() {
-    local project listed trigger named
+    local project listed trigger changed variable=GERRIT_CHANGES named
     local -A taken=() # folder: project
-    if [[ ${ZUUL_REF:-} ]]; then trigger=$ZUUL_PROJECT; else trigger=${GERRIT_PROJECT:-}; fi
+    trigger=${GERRIT_PROJECT:-}
+    if [[ ${ZUUL_REF:-} ]]; then trigger=$ZUUL_PROJECT variable=ZUUL_CHANGES; fi
+    changed=$(changed_projects "${!variable:-}")
     listed=${DEVSTACK_GATE_PROJECTS:-$(sed 's/#.*//' "$HERE/gate/projects.txt" || true)}
     if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && " $listed ${PROJECTS:-} $trigger " != *'/grenade'[[:space:]]* ]]; then listed+=' openstack/grenade'; fi
     set -f
     for project in $trigger; do take_project "${ZUUL_REF:+ZUUL_PROJECT}" "$project"; done
-    for project in ${PROJECTS:-}; do take_project PROJECTS "$(todays_name "$project" "$trigger $listed" || true)"; done
+    for project in $changed; do take_project "$variable" "$project"; done
+    for project in ${PROJECTS:-}; do take_project PROJECTS "$(todays_name "$project" "$trigger $changed $listed" || true)"; done
     named=" ${!taken[*]} "
     for project in $listed; do
         if [[ $named != *" ${project##*/} "* ]]; then take_project DEVSTACK_GATE_PROJECTS "$project"; fi
     done
     RUN_PROJECTS=()
-    for project in ${PROJECTS:-} $listed $trigger; do
+    for project in ${PROJECTS:-} $listed $changed $trigger; do
         project=${taken[${project##*/}]}
         if [[ " ${RUN_PROJECTS[*]} " != *" $project "* ]]; then RUN_PROJECTS+=("$project"); fi
     done
     set +f
     if (( ! ${#RUN_PROJECTS[@]} )); then die 2 "DEVSTACK_GATE_PROJECTS: expected projects"; fi
+}
+
+# changed_projects CHANGES: the projects of project:branch:ref^project:branch:ref.
+changed_projects() {
+    tr '^' '\n' <<< "$1" | sed -n 's/:.*//p'
 }
 
 # take_project VARIABLE PROJECT: into taken.

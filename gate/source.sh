@@ -76,14 +76,24 @@ is_of_branch() {
     return 1
 }
 
-# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>; as jobs of earlier years spell it, without the dots, if only
-# that is set.
-project_variable() {
-    local name=${1##*/} older
+# project_name_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>.
+project_name_variable() {
+    local name=${1##*/}
     name=${name^^}
-    older=${name//./}
-    older=OVERRIDE_${older//-/_}_$2
-    name=OVERRIDE_${name//[-.]/_}_$2
+    printf 'OVERRIDE_%s_%s\n' "${name//[-.]/_}" "$2"
+}
+
+# older_name_variable PROJECT NAME: the same as jobs of earlier years spell it, without the dots.
+older_name_variable() {
+    local name=${1##*/}
+    project_name_variable "${name//./}" "$2"
+}
+
+# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>, or its older spelling if only that is set.
+project_variable() {
+    local name older
+    name=$(project_name_variable "$1" "$2")
+    older=$(older_name_variable "$1" "$2")
     if [[ ! ${!name:-} && ${!older:-} ]]; then name=$older; fi
     printf '%s\n' "$name"
 }
@@ -116,9 +126,9 @@ project_url() {
     printf '%s/%s\n' "${base%/}" "$1"
 }
 
-# changes_of PROJECT BRANCH: the refs of the Gerrit changes to be merged there, in order; the triggering one is last.
-changes_of() {
-    local project=$1 branch=$2 change trigger=''
+# given_changes PROJECT: a line branch:ref for each of its Gerrit changes, in order; the triggering one is last.
+given_changes() {
+    local change trigger=''
     local -a changes=()
     IFS='^' read -r -a changes <<< "${GERRIT_CHANGES:-}"
     if [[ ${GERRIT_REFSPEC:-} ]]; then
@@ -126,10 +136,16 @@ changes_of() {
         case ^${GERRIT_CHANGES:-}^ in *"^$trigger^"*) ;; *) changes+=("$trigger") ;; esac
     fi
     for change in ${changes[@]+"${changes[@]}"}; do
-        if [[ $change == "$project:$branch:"* ]]; then
-            printf '%s\n' "${change##*:}"
-        fi
+        if [[ $change == "$1:"* ]]; then printf '%s\n' "${change#*:}"; fi
     done
+}
+
+# changes_of PROJECT BRANCH: the refs of the Gerrit changes to be merged there, in order.
+changes_of() {
+    local branch ref
+    while IFS=: read -r branch ref; do
+        if [[ $branch == "$2" ]]; then printf '%s\n' "$ref"; fi
+    done < <(given_changes "$1" || true)
 }
 
 # --- one project ---
@@ -233,7 +249,7 @@ take_code() {
     check_out "$tree" "$chosen" || return
     merge_changes "$project" "${chosen#refs/heads/}" "$tree" || return
     changes=$(changes_of "$project" "${chosen#refs/heads/}")
-    note_choice "$project" "$branch" "$chosen" "$refs" "$changes"
+    note_choice "$project" "$branch" "$chosen" "$refs"
     printf '%s\n' "$chosen" > "$tree/.git/gate-ref"
     if [[ $chosen == refs/zuul/* || $changes ]]; then
         SAID=$(git -C "$tree" rev-parse HEAD 2>&1) || return 1
@@ -329,15 +345,22 @@ tell_branches() {
     printf '%s at %s%s\n' "$words" "$2" "${branches:+, only ${branches//$'\n'/, }: $3 chooses one}"
 }
 
-# note_choice PROJECT BRANCH REF REFS CHANGES: NOTE says what is not as a reader of the line would think.
+# note_choice PROJECT BRANCH REF REFS: NOTE says what is not as a reader of the line would think.
 note_choice() {
-    local asked=${ZUUL_REF:+$ZUUL_BRANCH}
-    asked=${asked:-${GERRIT_BRANCH:-}}
+    local asked change
+    local -A left=() # branch: 1
     NOTE=''
     case $3 in "refs/heads/$2" | "refs/zuul/$2/"* | "refs/tags/$2") ;; *) NOTE="no branch $2" ;; esac
-    if [[ $asked && $3 != refs/zuul/* && ! $5 ]] && has_change "$1" "$asked" "$4"; then
-        NOTE+="${NOTE:+; }without its change on $asked"
+    if [[ ${ZUUL_REF:-} ]]; then
+        if has_change "$1" "$ZUUL_BRANCH" "$4"; then left[$ZUUL_BRANCH]=1; fi
+    else
+        while IFS=: read -r asked change; do
+            if [[ $change ]]; then left[$asked]=1; fi
+        done < <(given_changes "$1" || true)
     fi
+    for asked in "${!left[@]}"; do
+        if ! is_of_branch "$3" "$asked"; then NOTE+="${NOTE:+; }without its change on $asked"; fi
+    done
 }
 
 # check_out TREE REF: REF is one that choose_ref printed; a branch becomes a local branch of that name.
@@ -445,7 +468,9 @@ setup_workspace() {
     if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! ${ONLY_GATE:-} ]]; then old=1; fi
     setup_side new "$RUN_BRANCH" "$@" || return
     if [[ $old ]]; then setup_side old "$GRENADE_OLD_BRANCH" "$@" || return; fi
-    if [[ ! ${ONLY_GATE:-} ]]; then check_change_is_in new ${old:+old}; fi
+    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    tell_unused_overrides "$@"
+    check_change_is_in new ${old:+old}
 }
 
 # setup_side new|old BRANCH PROJECT...: the projects, and what their devstack would clone beside them.
@@ -490,17 +515,42 @@ branch_variable() {
     printf '%s\n' "$name"
 }
 
-# check_change_is_in SIDE...: the project under test has its change in one of the trees that are tested.
+# check_change_is_in SIDE...: the project under test has its change in one of the trees that are tested, and not only
+# another one of its changes, on another branch.
 check_change_is_in() {
-    local side project=${ZUUL_REF:+$ZUUL_PROJECT}
+    local side project=${ZUUL_REF:+$ZUUL_PROJECT} ref=${ZUUL_REF:-} tree own variable
     project=${project:-${GERRIT_PROJECT:-}}
     if [[ ! $project ]]; then return 0; fi
+    ref=${ref:-refs/gerrit/$GERRIT_REFSPEC}
     for side in "$@"; do
-        if [[ -s $BASE/$side/${project##*/}/.git/gate-change ]]; then return 0; fi
+        tree=$BASE/$side/${project##*/}
+        if [[ -s $tree/.git/gate-change ]] && "${GIT_COMMAND[@]}" -C "$tree" merge-base --is-ancestor "$ref" HEAD 2> /dev/null; then
+            return 0
+        fi
     done
+    own=$(own_branch "$project")
+    variable=$(branch_variable new)
+    if [[ $own ]]; then variable=$(project_variable "$project" PROJECT_BRANCH); fi
     printf '%s: %s: the change under test, %s, is not in what would be tested: %s asks for branch %s of it\n' "${0##*/}" \
-        "$project" "${ZUUL_REF:-${GERRIT_REFSPEC:-}}" "$(branch_variable new || true)" "$RUN_BRANCH" >&2
+        "$project" "${ref#refs/gerrit/}" "$variable" "${own:-$RUN_BRANCH}" >&2
     return 3
+}
+
+# Print the lines that say of a variable for one project that there is no such project in this run.
+tell_unused_overrides() {
+    local name project known=' '
+    local -a names=() projects=("$@")
+    if [[ -s $RUN/more-projects ]]; then mapfile -t -O "${#projects[@]}" projects < "$RUN/more-projects"; fi
+    for project in "${projects[@]}"; do
+        for name in PROJECT_BRANCH GIT_BASE; do
+            names+=("$(project_name_variable "$project" "$name" || true)")
+            known+="${names[-1]} $(older_name_variable "$project" "$name" || true) "
+        done
+    done
+    for name in "${!OVERRIDE_@}"; do
+        if [[ $name != OVERRIDE_?*_@(PROJECT_BRANCH|GIT_BASE) || ! ${!name:-} || $known == *" $name "* ]]; then continue; fi
+        log "$name has no effect: no project of this run has that name; the nearest is $(nearest_name "$name" "${names[@]}" || true)"
+    done
 }
 
 # setup_clones new|old BRANCH: devstack must not clone by itself, since that would be without this run's changes.

@@ -315,6 +315,48 @@ two_branches() {
     [[ $(change_of openstack/nova) == refs/changes/01/1/1 ]]
 }
 
+@test "another change of the project under test, on the branch that an override asks for, is not the one under test" {
+    two_branches
+    make_ref openstack/nova refs/zuul/master/Z2 master
+    zuul openstack/nova master refs/zuul/master/Z2
+    local words='openstack/nova: the change under test, refs/zuul/master/Z2, is not in what would be tested'
+    OVERRIDE_ZUUL_BRANCH=stable/victoria refused "$words: OVERRIDE_ZUUL_BRANCH asks for branch stable/victoria of it"
+    OVERRIDE_NOVA_PROJECT_BRANCH=stable/victoria refused "$words: OVERRIDE_NOVA_PROJECT_BRANCH asks for branch stable/victoria of it"
+    unset ZUUL_REF ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH
+    make_ref openstack/nova refs/changes/02/2/1 master
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/02/2/1
+    export GERRIT_CHANGES=openstack/nova:stable/victoria:refs/changes/01/1/1
+    OVERRIDE_ZUUL_BRANCH=stable/victoria refused 'openstack/nova: the change under test, refs/changes/02/2/1, is not in what would be tested: OVERRIDE_ZUUL_BRANCH asks for branch stable/victoria of it'
+    run --separate-stderr -0 workspace
+    [[ ${lines[0]} == 'openstack/nova master '*' refs/changes/02/2/1 (without its change on stable/victoria)' ]]
+}
+
+@test "projects of the changes that this one depends on are set up, whether the job lists them or not" {
+    two_branches
+    make_project openstack/heat master
+    make_ref openstack/heat refs/changes/02/2/1
+    make_ref openstack/heat refs/zuul/stable/victoria/Z2
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    export ZUUL_CHANGES=openstack/heat:stable/victoria:refs/changes/02/2/1^openstack/nova:stable/victoria:refs/changes/01/1/1
+    run --separate-stderr -0 workspace
+    [[ ${lines[3]} == 'openstack/heat stable/victoria '*' refs/zuul/stable/victoria/Z2' ]]
+    [[ $(change_of openstack/heat) == refs/zuul/stable/victoria/Z2 ]]
+    unset ZUUL_REF ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH ZUUL_CHANGES
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=stable/victoria GERRIT_REFSPEC=refs/changes/01/1/1
+    export GERRIT_CHANGES=openstack/heat:master:refs/changes/02/2/1
+    run --separate-stderr -0 workspace
+    [[ ${lines[3]} == 'openstack/heat master '*' refs/changes/02/2/1 (no branch stable/victoria)' ]]
+    [[ $(change_of openstack/heat) == refs/changes/02/2/1 ]]
+}
+
+@test "a variable for a project that the run does not have is told with the nearest one" {
+    two_branches
+    export OVERRIDE_NOVAA_PROJECT_BRANCH=stable/victoria OVERRIDE_OSLOUTILS_PROJECT_BRANCH=master OVERRIDE_GLANCE_GIT_BASE=$GIT_BASE
+    run --separate-stderr -0 workspace
+    [[ $stderr == *'OVERRIDE_NOVAA_PROJECT_BRANCH has no effect: no project of this run has that name; the nearest is OVERRIDE_NOVA_PROJECT_BRANCH' ]]
+    [[ $stderr != *OSLO* && $stderr != *'OVERRIDE_GLANCE_GIT_BASE has'* ]]
+}
+
 @test "a branch that no project has ends the run, whoever asks for it" {
     two_branches
     zuul openstack/oslo.utils master refs/zuul/master/Z3

@@ -156,10 +156,24 @@ accepted() {
         case $GERRIT_CHANGES in *'^') continue ;; esac
         refused GERRIT_CHANGES
     done
-    GERRIT_CHANGES=a:b:refs/changes/02/2/1^openstack/nova:master:refs/changes/01/1/1
+    for GERRIT_CHANGES in $'a:b:refs/x\n^a:c:refs/y' $'a:b:refs/x\na:c:refs/y' 'a:b:refs/x a:c:refs/y' 'a:b:refs/x, a:c:refs/y'; do
+        refused 'GERRIT_CHANGES: expected project:branch:ref^'
+    done
+    GERRIT_CHANGES=$' a:b:refs/changes/02/2/1^openstack/nova:master:refs/changes/01/1/1\n'
     accepted
     GERRIT_REFSPEC=changes/1
     refused GERRIT_REFSPEC
+}
+
+@test "ZUUL_CHANGES that would be read only in part" {
+    zuul openstack/nova master refs/zuul/master/ZA
+    export ZUUL_CHANGES
+    for ZUUL_CHANGES in 'a:b:refs/x a:c:refs/y' $'a:b:refs/x\n^a:c:refs/y' a:b ../a:b:refs/x; do refused ZUUL_CHANGES; done
+    ZUUL_CHANGES=openstack/glance:master:refs/changes/02/2/1^openstack/nova:master:refs/changes/01/1/1
+    accepted
+    ZUUL_CHANGES=x
+    unset ZUUL_REF
+    accepted
 }
 
 @test "the change under test twice" {
