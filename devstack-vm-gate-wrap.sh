@@ -29,6 +29,9 @@ FAILED_PHASE='' # what failed
 NODE_LINES=''   # what the machine's mark says of it
 FOLLOWER=''  # process that shows the phase's output
 WATCHER=''   # process that watches the clock, and us
+# What a file of settings comes too late for, beside OVERRIDE_<PROJECT>_...
+DECIDED=(PROJECTS DEVSTACK_GATE_PROJECTS DEVSTACK_GATE_PROJECTS_OVERRIDE BRANCH_OVERRIDE GIT_BASE DEVSTACK_GATE_GRENADE
+    GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT)
 NOT_TRIED=75   # the status of a hook that says that the test could not be tried
 KIND_HINT=''   # infrastructure, if one did
 
@@ -55,7 +58,8 @@ check_environment() {
 run_gate() {
     if [[ ${JOB_FUNCTIONS[gate_hook]:-} ]]; then
         run_hook gate_hook || return
-        run_phase check-installed "$LOGS/check-installed.txt" check_installed
+        run_phase check-installed "$LOGS/check-installed.txt" check_installed || return
+        note_nowhere
     else
         run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
     fi
@@ -66,11 +70,21 @@ check_installed() {
     as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
 }
 
-# Tests may be what hooks run.
+# What is installed nowhere was not tested by anything that devstack runs. devstack-vm-gate.sh, if the hook called it, has
+# noted that.
+note_nowhere() {
+    local names
+    if [[ -s $BASE/gate/step ]]; then return 0; fi
+    names=$(sed -n 's/: is installed nowhere: .*//p' "$LOGS/check-installed.txt" | grep -vxE "$NO_PACKAGES") || return 0
+    names=${names//$'\n'/ was not installed; }
+    printf '%s was not installed' "$names" | as_root tee "$BASE/gate/note" > /dev/null
+}
+
+# Tests may be what hooks run; but a tempest that was asked for and ran none has tested nothing.
 note_no_test() {
-    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then
-        as_root sed -i -E 's/(; )?no test was run//' "$BASE/gate/note"
-    fi
+    local words='s/tempest ran no test/no test was run/'
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='s/(; )?no test was run//; s/^; //'; fi
+    as_root sed -i -E "$words" "$BASE/gate/note"
 }
 
 # Run an exported function of the job, if there is one of that name.
@@ -115,20 +129,46 @@ run_cleanup_hook() {
     run_phase cleanup_hook "$LOGS/cleanup_hook.txt" as_job cleanup_hook "$seconds" || log "cleanup_hook ended with $?" 2>&1
 }
 
-# Source a file of the job and take over what it exports, as if the job had exported it; but not what was decided already.
+# Source a file of the job and take over what it exports, and the settings that it assigns, as if the job had exported
+# them; but not what was decided already.
 run_settings_file() {
     local -a words
-    local entry name before=${PROJECTS:-}:${RUN_BRANCH:-}:${BASE}:${WORKSPACE}
+    local name
+    local -A before=()
     read -r -d '' -a words <<< "${DEVSTACK_GATE_SETTINGS:-}" || true
     if (( ! ${#words[@]} )); then return 0; fi
     PHASE=gate_settings
     if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
+    for name in "${!OVERRIDE_@}" "${DECIDED[@]}"; do before[$name]=${!name:-}; done
+    # Whatever the file does to its shell: the names stand in the code, and the trap is for one that ends it.
+    JOB_FUNCTIONS[gate_settings_keep]="() { local name; for name in ${SETTINGS[*]}; do
+        if [[ -v \$name ]]; then export \"\$name\"; fi; done; command -p env -0 > \"\$GATE_ENVIRONMENT\"; }"
     # shellcheck disable=SC2016  # the job's shell expands it
-    JOB_FUNCTIONS[gate_settings]='() { trap "env -0 > $GATE_ENVIRONMENT" EXIT; set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift; . "$file" "$@"; }'
+    JOB_FUNCTIONS[gate_settings]='() { trap gate_settings_keep EXIT; set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift
+        . "$file" "$@"; set -- $?; gate_settings_keep; return "$1"; }'
     GATE_ENVIRONMENT=$RUN/environment run_hook gate_settings || return
-    unset 'JOB_FUNCTIONS[gate_settings]'
+    unset 'JOB_FUNCTIONS[gate_settings]' 'JOB_FUNCTIONS[gate_settings_keep]'
+    if [[ ! -s $RUN/environment ]]; then
+        die 2 "DEVSTACK_GATE_SETTINGS: expected settings, but ${words[0]} ends its shell in a trap of its own"
+    fi
+    take_environment "$RUN/environment"
+    for name in "${!OVERRIDE_@}" "${DECIDED[@]}"; do
+        if [[ ${!name:-} != "${before[$name]:-}" && $name != OVERRIDE_ENABLED_SERVICES ]]; then
+            die 2 "DEVSTACK_GATE_SETTINGS: ${words[0]} sets $name, but the projects are set up already; the job must set it"
+        fi
+    done
+    check_names
+    read_older_words
+    check_tests
+}
+
+# take_environment FILE: what a file of settings exports, ended by NULs; what it has unset is not set any more.
+take_environment() {
+    local entry name
+    local -A seen=()
     while IFS= read -r -d '' entry; do
         name=${entry%%=*}
+        seen[$name]=1
         if [[ $name == BASH_FUNC_*'%%' ]]; then
             name=${name#BASH_FUNC_}
             if [[ $name != gate_settings* ]]; then JOB_FUNCTIONS[${name%'%%'}]=${entry#*=}; fi
@@ -136,12 +176,11 @@ run_settings_file() {
             # shellcheck disable=SC2163  # NAME=VALUE
             export "$entry"
         fi
-    done < "$RUN/environment"
-    if [[ ${PROJECTS:-}:${RUN_BRANCH:-}:${BASE}:${WORKSPACE} != "$before" ]]; then
-        die 2 "DEVSTACK_GATE_SETTINGS: ${words[0]} sets PROJECTS, but the projects are set up already; the job must set it"
-    fi
-    check_names
-    check_tests
+    done < "$1"
+    for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
+        if [[ $name == *[!A-Z0-9_]* || ! -v $name || ${seen[$name]:-} ]]; then continue; fi
+        if may_be_set "$name"; then unset "$name"; fi
+    done
 }
 
 # Whether a file of settings may set a variable: none of this script's own, nor of the shell's, nor what names the change.
@@ -154,8 +193,13 @@ may_be_set() {
 }
 
 run_local() {
+    local rights=1
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
+    # The run may change the checkout, or remove it.
+    cp -RL -- "$HERE/gate" "$RUN/" || die 1 "$RUN: the scripts cannot be copied there"
+    GATE_TOOLS=$RUN/gate
+    as_root true 2> /dev/null || rights=''
     start_clock
     trap 'finish $?' EXIT
     trap 'STOPPED=timeout; exit 124' USR1
@@ -166,10 +210,11 @@ run_local() {
     # An earlier run's logs would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
         rm -rf -- "$LOGS"
-        as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true
-        if [[ ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
+        if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
+        if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi
     mkdir -p -- "$LOGS"
+    keep_room
     start_watcher
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     note_given
@@ -177,6 +222,7 @@ run_local() {
     if [[ $NODE_LINES ]]; then printf '%s\n' "$NODE_LINES"; fi
     read_group
     print_group
+    if [[ ! $rights ]]; then lack_rights; fi
     use_changed_gate || exit
     local rc=0
     run_phase setup-workspace "$LOGS/setup-workspace.txt" setup_workspace "${RUN_PROJECTS[@]}" || rc=$?
@@ -193,6 +239,11 @@ run_local() {
     PHASE=
 }
 
+lack_rights() {
+    begin_phase setup-host
+    die 1 "expected sudo without a password for $(id -un || true): the machine is made ready as root"
+}
+
 print_node() {
     if [[ -r $MARK ]]; then grep -E '^NODE_[A-Z]+=' "$MARK" || true; fi
     use_environment
@@ -202,7 +253,7 @@ print_node() {
 # --- whatever happened ---
 
 finish() {
-    local rc=$1 step='' words=PASS note
+    local rc=$1 step='' words=PASS note full=''
     FAILED_PHASE=$PHASE
     trap - EXIT
     trap '' INT TERM HUP PIPE USR1
@@ -218,11 +269,14 @@ finish() {
         words="FAIL ($rc) in ${PHASE:-the beginning}"
         if [[ $PHASE == devstack-vm-gate.sh ]]; then step=$(first_words "$BASE/gate/step"); fi
         words+=${step:+: $step}
-        note_full_disks
+        full=$(full_disks)
     else
         note=$(first_words "$BASE/gate/note")
         words+=${note:+ ($note)}
     fi
+    rm -f -- "$LOGS/.room"
+    # For people, and for the signature of a known failure: no log could say it.
+    if [[ $full ]]; then printf '%s\n' "$full" | tee -a -- "$LOGS/cleanup-host.txt"; fi
     run_cleanup_hook "$rc" "$words"
     finish_logs "$rc" "$step" "$words"
     end_watcher
@@ -238,7 +292,7 @@ first_words() {
     printf '%s\n' "${words//[[:cntrl:]]/ }"
 } 2> /dev/null
 
-note_full_disks() {
+full_disks() {
     local folder free
     for folder in "$WORKSPACE" "$BASE" /tmp; do
         free=$(df -k --output=avail -- "$folder" 2> /dev/null) && free=${free##*[[:space:]]}
@@ -286,6 +340,7 @@ main() {
     find_scripts
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
+    start_plainly "$@"
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
     # shellcheck source=gate/clock.sh

@@ -169,7 +169,7 @@ collect_theirs() {
         elif [[ $name == local.conf && $file == */localrc ]]; then
             die 2 "$devstack/local.conf: this devstack does not read it, expected localrc"
         fi
-        text=$(sed "/^$BEGIN\$/,/^$END\$/d" -- "$devstack/$name")
+        text=$(sed -e $'1s/^\xef\xbb\xbf//' -e 's/\r$//' -e "/^$BEGIN\$/,/^$END\$/d" -- "$devstack/$name")
         if [[ $file == */local.conf && $name == localrc ]]; then
             log "$devstack/localrc: read as a section of local.conf"
             printf '[[local|localrc]]\n'
@@ -213,18 +213,23 @@ print_localrc() {
         if ! grep -qE "^[[:blank:]]*(export[[:blank:]]+)?$given=" <<< "$theirs"; then printf '%s\n' "$name"; fi
     done
     if [[ ${OVERRIDE_ENABLED_SERVICES:-} ]]; then
-        print_value ENABLED_SERVICES= "$OVERRIDE_ENABLED_SERVICES"
+        print_services ENABLED_SERVICES= "$OVERRIDE_ENABLED_SERVICES"
     elif [[ ${ENABLED_SERVICES:-} ]]; then
-        print_value ENABLED_SERVICES+=, "$ENABLED_SERVICES"
+        print_services ENABLED_SERVICES+=, "$ENABLED_SERVICES"
     fi
     if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then printf 'ENABLED_SERVICES+=,tempest\n'; fi
     if [[ ${DEVSTACK_GATE_VIRT_DRIVER:-} ]]; then printf 'VIRT_DRIVER=%s\n' "$DEVSTACK_GATE_VIRT_DRIVER"; fi
     if [[ ${DEVSTACK_GATE_LIBVIRT_TYPE:-} ]]; then printf 'LIBVIRT_TYPE=%s\n' "$DEVSTACK_GATE_LIBVIRT_TYPE"; fi
 }
 
-# A list of services as devstack's own parsers of localrc like it best: bare.
-print_value() {
-    if [[ $2 =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then printf '%s%s\n' "$1" "$2"; else printf '%s%q\n' "$1" "$2"; fi
+# print_services BEGINNING LIST: as devstack's own parsers of localrc like it best, bare, and without blanks, which would be
+# part of a name there.
+print_services() {
+    local -a names
+    local list
+    read -r -d '' -a names <<< "${2//,/ }" || true
+    list=$(IFS=,; printf '%s' "${names[*]}")
+    if [[ $list =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then printf '%s%s\n' "$1" "$list"; else printf '%s%q\n' "$1" "$list"; fi
 }
 
 # devstack takes a library from the package index unless it is told to take the tree: those with the change in them, and
@@ -243,7 +248,7 @@ print_libraries() {
 list_libraries() {
     local dest=$1 change name
     local -a names=()
-    read -r -a names <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }"
+    read -r -d '' -a names <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }" || true
     for change in "$dest"/*/.git/gate-change; do
         name=${change%/.git/gate-change}
         name=${name##*/}
@@ -357,8 +362,22 @@ run_tempest() {
         tox -e "$TEMPEST_ENVIRONMENT" -- "${TEMPEST_ARGUMENTS[@]}"
     if no_test_ran "$NEW/tempest.txt"; then
         log 'tempest ran no test'
-        note 'no test was run'
+        note 'tempest ran no test'
+    else
+        note_missing_tests "$NEW/tempest.txt"
     fi
+}
+
+# Of tests that the job names, one that tempest does not know is run by nobody.
+note_missing_tests() {
+    local name
+    local -a names
+    read -r -d '' -a names <<< "${DEVSTACK_GATE_TEMPEST_TESTS:-}" || true
+    if ! grep -qE '^Ran:? [0-9]+ ' "$1"; then return 0; fi
+    for name in "${names[@]%%\[*}"; do
+        name=${name%,}
+        if [[ $name ]] && ! grep -F -- "$name" "$1" | grep -qF ' ... '; then note "no test $name was run"; fi
+    done
 }
 
 # The constraints file of tempest's environment, as devstack tells tox; nothing for a devstack that has no such setting.
@@ -369,11 +388,12 @@ tempest_constraints() {
     printf '%s\n' "$named"
 }
 
-# Whether stestr's summary counts tests, and none that passed or failed.
+# Whether the summary of stestr, or of testr and unittest, counts tests, and none that passed or failed.
 no_test_ran() {
     awk '/^Ran: [0-9]+ tests? in / { summary = 1; ran = 0 }
         summary && /^ - (Passed|Failed|Expected Fail|Unexpected Success): / { ran += $NF }
-        /^Ran [0-9]+ tests? in / { summary = 1; ran = $2 }
+        /^Ran [0-9]+ (\([+-][0-9]+\) )?tests? in / { summary = 1; ran = $2 }
+        summary && /^(OK|FAILED|PASSED) \(.*skip(s|ped)=[0-9]/ { sub(/.*skip(s|ped)=/, ""); ran -= $0 }
         END { exit !(summary && !ran) }' "$1"
 }
 
@@ -402,6 +422,7 @@ main() {
     HERE=${HERE%/*}
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
+    start_plainly "$@"
     case ${1:-} in
         '') ;;
         -h | --help) usage; return 0 ;;
@@ -450,21 +471,27 @@ main() {
 # Nothing is believed: what stands in devstack's environments must come from the trees with the change.
 check_installed() {
     local venv
+    local -a libraries=()
     venv=$(devstack_setting DEVSTACK_VENV)
-    part 'check of what is installed' "$NEW/installed.txt" "$NEW" python3 -I "$HERE/gate/installed.py" "$BASE" ${venv:+"$venv"}
+    read -r -d '' -a libraries <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }" || true
+    libraries=("${libraries[@]##*/}")
+    part 'check of what is installed' "$NEW/installed.txt" "$NEW" \
+        python3 -I "$HERE/gate/installed.py" "${libraries[@]/#/--library=}" "$BASE" ${venv:+"$venv"}
     note_not_installed
 }
 
 # A change to what this run does not install, a service that is not on, has passed nothing. What devstack itself reads
-# as it lies there has.
+# as it lies there has, be it a plug-in of another name than its project.
 note_not_installed() {
-    local name
+    local name blank='[[:blank:]]+' plugin
     while IFS= read -r name; do
-        if [[ $name != @(devstack|devstack-gate|requirements|grenade) ]] \
-            && ! grep -qsE "^[[:blank:]]*enable_plugin[[:blank:]]+${name}[[:blank:]]" -- "${SETTINGS_FILES[@]}"; then
+        plugin="^[[:blank:]]*enable_plugin${blank}($name${blank}|[^[:blank:]]+${blank}[^[:blank:]]*/$name(\\.git)?/?([[:blank:]]|\$))"
+        if ! grep -qxE "$NO_PACKAGES" <<< "$name" && ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then
             note "$name was not installed"
         fi
-    done < <(sed -n 's/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
+    done < <(sed -n '/^NOT /d; s/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
+    while IFS= read -r name; do note "$name was not taken from its tree"; done \
+        < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
 }
 
 # devstack_setting NAME: its value as devstack itself reads its settings; nothing if it has no such setting.

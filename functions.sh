@@ -4,6 +4,8 @@
 
 GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
 GATE_TOOLS=${GATE_TOOLS%/*}/gate
+# shellcheck disable=SC2034  # both gate scripts read it
+NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are read as they lie there, not installed
 GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
 
 # --- messages ---
@@ -28,6 +30,14 @@ die() {
 # Print NAME and the version of the project, which stands in gateprocess.py.
 print_version() {
     sed -n "s/^VERSION = \"\([0-9.]*\)\".*/${0##*/} \1/p" -- "${GATE_TOOLS%/gate}/gateprocess.py"
+}
+
+# start_plainly ARGUMENT...: begin again without what an exported SHELLOPTS, BASHOPTS or POSIXLY_CORRECT makes of bash and
+# other tools: a trace with secrets in it, another language.
+start_plainly() {
+    if [[ ${SHELLOPTS@a} == *x* || ${BASHOPTS@a} == *x* || -v POSIXLY_CORRECT ]]; then
+        exec env -u SHELLOPTS -u BASHOPTS -u POSIXLY_CORRECT bash "$0" "$@"
+    fi
 }
 
 # gate_tool NAME ARGUMENT...: one of our Python programs; nothing of the environment changes what it does.

@@ -49,14 +49,13 @@ start_clock() {
 # run_processes WHAT OPTION...: gate/processes.py, as root if we may be; with nothing in its environment by which others
 # would count it among the build's processes.
 run_processes() {
-    local -a program=(env -i PATH="$PATH" python3 -I "$RUN/processes.py")
+    local -a program=(env -i PATH="$PATH" python3 -I "$GATE_TOOLS/processes.py")
     if (( EUID )) && sudo -n true 2> /dev/null; then program=(sudo -n -- "${program[@]}"); fi
     "${program[@]}" "$@" --run "$$" --user stack
 }
 
 # A watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends all of the run if we are killed or stopped.
 start_watcher() {
-    cp -- "$HERE/gate/processes.py" "$RUN/" # the run may change the checkout
     export GATE_MARK=$RUN
     WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
         --log "$LOGS/cleanup-host.txt") || die 1 'the time limit cannot be watched: gate/processes.py does not run, which takes python3'
@@ -101,6 +100,8 @@ run_phase() {
     follow "$file" "$size" "$pid" &
     FOLLOWER=$!
     wait "$pid" || rc=$?
+    # Who aborts a build tells us and the test, in any order: our trap says that it was aborted.
+    case $rc in 130 | 143) sleep 1 ;; esac
     end_phase
     return "$rc"
 }

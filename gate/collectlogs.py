@@ -340,11 +340,15 @@ class Collector:
         with file:
             info = os.fstat(file.fileno())
             identity = (info.st_dev, info.st_ino)
-            if identity in self._copied:
-                if wanted.own and wanted.entry.kind == "link":
-                    self._link(wanted.to, self._copied[identity])
+            try:
+                if identity in self._copied:
+                    if wanted.own and wanted.entry.kind == "link":
+                        self._link(wanted.to, self._copied[identity])
+                    return
+                path = self._write(wanted.to, file, info.st_size)
+            except OSError as err:  # its name in the new folder, which is longer
+                self.leave(f"cannot be copied: {err.strerror}", info.st_size)
                 return
-            path = self._write(wanted.to, file, info.st_size)
             if path:
                 self._copied[identity] = path
 
@@ -527,6 +531,7 @@ class Run:
         self.logs, self.base = self.facts["logs"], self.facts["base"]
         self.owner = (int(self.facts["uid"]), int(self.facts["gid"]))
         self.until = self.started + float(self.facts["seconds"])
+        make_again(os.path.dirname(self.logs), self.owner)
         self.folder = new_folder(os.path.dirname(self.logs) + "/.logs-new")
         self.results: dict[str, Any] = {}
         self.known: list[dict[str, Any]] = []
@@ -784,13 +789,39 @@ class Run:
             path = f"{self.folder}/{name}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # of a hook's
-            output = Output(path, self.owner, limits, False)
-            output.write(data)
-            output.close()
+            while not self._written(path, data, limits):
+                pass
             os.chmod(path, mode)
         os.chown(self.folder, *self.owner)
         os.chmod(self.folder, 0o755)
         take_place(self.folder, self.logs, self.until)
+
+    def _written(self, path: str, data: bytes, limits: Limits) -> bool:
+        """Write one of the last files; on a full disk, make room for it and return False."""
+        output = Output(path, self.owner, limits, False)
+        try:
+            output.write(data)
+            output.close()
+        except OSError as err:
+            output.drop()
+            if err.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
+                raise
+            return False
+        return True
+
+    def _make_room(self) -> bool:
+        """Remove the folder that ours replaces, then the largest log; returns whether there was something."""
+        if os.path.isdir(self.logs) and not os.path.islink(self.logs):
+            unmount(self.logs)
+            with contextlib.suppress(OSError):
+                remove(self.logs, self.until)
+                return True
+        largest = largest_file(self.folder, LAST_FILES)
+        if not largest:
+            return False
+        os.unlink(largest)
+        self.said.append(f"Dropped {printable(largest[len(self.folder) + 1 :])}: the disk is full.")
+        return True
 
     def _hidden_json(self, content: Mapping[str, Any]) -> bytes:
         """Return the verdict without secrets: hidden in its texts, so that it stays JSON."""
@@ -924,6 +955,17 @@ def run_command(
         process.wait()
 
 
+def largest_file(folder: str, spared: Sequence[str]) -> str:
+    """Return the largest file of a folder but for the spared ones; "" if there is no other."""
+    found = [
+        f"{path}/{name}"
+        for path, _, names in os.walk(folder)
+        for name in names
+        if path != folder or name not in spared
+    ]
+    return max(found, key=lambda path: os.lstat(path).st_blocks, default="")
+
+
 # --- the place of logs/ ---
 
 
@@ -938,6 +980,13 @@ def take_place(new: str, place: str, until: float) -> None:
     os.rename(new, place)
     with contextlib.suppress(OSError):
         remove(old, until)
+
+
+def make_again(folder: str, owner: tuple[int, int]) -> None:
+    """Make the job's folder if the test has removed it."""
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(folder, 0o755)
+        os.chown(folder, *owner)
 
 
 def new_folder(name: str) -> str:

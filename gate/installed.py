@@ -1,6 +1,7 @@
 """Check that the change under test is in what devstack has installed.
 
-Usage: python3 -I installed.py BASE [FOLDER...]; each FOLDER is one more virtual environment to look into
+Usage: python3 -I installed.py [--library=NAME...] BASE [FOLDER...]; each FOLDER is one more virtual environment to look
+into, each NAME a tree that is to be installed though it has no change
 
 For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
 commit): is that commit still in what is checked out, and does what is installed under the distribution's name come
@@ -52,13 +53,19 @@ class Installed(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Print a line for each project with a change; returns the exit code."""
-    base, *more = (Path(argument) for argument in arguments)
+    named = [word.partition("=")[2] for word in arguments if word.startswith("--library=")]
+    base, *more = (Path(word) for word in arguments if not word.startswith("--library="))
     failed = False
     for mark in sorted(base.glob("new/*/.git/gate-change")):
         tree = mark.parent.parent
         right, words = judge(tree, mark.read_text().strip(), base, more)
         failed = failed or not right
         print(f"{'' if right else 'NOT TESTED: '}{tree.name}: {words}")
+    for name in dict.fromkeys(named):
+        tree = base / "new" / name
+        if name != "ALL" and not (tree / ".git/gate-change").exists():
+            right, words = judge(tree, "HEAD", base, more) if tree.is_dir() else (False, f"there is no tree {tree}")
+            print(f"{'' if right and NOWHERE not in words else 'NOT FROM ITS TREE: '}{name}: {words}")
     return 3 if failed else 0
 
 

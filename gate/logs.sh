@@ -6,6 +6,7 @@
 
 LOG_CAP_KB=$(( 1024 * 1024 )) # for all logs together, compressed
 LOG_CAP_FILES=20000
+ROOM_KB=16384 # kept free on the disk of the logs while the test runs
 SERVICE_LOGS=(apache2 httpd ceph libvirt mysql mariadb openvswitch ovn postgresql rabbitmq)
 KNOWN_FAILURES='[]' # the signatures as knownfailures.py prints them, as they were at the start
 
@@ -17,6 +18,11 @@ check_known_failures() {
         said=$KNOWN_FAILURES
         die 2 "DEVSTACK_GATE_KNOWN_FAILURES: $said"
     fi
+}
+
+# A test that fills the disk leaves this much for the logs that say so.
+keep_room() {
+    fallocate -l "${ROOM_KB}K" -- "$LOGS/.room" 2> /dev/null || true
 }
 
 # finish_logs STATUS STEP WORDS: collect within what is left of the time limit, but at least 10 seconds.

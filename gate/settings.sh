@@ -120,9 +120,23 @@ nearest_name() {
         END { print nearest }'
 }
 
+# Text that was written in a browser or on Windows, with its line ends and byte order mark, as lines of bash and of INI
+# files, where these would belong to names and values. Names the variables.
+make_lines_plain() {
+    local name value
+    for name in "$@"; do
+        value=${!name:-}
+        value=${value//$'\r\n'/$'\n'}
+        value=${value%$'\r'}
+        value=${value#$'\xef\xbb\xbf'}
+        if [[ $value != "${!name:-}" ]]; then printf -v "$name" %s "$value"; fi
+    done
+}
+
 # What jobs of devstack-gate's earlier years say in other words, in today's.
 read_older_words() {
     local name
+    make_lines_plain "${SETTINGS[@]}" "${!OVERRIDE_@}"
     for name in "${SWITCHES[@]}"; do
         case ${!name:-} in
             true | True | TRUE) printf -v "$name" 1 ;;
@@ -154,6 +168,7 @@ read_local_conf() {
         die 2 "$LOCAL_CONF: expected a plain file of the job's user, settings of devstack"
     fi
     text=$(< "$LOCAL_CONF")
+    make_lines_plain text
     if [[ ${DEVSTACK_LOCAL_CONFIG:-} == *"$text"* ]]; then return 0; fi # read before: this script goes on as the changed one
     log "settings of devstack: $LOCAL_CONF is used, too"
     export DEVSTACK_LOCAL_CONFIG=$text$'\n[[local|localrc]]\n'${DEVSTACK_LOCAL_CONFIG:-}

@@ -41,8 +41,7 @@ from console import printable
 NAMES = 20  # of failed tests
 MAX_TEXT = 500  # characters
 MAX_NUMBER = 10**9
-EXIT_SOURCE, EXIT_CONFIGURATION, EXIT_TIMEOUT, EXIT_NO_ENVIRONMENT = 3, 2, 124, 75
-EXITS_ABORTED = (130, 141, 143)
+EXIT_SOURCE, EXIT_CONFIGURATION = 3, 2
 PARTS = re.compile(
     r"(?:stack|unstack|exercise|grenade)\.sh|tempest.*"
 )  # of devstack-vm-gate.sh, whose status is the test's
@@ -62,8 +61,6 @@ def kind_of(facts: Mapping[str, str], known: list[dict[str, Any]]) -> str:
         return hint
     own = not HOOK.fullmatch(phase) and not PARTS.fullmatch(step)  # a hook's and a test's statuses are their own
     kinds = {EXIT_SOURCE: "source", EXIT_CONFIGURATION: "configuration"} if own else {}
-    kinds[EXIT_TIMEOUT] = "timeout"
-    kinds.update(dict.fromkeys(EXITS_ABORTED, "aborted"))
     if status in kinds:
         return kinds[status]
     if phase.startswith("setup-"):

@@ -343,6 +343,9 @@ def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> No
     hooks = "post_test_hook() { echo tested; }; export -f post_test_hook"
     run = node.gate(hooks=hooks, DEVSTACK_GATE_EXERCISES="0", **GOOD)
     assert run.stdout.splitlines()[-1].startswith("PASS. Minutes: ")
+    hooks = "gate_hook() { printf '[metadata]\\nname = adder\\n' > $BASE/new/adder/setup.cfg; }; export -f gate_hook"
+    run = node.gate(hooks=hooks, **GOOD)
+    assert run.stdout.splitlines()[-1].startswith("PASS (adder was not installed). Minutes: ")
 
 
 def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
@@ -355,22 +358,75 @@ def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
     assert run.stdout.splitlines()[-1].startswith("FAIL (3) in check-installed. ")
 
 
+SETTINGS_FILE = """
+trap 'echo at the end of mine' EXIT
+DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1
+unset ENABLED_SERVICES
+more() { echo more of it; }
+export -f more
+IFS=,
+"""
+
+
 def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -> None:
-    node.check("printf 'export DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1\\nr=1\\n' > settings; "
-               "printf 'more() { echo more of it; }\\nexport -f more\\n' >> settings; "
-               "printf 'export DEVSTACK_GATE_TEMPST=1\\n' > wrong")
+    files = {"settings": SETTINGS_FILE, "wrong": "export DEVSTACK_GATE_TEMPST=1", "late": "OVERRIDE_ZUUL_BRANCH=x",
+             "deaf": "trap 'echo bye' EXIT; exit 0"}
+    for name, text in files.items():
+        node.check(f"cat > {name}", text.encode())
     hooks = "pre_test_hook() { more; }; export -f pre_test_hook"
 
-    run = node.gate(hooks=hooks, DEVSTACK_GATE_SETTINGS="/home/jenkins/settings 24", **GOOD)
+    run = node.gate(hooks=hooks, before="mkdir 'of mine'; export TMPDIR=\"$PWD/of mine\"",
+                    ENABLED_SERVICES="none-of-ours", DEVSTACK_GATE_SETTINGS="/home/jenkins/settings 24", **GOOD)
 
     assert run.returncode == 24, run.stdout
-    assert "more of it" in run.stdout
-    run = node.gate(DEVSTACK_GATE_SETTINGS="/home/jenkins/none", **GOOD)
-    assert run.returncode == 2, run.stdout
-    assert "DEVSTACK_GATE_SETTINGS: there is no file /home/jenkins/none" in run.stdout
-    run = node.gate(DEVSTACK_GATE_SETTINGS="/home/jenkins/wrong", **GOOD)
-    assert run.returncode == 2, run.stdout
-    assert "DEVSTACK_GATE_TEMPST: there is no such variable; the nearest name is DEVSTACK_GATE_TEMPEST" in run.stdout
+    assert ("more of it" in run.stdout, "at the end of mine" in run.stdout) == (True, True)
+    assert "none-of-ours" not in node.file(f"{LOGS}/local_conf.txt")
+    for file, words in (
+        ("none", "DEVSTACK_GATE_SETTINGS: there is no file /home/jenkins/none"),
+        ("wrong", "DEVSTACK_GATE_TEMPST: there is no such variable; the nearest name is DEVSTACK_GATE_TEMPEST"),
+        ("late", "DEVSTACK_GATE_SETTINGS: /home/jenkins/late sets OVERRIDE_ZUUL_BRANCH, but the projects are set up"),
+        ("deaf", "DEVSTACK_GATE_SETTINGS: expected settings, but /home/jenkins/deaf ends its shell in a trap"),
+    ):
+        run = node.gate(DEVSTACK_GATE_SETTINGS=f"/home/jenkins/{file}", **GOOD)
+        assert (run.returncode, words in run.stdout) == (2, True), run.stdout
+
+
+def test_what_the_jobs_shell_is_set_to_neither_traces_secrets_nor_changes_the_run(node: Node) -> None:
+    run = node.gate(before="set -xv; export SHELLOPTS POSIXLY_CORRECT=1; exec 2>&1", MY_TOKEN="hunter2-canary", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.partition("devstack-vm-gate-wrap.sh")[2].count("hunter2-canary") == 0
+
+
+def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:
+    hooks = 'pre_test_hook() { rm -rf "$WORKSPACE"; }; gate_hook() { return 5; }; export -f pre_test_hook gate_hook'
+
+    run = node.gate(hooks=hooks, **GOOD)
+
+    assert run.stdout.splitlines()[-1].startswith("FAIL (5) in gate_hook. "), run.stdout
+    assert (verdict(node)["kind"], verdict(node)["phase"]) == ("test", "gate_hook")
+
+
+def test_a_test_that_fills_the_disk_leaves_the_log_that_says_so(node: Node) -> None:
+    hooks = 'gate_hook() { echo before it was full; cat /dev/zero > "$WORKSPACE/full"; return 5; }; export -f gate_hook'
+    disk = "mkdir small; sudo mount -t tmpfs -o size=30m,uid=$(id -u) tmpfs small"
+
+    run = node.gate(hooks=hooks, before=disk, WORKSPACE="/home/jenkins/small", **GOOD)
+
+    assert run.stdout.splitlines()[-1].startswith("FAIL (5) in gate_hook. "), run.stdout
+    assert "Known failure disk full (infrastructure): " in run.stdout
+    assert "No space is left on the disk of /home/jenkins/small." in node.check("cat small/logs/cleanup-host.txt")
+    assert "before it was full" in node.check("cat small/logs/gate_hook.txt")
+    assert json.loads(node.check("cat small/logs/verdict.json"))["kind"] == "infrastructure"
+
+
+def test_a_job_without_sudo_is_told_so_and_the_change_is_not_blamed(node: Node) -> None:
+    run = node.gate(before="sudo rm /etc/sudoers.d/devstack-gate", **GOOD)
+
+    assert run.returncode == 1, run.stdout
+    assert "expected sudo without a password for jenkins: the machine is made ready as root" in run.stdout
+    assert "a password is required" not in run.stdout
+    assert json.loads(node.check(f"cat {LOGS}/verdict.json"))["kind"] == "machine"
 
 
 HOSTILE = r"""

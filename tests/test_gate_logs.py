@@ -196,6 +196,60 @@ def test_what_is_mounted_in_logs_is_neither_read_nor_removed(machine: Machine) -
     assert (outside / "secret").read_text() == "not for logs"
 
 
+def test_a_full_disk_costs_logs_that_are_large_not_the_verdict(machine: Machine) -> None:
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(PROJECT)!r})
+from pathlib import Path
+from tests.test_gate_logs import Machine
+machine = Machine(Path({str(machine.folder)!r}) / "disk")
+for name in ("workspace/logs/gate_hook.txt", "stack/new/devstack/x", "stack/logs/small.txt"):
+    machine.write(name, "small")
+machine.write("workspace/logs/setup-host.txt", os.urandom(900_000))
+try:
+    machine.write("stack/data/full", bytes(9_000_000))
+except OSError as err:
+    print(err.strerror)
+print(machine.collect(), machine.verdict()["status"], (machine.logs / "reproduce.sh").stat().st_size > 100)
+"""
+    (machine.folder / "disk").mkdir()
+    mount = f'mount -t tmpfs -o size=3m tmpfs {machine.folder}/disk && exec "$@"'
+
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", mount, "bash", sys.executable, "-c", program],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("No space left on device\n")
+    assert done.stdout.endswith(" 1 True\n"), done.stdout
+    assert "Left out 3 files (878 KB): cannot be copied: No space left on device." in done.stdout
+
+
+def test_a_name_that_is_too_long_in_the_new_folder_costs_no_other_log(machine: Machine) -> None:
+    machine.write("stack/logs/later.txt", "a larger file comes later")
+    descriptor = os.open(machine.base / "logs", os.O_RDONLY)
+    left = 4085 - len(str(machine.base / "logs"))  # a path of the new folder is longer, and Linux allows 4095 bytes
+    while left > 1:
+        name = "d" * min(200, left - 1)
+        left -= len(name) + 1
+        os.mkdir(name, dir_fd=descriptor)
+        inner = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=descriptor))
+    os.close(descriptor)
+
+    console = machine.collect()
+
+    assert machine.files() == ["later.txt"]
+    assert "cannot be copied: File name too long." in console
+
+
 def test_logs_that_no_one_may_rename_or_that_are_no_folder_are_replaced(machine: Machine) -> None:
     shutil.rmtree(machine.logs)
     machine.logs.write_text("a file")
@@ -586,6 +640,9 @@ def test_results_that_cannot_be_read_are_told(machine: Machine) -> None:
         ({"status": "3", "phase": "setup-workspace"}, "source"),
         ({"status": "1", "phase": "setup-host"}, "machine"),
         ({"status": "75", "phase": "pre_test_hook", "hint": "infrastructure"}, "infrastructure"),
+        ({"status": "124"}, "test"),  # a limit of the hook's own
+        ({"status": "141"}, "test"),
+        ({"status": "143", "phase": "devstack-vm-gate.sh", "step": "stack.sh"}, "test"),
         ({"status": "124", "stopped": "timeout"}, "timeout"),
         ({"status": "130", "stopped": "INT"}, "aborted"),
         ({"status": "143", "stopped": "TERM"}, "aborted"),

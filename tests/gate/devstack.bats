@@ -65,9 +65,9 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
 @test "localrc for a devstack that knows only that" {
     script stack.sh '. ./localrc; echo "services $ENABLED_SERVICES"'
     printf 'source localrc\n' > "$DEVSTACK/stackrc"
-    export ENABLED_SERVICES='odd one'
+    export ENABLED_SERVICES='odd$one'
     run -0 gate
-    [[ $output == *'services ,odd one'* && ! -e $DEVSTACK/local.conf ]]
+    [[ $output == *'services ,odd$one'* && ! -e $DEVSTACK/local.conf ]]
     run -1 grep -F '[[' "$DEVSTACK/localrc"
 }
 
@@ -240,10 +240,11 @@ changed() {
 @test "a tempest that ran no test is told" {
     mkdir -p "$BASE/new/tempest" "$BASE/gate"
     touch "$BASE/gate/note"
-    for summary in 'Ran: 0 tests in 0.0 sec.\n - Passed: 0\n - Skipped: 0\n - Failed: 0' 'Ran: 2 tests in 1 sec.\n - Passed: 0\n - Skipped: 2\n - Failed: 0'; do
+    for summary in 'Ran 5 tests in 0.1s\n\nOK (skipped=5)' 'Ran 3 (+3) tests in 0.1s (+0.1s)\nPASSED (id=0, skips=3)' \
+        'Ran: 0 tests in 0.0 sec.\n - Passed: 0\n - Skipped: 0\n - Failed: 0' 'Ran: 2 tests in 1 sec.\n - Passed: 0\n - Skipped: 2\n - Failed: 0'; do
         printf '#!/bin/sh\nprintf "%s"\n' "$summary" > "$BATS_TEST_TMPDIR/bin/tox"
         DEVSTACK_GATE_TEMPEST=1 run -0 gate
-        [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+        [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
     done
     printf '#!/bin/sh\nprintf "Ran: 2 tests in 1 sec.\\n - Passed: 1\\n - Skipped: 1\\n"\n' > "$BATS_TEST_TMPDIR/bin/tox"
     DEVSTACK_GATE_TEMPEST=1 run -0 gate
@@ -252,6 +253,57 @@ changed() {
     [[ ! $(< "$BASE/gate/note") ]]
     DEVSTACK_GATE_TEMPEST=0 run -0 gate
     [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+}
+
+@test "a test that the job names and tempest does not know is told" {
+    mkdir -p "$BASE/new/tempest" "$BASE/gate"
+    touch "$BASE/gate/note"
+    export DEVSTACK_GATE_TEMPEST=1 DEVSTACK_GATE_TEMPEST_TESTS='a.b.test_one a.b.test_tow, a.c'
+    printf '%s\n' '#!/bin/sh' 'printf "%s\n" "run: $*" "{0} a.b.test_one [1s] ... ok" "setUpClass (a.c.Class) ... SKIPPED: x"' \
+        'printf "%s\n" "Ran: 2 tests in 1 sec." " - Passed: 1"' > "$BATS_TEST_TMPDIR/bin/tox"
+    run -0 gate
+    [[ $(< "$BASE/gate/note") == 'no test a.b.test_tow was run' ]]
+}
+
+@test "line ends and byte order marks of other systems are no part of settings" {
+    printf '\xef\xbb\xbf[[local|localrc]]\r\nHOOK=1\r\n' > "$DEVSTACK/local.conf"
+    DEVSTACK_LOCAL_CONFIG=$'A=1\r\n[[post-config|$X]]\r\n[a]\r\nb = c\r' DEVSTACK_LOCALCONF=$'\xef\xbb\xbf[[local|localrc]]\r\nB=2' \
+        LIBS_FROM_GIT=$'cliff\r' run -0 gate
+    [[ $output == *$'\nHOOK=1\n'*$'\nA=1\n[[post-config|$X]]\n[a]\nb = c\n[[local|localrc]]\nB=2\n'* ]]
+    run -1 grep -cP '\r|\xef' "$DEVSTACK/local.conf"
+    [[ $(libraries) == cliff ]]
+}
+
+@test "blanks and line breaks in a list of services are no part of their names" {
+    ENABLED_SERVICES=$'s-proxy, -c-api\n q-dhcp,' run -0 gate
+    grep -qx 'ENABLED_SERVICES+=,s-proxy,-c-api,q-dhcp' "$DEVSTACK/local.conf"
+    OVERRIDE_ENABLED_SERVICES='key, mysql' run -0 gate
+    grep -qx 'ENABLED_SERVICES=key,mysql' "$DEVSTACK/local.conf"
+}
+
+@test "libraries that the job names and that are not taken from their trees are told" {
+    mkdir -p "$BASE/gate" "$BASE/new/tooz"
+    touch "$BASE/gate/note" "$BASE/new/tooz/setup.py"
+    script exercise.sh true
+    git -C "$BASE/new/tooz" init -q
+    git -C "$BASE/new/tooz" commit -q --allow-empty -m tip
+    LIBS_FROM_GIT='cliff, tooz' run -0 gate
+    [[ $(< "$BASE/gate/note") == 'cliff was not taken from its tree; tooz was not taken from its tree' ]]
+    [[ $output == *"NOT FROM ITS TREE: cliff: there is no tree $BASE/new/cliff"* ]]
+    LIBS_FROM_GIT=ALL run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
+}
+
+@test "a plug-in of another name than its project is one, too" {
+    mkdir -p "$BASE/gate"
+    touch "$BASE/gate/note"
+    script exercise.sh true
+    changed devstack-plugin-ceph
+    printf '[metadata]\nname = devstack-plugin-ceph\n' > "$BASE/new/devstack-plugin-ceph/setup.cfg"
+    DEVSTACK_LOCAL_CONFIG='enable_plugin ceph https://x/openstack/devstack-plugin-ceph.git' run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
+    DEVSTACK_LOCAL_CONFIG='enable_plugin ceph https://x/openstack/devstack-plugin-ceph-other' run -0 gate
+    [[ $(< "$BASE/gate/note") == 'devstack-plugin-ceph was not installed' ]]
 }
 
 @test "what older jobs say of devstack's services, driver and rights" {

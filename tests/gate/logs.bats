@@ -101,4 +101,10 @@ given() {
     JOB_FUNCTIONS[post_test_hook]='() { :; }'
     note_no_test
     [[ $(< "$BASE/gate/note") == 'neutron was not installed' ]]
+    printf 'tempest ran no test' > "$BASE/gate/note"
+    note_no_test
+    [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
+    JOB_FUNCTIONS=()
+    note_no_test
+    [[ $(< "$BASE/gate/note") == 'no test was run' ]]
 }
