@@ -90,7 +90,7 @@ run_there() {
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
     # Addresses of single-use machines are used again: the key seen first is the one for this run.
-    SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="$RUN/known_hosts")
+    SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="\"${RUN//%/%%}/known_hosts\"")
     trap 'leave_there' EXIT
     trap 'exit 143' TERM HUP
     trap 'exit 130' INT
@@ -121,8 +121,10 @@ leave_there() {
 }
 
 check_host() {
-    if [[ ! $1 =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:.][A-Za-z0-9_:.-]*$ ]]; then
+    if [[ ! $1 =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_:.][A-Za-z0-9_:.-]*(%[A-Za-z0-9_.-]+)?$ ]]; then
         die 2 "HOST: expected [USER@]HOST, not '$1'"
+    elif [[ $1 =~ ^[^:]*:[^:]*$ ]]; then
+        die 2 "HOST: expected [USER@]HOST, not '$1': a port is for your ssh settings to tell"
     fi
 }
 
@@ -157,11 +159,18 @@ attend() {
     return "$rc"
 }
 
+# Print words as the login shell there reads them, whichever shell of POSIX that is.
+quoted() {
+    local word text='' mark="'" inside="'\\''"
+    for word in "$@"; do text+=" '${word//$mark/$inside}'"; done
+    printf '%s' "${text# }"
+}
+
 # on_host HOST WORD...: what it prints behind the mark is in $RUN/answer.
 on_host() {
     local host=$1 rc=0
     shift
-    attend "$CALL_SECONDS" ssh "${SSH_OPTIONS[@]}" -- "$host" "${*@Q}" > "$RUN/output" || rc=$?
+    attend "$CALL_SECONDS" ssh "${SSH_OPTIONS[@]}" -- "$host" "$(quoted "$@" || true)" > "$RUN/output" || rc=$?
     behind_mark < "$RUN/output" > "$RUN/answer"
     return "$rc"
 }
@@ -214,7 +223,7 @@ send_workspace() {
 
 # send HOST FOLDER TO: add what is in a folder to one there.
 send() {
-    attend "$SEND_SECONDS" bash -c "$PACK" bash "$2" ssh "${SSH_OPTIONS[@]}" -- "$1" "bash -c ${REMOTE_UNPACK@Q} bash ${3@Q}" > "$RUN/output"
+    attend "$SEND_SECONDS" bash -c "$PACK" bash "$2" ssh "${SSH_OPTIONS[@]}" -- "$1" "$(quoted bash -c "$REMOTE_UNPACK" bash "$3" || true)" > "$RUN/output"
 }
 
 # Show the console of the run there until its status is there, across lost connections. Returns that status, or when the
@@ -265,7 +274,7 @@ show_console() {
     python3 -I "$RUN/send/gate/gate/received.py" console "$RUN/shown" < "$RUN/pipe" &
     shower=$!
     attend "$(( GIVE_UP - FETCH_SECONDS - NOW ))" \
-        ssh "${SSH_OPTIONS[@]}" -- "$host" "bash -c ${REMOTE_CONSOLE@Q} bash ${THERE@Q} $(( shown + 1 ))" > "$RUN/pipe" || true
+        ssh "${SSH_OPTIONS[@]}" -- "$host" "$(quoted bash -c "$REMOTE_CONSOLE" bash "$THERE" "$(( shown + 1 ))" || true)" > "$RUN/pipe" || true
     while :; do
         rc=0
         wait "$shower" || rc=$?
@@ -294,7 +303,7 @@ fetch_logs() {
         rm -rf -- "$LOGS"
         mkdir -p -- "$LOGS"
         if attend "$(( GIVE_UP - NOW ))" bash -c '"${@:3}" | python3 -I "$1" logs "$2"' bash "$RUN/send/gate/gate/received.py" "$LOGS" \
-            ssh "${SSH_OPTIONS[@]}" -- "$host" "bash -c ${REMOTE_LOGS@Q} bash ${THERE@Q}"; then
+            ssh "${SSH_OPTIONS[@]}" -- "$host" "$(quoted bash -c "$REMOTE_LOGS" bash "$THERE" || true)"; then
             errors_of_call > "$RUN/notes"
             if [[ -s $RUN/notes ]]; then log "$host: its logs$(reason || true)"; fi
             return 0

@@ -260,6 +260,20 @@ def test_a_shell_there_that_prints_breaks_nothing(client: Client) -> None:
     assert len(reason.splitlines()) == 1
 
 
+def test_any_shell_there_and_any_folder_here_will_do(client: Client, tmp_path: Path) -> None:
+    folder = tmp_path / "of%2Fmine and yours"
+    folder.mkdir()
+    client.node.check("sudo usermod -s /bin/sh jenkins; test \"$(readlink /bin/sh)\" = dash")
+    try:
+        status, console = client.run(TMPDIR=str(folder))
+    finally:
+        client.node.check("sudo usermod -s /bin/bash jenkins")
+
+    assert (status, console.splitlines()[-1][:4]) == (0, "PASS"), console
+    assert "PASS" in client.log("verdict.json")
+    assert (list(folder.iterdir()), client.left()) == ([], "")
+
+
 def test_nothing_of_the_caller_is_lent_to_the_node(client: Client, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()

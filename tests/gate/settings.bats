@@ -42,6 +42,10 @@ accepted() {
     [[ $output == *'at most one HOST'* ]]
     run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" 'host -oProxyCommand=x'
     [[ $output == *'HOST: expected [USER@]HOST'* ]]
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" me@box:2222
+    [[ $output == *"HOST: expected [USER@]HOST, not 'me@box:2222': a port is for your ssh settings to tell" ]]
+    WORKSPACE=$BATS_TEST_TMPDIR run -1 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh" 'me@fe80::1%none'
+    [[ $output == *'fe80::1%none: the workspace could not be copied there: '* ]]
     run -2 "$PROJECT_FOLDER/devstack-vm-gate.sh" --hlep
     [[ $output == *'unknown argument --hlep'* ]]
 }
