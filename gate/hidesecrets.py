@@ -17,6 +17,7 @@ Python 3.8 and its standard library: this runs on test nodes.
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import re
@@ -29,6 +30,7 @@ from typing import NamedTuple
 
 MARK = b"********"
 MAX_TEXT = 4 << 20  # bytes of a settings file that are looked at
+MIN_BASE64 = 8  # characters that a value takes there at least
 MAX_VALUES = 1000  # values that a Hider knows
 MAX_LINE = 64 << 10  # bytes; a longer line is passed on in pieces
 WINDOW = 200  # bytes before a common value in which its name must stand
@@ -40,12 +42,19 @@ SECRET_PARTS = (
     rb"|(?:api|private|access|secret|signing|encryption|auth|account|storage|shared)[_.-]?key"
 )
 # and one whose last part is one of these,
-LAST_PARTS = rb"pass|pwd|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
+LAST_PARTS = (
+    rb"pass|pwd|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
+    rb"|(?:ssh|db|pg|my|sql|mysql|root|admin|user|ldap|smtp|http|proxy)(?:pass|pwd)"
+)
 # but not one that ends so: it tells something about the secret.
 HARMLESS_ENDS = (
     rb"format|backend|type|types|url|uri|file|path|dir|folder|length|size|timeout|expiration|expiry|enabled"
     rb"|provider|driver|name|names|user|username|users|required|method|methods|strategy|ttl|port|host|version"
     rb"|count|lifetime|algorithm|ip|address|regex|project|domain|region|interval"
+)
+# Variables in which people's words stand, of which nothing is a secret of the run.
+WORDS_OF_PEOPLE = re.compile(
+    rb"(?:GERRIT|ZUUL|GIT_AUTHOR|GIT_COMMITTER)_.*|PS\d|.*_(?:SUBJECT|MESSAGE|DESCRIPTION|TITLE|CAUSE)", re.S
 )
 HARMLESS_NAMES = frozenset((b"pwd", b"oldpwd", b"public_key", b"ssh_auth_sock", b"xauthority", b"devstack_gate_pass"))
 NAME_IN_LOGS = (
@@ -86,6 +95,7 @@ SUBSTITUTED = re.compile(
 OPTION = re.compile(rb"(?<![\w-])--?([A-Za-z][\w-]*)(?:=|[ \t]+)(?!-)(" + WORD + rb")", re.S)
 LINE_OF_TWO = re.compile(rb"^[ \t]*([A-Za-z_][\w.-]*)[ \t]+(" + WORD + rb")[ \t]*$", re.M)
 HEADER = re.compile(rb"(?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]+", re.I)
+QUOTED = re.compile(rb"""'[^'\n]*'|"(?:[^"\\\n]|\\.)*\"""")
 REST_OF_LINE = re.compile(rb"[^\n\"']*")
 REST_OF_WORDS = re.compile(rb"[^\n\"';&|<>()`$]*")
 HERE_DOCUMENT = re.compile(
@@ -104,6 +114,10 @@ COMMANDS = [
         rb"""\bidentified[ \t]+(?:with[ \t]+\S+[ \t]+)?by[ \t]+["']([^'"\n]+)""",
         rb"""\bpassword\(["']([^'"\n]+)""",
         rb"""\bpass:([^\s'"]+)""",
+        rb"""\bopenssl[ \t][^\n|;&]*?[ \t]-[kK][ \t]+([^\s;&|)]+)""",
+        rb"""\b(?:docker|podman|buildah|skopeo|helm|az|oc)[ \t][^\n|;&]*?"""
+        rb"""\blogin[ \t][^\n|;&]*?(?<![\w-])-p[ =]?([^\s;&|)]+)""",
+        rb"""\blogin[ \t]+\S+[ \t]+password[ \t]+([^\s;&|)"']+)""",
         rb"""\bhtpasswd[ \t]+-\w*b\w*[ \t]+\S+[ \t]+\S+[ \t]+([^\s;&|)]+)""",
         rb"""\b(?:bearer|basic)[ \t]+([\w.~+/=-]{6,})""",
     )
@@ -223,6 +237,9 @@ def _assigned(text: bytes, code: bool) -> Iterator[Place]:
             if start < 0 or text[start : start + 1] not in (b"'", b'"'):
                 rest = (REST_OF_WORDS if code else REST_OF_LINE).match(text, one.end("blanks"))
                 start, end = rest.span() if rest else (-1, -1)
+        quoted = QUOTED.match(text, start) if one["sign"] == b":" and start >= 0 else None
+        if quoted:  # in JSON or YAML, where more may follow
+            end = quoted.end()
         if start >= 0:
             yield Place(start, start + len(text[start:end].rstrip()), name)
 
@@ -413,6 +430,7 @@ def _forms(value: bytes) -> list[bytes]:
         text,
         urllib.parse.quote(value, safe=""),
         urllib.parse.quote_plus(value),
+        re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), urllib.parse.quote(value, safe="")),
         in_json,
         in_json.replace("/", "\\/"),
         "".join(char if char < "\x7f" else f"\\u{ord(char):04x}" for char in in_json),
@@ -422,7 +440,17 @@ def _forms(value: bytes) -> list[bytes]:
         text.replace("'", "'\\''"),
         re.sub(r"([^\w@%+=:,./-])", r"\\\1", text),
     ]
-    return [form.encode("utf-8", "surrogateescape") for form in forms]
+    return [form.encode("utf-8", "surrogateescape") for form in forms] + _in_base64(value)
+
+
+def _in_base64(value: bytes) -> list[bytes]:
+    """Return what stands for a value in the base64 of any text that holds it, where that is long enough to be told."""
+    forms: list[bytes] = []
+    for before in range(3):
+        text = base64.b64encode(b"\0" * before + value)[(0, 2, 3)[before] : (before + len(value)) * 8 // 6]
+        if len(text) >= MIN_BASE64:
+            forms += [text, text.translate(bytes.maketrans(b"+/", b"-_"))]
+    return forms
 
 
 def read_settings(files: Sequence[str]) -> list[bytes]:
@@ -448,9 +476,9 @@ def values_given(records: bytes) -> list[bytes]:
     for kind, name, text in zip(fields[::3], fields[1::3], fields[2::3]):
         if kind in (b"setting", b"environment") and sounds_secret(name):
             values += [line.strip() for line in [text, *text.splitlines()]]
-        elif kind == b"environment":
+        elif kind == b"environment" and WORDS_OF_PEOPLE.fullmatch(name):
             values += values_in(b"\n".join(one[0] for one in LOGIN.finditer(text[:MAX_TEXT])))
-        elif kind in (b"setting", b"text"):
+        elif kind in (b"environment", b"setting", b"text"):
             values += values_in(text)
         elif kind == b"function":
             values += values_in(text, code=True)

@@ -1,5 +1,6 @@
 """What a gate run leaves: logs/, its verdict, known failures, results of tests, by the programs that make them."""
 
+import base64
 import gzip
 import json
 import os
@@ -398,6 +399,43 @@ def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
         machine.logs / "local_conf.txt"
     ).read_text() == "[[local|localrc]]\nADMIN_PASSWORD=********\nDATABASE_PASSWORD=********\n"
     assert b"/home/jenkins" not in text or b"********/home" not in text
+
+
+def test_a_secret_is_known_in_any_variable_and_in_the_forms_that_programs_print() -> None:
+    token = "Ab3$x(y)[z].*Q9/"
+    given = [
+        ("environment", "MY_TOKEN", token),
+        ("environment", "SSHPASS", "Xn7-canary01"),
+        ("environment", "DEPLOY_PEM", "-----BEGIN RSA PRIVATE KEY-----\nMIIEcanary02\n-----END RSA PRIVATE KEY-----"),
+        ("environment", "OPTIONS", "--user me --password Xn7-canary03"),
+        ("environment", "CLOUD", '{"secret_access_key": "Xn7-canary04"}'),
+        ("environment", "GERRIT_CHANGE_SUBJECT", "password=not-a-canary05"),
+        ("function", "hook", "hook() { openssl enc -k Xn7-canary06 -in x; docker login -u me -p Xn7-canary07 host; }"),
+        ("function", "other", 'other() { echo "machine h login me password Xn7-canary08" > .netrc; ls -p Xn7-file; }'),
+    ]
+    printed = [
+        *(f"Xn7-canary0{number}" for number in (1, 3, 4, 6, 7, 8)),
+        "MIIEcanary02",
+        token,
+        "Ab3%24x%28y%29%5bz%5d.%2aQ9%2f",
+        *(base64.b64encode(f"{before}{token}".encode()).decode() for before in ("", "u:", "me:")),
+        base64.urlsafe_b64encode(f"me:{token}".encode()).decode(),
+    ]
+    others = ["not-a-canary05", "Xn7-file", "Ab3", base64.b64encode(b"nothing of it").decode()]
+    source = f"import sys; sys.path.insert(0, {str(GATE)!r}); from hidesecrets import *; "
+    source += "data = sys.stdin.buffer.read(); records, _, text = data.partition(b'\\0\\0\\0'); "
+    source += "write_all(1, Hider(values_given(records)).hide(text))"
+    records = "\0".join(word for record in given for word in record)
+
+    done = subprocess.run(
+        [*PYTHON, "-c", source], input=f"{records}\0\0\0{' '.join(printed)}\n{' '.join(others)}".encode(),
+        capture_output=True, check=True,
+    )
+
+    hidden, shown = done.stdout.decode().splitlines()
+    assert [word for word in hidden.split() if "*" * 8 not in word] == []
+    assert "canary" not in hidden
+    assert shown == " ".join(others)
 
 
 SETTINGS = """ADMIN_PASSWORD=CANARY01
