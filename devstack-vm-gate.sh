@@ -18,6 +18,7 @@ EOT
 declare -gA SECRETS=()
 SETTINGS_FILES=()  # of devstack, as they are written
 SUDOERS=/etc/sudoers.d/50_stack_sh
+PROXIES=(http_proxy https_proxy ftp_proxy all_proxy no_proxy) # and in capital letters
 BEGIN='# devstack-gate: begin' # of what this script writes into devstack's settings
 END='# devstack-gate: end'
 TEMPEST_CONSTRAINTS=tempest-constraints.txt # in the folder of the trees
@@ -66,7 +67,7 @@ become_owner() {
     # shellcheck disable=SC2016,SC2119  # the owner's bash expands it; no filter
     {
         print_settings
-        for name in http_proxy https_proxy no_proxy; do
+        for name in "${PROXIES[@]}" "${PROXIES[@]^^}"; do
             if [[ ${!name:-} ]]; then printf 'export %s=%q\n' "$name" "${!name}"; fi
         done
         print_pip_settings

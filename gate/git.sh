@@ -40,12 +40,6 @@ isolate_git() {
     local name entry value
     GIT_SETTINGS=$(mktemp) || return
     (cd / && git config -z --get-regexp "$ACCESS_SETTINGS") > "$GIT_SETTINGS.all" 2> /dev/null || true
-    while IFS= read -r -d '' entry; do
-        value=true
-        if [[ $entry == *$'\n'* ]]; then value=${entry#*$'\n'}; fi
-        git config --file "$GIT_SETTINGS" --add "${entry%%$'\n'*}" "$value" || return
-    done < "$GIT_SETTINGS.all"
-    rm -f -- "$GIT_SETTINGS.all"
     for name in "${!GIT_@}"; do
         case $name in
             GIT_COMMAND | GIT_SECONDS_MAX | GIT_SETTINGS) continue ;;
@@ -53,6 +47,12 @@ isolate_git() {
         esac
         if [[ $ACCESS_VARIABLES != *[[:space:]]"$name"[[:space:]]* ]]; then unset "$name"; fi
     done
+    while IFS= read -r -d '' entry; do
+        value=true
+        if [[ $entry == *$'\n'* ]]; then value=${entry#*$'\n'}; fi
+        git config --file "$GIT_SETTINGS" --add "${entry%%$'\n'*}" "$value" || return
+    done < "$GIT_SETTINGS.all"
+    rm -f -- "$GIT_SETTINGS.all"
     export GIT_CONFIG_GLOBAL=$GIT_SETTINGS GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 LC_ALL=C
     umask 022
 }

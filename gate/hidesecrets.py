@@ -375,7 +375,7 @@ class Hider:
             text = self._common.sub(self._in_context, text)
         if b"://" in text:
             text = LOGIN_IN_LOGS.sub(rb"\1" + self._mark, text)
-        if b"uthorization" in text or b"-Token" in text:
+        if b"uthorization" in text or b"UTHORIZATION" in text or b"-Token" in text:
             text = HEADER_IN_LOGS.sub(lambda one: one[1] + self._mark, text)
         return text
 

@@ -5,7 +5,7 @@
 
 STACK_RIGHTS='stack ALL=(ALL) NOPASSWD:ALL
 Defaults:stack !requiretty
-Defaults:stack env_keep += "http_proxy https_proxy no_proxy PIP_FIND_LINKS PIP_INDEX_URL PIP_EXTRA_INDEX_URL"'
+Defaults:stack env_keep += "http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY PIP_FIND_LINKS PIP_INDEX_URL PIP_EXTRA_INDEX_URL"'
 SUDOERS=/etc/sudoers.d/50_stack_sh
 SWAP_FILE=/devstack-gate.swap
 APT_SETTINGS=/etc/apt/apt.conf.d/99devstack-gate

@@ -61,9 +61,11 @@ def test_a_good_change_passes_on_a_machine_prepared_for_devstack(node: Node) -> 
     node.check("mkdir -p ~/cache/files ~/cache/pip && touch ~/cache/files/test.img ~/cache/pip/a.whl")
     adder = node.check("git -C ~/git/sample/adder rev-parse --short refs/zuul/master/Zgood").strip()
 
-    run = node.gate(**GOOD)
+    run = node.gate(HTTPS_PROXY="http://127.0.0.1:1", **GOOD, DEVSTACK_LOCAL_CONFIG=(
+        'echo "stack: $HTTPS_PROXY, root: $(sudo -n env | grep ^HTTPS_PROXY)"'))
 
     assert run.returncode == 0, run.stdout
+    assert "stack: http://127.0.0.1:1, root: HTTPS_PROXY=http://127.0.0.1:1" in run.stdout
     lines = run.stdout.splitlines()
     assert lines[:2] == ["NODE_PROVIDER=one", "NODE_IMAGE=noble"]
     assert f"sample/adder master {adder} Say it better" in lines

@@ -455,6 +455,9 @@ what_is_in() {
     run -0 set_up
     [[ $(got openstack/nova) == 'tip of master' ]]
     git config --global --unset-all "url.file://$SERVER/.insteadOf"
+    git config --global http.https://git.example.org/.extraHeader 'AUTHORIZATION: basic c2VjcmV0'
+    GIT_TRACE=1 GIT_BASE=file://$SERVER run -0 set_up
+    [[ $output != *c2VjcmV0* && ${#lines[@]} -eq 1 ]]
     printf 'a line that git does not understand [\n' >> "$HOME/.gitconfig"
     GIT_BASE=file://$SERVER run -0 set_up
 }
