@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     gateprocess.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
     code = gateprocess.EXIT_OK
-    with vmdatabase.opened(gateconfig.database_path()):
+    with vmdatabase.opened(gateconfig.database_place()):
         if is_reaped(options.node, os.environ):
             gateprocess.get_log(node=options.node).info(
                 "devstack-vm-reap has recorded the end of its build; it is gone")

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     config = gateconfig.load_secure_config()
     machine, pool = None, ""
     try:
-        with vmdatabase.opened(gateconfig.database_path()):
+        with vmdatabase.opened(gateconfig.database_place()):
             pool = vmdatabase.pool_uuid()
             jenkinses = script.jenkinses_of(config)
             if options.image:
@@ -178,8 +178,8 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     prefix = gateconfig.name_prefix()
     if not name.startswith(f"{prefix}devstack-"):
         return
-    known = vmdatabase.database.database is not None
-    locks = vmdatabase.lock_folder() if known else config.path.with_name(f"{config.path.name}.locks")
+    local = vmdatabase.folder_of_locks()  # the database may not answer
+    locks = config.path.with_name(f"{config.path.name}.locks") if local is None else local
     log = gateprocess.get_log(node=name)
     for jenkins in config.jenkinses:
         nodes = jenkinsnodes.Nodes(jenkins, locks, pool)

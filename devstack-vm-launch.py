@@ -794,7 +794,7 @@ class Launch:
     def save_console(self, server: nova.Server, name: str) -> None:
         """Run in a worker: keep the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
         log = self.log.bind(node=name)
-        folder = Path(os.environ.get("WORKSPACE") or gateconfig.database_path().parent) / "console-logs"
+        folder = Path(os.environ.get("WORKSPACE") or vmdatabase.own_folder()) / "console-logs"
         try:
             for path in (folder.parent, folder):  # others could have us write through a link of theirs
                 gateconfig.check_ours(path, "console-logs")

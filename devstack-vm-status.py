@@ -79,10 +79,10 @@ def _facts(hours: int) -> Any:
     """Return what the page is made of."""
     from status.facts import Facts, read
 
-    now = int(time.time())
     prefix = gateconfig.name_prefix()
     config = gateconfig.load_secure_config() if gateconfig.secure_config_path().exists() else None
-    with vmdatabase.opened(gateconfig.database_path()):
+    with vmdatabase.opened(gateconfig.database_place()):
+        now = vmdatabase.now()
         found = read(now - max(hours, LONG_HOURS) * HOUR, now)
     labels = {machine.name: f"{prefix}devstack-{machine.image}" for machine in found["machines"]}
     return Facts(**found, **_queue(config, labels), prefix=prefix)

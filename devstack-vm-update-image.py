@@ -188,7 +188,7 @@ class Build:
         """
         deadline, said = time.monotonic() + self.provider.boot_timeout, False
         while True:
-            ahead = [one for one in vmdatabase.snapshots_of(self.provider) if one.has_server(time.time())
+            ahead = [one for one in vmdatabase.snapshots_of(self.provider) if one.has_server(vmdatabase.now())
                      and (one.id < self.row.id or (one.server_external_id and one.id != self.row.id))]
             taken = vmdatabase.count_servers(self.provider).total() + len(ahead)
             if taken < self.provider.max_servers:

@@ -13,7 +13,7 @@ import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from gateprocess import ConfigError, nearest, one_line
 
@@ -89,9 +89,33 @@ RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git",
 DEFAULT_BRANCHES = "master stable/*"
 
 
-def database_path() -> Path:
-    """Return the path of vm.db: $DEVSTACK_GATE_DB, or ~/vm.db."""
-    return expanded(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db", "DEVSTACK_GATE_DB")
+def database_place() -> Path | str:
+    """Return where the pool's database is: the path of vm.db, or the address of a PostgreSQL database.
+
+    It is $DEVSTACK_GATE_DB, or ~/vm.db.
+    """
+    return place_of_database(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db", "DEVSTACK_GATE_DB")
+
+
+def place_of_database(text: str, what: str) -> Path | str:
+    """Return a path, or an address postgresql://...; ConfigError names what it is the setting of.
+
+    An address with a password in it is refused: everybody on this host can see the words of a process.
+    """
+    scheme, found, _ = text.partition("://")
+    if not found:
+        return expanded(text, what)
+    if scheme not in ("postgresql", "postgres"):
+        raise ConfigError(f"{what}: expected a path, or an address as postgresql://HOST/DATABASE, got {scheme}://...")
+    try:
+        parts = urlsplit(text)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    except ValueError as err:
+        raise ConfigError(f"{what}: expected an address as postgresql://HOST/DATABASE ({err})") from err
+    if ":" in parts.netloc.rpartition("@")[0] or query.keys() & {"password", "sslpassword"}:
+        raise ConfigError(f"{what}: expected an address without a password; libpq finds it in ~/.pgpass, or in the "
+                          "file that PGPASSFILE names")
+    return text
 
 
 def expanded(path: str, what: str) -> Path:

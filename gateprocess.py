@@ -412,13 +412,15 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
 
 
 class Holder(NamedTuple):
-    """The process that holds a lock, and since when it runs (Unix seconds)."""
+    """The process that holds a lock, and since when it runs (Unix seconds); host: where, if that is not known here."""
 
     pid: int
     since: float
+    host: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))}"
+        where = f" on {self.host}" if self.host else ""
+        return f"process {self.pid}{where}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.since))}"
 
 
 def lock_holder(path: Path) -> Holder | None:

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -56,6 +57,7 @@ WAITED_FOR = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}|^{QUOTES}(.
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
+Locks = Callable[[str, float, str], AbstractContextManager[bool]]  # of a kind and a name, waited for so many seconds
 
 
 class JenkinsError(GateError):
@@ -150,8 +152,10 @@ class Nodes:
     Every method raises JenkinsError or JenkinsConfigError if Jenkins does not tell.
     """
 
-    def __init__(self, config: JenkinsConfig, lock_folder: Path, pool: str) -> None:
-        """Take the settings and the pool's UUID, which marks our nodes; nothing is asked of Jenkins yet."""
+    def __init__(self, config: JenkinsConfig, locks: Path | Locks, pool: str) -> None:
+        """Take the settings, the folder for lock files or who else gives locks, and the pool's UUID, which marks our
+        nodes; nothing is asked of Jenkins yet.
+        """
         import jenkins
 
         import httpcalls
@@ -159,7 +163,8 @@ class Nodes:
         self.config = config
         self.name = config.name
         self._mark = f"{DESCRIPTION}{pool}"
-        self._lock_folder = lock_folder
+        self._lock: Locks = locks if callable(locks) else (
+            lambda kind, seconds, name: file_lock(locks / kind, seconds, name))
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
         httpcalls.limit(self._jenkins._session, forms=True)
         self._jenkins.crumb = False  # API tokens need none; see _ask
@@ -348,7 +353,7 @@ class Nodes:
         Jenkins does not show the node out of service in the end. If Jenkins refuses to relabel it, it is marked offline
         all the same before this raises: either alone keeps builds off.
         """
-        with file_lock(self._lock_folder / "nodes", LOCK_SECONDS, name) as mine:
+        with self._lock("nodes", LOCK_SECONDS, name) as mine:
             if not mine:
                 raise JenkinsError(f"node {name}: another process has held its lock for more than {LOCK_SECONDS} s")
             node = self.look(name)

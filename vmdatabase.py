@@ -35,11 +35,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gateprocess
 from gateprocess import ConfigError, GateError, get_log
 
+DRIVERS = ("psycopg", "psycopg2", "psycopg2cffi", "pymysql", "MySQLdb")  # which peewee would load, if they are there
 try:
+    unloaded = {name: None for name in DRIVERS if name not in sys.modules}
+    sys.modules.update(unloaded)  # type: ignore[arg-type]  # a build waits for this: pool/postgres.py loads what it needs
     import peewee
 except ModuleNotFoundError as err:  # the first package that any script needs
     gateprocess.say(gateprocess.without_package(err))
     sys.exit(gateprocess.EXIT_CONFIG)
+finally:
+    for name in unloaded:
+        del sys.modules[name]
 
 from pool import triggers
 
@@ -350,7 +356,78 @@ class DatabaseError(GateError):
     """vm.db cannot be used now; trying again may help."""
 
 
-database = peewee.SqliteDatabase(None)
+class SqliteDatabase(peewee.SqliteDatabase):  # type: ignore[misc]  # peewee has no types
+    """vm.db, a file of this host; pool/postgres.py has the other kind of database, which can do the same."""
+
+    errors = (peewee.DatabaseError, sqlite3.Error)
+    ids_table = "sqlite_sequence"  # in which it counts the ids that were given
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return Path(str(self.database))
+
+    def clock(self) -> float:
+        """Return the time in Unix seconds that the times in the database are told by."""
+        return time.time()
+
+    @property
+    def notes(self) -> Path:
+        """The folder beside vm.db with locks, and with what a restored vm.db would not know."""
+        return Path(f"{self.database}.locks")
+
+    def home(self) -> dict[str, str]:
+        """Return what tells this database from a copy of it, and how people call that."""
+        return {"host": this_host(), "host-name": os.uname().nodename, "path": str(self.database)}
+
+    def of_another_home(self, known: Mapping[str, str | None]) -> str:
+        """Return why this database may be a copy or an older state, empty if it is the one that it was."""
+        home = self.home()
+        if (known["host"], known["path"]) == (home["host"], home["path"]):
+            return ""
+        where = known["path"] if known["host"] == home["host"] else f"{known['path']} on host {known['host-name']}"
+        return f"is the vm.db of {where}, and may be at work there"
+
+    def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
+        """Hold the lock of a name, and yield whether it was had within so many seconds."""
+        return gateprocess.file_lock(self.notes / kind, seconds, name)
+
+    def holder(self, kind: str) -> gateprocess.Holder | None:
+        """Return who holds a lock, None if that is nobody who is seen from here."""
+        return gateprocess.lock_holder(self.notes / kind)
+
+    def leave_word(self, name: str) -> None:
+        """Leave word for whoever holds a lock."""
+        path = self.notes / name
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError as err:
+            raise GateError(f"{path}: cannot be written ({err.strerror})") from err
+
+    def has_word(self, name: str) -> bool:
+        """Whether word was left."""
+        return (self.notes / name).exists()
+
+    def take_word(self, name: str) -> None:
+        """Take note of the word that was left, if any."""
+        (self.notes / name).unlink(missing_ok=True)
+
+    def explained(self, err: BaseException) -> tuple[str, bool]:
+        """Return an error of this database in one line, and whether trying again may help."""
+        path, first = self.path, _first(err)
+        reason = gateprocess.one_line(first)
+        if "locked" in reason or "busy" in reason:
+            return f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again", True
+        if "unable to open" in reason and (exhausted := _exhausted(path)):
+            return exhausted, True
+        if re.search("not a database|unable to open|malformed|readonly", reason):
+            return f"{path}: cannot be opened, and written, as a SQLite database ({reason})", False
+        return f"{path}: {reason}{_disk(path, first)}", True
+
+
+database = peewee.DatabaseProxy()
+database.initialize(SqliteDatabase(None))
 IntegrityError = peewee.IntegrityError  # there is a row of that id
 
 
@@ -569,16 +646,28 @@ class EnvironmentWaiter(Model):
 
 
 @contextlib.contextmanager
-def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]:
-    """Open vm.db for the duration, made or migrated if need be; SQLite's errors come out as one line.
+def opened(place: Path | str, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]:
+    """Open the database for the duration, made or migrated if need be; its errors come out as one line.
 
-    Raises ConfigError when the file can never be used as it is, DatabaseError when trying again may help.
+    It is vm.db if place is a path, else that of the PostgreSQL server at an address. Raises ConfigError if it can never
+    be used as it is, DatabaseError if trying again may help.
     """
+    if isinstance(place, str):
+        from pool import postgres
+
+        database.initialize(server := postgres.Database(place))
+        with _explaining(), server.connection_context():
+            server.opened(migrations, _statements, _begin_pool)
+            yield
+        return
+    path = place
+    if not isinstance(database.obj, SqliteDatabase):
+        database.initialize(SqliteDatabase(None))
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
     path = path.resolve()  # the lock files must not depend on how the path is written
     _init(path)
-    try:
+    with _explaining():
         if not os.path.lexists(path):
             _make(path, migrations)
         elif path.is_file() and path.stat().st_size <= 1:
@@ -587,8 +676,16 @@ def opened(path: Path, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]
         with database.connection_context():
             _migrate(path, migrations)
             yield
-    except (peewee.DatabaseError, sqlite3.Error) as err:
-        raise _explained(path, err) from err
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Raise the errors of the database as ConfigError or DatabaseError, each with one line."""
+    try:
+        yield
+    except database.errors as err:
+        text, may_help = database.explained(err)
+        raise (DatabaseError if may_help else ConfigError)(text) from err
 
 
 def _make_private(path: Path) -> None:
@@ -610,25 +707,9 @@ def _empty(path: Path) -> ConfigError:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Open vm.db, which `opened` has opened already, for the thread that calls this; SQLite's errors as one line."""
-    path = Path(str(database.database))
-    try:
-        with database.connection_context():
-            yield
-    except (peewee.DatabaseError, sqlite3.Error) as err:
-        raise _explained(path, err) from err
-
-
-def _explained(path: Path, err: BaseException) -> GateError:
-    err = _first(err)
-    reason = gateprocess.one_line(err)
-    if "locked" in reason or "busy" in reason:
-        return DatabaseError(f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again")
-    if "unable to open" in reason and (exhausted := _exhausted(path)):
-        return DatabaseError(exhausted)
-    if re.search("not a database|unable to open|malformed|readonly", reason):
-        return ConfigError(f"{path}: cannot be opened, and written, as a SQLite database ({reason})")
-    return DatabaseError(f"{path}: {reason}{_disk(path, err)}")
+    """Open what `opened` has opened already for the thread that calls this; errors of the database as one line."""
+    with _explaining(), database.connection_context():
+        yield
 
 
 def _exhausted(path: Path) -> str:
@@ -713,10 +794,15 @@ def _run(path: Path, migrations: Sequence[str], version: int) -> None:
             for statement in _statements(script):
                 database.execute_sql(statement)
             database.execute_sql(f"PRAGMA user_version = {number}")
-        _make_pool_uuid()
-        if setting("path") is None:
-            _belong(path)
-            set_setting("made", str(now()))
+        _begin_pool(str(path))
+
+
+def _begin_pool(path: str | None = None) -> None:
+    """Give a new pool its UUID and home; one that has them keeps them. path: where it will lie."""
+    _make_pool_uuid()
+    if setting("path") is None:
+        _belong(path)
+        set_setting("made", str(now()))
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -762,9 +848,30 @@ def pool_uuid() -> str:
     return str(Setting.get_by_id("pool").value)
 
 
-def lock_folder() -> Path:
-    """Return the folder beside vm.db that holds the lock files."""
-    return _lock_folder_of(Path(str(database.database)))
+def notes_folder() -> Path:
+    """Return this host's folder for what a restored database would not know; beside vm.db, with its locks."""
+    folder: Path = database.notes
+    return folder
+
+
+def own_folder() -> Path:
+    """Return the folder of this host for what belongs to the pool: that of vm.db, or of notes where there is none."""
+    return database.path.parent if isinstance(database.obj, SqliteDatabase) else notes_folder()
+
+
+def folder_of_locks() -> Path | None:
+    """Return the folder with the lock files of vm.db, None if no vm.db was opened."""
+    known = isinstance(database.obj, SqliteDatabase) and database.database is not None
+    return notes_folder() if known else None
+
+
+def lock(kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
+    """Hold a lock of the pool, of a kind and perhaps a name; yields whether it was had within so many seconds.
+
+    It ends with the process, however that ends, on whatever host.
+    """
+    held: contextlib.AbstractContextManager[bool] = database.lock(kind, seconds, name)
+    return held
 
 
 def _lock_folder_of(path: Path) -> Path:
@@ -785,7 +892,8 @@ def set_setting(name: str, value: str | None) -> None:
     if value is None:
         Setting.delete().where(Setting.name == name).execute()
     else:
-        Setting.replace(name=name, value=value).execute()
+        Setting.insert(name=name, value=value).on_conflict(
+            conflict_target=[Setting.name], preserve=[Setting.value]).execute()
 
 
 def this_host() -> str:
@@ -796,8 +904,8 @@ def this_host() -> str:
         return ""
 
 
-def _belong(path: Path) -> None:
-    for name, value in {"host": this_host(), "host-name": os.uname().nodename, "path": str(path)}.items():
+def _belong(path: str | None = None) -> None:
+    for name, value in {**database.home(), **({"path": path} if path else {})}.items():
         set_setting(name, value)
 
 
@@ -806,16 +914,16 @@ def require_home() -> None:
 
     What one of them knows nothing of, because the other has made it since, would be deleted as a leak.
     """
-    path = str(database.database)
-    host, home = setting("host"), setting("path")
-    if (host, home) != (this_host(), path):
-        where = home if host == this_host() else f"{home} on host {setting('host-name')}"
-        raise ConfigError(f"{path}: is the vm.db of {where}, and may be at work there; if it was moved or restored "
-                          "here on purpose, say so first: vmdatabase.py moved")
+    if why := database.of_another_home({name: setting(name) for name in ("host", "host-name", "path")}):
+        raise ConfigError(f"{database.database}: {why}; if it was moved or restored here on purpose, say so first: "
+                          "vmdatabase.py moved")
 
 
 def backup(file: Path) -> None:
     """Write a consistent copy of vm.db to a file, which is replaced at once; ConfigError if that cannot be."""
+    if not isinstance(database.obj, SqliteDatabase):
+        raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
+                          f"vmdatabase.py copy {file}")
     try:
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; name the file to write")
@@ -839,7 +947,7 @@ def moved() -> dict[str, int]:
     Returns the highest id of each table that is not used any more: a pool makes less than one machine a second.
     """
     with database.atomic("IMMEDIATE"):
-        _belong(Path(str(database.database)))
+        _belong()
         spare = max(0, now() - _last_written()) + SPARE_IDS
         last = {table: last_id(table) + spare for table in COUNTED}
         for table, number in last.items():
@@ -852,21 +960,21 @@ def moved() -> dict[str, int]:
 
 def _last_written() -> int:
     times = "SELECT state_time FROM machine UNION ALL SELECT state_time FROM snapshot_image " \
-            "UNION ALL SELECT max(start_time, coalesce(end_time, 0)) FROM result " \
-            "UNION ALL SELECT value FROM setting WHERE name IN ('made', 'moved')"
-    (newest,) = database.execute_sql(f"SELECT max(CAST(state_time AS INTEGER)) FROM ({times})").fetchone()
+            "UNION ALL SELECT start_time FROM result UNION ALL SELECT end_time FROM result " \
+            "UNION ALL SELECT CAST(value AS BIGINT) FROM setting WHERE name IN ('made', 'moved')"
+    (newest,) = database.execute_sql(f"SELECT max(state_time) FROM ({times}) AS times").fetchone()
     return int(newest or 0)
 
 
 def last_id(table: str) -> int:
     """Return the highest id that a table has had, or leaves out."""
-    row = database.execute_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    row = database.execute_sql(f"SELECT seq FROM {database.ids_table} WHERE name = ?", (table,)).fetchone()
     return int(row[0]) if row else 0
 
 
 def _set_last_id(table: str, number: int) -> None:
-    database.execute_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
-    database.execute_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, number))
+    database.execute_sql(f"DELETE FROM {database.ids_table} WHERE name = ?", (table,))
+    database.execute_sql(f"INSERT INTO {database.ids_table} (name, seq) VALUES (?, ?)", (table, number))
 
 
 class KnownIds(NamedTuple):
@@ -912,8 +1020,9 @@ def leave_out_ids(table: str, seen: int) -> None:
 def note_ids() -> None:
     """Write the highest ids into a file beside vm.db, which a restored vm.db can be compared with."""
     noted = {"pool": pool_uuid(), **{table: last_id(table) for table in COUNTED}}
-    file = lock_folder() / "ids"
+    file = notes_folder() / "ids"
     with contextlib.suppress(OSError):  # it is no more than a help: marks in the cloud and Jenkins tell, too
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_name("ids.new")
         draft.write_text(json.dumps(noted), encoding="ascii")
         draft.replace(file)
@@ -922,7 +1031,7 @@ def note_ids() -> None:
 def leave_out_noted_ids() -> None:
     """Use no id again that was noted beside vm.db, which a restored vm.db knows nothing of."""
     try:
-        noted = json.loads((lock_folder() / "ids").read_text(encoding="ascii"))
+        noted = json.loads((notes_folder() / "ids").read_text(encoding="ascii"))
         seen = {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
     except (OSError, ValueError, KeyError, TypeError):
         return
@@ -934,8 +1043,18 @@ def leave_out_noted_ids() -> None:
 
 
 def now() -> int:
-    """Return the time as it is stored, integer Unix seconds."""
-    return int(time.time())
+    """Return the time as it is stored, integer Unix seconds; of a pool of several hosts that of its database."""
+    return int(database.clock())
+
+
+def clock() -> float:
+    """Return the same with its fractions."""
+    return float(database.clock())
+
+
+def whose_clock() -> str:
+    """Return in words whose clock that is."""
+    return "this host" if isinstance(database.obj, SqliteDatabase) else "the database's host"
 
 
 def move(

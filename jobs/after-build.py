@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def open_jenkins() -> Nodes:
     """Return the Jenkins of the secure configuration; ConfigError if there is none."""
     config = gateconfig.load_secure_config()
-    with vmdatabase.opened(gateconfig.database_path()):
+    with vmdatabase.opened(gateconfig.database_place()):
         jenkinses = script.jenkinses_of(config)
     if jenkinses is None:
         raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")

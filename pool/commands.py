@@ -24,13 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateprocess.setup_logging(options.verbosity)
     command: Callable[[argparse.Namespace], int] = options.run
-    with vmdatabase.opened(options.db or gateconfig.database_path()):
+    place = gateconfig.place_of_database(options.db, "--db") if options.db else gateconfig.database_place()
+    with vmdatabase.opened(place):
         return command(options)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(vmdatabase.__doc__)
-    parser.add_argument("--db", type=Path, metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
+    parser.add_argument("--db", metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
     parser.set_defaults(run=_run_list, json=False)
     commands = parser.add_subparsers(title="commands", metavar="")
     command = commands.add_parser("list", help="print the pool")

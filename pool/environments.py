@@ -121,7 +121,7 @@ def standing_in_line(machine: Machine) -> Iterator[None]:
 
 
 def _line(machine_id: int, seconds: float) -> contextlib.AbstractContextManager[bool]:
-    return gateprocess.file_lock(vmdatabase.lock_folder() / "environments", seconds, str(machine_id))
+    return vmdatabase.lock("environments", seconds, str(machine_id))
 
 
 def queue_up(machine: Machine) -> None:
@@ -281,7 +281,7 @@ def _stands(machine_id: int) -> bool:
 
 def _places(*states: str) -> list[turns.Place]:
     """Return the environments in these states that may be given to machines."""
-    rows = TestEnvironment.select().where(TestEnvironment.state.in_(states) & TestEnvironment.active)
+    rows = TestEnvironment.select().where(TestEnvironment.state.in_(states) & (TestEnvironment.active == 1))
     return [_place(row) for row in rows if not _is_forgotten(row)]
 
 
@@ -295,7 +295,7 @@ def _kept() -> list[turns.Kept]:
         "SELECT test_environment.id, machine.id, result.end_time FROM test_environment "
         "JOIN machine ON machine.id = test_environment.machine_id AND machine.state = 'USED' "
         "JOIN result ON result.id = (SELECT max(id) FROM result WHERE machine_id = machine.id) "
-        "WHERE result.end_time IS NOT NULL AND result.jenkins_job_name IS NOT NULL AND test_environment.active"
+        "WHERE result.end_time IS NOT NULL AND result.jenkins_job_name IS NOT NULL AND test_environment.active = 1"
     ).fetchall()
     return [turns.Kept(machine_id, ended, _place(TestEnvironment.get_by_id(number)))
             for number, machine_id, ended in rows]
@@ -554,7 +554,7 @@ def run_resets() -> int:
 
 def _reset_lock(environment: TestEnvironment) -> IO[bytes] | None:
     """Return an open file that holds the lock of a reset, for as long as anyone has it open; None if another does."""
-    descriptor = os.open(vmdatabase.lock_folder() / f"reset-{environment.name}",
+    descriptor = os.open(vmdatabase.notes_folder() / f"reset-{environment.name}",
                          os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -602,13 +602,13 @@ def _note(environment: TestEnvironment, machine: Machine) -> None:
 
 
 def _note_of(environment: TestEnvironment) -> Path:
-    return vmdatabase.lock_folder() / f"environment-{environment.name}"
+    return vmdatabase.notes_folder() / f"environment-{environment.name}"
 
 
 def tidy_notes() -> None:
     """Remove what is beside vm.db of environments that are gone: a new one of such a name has had nobody."""
     names = {row.name for row in TestEnvironment.select()}
-    for file in vmdatabase.lock_folder().glob("environment-*"):
+    for file in vmdatabase.notes_folder().glob("environment-*"):
         if file.name.removeprefix("environment-") not in names:
             with contextlib.suppress(OSError):
                 file.unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateconfig import SecureConfig
 from gateprocess import GateError
-from jenkinsnodes import Node, Nodes
+from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import Machine
 
 
@@ -25,10 +25,10 @@ class Seen:
 class Jenkinses:
     """One Nodes for each section [jenkins] or [jenkins NAME]."""
 
-    def __init__(self, config: SecureConfig, lock_folder: Path, pool: str) -> None:
-        """Take the settings and the pool's UUID; nothing is asked yet."""
+    def __init__(self, config: SecureConfig, locks: Path | Locks, pool: str) -> None:
+        """Take the settings, a folder for lock files or who gives locks, and the pool's UUID; nothing is asked yet."""
         self._config = config
-        self._lock_folder = lock_folder
+        self._locks = locks
         self._pool = pool
         self._nodes: dict[str, Nodes] = {}
 
@@ -46,7 +46,7 @@ class Jenkinses:
             config = next((one for one in self._config.jenkinses if one.name == name), None)
             if config is None:
                 raise KeyError(name)
-            self._nodes[name] = Nodes(config, self._lock_folder, self._pool)
+            self._nodes[name] = Nodes(config, self._locks, self._pool)
         return self._nodes[name]
 
     def of(self, machine: Machine) -> Nodes | None:

@@ -499,7 +499,8 @@ def load_environments(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
         else:
             _make_equal(TestEnvironment, row, values, f"test-environment {row.name}", changes)
     names = [environment["name"] for environment in wanted]
-    for row in list(TestEnvironment.select().where(TestEnvironment.active & TestEnvironment.name.not_in(names))):
+    for row in list(TestEnvironment.select().where(
+            (TestEnvironment.active == 1) & TestEnvironment.name.not_in(names))):
         TestEnvironment.update(active=False).where(TestEnvironment.id == row.id).execute()
         left = TestEnvironment.get_or_none(TestEnvironment.id == row.id)
         changes.append(f"drain test-environment {row.name}: it is {row.state}, and goes when it is free" if left else

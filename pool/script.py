@@ -6,7 +6,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateconfig
@@ -25,7 +24,7 @@ PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's
 
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
     """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
-    with vmdatabase.opened(gateconfig.database_path()):
+    with vmdatabase.opened(gateconfig.database_place()):
         vmdatabase.require_home()
         vmdatabase.leave_out_noted_ids()
         if name != "all":
@@ -47,15 +46,15 @@ def run_alone(
     here. Then the exit code is 1.
     """
     began = time.monotonic()
-    asked = _lock_of(f"again-{kind}", provider.name)
+    database, asked = vmdatabase.database, _lock_of(f"again-{kind}", provider.name)
     codes: list[int] = []
     if again_seconds:  # before the lock is tried: who has that one looks after having let go
-        _leave_word(asked)
-    while not codes or (asked.exists() and time.monotonic() - began < again_seconds):
+        database.leave_word(asked)
+    while not codes or (database.has_word(asked) and time.monotonic() - began < again_seconds):
         with provider_lock(kind, provider.name, wait_seconds) as mine:
             if not mine:
                 break
-            asked.unlink(missing_ok=True)
+            database.take_word(asked)
             with _hint_of_forget(provider):
                 codes.append(work())
     if codes:
@@ -72,15 +71,6 @@ def run_alone(
     return gateprocess.EXIT_OK
 
 
-def _leave_word(path: Path) -> None:
-    """Make an empty file for its owner only."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    except OSError as err:
-        raise GateError(f"{path}: cannot be written ({err.strerror})") from err
-
-
 @contextlib.contextmanager
 def _hint_of_forget(provider: Provider) -> Iterator[None]:
     """Say how to be rid of a provider that left the providers file, if nothing can be done there any more."""
@@ -94,16 +84,17 @@ def _hint_of_forget(provider: Provider) -> Iterator[None]:
 
 def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
     """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
-    return gateprocess.file_lock(_lock_of(kind, provider), wait_seconds)
+    return vmdatabase.lock(_lock_of(kind, provider), wait_seconds)
 
 
 def lock_holder(kind: str, provider: str) -> gateprocess.Holder | None:
     """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
-    return gateprocess.lock_holder(_lock_of(kind, provider))
+    holder: gateprocess.Holder | None = vmdatabase.database.holder(_lock_of(kind, provider))
+    return holder
 
 
-def _lock_of(kind: str, provider: str) -> Path:
-    return vmdatabase.lock_folder() / f"{kind}-{provider}"
+def _lock_of(kind: str, provider: str) -> str:
+    return f"{kind}-{provider}"
 
 
 def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
@@ -112,7 +103,7 @@ def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
         return None
     from pool.jenkinses import Jenkinses
 
-    return Jenkinses(config, vmdatabase.lock_folder(), vmdatabase.pool_uuid())
+    return Jenkinses(config, vmdatabase.lock, vmdatabase.pool_uuid())
 
 
 def nodes_of(config: SecureConfig, machine: Machine) -> Nodes | None:

@@ -154,11 +154,11 @@ class Look:
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.verdicts: dict[int, Verdict] = {}  # of those of them that have ended
-        self.clock_ahead = 0.0  # seconds that this host's clock is ahead of the cloud's and of Jenkins'
+        self.clock_ahead = 0.0  # seconds that the clock is ahead of the cloud's and of Jenkins'
 
     def now(self) -> float:
         """Return the time by which ages are counted, in Unix seconds."""
-        return time.time() - self.clock_ahead
+        return vmdatabase.clock() - self.clock_ahead
 
     # --- the first look: lists ---
 
@@ -216,14 +216,15 @@ class Look:
         return frozenset(name for name, owner in owners.items() if owner and owner.name in set(silent))
 
     def see_clock(self) -> None:
-        """Compare this host's clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
+        """Compare the clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
+        ours = vmdatabase.clock() - time.time()  # that of the database, which may be ahead of this host's
         told = {"the cloud's": self.cloud.clock_ahead,
                 "Jenkins'": self.jenkinses.clock_ahead() if self.jenkinses else None}
         known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
-        ahead = min(known.values(), default=0.0)
+        ahead = min(known.values(), default=0.0) + ours
         if ahead > CLOCK_SECONDS:
             self.clock_ahead = ahead
-            self.trouble(f"the clock of this host is {ahead / 60:.0f} min ahead of {' and '.join(known)}; "
+            self.trouble(f"the clock of {vmdatabase.whose_clock()} is {ahead / 60:.0f} min ahead of {' and '.join(known)}; "
                          "ages are counted without that")
 
     # --- the second look: one by one ---

@@ -150,7 +150,7 @@ def read(since: int, now: int) -> dict[str, Any]:
             "builds": [Build(*row) for row in _rows(
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
-                "WHERE end_time >= ? AND by_person IS NOT 1 ORDER BY end_time, id", since)],
+                "WHERE end_time >= ? AND coalesce(by_person, 0) = 0 ORDER BY end_time, id", since)],
             "labels": [(label_of(row), standings_of(row.name)) for row in LabelRow.select().order_by(LabelRow.name)],
             "environments": [Environment(row["name"], row["state"], row["since"], row["reason"], row["node"],
                                          row["images"]) for row in environments.table()],
@@ -189,7 +189,7 @@ def _images() -> Iterator[Image]:
     for key, provider_id, provider, name, wanted, active, paused, deaths, death, template, subnodes in _rows(
             "SELECT base_image.id, provider_id, provider.name, base_image.name, "
             "CASE WHEN label.name IS NULL THEN base_image.min_ready ELSE 0 END, "
-            "base_image.active AND provider.active, paused, deaths, death, template, subnodes "
+            "base_image.active * provider.active, paused, deaths, death, template, subnodes "
             "FROM base_image JOIN provider ON provider.id = provider_id "
             "LEFT JOIN label ON label.name = base_image.name "
             "ORDER BY provider.name, base_image.name"):

@@ -19,6 +19,7 @@ import openstack
 import requests
 import yaml
 
+from tests import postgres
 from tests.pocketcloud.client import CloudProcess, Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
@@ -58,13 +59,15 @@ class Pool:
         self.pocket = cloud if isinstance(cloud, Pocket) else None
         self.jenkins = jenkins
         self.database = folder / "vm.db"
+        self.address = postgres.shared().create() if on_postgresql() else ""  # empty: vm.db
+        self.place: Path | str = self.address or self.database  # as vmdatabase.opened takes it
         self.secure_config = folder / "secure.conf"
         self.key = make_key(folder)
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith(("OS_", "DEVSTACK_GATE_", "ZUUL_", "GERRIT_"))}
         for name in ("WORKSPACE", "JOB_NAME", "BUILD_NUMBER", "BUILD_TAG"):
             self.environment.pop(name, None)
-        self.environment |= {"DEVSTACK_GATE_DB": str(self.database), "HOME": str(folder),
+        self.environment |= {"DEVSTACK_GATE_DB": self.address or str(self.database), "HOME": str(folder),
                              "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config)}
         if cloud:
             self.environment["OS_CLIENT_CONFIG_FILE"] = str(cloud.clouds_yaml)
@@ -135,7 +138,9 @@ class Pool:
                               capture_output=True, text=True, timeout=60, check=False)
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Run one statement on vm.db as a person would."""
+        """Run one statement on the database as a person would."""
+        if self.address:
+            return postgres.query(self.address, statement, *values)
         connection = sqlite3.connect(self.database, timeout=30)
         try:
             with connection:
@@ -298,6 +303,11 @@ class Pool:
         """Whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+def on_postgresql() -> bool:
+    """Whether the pools of tests are on PostgreSQL: run-tests.sh --database postgresql."""
+    return os.environ.get("TEST_DATABASE") == "postgresql"
 
 
 @cache

@@ -33,7 +33,7 @@ def events(pool: Pool, columns: str = "node_name, provider, image, from_state, t
 
 
 def test_each_move_of_a_machine_from_its_row_to_its_end_is_an_event_with_names_and_reason(pool: Pool) -> None:
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         machine = vmdatabase.Machine.create(base_image=1, state="BUILDING", state_time=vmdatabase.now())
         vmdatabase.set_columns(machine, name="devstack-noble-one-1")
         assert vmdatabase.move(machine, "BUILDING", "READY")
@@ -49,7 +49,7 @@ def test_each_move_of_a_machine_from_its_row_to_its_end_is_an_event_with_names_a
 
 
 def test_the_moves_of_a_snapshot_are_events_too(pool: Pool) -> None:
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         row = vmdatabase.SnapshotImage.create(base_image=1, name="snap", version=5, state="BUILDING", state_time=5)
         assert vmdatabase.move(row, "BUILDING", "ERROR", error="apt-get failed")
         row.delete_instance()
@@ -68,7 +68,7 @@ def test_a_person_with_sqlite3_cannot_forget_it(pool: Pool) -> None:
 
 def test_the_reason_of_an_earlier_move_is_not_told_of_a_later_one(pool: Pool) -> None:
     name = pool.add_machine("READY", server=False, node=False)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         assert vmdatabase.move(vmdatabase.machine_named(name), "READY", "USED", "gate #1")
     pool.sql("UPDATE machine SET state = 'DELETE' WHERE name = ?", name)
 
@@ -78,7 +78,7 @@ def test_the_reason_of_an_earlier_move_is_not_told_of_a_later_one(pool: Pool) ->
 def test_a_transaction_that_is_undone_leaves_no_event(pool: Pool) -> None:
     name = pool.add_machine("READY", server=False, node=False)
     before = events(pool)
-    with vmdatabase.opened(pool.database), vmdatabase.database.atomic() as transaction:
+    with vmdatabase.opened(pool.place), vmdatabase.database.atomic() as transaction:
         assert vmdatabase.move(vmdatabase.machine_named(name), "READY", "USED")
         transaction.rollback()
 
@@ -148,7 +148,7 @@ def test_what_is_counted_stays_when_events_are_pruned(pool: Pool) -> None:
     pool.sql("UPDATE result SET end_time = 1300, result = 'SUCCESS'")
     pool.sql("UPDATE result SET result = 'FAILURE'")  # not another end
     pool.sql("UPDATE event SET time = 1")
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         assert history.prune(time.time()) == 2
 
     tally = pool.sql("SELECT what, provider, image, key, count, total FROM tally ORDER BY what, key")
@@ -165,7 +165,7 @@ def test_pruning_keeps_what_is_younger_than_history_days_of_the_providers_file(p
     now = int(time.time())
     pool.sql("WITH RECURSIVE day (n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM day WHERE n < 11999) INSERT INTO event "
              "(time, provider, image) SELECT ? - n * 60, 'one', 'noble' FROM day", now)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         pruned = history.prune(now)
 
     assert (pruned, pool.sql("SELECT min(time) >= ? - 3 * 86400, count(*) FROM event", now)) == (

@@ -226,7 +226,7 @@ def test_what_was_asked_for_after_the_last_look_of_a_run_is_done_by_that_run(poo
             assert "leaving it to that one" in aside.stderr
         return works[-1]
 
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         assert script.run_alone("launch", vmdatabase.provider_named("one"), work, 1000, again_seconds=60) == 1
     assert works == [0, 1]
 
@@ -239,7 +239,7 @@ def test_a_run_that_steps_aside_for_one_that_is_too_old_fails(
     pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool.load(provider())
-    with vmdatabase.opened(pool.database), holder(Path(f"{pool.database}.locks/launch-one")) as process:
+    with vmdatabase.opened(pool.place), holder(Path(f"{pool.database}.locks/launch-one")) as process:
         one = vmdatabase.provider_named("one")
         await_that("it to be older", lambda: time.time() - (found := gateprocess.lock_holder(
             Path(f"{pool.database}.locks/launch-one")) or gateprocess.Holder(0, time.time())).since > 2 and found)

@@ -107,7 +107,7 @@ def test_a_machine_of_no_image_is_refused(path: Path) -> None:
 
 def test_an_image_that_has_machines_cannot_be_deleted(pool: Pool) -> None:
     machine(pool)
-    with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), vmdatabase.opened(pool.database):
+    with pytest.raises(DatabaseError, match="FOREIGN KEY constraint failed"), vmdatabase.opened(pool.place):
         vmdatabase.BaseImage.delete().execute()
 
 
@@ -227,7 +227,7 @@ def test_of_many_that_move_one_machine_exactly_one_wins(pool: Pool, attempt: int
 
 def test_a_move_writes_state_time_and_columns_together_or_nothing(pool: Pool) -> None:
     machine(pool, age=100)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         row = vmdatabase.Machine.get_by_id(1)
         before = pool.sql("SELECT state, state_time, error FROM machine")
         assert vmdatabase.move(row, "BUILDING", "ERROR", error="too slow") is False
@@ -239,7 +239,7 @@ def test_a_move_writes_state_time_and_columns_together_or_nothing(pool: Pool) ->
 
 def test_writing_columns_leaves_a_state_that_somebody_else_wrote_meanwhile(pool: Pool) -> None:
     name = machine(pool)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         row = vmdatabase.Machine.get_by_id(1)
         pool.sql("UPDATE machine SET state = 'HOLD'")
         vmdatabase.set_columns(row, ip="192.0.2.1")
@@ -255,7 +255,7 @@ LONGER = (*MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT; UPDATE machi
 def test_an_older_file_is_migrated_after_a_copy_beside_it(pool: Pool) -> None:
     machine(pool)
     before = dump(pool.database)
-    with vmdatabase.opened(pool.database, LONGER):
+    with vmdatabase.opened(pool.place, LONGER):
         assert vmdatabase.database.execute_sql("SELECT id, colour FROM machine").fetchall() == [(1, "red")]
     (copy,) = pool.folder.glob("vm.db.schema-*")
     assert re.fullmatch(rf"vm\.db\.schema-{len(MIGRATIONS)}\.\d{{8}}T\d{{6}}Z", copy.name)
@@ -310,7 +310,7 @@ def test_a_new_file_and_a_migrated_one_are_alike(path: Path) -> None:
 def test_a_migrated_file_keeps_its_uuid_and_is_not_copied_again(pool: Pool) -> None:
     before = pool.uuid
     for _ in range(2):
-        with vmdatabase.opened(pool.database, LONGER):
+        with vmdatabase.opened(pool.place, LONGER):
             assert vmdatabase.pool_uuid() == before
     assert len(list(pool.folder.glob("vm.db.schema-*"))) == 1
 
@@ -319,7 +319,7 @@ def test_a_migration_that_fails_leaves_all_as_it_was(pool: Pool) -> None:
     machine(pool)
     before = dump(pool.database)
     failing = (*LONGER, "CREATE TABLE extra (id INTEGER); SELECT 1 FROM nowhere")
-    with pytest.raises(DatabaseError) as caught, vmdatabase.opened(pool.database, failing):
+    with pytest.raises(DatabaseError) as caught, vmdatabase.opened(pool.place, failing):
         pass
     assert str(caught.value) == f"{pool.database}: no such table: nowhere"
     assert dump(pool.database) == before
@@ -335,7 +335,7 @@ def test_many_that_migrate_at_once_migrate_once(pool: Pool) -> None:
 def test_a_newer_file_is_refused_and_left_alone(pool: Pool) -> None:
     pool.sql(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     before = dump(pool.database)
-    with pytest.raises(ConfigError) as caught, vmdatabase.opened(pool.database):
+    with pytest.raises(ConfigError) as caught, vmdatabase.opened(pool.place):
         pass
     assert str(caught.value) == (f"{pool.database}: has schema version {len(MIGRATIONS) + 1}, newer than the "
                                  f"{len(MIGRATIONS)} known here; use the scripts that made it")
@@ -473,12 +473,12 @@ def test_ids_that_were_noted_beside_a_vm_db_are_not_used_again_after_a_restore(p
     copy = backup(pool)
     machine(pool)
     machine(pool)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         vmdatabase.note_ids()
     restore(pool, copy)
     assert pool.machines() == {}
 
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         vmdatabase.leave_out_noted_ids()
         known = vmdatabase.known_ids("machine")
 
@@ -490,7 +490,7 @@ def test_ids_that_were_noted_beside_a_vm_db_are_not_used_again_after_a_restore(p
                                      '{"pool": null}', "\xff"])
 def test_a_note_of_ids_that_is_none_of_this_pool_counts_for_nothing(pool: Pool, content: str) -> None:
     (pool.folder / "vm.db.locks" / "ids").write_text(content, encoding="latin-1")
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         vmdatabase.leave_out_noted_ids()
     assert machine(pool) == "devstack-noble-one-1"
 
@@ -501,7 +501,7 @@ def test_ids_that_are_seen_outside_are_left_out_and_known_to_be_unknown(
         pool: Pool, seen: list[int], unknown: list[int], first: int) -> None:
     machine(pool)
     machine(pool)
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         for number in seen:
             vmdatabase.leave_out_ids("machine", number)
         known = vmdatabase.known_ids("machine")
@@ -513,7 +513,7 @@ def test_moved_goes_on_with_ids_that_nothing_made_since_the_backup_can_have(pool
     machine(pool)
     pool.sql("UPDATE setting SET value = value - 5000 WHERE name = 'made'")
     pool.sql("UPDATE machine SET state_time = state_time - 3600")
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         vmdatabase.leave_out_ids("machine", 7)
         last = vmdatabase.moved()["machine"]
         assert vmdatabase.known_ids("machine") == vmdatabase.KnownIds(last)
@@ -919,7 +919,7 @@ def test_an_error_is_stored_as_one_line_with_its_beginning_and_its_end(
     pool: Pool, error: str | None, stored: str | None
 ) -> None:
     pool.load(provider())
-    with vmdatabase.opened(pool.database):
+    with vmdatabase.opened(pool.place):
         machine = vmdatabase.Machine.create(base_image=1, state="BUILDING", state_time=1, name="n1")
         vmdatabase.move(machine, "BUILDING", "ERROR", error=error)
         assert pool.column("n1", "error") == stored

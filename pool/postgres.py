@@ -1,0 +1,402 @@
+"""A pool whose database lies on a PostgreSQL server, so that several hosts can work on it.
+
+Loaded for an address postgresql://... only; psycopg is needed then, and by nobody else. One who writes is alone, as in
+SQLite: see dialect.py. Named locks belong to one connection of the process, and end with it on whatever host; a
+process whose connection is lost ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import peewee
+
+import gateconfig
+import gateprocess
+from gateprocess import ConfigError, Holder
+from pool import dialect
+
+try:
+    import psycopg
+    from psycopg import conninfo, pq
+except ImportError as err:
+    raise ConfigError("DEVSTACK_GATE_DB: an address postgresql://... needs the Python package psycopg "
+                      f"({gateprocess.one_line(err)}): pip install -r requirements-postgresql.txt") from err
+
+BUSY_SECONDS = 30  # for a lock: who writes is done long before
+STATEMENT_SECONDS = 60
+IDLE_SECONDS = 60  # in a transaction, in which no call to the outside is made
+SILENT_SECONDS = STATEMENT_SECONDS + 10  # after which a server that does not answer is given up
+HEARTBEAT_SECONDS = 5  # between two looks at the connection that holds the locks
+ANSWER_SECONDS = 10  # that a look may take; so the process knows of a loss after 15 s at most
+LET_GO_SECONDS = 60  # before which the server does not give the locks of a host that is silent to others
+POLL_SECONDS = 0.05
+NAME_LENGTH = 63  # of an application, as PostgreSQL keeps it
+# Time limits of a connection; those that the address has go before.
+CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5,
+              "keepalives_count": 3, "tcp_user_timeout": 20_000, "target_session_attrs": "read-write",
+              "client_encoding": "UTF8"}
+SESSION = {"statement_timeout": f"{STATEMENT_SECONDS}s", "lock_timeout": f"{BUSY_SECONDS}s",
+           "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s", "tcp_keepalives_idle": LET_GO_SECONDS // 2,
+           "tcp_keepalives_interval": LET_GO_SECONDS // 6, "tcp_keepalives_count": 3,
+           "tcp_user_timeout": LET_GO_SECONDS * 1000, "standard_conforming_strings": "on"}
+# Which server and database it is, and the timeline of the server's past: another after each failover or restore.
+HOME = """SELECT (pg_control_system()).system_identifier::text,
+    (SELECT oid::text FROM pg_database WHERE datname = current_database()),
+    substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
+# What a person can do about an error, by its SQLSTATE.
+HINTS = {
+    "53300": "has no room for another connection (max_connections); try again, or see who has them: "
+             "select * from pg_stat_activity",
+    "55P03": f"another process has held it for more than {BUSY_SECONDS} s; try again",
+    "57014": f"a statement took longer than {STATEMENT_SECONDS} s, and was stopped",
+    "25006": "takes no changes (it is a replica, or read-only); name the primary",
+    "53100": "its disk is full",
+}
+LASTING = {"28P01", "28000", "3D000", "25006", "42501"}  # of no use to try again: password, database, rights
+
+
+def key_of(name: str) -> int:
+    """Return the key of an advisory lock by its name."""
+    return int.from_bytes(hashlib.sha256(f"devstack-gate {name}".encode()).digest()[:8], "big", signed=True)
+
+
+WRITER = key_of("writer")
+
+
+@lru_cache(4096)
+def _parameters(sql: str) -> str:
+    """Return a statement with psycopg's %s for ?, which stand outside of its texts."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|\?|%", lambda found: {"?": "%s"}.get(found[0], found[0].replace("%", "%%")), sql)
+
+
+def shown(address: str) -> str:
+    """Return an address as it may be shown."""
+    return gateprocess.printable(address.partition("?")[0])
+
+
+class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has no types
+    """The database at an address, as vmdatabase knows one: see its SqliteDatabase."""
+
+    param = "?"
+    errors = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
+    ids_table = "last_id"
+
+    def __init__(self, address: str) -> None:
+        """Take the address; nothing is asked of the server yet."""
+        try:
+            self.address = conninfo.conninfo_to_dict(address)
+        except psycopg.ProgrammingError as err:
+            raise ConfigError(f"{shown(address)}: is no address of a PostgreSQL database "
+                              f"({gateprocess.one_line(err)})") from err
+        super().__init__(shown(address))
+        self._locks = _Locks(self._connect, shown(address))
+        self._watched: dict[int, tuple[float, Any]] = {}  # by thread: until when its statement may take, and where
+        self._watcher: threading.Thread | None = None
+        self._begun = 0.0  # the server's clock when the monotonic one was nothing
+
+    # --- peewee ---
+
+    def init(self, database: str, **_: Any) -> None:
+        """Take the name that messages show."""
+        peewee.Database.init(self, database)
+
+    @property
+    def index_value_literals(self) -> bool:
+        """Whether peewee writes values of an index into its statement; it makes none here."""
+        return True
+
+    def _connect(self) -> Any:
+        session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+        given = {**CONNECTION, "application_name": _application(), **self.address}
+        given["options"] = f"{session} {self.address.get('options') or ''}".strip()
+        connection = psycopg.connect(**given, autocommit=True, prepare_threshold=None)
+        connection.adapters.register_dumper(bool, _Flag)  # flags are integers, as in SQLite
+        connection.adapters.register_loader("numeric", psycopg.types.numeric.FloatLoader)
+        return connection
+
+    def _set_server_version(self, conn: Any) -> None:
+        self.server_version = conn.pgconn.server_version
+
+    def _initialize_connection(self, conn: Any) -> None:
+        """Learn the server's clock: those of the hosts may differ."""
+        before = time.monotonic()
+        (seconds,) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+        self._begun = seconds - (before + time.monotonic()) / 2
+
+    def begin(self, lock_type: str | None = None) -> None:
+        """Begin a transaction: IMMEDIATE one that writes, alone; any other sees one moment of the database."""
+        with self._limited(), peewee.__exception_wrapper__:
+            self.cursor().execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
+                                  else "BEGIN ISOLATION LEVEL REPEATABLE READ")
+
+    def commit(self) -> Any:
+        """End a transaction."""
+        with self._limited():
+            return super().commit()
+
+    def _execute_cursor(self, sql: str, params: Sequence[Any] | None, **cursor_options: Any) -> Any:
+        with self._limited():
+            return super()._execute_cursor(_parameters(sql), params, **cursor_options)
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Cut the connection if the server does not answer at all: its own time limits need one that runs."""
+        me = threading.get_ident()
+        self._watched[me] = time.monotonic() + SILENT_SECONDS, self.connection()
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="server", daemon=True)
+            self._watcher.start()
+        try:
+            yield
+        finally:
+            del self._watched[me]
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1)
+            for limit, connection in list(self._watched.values()):
+                if time.monotonic() > limit:
+                    with contextlib.suppress(OSError, psycopg.Error):
+                        socket.socket(fileno=os.dup(connection.fileno())).shutdown(socket.SHUT_RDWR)
+
+    # --- what vmdatabase asks of either database ---
+
+    def clock(self) -> float:
+        """Return the server's time in Unix seconds, which all hosts go by."""
+        return self._begun + time.monotonic() if self._begun else time.time()
+
+    @property
+    def notes(self) -> Path:
+        """The folder of this host in which it notes what a restored database would not know."""
+        state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
+        return state / "devstack-gate" / hashlib.sha256(self._pool().encode()).hexdigest()[:16]
+
+    def _pool(self) -> str:
+        ((value,),) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchall()
+        return str(value)
+
+    def home(self) -> dict[str, str]:
+        """Return what tells this database from a copy or an older state of it, and how people call that."""
+        system, oid, timeline = self.execute_sql(HOME).fetchone()
+        return {"host": f"{system} {oid} {timeline}", "host-name": f"timeline {int(timeline, 16)}",
+                "path": str(self.database)}
+
+    def of_another_home(self, known: dict[str, str | None]) -> str:
+        """Return why this database may be a copy or an older state, empty if it is the one that it was."""
+        home = self.home()
+        if known["host"] == home["host"]:
+            return ""
+        was, now = (known["host"] or "? ? ?").split(), home["host"].split()
+        if was[:2] == now[:2]:
+            return (f"the server has been restored or has failed over ({known['host-name']} before, now "
+                    f"{home['host-name']}), and may have lost what was written last")
+        return f"is the pool of another database ({known['path']}), and may be at work there"
+
+    def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
+        """Hold the lock of a name, and yield whether it was had within so many seconds."""
+        return self._locks.held(f"{kind} {name}".strip(), seconds)
+
+    def holder(self, kind: str) -> Holder | None:
+        """Return who holds a lock, None if nobody does, or it cannot be seen."""
+        key = key_of(kind) & 0xffff_ffff_ffff_ffff
+        row = self.execute_sql(
+            "SELECT application_name, extract(epoch FROM backend_start)::float8 FROM pg_locks "
+            "JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+            "AND classid = ? AND objid = ? AND database = (SELECT oid FROM pg_database "
+            "WHERE datname = current_database())", (key >> 32, key & 0xffff_ffff)).fetchone()
+        found = re.fullmatch(r"\S+ ([0-9]+)@(\S+)", row[0] or "") if row else None
+        return Holder(int(found[1]), row[1], found[2]) if found else None
+
+    def leave_word(self, name: str) -> None:
+        """Leave word for whoever holds a lock."""
+        self.execute_sql("INSERT INTO setting (name, value) VALUES (?, '') ON CONFLICT DO NOTHING", (f"word {name}",))
+
+    def has_word(self, name: str) -> bool:
+        """Whether word was left."""
+        return bool(self.execute_sql("SELECT 1 FROM setting WHERE name = ?", (f"word {name}",)).fetchone())
+
+    def take_word(self, name: str) -> None:
+        """Take note of the word that was left, if any."""
+        if self.has_word(name):
+            self.execute_sql("DELETE FROM setting WHERE name = ?", (f"word {name}",))
+
+    def explained(self, err: BaseException) -> tuple[str, bool]:
+        """Return an error of this database in one line, and whether trying again may help."""
+        cause = _first(err)
+        state = getattr(cause, "sqlstate", None) or ""
+        said = gateprocess.one_line(cause) or type(cause).__name__
+        said = re.sub(r"^(connection failed: )?connection (to|is) .*? failed: ", "", said)
+        text = f"{self.database}: {HINTS.get(state, said)}"
+        lasting = state in LASTING or re.search(
+            r"password authentication failed|no password supplied|does not exist|session is read-only|"
+            "no pg_hba.conf entry|name or service not known", said, re.IGNORECASE)
+        if "session is read-only" in said:
+            text = f"{self.database}: {HINTS['25006']}"
+        return text, not lasting
+
+    # --- opening ---
+
+    def opened(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
+               begin: Callable[[], None]) -> None:
+        """See that the connected database has the present schema; begin makes what a new pool has."""
+        version = self.schema_version()
+        if version is not None and version > len(migrations):
+            raise ConfigError(f"{self.database}: has schema version {version}, newer than the {len(migrations)} known "
+                              "here; use the scripts that made it")
+        if version == len(migrations):
+            return
+        with self.atomic("IMMEDIATE"):
+            self.execute_sql("SET LOCAL statement_timeout = 0")
+            version = self.schema_version()  # another process may have been faster
+            if version is None:
+                self._make()
+            elif version < len(migrations):
+                gateprocess.get_log().warning("%s has an older schema (%d); migrating it", self.database, version)
+            for script in migrations[version or 0:]:
+                for statement in split(script):
+                    for words in dialect.translated(statement, WRITER):
+                        self.execute_sql(words)
+            self.execute_sql("INSERT INTO setting (name, value) VALUES ('schema', ?) ON CONFLICT (name) "
+                             "DO UPDATE SET value = excluded.value", (str(len(migrations)),))
+            begin()
+
+    def schema_version(self) -> int | None:
+        """Return the version of the schema, None if there is nothing yet."""
+        ours, others = self.execute_sql(
+            "SELECT to_regclass('setting') IS NOT NULL AND to_regclass('last_id') IS NOT NULL, "
+            "EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = current_schema())").fetchone()
+        if not ours and others:
+            raise ConfigError(f"{self.database}: holds tables that devstack-gate did not make; name another database")
+        if not ours:
+            return None
+        row = self.execute_sql("SELECT value FROM setting WHERE name = 'schema'").fetchone()
+        return int(row[0]) if row else None
+
+    def _make(self) -> None:
+        for statement in dialect.PRELUDE.format(writer=WRITER).split(";\nCREATE"):
+            self.execute_sql(statement if statement.startswith("\n") else f"CREATE{statement}")
+
+
+def _application() -> str:
+    """Return what pg_stat_activity shows of this process: script, process and host."""
+    name, end = Path(sys.argv[0]).name or "python", f" {os.getpid()}@{os.uname().nodename}"
+    return f"{name[:max(1, NAME_LENGTH - len(end))]}{end}"[:NAME_LENGTH].replace("\n", "?")
+
+
+def _first(err: BaseException) -> BaseException:
+    """Return the database's error that came before others: after a COMMIT that fails the rollback fails as well."""
+    first = seen = err
+    while (before := seen.__cause__ or seen.__context__) is not None:
+        seen = before
+        if isinstance(seen, psycopg.Error):
+            first = seen
+    return first
+
+
+class _Flag(psycopg.types.numeric.IntDumper):
+    """Sends True and False as the integers that flags are."""
+
+    def dump(self, obj: bool) -> bytes:  # type: ignore[override]
+        """Return 1 or 0."""
+        return b"1" if obj else b"0"
+
+
+class _Locks:
+    """The named locks of this process: advisory locks of one connection, which is looked at all the time."""
+
+    def __init__(self, connect: Callable[[], Any], where: str) -> None:
+        self._connect = connect
+        self._where = where
+        self._mutex = threading.Lock()
+        self._connection: Any = None
+        self._held: set[int] = set()
+
+    @contextlib.contextmanager
+    def held(self, name: str, seconds: float) -> Iterator[bool]:
+        """Hold a lock, and yield whether it was had within so many seconds."""
+        key, deadline, pause = key_of(name), time.monotonic() + seconds, POLL_SECONDS
+        while not (mine := self._try(key)) and time.monotonic() < deadline:
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(2 * pause, 0.5)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._release(key)
+
+    def _try(self, key: int) -> bool:
+        with self._mutex:
+            if key in self._held:
+                return False
+            if self._connection is None:
+                self._open()
+            if self._ask(f"SELECT pg_try_advisory_lock({key})") != b"t":
+                return False
+            self._held.add(key)
+            return True
+
+    def _release(self, key: int) -> None:
+        with self._mutex:
+            self._held.discard(key)
+            if self._connection is not None:
+                self._ask(f"SELECT pg_advisory_unlock({key})")
+
+    def _open(self) -> None:
+        self._connection = self._connect()
+        threading.Thread(target=self._watch, args=(self._connection,), name="locks", daemon=True).start()
+
+    def _ask(self, sql: str) -> bytes | None:
+        """Return the one value of a query; psycopg.Error if the server does not give it in time."""
+        connection = self._connection.pgconn
+        deadline = time.monotonic() + ANSWER_SECONDS
+        try:
+            connection.send_query(sql.encode())
+            connection.flush()
+            value: bytes | None = None
+            while True:
+                while connection.is_busy():
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not select.select([connection.socket], [], [], left)[0]:
+                        raise psycopg.OperationalError(f"no answer for {ANSWER_SECONDS} s")
+                    connection.consume_input()
+                result = connection.get_result()
+                if result is None:
+                    return value
+                if result.status != pq.ExecStatus.TUPLES_OK:
+                    raise psycopg.OperationalError((result.error_message or b"no answer").decode(errors="replace"))
+                value = result.get_value(0, 0)
+        except psycopg.Error as err:
+            self._lost(err)
+            raise
+
+    def _lost(self, err: psycopg.Error) -> None:
+        """End this process if it holds locks, which others may have by now: all that it has begun is recorded."""
+        self._connection = None
+        if self._held:
+            gateprocess.say(f"{self._where}: the connection that holds the locks of this run is lost "
+                            f"({gateprocess.one_line(err)}); {gateprocess.RECORDED}")
+            os._exit(gateprocess.EXIT_FAILED)
+
+    def _watch(self, connection: Any) -> None:
+        """Look at the connection as long as it is the one in use: at once if the server ends it, else now and then."""
+        while True:
+            with contextlib.suppress(OSError, ValueError, psycopg.Error):
+                select.select([connection.fileno()], [], [], HEARTBEAT_SECONDS)
+            with self._mutex:
+                if self._connection is not connection:
+                    return
+                with contextlib.suppress(psycopg.Error):
+                    self._ask("SELECT 1")

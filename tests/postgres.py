@@ -1,0 +1,231 @@
+"""A real PostgreSQL server for the tests, on a socket of its own: one for all processes of a test run.
+
+    python -m tests.postgres FOLDER PID    serve from a new folder until the process of that number has ended
+
+The server runs as the account postgres, which Debian's package makes, since it refuses to run as root. Nothing is
+synced: what a power cut would lose, no test asks for.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+
+START_SECONDS = 60
+ACCOUNT = "postgres"
+OWNER = "gate"  # the role of the scripts, which is no superuser
+SETTINGS = ("listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB", "wal_level=replica",
+            "max_wal_senders=4", "unix_socket_permissions=0777", "autovacuum_naptime=20s")
+AS_ACCOUNT = ("setpriv", f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--clear-groups")
+
+
+def programs() -> Path:
+    """The folder of PostgreSQL's programs, which Debian does not put on PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    assert found, "the tests need Debian's package postgresql; run-tests.sh installs it"
+    return found[-1].parent
+
+
+class Server:
+    """A server of PostgreSQL in a folder."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs as its account."""
+        subprocess.run([*AS_ACCOUNT, str(programs() / program), *arguments], check=True, cwd="/",
+                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def make(self) -> None:
+        """Make the server's files, with a role for the scripts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.chown(self.folder, ACCOUNT, ACCOUNT)
+        self.run("initdb", "-D", str(self.data), "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+        self.start()
+        self.sql("postgres", f"CREATE ROLE {OWNER} LOGIN")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = [word for setting in (*SETTINGS, *self.settings) for word in ("-c", setting)]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*AS_ACCOUNT, str(programs() / "postgres"), "-D", str(self.data), "-k", str(self.folder), *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
+        deadline = time.monotonic() + START_SECONDS
+        while not self.answers():
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        """Whether it takes connections."""
+        with contextlib.suppress(psycopg.OperationalError), self.connect("postgres"):
+            return True
+        return False
+
+    def kill(self) -> None:
+        """Kill it, all its processes at once, as a host that dies does."""
+        assert self._process
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        for pid in map(int, children):
+            while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
+                time.sleep(0.01)
+
+    def freeze(self, frozen: bool) -> None:
+        """Have all its processes stand still, or go on."""
+        assert self._process
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in (self._process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it at once."""
+        if self._process:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait()
+            self._process = None
+
+    def connect(self, database: str, user: str = ACCOUNT) -> psycopg.Connection[Any]:
+        """A connection to a database, as the superuser."""
+        return psycopg.connect(host=str(self.folder), dbname=database, user=user, autocommit=True)
+
+    def sql(self, database: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run one statement as the superuser."""
+        with self.connect(database) as connection:
+            cursor = connection.execute(statement, values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def address(self, database: str) -> str:
+        """The address by which the scripts know a database."""
+        return f"postgresql://{OWNER}@/{database}?host={self.folder}"
+
+    def create(self) -> str:
+        """Make a new database, and return its address."""
+        name = f"pool_{uuid.uuid4().hex[:12]}"
+        self.sql("postgres", f"CREATE DATABASE {name} OWNER {OWNER}")
+        return self.address(name)
+
+    def standby(self, folder: Path) -> "Server":
+        """Make a replica of it, started, which follows it."""
+        folder.mkdir(parents=True)
+        shutil.chown(folder, ACCOUNT, ACCOUNT)
+        self.run("pg_basebackup", "-h", str(self.folder), "-D", str(folder / "data"), "-X", "stream", "-R", "-c",
+                 "fast")
+        replica = Server(folder)
+        replica.start()
+        return replica
+
+    def promote(self) -> None:
+        """Have a replica take changes from now on."""
+        self.run("pg_ctl", "-D", str(self.data), "promote", "-w")
+
+    def __enter__(self) -> Self:
+        self.make()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.freeze(False)
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "Z"
+
+
+def new_folder() -> Path:
+    """A folder that the server's account can reach, other than those of a test of root."""
+    folder = Path(tempfile.mkdtemp(prefix="devstack-gate-postgres-"))
+    folder.chmod(0o755)
+    return folder
+
+
+@cache
+def shared() -> Server:
+    """The server of this test run, started by whoever of its processes needs it first; a guard ends it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = Path(tempfile.gettempdir(), f"devstack-gate-postgres-{run or os.getpid()}")
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "ready").exists():
+            owner = os.getppid() if run else os.getpid()
+            subprocess.Popen([sys.executable, "-m", "tests.postgres", str(folder), str(owner)],
+                             cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, start_new_session=True)
+            deadline = time.monotonic() + START_SECONDS
+            while not (folder / "ready").exists():
+                assert time.monotonic() < deadline, "PostgreSQL does not start"
+                time.sleep(0.02)
+    return Server(folder)
+
+
+def guard(folder: Path, owner: int) -> None:
+    """Serve until a process has ended, then leave nothing behind."""
+    with contextlib.suppress(KeyboardInterrupt), Server(folder) as server:
+        (server.folder / "ready").touch()
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(owner)
+            import select
+
+            select.select([descriptor], [], [])
+    Path(f"{folder}.lock").unlink(missing_ok=True)
+
+
+def statement_of(sql: str) -> str:
+    """A statement of a test, written for SQLite, as psycopg takes it."""
+    sql = re.sub(r"(?<=[ (,])user(?=\s*[,)=])", '"user"', sql.replace("%", "%%")).replace("?", "%s")
+    return sql.replace("sqlite_sequence", "last_id")
+
+
+def query(address: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Run one statement of a test on a database, as a person would."""
+    with psycopg.connect(address) as connection:
+        cursor = connection.execute(statement_of(statement), values)
+        return cursor.fetchall() if cursor.description else []
+
+
+@contextlib.contextmanager
+def writing(address: str, *statements: str) -> Iterator[Callable[[], None]]:
+    """Have somebody write, in a transaction that ends with this, or when what this yields is called."""
+    with psycopg.connect(address) as connection:
+        for statement in statements:
+            connection.execute(statement_of(statement))
+        yield connection.rollback
+
+
+def at_once(calls: Sequence[Callable[[], Any]]) -> None:
+    """Make calls at the same time, and wait for all."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    guard(Path(sys.argv[1]), int(sys.argv[2]))
