@@ -105,6 +105,7 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
         self._locks = _Locks(self._connect, shown(address))
         self._watched: dict[int, tuple[float, Any]] = {}  # by thread: until when its statement may take, and where
         self._watcher: threading.Thread | None = None
+        self._notes: Path | None = None
         self._begun = 0.0  # the server's clock when the monotonic one was nothing
 
     # --- peewee ---
@@ -181,12 +182,11 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
     @property
     def notes(self) -> Path:
         """The folder of this host in which it notes what a restored database would not know."""
-        state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
-        return state / "devstack-gate" / hashlib.sha256(self._pool().encode()).hexdigest()[:16]
-
-    def _pool(self) -> str:
-        ((value,),) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchall()
-        return str(value)
+        if self._notes is None:
+            state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
+            (pool,) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchone()
+            self._notes = state / "devstack-gate" / pool
+        return self._notes
 
     def home(self) -> dict[str, str]:
         """Return what tells this database from a copy or an older state of it, and how people call that."""
@@ -252,6 +252,12 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
     def opened(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
                begin: Callable[[], None]) -> None:
         """See that the connected database has the present schema; begin makes what a new pool has."""
+        self._bring_up_to_date(migrations, split, begin)
+        with contextlib.suppress(OSError):  # who needs it says so
+            self.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _bring_up_to_date(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
+                          begin: Callable[[], None]) -> None:
         version = self.schema_version()
         if version is not None and version > len(migrations):
             raise ConfigError(f"{self.database}: has schema version {version}, newer than the {len(migrations)} known "

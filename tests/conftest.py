@@ -14,7 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, provider
+from tests import postgres
+from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, on_postgresql, provider
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 # Scripts, clouds and workers start by the thousand; Python keeps what it compiles, as on a Jenkins host.
@@ -54,8 +55,16 @@ ONE_PART = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """Make known how tests are marked that are about the file vm.db: on PostgreSQL there is none."""
+    config.addinivalue_line("markers", "file: about the file vm.db; not for pools on PostgreSQL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the tests of the files that take longest first; xdist hands files out in this order."""
+    if on_postgresql():
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("file")])
+        items[:] = [item for item in items if not item.get_closest_marker("file")]
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.relative_to(PROJECT / "tests").as_posix(), len(places)))
 
@@ -78,6 +87,13 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
     """Return the scheduler for --dist loadfile; xdist has those of the others."""
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | str:
+    """Where a database is that has not been made yet: a path, or the address of one on PostgreSQL."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return postgres.shared().create() if on_postgresql() else tmp_path / "vm.db"
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class Pool:
         self.key = make_key(folder)
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith(("OS_", "DEVSTACK_GATE_", "ZUUL_", "GERRIT_"))}
-        for name in ("WORKSPACE", "JOB_NAME", "BUILD_NUMBER", "BUILD_TAG"):
+        for name in ("WORKSPACE", "JOB_NAME", "BUILD_NUMBER", "BUILD_TAG", "XDG_STATE_HOME"):
             self.environment.pop(name, None)
         self.environment |= {"DEVSTACK_GATE_DB": self.address or str(self.database), "HOME": str(folder),
                              "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config)}

@@ -89,9 +89,10 @@ RACER = """
 import sys
 sys.path.insert(0, {project!r})
 from pathlib import Path
+import gateconfig
 import vmdatabase
 
-with vmdatabase.opened(Path(sys.argv[1])):
+with vmdatabase.opened(gateconfig.place_of_database(sys.argv[1], "")):
     machine = vmdatabase.Machine.get_by_id(1)
     print("here", flush=True)
     sys.stdin.readline()
@@ -101,7 +102,7 @@ with vmdatabase.opened(Path(sys.argv[1])):
 
 def test_of_many_that_move_one_machine_only_the_one_that_wins_makes_an_event(pool: Pool) -> None:
     pool.add_machine("READY", server=False, node=False)
-    at_once(RACER.format(project=str(PROJECT)), *([str(pool.database), target]
+    at_once(RACER.format(project=str(PROJECT)), *([str(pool.place), target]
                                                   for target in ["USED", "HOLD", "DELETE", "ERROR"] * 2))
 
     (_, moved) = events(pool, "from_state, to_state")

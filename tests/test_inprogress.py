@@ -187,6 +187,7 @@ def test_a_node_that_vm_db_does_not_know_fails_one_build_and_not_the_queue(busy:
     assert len([one for one in busy.jenkins.look()["builds"] if one["job"] == label]) == 1
 
 
+@pytest.mark.file
 @pytest.mark.parametrize("change", ["empty", "of a newer version", "in no folder"])
 def test_a_build_on_a_host_whose_vm_db_cannot_be_used_fails_once(busy: Pool, machine: Take, change: str) -> None:
     name = machine()
@@ -477,6 +478,7 @@ def test_what_jenkins_shows_of_executors(shown: dict[str, object], runs: bool) -
     assert ("team/gate x/7" in paths) == runs
 
 
+@pytest.mark.file
 def test_a_node_serves_no_build_when_vm_db_does_not_answer(busy: Pool, machine: Take) -> None:
     name = machine()
     connection = sqlite3.connect(busy.database)

@@ -23,9 +23,9 @@ BUILD = {"JOB_NAME": "gate", "BUILD_NUMBER": "7"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """The folder of an open vm.db with two image types of provider one, the second of which needs no environment."""
-    with vmdatabase.opened(tmp_path / "vm.db"):
+def folder(tmp_path: Path, place: Path | str) -> Iterator[Path]:
+    """The folder of an open database with two image types of provider one, the second of which needs no environment."""
+    with vmdatabase.opened(place):
         provider = Provider.create(name="one", cloud="c", max_servers=99, boot_timeout=9, max_concurrency=1,
                                    networks="[]", floating_ips="auto", address="public-v4", ssh_port=22,
                                    security_groups="[]", availability_zones="[]")
@@ -464,6 +464,7 @@ def test_an_unknown_name_is_told_with_the_nearest(folder: Path, name: str) -> No
 # A vm.db of the version before
 
 
+@pytest.mark.file
 def test_a_vm_db_of_schema_6_goes_on_with_its_counts_and_lets_environments_go(tmp_path: Path) -> None:
     path = tmp_path / "vm.db"
     with vmdatabase.opened(path, vmdatabase.MIGRATIONS[:6]):
