@@ -8,12 +8,14 @@
     vmdatabase.py unhold NODE       let it be deleted
     vmdatabase.py autohold ...      hold the machines of the next builds of a job that fail
     vmdatabase.py backup FILE       make a consistent copy, also while scripts run
+    vmdatabase.py copy TARGET       take the pool to a PostgreSQL database (postgresql://HOST/DATABASE), or back to a file
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
     vmdatabase.py history NODE      tell each move of a machine and its builds, also of machines long gone
     vmdatabase.py environments      show the locked test environments: who has which, since when
 
-The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time.
+The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time. An address
+postgresql://HOST/DATABASE there names a database that several hosts work on.
 Exit codes: 0 done, 1 something failed and can be tried again, 2 wrong use or configuration.
 """
 
@@ -657,7 +659,7 @@ def opened(place: Path | str, migrations: Sequence[str] = MIGRATIONS) -> Iterato
 
         database.initialize(server := postgres.Database(place))
         with _explaining(), server.connection_context():
-            server.opened(migrations, _statements, _begin_pool)
+            server.opened(migrations, statements, _begin_pool)
             yield
         return
     path = place
@@ -698,6 +700,11 @@ def _make_private(path: Path) -> None:
 
 def _init(path: Path) -> None:
     database.init(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
+
+
+def new_file(path: Path) -> SqliteDatabase:
+    """Return a vm.db that is being made beside the open database."""
+    return SqliteDatabase(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
 
 
 def _empty(path: Path) -> ConfigError:
@@ -791,7 +798,7 @@ def _run(path: Path, migrations: Sequence[str], version: int) -> None:
     database.execute_sql("PRAGMA journal_mode = WAL")
     with database.atomic("IMMEDIATE"):
         for number, script in enumerate(migrations[version:], version + 1):
-            for statement in _statements(script):
+            for statement in statements(script):
                 database.execute_sql(statement)
             database.execute_sql(f"PRAGMA user_version = {number}")
         _begin_pool(str(path))
@@ -805,8 +812,8 @@ def _begin_pool(path: str | None = None) -> None:
         set_setting("made", str(now()))
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script, of which triggers hold several."""
+def statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script of MIGRATIONS, of which triggers hold several."""
     statement = ""
     for part in script.split(";"):
         statement += f"{part};"

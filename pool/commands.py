@@ -14,7 +14,7 @@ import jenkinsnodes
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import ConfigError, GateError, get_log
-from pool import autohold, environments, history, script
+from pool import autohold, copies, environments, history, script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
 
@@ -59,6 +59,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument("provider", metavar="PROVIDER")
     command.add_argument("--dry-run", action="store_true", help="print what would be left behind")
     command.set_defaults(run=_run_forget)
+    copies.add_parser(commands)
     history.add_parser(commands)
     autohold.add_parser(commands, _hours, _public_key)
     environments.add_parser(commands)

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ HEARTBEAT_SECONDS = 5  # between two looks at the connection that holds the lock
 ANSWER_SECONDS = 10  # that a look may take; so the process knows of a loss after 15 s at most
 LET_GO_SECONDS = 60  # before which the server does not give the locks of a host that is silent to others
 POLL_SECONDS = 0.05
+ROWS_AT_ONCE = 5000
 NAME_LENGTH = 63  # of an application, as PostgreSQL keeps it
 # Time limits of a connection; those that the address has go before.
 CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5,
@@ -250,9 +251,14 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
     # --- opening ---
 
     def opened(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
-               begin: Callable[[], None]) -> None:
-        """See that the connected database has the present schema; begin makes what a new pool has."""
+               begin: Callable[[], None], ready: bool = True) -> None:
+        """See that the connected database has the present schema; begin makes what a new pool has.
+
+        ready: false if its rows come later.
+        """
         self._bring_up_to_date(migrations, split, begin)
+        if not ready:
+            return
         with contextlib.suppress(OSError):  # who needs it says so
             self.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -290,6 +296,28 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
             return None
         row = self.execute_sql("SELECT value FROM setting WHERE name = 'schema'").fetchone()
         return int(row[0]) if row else None
+
+    def stream(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of a query part by part, of which there may be millions; in a transaction."""
+        with self.connection().cursor(name=f"rows_{time.monotonic_ns()}") as cursor:
+            cursor.itersize = ROWS_AT_ONCE
+            cursor.execute(query)
+            yield from cursor
+
+    def fill(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write rows into a table."""
+        names = ", ".join(f'"{column}"' for column in columns)
+        with self.connection().cursor().copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def go_on_with_ids(self) -> None:
+        """Have the ids that the server counts itself go on after those of rows that were copied."""
+        for table, column in self.execute_sql("SELECT table_name, column_name FROM information_schema.columns "
+                                              "WHERE is_identity = 'YES' AND table_schema = current_schema()"
+                                              ).fetchall():
+            self.execute_sql(f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'), "
+                             f"coalesce(max({column}), 0) + 1, false) FROM {table}")
 
     def _make(self) -> None:
         for statement in dialect.PRELUDE.format(writer=WRITER).split(";\nCREATE"):
