@@ -153,8 +153,9 @@ class Nodes:
     """
 
     def __init__(self, config: JenkinsConfig, locks: Path | Locks, pool: str) -> None:
-        """Take the settings, the folder for lock files or who else gives locks, and the pool's UUID, which marks our
-        nodes; nothing is asked of Jenkins yet.
+        """Take the settings, a folder for lock files or who gives locks, and the pool's UUID, which marks our nodes.
+
+        Nothing is asked of Jenkins yet.
         """
         import jenkins
 

@@ -8,7 +8,7 @@
     vmdatabase.py unhold NODE       let it be deleted
     vmdatabase.py autohold ...      hold the machines of the next builds of a job that fail
     vmdatabase.py backup FILE       make a consistent copy, also while scripts run
-    vmdatabase.py copy TARGET       take the pool to a PostgreSQL database (postgresql://HOST/DATABASE), or back to a file
+    vmdatabase.py copy TARGET       take the pool to a PostgreSQL database (postgresql://...), or back to a file
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
     vmdatabase.py history NODE      tell each move of a machine and its builds, also of machines long gone
@@ -49,7 +49,7 @@ finally:
     for name in unloaded:
         del sys.modules[name]
 
-from pool import triggers
+from pool import triggers  # noqa: E402 - peewee comes first, which may be missing
 
 if TYPE_CHECKING:
     from gateconfig import SecureConfig
@@ -358,7 +358,7 @@ class DatabaseError(GateError):
     """vm.db cannot be used now; trying again may help."""
 
 
-class SqliteDatabase(peewee.SqliteDatabase):  # type: ignore[misc]  # peewee has no types
+class SqliteDatabase(peewee.SqliteDatabase):
     """vm.db, a file of this host; pool/postgres.py has the other kind of database, which can do the same."""
 
     errors = (peewee.DatabaseError, sqlite3.Error)

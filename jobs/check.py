@@ -376,8 +376,8 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
 
 def check_providers(site: Site) -> Iterator[Line]:
     """Compare the lists of providers and images with vm.db's."""
-    path = gateconfig.database_path()
-    if not path.exists():
+    path = gateconfig.database_place()
+    if isinstance(path, Path) and not path.exists():
         yield Line(MISSING, f"{path}: run vmdatabase.py load with your providers file on this host")
         return
     with vmdatabase.opened(path):
@@ -593,8 +593,8 @@ def check_started(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
 
 def check_queue(api: jenkins.Jenkins, admin: jenkins.Jenkins, site: Site, user: str) -> Iterator[Line]:
     """Say of each label with demand: queue whether the scripts see the builds that wait for it."""
-    path = gateconfig.database_path()
-    if not path.exists():
+    path = gateconfig.database_place()
+    if isinstance(path, Path) and not path.exists():
         return
     with vmdatabase.opened(path):
         labels = [label for label in vmdatabase.LabelRow.select() if label.demand == demand.QUEUE]

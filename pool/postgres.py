@@ -31,6 +31,7 @@ from pool import dialect
 try:
     import psycopg
     from psycopg import conninfo, pq
+    from psycopg.types.numeric import FloatLoader, IntDumper
 except ImportError as err:
     raise ConfigError("DEVSTACK_GATE_DB: an address postgresql://... needs the Python package psycopg "
                       f"({gateprocess.one_line(err)}): pip install -r requirements-postgresql.txt") from err
@@ -88,7 +89,7 @@ def shown(address: str) -> str:
     return gateprocess.printable(address.partition("?")[0])
 
 
-class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has no types
+class Database(peewee.PostgresqlDatabase):
     """The database at an address, as vmdatabase knows one: see its SqliteDatabase."""
 
     param = "?"
@@ -111,22 +112,17 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
 
     # --- peewee ---
 
-    def init(self, database: str, **_: Any) -> None:
+    def init(self, database: str | None, **_: Any) -> None:  # type: ignore[override]  # peewee's are of its adapters
         """Take the name that messages show."""
         peewee.Database.init(self, database)
 
-    @property
-    def index_value_literals(self) -> bool:
-        """Whether peewee writes values of an index into its statement; it makes none here."""
-        return True
-
     def _connect(self) -> Any:
         session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
-        given = {**CONNECTION, "application_name": _application(), **self.address}
+        given: dict[str, Any] = {**CONNECTION, "application_name": _application(), **self.address}
         given["options"] = f"{session} {self.address.get('options') or ''}".strip()
         connection = psycopg.connect(**given, autocommit=True, prepare_threshold=None)
         connection.adapters.register_dumper(bool, _Flag)  # flags are integers, as in SQLite
-        connection.adapters.register_loader("numeric", psycopg.types.numeric.FloatLoader)
+        connection.adapters.register_loader("numeric", FloatLoader)
         return connection
 
     def _set_server_version(self, conn: Any) -> None:
@@ -140,18 +136,28 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
 
     def begin(self, lock_type: str | None = None) -> None:
         """Begin a transaction: IMMEDIATE one that writes, alone; any other sees one moment of the database."""
-        with self._limited(), peewee.__exception_wrapper__:
-            self.cursor().execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
-                                  else "BEGIN ISOLATION LEVEL REPEATABLE READ")
+        self.execute_sql(f"BEGIN; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
+                             else "BEGIN ISOLATION LEVEL REPEATABLE READ")
 
     def commit(self) -> Any:
         """End a transaction."""
         with self._limited():
             return super().commit()
 
-    def _execute_cursor(self, sql: str, params: Sequence[Any] | None, **cursor_options: Any) -> Any:
-        with self._limited():
-            return super()._execute_cursor(_parameters(sql), params, **cursor_options)
+    @contextlib.contextmanager
+    def _as_peewee_s(self) -> Iterator[None]:
+        """Raise psycopg's errors as peewee's, which those who catch one know."""
+        try:
+            yield
+        except psycopg.IntegrityError as err:
+            raise peewee.IntegrityError(str(err)) from err
+        except psycopg.Error as err:
+            raise peewee.OperationalError(str(err)) from err
+
+    def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
+        """Run a statement, whose parameters are ?, and return its cursor."""
+        with self._limited(), self._as_peewee_s():
+            return self.cursor().execute(_parameters(sql), params) if params else self.cursor().execute(sql)
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
@@ -239,7 +245,7 @@ class Database(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has n
         cause = _first(err)
         state = getattr(cause, "sqlstate", None) or ""
         said = gateprocess.one_line(cause) or type(cause).__name__
-        said = re.sub(r"^(connection failed: )?connection (to|is) .*? failed: ", "", said)
+        said = re.sub("^connection (failed|is bad): ", "", said)
         text = f"{self.database}: {HINTS.get(state, said)}"
         lasting = state in LASTING or re.search(
             r"password authentication failed|no password supplied|does not exist|session is read-only|"
@@ -340,10 +346,10 @@ def _first(err: BaseException) -> BaseException:
     return first
 
 
-class _Flag(psycopg.types.numeric.IntDumper):
+class _Flag(IntDumper):
     """Sends True and False as the integers that flags are."""
 
-    def dump(self, obj: bool) -> bytes:  # type: ignore[override]
+    def dump(self, obj: bool) -> bytes:
         """Return 1 or 0."""
         return b"1" if obj else b"0"
 

@@ -224,8 +224,8 @@ class Look:
         ahead = min(known.values(), default=0.0) + ours
         if ahead > CLOCK_SECONDS:
             self.clock_ahead = ahead
-            self.trouble(f"the clock of {vmdatabase.whose_clock()} is {ahead / 60:.0f} min ahead of {' and '.join(known)}; "
-                         "ages are counted without that")
+            self.trouble(f"the clock of {vmdatabase.whose_clock()} is {ahead / 60:.0f} min ahead of "
+                         f"{' and '.join(known)}; ages are counted without that")
 
     # --- the second look: one by one ---
 

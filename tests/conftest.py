@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests import postgres
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
-from tests import postgres
 from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, on_postgresql, provider
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background

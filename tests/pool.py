@@ -54,12 +54,16 @@ def _kebab(keys: Mapping[str, Any]) -> dict[str, Any]:
 class Pool:
     """The scripts with their settings in a folder, against a cloud and, where given, a Jenkins."""
 
-    def __init__(self, folder: Path, cloud: CloudProcess | None = None, jenkins: StandIn | None = None) -> None:
+    def __init__(self, folder: Path, cloud: CloudProcess | None = None, jenkins: StandIn | None = None, *,
+                 address: str = "") -> None:
+        """address: of its database on PostgreSQL, - for vm.db; by default as the run of the tests has it."""
         self.folder = folder
         self.pocket = cloud if isinstance(cloud, Pocket) else None
         self.jenkins = jenkins
         self.database = folder / "vm.db"
-        self.address = postgres.shared().create() if on_postgresql() else ""  # empty: vm.db
+        if not address and on_postgresql():
+            address = postgres.shared().create()
+        self.address = address.removeprefix("-")  # empty: vm.db
         self.place: Path | str = self.address or self.database  # as vmdatabase.opened takes it
         self.secure_config = folder / "secure.conf"
         self.key = make_key(folder)

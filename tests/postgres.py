@@ -43,10 +43,11 @@ def programs() -> Path:
 class Server:
     """A server of PostgreSQL in a folder."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *, made: bool = False) -> None:
+        """made: whether its files are there already."""
         self.folder = folder
+        self._made = made
         self.data = folder / "data"
-        self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, program: str, *arguments: str) -> None:
@@ -64,7 +65,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = [word for setting in (*SETTINGS, *self.settings) for word in ("-c", setting)]
+        options = [word for setting in SETTINGS for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*AS_ACCOUNT, str(programs() / "postgres"), "-D", str(self.data), "-k", str(self.folder), *options],
@@ -129,21 +130,22 @@ class Server:
         return self.address(name)
 
     def standby(self, folder: Path) -> "Server":
-        """Make a replica of it, started, which follows it."""
+        """Make a replica of it, which follows it once it runs."""
         folder.mkdir(parents=True)
         shutil.chown(folder, ACCOUNT, ACCOUNT)
         self.run("pg_basebackup", "-h", str(self.folder), "-D", str(folder / "data"), "-X", "stream", "-R", "-c",
                  "fast")
-        replica = Server(folder)
-        replica.start()
-        return replica
+        return Server(folder, made=True)
 
     def promote(self) -> None:
         """Have a replica take changes from now on."""
         self.run("pg_ctl", "-D", str(self.data), "promote", "-w")
 
     def __enter__(self) -> Self:
-        self.make()
+        if self._made:
+            self.start()
+        else:
+            self.make()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -105,13 +105,13 @@ def test_every_state_is_a_word_that_the_database_takes(pool: Pool, state: str) -
 
 
 def test_a_machine_of_no_image_is_refused(path: Path) -> None:
-    with pytest.raises(DatabaseError, match="(?i)FOREIGN KEY constraint"), vmdatabase.opened(path):
+    with pytest.raises(DatabaseError, match=r"(?i)FOREIGN KEY constraint"), vmdatabase.opened(path):
         vmdatabase.Machine.create(base_image=999, state="READY", state_time=1)
 
 
 def test_an_image_that_has_machines_cannot_be_deleted(pool: Pool) -> None:
     machine(pool)
-    with pytest.raises(DatabaseError, match="(?i)FOREIGN KEY constraint"), vmdatabase.opened(pool.place):
+    with pytest.raises(DatabaseError, match=r"(?i)FOREIGN KEY constraint"), vmdatabase.opened(pool.place):
         vmdatabase.BaseImage.delete().execute()
 
 
