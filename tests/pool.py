@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -64,6 +65,7 @@ class Pool:
         if not address and on_postgresql():
             address = postgres.shared().create()
         self.address = address.removeprefix("-")  # empty: vm.db
+        self.patience = 0.0  # seconds for which a server may be away when a test looks into its database
         self.place: Path | str = self.address or self.database  # as vmdatabase.opened takes it
         self.secure_config = folder / "secure.conf"
         self.key = make_key(folder)
@@ -144,13 +146,20 @@ class Pool:
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run one statement on the database as a person would."""
         if self.address:
-            return postgres.query(self.address, statement, *values)
+            return postgres.query(self.address, statement, *values, patience=self.patience)
         connection = sqlite3.connect(self.database, timeout=30)
         try:
             with connection:
                 return connection.execute(statement, values).fetchall()
         finally:
             connection.close()
+
+    def columns(self, table: str) -> list[str]:
+        """The columns of a table, in their order."""
+        query = "SELECT name FROM pragma_table_info(?)"
+        if self.address:
+            query = "SELECT column_name FROM information_schema.columns WHERE table_name = ? ORDER BY ordinal_position"
+        return [name for (name,) in self.sql(query, table)]
 
     def machines(self) -> dict[str, str]:
         """{node name: state} of all machines."""
@@ -295,8 +304,27 @@ class Pool:
         (found,) = [server["id"] for server in self.servers(cloud) if server["name"] == name]
         self.pocket.server(cloud, found, **change)
 
+    def back_up(self) -> None:
+        """Make a backup of the database, as a nightly job does."""
+        if self.address:
+            (self.folder / "backup.db").write_bytes(postgres.dump(self.address))
+        else:
+            self.run("vmdatabase.py", "backup", str(self.folder / "backup.db"), expect=0)
+
+    def restore(self) -> None:
+        """Put the backup in the place of the database."""
+        if self.address:
+            postgres.restore(self.address, (self.folder / "backup.db").read_bytes())
+            return
+        for file in self.folder.glob("vm.db-*"):
+            file.unlink()
+        shutil.copy(self.folder / "backup.db", self.database)
+
     def dump(self) -> list[str]:
         """All of vm.db as SQL."""
+        if self.address:
+            text = postgres.dump(self.address).decode()
+            return [line for line in text.splitlines() if not line.startswith(("\\", "--"))]
         connection = sqlite3.connect(self.database, timeout=30)
         try:
             return list(connection.iterdump())

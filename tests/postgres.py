@@ -204,11 +204,35 @@ def statement_of(sql: str) -> str:
     return sql.replace("sqlite_sequence", "last_id")
 
 
-def query(address: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Run one statement of a test on a database, as a person would."""
-    with psycopg.connect(address) as connection:
-        cursor = connection.execute(statement_of(statement), values)
-        return cursor.fetchall() if cursor.description else []
+def query(address: str, statement: str, *values: Any, patience: float = 0) -> list[tuple[Any, ...]]:
+    """Run one statement of a test on a database, as a person would: again, for so long, if the server goes away."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with psycopg.connect(address) as connection:
+                cursor = connection.execute(statement_of(statement), values)
+                return cursor.fetchall() if cursor.description else []
+        except psycopg.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.1)
+
+
+def dump(address: str) -> bytes:
+    """All that is in a database, as a backup has it."""
+    words = [str(programs() / "pg_dump"), "--clean", "--if-exists", "--no-owner", address]
+    return subprocess.run(words, capture_output=True, check=True).stdout
+
+
+def restore(address: str, backup: bytes) -> None:
+    """Have a database as it was; whoever is connected is thrown out."""
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                           "AND pid != pg_backend_pid()")
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    subprocess.run(["psql", "-q", "-v", "ON_ERROR_STOP=1", "-d", address], input=backup, check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager

@@ -386,6 +386,7 @@ def test_a_machine_that_a_person_takes_while_it_is_registered_is_out_of_service_
     assert {name: pool.in_service(name) for name in pool.nodes()} == dict(zip(names(1, 2), [False, True], strict=True))
 
 
+@pytest.mark.file
 def test_a_launch_whose_rows_are_not_written_leaves_no_ids_that_vm_db_does_not_have(pool: Pool) -> None:
     """Such ids would mean that vm.db was restored."""
     seeded(pool, provider(images=[image(min_ready=2)]))
@@ -781,6 +782,7 @@ def test_a_silent_machine_ends_at_boot_timeout_however_long_its_logins_take(pool
     assert time.monotonic() - before < 40  # it went on for 44 s when each end of a login began the next
 
 
+@pytest.mark.file
 def test_two_spellings_of_one_database_share_its_locks(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=2)]))
     pool.knobs(latency_seconds=0.3)

@@ -183,7 +183,8 @@ def test_a_later_schema_is_migrated_once_however_many_open_it_and_one_that_fails
 @pytest.mark.parametrize(("statement", "words"), [
     ("CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT, hours REAL)",
      ['CREATE TABLE t (id BIGINT PRIMARY KEY, "user" TEXT, hours DOUBLE PRECISION)',
-      "CREATE TRIGGER a_one_writer BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION one_writer()",
+      "CREATE TRIGGER a_one_writer BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH STATEMENT EXECUTE FUNCTION "
+      "one_writer()",
       "CREATE TRIGGER a_number BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION number_row()"]),
     ("CREATE TRIGGER x AFTER UPDATE OF a, b ON t WHEN OLD.a IS NOT NEW.a BEGIN DELETE FROM u WHERE i = NEW.a; END;",
      ["CREATE FUNCTION x() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF OLD.a IS DISTINCT FROM NEW.a THEN DELETE "
@@ -463,8 +464,8 @@ def test_a_pool_that_has_failed_over_or_was_restored_waits_for_a_word_and_goes_o
         refused = there.run("devstack-vm-launch.py", "one", expect=2)
         assert replicating == [(True,)]
         assert re.search("the server has been restored or has failed over \\(timeline 1 before, now timeline 2\\), and "
-                         "may have lost what was written last; if it was moved or restored here on purpose, say so first: "
-                         "vmdatabase.py moved\n", refused.stderr)
+                         "may have lost what was written last; if it was moved or restored here on purpose, say so "
+                         "first: vmdatabase.py moved\n", refused.stderr)
         there.run("vmdatabase.py", "moved", expect=0)
         there.sql("UPDATE machine SET state = 'DELETE'")
         assert int(there.add_machine("READY", server=False, node=False).rpartition("-")[2]) > 1000

@@ -480,16 +480,14 @@ def filled(pool: Pool, ready: int) -> list[str]:
     """A pool with machines as launch makes them, and a backup of vm.db of before; returns their names."""
     pool.load(provider(images=[image(min_ready=ready)]))
     pool.seed_snapshots()
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     pool.run("devstack-vm-launch.py", "one", expect=0)
     return list(pool.machines())
 
 
 def restore(pool: Pool) -> None:
     """Put the backup in the place of vm.db, long after all that there is was made."""
-    for file in pool.folder.glob("vm.db-*"):
-        file.unlink()
-    shutil.copy(pool.folder / "backup.db", pool.database)
+    pool.restore()
     assert pool.pocket
     pool.pocket.age("pocket-a", 1000)
 
@@ -553,7 +551,7 @@ def test_a_person_neither_takes_nor_holds_a_machine_of_which_only_the_restored_r
         pool: Pool, word: bool) -> None:
     """word: a person has said that vm.db was moved; otherwise the ids noted beside it tell."""
     (name,) = filled(pool, 1)
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     pool.sql("UPDATE machine SET state = 'DELETE'")
     pool.run(REAP, "one", expect=0)
     assert (pool.machines(), pool.server_names()) == ({}, [])
@@ -606,7 +604,7 @@ def test_rows_of_a_restored_vm_db_learn_what_has_become_of_their_machines(pool: 
     pool.seed_snapshots()
     pool.fill()
     built, held_one, _ = pool.machines()
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     build_on(pool, built, "gate-old-row")
     pool.run("vmdatabase.py", "hold", held_one, "--reason", "bug 2", expect=0)
     restore(pool)
@@ -637,7 +635,7 @@ def test_a_used_machine_of_which_only_the_server_is_left_does_not_come_back_into
     pool.seed_snapshots()
     pool.fill()
     (name,) = pool.machines()
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME="gate", BUILD_NUMBER="1")
     pool.run("devstack-vm-delete.py", name, "--result", "SUCCESS", expect=0)
     pool.knobs(delete_ignored=True)  # the node goes first
@@ -869,7 +867,7 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
 def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_word(pool: Pool, first: str) -> None:
     loaded(pool)
     add_snapshot(pool, 1)
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     good, unproved = add_snapshot(pool, 2), add_snapshot(pool, 3)
     cloud = pool.client().image
     ((image_id,),) = pool.sql("SELECT external_id FROM snapshot_image WHERE version = 2")
@@ -1200,6 +1198,7 @@ def test_a_stuck_delete_is_reported_with_its_age_from_the_first_attempt(slow: Sl
 # --- a clock that jumps ---
 
 
+@pytest.mark.file
 def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_failed_build(pool: Pool) -> None:
     pool.load(provider(images=[image(min_ready=0)]))
     failed = taken(pool, HOUR, end_time=1, result="FAILURE")

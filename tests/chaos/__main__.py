@@ -4,6 +4,7 @@
     tests/chaos/run --points                   one run for each point between two outside calls
     tests/chaos/run --restores 50 --seed 1     vm.db is restored, after hours of traffic, from a backup of any moment
 
+With --database postgresql the pool is on a server of its own, which dies and fails over to a replica that lags behind.
 Needs root: vm.db lies on a small disk of its own, in a mount namespace of its own. Exit codes: 0 no violation, 1 some.
 """
 
@@ -19,6 +20,7 @@ from tests.chaos import killpoints
 from tests.chaos.events import Events
 from tests.chaos.restores import Restores
 from tests.chaos.runs import Starter
+from tests.chaos.servers import Servers
 from tests.chaos.storm import Storm
 from tests.chaos.world import World, open_site
 
@@ -39,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             pocket, jenkins = open_site(stack, folder, PROVIDERS.values())
             starter = stack.enter_context(Starter(events))
-            world = stack.enter_context(World(folder / "world", pocket, jenkins, starter, events, PROVIDERS))
+            servers = stack.enter_context(Servers()) if options.database == "postgresql" else None
+            world = stack.enter_context(World(folder / "world", pocket, jenkins, starter, events, PROVIDERS,
+                                              servers=servers))
             if options.restores:
                 wrong = Restores(world, options.seed).run(options.restores)
                 print(f"{wrong} violations in {time.monotonic() - began:.0f} s")
@@ -60,6 +64,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--side-by-side", type=int, default=3, metavar="N", help="scripts at once, or lanes of points")
     parser.add_argument("--restores", type=int, default=0, metavar="N", help="restore vm.db so often instead")
     parser.add_argument("--points", action="store_true", help="kill each script at each point, instead of rounds")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite",
+                        help="where the pool is; on postgresql the scripts run on two hosts, a restore is a failover")
     parser.add_argument("--script", action="append", help="with --points: of this scenario only")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"), help="with --points")
     parser.add_argument("--folder", type=Path, help="for the event log and all files; default: a new one in /tmp")

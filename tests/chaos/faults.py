@@ -52,8 +52,14 @@ JENKINS_OUTAGES: list[dict[str, Any]] = [{"status": 500}, {"status": 503}, {"sta
 def draw(world: World, rng: random.Random) -> list[str]:
     """Switch on what a round has of faults, often none or a few, and return their names."""
     often = ["failing calls", "failing jenkins", "failing boots"]
-    names = dict.fromkeys(rng.choices([*CATALOGUE, *4 * often], k=rng.choice([0, 1, 2, 2, 3, 4])))
-    return [f"{name}: {CATALOGUE[name](world, rng)}" for name in names]
+    catalogue = CATALOGUE
+    if world.servers:
+        catalogue = {name: fault for name, fault in CATALOGUE.items() if name not in OF_DISK} | ON_SERVER
+        often.append(rng.choice(list(ON_SERVER)))
+    names = dict.fromkeys(rng.choices([*catalogue, *4 * often], k=rng.choice([0, 1, 2, 2, 3, 4])))
+    if len(names.keys() & {"dying server", "still server"}) > 1:
+        del names["still server"]  # what is dead does not stand still
+    return [f"{name}: {catalogue[name](world, rng)}" for name in names]
 
 
 # --- calls of the clouds ---
@@ -244,12 +250,39 @@ def clock_set_back(world: World, _rng: random.Random) -> str:
     return "an hour"
 
 
+# --- the server of the database ---
+
+
+def dying_server(world: World, rng: random.Random) -> str:
+    assert world.servers
+    seconds = rng.choice([0.2, 1.0, 3.0])
+    world.servers.die(seconds)
+    return f"back after {seconds} s"
+
+
+def still_server(world: World, rng: random.Random) -> str:
+    assert world.servers
+    seconds = rng.choice([0.5, 3.0, 15.0])
+    world.servers.stand_still(seconds)
+    return f"stands still for {seconds} s"
+
+
+def lost_connections(world: World, rng: random.Random) -> str:
+    assert world.servers
+    times = rng.choice([1, 4, 20])
+    world.servers.cut(times)
+    return f"{times} times"
+
+
 CATALOGUE: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
     failing_calls, refused_connections, rate_limit, no_quota, every_other_list_fails, paused_provider, slow_cloud,
     stale_lists, empty_lists, ignored_deletes, slow_deletes, failing_boots, slow_boots, broken_servers,
     failing_snapshots, failing_volumes, failing_jenkins, restarting_jenkins, slow_jenkins, unreachable_jenkins,
     dying_agents, agents_that_never_come, barred_nodes,
     full_disk, read_only_disk, clock_set_back)}
+ON_SERVER: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
+    dying_server, still_server, lost_connections)}  # in place of those of the disk
+OF_DISK = ("full disk", "read only disk")
 
 
 def _cloud(world: World, rng: random.Random) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.chaos import audit, points
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
+from tests.chaos.servers import Servers
 from tests.chaos.world import (
     DELETE,
     ENVIRONMENTS,
@@ -41,8 +42,11 @@ def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namesp
     lanes = [f"lane-{number}" for number in range(options.side_by_side)]
     pocket, jenkins = open_site(stack, folder, lanes)
     starter = stack.enter_context(Starter(events))
-    worlds = [stack.enter_context(World(folder / lane, pocket, jenkins, starter, events, {lane: lane}, "always"))
-              for lane in lanes]
+    worlds = []
+    for lane in lanes:
+        servers = stack.enter_context(Servers()) if options.database == "postgresql" else None
+        worlds.append(stack.enter_context(World(
+            folder / lane, pocket, jenkins, starter, events, {lane: lane}, "always", servers=servers)))
     signal_number = signal.Signals[f"SIG{options.signal}"]
     violations = 0
     for name in options.script or SCENARIOS:

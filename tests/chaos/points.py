@@ -16,7 +16,7 @@ from typing import Any
 import paramiko
 import peewee
 
-READS = ("SELECT", "PRAGMA")
+READS = ("SELECT", "PRAGMA", "BEGIN ISOLATION")
 KILLED_AT = "chaos: signal at point"
 
 
@@ -64,5 +64,10 @@ def install(number: int, signal_number: int = signal.SIGKILL) -> None:
     points.around(socket, "create_connection", lambda address, *_: f"connection to {address[0]}:{address[1]}")
     points.around(paramiko.SSHClient, "connect", lambda _self, address, *_: f"ssh to {address}")
     points.around(paramiko.Channel, "exec_command", lambda _self, command: f"ssh command {command[:60]}")
-    points.around(peewee.SqliteDatabase, "execute_sql",
-                  lambda _self, sql, *_: "" if sql.startswith(READS) else sql[:60], after=False)
+    database: Any = peewee.SqliteDatabase
+    if "://" in os.environ["DEVSTACK_GATE_DB"]:
+        from pool import postgres
+
+        database = postgres.Database
+    points.around(database, "execute_sql", lambda _self, sql, *_: "" if sql.startswith(READS) else sql[:60],
+                  after=False)

@@ -13,11 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+import psycopg
 import requests
 import yaml
 
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
+from tests.chaos.servers import Servers
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
 from tests.pool import Pool, image, make_key, provider
@@ -40,6 +42,7 @@ PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grac
 RUN_SECONDS = 120.0  # to find a hang
 LONG = 3600.0  # seconds of a build that is to be stopped
 DISK_KILOBYTES = 4096
+HOST_SECONDS = 240  # that the clock of one of two hosts is ahead
 DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
 # The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
 LIMITS = {
@@ -70,20 +73,25 @@ CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect"
 class World:
     """Everything that a storm goes over. `providers` are name: cloud."""
 
-    def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter, events: Events,
-                 providers: dict[str, str], floating_ips: str | None = None, *, own_disk: bool = True) -> None:
+    def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter,  # noqa: PLR0913 - a world
+                 events: Events, providers: dict[str, str], floating_ips: str | None = None, *,
+                 own_disk: bool = True, servers: Servers | None = None) -> None:
+        """servers: where the pool's database is, if it is not vm.db."""
         self.folder, self.pocket, self.jenkins, self.starter, self.events = folder, pocket, jenkins, starter, events
         self.providers = providers
         self.floating_ips = floating_ips  # None: every second provider wants them
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
-        self.own_disk = own_disk  # that can be full or read-only: needs a mount namespace of our own
-        if own_disk:
+        self.servers = servers
+        self.own_disk = own_disk and not servers  # that can be full or read-only: needs a mount namespace of our own
+        if self.own_disk:
             self._mount()
-        self.pool = Pool(folder, pocket, jenkins)
+        self.pool = Pool(folder, pocket, jenkins, address=servers.create() if servers else "-")
         self.pool.database = self.disk / "vm.db"
-        self.pool.environment |= {"DEVSTACK_GATE_DB": str(self.pool.database), "WORKSPACE": str(folder),
-                                  "PYTHONDONTWRITEBYTECODE": "1"}
+        self.pool.patience = RUN_SECONDS
+        self.pool.environment |= {"DEVSTACK_GATE_DB": self.pool.address or str(self.pool.database),
+                                  "WORKSPACE": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.hosts = 0  # runs that were started so far: each other one on the other host
         self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
         self.let_in.touch()
         self.given: dict[str, str] = {}  # node: the test environment that it was given, while it is in use
@@ -261,13 +269,17 @@ class World:
         """Start a script with short limits, and, unless it is spared, with what the faults of this round do to it."""
         wanted = {"limits": LIMITS, **({} if spared else self.order), **order}
         environment = self.pool.environment | ({} if spared else self.unreachable)
+        if self.servers:  # two hosts, with notes and clocks of their own
+            self.hosts += 1
+            environment["XDG_STATE_HOME"] = str(self.folder / f"host-{self.hosts % 2}")
+            wanted.setdefault("clock", HOST_SECONDS * (self.hosts % 2))
         return self.starter.start(script, *arguments, environment=environment, folder=str(self.folder), **wanted)
 
     def machines(self) -> dict[str, str]:
         """{node name: state} of all machines, none when faults keep vm.db from being read."""
         try:
             return self.pool.machines()
-        except sqlite3.OperationalError:
+        except (sqlite3.OperationalError, psycopg.OperationalError):
             return {}
 
     def leads(self) -> dict[str, str]:
@@ -310,6 +322,8 @@ class World:
         for cloud in self.providers.values():
             self.pocket.knobs(cloud, **CALM_CLOUD)
         self.jenkins.knobs(**CALM_JENKINS)
+        if self.servers:
+            self.servers.calm()
         self.order, self.unreachable = {}, {}
         self.remount("rw")
         (self.disk / "ballast").unlink(missing_ok=True)
@@ -333,7 +347,7 @@ class World:
 
     def pause(self, name: str) -> None:
         """Let the provider of this name give no new machines, and all others do."""
-        self.pool.sql("UPDATE provider SET paused = (name = ?)", name)
+        self.pool.sql("UPDATE provider SET paused = CASE WHEN name = ? THEN 1 ELSE 0 END", name)
 
     def end_builds(self) -> None:
         """Let no build wait, and wait for those that run and for what they start."""
@@ -400,6 +414,10 @@ class World:
     def back_up(self) -> None:
         """Make a backup of vm.db, as a nightly job does."""
         self.events.add("backup")
+        if self.servers:
+            self.servers.keep_state()
+            self.backup.touch()
+            return
         self.expect_all([self.wait(self.start(VMDATABASE, "backup", str(self.backup), spared=True))])
 
     def restore(self) -> None:
@@ -408,11 +426,10 @@ class World:
         for one in self.jenkins.look()["builds"]:
             self.note_given(one["console"].splitlines())
         self.forget_given()
-        copy = self.pool.database.with_name("restored.db")
-        shutil.copyfile(self.backup, copy)
-        for ending in ("-wal", "-shm"):
-            Path(f"{self.pool.database}{ending}").unlink(missing_ok=True)
-        copy.replace(self.pool.database)
+        if self.servers:
+            self.servers.fail_over()
+        else:
+            self._put_in_place()
         self.restored = True
         kept, leads = self.machines(), self.leads()
         held = {one["name"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
@@ -426,6 +443,13 @@ class World:
         for name in [name for name, state in kept.items() if state == "HOLD" and name in leads]:
             if self.pool.column(name, "external_id") in there:
                 self.held.setdefault(name, self.pool.column(name, "external_id"))
+
+    def _put_in_place(self) -> None:
+        copy = self.pool.database.with_name("restored.db")
+        shutil.copyfile(self.backup, copy)
+        for ending in ("-wal", "-shm"):
+            Path(f"{self.pool.database}{ending}").unlink(missing_ok=True)
+        copy.replace(self.pool.database)
 
     def say_moved(self) -> None:
         """Let a person say that the restore was on purpose."""
