@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Say what a Jenkins lacks for the jobs of this folder: plugins, credential, label, rights. Changes nothing there.
 
+If several hosts work on the pool (docs/several-hosts.md), each notes in its database what it has, and this compares
+them.
+
 Run by hand on the host of vm.db, before jobs are loaded, and again afterwards. Reads the secure configuration, vm.db,
 defaults.yaml beside this file, and the jenkins_jobs.ini with which jenkins-jobs loads jobs (--conf, or where
 jenkins-jobs looks itself). The user in that must be an administrator for the whole answer: check.groovy looks up rights
@@ -268,6 +271,7 @@ class NoAnswerError(Exception):
 def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | None) -> Iterator[Line]:
     """Yield a line for each check; after a login that fails there is nothing more to ask."""
     yield from check_providers(site)
+    yield from check_hosts()
     if site.pipeline:
         yield from check_pipeline(site)
     api = connect(config.server, config.user, config.apikey)
@@ -352,6 +356,28 @@ def ask(call: Callable[[], T]) -> T:
         raise NoAnswerError(_reason(err, response_of(err))) from err
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise NoAnswerError("the answer makes no sense; is this the address of a Jenkins?") from err
+
+
+def check_hosts() -> Iterator[Line]:
+    """Compare this host with the others that work on the pool, where several can, and note for them what it has."""
+    place = gateconfig.database_place()
+    if isinstance(place, Path):
+        return
+    from pool import hosts
+
+    with vmdatabase.opened(place):
+        own = hosts.here(gateconfig.load_secure_config())
+        hosts.note(own)
+        off, others = hosts.clock_off(), hosts.others(own)
+    if abs(off) > hosts.OFF_SECONDS:
+        yield Line(WRONG, f"clock of this host: {abs(off) / 60:.0f} min {'ahead of' if off > 0 else 'behind'} the "
+                          "database's; have both follow the time of the network")
+    for host in others:
+        if different := own.differences(host):
+            yield Line(WRONG, f"host {host.name}: not the same there as here: {', '.join(different)} (as of "
+                              f"{(own.time - host.time) // hosts.DAY} days ago; when it is, run this there again)")
+        else:
+            yield Line(OK, f"host {host.name}: the same as here")
 
 
 def _reason(err: Exception, response: requests.Response | None) -> str:

@@ -65,6 +65,7 @@ class Pool:
         if not address and on_postgresql():
             address = postgres.shared().create()
         self.address = address.removeprefix("-")  # empty: vm.db
+        self.host: list[str] = []  # words that have a script run on a host of its own, see as_host
         self.patience = 0.0  # seconds for which a server may be away when a test looks into its database
         self.place: Path | str = self.address or self.database  # as vmdatabase.opened takes it
         self.secure_config = folder / "secure.conf"
@@ -108,7 +109,7 @@ class Pool:
     def run(self, script: str, *arguments: str, expect: int | None = None, **environment: str
             ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end; fails the test with its stderr if the exit code is not the expected one."""
-        if forks_well(script, self.environment | environment):
+        if not self.host and forks_well(script, self.environment | environment):
             ended = starter().run(script, arguments, self.environment | environment, self.folder, SCRIPT_SECONDS)
         else:
             process = self.start(script, *arguments, **environment)
@@ -121,6 +122,11 @@ class Pool:
             f"{script}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
         return ended
 
+    def as_host(self, name: str) -> None:
+        """Have the scripts run in namespaces of their own from now on: mounts, processes, and a host of that name."""
+        self.host = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
+                     'hostname "$0" && exec "$@"', name]
+
     def fill(self) -> None:
         """Have provider one's pool full, and all its agents online."""
         self.run("devstack-vm-reap.py", "one")
@@ -132,7 +138,7 @@ class Pool:
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start a script as Jenkins does."""
-        command = ["bash" if script.endswith(".sh") else sys.executable, str(PROJECT / script), *arguments]
+        command = [*self.host, "bash" if script.endswith(".sh") else sys.executable, str(PROJECT / script), *arguments]
         return subprocess.Popen(command, env=self.environment | environment, cwd=self.folder, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -1,0 +1,98 @@
+"""What must be the same on all hosts that work on one pool, noted in its database by jobs/check.py on each of them.
+
+Of what is secret there is no more than a code, made with the nodes' private key, which the database does not have.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import gateconfig
+import gateprocess
+import vmdatabase
+from gateconfig import SecureConfig
+from vmdatabase import BaseImage, Setting, TestEnvironment
+
+NOTED = "host "  # begins the names of such settings
+OFF_SECONDS = 300  # by which a host's clock may differ from the database's: log lines, and demand by the hour
+DAY = 86400
+CLOUDS = ("clouds.yaml", "secure.yaml")
+
+
+class Host(NamedTuple):
+    """What a host has: a code, or what can be shown, of each thing that must be the same; when it was noted."""
+
+    name: str
+    time: int
+    has: dict[str, str]
+
+    def differences(self, other: Host) -> list[str]:
+        """Return in words what another host has not like this one."""
+        if self.has["ssh key of the nodes"] != other.has.get("ssh key of the nodes"):
+            return ["ssh key of the nodes"]  # with which the codes of the rest are made
+        return sorted(name for name in self.has.keys() | other.has.keys() if self.has.get(name) != other.has.get(name))
+
+
+def here(config: SecureConfig) -> Host:
+    """Return what this host has."""
+    key = _content(config.node.ssh_key)
+
+    def code(content: bytes) -> str:
+        return hmac.new(key, content, "sha256").hexdigest()
+
+    has = {"ssh key of the nodes": hmac.new(b"", key, "sha256").hexdigest(),
+           "version of the scripts": f"{gateprocess.VERSION}, schema {len(vmdatabase.MIGRATIONS)}",
+           "DEVSTACK_GATE_PREFIX": gateconfig.name_prefix(),
+           "[jenkins] of the secure configuration": code(repr(tuple(config.jenkins or ())).encode()),
+           "[node] of the secure configuration": code(f"{config.node.user} {config.node.remote_fs}".encode()),
+           "[image] of the secure configuration": code(repr(tuple(config.image)).encode())}
+    for variable, name in zip(("OS_CLIENT_CONFIG_FILE", "OS_CLIENT_SECURE_FILE"), CLOUDS, strict=True):
+        has[name] = code(_content(_cloud_file(variable, name)))
+    has |= {str(path): code(_content(path)) for path in _files()}
+    return Host(os.uname().nodename, vmdatabase.now(), has)
+
+
+def _cloud_file(variable: str, name: str) -> Path | None:
+    """Return the file of clouds that OpenStack's clients would read."""
+    places = [Path(os.environ[variable])] if os.environ.get(variable) else []
+    places += [folder / name for folder in (Path(), Path("~/.config/openstack").expanduser(), Path("/etc/openstack"))]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _files() -> Iterator[Path]:
+    """Yield the files that the pool names."""
+    for image in BaseImage.select().where(BaseImage.active == 1):
+        yield from (Path(path) for path in (image.user_data, image.ready_script) if path)
+    yield from (Path(environment.data) for environment in TestEnvironment.select())
+
+
+def _content(path: Path | None) -> bytes:
+    try:
+        return path.read_bytes() if path else b"(none)"
+    except OSError:
+        return b"(cannot be read)"
+
+
+def note(host: Host) -> None:
+    """Write down what this host has, for the others."""
+    vmdatabase.set_setting(f"{NOTED}{host.name}", json.dumps({"time": host.time, "has": host.has}))
+
+
+def others(host: Host) -> list[Host]:
+    """Return the other hosts, by name, as they were noted."""
+    found = []
+    for row in Setting.select().where(Setting.name.startswith(NOTED)).order_by(Setting.name):
+        told = json.loads(row.value)
+        found.append(Host(row.name.removeprefix(NOTED), told["time"], told["has"]))
+    return [one for one in found if one.name != host.name]
+
+
+def clock_off() -> float:
+    """Return by how many seconds this host's clock is ahead of the database's."""
+    return time.time() - vmdatabase.clock()
