@@ -363,6 +363,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
 
     errors = (peewee.DatabaseError, sqlite3.Error)
     ids_table = "sqlite_sequence"  # in which it counts the ids that were given
+    shared = False  # whether several hosts work on it
 
     @property
     def path(self) -> Path:
@@ -903,6 +904,12 @@ def set_setting(name: str, value: str | None) -> None:
             conflict_target=[Setting.name], preserve=[Setting.value]).execute()
 
 
+def settings_of(beginning: str) -> dict[str, str]:
+    """Return the values whose names begin so, by the rest of their names."""
+    rows = Setting.select().where(Setting.name.startswith(beginning))
+    return {row.name.removeprefix(beginning): row.value for row in rows}
+
+
 def this_host() -> str:
     """Return what tells this host from others, empty where it has no machine-id."""
     try:
@@ -916,12 +923,18 @@ def _belong(path: str | None = None) -> None:
         set_setting(name, value)
 
 
+def why_not_home() -> str:
+    """Return why this database may be a copy or an older state of one that is at work, empty if it is not."""
+    why: str = database.of_another_home({name: setting(name) for name in ("host", "host-name", "path")})
+    return why
+
+
 def require_home() -> None:
     """Raise ConfigError unless this vm.db was made, or said to be moved, where it lies: of two copies one is at work.
 
     What one of them knows nothing of, because the other has made it since, would be deleted as a leak.
     """
-    if why := database.of_another_home({name: setting(name) for name in ("host", "host-name", "path")}):
+    if why := why_not_home():
         raise ConfigError(f"{database.database}: {why}; if it was moved or restored here on purpose, say so first: "
                           "vmdatabase.py moved")
 

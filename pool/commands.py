@@ -218,6 +218,7 @@ def _run_backup(options: argparse.Namespace) -> int:
 def _run_moved(_options: argparse.Namespace) -> int:
     before = vmdatabase.setting("path")
     last = vmdatabase.moved()
+    environments.doubt_notes()
     print(f"{vmdatabase.database.database} belongs to this host and path (before: {before}); new machines have ids "
           f"from {last['machine'] + 1} on")
     return gateprocess.EXIT_OK

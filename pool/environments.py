@@ -58,6 +58,10 @@ END_LOOK_SECONDS = 30  # between two looks at the builds that have what is waite
 END_SECONDS = 900  # for what devstack-vm-delete does, a reset included
 RESULT_OF = {"NOT_BUILT": "ABORTED"}  # Jenkins' words for devstack-vm-delete, where they differ
 IN_USE = (USED, HOLD)
+# Settings of hosts that share a database, by host: that it gives environments, that it has not told its notes since a
+# restore; and by environment what was told.
+HOST, DOUBT, PUBLISHED = "notes of ", "notes in doubt of ", "noted "
+DOUBT_SECONDS = 86400  # as long as the machine of a failed build is kept; and no build takes so long
 
 
 class WithoutError(GateError):
@@ -116,6 +120,7 @@ def standing_in_line(machine: Machine) -> Iterator[None]:
     if not machine.base_image.test_environment:
         yield
         return
+    publish_notes()
     with _line(machine.id, CLAIM_SECONDS):
         yield
 
@@ -431,7 +436,7 @@ class _Running:
     environment: TestEnvironment
     process: subprocess.Popen[bytes]
     output: IO[bytes]
-    lock: IO[bytes]
+    lock: contextlib.ExitStack
 
 
 class Resets:
@@ -490,8 +495,9 @@ class Resets:
         if not environment.reset:
             vmdatabase.move(environment, RESETTING, FREE, "it has no reset")
             return
-        lock = _reset_lock(environment)
-        if lock is None:
+        lock, descriptor = _reset_lock(environment)
+        if descriptor is None:
+            lock.close()
             return  # another process is at it
         if TestEnvironment.get_or_none(
                 (TestEnvironment.id == environment.id) & (TestEnvironment.state == RESETTING)) is None:
@@ -501,10 +507,12 @@ class Resets:
         output = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
         # The shell lets go of the lock, so that nothing which the command leaves running holds it.
         words = ["timeout", "-k", str(KILL_SECONDS), str(RESET_SECONDS), "bash", "-c",
-                 f"exec {lock.fileno()}>&-; exec bash -c \"$1\"", "bash", environment.reset]
+                 f"exec {descriptor}>&-; exec bash -c \"$1\"", "bash", environment.reset]
+        if vmdatabase.database.shared:  # other hosts do not see that it runs on once this process is gone
+            words = ["setpriv", "--pdeathsig", "TERM", *words]
         try:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock.fileno(),),
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(descriptor,),
                 cwd=Path(environment.data).parent, env=_environment_of(environment))
         except OSError as err:  # no such folder any more, or this host has no more of something
             with lock, output:
@@ -552,16 +560,22 @@ def run_resets() -> int:
     return resets.finish()
 
 
-def _reset_lock(environment: TestEnvironment) -> IO[bytes] | None:
-    """Return an open file that holds the lock of a reset, for as long as anyone has it open; None if another does."""
+def _reset_lock(environment: TestEnvironment) -> tuple[contextlib.ExitStack, int | None]:
+    """Return what ends the lock of a reset, and the file that has it, which is None if another process does.
+
+    On this host it lasts for as long as anyone has the file open; between hosts, for as long as this process lives.
+    """
+    lock = contextlib.ExitStack()
+    if vmdatabase.database.shared and not lock.enter_context(vmdatabase.lock("reset", 0, environment.name)):
+        return lock, None
     descriptor = os.open(vmdatabase.notes_folder() / f"reset-{environment.name}",
                          os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    lock.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return os.fdopen(descriptor, "rb")
+        return lock, None
+    return lock, descriptor
 
 
 def _environment_of(environment: TestEnvironment) -> dict[str, str]:
@@ -616,18 +630,66 @@ def tidy_notes() -> None:
 
 def _noted(environment: TestEnvironment) -> _Noted | None:
     """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows."""
-    try:
-        noted = json.loads(_note_of(environment).read_text(encoding="ascii"))
-        found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"])
-        known = noted["pool"] != vmdatabase.pool_uuid() or found.locks <= environment.locks
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None if known else found
+    told = [vmdatabase.setting(f"{PUBLISHED}{environment.name}") or ""] if vmdatabase.database.shared else []
+    with contextlib.suppress(OSError, ValueError):
+        told.append(_note_of(environment).read_text(encoding="ascii"))
+    found = []
+    for text in told:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            noted = json.loads(text)
+            if noted["pool"] == vmdatabase.pool_uuid():
+                found.append(_Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]),
+                                    noted["server"]))
+    return max((one for one in found if one.locks > environment.locks), default=None)
 
 
 def _is_forgotten(environment: TestEnvironment) -> bool:
     """Whether a machine has had it since vm.db was backed up: until reap has found out, nobody else gets it."""
-    return _noted(environment) is not None
+    return _noted(environment) is not None or _in_doubt()
+
+
+# Hosts that share a database: each has notes of its own, which the others learn of if the database was restored.
+
+
+def _this_host() -> str:
+    return f"{os.uname().nodename} {vmdatabase.notes_folder()}"
+
+
+def _in_doubt() -> bool:
+    """Whether another host may have given away what a restored database takes for free."""
+    if not vmdatabase.database.shared:
+        return False
+    if vmdatabase.why_not_home():
+        return True
+    since = vmdatabase.now() - DOUBT_SECONDS  # a host that has not come by then is gone
+    doubts = vmdatabase.settings_of(DOUBT)
+    return any(int(moment) > since for name, moment in doubts.items() if name != _this_host())
+
+
+def doubt_notes() -> None:
+    """Have nobody get an environment before each host that has ever given one has told what it noted."""
+    if vmdatabase.database.shared:
+        for name in vmdatabase.settings_of(HOST):
+            vmdatabase.set_setting(f"{DOUBT}{name}", str(vmdatabase.now()))
+        publish_notes()
+
+
+def publish_notes() -> None:
+    """Tell the other hosts, through a database that was restored, what this one has noted and it does not know."""
+    if not vmdatabase.database.shared or vmdatabase.why_not_home():
+        return
+    own = _this_host()
+    if vmdatabase.setting(f"{HOST}{own}") is None:
+        vmdatabase.set_setting(f"{HOST}{own}", str(vmdatabase.now()))
+    if vmdatabase.setting(f"{DOUBT}{own}") is None:
+        return
+    with vmdatabase.database.atomic("IMMEDIATE"):
+        for environment in list(TestEnvironment.select()):
+            if _noted(environment):
+                with contextlib.suppress(OSError):
+                    text = _note_of(environment).read_text(encoding="ascii")
+                    vmdatabase.set_setting(f"{PUBLISHED}{environment.name}", text)
+        vmdatabase.set_setting(f"{DOUBT}{own}", None)
 
 
 def remember(provider: str, is_gone: Callable[[str], bool]) -> list[str]:

@@ -17,9 +17,9 @@ import gateconfig
 import gateprocess
 import vmdatabase
 from gateconfig import SecureConfig
-from vmdatabase import BaseImage, Setting, TestEnvironment
+from vmdatabase import BaseImage, TestEnvironment
 
-NOTED = "host "  # begins the names of such settings
+NOTED = "what is on host "  # begins the names of such settings
 OFF_SECONDS = 300  # by which a host's clock may differ from the database's: log lines, and demand by the hour
 DAY = 86400
 CLOUDS = ("clouds.yaml", "secure.yaml")
@@ -86,11 +86,8 @@ def note(host: Host) -> None:
 
 def others(host: Host) -> list[Host]:
     """Return the other hosts, by name, as they were noted."""
-    found = []
-    for row in Setting.select().where(Setting.name.startswith(NOTED)).order_by(Setting.name):
-        told = json.loads(row.value)
-        found.append(Host(row.name.removeprefix(NOTED), told["time"], told["has"]))
-    return [one for one in found if one.name != host.name]
+    told = {name: json.loads(value) for name, value in sorted(vmdatabase.settings_of(NOTED).items())}
+    return [Host(name, one["time"], one["has"]) for name, one in told.items() if name != host.name]
 
 
 def clock_off() -> float:

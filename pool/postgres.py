@@ -95,6 +95,7 @@ class Database(peewee.PostgresqlDatabase):
     param = "?"
     errors = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
     ids_table = "last_id"
+    shared = True
 
     def __init__(self, address: str) -> None:
         """Take the address; nothing is asked of the server yet."""

@@ -13,6 +13,8 @@ import gateprocess
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
+from gateprocess import GateError, get_log
+from pool import environments
 from vmdatabase import Machine, Provider
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
     with vmdatabase.opened(gateconfig.database_place()):
         vmdatabase.require_home()
         vmdatabase.leave_out_noted_ids()
+        environments.publish_notes()
         if name != "all":
             gateconfig.check_clouds_yaml()
             return work(vmdatabase.provider_named(name))

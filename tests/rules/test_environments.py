@@ -372,9 +372,9 @@ def test_what_a_reset_leaves_running_does_not_hold_its_lock(folder: Path) -> Non
     resetting(folder, "sleep 30 > /dev/null 2>&1 & echo $! > pid")
     assert environments.run_resets() == 0
 
-    lock = environments._reset_lock(environments.named("rack-1"))
-    assert lock
+    lock, descriptor = environments._reset_lock(environments.named("rack-1"))
     lock.close()
+    assert descriptor
 
 
 # The providers file
