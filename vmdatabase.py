@@ -383,6 +383,10 @@ class SqliteDatabase(peewee.SqliteDatabase):
         """Return what tells this database from a copy of it, and how people call that."""
         return {"host": this_host(), "host-name": os.uname().nodename, "path": str(self.database)}
 
+    def era(self) -> int:
+        """Return how often the database may have been put back so far, at least 1."""
+        return 1
+
     def of_another_home(self, known: Mapping[str, str | None]) -> str:
         """Return why this database may be a copy or an older state, empty if it is the one that it was."""
         home = self.home()
@@ -968,8 +972,9 @@ def moved() -> dict[str, int]:
     """
     with database.atomic("IMMEDIATE"):
         _belong()
-        spare = max(0, now() - _last_written()) + SPARE_IDS
-        last = {table: last_id(table) + spare for table in COUNTED}
+        spare = max(0, now() - _last_written()) + SPARE_IDS * database.era()
+        noted = _noted_ids()
+        last = {table: max(last_id(table), noted.get(table, 0)) + spare for table in COUNTED}
         for table, number in last.items():
             _set_last_id(table, number)
             set_setting(f"unknown {table}", None)
@@ -1050,13 +1055,17 @@ def note_ids() -> None:
 
 def leave_out_noted_ids() -> None:
     """Use no id again that was noted beside vm.db, which a restored vm.db knows nothing of."""
+    for table, number in _noted_ids().items():
+        leave_out_ids(table, number)
+
+
+def _noted_ids() -> dict[str, int]:
+    """Return the highest id of each table that was noted of this pool beside vm.db, nothing if none was."""
     try:
         noted = json.loads((notes_folder() / "ids").read_text(encoding="ascii"))
-        seen = {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
+        return {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return
-    for table, number in seen.items():
-        leave_out_ids(table, number)
+        return {}
 
 
 # --- rows and moves -------------------------------------------------------------------------------------------------

@@ -202,6 +202,10 @@ class Database(peewee.PostgresqlDatabase):
         return {"host": f"{system} {oid} {timeline}", "host-name": f"timeline {int(timeline, 16)}",
                 "path": str(self.database)}
 
+    def era(self) -> int:
+        """Return how often the database may have been put back so far, at least 1: each failover begins a timeline."""
+        return int(self.home()["host"].split()[2], 16)
+
     def of_another_home(self, known: dict[str, str | None]) -> str:
         """Return why this database may be a copy or an older state, empty if it is the one that it was."""
         home = self.home()
