@@ -3,7 +3,7 @@
 
 usage() {
     cat <<'EOF'
-Usage: run-tests.sh [--quick | --real | --all] [PYTEST ARGUMENTS]
+Usage: run-tests.sh [--quick | --real | --all | --database postgresql] [PYTEST ARGUMENTS]
 
 Runs every check of the project: shellcheck, ruff, mypy, and the tests, against clouds and a Jenkins on loopback whose
 machines are namespaces of this one. Installs what that takes on a bare Debian 12 or Ubuntu machine (as root): Debian
@@ -12,7 +12,9 @@ packages, and Python packages into .venv. With arguments only pytest runs, with 
   --quick  only the checkers and the tests of rules, which need neither root nor a network: half a minute
   --real   only the tests against real OpenStack services, which are installed first, 600 MB in
            ~/.cache/devstack-gate-realcloud (or the folder that DEVSTACK_GATE_REALCLOUD names)
-  --all    every check and all tests, these too
+  --all    every check and all tests, these too, and some tests of the pool once more, on PostgreSQL
+  --database postgresql
+           only tests of the pool, on PostgreSQL: a server of their own on a socket
 
 Exit code: 0 all passed, 1 something failed.
 EOF
@@ -33,6 +35,11 @@ run_checkers() {
     return "$rc"
 }
 
+# The tests of what is kept in the database, and, of these, some that reach all of its rules in little time.
+OF_THE_POOL=(tests/test_{autohold,delete,demand,environments,forget,history,inprogress,kill,launch,launch_room,life,reap,status,vmdatabase}.py
+    tests/rules/test_environments.py)
+ON_BOTH=(tests/rules/test_environments.py tests/test_history.py tests/test_autohold.py tests/test_delete.py)
+
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
@@ -49,11 +56,21 @@ main() {
             ;;
     esac
     local -a tests=()
-    local checkers=1 clouds=1 real=0
+    local checkers=1 clouds=1 real=0 again=0
     case ${1:-} in
         --quick) tests=(tests/rules) clouds=0; shift ;;
         --real) tests=(tests/realcloud) checkers=0 real=1; shift ;;
-        --all) tests=(-o 'norecursedirs=.*' tests) real=1; shift ;;  # what pyproject.toml leaves out, too
+        --all) tests=(-o 'norecursedirs=.*' tests) real=1 again=1; shift ;;  # what pyproject.toml leaves out, too
+        --database)
+            if [[ ${2:-} != postgresql ]]; then
+                printf 'run-tests.sh: --database: expected postgresql, got %s\n' "${2:-nothing}" >&2
+                return 2
+            fi
+            export TEST_DATABASE=postgresql
+            tests=("${OF_THE_POOL[@]}") checkers=0
+            shift 2
+            if (( $# )); then tests=(); fi
+            ;;
     esac
     if (( $# )); then
         checkers=0
@@ -63,8 +80,8 @@ main() {
     . tests/prepare.sh
     install_packages git python3 python3-venv shellcheck
     if (( clouds )); then
-        install_packages bats chromium debootstrap default-jre-headless groovy iproute2 openssh-client openssh-server procps prometheus \
-            rsync sqlite3
+        install_packages bats chromium debootstrap default-jre-headless groovy iproute2 openssh-client openssh-server postgresql procps \
+            prometheus rsync sqlite3
     fi
     make_venv requirements-test.txt
     local checked=0 rc=0
@@ -77,6 +94,7 @@ main() {
     if (( clouds )); then "$PYTHON" -m tests.pocketcloud --base-only; fi
     if (( real )); then "$PYTHON" -m tests.realcloud --prepare-only; fi
     "$PYTHON" -m pytest "${tests[@]}" "$@" || rc=$?
+    if (( rc == 0 && again )); then TEST_DATABASE=postgresql "$PYTHON" -m pytest "${ON_BOTH[@]}" "$@" || rc=$?; fi
     if (( rc == 0 && checked )); then
         return 1
     fi

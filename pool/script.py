@@ -13,7 +13,6 @@ import gateprocess
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from gateprocess import GateError, get_log
 from pool import environments
 from vmdatabase import Machine, Provider
 

@@ -11,7 +11,8 @@ import pytest
 from tests.pool import PROJECT
 
 LOCKED = {"requirements": "requirements.txt", "jobs": "jobs/requirements.txt",
-          "requirements-status": "requirements-status.txt", "requirements-test": "requirements-test.txt",
+          "requirements-status": "requirements-status.txt",
+          "requirements-postgresql": "requirements-postgresql.txt", "requirements-test": "requirements-test.txt",
           "build": "requirements/build.txt"}
 RENEW = PROJECT / "requirements/renew"
 
