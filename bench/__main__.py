@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import measure
 
 BENCHMARKS = ("fill", "groups", "refill", "steady", "reap", "idle", "latency", "workspace", "image", "status",
-              "turnover")
+              "turnover", "hosts")
 
 
 def main(argv: list[str] | None = None) -> int:

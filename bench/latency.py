@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> list[Row]:
             StandIn(Path(name) / "jenkins", knobs={"connect": "instant"}) as stand_in:
         pool = Pool(Path(name), jenkins=stand_in)
         pool.load(provider())
-        _start_build(stand_in)
+        start_build(stand_in)
         machines = [pool.add_machine(server=False) for _ in range(3 * (count + 1))]
         pool.sql("UPDATE machine SET take_hash = ?", vmdatabase.secret_hash(SECRET))
         return [_measure(pool, case, machines, count) for case in _cases(stand_in)]
 
 
-def _start_build(stand_in: StandIn) -> None:
+def start_build(stand_in: StandIn) -> None:
     """Have the build that the machines are taken for run, on a node of its own."""
     stand_in.add_job(JOB, "any", seconds=86400)
     stand_in.add_nodes([{"name": "any", "label": "any"}])

@@ -232,25 +232,28 @@ class Pool:
                  *values.values(), machine)
         return name
 
-    def add_ready_machines(self, numbers: Sequence[int], **node: Any) -> None:
-        """Have READY machines of provider one with these row ids, servers in pocket-a, and nodes that are as told."""
+    def add_ready_machines(self, numbers: Sequence[int], provider: str = "one", cloud: str = "pocket-a", **node: Any
+                           ) -> None:
+        """Have READY machines of a provider's image noble with these row ids, their servers, and nodes as told."""
         assert self.jenkins
-        session = self.client().session
+        session = self.client(cloud).session
         url, token = session.get_endpoint(service_type="compute"), {"X-Auth-Token": session.get_token()}
-        image_id = self.pocket_look()["images"][0]["id"]
+        image_id = self.pocket_look(cloud)["images"][0]["id"]
         local = requests.Session()
+        ((type_id,),) = self.sql("SELECT base_image.id FROM base_image JOIN provider ON provider_id = provider.id "
+                                 "WHERE provider.name = ? AND base_image.name = 'noble'", provider)
 
         def create(number: int) -> str:
-            server: dict[str, Any] = {"name": f"devstack-noble-one-{number}", "imageRef": image_id, "flavorRef": "1",
-                                      "metadata": self.marks(machine=number)}
+            server: dict[str, Any] = {"name": f"devstack-noble-{provider}-{number}", "imageRef": image_id,
+                                      "flavorRef": "1", "metadata": self.marks(provider, machine=number)}
             answer = local.post(f"{url}/servers", json={"server": server}, headers=token, timeout=60)
             return str(answer.json()["server"]["id"])
 
         with ThreadPoolExecutor(4) as threads:
             servers = list(threads.map(create, numbers))
-        names = [f"devstack-noble-one-{number}" for number in numbers]
-        rows = ",".join(f"({number}, 1, '{server}', '{name}', '{name}', '127.0.0.1', 'jenkins', '{ANY_HOST_KEY}', "
-                        f"'READY', {int(time.time())})"
+        names = [f"devstack-noble-{provider}-{number}" for number in numbers]
+        rows = ",".join(f"({number}, {type_id}, '{server}', '{name}', '{name}', '127.0.0.1', 'jenkins', "
+                        f"'{ANY_HOST_KEY}', 'READY', {int(time.time())})"
                         for number, server, name in zip(numbers, servers, names, strict=True))
         self.sql("INSERT INTO machine (id, base_image_id, external_id, name, jenkins_name, ip, user, host_key, state, "
                  f"state_time) VALUES {rows}")

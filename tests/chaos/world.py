@@ -205,18 +205,22 @@ class World:
         for name in self.providers:
             for job, what in (("launch", LAUNCH), ("reap", REAP)):
                 self.jenkins.add_job(f"{job}-{name}", HOST, seconds=0.0, concurrent=True,
-                                     environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
+                                     environment={**self.pool.environment, **self.host(0), "PYTHONPATH": str(PROJECT)},
                                      before=[*limits_of_all, what, name])
         for name in POOL:
             for result in ("SUCCESS", "FAILURE", "ABORTED"):
                 self.jenkins.add_job(
                     f"gate-{name}-{result}", f"devstack-{name}", seconds=LONG if result == "ABORTED" else 0.2,
                     concurrent=True,
-                    environment={**self.pool.environment, "PYTHONPATH": str(PROJECT)},
+                    environment={**self.pool.environment, **self.host(1), "PYTHONPATH": str(PROJECT)},
                     before=["bash", "-c", script, "inprogress", "$NODE_NAME", "$JOB_NAME", "$BUILD_NUMBER", *starter,
                             INPROGRESS],
                     after=["bash", "-c", give_back, "delete", "$NODE_NAME", *starter, DELETE, "$NODE_NAME",
                            "--result", result])
+
+    def host(self, number: int) -> dict[str, str]:
+        """What the environment of one of two hosts has: where it keeps its notes; nothing if there is one host."""
+        return {"XDG_STATE_HOME": str(self.folder / f"host-{number}")} if self.servers else {}
 
     # --- strangers ---
 
@@ -271,7 +275,7 @@ class World:
         environment = self.pool.environment | ({} if spared else self.unreachable)
         if self.servers:  # two hosts, with notes and clocks of their own
             self.hosts += 1
-            environment["XDG_STATE_HOME"] = str(self.folder / f"host-{self.hosts % 2}")
+            environment |= self.host(self.hosts % 2)
             wanted.setdefault("clock", HOST_SECONDS * (self.hosts % 2))
         return self.starter.start(script, *arguments, environment=environment, folder=str(self.folder), **wanted)
 
