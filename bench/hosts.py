@@ -69,10 +69,12 @@ def _fill(pool: Pool, machines: int, calls: int) -> list[list[str]]:
     return taken
 
 
-def _launch(pool: Pool, provider_name: str, machines: int) -> float:
+def _launch(pool: Pool, provider_name: str, machines: int, row: Row) -> float:
     used = run_script("devstack-vm-launch.py", provider_name, environment=pool.environment, folder=pool.folder)
     if f"of {machines // 2} ready" not in used.output:
         raise BenchError(f"expected {machines // 2} ready, got {used.output!r}")
+    if pool.address:
+        row.peak_mb.append(used.peak_mb)
     return used.seconds
 
 
@@ -80,8 +82,8 @@ def _idle(server: Pool, file: Pool, machines: int, runs: int) -> Row:
     """Measure a launch with nothing to do."""
     row = Row(f"launch, nothing to do, {machines // 2} of {machines}")
     for pool in (server, file):
-        _launch(pool, "one", machines)  # warms what there is to warm
-    pairs(row, runs, lambda: _launch(server, "one", machines), lambda: _launch(file, "one", machines))
+        _launch(pool, "one", machines, row)  # warms what there is to warm
+    pairs(row, runs, lambda: _launch(server, "one", machines, row), lambda: _launch(file, "one", machines, row))
     return row
 
 
@@ -111,7 +113,8 @@ def _two(hosts: list[Pool], machines: int, runs: int) -> Row:
 
     def both() -> float:
         began = time.perf_counter()
-        threads = [threading.Thread(target=lambda pool=pool, name=name: single.append(_launch(pool, name, machines)))
+        threads = [threading.Thread(target=lambda pool=pool, name=name: single.append(
+            _launch(pool, name, machines, row)))
                    for pool, name in zip(hosts, CLOUDS, strict=True)]
         for thread in threads:
             thread.start()
@@ -119,7 +122,7 @@ def _two(hosts: list[Pool], machines: int, runs: int) -> Row:
             thread.join()
         return time.perf_counter() - began
 
-    pairs(row, runs, both, lambda: _launch(hosts[0], "one", machines))
+    pairs(row, runs, both, lambda: _launch(hosts[0], "one", machines, row))
     if len(single) != 2 * runs:
         raise BenchError("a launch failed")
     row.more["the slower of two, from its start to its end"] = statistics.median(

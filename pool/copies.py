@@ -105,7 +105,7 @@ def _to_server(source: SqliteDatabase, address: str) -> dict[str, int]:
             raise ConfigError(f"{server.database}: has a pool already; name an empty database")
         tables = _tables(source)
         with server.atomic("IMMEDIATE"):
-            server.opened(vmdatabase.MIGRATIONS, vmdatabase.statements, lambda: None, ready=False)
+            server.opened(vmdatabase.MIGRATIONS, vmdatabase.statements, lambda: None)
             counts = {}
             for table in tables:
                 server.execute_sql(f"ALTER TABLE {table.name} DISABLE TRIGGER USER")

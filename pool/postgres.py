@@ -194,6 +194,8 @@ class Database(peewee.PostgresqlDatabase):
             state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
             (pool,) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchone()
             self._notes = state / "devstack-gate" / pool
+            with contextlib.suppress(OSError):  # who needs it says so
+                self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._notes
 
     def home(self) -> dict[str, str]:
@@ -262,19 +264,8 @@ class Database(peewee.PostgresqlDatabase):
     # --- opening ---
 
     def opened(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
-               begin: Callable[[], None], ready: bool = True) -> None:
-        """See that the connected database has the present schema; begin makes what a new pool has.
-
-        ready: false if its rows come later.
-        """
-        self._bring_up_to_date(migrations, split, begin)
-        if not ready:
-            return
-        with contextlib.suppress(OSError):  # who needs it says so
-            self.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    def _bring_up_to_date(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
-                          begin: Callable[[], None]) -> None:
+               begin: Callable[[], None]) -> None:
+        """See that the connected database has the present schema; begin makes what a new pool has."""
         version = self.schema_version()
         if version is not None and version > len(migrations):
             raise ConfigError(f"{self.database}: has schema version {version}, newer than the {len(migrations)} known "

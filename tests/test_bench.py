@@ -20,6 +20,7 @@ BENCHMARKS = {
     "workspace": ["--megabytes", "0.2"],
     "image": [],
     "turnover": ["--hours", "0.5", "--min-ready", "4"],
+    "hosts": ["--machines", "4"],
     "status": ["--days", "1", "--builds", "60", "--providers", "2"],
 }
 

@@ -14,7 +14,7 @@ import pytest
 
 import vmdatabase
 from gateprocess import GateError
-from pool import dialect
+from pool import dialect, history
 from tests import postgres
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
@@ -225,6 +225,32 @@ def test_an_id_is_never_used_again_though_its_transaction_failed_or_it_was_given
         assert make() == 3
         vmdatabase.Machine.insert(id=9, base_image=1, state="USED", state_time=1).execute()
         assert (make(), vmdatabase.last_id("machine")) == (10, 10)
+
+
+def test_whatever_is_asked_of_events_and_results_has_an_index(server: Server, address: str, tmp_path: Path) -> None:
+    host = host_of(tmp_path, address)
+    host.load(provider())
+    name = host.add_machine("USED", server=False, node=False)
+    with vmdatabase.opened(address):
+        vmdatabase.record_start(vmdatabase.machine_named(name), {"JOB_NAME": "gate", "BUILD_NUMBER": "1"})
+    database = name_of(address)
+    for setting in ("enable_seqscan = off", "session_preload_libraries = auto_explain",
+                    "auto_explain.log_min_duration = 0", "auto_explain.log_nested_statements = on"):
+        server.sql("postgres", f"ALTER DATABASE {database} SET {setting}")
+    begun = (server.folder / "log").stat().st_size
+
+    for words in ([name], ["--provider", "one", "--since", "1d"], ["--image", "noble"]):
+        host.run("vmdatabase.py", "history", *words, expect=0)
+    host.run("vmdatabase.py", "hold", name, "--reason", "x", expect=0)
+    host.run("vmdatabase.py", "unhold", name, expect=0)
+    host.run("devstack-vm-status.py", "--output", str(tmp_path / "status"))
+    with vmdatabase.opened(address):
+        history.prune(vmdatabase.now())
+        vmdatabase.record_end(vmdatabase.machine_named(name), {}, "SUCCESS")
+
+    plans = (server.folder / "log").read_text()[begun:]
+    assert "Index Scan using event_" in plans
+    assert set(re.findall(r"Seq Scan on (event|result)\b", plans)) == set()
 
 
 # One writes at a time

@@ -131,7 +131,8 @@ class Storm:
                            "AND lead_id IS NULL")
         let_go = [node for node, state in world.leads().items() if state == "HOLD" and node not in world.held]
         known = [node for node in world.held if node in world.machines()]  # a restored vm.db may have forgotten some
-        if known and len(world.held) > rng.randint(1, HELD):
+        waits = world.servers and world.restored  # until a person's word reap does not learn again what is held
+        if known and len(world.held) > rng.randint(1, HELD) and not waits:
             let_go.append(rng.choice(known))
         for node in let_go:  # also what a hold that failed has held all the same
             world.held.pop(node, None)
