@@ -351,6 +351,12 @@ MIGRATIONS = (
                   LEFT JOIN machine AS lead ON lead.id = machine.lead_id)
         ORDER BY provider, image, "group", id;
     """,
+    # For `vmdatabase.py history --provider` and `--image`, which would look at each row of years.
+    """
+    CREATE INDEX event_image ON event (image, time);
+    CREATE INDEX result_provider ON result (provider);
+    CREATE INDEX result_image ON result (image);
+    """,
 )
 
 

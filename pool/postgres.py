@@ -53,7 +53,8 @@ CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "ke
 SESSION = {"statement_timeout": f"{STATEMENT_SECONDS}s", "lock_timeout": f"{BUSY_SECONDS}s",
            "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s", "tcp_keepalives_idle": LET_GO_SECONDS // 2,
            "tcp_keepalives_interval": LET_GO_SECONDS // 6, "tcp_keepalives_count": 3,
-           "tcp_user_timeout": LET_GO_SECONDS * 1000, "standard_conforming_strings": "on"}
+           "tcp_user_timeout": LET_GO_SECONDS * 1000, "standard_conforming_strings": "on",
+           "jit": "off"}  # which takes longer than any of our queries
 # Which server and database it is, and the timeline of the server's past: another after each failover or restore.
 HOME = """SELECT (pg_control_system()).system_identifier::text,
     (SELECT oid::text FROM pg_database WHERE datname = current_database()),
