@@ -49,7 +49,7 @@ def here(config: SecureConfig) -> Host:
     has = {"ssh key of the nodes": hmac.new(b"", key, "sha256").hexdigest(),
            "version of the scripts": f"{gateprocess.VERSION}, schema {len(vmdatabase.MIGRATIONS)}",
            "DEVSTACK_GATE_PREFIX": gateconfig.name_prefix(),
-           "[jenkins] of the secure configuration": code(repr(tuple(config.jenkins or ())).encode()),
+           "[jenkins] of the secure configuration": code(repr([tuple(one) for one in config.jenkinses]).encode()),
            "[node] of the secure configuration": code(f"{config.node.user} {config.node.remote_fs}".encode()),
            "[image] of the secure configuration": code(repr(tuple(config.image)).encode())}
     for variable, name in zip(("OS_CLIENT_CONFIG_FILE", "OS_CLIENT_SECURE_FILE"), CLOUDS, strict=True):
