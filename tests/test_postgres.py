@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 import vmdatabase
 from gateprocess import GateError
-from pool import dialect, history
+from pool import dialect, environments, history, providersfile
 from tests import postgres
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.jenkins_client import StandIn
@@ -599,3 +599,55 @@ def test_check_tells_what_is_not_the_same_on_all_hosts(address: str, tmp_path: P
         "wrong    host gate-2: not the same there as here: [jenkins] of the secure configuration, clouds.yaml (as of 0 "
         "days ago; when it is, run this there again)"]
     assert "s3cr3t" not in str(hosts[0].sql("SELECT * FROM setting"))
+
+
+# Test environments, whose notes each host has for itself
+
+
+def test_after_a_failover_nobody_gets_an_environment_before_each_host_has_told_who_has_one(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(host: str) -> AbstractContextManager[None]:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / host))
+        return vmdatabase.opened(address)
+
+    def take(name: str) -> None:
+        machine = vmdatabase.machine_named(name)
+        with environments.standing_in_line(machine), vmdatabase.database.atomic("IMMEDIATE"):
+            assert vmdatabase.move(machine, "READY", "USED")
+            environments.queue_up(machine)
+
+    def state() -> tuple[str, int | None]:
+        row = vmdatabase.TestEnvironment.get()
+        return row.state, row.machine_id
+
+    host = host_of(tmp_path, address)
+    host.load(provider())
+    first, second = (host.add_machine("READY", server=False, node=False) for _ in range(2))
+    with on("a"):
+        vmdatabase.BaseImage.update(test_environment=True).execute()
+        data = tmp_path / "data.json"
+        data.write_text("{}")
+        providersfile.load_environments([{"name": "rack-1", "images": ["noble"], "providers": [], "data": str(data),
+                                          "reset": None}])
+        environments.publish_notes()
+        take(first)
+        assert state() == ("LOCKED", 1)
+    before = "UPDATE machine SET state = 'READY'"  # and so the trigger lets the environment go
+    host.sql(before)
+    host.sql("UPDATE test_environment SET locks = 0")
+    host.sql("UPDATE setting SET value = '1 2 00000009' WHERE name = 'host'")
+
+    with on("b"):
+        take(second)
+        assert state() == ("FREE", None)  # nobody has said that the failover was on purpose
+        vmdatabase.moved()
+        environments.doubt_notes()
+        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # host a has not come yet
+    with on("a"):
+        environments.publish_notes()
+    with on("b"):
+        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # it is known who has it
+        assert vmdatabase.move(vmdatabase.machine_named(first), "READY", "USED")  # as reap finds out
+        environments.remember("one", lambda _server: False)
+        assert state() == ("LOCKED", 1)
