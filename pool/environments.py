@@ -630,17 +630,30 @@ def tidy_notes() -> None:
 
 def _noted(environment: TestEnvironment) -> _Noted | None:
     """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows."""
-    told = [vmdatabase.setting(f"{PUBLISHED}{environment.name}") or ""] if vmdatabase.database.shared else []
+    told = [_parsed(_own_note(environment)), _published(environment)]
+    return max((one for one in told if one and one.locks > environment.locks), default=None)
+
+
+def _published(environment: TestEnvironment) -> _Noted | None:
+    """Return what hosts that share the database have told of an environment, None if nothing."""
+    return _parsed(vmdatabase.setting(f"{PUBLISHED}{environment.name}") or "") if vmdatabase.database.shared else None
+
+
+def _parsed(text: str) -> _Noted | None:
+    """Return what a note says, None if it is none of this pool."""
+    try:
+        noted = json.loads(text)
+        found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"])
+        return found if noted["pool"] == vmdatabase.pool_uuid() else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _own_note(environment: TestEnvironment) -> str:
+    """Return what this host has noted, empty if it has nothing."""
     with contextlib.suppress(OSError, ValueError):
-        told.append(_note_of(environment).read_text(encoding="ascii"))
-    found = []
-    for text in told:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            noted = json.loads(text)
-            if noted["pool"] == vmdatabase.pool_uuid():
-                found.append(_Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]),
-                                    noted["server"]))
-    return max((one for one in found if one.locks > environment.locks), default=None)
+        return _note_of(environment).read_text(encoding="ascii")
+    return ""
 
 
 def _is_forgotten(environment: TestEnvironment) -> bool:
@@ -681,15 +694,18 @@ def publish_notes() -> None:
     own = _this_host()
     if vmdatabase.setting(f"{HOST}{own}") is None:
         vmdatabase.set_setting(f"{HOST}{own}", str(vmdatabase.now()))
-    if vmdatabase.setting(f"{DOUBT}{own}") is None:
+    if not any(map(_is_news, TestEnvironment.select())) and vmdatabase.setting(f"{DOUBT}{own}") is None:
         return
     with vmdatabase.database.atomic("IMMEDIATE"):
-        for environment in list(TestEnvironment.select()):
-            if _noted(environment):
-                with contextlib.suppress(OSError):
-                    text = _note_of(environment).read_text(encoding="ascii")
-                    vmdatabase.set_setting(f"{PUBLISHED}{environment.name}", text)
+        for environment in filter(_is_news, list(TestEnvironment.select())):
+            vmdatabase.set_setting(f"{PUBLISHED}{environment.name}", _own_note(environment))
         vmdatabase.set_setting(f"{DOUBT}{own}", None)
+
+
+def _is_news(environment: TestEnvironment) -> bool:
+    """Whether this host has noted what neither the database knows nor another host has told."""
+    own, told = _parsed(_own_note(environment)), _published(environment)
+    return own is not None and own.locks > max(environment.locks, told.locks if told else 0)
 
 
 def remember(provider: str, is_gone: Callable[[str], bool]) -> list[str]:
