@@ -23,6 +23,7 @@ STORM_SECONDS = 600  # to find a hang
     ["--rounds", "6", "--seed", "4", "--peace-every", "3"],
     ["--points", "--script", "inprogress", "--side-by-side", "2"],
     ["--restores", "3", "--seed", "2"],
+    ["--database", "postgresql", "--rounds", "2", "--seed", "4"],
 ], ids=lambda arguments: arguments[0])
 def test_nothing_is_lost(tmp_path: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "tests.chaos", "--folder", str(tmp_path / "chaos"), *arguments]

@@ -61,7 +61,7 @@ CALM_CLOUD: dict[str, Any] = {
     "answers": [], "boot_seconds": 0.1, "boot_failure_rate": 0.0, "boot_failure": "error", "boot_failure_next": 0,
     "delete_ignored": False,
     "delete_seconds": 0.0, "latency_seconds": 0.0, "rate_limit": None, "quota_instances": None, "quota_cores": None,
-    "quota_ram": None, "list_empty": 0, "volume_gigabytes_quota": None,
+    "quota_ram": None, "floating_quota": None, "list_empty": 0, "volume_gigabytes_quota": None,
     "list_stale_seconds": 0.0, "snapshot_seconds": 0.1, "snapshot_failure": None, "floating_seconds": 0.1,
     "volume_seconds": 0.1, "volume_failures": 0, "volume_quota": None, "volumes_stay": False,
 }
