@@ -157,8 +157,9 @@ def test_views_are_those_that_people_know_and_a_person_s_psql_writes_history_too
     host.load(provider())
     host.add_machine(server=False, node=False, age=7300)
 
-    assert host.sql("SELECT * FROM pool") == [("one", "noble", 2, 1, 0, 0, 0, 0, 0, 10)]
-    assert host.sql("SELECT * FROM node") == [("one", "noble", "devstack-noble-one-1", None, "READY", "2 h", None)]
+    assert host.sql("SELECT * FROM pool") == [("one", "noble", 2, 1, 0, 0, 0, 0, 0, 10, 0)]
+    assert host.sql("SELECT * FROM node") == [
+        ("one", "noble", "devstack-noble-one-1", None, "READY", "2 h", None, None)]
     host.sql("UPDATE machine SET state = 'HOLD', hold_reason = 'mine'")
     assert host.sql("SELECT from_state, to_state, reason FROM event ORDER BY id") == [
         (None, "READY", None), ("READY", "HOLD", "mine")]
