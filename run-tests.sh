@@ -36,9 +36,9 @@ run_checkers() {
 }
 
 # The tests of what is kept in the database, and, of these, some that reach all of its rules in little time.
-OF_THE_POOL=(tests/test_{autohold,delete,demand,environments,forget,history,inprogress,kill,launch,launch_room,life,reap,status,vmdatabase}.py
-    tests/rules/test_environments.py)
-ON_BOTH=(tests/rules/test_environments.py tests/test_history.py tests/test_autohold.py tests/test_delete.py)
+OF_THE_POOL=(tests/test_{autohold,delete,demand,environments,forget,groups,history,inprogress,kill,launch,launch_room,life,reap,several_jenkins,status,vmdatabase}.py
+    tests/rules/test_{environments,groups}.py)
+ON_BOTH=(tests/rules/test_{environments,groups}.py tests/test_history.py tests/test_autohold.py)
 
 main() {
     set -euo pipefail

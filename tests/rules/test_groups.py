@@ -27,8 +27,8 @@ OLD_IMAGE = ("INSERT INTO base_image (provider_id, name, external_id, min_ready,
 
 
 @pytest.fixture
-def vm_db(tmp_path: Path) -> Iterator[None]:
-    with vmdatabase.opened(tmp_path / "vm.db"):
+def vm_db(place: Path | str) -> Iterator[None]:
+    with vmdatabase.opened(place):
         vmdatabase.database.execute_sql(OLD_PROVIDER)
         vmdatabase.database.execute_sql(OLD_IMAGE)
         yield
@@ -126,6 +126,7 @@ def test_the_name_of_a_subnode_leads_to_its_machine(vm_db: None) -> None:
         vmdatabase.machine_named("devstack-noble-one-3")
 
 
+@pytest.mark.file
 def test_a_vm_db_of_schema_7_goes_on_with_its_machines(tmp_path: Path) -> None:
     path = tmp_path / "vm.db"
     with vmdatabase.opened(path, vmdatabase.MIGRATIONS[:7]):
