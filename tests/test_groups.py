@@ -240,7 +240,7 @@ def test_a_group_that_has_lost_a_server_or_is_of_another_size_than_wanted_is_rep
 
 def test_a_restored_vm_db_gets_back_the_group_that_a_build_has(pool: Pool) -> None:
     group_of(pool)
-    pool.run("vmdatabase.py", "backup", str(pool.folder / "backup.db"), expect=0)
+    pool.back_up()
     pool.run(LAUNCH, "one", expect=0)
     pool.run(INPROGRESS, LEAD, expect=0, JOB_NAME="gate", BUILD_NUMBER="7")
     restore(pool)
