@@ -12,7 +12,7 @@ import argparse
 from bench import site
 from bench.fill import LAUNCH, add_cloud_arguments, cloud_of, note
 from bench.measure import Row, pairs
-from tests.pool import image
+from tests.support.pool import image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

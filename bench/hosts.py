@@ -18,11 +18,11 @@ from pathlib import Path
 import vmdatabase
 from bench.latency import BUILD, SECRET, start_build
 from bench.measure import BenchError, Row, pairs, run_script
-from tests import postgres
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, provider
-from tests.postgres import Server
+from tests.pocketjenkins.client import StandIn
+from tests.support import postgres
+from tests.support.pool import Pool, image, provider
+from tests.support.postgres import Server
 
 CLOUDS = {"one": "pocket-a", "two": "pocket-b"}
 MACHINES = 10_000

@@ -20,8 +20,8 @@ from typing import Any
 
 from bench.measure import PROJECT, BenchError, Row, pairs, run_process, run_script
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, image, provider
 
 CLOUD = "pocket-a"
 SIZES = (100, 1000, 10000)

@@ -24,8 +24,8 @@ from typing import Any
 
 from bench.measure import PROJECT, BenchError, Row, pairs
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.waiting import LEAST_SECONDS
-from tests.pool import NO_APT, Pool, await_that, clear_cloud, image, provider
+from tests.support.pool import NO_APT, Pool, await_that, clear_cloud, image, provider
+from tests.support.waiting import LEAST_SECONDS
 
 UPDATE = "devstack-vm-update-image.py"
 CLOUD = "pocket-a"

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import vmdatabase
 from bench.measure import PROJECT, BenchError, Row, pairs, run_process, run_script
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, provider
 
 PAIRS_A_RUN = 4  # a pair takes less than a second
 JOB, NUMBER = "gate", "1"

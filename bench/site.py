@@ -14,8 +14,8 @@ from bench import measure
 from bench.bare import Settings
 from bench.measure import BenchError, Usage
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, Pool, image, provider
 
 BOOT_TIMEOUT = 600
 

@@ -16,7 +16,7 @@ import vmdatabase
 from bench import pasthistory
 from bench.measure import BenchError, Row, pairs, run_script
 from pool import history
-from tests.pool import Pool
+from tests.support.pool import Pool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,8 @@ from typing import Any
 from bench import measure
 from bench.measure import BenchError, Row
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, image, provider
 
 PROVIDERS = {"one": "pocket-a", "two": "pocket-b"}
 SECONDS = 3600.0

@@ -27,8 +27,8 @@ from bench.day import Cloud, Day, Story, Way
 from bench.measure import BenchError, Row
 from bench.site import Site
 from pool.demand import EVEN, NONE, Label
-from tests.pocketcloud.waiting import LEAST_SECONDS
-from tests.pool import await_that
+from tests.support.pool import await_that
+from tests.support.waiting import LEAST_SECONDS
 
 PROVIDERS = ("one", "two", "three")
 QUIET_SECONDS = 1.0  # as in jobs/

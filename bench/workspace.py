@@ -26,8 +26,8 @@ from pathlib import Path
 
 from bench import measure
 from bench.measure import PROJECT, BenchError, Row, Usage, pairs
-from tests.repos import ENVIRONMENT, git
-from tests.sampleprojects import git_server
+from tests.support.repos import ENVIRONMENT, git
+from tests.support.sampleprojects import git_server
 
 SCRIPT = Path(__file__).with_name("workspace.sh")
 SIZES = {  # 1 is 20 MB, which is the mean

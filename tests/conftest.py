@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from tests import postgres
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, on_postgresql, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support import postgres
+from tests.support.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, on_postgresql, provider
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
 # Scripts, clouds and workers start by the thousand; Python keeps what it compiles, as on a Jenkins host.

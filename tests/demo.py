@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.gatenode import gate_script
-from tests.jobsite import FULL, GATE, load, make_site, sample_settings
 from tests.pocketcloud.client import CloudProcess, Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pocketcloud.jenkins_plugins import RECORDED
-from tests.pool import PROJECT, SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import served
+from tests.pocketjenkins.client import StandIn
+from tests.pocketjenkins.plugins import RECORDED
+from tests.support.gatenode import gate_script
+from tests.support.jobsite import FULL, GATE, load, make_site, sample_settings
+from tests.support.pool import PROJECT, SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
+from tests.support.sampleprojects import served
 
 NORTH, SOUTH = "north", "south"
 BUILD_SECONDS = 60

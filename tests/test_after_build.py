@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, await_that, provider
 
 SCRIPT = "jobs/after-build.py"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import PROJECT, Pool
+from tests.support.pool import PROJECT, Pool
 from tests.test_verdict import archive, content
 
 DELETE = "devstack-vm-delete.py"

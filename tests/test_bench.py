@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 LIMIT_SECONDS = 600  # to find a hang
 BENCHMARKS = {

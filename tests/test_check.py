@@ -14,9 +14,9 @@ import jenkins
 import pytest
 import requests
 
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, clear_jenkins, load_script, make_key, provider
-from tests.sshserver import free_address
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, Pool, clear_jenkins, load_script, make_key, provider
+from tests.support.sshserver import free_address
 
 CHECK = "jobs/check.py"
 USERS = {"scripts": ("scripts-password", "scripts-token"), "boss": ("boss-password", "boss-token"),

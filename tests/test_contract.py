@@ -23,8 +23,8 @@ from keystoneauth1.session import Session
 
 from cloud import nova
 from cloud.nova import Recipe
-from tests.contract import Clients, PocketSide, Side, waited
 from tests.pocketcloud.client import Pocket
+from tests.support.contract import Clients, PocketSide, Side, waited
 from vmdatabase import BaseImage, Provider
 
 NOBODY = "00000000-0000-0000-0000-000000000001"

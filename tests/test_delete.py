@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.pool import PROJECT, Pool
+from tests.support.pool import PROJECT, Pool
 
 DELETE = "devstack-vm-delete.py"
 BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}

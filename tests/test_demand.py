@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakePool
-from tests.pool import Pool, await_that, image, provider
+from tests.support.pool import Pool, await_that, image, provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
 

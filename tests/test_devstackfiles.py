@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from gateprocess import ConfigError
 from image import devstackfiles, pipneeds
 from image.devstackfiles import Checkout, Package, Repository, SandboxError
-from tests.pool import Pool, await_that
-from tests.repos import commit, git, repository, write
+from tests.support.pool import Pool, await_that
+from tests.support.repos import commit, git, repository, write
 
 SCRIPT = "devstack-vm-update-image.py"
 

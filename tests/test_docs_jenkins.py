@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from tests.jobsite import GATE, make_site, render
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, make_key, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.jobsite import GATE, make_site, render
+from tests.support.pool import PROJECT, Pool, make_key, provider
 
 PAGE = PROJECT / "docs" / "jenkins.md"
 USERS = {"devstack-gate": ("password", "token"), "admin": ("admin-password", "admin-token")}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pool import PROJECT, Pool, await_line, await_that, image, provider
+from tests.support.pool import PROJECT, Pool, await_line, await_that, image, provider
 
 INPROGRESS, DELETE, REAP, VMDATABASE = (
     "devstack-vm-inprogress.py", "devstack-vm-delete.py", "devstack-vm-reap.py", "vmdatabase.py")
@@ -125,7 +125,7 @@ def test_builds_that_wait_do_not_wait_for_an_executor_that_they_have_themselves(
     pool.run(INPROGRESS, first, expect=0, JOB_NAME="gate-ends", BUILD_NUMBER=str(number))
 
     order = {"limits": {"pool.environments.END_LOOK_SECONDS": 0.5}}
-    run = subprocess.Popen([sys.executable, "-m", "tests.starter", json.dumps(order), INPROGRESS, second],
+    run = subprocess.Popen([sys.executable, "-m", "tests.support.starter", json.dumps(order), INPROGRESS, second],
                            env=pool.environment | build(2) | {"PYTHONPATH": str(PROJECT)}, cwd=pool.folder, text=True,
                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     _, err = run.communicate(timeout=30)

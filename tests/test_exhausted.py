@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT, Pool, image, provider
+from tests.support.pool import PROJECT, Pool, image, provider
 
 BODY = """import resource, sys, threading
 import gateconfig

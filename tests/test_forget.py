@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tests.pool import Pool, image, provider
+from tests.support.pool import Pool, image, provider
 
 ONE, TWO = provider(images=[image(min_ready=1)]), provider("two", "pocket-b", images=[image(min_ready=1)])
 LAUNCH, REAP, FORGET = "devstack-vm-launch.py", "devstack-vm-reap.py", ("vmdatabase.py", "forget")

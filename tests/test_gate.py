@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
-from tests.pool import PROJECT, Pool, await_that
-from tests.sampleprojects import GATE_FILES, add_change, commit_files, make_projects_with_changes
+from tests.support.gatenode import Node, boot_node, gate_script
+from tests.support.pool import PROJECT, Pool, await_that
+from tests.support.sampleprojects import GATE_FILES, add_change, commit_files, make_projects_with_changes
 
 ZUUL = {"ZUUL_URL": "file:///home/jenkins/git", "ZUUL_BRANCH": "master", "ZUUL_PROJECT": "sample/adder"}
 GOOD = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zgood"}

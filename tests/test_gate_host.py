@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.gatenode import Node, boot_node
 from tests.pocketcloud.client import Pocket
-from tests.pool import PROJECT, Pool, await_line, await_that
-from tests.sampleprojects import GATE_FILES, add_change, make_projects
+from tests.support.gatenode import Node, boot_node
+from tests.support.pool import PROJECT, Pool, await_line, await_that
+from tests.support.sampleprojects import GATE_FILES, add_change, make_projects
 
 RUN_SECONDS = 120
 ODD = "with  blanks, 'single' and \"double\" quotes, $HOME, `date`, $(date), \\ and *\n\nand lines\n# end"

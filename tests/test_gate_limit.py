@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gatenode import Node, boot_node, gate_script
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, await_that
+from tests.support.gatenode import Node, boot_node, gate_script
+from tests.support.pool import Pool, await_that
 
 # All ways to outlive one's parent: a session of its own, a clean environment, other users, deafness to TERM.
 DAEMONS = """

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 GATE = PROJECT / "gate"
 SUBUNIT = Path(__file__).parent / "data/subunit"

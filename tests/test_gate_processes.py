@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT, await_that
+from tests.support.pool import PROJECT, await_that
 
 PROGRAM = [sys.executable, "-I", str(PROJECT / "gate/processes.py")]
 DEAF = "trap '' USR1 TERM; setsid sleep 5%d & echo ready; read"

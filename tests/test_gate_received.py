@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 MARK = b"--- devstack-gate ---\n"
 PROGRAM = PROJECT / "gate/received.py"

@@ -17,7 +17,7 @@ import gateconfig
 import gateprocess
 from gateconfig import ImageConfig, JenkinsConfig, NodeConfig, SecureConfig
 from gateprocess import ConfigError
-from tests.pool import PROJECT, Pool, provider
+from tests.support.pool import PROJECT, Pool, provider
 
 JENKINS = "[jenkins]\nserver = https://jenkins.example.org/\nuser = gate\napikey = s3cr3t\ncredentials_id = nodes\n"
 IMAGE_DEFAULTS = ImageConfig((), ("master", "stable/*"), "", "modules", "manifests/site.pp")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.gatenode import Node
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import GATE_FILES, make_projects_with_changes
+from tests.pocketjenkins.client import StandIn
+from tests.support.gatenode import Node
+from tests.support.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.support.sampleprojects import GATE_FILES, make_projects_with_changes
 from tests.test_launch import seeded
 from tests.test_reap import restore
 

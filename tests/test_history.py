@@ -12,7 +12,7 @@ import pytest
 
 import vmdatabase
 from pool import history
-from tests.pool import Pool, image, provider
+from tests.support.pool import Pool, image, provider
 from tests.test_vmdatabase import at_once
 from vmdatabase import MIGRATIONS
 

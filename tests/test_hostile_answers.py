@@ -24,8 +24,17 @@ import httpcalls
 from cloud.errors import CloudError, GoneError, explained
 from gateconfig import JenkinsConfig
 from jenkinsnodes import JenkinsError, Nodes
-from tests.hostilehttp import ENDLESS, SENSELESS, SLOW, Serve, drip_a_body, hostile_http, lead_nowhere, leading_to
-from tests.pool import PROJECT, Pool, image, provider
+from tests.support.hostilehttp import (
+    ENDLESS,
+    SENSELESS,
+    SLOW,
+    Serve,
+    drip_a_body,
+    hostile_http,
+    lead_nowhere,
+    leading_to,
+)
+from tests.support.pool import PROJECT, Pool, image, provider
 from tests.test_memory import MEASURE, MEGABYTES
 
 SLACK_SECONDS = 10
@@ -142,7 +151,7 @@ def test_an_answer_behind_a_redirect_of_the_same_server_is_taken() -> None:
 def measured(pool: Pool, *words: str, seconds: float = 60, **limits: float) -> tuple[int, str, float, int]:
     """Run a script with short time limits; returns exit code, stderr, seconds and the megabytes that it took."""
     order = json.dumps({"limits": limits, "environment": {}, "folder": str(pool.folder)})
-    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "tests.starter", order, *words]
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "tests.support.starter", order, *words]
     began = time.monotonic()
     result = subprocess.run(command, env={**os.environ, **pool.environment, "PYTHONPATH": str(PROJECT)}, cwd=PROJECT,
                             capture_output=True, text=True, timeout=seconds, check=False)

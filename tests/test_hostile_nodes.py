@@ -17,7 +17,8 @@ import nodessh
 import vmdatabase
 from nodessh import Login, NotYetError, ReadyScriptError, StepError, TooSlowError, Welcome
 from pool import script
-from tests.hostilesshd import (
+from tests.pocketcloud.client import Pocket
+from tests.support.hostilesshd import (
     Serve,
     close_without_status,
     drip,
@@ -27,8 +28,7 @@ from tests.hostilesshd import (
     hostile_sshd,
     say_nothing,
 )
-from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, await_that, image, make_key, provider
+from tests.support.pool import Pool, await_that, image, make_key, provider
 from tests.test_memory import MEASURE, MEGABYTES
 from tests.test_nodessh import listening
 

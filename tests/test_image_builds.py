@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import NO_APT, Pool, await_line, await_that, clear_cloud, image, make_key, provider
-from tests.repos import write
+from tests.support.pool import NO_APT, Pool, await_line, await_that, clear_cloud, image, make_key, provider
+from tests.support.repos import write
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 RUN_SECONDS = 120  # to find a hang

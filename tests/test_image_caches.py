@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.filehost import FileHost, file_host, proxy_free
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, host, image, provider
-from tests.repos import git, repository
+from tests.support.filehost import FileHost, file_host, proxy_free
+from tests.support.pool import Pool, host, image, provider
+from tests.support.repos import git, repository
 
 BUILD_SECONDS = 300  # to find a hang
 CUSTOM_SCRIPT = """#!/bin/bash

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.filehost import FileHost, file_host, proxy_free
 from tests.pocketcloud.client import Pocket
-from tests.pool import Pool, host, image, provider
-from tests.repos import repository, write
+from tests.support.filehost import FileHost, file_host, proxy_free
+from tests.support.pool import Pool, host, image, provider
+from tests.support.repos import repository, write
 
 BUILD_SECONDS = 400  # to find a hang
 FAILURES = {"Release": 2, "Packages": 6, "from-the-mirror_1.0_all.deb": 2}  # apt-get itself tries four times

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from image import pipneeds
-from tests.pool import PROJECT
-from tests.repos import ENVIRONMENT, commit, git, repository, write
+from tests.support.pool import PROJECT
+from tests.support.repos import ENVIRONMENT, commit, git, repository, write
 
 SOURCE = f"""
 set -uo pipefail

@@ -13,8 +13,8 @@ from contextlib import closing
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, await_that, image, load_script, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, Pool, await_that, image, load_script, provider
 
 INPROGRESS = "devstack-vm-inprogress.py"
 BUILD = {"JOB_NAME": "gate-tempest", "BUILD_NUMBER": "17"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT, load_script
+from tests.support.pool import PROJECT, load_script
 
 BACKEND = '''
 import base64, hashlib, pathlib, zipfile

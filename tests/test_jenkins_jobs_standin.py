@@ -15,12 +15,12 @@ import jenkins
 import pytest
 import requests
 
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pocketcloud.jenkins_labels import fits
-from tests.pocketcloud.jenkins_parameters import read_properties, replace_macros
-from tests.pocketcloud.jenkins_plugins import RECORDED
-from tests.pool import await_that, make_key
-from tests.sshserver import Sshd
+from tests.pocketjenkins.client import StandIn
+from tests.pocketjenkins.labels import fits
+from tests.pocketjenkins.parameters import read_properties, replace_macros
+from tests.pocketjenkins.plugins import RECORDED
+from tests.support.pool import await_that, make_key
+from tests.support.sshserver import Sshd
 
 USERS = {"admin": ("admin-password", "admin-token"), "zuul": ("zuul-password", "zuul-token")}
 PLUGINS = {

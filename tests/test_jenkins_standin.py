@@ -20,8 +20,8 @@ import jenkins
 import pytest
 import requests
 
-from tests.pocketcloud.jenkins_client import StandIn, StandInError
-from tests.sshserver import Sshd
+from tests.pocketjenkins.client import StandIn, StandInError
+from tests.support.sshserver import Sshd
 
 EXCHANGES = [json.loads(line) for line in (Path(__file__).parent / "data/jenkins/exchanges.jsonl").open()]
 RECORDED_URL = "http://127.0.0.1:8080/"

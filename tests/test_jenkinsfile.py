@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pocketcloud.jenkins_console import BRIEF_JAVA
-from tests.pool import PROJECT
+from tests.pocketjenkins.console import BRIEF_JAVA
+from tests.support.pool import PROJECT
 
 JENKINSFILE = PROJECT / "jobs/Jenkinsfile"
 HARNESS = PROJECT / "tests/groovy/pipeline/run.groovy"

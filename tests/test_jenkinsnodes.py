@@ -20,9 +20,9 @@ import jenkinsnodes
 from gateconfig import JenkinsConfig
 from gateprocess import GateError
 from jenkinsnodes import JenkinsConfigError, JenkinsError, Node, NodeConflictError, Nodes, is_out_of_service
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import ANY_HOST_KEY, PROJECT, await_that, clear_jenkins
-from tests.sshserver import free_address
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import ANY_HOST_KEY, PROJECT, await_that, clear_jenkins
+from tests.support.sshserver import free_address
 
 LABEL, USED = "devstack-noble", "devstack-used"
 WAIT_SECONDS = 10.0

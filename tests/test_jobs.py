@@ -15,8 +15,8 @@ import yaml
 
 from gateconfig import ImageConfig
 from image import template
-from tests.jobsite import GATE, JENKINS_JOBS, JOBS, make_site, render
-from tests.pool import PROJECT, load_script
+from tests.support.jobsite import GATE, JENKINS_JOBS, JOBS, make_site, render
+from tests.support.pool import PROJECT, load_script
 
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
 STATUS = "devstack-vm-status"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import requests
 
-from tests.jobsite import FULL, GATE, load, make_site, sample_settings
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pocketcloud.jenkins_plugins import RECORDED
-from tests.pool import PROJECT, Pool, await_that, image, make_key, provider
-from tests.sampleprojects import served
+from tests.pocketjenkins.client import StandIn
+from tests.pocketjenkins.plugins import RECORDED
+from tests.support.jobsite import FULL, GATE, load, make_site, sample_settings
+from tests.support.pool import PROJECT, Pool, await_that, image, make_key, provider
+from tests.support.sampleprojects import served
 
 GOOD, BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking"
 BUILD_SECONDS = 90

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, await_that, clear_cloud, image, make_key, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, await_that, clear_cloud, image, make_key, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 LANES = 6  # pools that are killed side by side: their scripts wait for the most part

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import SCRIPT_SECONDS, Pool, await_that, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import SCRIPT_SECONDS, Pool, await_that, image, provider
 
 LAUNCH = "devstack-vm-launch.py"
 

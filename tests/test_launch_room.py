@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool import NO_APT, Pool, await_that, image, provider
+from tests.support.pool import NO_APT, Pool, await_that, image, provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
 NO_RETRIES = "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures."

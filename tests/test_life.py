@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.gatejob import LABEL, add_gate_job, build
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.gatejob import LABEL, add_gate_job, build
+from tests.support.pool import SSH_TO_STRANGERS, Pool, await_that, image, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, SCRIPT_SECONDS, Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, SCRIPT_SECONDS, Pool, image, provider
 
 MACHINES = 2000
 MEGABYTES = 200

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench import pasthistory
-from tests.pool import PROJECT, Pool, provider
+from tests.support.pool import PROJECT, Pool, provider
 from tests.test_status import EVIL, made
 
 RULES = PROJECT / "docs/prometheus-rules.yaml"

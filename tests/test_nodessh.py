@@ -16,8 +16,8 @@ import nodessh
 from gateconfig import NodeConfig
 from gateprocess import ConfigError, GateError
 from nodessh import HostKeyError, Login, NotYetError, Outcome, StepError, TooSlowError
-from tests.pool import await_that, make_key
-from tests.sshserver import Sshd, free_address
+from tests.support.pool import await_that, make_key
+from tests.support.sshserver import Sshd, free_address
 
 OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
 

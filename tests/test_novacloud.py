@@ -30,7 +30,7 @@ from cloud.nova import (
 )
 from gateprocess import ConfigError
 from tests.pocketcloud.client import Pocket
-from tests.pool import await_that, clear_cloud, client
+from tests.support.pool import await_that, clear_cloud, client
 from vmdatabase import BaseImage, Provider
 
 POOL, OTHER_POOL = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"

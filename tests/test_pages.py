@@ -15,7 +15,7 @@ import yaml
 import gateconfig
 import gateprocess
 from pool import providersfile
-from tests.pool import PROJECT, Pool
+from tests.support.pool import PROJECT, Pool
 
 LISTED = subprocess.run(["git", "-C", str(PROJECT), "ls-files", "--cached", "--others", "--exclude-standard"],
                         check=True, capture_output=True, text=True).stdout.split()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.filehost import FileHost, file_host
-from tests.pool import PROJECT
+from tests.support.filehost import FileHost, file_host
+from tests.support.pool import PROJECT
 
 RUN_SECONDS = 120
 SETUP = """

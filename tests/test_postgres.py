@@ -15,11 +15,11 @@ import pytest
 import vmdatabase
 from gateprocess import GateError
 from pool import dialect, environments, history, providersfile
-from tests import postgres
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, await_that, make_key, provider
-from tests.postgres import OWNER, Server
+from tests.pocketjenkins.client import StandIn
+from tests.support import postgres
+from tests.support.pool import PROJECT, Pool, await_that, make_key, provider
+from tests.support.postgres import OWNER, Server
 
 
 @pytest.fixture(scope="module")

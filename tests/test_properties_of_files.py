@@ -21,8 +21,8 @@ import vmdatabase
 from gateprocess import ConfigError
 from image import devstackfiles, pipneeds
 from pool import providersfile
-from tests.repos import write
 from tests.rules.test_providersfile import PROVIDERS
+from tests.support.repos import write
 from tests.test_devstackfiles import DISTRIBUTIONS
 from tests.test_devstackfiles import LINES as PACKAGE_LINES
 

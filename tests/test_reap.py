@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import ANY_HOST_KEY, Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import ANY_HOST_KEY, Pool, image, provider
 
 REAP = "devstack-vm-reap.py"
 HOUR = 3600

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 LOCKED = {"requirements": "requirements.txt", "jobs": "jobs/requirements.txt",
           "requirements-status": "requirements-status.txt",

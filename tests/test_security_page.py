@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 PAGE = (PROJECT / "docs/security.md").read_text()
 # Each promise, by its first words, and the tests that fail without it.

@@ -9,8 +9,8 @@ import pytest
 import gateconfig
 from gateconfig import JenkinsConfig, NodeConfig, SecureConfig
 from pool.jenkinses import Jenkinses, Part, next_one
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, clear_jenkins, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, clear_jenkins, image, provider
 
 LAUNCH, REAP, TAKE, DELETE = (
     "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-inprogress.py", "devstack-vm-delete.py")

@@ -19,8 +19,8 @@ import pytest
 
 from bench import pasthistory
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, Pool, image, provider
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, Pool, image, provider
 
 STATUS = "devstack-vm-status.py"
 FIXED = {"index.html", "style.css", "icon.svg", "status.json", "metrics.prom"}

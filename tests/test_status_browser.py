@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import pasthistory
-from tests.browser import BOXES, Chromium
-from tests.pool import Pool, provider
+from tests.support.browser import BOXES, Chromium
+from tests.support.pool import Pool, provider
 from tests.test_status import EVIL, build, made
 
 # Jenkins' own header for what builds have archived: the default of jenkins-core's DirectoryBrowserSupport, before and

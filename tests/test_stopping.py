@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT, Pool, await_that, provider
+from tests.support.pool import PROJECT, Pool, await_that, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 DELETE = "devstack-vm-delete.py"

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 LOGIN, SECRET = "node:token", "a-secret-of-this-machine"
 TAKE = "devstack-vm-inprogress"

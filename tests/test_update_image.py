@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pocketcloud.client import Pocket
-from tests.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
+from tests.support.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 SCRIPT = """#!/bin/bash

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool import PROJECT, await_that
-from tests.repos import ENVIRONMENT, commit, git, repository, write
+from tests.support.pool import PROJECT, await_that
+from tests.support.repos import ENVIRONMENT, commit, git, repository, write
 
 SCRIPT = "devstack-vm-update-image.sh"
 RUN_SECONDS = 60

@@ -18,9 +18,9 @@ from _pytest.mark import ParameterSet
 
 import gateprocess
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
-from tests.sshserver import free_address
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
+from tests.support.sshserver import free_address
 
 NODE = "devstack-noble-one-1"
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pool import verdict
-from tests.pool import PROJECT, Pool
+from tests.support.pool import PROJECT, Pool
 
 DELETE = "devstack-vm-delete.py"
 BUILD = {"JOB_NAME": "gate", "BUILD_NUMBER": "17"}

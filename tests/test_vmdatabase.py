@@ -19,7 +19,7 @@ import pytest
 
 import vmdatabase
 from gateprocess import ConfigError
-from tests.pool import PROJECT, Pool, image, provider
+from tests.support.pool import PROJECT, Pool, image, provider
 from vmdatabase import MIGRATIONS, STATES, DatabaseError
 
 INTEGRITY_ERRORS = (sqlite3.IntegrityError, psycopg.IntegrityError)

@@ -31,7 +31,7 @@ from tests.chaos.world import (
     World,
     open_site,
 )
-from tests.pool import await_that
+from tests.support.pool import await_that
 
 DAY = 86400
 Prepare = Callable[[World], list[str]]  # makes work for the script, returns its arguments

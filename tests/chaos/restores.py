@@ -15,8 +15,8 @@ from tests.chaos import audit
 from tests.chaos.audit import State, Violation
 from tests.chaos.runs import Run
 from tests.chaos.world import IMAGES, INPROGRESS, LAUNCH, POOL, REAP, UPDATE, VMDATABASE, World
-from tests.pocketcloud.jenkins_client import StandInError
-from tests.pool import await_that
+from tests.pocketjenkins.client import StandInError
+from tests.support.pool import await_that
 
 STEP_SECONDS = 300  # that go by between two steps of traffic
 STEPS = 12  # an hour

@@ -1,4 +1,4 @@
-"""Runs of scripts by tests/starter.py, their output in the event log, signals to them."""
+"""Runs of scripts by tests/support/starter.py, their output in the event log, signals to them."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from tests.chaos.events import Events
 from tests.chaos.points import KILLED_AT
-from tests.starter_client import Starter as Forks
+from tests.support.starter_client import Starter as Forks
 
 FORK_SECONDS = 30.0
 Order = dict[str, Any]

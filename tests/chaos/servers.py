@@ -10,8 +10,8 @@ from typing import Self
 
 import psycopg
 
-from tests import postgres
-from tests.postgres import OWNER, Server
+from tests.support import postgres
+from tests.support.postgres import OWNER, Server
 
 PLACES = ("a", "b")  # where the server is, and where its replacement will be
 CUTS_SECONDS = 2.0  # over which connections are lost

@@ -24,7 +24,7 @@ from tests.chaos.world import (
     VMDATABASE,
     World,
 )
-from tests.pocketcloud.jenkins_client import StandInError
+from tests.pocketjenkins.client import StandInError
 
 ROUND_SECONDS = 2.0  # over which the scripts of a round are started
 SIGNALLED = 0.45  # the share of runs that get a signal

@@ -14,7 +14,7 @@ from tests.chaos.__main__ import PROVIDERS
 from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
 from tests.chaos.world import World, open_site
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 STORM_SECONDS = 600  # to find a hang
 

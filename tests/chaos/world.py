@@ -21,9 +21,9 @@ from tests.chaos.events import Events
 from tests.chaos.runs import Run, Starter
 from tests.chaos.servers import Servers
 from tests.pocketcloud.client import Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, image, make_key, provider
-from tests.starter import PROJECT
+from tests.pocketjenkins.client import StandIn
+from tests.support.pool import Pool, image, make_key, provider
+from tests.support.starter import PROJECT
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
@@ -196,12 +196,12 @@ class World:
         """
         limits = {name: seconds for name, seconds in LIMITS.items()
                   if name.startswith(("jenkinsnodes.", "pool.environments.", "script.BUSY_"))}
-        starter = [sys.executable, "-m", "tests.starter", json.dumps({"limits": limits})]
+        starter = [sys.executable, "-m", "tests.support.starter", json.dumps({"limits": limits})]
         start = f"curl --silent --output /dev/null --max-time 2 --user {self.jenkins.user}:{self.jenkins.token} " \
                 f"--request POST '{self.jenkins.url}job/'{{}}\"$(cut -d- -f3 <<< \"$1\")\"/build || true"
         script = f'"${{@:4}}" "$1" && echo "$1 $2 #$3" >> {self.let_in} && {start.format("launch-")}'
         give_back = f'rc=0; "${{@:2}}" || rc=$?; {start.format("reap-")}; exit $rc'
-        limits_of_all = [sys.executable, "-m", "tests.starter", json.dumps({"limits": LIMITS})]
+        limits_of_all = [sys.executable, "-m", "tests.support.starter", json.dumps({"limits": LIMITS})]
         for name in self.providers:
             for job, what in (("launch", LAUNCH), ("reap", REAP)):
                 self.jenkins.add_job(f"{job}-{name}", HOST, seconds=0.0, concurrent=True,

@@ -30,8 +30,8 @@ from tests.pocketcloud.kinds import Kinds
 from tests.pocketcloud.knobs import CHOICES, KnobError, Knobs, parse_setting
 from tests.pocketcloud.leftovers import RootError
 from tests.pocketcloud.records import KindError
-from tests.pocketcloud.schedule import Schedule
 from tests.pocketcloud.state import Cloud, Workshop
+from tests.support.schedule import Schedule
 
 log = logging.getLogger("pocketcloud")
 HANDS = 8  # threads that start, stop and copy machines

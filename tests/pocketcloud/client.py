@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.pocketcloud.waiting import pause
+from tests.support.waiting import pause
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 600.0  # the first start of all makes the base tree, and the services of a real cloud

@@ -30,7 +30,7 @@ from tests.pocketcloud.records import (
     VolumeSnapshot,
     new_id,
 )
-from tests.pocketcloud.schedule import Schedule
+from tests.support.schedule import Schedule
 
 log = logging.getLogger(__name__)
 BOOT_LOOK_SECONDS = 0.05  # a delete looks so often whether the boot has ended

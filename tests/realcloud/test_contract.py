@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import RealSide, Side
+from tests.support.contract import RealSide, Side
 from tests.test_contract import *  # noqa: F403
 
 del test_a_rate_limit_of_pocketcloud_alone_says_retry_after  # noqa: F821

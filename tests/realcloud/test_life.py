@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.contract import waited
-from tests.gatejob import add_gate_job, build
-from tests.gatenode import ACCOUNT
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pool import Pool, client, image, make_key, provider
+from tests.pocketjenkins.client import StandIn
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import MEMBER, SMALL
 from tests.realcloud.regions import Region
 from tests.realcloud.seed import connect
+from tests.support.contract import waited
+from tests.support.gatejob import add_gate_job, build
+from tests.support.gatenode import ACCOUNT
+from tests.support.pool import Pool, client, image, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
 BOOT_SECONDS = 90  # time-out: Nova takes its time when the machine has other things to do

@@ -11,11 +11,11 @@ from typing import Any
 import openstack.exceptions
 import pytest
 
-from tests.contract import waited
-from tests.pool import SSH_TO_STRANGERS, client, make_key
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER, SMALL
 from tests.realcloud.processes import family, listening
+from tests.support.contract import waited
+from tests.support.pool import SSH_TO_STRANGERS, client, make_key
 
 
 @dataclass

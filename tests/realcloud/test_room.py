@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from cloud.nova import Cloud, RefusedError
-from tests.contract import waited
-from tests.gatenode import ACCOUNT
-from tests.pool import Pool, client, image, provider
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER
 from tests.realcloud.seed import connect
+from tests.support.contract import waited
+from tests.support.gatenode import ACCOUNT
+from tests.support.pool import Pool, client, image, provider
 from vmdatabase import Provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"

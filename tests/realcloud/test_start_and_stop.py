@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.pocketcloud.client import PocketError
-from tests.pool import await_that
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import MEMBER
 from tests.realcloud.processes import alive, family
 from tests.realcloud.seed import connect
+from tests.support.pool import await_that
 
 SECONDS = 90
 

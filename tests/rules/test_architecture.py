@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vmdatabase
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 PAGE = (PROJECT / "docs/architecture.md").read_text()
 FILES = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()

@@ -14,7 +14,7 @@ import pytest
 import vmdatabase
 from gateprocess import ConfigError, GateError
 from pool import environments, providersfile
-from tests.pool import await_that
+from tests.support.pool import await_that
 from vmdatabase import BaseImage, Event, Machine, Provider, Result
 
 Environment = vmdatabase.TestEnvironment

@@ -20,8 +20,8 @@ from cloud import nova
 from gateprocess import ConfigError
 from pool import rules
 from pool.sight import Sight
-from tests.pool import PROJECT, load_script
-from tests.repos import ENVIRONMENT, git
+from tests.support.pool import PROJECT, load_script
+from tests.support.repos import ENVIRONMENT, git
 
 HOUR = 3600
 NOW = 1_800_000_000

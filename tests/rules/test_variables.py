@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import yaml
 
-from tests.pool import PROJECT
+from tests.support.pool import PROJECT
 
 
 class Variable(NamedTuple):

@@ -8,13 +8,13 @@ from email.message import Message
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
-from tests.pocketcloud import jenkins_pages as pages
-from tests.pocketcloud.jenkins_api import Api
-from tests.pocketcloud.jenkins_builds import Build, Job
-from tests.pocketcloud.jenkins_model import Model
-from tests.pocketcloud.jenkins_nodes import Node
-from tests.pocketcloud.jenkins_pages import Reply
-from tests.pocketcloud.jenkins_tree import Export, by_depth, by_tree, parse_tree
+from tests.pocketjenkins import pages
+from tests.pocketjenkins.api import Api
+from tests.pocketjenkins.builds import Build, Job
+from tests.pocketjenkins.model import Model
+from tests.pocketjenkins.nodes import Node
+from tests.pocketjenkins.pages import Reply
+from tests.pocketjenkins.tree import Export, by_depth, by_tree, parse_tree
 
 CRUMB = "Jenkins-Crumb"
 COOKIE = "JSESSIONID.stand-in"

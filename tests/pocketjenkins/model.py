@@ -11,14 +11,14 @@ from pathlib import Path
 
 import paramiko
 
-from tests.pocketcloud.jenkins_agent import KeyStore, LaunchError, check_settings, connect, describe
-from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job, kill_step, run_build
-from tests.pocketcloud.jenkins_clock import Clock
-from tests.pocketcloud.jenkins_environment import build_environment
-from tests.pocketcloud.jenkins_knobs import Knobs
-from tests.pocketcloud.jenkins_labels import fits
-from tests.pocketcloud.jenkins_matrix import MatrixRun
-from tests.pocketcloud.jenkins_nodes import (
+from tests.pocketjenkins.agent import KeyStore, LaunchError, check_settings, connect, describe
+from tests.pocketjenkins.builds import Build, Cause, Item, Job, kill_step, run_build
+from tests.pocketjenkins.clock import Clock
+from tests.pocketjenkins.environment import build_environment
+from tests.pocketjenkins.knobs import Knobs
+from tests.pocketjenkins.labels import fits
+from tests.pocketjenkins.matrix import MatrixRun
+from tests.pocketjenkins.nodes import (
     CHANNEL_LOST,
     CHANNEL_LOST_TEXT,
     JNLP_LAUNCHER,
@@ -29,9 +29,9 @@ from tests.pocketcloud.jenkins_nodes import (
     NodeConfig,
     OfflineCause,
 )
-from tests.pocketcloud.jenkins_parameters import settle
-from tests.pocketcloud.jenkins_steps import Run
-from tests.pocketcloud.jenkins_workplace import AgentPlace, HostPlace, NowherePlace, Place
+from tests.pocketjenkins.parameters import settle
+from tests.pocketjenkins.steps import Run
+from tests.pocketjenkins.workplace import AgentPlace, HostPlace, NowherePlace, Place
 
 log = logging.getLogger(__name__)
 

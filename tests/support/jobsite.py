@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import yaml
 
-from tests.pool import PROJECT
-from tests.sampleprojects import PROJECTS
+from tests.support.pool import PROJECT
+from tests.support.sampleprojects import PROJECTS
 
 JOBS = PROJECT / "jobs"
 JENKINS_JOBS = Path(sys.executable).with_name("jenkins-jobs")

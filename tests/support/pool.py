@@ -20,15 +20,15 @@ import openstack
 import requests
 import yaml
 
-from tests import postgres
 from tests.pocketcloud.client import CloudProcess, Pocket
-from tests.pocketcloud.jenkins_client import StandIn
-from tests.pocketcloud.jenkins_knobs import Knobs as JenkinsKnobs
 from tests.pocketcloud.knobs import Knobs
-from tests.pocketcloud.waiting import LEAST_SECONDS, MOST_SECONDS, pause
-from tests.starter_client import Starter, forks_well
+from tests.pocketjenkins.client import StandIn
+from tests.pocketjenkins.knobs import Knobs as JenkinsKnobs
+from tests.support import postgres
+from tests.support.starter_client import Starter, forks_well
+from tests.support.waiting import LEAST_SECONDS, MOST_SECONDS, pause
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT_SECONDS = 300
 HANG_SECONDS = 120  # nothing that a test waits for takes so long, on a busy machine neither
 # User data for a template whose packages play no part: apt-get has nothing to do, and says so at once.

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.pocketcloud.jenkins_actions import causes_of, definitions_of, parameters_of, tests_of
-from tests.pocketcloud.jenkins_builds import Build, Item, Job
-from tests.pocketcloud.jenkins_model import MASTER, Model
-from tests.pocketcloud.jenkins_nodes import JNLP_LAUNCHER, Node
-from tests.pocketcloud.jenkins_pages import quoted
-from tests.pocketcloud.jenkins_tree import Export, Inline
+from tests.pocketjenkins.actions import causes_of, definitions_of, parameters_of, tests_of
+from tests.pocketjenkins.builds import Build, Item, Job
+from tests.pocketjenkins.model import MASTER, Model
+from tests.pocketjenkins.nodes import JNLP_LAUNCHER, Node
+from tests.pocketjenkins.pages import quoted
+from tests.pocketjenkins.tree import Export, Inline
 
 MONITORS = ("SwapSpace", "TemporarySpace", "DiskSpace", "Architecture", "ResponseTime")
 NO_MONITOR_DATA = {

@@ -5,8 +5,8 @@ The causes of people are as recorded; the rest is from the exported fields in th
 
 from typing import Any
 
-from tests.pocketcloud.jenkins_builds import Build, Cause, Item
-from tests.pocketcloud.jenkins_jobxml import Parameter
+from tests.pocketjenkins.builds import Build, Cause, Item
+from tests.pocketjenkins.jobxml import Parameter
 
 
 def causes_of(item: Item) -> list[dict[str, Any]]:

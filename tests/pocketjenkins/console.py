@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tests.pocketcloud.jenkins_model import Model
+from tests.pocketjenkins.model import Model
 
 STUBS = Path(__file__).resolve().parents[1] / "groovy" / "console"
 OF_CREDENTIALS = STUBS.parent / "credentials"  # classes of the plugin

@@ -6,8 +6,8 @@ Not set: what plugins beside the modelled ones add, and the cookies by which Jen
 from collections.abc import Collection
 from pathlib import Path
 
-from tests.pocketcloud.jenkins_builds import Item
-from tests.pocketcloud.jenkins_nodes import Node
+from tests.pocketjenkins.builds import Item
+from tests.pocketjenkins.nodes import Node
 
 
 def build_environment(

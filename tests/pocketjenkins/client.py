@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import requests
 
-from tests.pocketcloud.waiting import pause
+from tests.support.waiting import pause
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class StandIn:
     """A Jenkins of one's own: a process with its files in `root`, stopped at the end of the `with` block.
 
     `users` are name -> (password, API token), the first being the one that `user`, `password` and `token` give;
-    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in jenkins_knobs.py; port 0 is any.
+    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in knobs.py; port 0 is any.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class StandIn:
 
     def _argv(self) -> list[str]:
         users = ",".join(f"{name}:{password}:{token}" for name, (password, token) in self.users.items())
-        argv = [sys.executable, "-m", "tests.pocketcloud.jenkins", "--root", str(self.root.absolute())]
+        argv = [sys.executable, "-m", "tests.pocketjenkins", "--root", str(self.root.absolute())]
         argv += ["--port", str(self.port), "--users", users, "--until-eof"]
         for name, (user, key_file) in self.credentials.items():
             argv += ["--credentials", f"{name}={user}:{Path(key_file).absolute()}"]
@@ -130,7 +130,7 @@ class StandIn:
         self._call("POST", "control/jobs", {"name": name, "label": label, **steps})
 
     def add_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Add many nodes in one call; jenkins_control.py says what each may have."""
+        """Add many nodes in one call; control.py says what each may have."""
         self._call("POST", "control/nodes", [dict(node) for node in nodes])
 
     def node(self, name: str, **what: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
-from tests.pocketcloud.jenkins_pages import quoted
+from tests.pocketjenkins.pages import quoted
 
 VERIFIERS = "hudson.plugins.sshslaves.verifiers."
 STRATEGIES = ("NonVerifying", "ManuallyProvided", "ManuallyTrusted", "KnownHostsFile")

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import paramiko
 
-from tests.pocketcloud.jenkins_agent import LEAK_SECONDS, copy_output, in_workspace
+from tests.pocketjenkins.agent import LEAK_SECONDS, copy_output, in_workspace
 
 Print = Callable[[str], None]
 TERM_GRACE_SECONDS = 5.0  # from SIGTERM to SIGKILL

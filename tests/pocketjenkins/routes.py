@@ -4,11 +4,11 @@ import mimetypes
 from collections.abc import Callable
 from urllib.parse import quote
 
-from tests.pocketcloud import jenkins_pages as pages
-from tests.pocketcloud.jenkins_builds import Cause, Item, Job
-from tests.pocketcloud.jenkins_console import run_script
-from tests.pocketcloud.jenkins_jobxml import BadJobError, Reader
-from tests.pocketcloud.jenkins_nodes import (
+from tests.pocketjenkins import pages
+from tests.pocketjenkins.builds import Cause, Item, Job
+from tests.pocketjenkins.console import run_script
+from tests.pocketjenkins.jobxml import BadJobError, Reader
+from tests.pocketjenkins.nodes import (
     BadNodeError,
     Node,
     bad_name,
@@ -16,11 +16,11 @@ from tests.pocketcloud.jenkins_nodes import (
     config_from_xml,
     config_to_xml,
 )
-from tests.pocketcloud.jenkins_pages import Reply
-from tests.pocketcloud.jenkins_parameters import IllegalChoiceError
-from tests.pocketcloud.jenkins_plugins import listing
-from tests.pocketcloud.jenkins_site import COOKIE, CRUMB, Refusal, Request, Site
-from tests.pocketcloud.jenkins_tree import Export, Inline
+from tests.pocketjenkins.pages import Reply
+from tests.pocketjenkins.parameters import IllegalChoiceError
+from tests.pocketjenkins.plugins import listing
+from tests.pocketjenkins.site import COOKIE, CRUMB, Refusal, Request, Site
+from tests.pocketjenkins.tree import Export, Inline
 
 MASTER = "(master)"
 KINDS = {

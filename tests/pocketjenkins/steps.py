@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol
 from xml.etree import ElementTree
 
-from tests.pocketcloud.jenkins_builds import Build, Cause, Item, Job
-from tests.pocketcloud.jenkins_jobxml import (
+from tests.pocketjenkins.builds import Build, Cause, Item, Job
+from tests.pocketjenkins.jobxml import (
     DEFAULT_EXCLUDES,
     Archive,
     Builder,
@@ -32,7 +32,7 @@ from tests.pocketcloud.jenkins_jobxml import (
     Trigger,
     TriggerStep,
 )
-from tests.pocketcloud.jenkins_parameters import (
+from tests.pocketjenkins.parameters import (
     ORDINALS,
     IllegalChoiceError,
     is_met,
@@ -40,7 +40,7 @@ from tests.pocketcloud.jenkins_parameters import (
     replace_macros,
     worse,
 )
-from tests.pocketcloud.jenkins_workplace import WIPE, Place, PlaceLostError, chosen, fetch, workspace_files
+from tests.pocketjenkins.workplace import WIPE, Place, PlaceLostError, chosen, fetch, workspace_files
 
 POLL_SECONDS = 0.05
 NAMES = {

@@ -19,7 +19,7 @@ from keystoneauth1.identity.v3 import ApplicationCredential
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.knobs import Knobs
-from tests.pool import await_that
+from tests.support.pool import await_that
 
 HANG_SECONDS = 120.0  # nothing takes so long
 LOOK_SECONDS = 0.25  # at least between two looks, each of which real services need some 50 ms for

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from tests.pocketcloud.jenkins_plugins import resolves
+from tests.pocketjenkins.plugins import resolves
 
 TRIGGER = "hudson.plugins.parameterizedtrigger."
 DEFAULT_EXCLUDES = ("**/*~", "**/.git", "**/.git/**", "**/.svn/**", "**/.DS_Store")  # of Ant's, what may occur here

@@ -4,8 +4,8 @@ Each run is a process of its own, with the script's code read from its file, its
 differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
 Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
 
-    python -m tests.starter FD                       serve orders that come through a socket
-    python -m tests.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
+    python -m tests.support.starter FD                       serve orders that come through a socket
+    python -m tests.support.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 MESSAGE_BYTES = 1 << 16
 # What every run of a script imports sooner or later.
 LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",

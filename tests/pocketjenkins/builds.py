@@ -13,8 +13,8 @@ from pathlib import Path
 
 import paramiko
 
-from tests.pocketcloud.jenkins_agent import run_script
-from tests.pocketcloud.jenkins_jobxml import JobConfig
+from tests.pocketjenkins.agent import run_script
+from tests.pocketjenkins.jobxml import JobConfig
 
 STOP_GRACE_SECONDS = 5.0
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.pool import PROJECT, Pool
+from tests.support.pool import PROJECT, Pool
 
 LABEL = "devstack-noble"
 SCRIPT = """set -eu

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.starter import MESSAGE_BYTES, PROJECT
+from tests.support.starter import MESSAGE_BYTES, PROJECT
 
 # What a Python process or its libraries read before the script does: a fork would have the starter's.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
@@ -24,7 +24,7 @@ class Starter:
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.starter", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno())]
         self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
         self._told: dict[int, tuple[Callable[[int], None], Callable[[int], None]]] = {}

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.pool import PROJECT, await_that
+from tests.support.pool import PROJECT, await_that
 
-SAMPLE = Path(__file__).parent / "sample"
+SAMPLE = Path(__file__).parents[1] / "sample"
 PROJECTS = ("sample/devstack", "sample/adder", "sample/adderd")
 GATE_FILES = ["devstack-vm-gate-wrap.sh", "devstack-vm-gate.sh", "functions.sh", "gate"]
 WHO = ["-c", "user.name=sample", "-c", "user.email=sample@localhost"]

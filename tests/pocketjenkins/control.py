@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
-from tests.pocketcloud.jenkins_builds import Build, Job
-from tests.pocketcloud.jenkins_knobs import Knobs
-from tests.pocketcloud.jenkins_model import Model
-from tests.pocketcloud.jenkins_nodes import Launcher, Node, NodeConfig
-from tests.pocketcloud.jenkins_pages import Reply
+from tests.pocketjenkins.builds import Build, Job
+from tests.pocketjenkins.knobs import Knobs
+from tests.pocketjenkins.model import Model
+from tests.pocketjenkins.nodes import Launcher, Node, NodeConfig
+from tests.pocketjenkins.pages import Reply
 
 ANSWER_KINDS = ("status", "hang", "reset", "close")
 ANSWER_KEYS = {"body", "match", "status", "times", "kind", "when", "seconds"}

@@ -1,6 +1,6 @@
 """A real PostgreSQL server for the tests, on a socket of its own: one for all processes of a test run.
 
-    python -m tests.postgres FOLDER PID    serve from a new folder until the process of that number has ended
+    python -m tests.support.postgres FOLDER PID    serve from a new folder until the process of that number has ended
 
 The server runs as the account postgres, which Debian's package makes, since it refuses to run as root. Nothing is
 synced: what a power cut would lose, no test asks for.
@@ -177,8 +177,8 @@ def shared() -> Server:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "ready").exists():
             owner = os.getppid() if run else os.getpid()
-            subprocess.Popen([sys.executable, "-m", "tests.postgres", str(folder), str(owner)],
-                             cwd=Path(__file__).parents[1], stdin=subprocess.DEVNULL, start_new_session=True)
+            subprocess.Popen([sys.executable, "-m", "tests.support.postgres", str(folder), str(owner)],
+                             cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, start_new_session=True)
             deadline = time.monotonic() + START_SECONDS
             while not (folder / "ready").exists():
                 assert time.monotonic() < deadline, "PostgreSQL does not start"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.pool import PROJECT, Pool, await_that
-from tests.sampleprojects import GATE_FILES
+from tests.support.pool import PROJECT, Pool, await_that
+from tests.support.sampleprojects import GATE_FILES
 
 RUN_SECONDS = 120
 ACCOUNT = """#!/bin/bash

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.pocketcloud.jenkins_plugins import RECORDED
+from tests.pocketjenkins.plugins import RECORDED
 
 
 @dataclass

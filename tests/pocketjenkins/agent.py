@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paramiko
 
-from tests.pocketcloud.jenkins_nodes import Launcher
+from tests.pocketjenkins.nodes import Launcher
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 

@@ -8,7 +8,7 @@ Java properties first, then $NAME and ${NAME} in each value are replaced.
 import re
 from collections.abc import Mapping, Sequence
 
-from tests.pocketcloud.jenkins_jobxml import Parameter
+from tests.pocketjenkins.jobxml import Parameter
 
 ORDINALS = {"SUCCESS": 0, "UNSTABLE": 1, "FAILURE": 2, "NOT_BUILT": 3, "ABORTED": 4}
 ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.pocketcloud import jenkins_pages as pages
-from tests.pocketcloud.jenkins_agent import Credential, KeyStore
-from tests.pocketcloud.jenkins_control import Control, ControlError, set_knobs
-from tests.pocketcloud.jenkins_model import Model
-from tests.pocketcloud.jenkins_pages import Reply
-from tests.pocketcloud.jenkins_routes import answer, find_route
-from tests.pocketcloud.jenkins_site import Account, Refusal, Request, Site, first_values
+from tests.pocketjenkins import pages
+from tests.pocketjenkins.agent import Credential, KeyStore
+from tests.pocketjenkins.control import Control, ControlError, set_knobs
+from tests.pocketjenkins.model import Model
+from tests.pocketjenkins.pages import Reply
+from tests.pocketjenkins.routes import answer, find_route
+from tests.pocketjenkins.site import Account, Refusal, Request, Site, first_values
 
 KEPT_REQUESTS = 2000
 HANG_SECONDS = 3600.0

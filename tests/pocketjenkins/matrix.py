@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from tests.pocketcloud import jenkins_steps as steps
-from tests.pocketcloud.jenkins_builds import Build, Item
-from tests.pocketcloud.jenkins_jobxml import JobConfig
-from tests.pocketcloud.jenkins_parameters import worse
-from tests.pocketcloud.jenkins_workplace import NowherePlace
+from tests.pocketjenkins import steps
+from tests.pocketjenkins.builds import Build, Item
+from tests.pocketjenkins.jobxml import JobConfig
+from tests.pocketjenkins.parameters import worse
+from tests.pocketjenkins.workplace import NowherePlace
 
 
 class Jenkins(steps.Jenkins, Protocol):

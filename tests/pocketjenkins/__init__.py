@@ -1,0 +1,1 @@
+"""pocketjenkins: a Jenkins on loopback, with nodes over ssh; see README.md."""
