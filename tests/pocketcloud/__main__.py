@@ -27,10 +27,11 @@ from tests.pocketcloud.control import control
 from tests.pocketcloud.doors import Doors
 from tests.pocketcloud.httpd import Server, Site
 from tests.pocketcloud.kinds import Kinds
-from tests.pocketcloud.knobs import CHOICES, KnobError, Knobs, parse_setting
+from tests.pocketcloud.knobs import KINDS, Knobs, parse_setting
 from tests.pocketcloud.leftovers import RootError
 from tests.pocketcloud.records import KindError
 from tests.pocketcloud.state import Cloud, Workshop
+from tests.support.knobs import KnobError
 from tests.support.schedule import Schedule
 
 log = logging.getLogger("pocketcloud")
@@ -86,7 +87,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--clouds", default="pocket-a,pocket-b", help="names, separated by commas")
     parser.add_argument("--root", type=Path, default=Path("/var/tmp/pocketcloud"), help="where its state is kept")
     parser.add_argument("--port", type=int, default=0, help="of the HTTP server; 0: a free one")
-    parser.add_argument("--machines", choices=CHOICES["machines"], default="namespace")
+    parser.add_argument("--machines", choices=KINDS, default="namespace")
     parser.add_argument("--ssh-port", type=int, default=22)
     parser.add_argument("--cache", type=Path, default=cache, help="where the base tree is kept")
     parser.add_argument("--base-only", action="store_true", help="make the base tree if needed and exit")

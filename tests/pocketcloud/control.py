@@ -5,9 +5,9 @@ from typing import Any
 
 from tests.pocketcloud.httpd import Answer
 from tests.pocketcloud.keystone import application_credential
-from tests.pocketcloud.knobs import KnobError
 from tests.pocketcloud.records import KindError
 from tests.pocketcloud.state import Cloud
+from tests.support.knobs import KnobError
 
 SSH_MODES = ("up", "refused", "silent", "reset", "stranger")  # stranger: another host key, shared-ssh only
 SERVER_CHANGES = {"status", "fault", "ssh", "vanish"}

@@ -1,30 +1,30 @@
 """What can be turned at one cloud while it runs: the knobs, their types and what they may be set to."""
 
-import dataclasses
 import json
-import re
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "machines": ("namespace", "shared-ssh", "none"),
-    "boot_failure": ("error", "stuck", "no-address", "no-ssh", "silent-ssh", "unknown"),
-    "snapshot_failure": (None, "queued", "stuck", "killed", "error"),
-}
+from tests.support.knobs import KnobError, Turnable
+
+KINDS = ("namespace", "shared-ssh", "none")  # of servers
 ANSWER_KINDS = ("status", "hang", "reset", "close", "truncate", "html", "after")
-ANSWER_FIELDS = {"service", "match", "status", "times", "body", "headers", "kind", "then"}
-SERVICES = ("identity", "compute", "image", "network", "block-storage")
-
-
-class KnobError(ValueError):
-    """There is no such knob, or it cannot have that value."""
 
 
 @dataclass
-class Knobs:
+class Knobs(Turnable):
     """The knobs of one cloud; times in seconds."""
+
+    CHOICES: ClassVar = {
+        "machines": KINDS,
+        "boot_failure": ("error", "stuck", "no-address", "no-ssh", "silent-ssh", "unknown"),
+        "snapshot_failure": (None, "queued", "stuck", "killed", "error"),
+    }
+    ANSWER_CHOICES: ClassVar = {
+        "service": ("identity", "compute", "image", "network", "block-storage"),
+        "kind": ANSWER_KINDS,
+        "then": ANSWER_KINDS[:-1],
+    }
+    ANSWER_FIELDS: ClassVar = {"status", "times", "body", "headers"}
 
     machines: str = "none"  # the kind of the servers created from now on
     boot_seconds: float = 0.0  # from create to ACTIVE
@@ -63,23 +63,6 @@ class Knobs:
     shared_ssh_keys: list[str] | None = None  # public keys that shared-ssh lets in; null: any
     shared_ssh_users: list[str] = field(default_factory=lambda: ["root", "jenkins", "debian"])
 
-    def turn(self, name: str, value: object) -> None:
-        """Set one knob; raises KnobError, naming the knob and what was expected."""
-        hints = typing.get_type_hints(Knobs)
-        if name not in hints:
-            raise KnobError(f"no knob {name!r}; there are {', '.join(sorted(hints))}")
-        if not _fits(value, hints[name]):
-            raise KnobError(f"knob {name}: {value!r} is not {getattr(hints[name], '__name__', hints[name])}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise KnobError(f"knob {name}: {value!r} is not one of {', '.join(map(str, CHOICES[name]))}")
-        if name == "answers":
-            _check_answers(typing.cast(list[dict[str, Any]], value))
-        setattr(self, name, value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All knobs with their values, for JSON."""
-        return dataclasses.asdict(self)
-
 
 def parse_setting(text: str) -> tuple[str, object]:
     """Take NAME=VALUE apart; VALUE is JSON, or else a plain string. Raises KnobError when there is no `=`."""
@@ -90,31 +73,3 @@ def parse_setting(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if typing.get_origin(hint) is list:
-        inner = typing.get_args(hint)[0]
-        return isinstance(value, list) and all(isinstance(one, typing.get_origin(inner) or inner) for one in value)
-    return isinstance(value, hint)
-
-
-def _check_answers(answers: list[dict[str, Any]]) -> None:
-    for answer in answers:
-        strange = set(answer) - ANSWER_FIELDS
-        if strange:
-            raise KnobError(f"knob answers: no field {', '.join(sorted(strange))}")
-        if answer.get("service", "compute") not in SERVICES:
-            raise KnobError(f"knob answers: service {answer['service']!r} is not one of {', '.join(SERVICES)}")
-        if answer.get("kind", "status") not in ANSWER_KINDS or answer.get("then", "status") not in ANSWER_KINDS[:-1]:
-            raise KnobError(f"knob answers: kind and then are one of {', '.join(ANSWER_KINDS)}")
-        try:
-            re.compile(answer["match"])
-        except (KeyError, TypeError, re.error) as err:
-            raise KnobError(f"knob answers: match of {answer!r} is not a regular expression") from err

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.pocketcloud.addresses import Range
 from tests.pocketcloud.calls import CallLog
-from tests.pocketcloud.knobs import CHOICES, Knobs
+from tests.pocketcloud.knobs import KINDS, Knobs
 from tests.pocketcloud.records import (
     FLAVORS,
     BootError,
@@ -97,7 +97,7 @@ class Cloud:
     def turn(self, name: str, value: object) -> None:
         """Set a knob; raises KnobError, or KindError for machines that cannot be had."""
         with self.lock:
-            if name == "machines" and value in CHOICES[name]:
+            if name == "machines" and value in KINDS:
                 self.workshop.kind(str(value))
             self.knobs.turn(name, value)
             if name == "rate_limit":

@@ -28,11 +28,12 @@ from urllib.parse import unquote, urlsplit
 
 from tests.pocketjenkins import pages
 from tests.pocketjenkins.agent import Credential, KeyStore
-from tests.pocketjenkins.control import Control, ControlError, set_knobs
+from tests.pocketjenkins.control import Control, set_knobs
 from tests.pocketjenkins.model import Model
 from tests.pocketjenkins.pages import Reply
 from tests.pocketjenkins.routes import answer, find_route
 from tests.pocketjenkins.site import Account, Refusal, Request, Site, first_values
+from tests.support.knobs import KnobError
 
 KEPT_REQUESTS = 2000
 HANG_SECONDS = 3600.0
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = Server((options.host, options.port), options.root, options.users, dict(options.credentials))
     try:
         set_knobs(server.model, dict(options.set))
-    except ControlError as err:
+    except KnobError as err:
         sys.stderr.write(f"--set: {err}\n")
         return 2
     stopped = threading.Event()

@@ -1,14 +1,19 @@
 """What tests may change about the stand-in for Jenkins."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.pocketjenkins.plugins import RECORDED
+from tests.support.knobs import Turnable
 
 
 @dataclass
-class Knobs:
+class Knobs(Turnable):
     """What tests may change while it runs (`PATCH /control`)."""
+
+    CHOICES: ClassVar = {"connect": ("ssh", "instant", "never")}
+    ANSWER_CHOICES: ClassVar = {"kind": ("status", "hang", "reset", "close"), "when": ("before", "after")}
+    ANSWER_FIELDS: ClassVar = {"body", "status", "times", "seconds"}
 
     connect: str = "ssh"  # or "instant": online without a machine; or "never": connecting for ever
     connect_seconds: float = 0.0  # before a connection is made or, with "instant", the node is online

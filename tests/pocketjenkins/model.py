@@ -13,7 +13,6 @@ import paramiko
 
 from tests.pocketjenkins.agent import KeyStore, LaunchError, check_settings, connect, describe
 from tests.pocketjenkins.builds import Build, Cause, Item, Job, kill_step, run_build
-from tests.pocketjenkins.clock import Clock
 from tests.pocketjenkins.environment import build_environment
 from tests.pocketjenkins.knobs import Knobs
 from tests.pocketjenkins.labels import fits
@@ -32,6 +31,7 @@ from tests.pocketjenkins.nodes import (
 from tests.pocketjenkins.parameters import settle
 from tests.pocketjenkins.steps import Run
 from tests.pocketjenkins.workplace import AgentPlace, HostPlace, NowherePlace, Place
+from tests.support.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Model:
         self.warnings: list[str] = []  # of its own log
         self.quieting_down = False
         self.up_at = 0.0
-        self.clock = Clock()
+        self.schedule = Schedule()
         self._links: dict[str, paramiko.Transport] = {}
         self._watching = False
         self._at_work: list[threading.Thread] = []
@@ -147,7 +147,7 @@ class Model:
             if not node.temporarily_offline:
                 node.cause = OfflineCause(CHANNEL_LOST, CHANNEL_LOST_TEXT)
             self._fail_builds(node, ["FATAL: command execution failed", CHANNEL_LOST_TEXT], at_once=False)
-            self.clock.call_in(self.knobs.reconnect_seconds, lambda: self._relaunch(node, "died"))
+            self.schedule.later(self.knobs.reconnect_seconds, lambda: self._relaunch(node, "died"))
 
     def launch(self, node: Node) -> None:
         """Start connecting in the background, unless it is connecting or connected already."""
@@ -167,7 +167,7 @@ class Model:
             self.launch_failed(node, called_off, str(err))
             return
         if how == "instant":
-            self.clock.call_in(seconds, lambda: self.launched(node, called_off, None))
+            self.schedule.later(seconds, lambda: self.launched(node, called_off, None))
         elif how == "ssh":
             threading.Thread(target=self._launch_by_ssh, args=(node, called_off, seconds), daemon=True).start()
 
@@ -196,7 +196,7 @@ class Model:
             node.down = "launch-failed"
             node.log.append(text)
             node.cause = node.cause or OfflineCause(LAUNCH_FAILED, LAUNCH_FAILED_TEXT)
-            self.clock.call_in(self.knobs.relaunch_seconds, lambda: self._relaunch(node, "launch-failed"))
+            self.schedule.later(self.knobs.relaunch_seconds, lambda: self._relaunch(node, "launch-failed"))
 
     def _launch_by_ssh(self, node: Node, called_off: threading.Event, seconds: float) -> None:
         called_off.wait(seconds)
@@ -228,7 +228,7 @@ class Model:
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
-            self.clock.call_in(WATCH_SECONDS, self._look_at_links)
+            self.schedule.later(WATCH_SECONDS, self._look_at_links)
 
     def _look_at_links(self) -> None:
         with self.lock:
@@ -244,7 +244,7 @@ class Model:
     def kick(self) -> None:
         """Look at the queue soon: something may be able to start."""
         if self.queue:
-            self.clock.call_in(START_SECONDS, self._dispatch)
+            self.schedule.later(START_SECONDS, self._dispatch)
 
     def find_job(self, name: str) -> Job | None:
         return self.jobs.get(name)
@@ -379,7 +379,7 @@ class Model:
                 build, lambda: run_build(build, link, self.root, lambda result: self.finish(build, result))
             )
         else:
-            self.clock.call_in(job.seconds, lambda: self.finish(build, "SUCCESS"))
+            self.schedule.later(job.seconds, lambda: self.finish(build, "SUCCESS"))
 
     def _in_background(self, build: Build, what: Callable[[], None]) -> None:
         def run() -> None:
@@ -418,7 +418,7 @@ class Model:
             if node:
                 node.free_at = build.ended_at + self.knobs.gap_seconds
             build.item.done.set()
-        self.clock.call_in(self.knobs.gap_seconds, self._dispatch)
+        self.schedule.later(self.knobs.gap_seconds, self._dispatch)
 
     def end_build(self, build: Build, result: str, last: Callable[[], None]) -> None:
         self.finish(build, result, last)
@@ -453,7 +453,7 @@ class Model:
                 self._cut(node, "connecting")
                 node.kept = node.cause if node.temporarily_offline else node.kept
                 node.temporarily_offline, node.cause = False, None
-        self.clock.call_in(self.knobs.restart_seconds, self._come_up)
+        self.schedule.later(self.knobs.restart_seconds, self._come_up)
 
     def _come_up(self) -> None:
         with self.lock:
