@@ -300,7 +300,7 @@ check_projects() {
 
 # changed_projects CHANGES: the projects of project:branch:ref^project:branch:ref.
 changed_projects() {
-    tr '^' '\n' <<< "$1" | sed -n 's/:.*//p'
+    printf '%s\n' "${1//^/$'\n'}" | sed -n 's/:.*//p'
 }
 
 # take_project VARIABLE PROJECT: into taken.
