@@ -137,7 +137,8 @@ def test_a_killed_script_lets_a_test_clean_up_first(node: Node) -> None:
     node.run(f"kill -KILL {pid}")
 
     await_nothing_left(node)
-    assert node.run("cat given; cat console workspace/logs/*; ps -ef").stdout.startswith("given back\n")
+    seen = node.run("cat given; cat console workspace/logs/*; ps -ef").stdout
+    assert seen.startswith("given back\n"), seen
 
 
 @pytest.mark.parametrize("cgroups", [False, True])

@@ -73,6 +73,12 @@ PROMISES = {
         "test_gate_host.py::test_a_node_that_floods_us_is_given_up_after_the_time_limit"],
     "Logs have a limit": [
         "test_gate_logs.py::test_there_are_limits_on_number_and_size_and_what_is_left_out_is_told"],
+    "The private key of a [group]": [
+        "test_groups.py::test_the_first_machine_of_a_group_reaches_the_others_which_go_with_it_and_their_key",
+        "rules/test_groups.py::test_each_group_has_keys_of_its_own_which_are_not_shown"],
+    "The address of a PostgreSQL": [
+        "test_postgres.py::test_what_is_wrong_with_the_server_is_said_in_one_line",
+        "test_postgres.py::test_a_password_comes_from_libpq_s_own_places_and_a_wrong_one_is_said"],
     "To the user of the scripts": ["test_check.py::test_a_jenkins_that_has_everything_is_found_well"],
 }
 
