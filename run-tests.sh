@@ -84,18 +84,19 @@ main() {
             prometheus rsync sqlite3
     fi
     make_venv requirements-test.txt
-    local checked=0 rc=0
+    local failed=0 rc=0
     if (( checkers )); then
-        run_checkers || checked=1
-        if (( checked )); then
+        run_checkers || failed=1
+        if (( failed )); then
             printf '\nThe checkers above failed; the tests run all the same.\n\n'
         fi
     fi
     if (( clouds )); then "$PYTHON" -m tests.pocketcloud --base-only; fi
     if (( real )); then "$PYTHON" -m tests.realcloud --prepare-only; fi
+    # First: the output is to end with the closing line of all tests.
+    if (( again )); then TEST_DATABASE=postgresql "$PYTHON" -m pytest "${ON_BOTH[@]}" "$@" || failed=1; fi
     "$PYTHON" -m pytest "${tests[@]}" "$@" || rc=$?
-    if (( rc == 0 && again )); then TEST_DATABASE=postgresql "$PYTHON" -m pytest "${ON_BOTH[@]}" "$@" || rc=$?; fi
-    if (( rc == 0 && checked )); then
+    if (( rc == 0 && failed )); then
         return 1
     fi
     return "$rc"
