@@ -208,7 +208,7 @@ def take_for_person(
 ) -> None:
     """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
     vmdatabase.leave_out_noted_ids()  # which tells whether vm.db was restored
-    seen = jenkinses.look(vmdatabase.owners_of_nodes()) if jenkinses else None
+    seen = jenkinses.look() if jenkinses else None
     for machine in candidates(image, provider):
         nodes = jenkinses.of(machine) if jenkinses else None
         if seen and nodes and nodes.name in seen.silent:

@@ -167,7 +167,7 @@ class Launch:
         """Return the nodes of each Jenkins that tells, None in a pool without Jenkins; GateError if none tells."""
         if self.jenkinses is None:
             return None
-        seen = self.jenkinses.look(vmdatabase.owners_of_nodes())
+        seen = self.jenkinses.look()
         for name in seen.silent.keys() - self.silent.keys():
             self.log.error("%s; the machines of [jenkins %s] are left alone, and it gets no others", seen.silent[name],
                            name)
@@ -176,7 +176,7 @@ class Launch:
 
     def is_silent(self, machine: Machine) -> bool:
         """Return whether the Jenkins of a machine does not tell what it has."""
-        nodes = self.jenkinses.of(machine) if self.jenkinses else None
+        nodes = self.jenkinses.of(machine) if self.jenkinses and self.silent else None
         return nodes is not None and nodes.name in self.silent
 
     def label_rows(self) -> list[vmdatabase.LabelRow]:

@@ -183,13 +183,21 @@ def check_private(path: Path) -> None:
 
 
 def check_clouds_yaml() -> None:
-    """Do that for clouds.yaml and secure.yaml, each in the first of the places where OpenStack's clients look."""
+    """Do that for clouds.yaml and secure.yaml."""
+    for path in cloud_files().values():
+        if path:
+            check_private(path)
+
+
+def cloud_files() -> dict[str, Path | None]:
+    """Return clouds.yaml and secure.yaml, each as it is in the first of the places where OpenStack's clients look."""
     folders = [Path(), Path("~/.config/openstack").expanduser(), Path("/etc/openstack")]
+    found: dict[str, Path | None] = {}
     for variable, name in (("OS_CLIENT_CONFIG_FILE", "clouds"), ("OS_CLIENT_SECURE_FILE", "secure")):
         named = [Path(os.environ[variable])] if os.environ.get(variable) else []
         places = named + [folder / f"{name}.{ending}" for folder in folders for ending in ("yaml", "yml", "json")]
-        if found := next((path for path in places if path.is_file()), None):
-            check_private(found)
+        found[f"{name}.yaml"] = next((path for path in places if path.is_file()), None)
+    return found
 
 
 def check_ours(folder: Path, what: str) -> None:

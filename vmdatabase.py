@@ -1276,12 +1276,6 @@ def owners_of_nodes() -> dict[str, str]:
     return dict(rows)
 
 
-def jenkins_names() -> set[str]:
-    """Return the names of the Jenkins that machines belong to."""
-    rows: Iterable[Any] = Machine.select(Machine.jenkins).where(Machine.lead_id.is_null()).distinct().tuples()
-    return {name for (name,) in rows}
-
-
 def jenkins_of(machine_ids: Iterable[int]) -> dict[int, str]:
     """Return the name of the Jenkins that each of these machines belongs to."""
     rows: Iterable[Any] = Machine.select(Machine.id, Machine.jenkins).where(Machine.id.in_(list(machine_ids))).tuples()

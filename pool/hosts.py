@@ -22,7 +22,6 @@ from vmdatabase import BaseImage, TestEnvironment
 NOTED = "what is on host "  # begins the names of such settings
 OFF_SECONDS = 300  # by which a host's clock may differ from the database's: log lines, and demand by the hour
 DAY = 86400
-CLOUDS = ("clouds.yaml", "secure.yaml")
 
 
 class Host(NamedTuple):
@@ -52,17 +51,9 @@ def here(config: SecureConfig) -> Host:
            "[jenkins] of the secure configuration": code(repr([tuple(one) for one in config.jenkinses]).encode()),
            "[node] of the secure configuration": code(f"{config.node.user} {config.node.remote_fs}".encode()),
            "[image] of the secure configuration": code(repr(tuple(config.image)).encode())}
-    for variable, name in zip(("OS_CLIENT_CONFIG_FILE", "OS_CLIENT_SECURE_FILE"), CLOUDS, strict=True):
-        has[name] = code(_content(_cloud_file(variable, name)))
+    has |= {name: code(_content(path)) for name, path in gateconfig.cloud_files().items()}
     has |= {str(path): code(_content(path)) for path in _files()}
     return Host(os.uname().nodename, vmdatabase.now(), has)
-
-
-def _cloud_file(variable: str, name: str) -> Path | None:
-    """Return the file of clouds that OpenStack's clients would read."""
-    places = [Path(os.environ[variable])] if os.environ.get(variable) else []
-    places += [folder / name for folder in (Path(), Path("~/.config/openstack").expanduser(), Path("/etc/openstack"))]
-    return next((path for path in places if path.is_file()), None)
 
 
 def _files() -> Iterator[Path]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
 from jenkinsnodes import Locks, Node, Nodes
-from vmdatabase import Machine
+from vmdatabase import BUILDING, READY, Machine
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """The nodes that are somewhere, without those of other pools."""
 
     nodes: Mapping[str, Node]  # by name
@@ -64,11 +64,12 @@ class Jenkinses:
         found = found or list(self) * (len(self) == 1)
         return found[0] if found else None
 
-    def look(self, owners: Mapping[str, str]) -> Seen:
-        """Return all nodes, in one call to each Jenkins; owners is {node name: Jenkins} by vm.db.
+    def look(self) -> Seen:
+        """Return all nodes, in one call to each Jenkins.
 
         Raises JenkinsError or JenkinsConfigError if none of them tells.
         """
+        owners = vmdatabase.owners_of_nodes() if len(self) > 1 else {}  # one alone has no other's nodes
         found: dict[str, Node] = {}
         silent: dict[str, GateError] = {}
         misplaced = []
@@ -98,8 +99,7 @@ class Jenkinses:
         return min(told, default=None)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What a Jenkins has of an image type."""
 
     name: str
@@ -119,4 +119,4 @@ def next_one(parts: Sequence[Part]) -> str:
 
 def parts_of(names: Sequence[str], waiting: Mapping[str, int], counts: Counter[tuple[str, str]]) -> list[Part]:
     """Return the part of each Jenkins; counts is by Jenkins and state."""
-    return [Part(name, waiting.get(name, 0), counts[name, "BUILDING"], counts[name, "READY"]) for name in names]
+    return [Part(name, waiting.get(name, 0), counts[name, BUILDING], counts[name, READY]) for name in names]

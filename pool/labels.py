@@ -47,7 +47,7 @@ def note_down(provider: Provider, config: SecureConfig) -> None:
     vmdatabase.note_answer(provider, False)
     jenkinses = script.jenkinses_of(config)
     with contextlib.suppress(GateError):  # the next launch looks again
-        seen = jenkinses.look(vmdatabase.owners_of_nodes()) if jenkinses else None
+        seen = jenkinses.look() if jenkinses else None
         vmdatabase.note_agents(vmdatabase.ready_machines(provider), seen.nodes if seen else {})
     for machine in [one for one in vmdatabase.machines_of(provider, [READY, BUILDING]) if one.lead_id is None]:
         since, limit = machine.absent_time, sight.CUT_OFF_SECONDS

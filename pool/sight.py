@@ -6,7 +6,7 @@ Nothing here is written down or changed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -172,12 +172,13 @@ class Look:
         servers = {server.id: server for server in self.cloud.list_servers()}
         seen = self.see_nodes()
         self.see_clock()
+        sight = Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
+                      volumes)
         if seen is None:
-            return Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
-                         volumes)
-        return Sight(servers, frozenset(), True, seen.nodes, frozenset(), self.jenkinses.by_machine(seen.nodes)
-                     if self.jenkinses else {}, listed_at, images, keypairs, floating_ips, volumes,
-                     self.names_of(seen.silent), seen.misplaced)
+            return sight
+        by_id = self.jenkinses.by_machine(seen.nodes) if self.jenkinses else {}
+        return replace(sight, nodes=seen.nodes, nodes_by_id=by_id, silent=self.names_of(seen.silent),
+                       misplaced=seen.misplaced)
 
     def answer(self, call: Callable[[], T]) -> T | None:
         """Return what a call returns, or None, reported, if it fails; the rest of the run can do without it."""
@@ -202,7 +203,7 @@ class Look:
         if self.jenkinses is None:
             return Seen({}, {}, [])
         try:
-            seen = self.jenkinses.look(vmdatabase.owners_of_nodes())
+            seen = self.jenkinses.look()
         except GateError as err:
             self.trouble(f"{err}; machines that may have a node are left alone")
             return None
@@ -210,10 +211,10 @@ class Look:
             self.trouble(f"{why}; machines of [jenkins {name}] that may have a node are left alone")
         return seen
 
-    def names_of(self, silent: Iterable[str]) -> frozenset[str]:
+    def names_of(self, silent: Collection[str]) -> frozenset[str]:
         """Return the names that machines bear of these."""
-        owners = {name: self.jenkinses.owner(name) for name in vmdatabase.jenkins_names()} if self.jenkinses else {}
-        return frozenset(name for name, owner in owners.items() if owner and owner.name in set(silent))
+        owners = {name: self.jenkinses.owner(name) for name in ("", *silent)} if self.jenkinses else {}
+        return frozenset(name for name, owner in owners.items() if owner and owner.name in silent)
 
     def see_clock(self) -> None:
         """Compare the clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""

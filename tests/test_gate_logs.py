@@ -167,6 +167,18 @@ def test_nothing_leads_out_of_the_folder_and_nothing_holds_it_up(machine: Machin
     assert stat.S_IMODE(machine.logs.stat().st_mode) == 0o755
 
 
+def run_with_mounts(mounts: str, program: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program where what a script for bash mounts is mounted."""
+    return subprocess.run(
+        ["unshare", "-m", "bash", "-c", mounts, "bash", sys.executable, "-c", program],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def test_what_is_mounted_in_logs_is_neither_read_nor_removed(machine: Machine) -> None:
     outside = machine.write("outside/secret", "not for logs").parent
     machine.write("workspace/logs/file.txt", "on top of which something is mounted")
@@ -182,14 +194,7 @@ def test_what_is_mounted_in_logs_is_neither_read_nor_removed(machine: Machine) -
         f"Machine(Path({str(machine.folder)!r})).collect()"
     )
 
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", script, "bash", sys.executable, "-c", program],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_with_mounts(script, program)
 
     assert done.returncode == 0, done.stderr
     assert not records.exists()
@@ -216,14 +221,7 @@ print(machine.collect(), machine.verdict()["status"], (machine.logs / "reproduce
     (machine.folder / "disk").mkdir()
     mount = f'mount -t tmpfs -o size=3m tmpfs {machine.folder}/disk && exec "$@"'
 
-    done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", mount, "bash", sys.executable, "-c", program],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_with_mounts(mount, program)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("No space left on device\n")
