@@ -116,6 +116,7 @@ class Launch:
         self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
         self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
+        self.asks_for_more = False  # before the next look: the plan was for more than there were workers, or one failed
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
@@ -143,10 +144,9 @@ class Launch:
             began = time.monotonic()
             if any(boot.stage == AGENT for boot in self.boots.values()):
                 changed |= self.look_at_agents()
-                self.ask_for_machines()
             if any(boot.stage in COMING for boot in self.boots.values()):
                 changed |= self.look()
-                self.ask_for_machines()
+            self.ask_for_machines()
             now = time.monotonic()
             changed_at = now if changed else changed_at
             pause = poll_pause(now - changed_at, now - began)
@@ -326,8 +326,8 @@ class Launch:
         """
         self.look_at_queue()
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
-        if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout and self.plan():
-            self.start(free)
+        if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
+            self.asks_for_more = bool(self.plan()) and self.start(free)
         if self.rooms and not self.full_noted:  # others are to make it up
             self.full_noted = True
             vmdatabase.note_room(self.provider, refused=True)
@@ -521,17 +521,17 @@ class Launch:
         """Return the zones in which there may be room for an image type."""
         return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
-    def start(self, most: int) -> None:
-        """Write a row for each machine of the plan, then ask for the servers named after them.
+    def start(self, most: int) -> bool:
+        """Write a row for each machine of the plan, then ask for the servers named after them; returns if some are left.
 
         No more after so many servers; the last machine has its subnodes with it even so. Plan and rows are one
         transaction, so that runs of several providers never make too many together.
         """
         machines: list[tuple[Machine, Template]] = []
         with vmdatabase.database.atomic("IMMEDIATE"):
-            for image in self.plan(ask=False):
-                if len(machines) >= most:
-                    break
+            planned = self.plan(ask=False)
+            while planned and len(machines) < most:
+                image = planned.pop(0)
                 template = self.templates[image.id]
                 lead = self.new_row(image, template)
                 subnodes = [self.new_row(image, template, lead) for _ in range(image.subnodes)]
@@ -542,6 +542,7 @@ class Launch:
         vmdatabase.note_ids()  # after the rows: ids that only the file has mean that vm.db was restored
         for machine, template in machines:
             self.create(machine, template)
+        return bool(planned)
 
     def new_row(self, image: BaseImage, template: Template, lead: Machine | None = None) -> Machine:
         """Write the row of a machine that is to be asked for, part of a transaction; lead: it is a subnode of that."""
@@ -605,7 +606,8 @@ class Launch:
             for boot in paused:
                 if boot.retry_at <= time.monotonic():
                     self.resume(boot)
-            self.ask_for_machines()
+            if self.asks_for_more:
+                self.ask_for_machines()
         return changed
 
     def look(self) -> bool:
@@ -656,6 +658,7 @@ class Launch:
             del self.boots[machine.id]
         except LifeEnd as end:
             del self.boots[machine.id]
+            self.asks_for_more = True
             if isinstance(end, boots.NeverAskedError):
                 self.ask_again(boot)
             elif isinstance(end, boots.FailedError):

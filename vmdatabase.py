@@ -1394,9 +1394,11 @@ def note_answer(provider: Provider, answers: bool) -> None:
 
 def note_room(provider: Provider, refused: bool) -> None:
     """Write down that a provider refused a machine for lack of room, or that one of its machines is ready."""
-    ready: dict[str, Any] = {"full_until": None, "on_trial": False}
-    columns = {"full_until": now() + FULL_SECONDS} if refused else ready
-    Provider.update(**columns).where(Provider.id == provider.id).execute()
+    query = Provider.update(full_until=now() + FULL_SECONDS)
+    if not refused:
+        query = Provider.update(full_until=None, on_trial=False).where(Provider.full_until.is_null(False)
+                                                                       | Provider.on_trial)
+    query.where(Provider.id == provider.id).execute()
 
 
 def snapshots_of(provider: Provider) -> list[SnapshotImage]:

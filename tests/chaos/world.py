@@ -41,7 +41,7 @@ STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
 PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
 RUN_SECONDS = 120.0  # to find a hang
 LONG = 3600.0  # seconds of a build that is to be stopped
-DISK_KILOBYTES = 4096
+DISK_KILOBYTES = 16384  # a restored vm.db fits beside the one that runs still have open
 HOST_SECONDS = 240  # that the clock of one of two hosts is ahead
 DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
 # The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
