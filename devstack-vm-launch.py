@@ -522,7 +522,7 @@ class Launch:
         return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
     def start(self, most: int) -> bool:
-        """Write a row for each machine of the plan, then ask for the servers named after them; returns if some are left.
+        """Write a row for each machine of the plan, and ask for the servers named after them; returns if some are left.
 
         No more after so many servers; the last machine has its subnodes with it even so. Plan and rows are one
         transaction, so that runs of several providers never make too many together.
