@@ -425,18 +425,17 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
 def _build(cloud: nova.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
     """Build one image and return an exit code; one that fails stops no other."""
     log = get_log(provider=cloud.provider.name, image=image.name)
-    with vmdatabase.connected():
-        try:
-            build = gateprocess.guarded(Build, cloud, image, plan)
-            builds.append(build)
-        except GateError as err:
-            log.error("no new snapshot: %s", err)
-            return err.exit_code
-        try:
-            gateprocess.guarded(build.run)
-        except GateError as err:
-            log.error("no new snapshot: %s%s", gateprocess.phase_of(err), err)
-            return gateprocess.EXIT_FAILED
+    try:
+        build = gateprocess.guarded(vmdatabase.connected()(Build), cloud, image, plan)
+        builds.append(build)
+    except GateError as err:
+        log.error("no new snapshot: %s", err)
+        return err.exit_code
+    try:
+        gateprocess.guarded(vmdatabase.connected()(build.run))
+    except GateError as err:
+        log.error("no new snapshot: %s%s", gateprocess.phase_of(err), err)
+        return gateprocess.EXIT_FAILED
     print(f"{cloud.provider.name} {image.name}: {build.row.name}")
     return gateprocess.EXIT_OK
 

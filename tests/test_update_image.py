@@ -308,6 +308,16 @@ def test_one_image_that_cannot_be_built_does_not_stop_the_others_and_the_next_bu
     assert quick.sql("SELECT snapshot_image_id = (SELECT max(id) FROM snapshot_image) FROM machine") == [(1,)]
 
 
+def test_a_vm_db_that_fails_under_a_build_is_told_as_that(quick: Pool) -> None:
+    quick.load(provider("one", "pocket-b"))
+    quick.sql("CREATE TRIGGER broken BEFORE UPDATE OF server_external_id ON snapshot_image "
+              "BEGIN SELECT RAISE(FAIL, 'the disk is broken'); END")
+
+    result = quick.run(UPDATE, "one", expect=1)
+
+    assert f"image=noble no new snapshot: {quick.database}: the disk is broken" in result.stderr
+
+
 def test_a_build_that_is_stopped_cleans_up_behind_itself(quick: Pool) -> None:
     quick.load(provider("one", "pocket-b"))
     quick.knobs("pocket-b", snapshot_seconds=30)
