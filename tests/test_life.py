@@ -3,7 +3,6 @@
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import requests
@@ -50,64 +49,6 @@ def test_a_build_runs_on_a_machine_of_its_own_which_goes_after_it(pool: Pool) ->
                         ("gate-good", 1, 12, 3, "SUCCESS", 1)]
     pool.run(REAP, "one", expect=0)
     assert [node in place for place in (pool.machines(), pool.server_names(), pool.nodes())] == [False] * 3
-
-
-READ_ENVIRONMENT = """cd /etc/devstack-gate; stat -c '%a %U' test-environment.json
-cat test-environment test-environment.json
-"""
-
-
-@pytest.fixture
-def with_environment(pool: Pool) -> Iterator[Pool]:
-    """The pool, with one test environment, which each build needs; its resets are counted in a file."""
-    (pool.folder / "rack-1.json").write_text('{"boxes": 3}\n')
-    pool.sql("UPDATE base_image SET test_environment = 1")
-    pool.sql("INSERT INTO test_environment (name, images, providers, data, reset, state, state_time) VALUES "
-             "('rack-1', '[\"noble\"]', '[]', ?, 'echo >> resets', 'FREE', 1)", str(pool.folder / "rack-1.json"))
-    yield pool
-    pool.sql("UPDATE base_image SET test_environment = 0")
-
-
-def test_a_test_environment_is_read_by_its_build_alone_and_comes_back_however_that_ends(with_environment: Pool) -> None:
-    pool = with_environment
-    add_gate_job(pool, "gate-environment", READ_ENVIRONMENT)
-
-    result, node, console = build(pool, "gate-environment")
-
-    assert result == "SUCCESS", console
-    assert [line for line in ("600 jenkins", "rack-1", '{"boxes": 3}') if line not in console.splitlines()] == []
-    assert pool.sql("SELECT environment FROM result WHERE node_name = ?", node) == [("rack-1",)]
-
-    assert pool.jenkins
-    add_gate_job(pool, "gate-sleep", f"{READ_ENVIRONMENT}sleep 60")
-    aborted = begun(pool, "gate-sleep")
-    requests.post(f"{pool.jenkins.url}job/gate-sleep/{aborted['number']}/stop",
-                  auth=(pool.jenkins.user, pool.jenkins.token), timeout=30)
-    assert pool.jenkins.wait_build("gate-sleep", aborted["number"])["result"] == "ABORTED"
-    assert pool.sql("SELECT state FROM test_environment") == [("FREE",)]
-
-    doomed = begun(pool, "gate-sleep")
-    pool.pocket_server(doomed["node"], vanish=True)
-    assert pool.jenkins.wait_build("gate-sleep", doomed["number"])["result"] == "FAILURE"
-    assert pool.sql("SELECT state FROM test_environment") == [("LOCKED",)]  # its machine is kept, for all that is known
-    await_that("reap to see it gone", lambda: pool.run(REAP, "one") and doomed["node"] not in pool.machines())
-    assert pool.sql("SELECT state FROM test_environment") == [("FREE",)]
-    assert (pool.folder / "resets").read_text() == "\n\n\n"
-
-
-def begun(pool: Pool, job: str) -> dict[str, Any]:
-    """Have a build whose test has read its environment, which is locked."""
-    assert pool.jenkins
-    started = pool.jenkins.wait_started(pool.jenkins.build(job))
-
-    def has_read() -> bool:
-        assert pool.jenkins
-        return any((one["job"], one["number"]) == (job, started["number"]) and "sleep 60" in one["console"]
-                   for one in pool.jenkins.look()["builds"])
-
-    await_that("the test", has_read, 30)
-    assert pool.sql("SELECT state FROM test_environment") == [("LOCKED",)]
-    return started
 
 
 def test_a_failed_builds_machine_stays_for_a_look_and_takes_no_other_build(pool: Pool) -> None:

@@ -130,7 +130,7 @@ class Storm:
             world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0 "
                            "AND lead_id IS NULL")
         let_go = [node for node, state in world.leads().items() if state == "HOLD" and node not in world.held]
-        known = [node for node in world.held if node in world.machines()]  # a restored vm.db may have forgotten some
+        known = [node for node in world.held if world.machines().get(node) == "HOLD"]  # a restored vm.db may not know
         waits = world.servers and world.restored  # until a person's word reap does not learn again what is held
         if known and len(world.held) > rng.randint(1, HELD) and not waits:
             let_go.append(rng.choice(known))

@@ -1,6 +1,7 @@
 """The jobs of jobs/ as a site has them: with its own defaults.yaml, rendered or loaded by the real jenkins-jobs."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,12 @@ def sample_settings(git_base: str) -> dict[str, Any]:
     """The variables of a site whose gate runs on the sample projects of a git server."""
     return {"gate_repository": f"{git_base}/openstack/devstack-gate", "gate_settings":
             f"export GIT_BASE={git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'\n"}
+
+
+def tripleo_settings() -> str:
+    """The gate_settings of the sample job of docs/tripleo.md."""
+    (shown,) = re.findall(r"```yaml\n(gate_settings.*?)```", (PROJECT / "docs/tripleo.md").read_text(), re.DOTALL)
+    return str(yaml.safe_load(shown)["gate_settings"])
 
 
 def render(site: Path, into: Path) -> dict[str, ElementTree.Element]:
