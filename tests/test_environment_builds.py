@@ -101,11 +101,14 @@ def end(pool: Pool, build: dict[str, Any]) -> dict[str, Any]:
 
 def asleep(pool: Pool, how: str = "sleep") -> dict[str, Any]:
     """Have a build whose test sleeps, with the environment."""
-    assert pool.jenkins
     build = begin(pool, how)
-    await_that("the test", lambda: any(
-        "asleep" in one["console"] for one in pool.jenkins.look()["builds"]
-        if (one["job"], one["number"]) == (GATE, build["number"])), BUILD_SECONDS)
+
+    def sleeps() -> bool:
+        assert pool.jenkins
+        return any((one["job"], one["number"]) == (GATE, build["number"]) and "asleep" in one["console"]
+                   for one in pool.jenkins.look()["builds"])
+
+    await_that("the test", sleeps, BUILD_SECONDS)
     assert environment(pool) == "LOCKED"
     return build
 

@@ -165,6 +165,7 @@ echo "power $(grep -o Gw5.* "$TE_DATAFILE")"; test ! -e ~/break
 
 
 def test_the_sample_job_reads_its_test_environment_and_nobody_else_is_told(node: Node, tmp_path: Path) -> None:
+    hooks = tripleo_settings().format()
     (tmp_path / "toci_devtest.sh").write_text(DEVTEST)
     (tmp_path / "get_host_info.sh").write_text("#!/bin/sh\necho cleaning up $TEST_ENVIRONMENT after $GATE_STATUS\n")
     (tmp_path / "get_host_info.sh").chmod(0o755)
@@ -174,7 +175,7 @@ def test_the_sample_job_reads_its_test_environment_and_nobody_else_is_told(node:
     node.check("cd /etc/devstack-gate; echo rack-1 | sudo tee test-environment; sudo install -o jenkins -m 600 "
                "/dev/stdin test-environment.json", json.dumps(ENVIRONMENT).encode())
 
-    run = node.gate(hooks=tripleo_settings().format())
+    run = node.gate(hooks=hooks)
 
     assert run.returncode == 0, run.stdout
     assert "TEST_ENVIRONMENT=rack-1" in run.stdout.splitlines()[:6]
@@ -182,14 +183,14 @@ def test_the_sample_job_reads_its_test_environment_and_nobody_else_is_told(node:
     assert ("boxes of 1" in hook, "Gw5-tz8Qx" in hook, "power ***" in hook) == (True, False, True)
     assert "cleaning up rack-1 after 0" in node.file(f"{LOGS}/cleanup_hook.txt")
     assert "TEST_ENVIRONMENT" not in node.file(f"{LOGS}/reproduce.sh").replace("$TEST_ENVIRONMENT_FILE", "")
-    run = node.gate(hooks="touch ~/break; " + tripleo_settings().format(), TEST_ENVIRONMENT_FILE="/no/such")
+    run = node.gate(hooks="touch ~/break; " + hooks, TEST_ENVIRONMENT_FILE="/no/such")
     assert (run.returncode, run.stdout) == (2, "devstack-vm-gate-wrap.sh: TEST_ENVIRONMENT_FILE: expected a file that "
                                                "can be read on the machine under test, not '/no/such'\n")
-    run = node.gate(hooks=tripleo_settings().format(), before="sudo rm /etc/devstack-gate/test-environment*",
+    run = node.gate(hooks=hooks, before="sudo rm /etc/devstack-gate/test-environment*",
                     TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
     assert run.returncode == 2  # it is looked for on the machine under test
     node.check("echo '{\"env-num\": 7}' > ~/mine.json")
-    run = node.gate(hooks=tripleo_settings().format(), TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
+    run = node.gate(hooks=hooks, TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
     assert (run.returncode, "boxes of 7" in run.stdout, "TEST_ENVIRONMENT=mine" in run.stdout) == (1, True, True)
     assert "cleaning up mine after 1" in run.stdout
     assert "export TEST_ENVIRONMENT=mine" in node.file(f"{LOGS}/reproduce.sh")
