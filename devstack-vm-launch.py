@@ -835,7 +835,7 @@ class Launch:
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateprocess.EXIT_CONFIG
-        troubled = short or self.failed or self.no_more or self.silent or self.refusing
+        troubled = short or self.failed.total() or self.no_more or self.silent or self.refusing
         return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], subnodes: int, short: bool) -> None:

@@ -121,6 +121,16 @@ def test_a_zone_that_takes_no_servers_is_left_for_the_others(pool: Pool) -> None
     assert "goes on in zone nova, for in closed: " in result.stderr
 
 
+def test_a_server_that_found_no_host_in_one_zone_and_is_made_up_in_another_is_no_failure(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)], availability_zones=["nova", "nova-2"], max_concurrency=2))
+    pool.knobs(boot_failure_next=1, boot_fault=NO_HOST)
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert result.stdout == "one noble: 2 of 2 ready\n", result.stderr
+    assert "goes on in zone nova" in result.stderr
+
+
 def test_without_any_zone_that_takes_servers_no_more_are_asked_for(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=9)], availability_zones=["closed", "shut"], max_concurrency=1))
 

@@ -12,7 +12,7 @@ from tests.pocketcloud.records import Flavor, Image, Keypair, Port, Server, Volu
 from tests.pocketcloud.state import Cloud, QuotaError
 
 UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
-ZONE = "nova"
+ZONES = ("nova", "nova-2")
 WISHES = {  # what a create may say about a server
     "name", "imageRef", "flavorRef", "networks", "metadata", "key_name", "user_data", "availability_zone",
     "security_groups", "description", "adminPass", "accessIPv4", "accessIPv6", "block_device_mapping",
@@ -93,7 +93,7 @@ def check_name(name: object) -> None:
 
 
 def _check_zone(wish: dict[str, Any]) -> None:
-    if wish.get("availability_zone") not in (None, ZONE):
+    if wish.get("availability_zone") not in (None, *ZONES):
         raise RefusalError(400, "The requested availability zone is not available")
 
 
