@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.pocketcloud.client import Pocket
+from tests.support.gateclient import RUN_SECONDS, Client, client_of
 from tests.support.gatenode import Node, boot_node
-from tests.support.pool import PROJECT, Pool, await_line, await_that
-from tests.support.sampleprojects import GATE_FILES, add_change, make_projects
+from tests.support.pool import Pool, await_line, await_that
+from tests.support.sampleprojects import add_change, make_projects
 
-RUN_SECONDS = 120
 ODD = "with  blanks, 'single' and \"double\" quotes, $HOME, `date`, $(date), \\ and *\n\nand lines\n# end"
 SHOW = """pre_test_hook() {
     printf '%s' "$DEVSTACK_GATE_TEMPEST_REGEX" > "$WORKSPACE/logs/value"
@@ -26,59 +26,6 @@ SHOW = """pre_test_hook() {
 }
 export -f pre_test_hook
 """
-
-
-class Client:
-    """A person, or a job, with a workspace here and an ssh agent that knows the node's key."""
-
-    def __init__(self, node: Node, folder: Path, agent: str) -> None:
-        self.node = node
-        self.folder = folder
-        self.workspace = folder / "work space"
-        self.workspace.mkdir()
-        keep = ("PATH", "HOME", "LANG")
-        self.scripts = PROJECT
-        self.environment = {name: os.environ[name] for name in keep if name in os.environ} | {
-            "SSH_AUTH_SOCK": agent, "TMPDIR": str(folder), "WORKSPACE": str(self.workspace), "GIT_BASE": "file:///home/jenkins/git",
-            "DEVSTACK_GATE_PROJECTS": "sample/devstack sample/adder sample/adderd"}
-
-    def start(self, hooks: str = "", **settings: str) -> "subprocess.Popen[str]":
-        """Start the wrap script for the node."""
-        command = f"{hooks}\nexec {self.scripts}/devstack-vm-gate-wrap.sh jenkins@{self.node.address}"
-        return subprocess.Popen(["bash", "-c", command], env=self.environment | settings, text=True,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-    def run(self, hooks: str = "", **settings: str) -> tuple[int, str]:
-        """Run it to its end."""
-        process = self.start(hooks, **settings)
-        try:
-            output = process.communicate(timeout=RUN_SECONDS)[0]
-        finally:
-            process.kill()
-        return process.returncode, output
-
-    def change(self, folder: Path, changes: dict[str, str]) -> None:
-        """Go on with a copy of the scripts with other constants, written as `file: NAME=` and what follows."""
-        self.scripts = folder
-        folder.mkdir()
-        for name in GATE_FILES:
-            copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
-            copy(PROJECT / name, folder / name)
-        for place, value in changes.items():
-            file, _, name = place.partition(": ")
-            text, count = re.subn(rf"(?m)^{name}.*", f"{name}{value}", (folder / file).read_text())
-            assert count == 1, place
-            (folder / file).write_text(text)
-
-    def left(self) -> str:
-        """What still runs here for the node, and what is left of the run's folder."""
-        words = f"(ssh|bash|python3) .*({re.escape(self.node.address)}|{self.folder}/tmp)"
-        found = subprocess.run(["pgrep", "-fa", words], capture_output=True, text=True, check=False)
-        return found.stdout + "".join(map(str, self.folder.glob("tmp.*")))
-
-    def log(self, name: str) -> str:
-        """What a log that was fetched holds."""
-        return (self.workspace / "logs" / name).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +43,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def client(node: Node, tmp_path: Path) -> Iterator[Client]:
-    agent = tmp_path / "agent"
-    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
-    try:
-        add = ["ssh-add", "-q", str(node.key)]
-        variables = {"SSH_AUTH_SOCK": str(agent)}
-        await_that("the agent", lambda: subprocess.run(add, env=variables, check=False).returncode == 0)
-        yield Client(node, tmp_path, str(agent))
-    finally:
-        process.kill()
-        process.wait()
+    with client_of(node, tmp_path) as made:
+        yield made
 
 
 def test_it_runs_there_with_the_documented_settings_to_the_letter(client: Client) -> None:

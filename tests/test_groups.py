@@ -9,6 +9,7 @@ import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
+from tests.support.gateclient import client_of
 from tests.support.gatenode import Node
 from tests.support.pool import PROJECT, Pool, await_that, image, make_key, provider
 from tests.support.sampleprojects import GATE_FILES, make_projects_with_changes
@@ -116,6 +117,13 @@ def test_a_build_runs_a_service_on_each_machine_and_brings_the_logs_of_all(real:
     assert node.file(f"{LOGS}/{subnodes[0]}/syslog") == "mine\n"
     found = node.check(f"cd {LOGS}/{subnodes[0]} && find . ! -type d | sort").split()
     assert not [one for one in found if "link" in one or "pipe" in one]
+
+    with client_of(node, tmp_path) as client:  # the same, driven from here
+        code, output = client.run('gate_hook() { echo "they are $SUBNODES"; }; export -f gate_hook')
+        assert code == 0, output
+        assert [line for line in output.splitlines()[:8] if line.startswith("SUBNODE=")] == told
+        assert f"they are {' '.join(where[name] for name in subnodes)}\n" in output
+        assert client.log(f"{subnodes[0]}/syslog") == "mine\n"
 
 
 # --- on machines that have no more than ssh ---
