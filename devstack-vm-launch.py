@@ -212,7 +212,7 @@ class Launch:
             name = self.jenkins_for(self.images[machine.base_image_id])
             self.log_of(machine).info("belongs to [jenkins %s] now; there is no section [jenkins %s] any more", name,
                                       machine.jenkins)
-            vmdatabase.set_columns(machine, jenkins=name)
+            vmdatabase.give_to_jenkins(machine, name)
         return machine
 
     # --- what earlier runs left ---

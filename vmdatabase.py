@@ -1222,6 +1222,12 @@ def members_of(machine: Machine) -> list[Machine]:
     return list(query.order_by(Machine.id))
 
 
+def give_to_jenkins(machine: Machine, name: str) -> None:
+    """Have a machine, with its subnodes, belong to the Jenkins of that name from now on."""
+    Machine.update(jenkins=name).where((Machine.id == machine.id) | (Machine.lead_id == machine.id)).execute()
+    machine.jenkins = name
+
+
 def make_lead(heir: Machine, lead: Machine) -> None:
     """Have a subnode stand for its group, and its lead be a subnode of it; part of a transaction."""
     Machine.update(lead_id=heir.id).where((Machine.lead_id == lead.id) | (Machine.id == lead.id)).execute()

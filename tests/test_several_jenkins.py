@@ -132,6 +132,30 @@ def test_ready_machines_of_one_whose_section_is_gone_go_to_the_others(two: Two) 
     assert two.nodes()["east"] == two.owned()["east"]
 
 
+def test_a_group_belongs_to_one_and_goes_as_a_whole(two: Two) -> None:
+    two.pool.load(provider(max_servers=20, images=[image(min_ready=4, subnodes=1)]))
+    two.pool.run(LAUNCH, "one", expect=0)
+    leads = {name for (name,) in two.pool.sql("SELECT name FROM machine WHERE lead_id IS NULL")}
+    before = two.owned()
+    assert {name: len(nodes) for name, nodes in before.items()} == {"east": 4, "west": 4}
+    assert two.nodes() == {name: nodes & leads for name, nodes in before.items()}
+    busy, idle = sorted(before["west"] & leads)
+    two.pool.run(TAKE, busy, expect=0, **JOB)
+
+    two.configure("east")
+    two.pool.run(REAP, "one", expect=0)
+    two.pool.run(LAUNCH, "one", expect=0)
+
+    assert list(two.pool.machines().values()).count("USED") == 2  # a build may be running there
+    assert {name: len(nodes) for name, nodes in two.owned().items()} == {"east": 8, "west": 0}
+    assert idle in two.nodes()["east"]
+    two.configure("east", "west")
+    two.pool.run(DELETE, busy, "--result", "SUCCESS", expect=0, **JOB)
+    two.pool.run(REAP, "one", expect=0)
+    assert set(two.pool.machines().values()) == {"READY"}
+    assert not two.jenkins["west"].look()["nodes"].keys() & leads
+
+
 def test_the_next_machine_goes_where_builds_wait(two: Two) -> None:
     two.pool.load(provider(max_servers=8, images=[image(min_ready=0)]),
                   labels=[{"name": "noble", "min-ready": 0, "max-ready": 8, "demand": "queue"}])
