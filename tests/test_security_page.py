@@ -36,7 +36,7 @@ PROMISES = {
         "test_gate_host.py::test_a_console_obeys_no_terminal_and_ends_as_the_status_says"],
     "HOST mode lends the node": ["test_gate_host.py::test_nothing_of_the_caller_is_lent_to_the_node"],
     "The data of a test environment": [
-        "test_life.py::test_a_test_environment_is_read_by_its_build_alone_and_comes_back_however_that_ends",
+        "test_environment_builds.py::test_the_change_is_tested_with_the_environment_which_comes_back_after_a_pass",
         "test_environments.py::test_two_builds_have_the_one_environment_one_after_the_other_and_it_is_reset_between"],
     "What a test prints": ["test_gate_logs.py::test_what_a_test_prints_cannot_pass_for_a_line_of_ours"],
     "vm.db, its copies": [
