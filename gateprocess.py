@@ -47,6 +47,10 @@ _ending = _thread.allocate_lock()  # of the thread that ends the process
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 
 
+# What reading an answer raises that is not as promised: of wrong types, cut short, with infinite numbers.
+NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+MOST_VALUES = 500_000  # in an answer in JSON; each takes some 100 bytes. A list of 1,000 servers has some 100,000
+
 # Errors of the system that an operator can mend, and hints.
 EXHAUSTED = {
     errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
@@ -197,8 +201,13 @@ def clock_ahead(date: str | None) -> float | None:
 
     try:
         return time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def has_too_many_values(body: bytes) -> bool:
+    """Return whether an answer in JSON would need many times its size in memory: each value has one of these signs."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES
 
 
 def one_line(err: BaseException) -> str:

@@ -16,6 +16,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import requests.adapters
 
+from gateprocess import MOST_VALUES, has_too_many_values
+
 CALL_SECONDS = 60  # if the caller gives no limit
 ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes has some 3 MB
 CHUNK_BYTES = 16 << 10  # small, since each may be packed a thousandfold
@@ -117,6 +119,8 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
                 response.close()
                 break
         response._content = bytes(body)
+        if has_too_many_values(response._content):
+            raise AnswerError(f"more than {MOST_VALUES} values came as an answer")
         response.encoding = response.encoding or "utf-8"  # otherwise it is guessed, from all of the text
         return response
 

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from gateconfig import JenkinsConfig
-from gateprocess import ConfigError, GateError, clock_ahead, file_lock, innermost, plain
+from gateprocess import (
+    NONSENSE,
+    ConfigError,
+    GateError,
+    clock_ahead,
+    file_lock,
+    has_too_many_values,
+    innermost,
+    plain,
+)
 
 if TYPE_CHECKING:
     import jenkins
@@ -203,7 +212,7 @@ class Nodes:
                     self._jenkins.crumb = None
                     continue
                 raise self._explained(what, err, response) from err
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+            except NONSENSE as err:
                 raise JenkinsError(f"Jenkins {self.config.server}: {what}: the answer makes no sense "
                                    f"({plain(str(err), TEXT_LENGTH)})") from err
         raise JenkinsError(f"Jenkins {self.config.server}: {what}: no crumb is accepted")
@@ -299,8 +308,8 @@ class Nodes:
 
     def runs_on(self, node: str, job: str, number: int) -> bool:
         """Return whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
-        urls = self._fetch(f"look at node {node}", f"computer/{quote(node)}/api/json", EXECUTOR_FIELDS, _running)
-        return f"{job}/{number}" in {_build_path(url) for url in urls or ()}
+        paths = self._fetch(f"look at node {node}", f"computer/{quote(node)}/api/json", EXECUTOR_FIELDS, _running)
+        return f"{job}/{number}" in (paths or ())
 
     def _fetch(self, what: str, path: str, tree: str, parse: Callable[[Any], T]) -> T | None:
         ask = self._request("GET", path, params={"tree": tree})
@@ -424,7 +433,7 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
     try:
         status, body = quick_get(config, f"computer/{quote(name)}/api/json?tree={quote(NODE_FIELDS)}", LOOK_BYTES)
         return status == 200 and _node(json.loads(body)).out_of_service  # noqa: PLR2004
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (OSError, *NONSENSE):
         return False
 
 
@@ -433,18 +442,44 @@ def quick_get(config: JenkinsConfig, path: str, most: int, head: str = "") -> tu
 
     head is more lines of the request's head, each with its end.
     Raises OSError, ValueError or IndexError if there is no whole answer in QUICK_SECONDS, or one of more than `most`
-    bytes and its head.
+    bytes and its head, or of too many values. It runs in its own thread: a resolver, or one address after the other,
+    takes its own time.
     """
+    import threading
+
+    seconds = min(QUICK_SECONDS, CALL_SECONDS)
+    done: list[tuple[int, bytes] | Exception] = []
+
+    def work() -> None:
+        try:
+            done.append(_get(config, path, most, head, time.monotonic() + seconds))
+        except Exception as err:  # noqa: BLE001 - it comes out in the thread that waits
+            done.append(err)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no whole answer within {seconds} s")
+    if isinstance(done[0], Exception):
+        raise done[0]
+    return done[0]
+
+
+def _get(config: JenkinsConfig, path: str, most: int, head: str, deadline: float) -> tuple[int, bytes]:
+    """Do what quick_get does, until about the deadline, on the monotonic clock."""
     import base64
 
     parts = urlsplit(config.server)
     login = base64.b64encode(f"{config.user}:{config.apikey}".encode()).decode()
     path = f"{parts.path.rstrip('/')}/{path}"
     request = f"GET {path} HTTP/1.0\r\nHost: {parts.netloc}\r\nAuthorization: Basic {login}\r\n{head}\r\n"
-    deadline = time.monotonic() + min(QUICK_SECONDS, CALL_SECONDS)
     with _stream(parts.scheme, str(parts.hostname), parts.port) as stream:
         stream.sendall(request.encode())
         answer, _, body = _read_all(stream, deadline, most + HEAD_BYTES).partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})", answer, re.IGNORECASE)
+    if (length and len(body) < int(length[1])) or has_too_many_values(body):
+        raise ValueError("the answer was cut off, or has too many values")
     return int(answer.split()[1]), body
 
 
@@ -499,7 +534,7 @@ def queued(body: str | bytes, labels: Mapping[str, str]) -> dict[str, list[int]]
     """Return since when builds in Jenkins' queue wait for a node (Unix milliseconds), by the label they wait for.
 
     body is what Jenkins has at QUEUE. labels is {node: label}: if only one node has the label, Jenkins names the node
-    alone. Raises ValueError, KeyError, TypeError or AttributeError if the body is none of Jenkins'.
+    alone. Raises one of NONSENSE if the body is none of Jenkins'.
     """
     found: dict[str, list[int]] = {}
     for item in json.loads(body)["items"]:
@@ -532,9 +567,10 @@ def _build(raw: dict[str, Any]) -> Build:
 
 
 def _running(raw: dict[str, Any]) -> list[str]:
-    """Return the addresses of the builds that run on a node."""
+    """Return JOB/NUMBER of the builds that run on a node."""
     executors = [*raw.get("executors", []), *raw.get("oneOffExecutors", [])]
-    return [str(one["currentExecutable"].get("url") or "") for one in executors if one.get("currentExecutable")]
+    return [_build_path(str(one["currentExecutable"].get("url") or "")) for one in executors
+            if one.get("currentExecutable")]
 
 
 def _build_path(url: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from gateprocess import ConfigError, GateError, innermost, plain
+from gateprocess import NONSENSE, ConfigError, GateError, innermost, plain
 
 TEXT_LENGTH = 400  # of what a client library says, in a message
 WHOLE_LENGTH = 10_000  # of what is looked through for it
@@ -45,7 +45,7 @@ class RateLimitedError(CloudError):
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after = max(0.0, retry_after)
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def explained(what: str, cloud: str) -> Iterator[None]:
         raise CloudConfigError(f"{what}: {short_text(err)}; see entry {cloud} of clouds.yaml") from err
     except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as err:
         raise CloudError(f"{what}: {short_text(err)}") from err
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except NONSENSE as err:
         # The clients raise these for answers that are cut short or are not what the API promises.
         raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {short_text(err)})") from err
 
@@ -101,4 +101,4 @@ def short_text(err: BaseException) -> str:
 
 
 def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    return float(retry_after) if retry_after and re.fullmatch("[0-9]{1,9}", retry_after) else 0.0

@@ -221,8 +221,9 @@ class Network:
         for ip in ours:
             if ip.server_id == server.id:
                 return ip.address
-        places = places_of(self._calls.listed("list ports", lambda: self._api.ports(device_id=server.id)),
-                           self.attached())
+        ports, networks_of_servers = self._calls.listed(
+            "list ports", lambda: self._api.ports(device_id=server.id)), self.attached()
+        places = self._calls.ask("list ports", lambda: places_of(ports, networks_of_servers))
         if not places:
             raise CloudError(f"provider {self._provider.name}: server {server.name} has no port for a floating IP yet")
         networks = self.external()
@@ -341,8 +342,9 @@ class Network:
         if not self.is_there():
             return []
         mark = self._mark("")
-        return [self._ours(ip, ip.description) for ip in self._calls.listed("list floating IPs", self._api.ips)
-                if (ip.description or "").startswith(mark)]
+        return [self._ours(ip, str(ip.description))
+                for ip in self._calls.listed("list floating IPs", self._api.ips)
+                if str(ip.description or "").startswith(mark)]
 
     def _ours(self, ip: Any, description: str) -> FloatingIP:
         whose = description.removeprefix(self._mark(""))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import ipaddress
 import itertools
 import json
 import re
@@ -54,7 +55,7 @@ from cloud.rules import (
     wanted_flavor,
 )
 from cloud.volumes import Volume, Volumes
-from gateprocess import ConfigError, clock_ahead, get_log, plain
+from gateprocess import NONSENSE, ConfigError, clock_ahead, get_log, plain
 
 __all__ = [
     "ALL", "CAPACITY_FAULTS", "FLAVOR", "FLOATING_IPS", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError",
@@ -65,7 +66,8 @@ __all__ = [
 CALL_SECONDS = 60  # time limit of a call as a whole, unless clouds.yaml has api_timeout
 RATE_LIMIT_SECONDS = 300  # how long one call may be kept waiting by rate limits
 MICROVERSION = "2.1"
-PAGES = 1000  # of a list, at most
+LISTED = 20_000  # things in a list, at most; each takes some 5 KB
+LIST_SECONDS = 600  # for all pages of a list
 LISTS_ANEW = 3  # how often a list is begun anew because the end of a page was deleted meanwhile
 
 PROVIDER_KEY = "devstack-gate-provider"
@@ -291,10 +293,17 @@ class Cloud:
         return list(found.values())
 
     def _to_the_end(self, what: str, call: Callable[[], Iterable[Any]], found: dict[str, Any]) -> None:
+        deadline = time.monotonic() + LIST_SECONDS
         for item in call():
             if str(item.id) in found:
                 raise self._same_page(what)
             found[str(item.id)] = item
+            self._refuse_endless(what, found, deadline)
+
+    def _refuse_endless(self, what: str, found: Mapping[str, Any], deadline: float) -> None:
+        """Raise CloudError if a list is too long, or its pages go on after the deadline, on the monotonic clock."""
+        if len(found) > LISTED or time.monotonic() > deadline:
+            raise CloudError(f"provider {self.provider.name}: {what}: no end after {len(found)} things")
 
     def _same_page(self, what: str) -> CloudError:
         return CloudError(f"provider {self.provider.name}: {what}: the cloud sends the same page again")
@@ -313,25 +322,24 @@ class Cloud:
         raise CloudError(f"{last}, {LISTS_ANEW} times in a row")
 
     def _read_pages(self, what: str, path: str, key: str, found: dict[str, Mapping[str, Any]]) -> None:
-        query = "limit=1000"
-        for number in range(PAGES):
+        query, deadline = "limit=1000", time.monotonic() + LIST_SECONDS
+        while True:
             try:
                 body = self.compute(what, partial(self._get, f"{path}?{query}"), first=True)
             except (GoneError, RefusedError) as err:
-                if number:
+                if found:
                     raise _LostPlaceError(str(err)) from err
                 raise
-            page, links = self.ask(what, partial(_page, body, key))
+            page, following = self.ask(what, partial(_page, body, key))
             if page and page.keys() <= found.keys():
                 raise self._same_page(what)
             found |= page
-            following = [link["href"].partition("?")[2] for link in links if link["rel"] == "next"]
             if not following:
                 return
             if following[0] == query:
                 raise self._same_page(what)
             query = following[0]
-        raise CloudError(f"provider {self.provider.name}: {what}: no end after {PAGES} pages")
+            self._refuse_endless(what, found, deadline)
 
     def _get(self, url: str) -> Any:
         return self._nova.client.get(url)[1]
@@ -438,8 +446,8 @@ class Cloud:
 
     def console_log(self, server_id: str) -> str:
         """Return the end of a server's console output."""
-        text: str = self.compute("show console", lambda: self._nova.servers.get_console_output(server_id, length=500))
-        return text
+        return self.compute("show console", lambda: str(
+            self._nova.servers.get_console_output(server_id, length=500)))
 
     # --- what servers are made of ---
 
@@ -457,13 +465,7 @@ class Cloud:
 
     def _source(self, image_id: str) -> Source:
         """Return what an image needs of the servers that boot from it."""
-        image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
-        source = Source(image_id, int(image.min_ram or 0), int(image.min_disk or 0))
-        for device in _volume_snapshots(image.properties or {}):
-            size = device.get("volume_size")
-            return replace(source, volume_snapshot=str(device["snapshot_id"]),
-                           snapshot_size=size if isinstance(size, int) else 0)
-        return source
+        return self.ask("show image", lambda: _source(image_id, self.connection.image.get_image(image_id)))
 
     def _flavor(self, image: ImageSettings, source: Source) -> Flavor:
         flavors = self._list_flavors()
@@ -517,7 +519,7 @@ class Cloud:
     def list_keypairs(self) -> dict[str, int]:
         """Return our keypairs, {name: snapshot row id}."""
         mark = f"devstack-gate-{self.pool}-"
-        names = [str(pair.name) for pair in self.compute("list keypairs", self._nova.keypairs.list)]
+        names = self.compute("list keypairs", lambda: [str(pair.name) for pair in self._nova.keypairs.list()])
         found = {name: _row_id(name.removeprefix(mark)) for name in names if name.startswith(mark)}
         return {name: row_id for name, row_id in found.items() if row_id is not None}
 
@@ -534,9 +536,10 @@ class Cloud:
                 images = [self.ask("show image", lambda: proxy.get_image(name_or_id))]
         active = [image for image in images if image.status == "active"]
         if not active:
-            states = f", only {', '.join(sorted({image.status for image in images}))} ones" if images else ""
+            names = sorted({plain(str(image.status)) for image in images})
+            states = f", only {', '.join(names)} ones" if images else ""
             raise CloudConfigError(f"provider {self.provider.name}: no active image {name_or_id!r}{states}")
-        return str(max(active, key=lambda image: image.created_at or "").id)
+        return str(max(active, key=lambda image: str(image.created_at or "")).id)
 
     def create_image(self, server_id: str, name: str, snapshot_id: int) -> str:
         """Ask for a snapshot of a server's disk and return the image's id; the image is not active yet."""
@@ -546,7 +549,7 @@ class Cloud:
 
     def image_status(self, image_id: str) -> str:
         """Return an image's status in lower case; GoneError if the cloud has no such image."""
-        return str(self.ask("show image", lambda: self.connection.image.get_image(image_id)).status).lower()
+        return plain(str(self.ask("show image", lambda: self.connection.image.get_image(image_id)).status)).lower()
 
     def list_snapshots(self) -> list[Image]:
         """Return the images that carry our marks and are named as we name templates.
@@ -554,8 +557,9 @@ class Cloud:
         The name is looked at too, because an image that a user makes of one of our machines inherits the marks.
         """
         images = self.listed("list images", lambda: self.connection.image.images(visibility="private"))
-        return [_image(image) for image in images
-                if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))]
+        return self.ask("list images", lambda: [
+            _image(image) for image in images
+            if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))])
 
     def mark_proved(self, image_id: str) -> None:
         """Mark an image as one that machines boot well from, so that it is known to be even if vm.db is lost."""
@@ -581,9 +585,10 @@ class Cloud:
 # --- what the cloud shows -------------------------------------------------------------------------------------------
 
 
-def _page(body: Any, key: str) -> tuple[dict[str, Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Return what a page of a list holds, by id, and its links."""
-    return {str(raw["id"]): raw for raw in body[key]}, body.get(f"{key}_links", [])
+def _page(body: Any, key: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Return what a page of a list holds, by id, and the query of the next page, in a list."""
+    return ({str(raw["id"]): raw for raw in body[key]},
+            [link["href"].partition("?")[2] for link in body.get(f"{key}_links", []) if link["rel"] == "next"])
 
 
 def _server(raw: Mapping[str, Any]) -> Server:
@@ -592,19 +597,46 @@ def _server(raw: Mapping[str, Any]) -> Server:
         name=plain(str(raw.get("name"))),
         status=plain(str(raw.get("status", "UNKNOWN")).upper()),
         fault=plain(str((raw.get("fault") or {}).get("message", ""))),
-        metadata=raw.get("metadata") or {},
-        addresses=raw.get("addresses") or {},
+        metadata=_texts(raw.get("metadata")),
+        addresses=_addresses(raw.get("addresses")),
         created=_unix_time(raw.get("created")),
     )
+
+
+def _texts(metadata: Any) -> dict[str, str]:
+    """Return metadata, whose values anybody in the project may have written."""
+    return {str(key): plain(str(value), METADATA_LENGTH) for key, value in dict(metadata or {}).items()}
+
+
+def _addresses(raw: Any) -> dict[str, list[Mapping[str, Any]]]:
+    """Return addresses by network, without what is none: of one server among many, which may be a stranger's."""
+    return {str(network): [one for one in group if _is_address(one)]
+            for network, group in (raw.items() if isinstance(raw, Mapping) else ()) if isinstance(group, list)}
+
+
+def _is_address(raw: Any) -> bool:
+    try:
+        return str(ipaddress.ip_address(raw["addr"])) != "" and raw["version"] in (4, 6)
+    except NONSENSE:
+        return False
 
 
 def _flavor(raw: Mapping[str, Any]) -> Flavor:
     return Flavor(str(raw["id"]), plain(str(raw["name"])), int(raw["ram"]), int(raw["disk"]), int(raw["vcpus"]))
 
 
+def _source(image_id: str, image: Any) -> Source:
+    source = Source(image_id, int(image.min_ram or 0), int(image.min_disk or 0))
+    for device in _volume_snapshots(image.properties or {}):
+        size = device.get("volume_size")
+        return replace(source, volume_snapshot=str(device["snapshot_id"]),
+                       snapshot_size=size if isinstance(size, int) else 0)
+    return source
+
+
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
-    return Image(str(image.id), plain(str(image.name)), str(image.status).lower(), snapshot_id,
+    return Image(str(image.id), plain(str(image.name)), plain(str(image.status)).lower(), snapshot_id,
                  _unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
 
 

@@ -51,6 +51,10 @@ class Volume:
         return self.status in UNATTACHED
 
 
+def _texts(metadata: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
 class Volumes:
     """The calls to a provider's block storage; safe to use from several threads."""
 
@@ -117,8 +121,8 @@ class Volumes:
         if not self.is_there():
             return []
         found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
-        return [Volume(str(one.id), plain(str(one.name)), str(one.status), one.metadata or {}) for one in found
-                if one.metadata]
+        return [Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata))
+                for one in found if isinstance(one.metadata, Mapping)]
 
     def delete(self, volume_id: str) -> None:
         """Delete a volume; one that is gone already is fine. RefusedError if something still needs it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jenkinsnodes
 import vmdatabase
+from gateprocess import NONSENSE
 from pool import environments
 from pool.demand import Label, Standing
 from pool.labels import label_of, standings_of
@@ -217,8 +218,7 @@ def waiting_builds(config: JenkinsConfig, labels: Mapping[str, str]) -> dict[str
         status, body = jenkinsnodes.quick_get(config, jenkinsnodes.QUEUE, QUEUE_BYTES, head)
         if status != 200:  # noqa: PLR2004
             raise ValueError(f"Jenkins answered {status}")
-        found = jenkinsnodes.queued(body, labels)
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as err:
-        raise ValueError("Jenkins' queue could not be read") from err
-    now = time.time()
-    return {label: Waiting(len(times), max(0, int(now - min(times) / 1000))) for label, times in found.items()}
+        found, now = jenkinsnodes.queued(body, labels), time.time()
+        return {label: Waiting(len(times), max(0, int(now - min(times) / 1000))) for label, times in found.items()}
+    except NONSENSE as err:
+        raise ValueError(str(err) if type(err) is ValueError else "Jenkins' queue could not be read") from err

@@ -65,6 +65,17 @@ def nest(connection: socket.socket, _: threading.Event) -> None:
     connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
 
+def flood_values(connection: socket.socket, _: threading.Event) -> None:
+    """15 MB of JSON, which take 500 MB."""
+    body = gzip.compress(b"[" + b"{}," * 5_000_000 + b"{}]", 1)
+    connection.sendall(HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
+def date_from_nowhere(connection: socket.socket, _: threading.Event) -> None:
+    date = b"Date: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n"
+    connection.sendall(HEAD + date + b"Content-Length: 1\r\n\r\n?")
+
+
 def lead_in_circles(connection: socket.socket, _: threading.Event) -> None:
     connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n")
 
@@ -79,8 +90,8 @@ def leading_to(url: str, status: int = 302) -> Serve:
 
 
 SLOW = (say_nothing, drip_a_status, drip_headers, drip_a_body, drip_chunks, drip_early_answers)
-ENDLESS = (flood, flood_a_header, send_a_bomb)
-SENSELESS = (nest, lead_in_circles, lead_nowhere)
+ENDLESS = (flood, flood_a_header, send_a_bomb, flood_values)
+SENSELESS = (nest, date_from_nowhere, lead_in_circles, lead_nowhere)
 
 
 @contextlib.contextmanager
