@@ -161,7 +161,7 @@ def wanted_by(machine: Machine) -> Autohold | None:
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
     """Return whether the named build had a machine that is gone, and its end is recorded."""
     job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
-    if not job or not (number.isascii() and number.isdecimal()):
+    if not job.isprintable() or not job or not re.fullmatch("[0-9]{1,18}", number):
         return False
     own = Result.select().where((Result.node_name == node) & (Result.jenkins_job_name == job)
                                 & (Result.jenkins_build_number == int(number)) & Result.end_time.is_null(False))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,11 +112,12 @@ def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) ->
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace files, each at once and in this order; GateError if one cannot be written."""
     for name, content in files.items():
-        draft = folder / f".{name}.{os.getpid()}.new"
+        draft = folder / f".{name}.{secrets.token_hex(8)}.new"
         try:
-            try:
-                draft.write_bytes(content)
-                draft.chmod(READABLE)
+            try:  # others may write to the folder: what is there already is nothing of ours
+                with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW), "wb") as stream:
+                    stream.write(content)
+                    os.fchmod(stream.fileno(), READABLE)
                 draft.replace(folder / name)
             finally:
                 draft.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from gateprocess import ConfigError, nearest, one_line
+from gateprocess import LOGIN, ConfigError, nearest, one_line
 
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
@@ -80,6 +80,7 @@ SECURE_KEYS = {
     "node": ("user", "ssh_key", "remote_fs"),
     "image": ("packages", "branches", "puppet_repo", "puppet_modulepath", "puppet_manifest"),
 }
+SECRET_QUERIES = {"password", "sslpassword", "oauth_client_secret"}  # of the address of a PostgreSQL database
 DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
 # What devstack, a Jenkins agent and the gate scripts cannot do without.
 DEB_PACKAGES = ("build-essential", "python3-dev", "python3-pip", "python3-venv", "git", "curl", "rsync",
@@ -103,6 +104,10 @@ def place_of_database(text: str, what: str) -> Path | str:
     An address with a password in it is refused: everybody on this host can see the words of a process.
     """
     scheme, found, _ = text.partition("://")
+    if not text.isprintable():
+        raise ConfigError(f"{what}: expected a path or an address, in printable characters of UTF-8")
+    if not found and re.match(r"postgres(ql)?:|(.*\s)?(host|hostaddr|dbname|password|service)\s*=", text):
+        raise ConfigError(f"{what}: expected a path, or an address as postgresql://HOST/DATABASE; this is neither")
     if not found:
         return expanded(text, what)
     if scheme not in ("postgresql", "postgres"):
@@ -112,7 +117,8 @@ def place_of_database(text: str, what: str) -> Path | str:
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
     except ValueError as err:
         raise ConfigError(f"{what}: expected an address as postgresql://HOST/DATABASE ({err})") from err
-    if ":" in parts.netloc.rpartition("@")[0] or query.keys() & {"password", "sslpassword"}:
+    login = LOGIN.search(text)
+    if (login and ":" in login[0][3:]) or query.keys() & SECRET_QUERIES:
         raise ConfigError(f"{what}: expected an address without a password; libpq finds it in ~/.pgpass, or in the "
                           "file that PGPASSFILE names")
     return text
@@ -249,7 +255,7 @@ def _secure_value(
 def _jenkins_config(path: Path, parser: configparser.ConfigParser, section: str) -> JenkinsConfig:
     server, user, apikey, credentials_id = (
         _secure_value(path, parser, section, key) for key in ("server", "user", "apikey", "credentials_id"))
-    if "@" in server.partition("://")[2].partition("/")[0] or "@" in server.partition("/")[0]:
+    if "@" in server:
         raise ConfigError(f"{path}: [{section}] server: expected a URL without a login in it; [{section}] user and "
                           "apikey are keys of their own")
     if not _is_url(server):

@@ -51,6 +51,9 @@ TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to k
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 MOST_VALUES = 500_000  # in an answer in JSON; each takes some 100 bytes. A list of 1,000 servers has some 100,000
 
+# The login of a URL: what is before the last @ ahead of the first /; or a password with a / in it, which is no port.
+LOGIN = re.compile(r"://(?:[^/\s]*@|[^/\s?#@:\[\]]{0,200}:(?![0-9]{1,5}(?:[/?#,\s]|$))\S{0,500}@)")
+
 # Errors of the system that an operator can mend, and hints.
 EXHAUSTED = {
     errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
@@ -223,7 +226,7 @@ def plain(text: str, length: int = TEXT_LENGTH) -> str:
 def printable(line: str) -> str:
     """Return a line without what steers a terminal, and without the logins of URLs."""
     if "://" in line:
-        line = re.sub(r"://[^/\s]*@", "://", line)
+        line = LOGIN.sub("://", line)
     return line if line.isprintable() else "".join(char if char.isprintable() else "?" for char in line.expandtabs())
 
 

@@ -10,6 +10,7 @@ import copy
 import errno
 import functools
 import math
+import re
 import shlex
 import socket
 import time
@@ -483,7 +484,7 @@ def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
     where = f"{connection.login.user}@{connection.login.address}"
     if text == "busy":
         raise NotYetError(f"{where}: cloud-init is still at work, and may replace the host keys")
-    if text.isdigit() and int(text) <= time.monotonic() - connection.began + 1:
+    if re.fullmatch("[0-9]{1,18}", text) and int(text) <= time.monotonic() - connection.began + 1:
         raise NotYetError(f"{where}: cloud-init has replaced the host keys a moment ago")
 
 

@@ -775,7 +775,7 @@ def _make(path: Path, migrations: Sequence[str]) -> None:
             leftover.unlink(missing_ok=True)
         _init(draft)
         try:
-            draft.touch(0o600)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
             with database.connection_context():
                 _run(path, migrations, 0)
             draft.rename(path)
@@ -855,7 +855,8 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
 
 
 def _copy(to: Path) -> None:
-    to.touch(0o600)
+    """Copy the database to a new file; FileExistsError if others have put something there meanwhile."""
+    os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
     target = sqlite3.connect(to)
     with contextlib.closing(target):
         database.connection().backup(target)

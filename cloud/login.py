@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloud.errors import CloudConfigError, CloudError, short_text
-from gateprocess import get_log
+from gateprocess import NONSENSE, get_log
+
+PROFILE_SECONDS = 10  # for a profile that an entry names by a URL
+PROFILE_PATH = "/.well-known/openstack/api"  # where the client's library looks for it
 
 # What we set unless the entry does: fewer hidden repeats, since every caller here has its own time limit.
 RETRIES = {"image_status_code_retries": 1, "network_status_code_retries": 1, "block_storage_status_code_retries": 1}
@@ -35,8 +40,9 @@ def connect(provider: Any, call_seconds: float) -> Any:
     try:
         clouds = openstack.config.OpenStackConfig()
         profile = _checked_profile(clouds, provider.cloud, entry)
-        config = httpcalls.in_time(
-            lambda: clouds.get_one(provider.cloud, region_name=provider.region), call_seconds)  # fetches the profile
+        if urlsplit(profile).netloc:
+            _fetch_profile(profile, f"{entry}: profile {profile}", min(PROFILE_SECONDS, call_seconds))
+        config = clouds.get_one(provider.cloud, region_name=provider.region)
         _complete(config.config, call_seconds, entry)
         if unknown := _unknown_profile(profile):
             get_log(provider=provider.name).warning("%s%s", entry, unknown)
@@ -66,6 +72,37 @@ def _checked_profile(clouds: Any, name: str, entry: str) -> str:
             raise CloudConfigError(f"{entry}: auth is empty; expected auth_url, user, password and project")
         return str(settings.get("profile") or settings.get("cloud") or "")
     return ""
+
+
+def _fetch_profile(profile: str, what: str, seconds: float) -> None:
+    """Give the client's library the profile at a URL, which it would otherwise fetch itself, however long that is.
+
+    CloudError if it cannot be fetched now, CloudConfigError if it is none.
+    """
+    import requests
+    from openstack.config import _util, vendors
+
+    import httpcalls
+
+    known = vendors._get_vendor_defaults()  # where the library keeps what it has fetched
+    if profile in known:
+        return
+    session, parts = requests.Session(), urlsplit(profile)
+    httpcalls.limit(session)
+    answer = session.get(f"{parts.scheme}://{parts.netloc}{PROFILE_PATH}", timeout=seconds)
+    if not answer.ok:
+        failure = CloudConfigError if answer.status_code < 500 else CloudError  # noqa: PLR2004
+        raise failure(f"{what} cannot be fetched: {answer.status_code} {short_text(Exception(answer.reason))}")
+    try:
+        told = answer.json()
+        fetched = told["profile"]
+        if not isinstance(fetched, Mapping) or not isinstance(fetched.get("auth", {}), Mapping):
+            raise TypeError("expected an object with auth, itself one")
+        merged = _util.merge_clouds(dict(fetched), known.get(str(told["name"]), {}))
+    except NONSENSE as err:
+        raise CloudConfigError(f"{what} is none: {short_text(err)}") from err
+    merged.pop("profile", None)
+    known[profile] = merged
 
 
 def _complete(config: dict[str, Any], call_seconds: float, entry: str) -> None:

@@ -323,11 +323,11 @@ class Cloud:
 
     def _read_pages(self, what: str, path: str, key: str, found: dict[str, Mapping[str, Any]]) -> None:
         query, deadline = "limit=1000", time.monotonic() + LIST_SECONDS
-        while True:
+        for number in itertools.count():
             try:
                 body = self.compute(what, partial(self._get, f"{path}?{query}"), first=True)
             except (GoneError, RefusedError) as err:
-                if found:
+                if number:
                     raise _LostPlaceError(str(err)) from err
                 raise
             page, following = self.ask(what, partial(_page, body, key))

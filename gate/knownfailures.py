@@ -205,7 +205,7 @@ def _match(file: str, rest: bytes) -> dict[str, Any]:
     number, _, line = rest.partition(b"\n")[0].partition(b":")
     return {
         "file": file,
-        "line": int(number) if number.isdigit() else 0,
+        "line": int(number) if number.isascii() and number.isdigit() else 0,
         "match": line[:MAX_VALUE].decode("utf-8", "replace").strip(),
     }
 

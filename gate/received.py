@@ -9,6 +9,7 @@ modes of ours, up to limits in number and size; stderr says what was left out. E
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -120,7 +121,7 @@ class Logs:
         self._folder = folder
         self._files = 0
         self._bytes = 0
-        self.others = 0  # what is no plain file, or has a name that leads elsewhere
+        self.others = 0  # what is no plain file, or has a name that leads elsewhere or cannot be had
         self.full = ""
 
     def take(self, stream: Stream) -> None:
@@ -150,16 +151,27 @@ class Logs:
         return "/".join([self._folder, *map(tidy_name, parts)])
 
     def _write(self, path: str, stream: Stream, size: int) -> None:
+        try:
+            number = self._made(path)
+        except OSError as err:
+            if err.errno != errno.ENAMETOOLONG:
+                raise
+            self.others += 1
+            copy(stream, size, None)
+            return
+        with os.fdopen(number, "wb") as file:
+            copy(stream, size, file)
+
+    def _made(self, path: str) -> int:
+        """Return the descriptor of a new file of this name, or one like it."""
         folder, _, name = path.rpartition("/")
         try:
             os.makedirs(folder, 0o755, exist_ok=True)
-        except FileExistsError:
-            folder, name = self._folder, path[len(self._folder) + 1:].replace("/", "_")
+        except (FileExistsError, NotADirectoryError):  # a file has the name of a folder
+            folder, name = self._folder, path[len(self._folder) + 1:].replace("/", "_")[:NAME_BYTES // 4]
         while os.path.lexists(f"{folder}/{name}"):
             name = "_" + name
-        number = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(number, "wb") as file:
-            copy(stream, size, file)
+        return os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
 
 
 def read_header(header: bytes) -> tuple[bytes, int, bool]:
@@ -178,7 +190,7 @@ def read_header(header: bytes) -> tuple[bytes, int, bool]:
 
 def tidy_name(part: bytes) -> str:
     """Return a file's name without characters that disturb terminals, URLs or other systems."""
-    text = part[:NAME_BYTES].decode(errors="replace")
+    text = part[:NAME_BYTES].decode(errors="replace").replace("\N{REPLACEMENT CHARACTER}", "_")
     return "".join(one if one.isprintable() and one not in " :" else "_" for one in text)
 
 

@@ -25,13 +25,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 JOB = "devstack-vm-inprogress"
 LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY, and on the next line the secret of this machine
 FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
 CALL_SECONDS = 30  # for all of a call, whatever it waits for
 ANSWER_BYTES = 4 << 20
+CONSOLE_LINES = 200  # of the other job, that are shown
+# What reading an answer raises that is not as promised.
+NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 WAIT_SECONDS = 4800  # for an executor, for what the script allows itself, and for a test environment (environment-wait)
 POLL_SECONDS = 1
 BUSY_SECONDS = 300  # so that a site where nothing works fails a build in five minutes on each node, not all at once
@@ -43,7 +46,7 @@ class FailedError(Exception):
 
 def main() -> int:
     """Take the node out of service; the reason for a failure is one line on stderr."""
-    jenkins = None
+    jenkins, why = None, ""
     try:
         login, secret = read_login()
         jenkins = Jenkins(os.environ.get("JENKINS_URL", ""), login)
@@ -52,11 +55,16 @@ def main() -> int:
         number = wait_for_start(jenkins, item)
         result = wait_for_end(jenkins, number)
         if result != "SUCCESS":
-            print(jenkins.ask(f"job/{JOB}/{number}/consoleText"), file=sys.stderr)
+            for line in jenkins.ask(f"job/{JOB}/{number}/consoleText").splitlines()[-CONSOLE_LINES:]:
+                print(plain(line), file=sys.stderr)
             raise FailedError(f"{JOB} #{number} ended {result}")
         wipe_login()
-    except (FailedError, OSError, ValueError, http.client.HTTPException, RecursionError) as err:
-        print(f"{err}; this build must not run on this node", file=sys.stderr, flush=True)
+    except (FailedError, OSError, http.client.HTTPException) as err:
+        why = str(err)
+    except NONSENSE as err:
+        why = f"{JOB}: the answer makes no sense ({err})"
+    if why:
+        print(f"{plain(why)}; this build must not run on this node", file=sys.stderr, flush=True)
         if keep_busy(jenkins):  # no other build comes here, who would need it
             wipe_login()
         return 1
@@ -89,7 +97,7 @@ def keep_busy(jenkins: Jenkins | None) -> bool:
     deadline = time.monotonic() + BUSY_SECONDS
     path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
     while time.monotonic() < deadline:
-        with contextlib.suppress(FailedError, OSError, ValueError, RecursionError, http.client.HTTPException):
+        with contextlib.suppress(FailedError, OSError, http.client.HTTPException, *NONSENSE):
             if jenkins and json.loads(jenkins.request(path)[1])["temporarilyOffline"]:
                 return True
         time.sleep(POLL_SECONDS)
@@ -150,7 +158,7 @@ class Jenkins:
                 raise FailedError(f"{self.url}{path}: the answer is longer than {ANSWER_BYTES >> 20} MB")
             return answer.headers, body
 
-    def wait(self, path: str, tree: str, key: str) -> object:
+    def wait(self, path: str, tree: str, key: str) -> Any:
         """Return the value of a key of one of Jenkins' objects as soon as there is one."""
         while True:
             found = json.loads(self.ask(f"{path}/api/json?tree={tree}"))
@@ -188,19 +196,17 @@ def start(jenkins: Jenkins, secret: str) -> str:
     except (OSError, http.client.HTTPException) as err:
         raise FailedError(f"{jenkins.url}{path}: {reason_of(err)}") from err
     found = location.partition("/queue/item/")[2].strip("/")
-    if not found.isdigit():
+    if not (found.isascii() and found.isdigit()):
         raise FailedError(f"{jenkins.url}{path}: expected a place in the queue, got {location!r}")
     return f"queue/item/{found}"
 
 
 def wait_for_start(jenkins: Jenkins, item: str) -> int:
     """Return the number of the build that the place in the queue became."""
-    executable = jenkins.wait(item, "cancelled,why,executable[number]", "executable")
-    assert isinstance(executable, dict)
-    return int(executable["number"])
+    return int(jenkins.wait(item, "cancelled,why,executable[number]", "executable")["number"])
 
 
-def wait_for_end(jenkins: Jenkins, number: int) -> object:
+def wait_for_end(jenkins: Jenkins, number: int) -> Any:
     """Return the result of the build."""
     return jenkins.wait(f"job/{JOB}/{number}", "result", "result")
 

@@ -211,7 +211,7 @@ def _run_unhold(options: argparse.Namespace) -> int:
 def _run_backup(options: argparse.Namespace) -> int:
     file = gateconfig.expanded(str(options.file), "FILE")
     vmdatabase.backup(file)
-    print(f"{file} is a copy of {vmdatabase.database.database}")
+    print(f"{vmdatabase.printable(str(file))} is a copy of {vmdatabase.database.database}")
     return gateprocess.EXIT_OK
 
 

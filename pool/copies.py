@@ -130,7 +130,7 @@ def _to_file(server: Server, path: Path) -> dict[str, int]:
     draft = path.with_name(f"{path.name}.new")
     for leftover in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
         leftover.unlink(missing_ok=True)
-    draft.touch(0o600)
+    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
     target = vmdatabase.new_file(draft)
     with _told(target), target.connection_context():
         target.execute_sql("PRAGMA journal_mode = WAL")

@@ -87,7 +87,7 @@ def _parameters(sql: str) -> str:
 
 def shown(address: str) -> str:
     """Return an address as it may be shown."""
-    return gateprocess.printable(address.partition("?")[0])
+    return gateprocess.printable(address).partition("?")[0]
 
 
 class Database(peewee.PostgresqlDatabase):

@@ -85,13 +85,22 @@ def test_names_lead_nowhere_else_and_nothing_but_plain_files_is_taken(logs: Path
         member("twice", b"3")(tar)
         member("./twice", b"4")(tar)
         member("twice/below", b"5")(tar)
+        member("twice/far/below", b"5")(tar)
+        for _ in range(300):
+            member("same", b"")(tar)
+        # As long as a name may be, in bytes that are no text, each of which would become three.
+        member("\udcff" * 100, b"7")(tar)
         member("last", b"6" * 100_000)(tar)
 
     code, _, said = received("logs", logs, archive(fill))
 
-    assert (code, said) == (0, f"left out what is no plain file: {len(others)}\n")
-    assert found_in(logs) == {"etc/absolute": b"1", "link/through": b"2", "twice": b"3", "_twice": b"4",
-                              "twice_below": b"5", "last": b"6" * 100_000}
+    found = found_in(logs)
+    same = {name for name in found if name.endswith("same")}
+    assert (code, said) == (0, f"left out what is no plain file: {len(others) + 300 - len(same)}\n")
+    assert max(map(len, same)) == 255  # bytes, as long as a name may be
+    assert {name: found[name] for name in found.keys() - same} == {
+        "etc/absolute": b"1", "link/through": b"2", "twice": b"3", "_twice": b"4", "twice_below": b"5",
+        "twice_far_below": b"5", "_" * 100: b"7", "last": b"6" * 100_000}
     assert {path.stat().st_mode & 0o7777 for path in logs.rglob("*")} == {0o755, 0o644}
     assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 

@@ -43,6 +43,31 @@ def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Where settings come from
 
 
+@pytest.mark.parametrize("address", [
+    "postgresql://u:p/CANARY@host/db", "postgresql://u:CANARY?x@127.0.0.1/db", "postgresql://u:CANARY#x@127.0.0.1:1/db",
+    "postgresql://u:CANARY@[::1/db", "postgresql://h:5432/db?password=CANARY", "postgresql://h/db?pass%77ord=CANARY",
+    "postgresql://h/db?oauth_client_secret=CANARY", "postgresql:u:CANARY@h/db", "host=h password=CANARY dbname=x",
+    "password = CANARY", "mysql://u:CANARY@h/db", "postgresql://u:CA\nNARY@h/db"])
+def test_a_database_with_a_password_in_its_address_is_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"^DEVSTACK_GATE_DB: expected") as caught:
+        gateconfig.place_of_database(address, "DEVSTACK_GATE_DB")
+    assert "NARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["postgresql://u@h:5432/db?application_name=a@b", "postgresql://[::1]:5432/db",
+                                   "postgresql:///db?host=/run/postgresql", "postgresql://h1:1,h2:2/db", "/var/vm.db",
+                                   "~/a=b.db", "/srv/host=x/vm.db"])
+def test_a_database_without_a_password_in_its_address_is_taken(place: str) -> None:
+    assert str(gateconfig.place_of_database(place, "x")).endswith(place.removeprefix("~"))
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("no http://u:p/CANARY@host/x here", "no http://host/x here"), ("a://u:p@h/", "a://h/"), ("a://h:80/x@y", "a://h:80/x@y"),
+    ("a://[::1]:80/x@y", "a://[::1]:80/x@y"), ("a://u:CANARY?b@h", "a://h"), ("http://h/a: b@c", "http://h/a: b@c")])
+def test_logins_of_urls_are_not_shown(text: str, shown: str) -> None:
+    assert gateprocess.printable(text) == shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "made"),
     [

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keystoneauth1.exceptions
@@ -19,9 +20,10 @@ import keystoneauth1.session
 import keystoneauth1.token_endpoint
 import pytest
 
+import cloud.login
 import gateprocess
 import httpcalls
-from cloud.errors import CloudError, GoneError, explained
+from cloud.errors import CloudConfigError, CloudError, GoneError, explained
 from gateconfig import JenkinsConfig
 from jenkinsnodes import JenkinsError, Nodes
 from tests.support.hostilehttp import (
@@ -145,6 +147,45 @@ def test_an_answer_behind_a_redirect_of_the_same_server_is_taken() -> None:
     assert b"TOKEN-CANARY" in asked[1]
 
 
+# --- profiles ---
+
+
+def connect_by(profile: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Connect to a cloud whose entry names a profile by its URL."""
+    file = folder / "clouds.yaml"
+    file.write_text(json.dumps({"clouds": {"x": {"profile": profile, "auth": {
+        "username": "u", "password": "PW-CANARY", "project_name": "p"}}}}))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(file))
+    return cloud.login.connect(SimpleNamespace(name="one", cloud="x", region=None), CALL_SECONDS)
+
+
+@pytest.mark.parametrize("serve", [drip_a_body, *ENDLESS, *SENSELESS])
+def test_a_profile_that_is_fetched_has_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    began = time.monotonic()
+    with hostile_http(serve) as (url, _), pytest.raises((CloudError, CloudConfigError)) as caught:
+        connect_by(url, tmp_path, monkeypatch)
+    assert time.monotonic() - began < CALL_SECONDS + SLACK_SECONDS
+    assert str(caught.value).startswith(f"provider one: clouds.yaml: entry x: profile {url} "), caught.value
+
+
+@pytest.mark.parametrize(
+    ("told", "where"), [({"name": "y", "profile": {"auth": {"auth_url": "http://127.0.0.1:9/v3"}}}, "127.0.0.1:9"),
+                        ([], ""), ({"name": "y", "profile": {"auth": 5}}, ""), ({"name": "y", "profile": 5}, "")])
+def test_a_profile_is_used_only_if_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any, where: str
+) -> None:
+    with hostile_http(lambda connection, _: answer(connection, "200 OK", json.dumps(told).encode())) as (url, seen):
+        if where:
+            connection = connect_by(url, tmp_path, monkeypatch)
+            assert connection.config.config["auth"]["auth_url"] == f"http://{where}/v3"
+        else:
+            with pytest.raises(CloudConfigError, match=rf"profile {url} is none: "):
+                connect_by(url, tmp_path, monkeypatch)
+    assert [one.split()[1] for one in seen] == [b"/.well-known/openstack/api"]
+
+
 # --- scripts ---
 
 
@@ -215,6 +256,27 @@ def test_the_first_step_of_a_build_ends_whatever_answers(tmp_path: Path, serve: 
     assert time.monotonic() - began < 3 + SLACK_SECONDS
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
     assert result.stderr.endswith("; this build must not run on this node\n")
+
+
+@pytest.mark.parametrize(("item", "build"), [
+    ("[]", ""), ("null", ""), ('{"executable": 5}', ""), ('{"executable": {"number": 1e999}}', ""),
+    ('{"executable": {"number": null}}', ""), ('{"executable": {"number": 5}}', "[]"),
+    ('{"executable": {"number": 5}}', '{"result": "\\u001b[2J\\n\\ud800FORGED"}')])
+def test_the_first_step_of_a_build_ends_whatever_a_queue_holds(tmp_path: Path, item: str, build: str) -> None:
+    def serve(connection: Any, _: Any) -> None:
+        path = asked[-1].split()[1]
+        if asked[-1].startswith(b"POST"):
+            answer(connection, "201 Created", headers="Location: http://x/queue/item/7/\r\n")
+        else:
+            answer(connection, "200 OK", (
+                item if b"/queue/" in path else "\x1b[2Jlast words" if b"consoleText" in path else build).encode())
+
+    asked: list[bytes] = []
+    with hostile_http(serve, asked) as (url, _):
+        result = take_node(tmp_path, url)
+    assert (result.returncode, result.stderr.replace("\n", "").isprintable()) == (1, True), result.stderr
+    assert result.stderr.endswith("; this build must not run on this node\n")
+    assert len(result.stderr.splitlines()) == 1 + ("FORGED" in build)
 
 
 @pytest.mark.parametrize("status", [302, 307])

@@ -20,7 +20,7 @@ import pytest
 from bench import pasthistory
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
-from tests.support.pool import PROJECT, Pool, image, provider
+from tests.support.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
 
 STATUS = "devstack-vm-status.py"
 FIXED = {"index.html", "style.css", "icon.svg", "status.json", "metrics.prom"}
@@ -348,6 +348,26 @@ def test_others_may_read_the_page_and_nothing_else_is_left(past: Pool) -> None:
     assert {oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == {"0o644"}
     assert oct(folder.stat().st_mode & 0o777) == "0o755"
     assert list(folder.glob(".*")) == []
+
+
+def test_nothing_is_written_through_what_others_put_into_the_folder(pool: Pool) -> None:
+    folder = pool.folder / "out"
+    folder.mkdir()
+    folder.chmod(0o777)
+    before = pool.database.read_bytes()
+    # Somebody knows the number of the process before it writes.
+    command = ["bash", "-c", 'kill -STOP $$; exec "$@"', "bash", sys.executable, str(PROJECT / STATUS), "--output",
+               "out"]
+    with subprocess.Popen(command, env=pool.environment, cwd=pool.folder, stdout=subprocess.PIPE, text=True) as process:
+        await_that("it to stand still", lambda: " T " in Path(f"/proc/{process.pid}/stat").read_text())
+        for name in ("index.html", "status.json", "metrics.prom"):
+            (folder / f".{name}.{process.pid}.new").symlink_to(pool.database)
+            (folder / name).symlink_to(pool.database)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(SCRIPT_SECONDS) == 0
+    assert pool.database.read_bytes() == before
+    assert oct(pool.database.stat().st_mode & 0o777) == "0o600"
+    assert "<!DOCTYPE html>" in (folder / "index.html").read_text()
 
 
 def test_old_pictures_go_after_an_hour_and_what_is_not_ours_stays(past: Pool) -> None:
