@@ -58,7 +58,7 @@ run_processes() {
 start_watcher() {
     export GATE_MARK=$RUN
     WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
-        --log "$LOGS/cleanup-host.txt") || die 1 'the time limit cannot be watched: gate/processes.py does not run, which takes python3'
+        --room "$LOGS/.room" --log "$LOGS/cleanup-host.txt") || die 1 'the time limit cannot be watched: gate/processes.py does not run, which takes python3'
 }
 
 end_watcher() {

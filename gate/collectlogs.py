@@ -39,7 +39,7 @@ import knownfailures
 from console import printable
 from hidesecrets import Hider, left_out, values_given, write_all
 from reproduce import reproduce
-from testresults import Test, junit, read_results
+from testresults import MAX_TESTS, Test, junit, read_results
 from verdict import text_of, verdict, written
 
 LARGE = 1 << 20  # bytes; larger files are compressed
@@ -49,6 +49,7 @@ MAX_SEEN = 300_000  # entries of folders that are looked at
 MAX_DEPTH = 30  # folders in folders
 MAX_NAME = 200  # bytes of a name
 MAX_UNITS = 200  # of devstack, in the journal
+MAX_STREAMS = 10  # of results of tests
 COMMAND_SECONDS = 60  # for one command that prints something for the logs
 RESERVE_SECONDS = 2  # of the time, for what comes after copying
 SEARCH_SHARE = 4  # a quarter of the time is for known failures
@@ -689,8 +690,11 @@ class Run:
         try:
             owner = os.stat(tempest)
             os.chown(work, owner.st_uid, owner.st_gid)
-            with self._stream(tempest, work, owner.st_uid) as stream:
-                tests = read_results(stream)
+            since = self.facts.get("journal_start", "")
+            streams = streams_of(tempest, float(since) if re.fullmatch("[0-9]{1,12}", since) else 0.0)
+            tests = [test for stream in streams[:-1] for test in read_results(stream.file)]
+            with self._stream(tempest, work, owner.st_uid, streams[-1] if streams else None) as stream:
+                tests = [*tests, *read_results(stream)][:MAX_TESTS]
                 send("results", summary(tests, self.hider))
                 empty = not tests and not os.fstat(stream.fileno()).st_size
             if empty:
@@ -711,14 +715,13 @@ class Run:
         finally:
             remove(work, self.until)
 
-    def _stream(self, tempest: str, work: str, user: int) -> BinaryIO:
-        """Return the results: from the tools' output, which is kept in the folder, or from the repository.
+    def _stream(self, tempest: str, work: str, user: int, newest: Stream | None) -> BinaryIO:
+        """Return the last results: from the tools' output, which is kept in the folder, or from the repository.
 
         A run that was cut short leaves a stream there that no tool shows.
         """
-        newest = newest_stream(tempest)
         printed = b""
-        if newest is None or not newest[1].startswith("tmp"):
+        if newest is None or not newest.name.startswith("tmp"):
             for name in ("stestr", "testr"):
                 tool = self._tool(tempest, name)
                 if tool and not printed:
@@ -730,7 +733,7 @@ class Run:
         with open(f"{work}/stream", "wb") as copy:
             copy.write(printed)
         if not printed and newest:
-            return newest[0]
+            return newest.file
         return open(f"{work}/stream", "rb")
 
     def _tool(self, tempest: str, name: str) -> str:
@@ -880,24 +883,38 @@ def change_of(settings: Mapping[str, str], facts: Mapping[str, str]) -> dict[str
     return {**{key: settings.get(name, "") for key, name in zip(keys, names)}, "sha1": facts.get("sha1", "")}
 
 
-def newest_stream(tempest: str) -> tuple[BinaryIO, str] | None:
-    """Return the newest stream in a repository of stestr or testrepository, and its name (tmp... if cut short)."""
+class Stream(NamedTuple):
+    """A stream of results in a repository; its name is tmp... if the run of the tests was cut short."""
+
+    file: BinaryIO
+    name: str
+
+
+def streams_of(tempest: str, since: float) -> list[Stream]:
+    """Return the last streams in a repository of stestr or testrepository, one for each run of tests, the newest last.
+
+    Of those that were written before a moment, in Unix seconds, none but the newest is returned.
+    """
     for name in REPOSITORIES:
         try:
             tree = Tree(f"{tempest}/{name}")
         except OSError:
             continue
-        newest, when = "", 0.0
+        found: list[tuple[float, str]] = []
         for entry in tree.entries([0]):
             if re.fullmatch(r"\d+|tmp\w+", entry.path) and entry.kind == "file" and entry.size:
                 with contextlib.suppress(OSError):
-                    changed = os.stat(f"{tree.real}/{entry.path}", follow_symlinks=False).st_mtime
-                    newest, when = (entry.path, changed) if changed >= when else (newest, when)
-        with contextlib.suppress(OSError):
-            file = tree.open(newest) if newest else None
-            if file:
-                return file, newest
-    return None
+                    found.append((os.stat(f"{tree.real}/{entry.path}", follow_symlinks=False).st_mtime, entry.path))
+        found.sort(key=lambda one: (one[0], len(one[1]), one[1]))  # 9 before 10
+        streams = []
+        for changed, path in found[-MAX_STREAMS:]:
+            if changed >= since or path == found[-1][1]:
+                with contextlib.suppress(OSError):
+                    file = tree.open(path)
+                    streams += [Stream(file, path)] if file else []
+        if streams:
+            return streams
+    return []
 
 
 def read_small(folder: str, name: str, size: int = 4 << 20) -> bytes:

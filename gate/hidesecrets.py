@@ -9,8 +9,9 @@ Two questions are answered here and nowhere else:
 1. Where in a text of settings or of bash code does a secret stand? `find` returns these places: values of names that
    sound secret (SECRET_PARTS, LAST_PARTS), options that do, logins in URLs, headers, private keys.
 2. What of a log is hidden? `Hider` knows values. One that is like nothing else (`is_unique`: made at random, or at
-   least six characters with letters and digits, or longer and mixed) is hidden wherever it stands. One that logs are
-   full of (a password "openstack") is hidden only where it stands as the value of something that sounds secret.
+   least six characters with letters and digits, or longer and mixed) is hidden wherever it stands, also as URLs, JSON,
+   XML, shells and Python write it, in hexadecimal and in base64. One that logs are full of (a password "openstack") is
+   hidden only where it stands as the value of something that sounds secret.
 
 Python 3.8 and its standard library: this runs on test nodes.
 """
@@ -31,6 +32,10 @@ from typing import NamedTuple
 MARK = b"********"
 MAX_TEXT = 4 << 20  # bytes of a settings file that are looked at
 MIN_BASE64 = 8  # characters that a value takes there at least
+MIN_ANCHOR = 3  # characters of a value that are looked for first
+WRAPPED = re.compile(rb"(?:[^\n]*[^\nA-Za-z0-9+/=_-])?[A-Za-z0-9+/=_-]{40,200}\r?\n")  # may go on in the next
+WRAPPED_BYTES = 4096  # of such lines that are held back
+NAMED = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",), "'": ("apos",)}  # in XML
 MAX_VALUES = 1000  # values that a Hider knows
 MAX_LINE = 64 << 10  # bytes; a longer line is passed on in pieces
 WINDOW = 200  # bytes before a common value in which its name must stand
@@ -326,8 +331,11 @@ def is_unique(value: bytes) -> bool:
     if re.match(rb"[~/]|[a-z]+://", value) or value.lower() in NOT_SECRET:
         return False
     parts = re.findall(rb"[a-z]+|\d+", value.lower())
+    signs = re.sub(rb"[A-Za-z0-9]", b"", value)
+    if not parts:
+        return len(value) >= 8 and len(set(value)) >= 5  # noqa: PLR2004  # no line of dashes
     if len(parts) <= 2 and all(part in COMMON or re.fullmatch(rb"\d{1,5}", part) for part in parts):  # noqa: PLR2004
-        return False
+        return len(signs) >= 6 and len(set(signs)) >= 4  # noqa: PLR2004  # words that are none of ASCII
     lower, upper = bool(re.search(rb"[a-z]", value)), bool(re.search(rb"[A-Z]", value))
     digit, other = bool(re.search(rb"[0-9]", value)), bool(re.search(rb"[^A-Za-z0-9]", value))
     kinds = lower + upper + digit + other
@@ -348,11 +356,16 @@ class Hider:
         unique, common = set(), set()
         for value in list(dict.fromkeys(values))[:MAX_VALUES]:
             if is_unique(value):
-                unique.update(_forms(value))
+                unique.add(value)
             elif value.lower() not in NOT_SECRET and len(value) > 1:
                 common.add(value)
         self._unique = sorted(unique, key=len, reverse=True)
-        self._longest = max(map(len, self._unique), default=0)
+        self._views = [(view, found) for view, needles in VIEWS for found in [_needles(needles, self._unique)] if found]
+        self._written = [(anchor, _Written(value)) for value in self._unique for anchor in _anchors(value)]
+        # As they may begin at the end of a line that has not ended.
+        self._forms = sorted({form for value in self._unique for form in _forms(value)}, key=len, reverse=True)
+        self._longest_form = max(map(len, self._forms), default=0)
+        self._longest = min(MAX_LINE // 2, 8 * max(map(len, self._unique), default=0))  # each byte as \\u0041, say
         self._common = (
             re.compile(
                 rb"""(?<=[\s=:'"(,>p])(?:"""
@@ -369,6 +382,8 @@ class Hider:
         for value in self._unique:
             if value in text:
                 text = text.replace(value, b"*" * len(value) if same_length else self._mark)
+        for pattern in self._elsewhere(text):
+            text = pattern.sub((lambda one: b"*" * len(one[0])) if same_length else self._mark, text)
         if same_length:
             return text
         if self._common:
@@ -379,9 +394,19 @@ class Hider:
             text = HEADER_IN_LOGS.sub(lambda one: one[1] + self._mark, text)
         return text
 
+    def _elsewhere(self, text: bytes) -> Iterator[re.Pattern[bytes]]:
+        """Yield patterns of the secrets that a text may hold in other forms than as they are."""
+        for view, needles in self._views:
+            seen = view(text)
+            if seen:
+                yield from (written.pattern for needle, written in needles if needle in seen)
+        yield from (written.pattern for anchor, written in self._written if anchor in text)
+
     def knows(self, text: bytes) -> bool:
         """Return whether a text holds a secret."""
-        return any(value in text for value in self._unique)
+        return any(value in text for value in self._unique) or any(
+            pattern.search(text) for pattern in self._elsewhere(text)
+        )
 
     def _in_context(self, found: re.Match[bytes]) -> bytes:
         at = found.start()
@@ -396,6 +421,11 @@ class Hider:
             return self.hide(data, same_length=same_length)
         cut = data.rfind(b"\n") + 1
         if len(data) - cut <= MAX_LINE:
+            if _wrapped_at(data, cut) < cut:  # of base64, say, which goes on in the next line
+                data = self.hide(data, same_length=same_length)
+                cut = _wrapped_at(data, data.rfind(b"\n") + 1)
+                self._held = data[cut:]
+                return data[:cut]
             self._held = data[cut:]
             return self.hide(data[:cut], same_length=same_length) if cut else b""
         data = self.hide(data, same_length=same_length)
@@ -411,14 +441,115 @@ class Hider:
     def begun(self) -> bytes:
         """Return the part of an unfinished line that can be shown: all but what may become a secret."""
         text, self._held = self.hide(self._held), b""
-        keep = min(self._longest, len(text))
-        while keep and not any(value.startswith(text[len(text) - keep :]) for value in self._unique):
+        keep = min(self._longest_form, len(text))
+        while keep and not any(form.startswith(text[len(text) - keep :]) for form in self._forms):
             keep -= 1
         if self._common:
             named = re.search(rb"(?:" + NAME_IN_LOGS + rb"|://|--?\w)[^\n]{0,120}\Z", text[-2 * WINDOW :], re.I)
             keep = max(keep, len(named[0]) if named else 0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _wrapped_at(data: bytes, end: int) -> int:
+    """Return where the lines that end there, and may be parts of one long text, begin; not before WRAPPED_BYTES."""
+    begin = end
+    while begin and end - begin < WRAPPED_BYTES:
+        before = data.rfind(b"\n", 0, begin - 1) + 1
+        if not WRAPPED.fullmatch(data, before, begin):
+            break
+        begin = before
+    return begin
+
+
+class _Written:
+    """All the ways in which a secret may be written, as a pattern that is made when it is needed."""
+
+    def __init__(self, value: bytes, between: bytes = b"", flags: int = 0, *, whole: bool = False) -> None:
+        self._value, self._between, self._flags, self._whole = value, between, flags, whole
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        if not self._between:
+            return re.compile(b"".join(map(_ways, self._value.decode("utf-8", "surrogateescape"))))
+        size = 2 if self._whole else 1  # of what is not taken apart
+        parts = [self._value[at : at + size] for at in range(0, len(self._value), size)]
+        return re.compile(self._between.join(map(re.escape, parts)), self._flags)
+
+
+def _ways(char: str) -> bytes:
+    """Return a pattern of a character as it is, and as URLs, JSON, XML, Python, shells and quoted-printable have it."""
+    raw = char.encode("utf-8", "surrogateescape")
+    if raw.isalnum():
+        return raw
+    ways: list[bytes] = [
+        re.escape(raw),
+        *(
+            b"".join(mark + digits % byte for byte in raw)
+            for mark, digits in (
+                (b"%(?:25){0,3}", b"(?i:%02x)"),
+                (rb"\\{1,8}x", b"(?i:%02x)"),
+                (rb"\\{1,8}0?", b"%03o"),
+                (b"=", b"(?i:%02x)"),
+            )
+        ),
+    ]
+    if not "\ud800" <= char <= "\udfff":
+        units = re.findall("....", char.encode("utf-16-be").hex())
+        names = "".join(f"|{name}" for name in NAMED.get(char, ()))
+        ways += [
+            b"".join(rb"\\{1,8}u(?i:" + unit.encode() + b")" for unit in units),
+            rb"\\{1,8}U(?i:%08x)" % ord(char),
+            f"&(?:amp;){{0,3}}(?:#0{{0,5}}{ord(char)}|#[xX]0{{0,5}}(?i:{ord(char):x}){names});".encode(),
+        ]
+    if "\x80" <= char <= "\xff":
+        ways.append(rb"\\{1,8}x(?i:%02x)" % ord(char))  # Python's repr
+    ways += {" ": [rb"\+"], "%": [b"%%"], "\\": [rb"\\{1,16}"]}.get(char, [])
+    ways.sort(key=len, reverse=True)
+    return rb"""[\\'"]{0,8}(?:""" + b"|".join(ways) + rb""")[\\'"]{0,8}"""
+
+
+def _anchors(value: bytes) -> list[bytes]:
+    """Return the part of a value that is the same however it is written, if there is another part."""
+    longest = max(re.findall(rb"[A-Za-z0-9]+", value), key=len, default=b"")
+    return [longest if len(longest) >= MIN_ANCHOR else b""] if longest != value else []
+
+
+def _needles(
+    needles: Callable[[bytes], list[tuple[bytes, _Written]]], values: Iterable[bytes]
+) -> list[tuple[bytes, _Written]]:
+    return [needle for value in values for needle in needles(value)]
+
+
+def _in_one_line(text: bytes) -> bytes:
+    return text.replace(b"\\n", b"").translate(None, b" \t\r\n")
+
+
+def _digits(text: bytes) -> bytes:
+    """Return a text without what stands between the digits of dumps, in lower case."""
+    return text.lower().replace(b"0x", b"").translate(None, b" \t\r\n:,-%x\\&#;")
+
+
+def _without_nul(text: bytes) -> bytes:
+    return text.translate(None, b"\0") if b"\0" in text else b""
+
+
+# What is made of a text, and what of a value stands there if the text holds it: in base64, in hexadecimal, in UTF-16.
+VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, _Written]]]]] = [
+    (
+        _in_one_line,
+        lambda value: [
+            (form, _Written(form, rb"(?:\\n|[ \t\r\n]){0,80}")) for form in dict.fromkeys(_in_base64(value))
+        ],
+    ),
+    (
+        _digits,
+        lambda value: [
+            (value.hex().encode(), _Written(value.hex().encode(), rb"[ \t\r\n:,0%x\\&#;-]{0,80}?", re.I, whole=True))
+        ],
+    ),
+    (_without_nul, lambda value: [(value, _Written(value, rb"\0?"))]),
+]
 
 
 def _forms(value: bytes) -> list[bytes]:
@@ -440,7 +571,8 @@ def _forms(value: bytes) -> list[bytes]:
         text.replace("'", "'\\''"),
         re.sub(r"([^\w@%+=:,./-])", r"\\\1", text),
     ]
-    return [form.encode("utf-8", "surrogateescape") for form in forms] + _in_base64(value)
+    encoded = [form.encode("utf-8", "surrogateescape") for form in forms]
+    return [*encoded, *_in_base64(value), value.hex().encode(), value.hex().upper().encode()]
 
 
 def _in_base64(value: bytes) -> list[bytes]:

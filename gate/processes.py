@@ -288,10 +288,12 @@ def become_watcher() -> None:
         return  # not as root: the kernel may take us when memory runs out
 
 
-def tidy(path: str, folder: str, why: str) -> None:
-    """Add a line to a log, unless that is a link, and remove the run's folder."""
+def tidy(path: str, folder: str, room: str, why: str) -> None:
+    """Add a line to a log, unless that is a link, and remove the run's folder and the file that keeps room."""
     if folder:
         subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, check=False)
+    if room:
+        subprocess.run(["rm", "-f", "--", room], stdin=subprocess.DEVNULL, check=False)
     if not path:
         return
     try:
@@ -323,6 +325,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip", type=int, action="append", default=[], help="pid of what stays, with all below it")
     parser.add_argument("--deadline", type=float, default=0.0, help="when the wrap script is woken")
     parser.add_argument("--end", type=float, default=0.0, help="when it should have ended")
+    parser.add_argument("--room", default="", help="file that keeps room on the disk, which goes with the run")
     parser.add_argument("--log", default="", help="file that is told why the run was ended")
     return parser.parse_args(argv)
 
@@ -346,7 +349,7 @@ def main(argv: list[str]) -> int:
         why = watch(family, options.deadline, options.end, options.grace)
     finally:
         cgroup.leave()
-    tidy(options.log, options.folder, why)
+    tidy(options.log, options.folder, options.room, why)
     return 0
 
 

@@ -608,6 +608,28 @@ def test_results_are_junit_whichever_version_the_repository_has(machine: Machine
     assert "3 of 5 tests failed:\n  setUpClass (tests.test_it.BrokenClass)\n" in console
 
 
+def test_each_of_several_runs_of_tests_counts(machine: Machine) -> None:
+    stream = "test: a.B.{0}\nsuccess: a.B.{0}\ntest: a.B.again\n{1}: a.B.again\n"
+    for number, outcome in enumerate(("failure", "success", "success")):
+        machine.write(f"stack/new/tempest/.stestr/{number + 9}", stream.format(f"only{number}", outcome))
+    os.utime(machine.base / "new/tempest/.stestr/9", (1, 1))
+
+    machine.collect()
+
+    names = ["only0", "again", "only1", "again", "only2", "again"]
+    suite = ElementTree.parse(machine.logs / "tempest-results.xml").getroot()
+    assert [(case.get("name"), len(case)) for case in suite] == [
+        (name, int(place == 1)) for place, name in enumerate(names)
+    ]
+    assert machine.verdict()["tests"] == {"run": 6, "failed": 1, "skipped": 0, "names": ["a.B.again"]}
+
+    machine.facts["journal_start"] = "1000"  # before which another run has left its results
+
+    machine.collect()
+
+    assert machine.verdict()["tests"] == {"run": 4, "failed": 0, "skipped": 0, "names": []}
+
+
 def test_a_test_that_the_run_was_stopped_in_is_a_failure(machine: Machine) -> None:
     machine.write(
         "stack/new/tempest/.stestr/tmpabc123",
