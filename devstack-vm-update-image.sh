@@ -17,6 +17,8 @@ TEXT
 
 GIT_SECONDS=900  # for a clone or a fetch of devstack
 LOCK_SECONDS=1800  # two jobs may share a workspace
+URL=''    # of devstack
+LOGIN=''  # the file with the login for it, if there is one
 
 # No questions, no transfer that stands still, checkouts whoever owns them, no repository above a damaged one, and no hook.
 set_up_git() {
@@ -27,6 +29,19 @@ set_up_git() {
     export GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60
     export GIT_CONFIG_COUNT=3 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' \
         GIT_CONFIG_KEY_1=core.hooksPath GIT_CONFIG_VALUE_1=/dev/null GIT_CONFIG_KEY_2=core.fsmonitor GIT_CONFIG_VALUE_2=false
+}
+
+# Fills URL, without a login for http in it, which git reads from a file: arguments of commands are seen by everybody here.
+hide_login() {
+    local file=$WORKSPACE/devstack.login
+    URL=$1
+    rm -f -- "$file"  # of a run that was killed
+    if [[ ! $URL =~ ^(https?://)([^/]+@)([^/@]+.*)$ ]]; then return 0; fi
+    URL=${BASH_REMATCH[1]}${BASH_REMATCH[3]}
+    LOGIN=$file
+    (umask 077; set -o noclobber; printf '%s\n' "${BASH_REMATCH[1]}${BASH_REMATCH[2]}${BASH_REMATCH[3]%%/*}" > "$file") || return
+    export GIT_CONFIG_COUNT=$(( GIT_CONFIG_COUNT + 1 )) GIT_CONFIG_KEY_3=credential.helper \
+        GIT_CONFIG_VALUE_3="store --file='${file//\'/\'\\\'\'}'"
 }
 
 # What somebody else could have put into the workspace, for us to write through or to run, is refused.
@@ -114,7 +129,7 @@ have_devstack() {
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
-    local here url mask
+    local here mask
     here=$(readlink -f -- "${BASH_SOURCE[0]}")
     here=${here%/*}
     # shellcheck source=functions.sh
@@ -136,8 +151,8 @@ main() {
     if [[ ! -d $WORKSPACE || ! -w $WORKSPACE ]]; then
         die 2 "WORKSPACE: $WORKSPACE is not a folder that can be written to"
     fi
-    url=${GIT_BASE:-https://opendev.org}
-    url=${url%/}/openstack/devstack
+    URL=${GIT_BASE:-https://opendev.org}
+    URL=${URL%/}/openstack/devstack
     set_up_git
     check_is_ours "$WORKSPACE" folder
     check_is_ours "$WORKSPACE/devstack.lock" file
@@ -145,10 +160,13 @@ main() {
     check_is_ours "$WORKSPACE/devstack/.git" folder
     exec {lock}>> "$WORKSPACE/devstack.lock"
     flock -w "$LOCK_SECONDS" "$lock" || die 1 "another run has held $WORKSPACE/devstack.lock for $LOCK_SECONDS s"
+    trap 'if [[ $LOGIN ]]; then rm -f -- "$LOGIN"; fi' EXIT
+    hide_login "$URL" || die 1 "$WORKSPACE/devstack.login: cannot be written"
     mask=$(umask)
     umask 077
-    have_devstack "$url" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $url; nothing was built"
+    have_devstack "$URL" "$WORKSPACE/devstack" || die 1 "devstack could not be fetched from $URL; nothing was built"
     umask "$mask"
+    if [[ $LOGIN ]]; then rm -f -- "$LOGIN"; fi
     exec {lock}>&-
     exec "$here/devstack-vm-update-image.py" "$@"
 }

@@ -59,7 +59,9 @@ PROMISES = {
     "Devstack's code runs": [
         "test_devstackfiles.py::test_devstack_s_code_sees_nothing_of_this_host",
         "test_image_caches.py::test_devstack_s_code_ran_on_the_template_as_the_account"],
-    "A login in the git base": ["test_update_image_sh.py::test_a_login_of_the_base_is_in_no_file_that_others_can_read"],
+    "A login in the git base": [
+        "test_update_image_sh.py::test_a_login_of_the_base_is_in_no_file_that_others_can_read",
+        "test_update_image_sh.py::test_a_login_of_the_base_is_in_no_list_of_processes_and_in_no_file_afterwards"],
     "What is installed beside": [
         "test_requirements.py::test_each_package_is_pinned_with_the_hashes_of_its_files_and_no_index_is_named",
         "test_requirements.py::test_a_file_with_another_hash_is_not_installed"],

@@ -1,13 +1,17 @@
 """devstack-vm-update-image.sh: a clone of devstack that equals its remote, whatever was there before."""
 
+import base64
 import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -563,6 +567,56 @@ def test_a_login_of_the_base_is_in_no_file_that_others_can_read(site: Site) -> N
     found = [path for path in site.workspace.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert all(path.stat().st_mode & 0o077 == 0 for path in found), found
     assert found, "the setting with the login was not written"
+
+
+@contextmanager
+def asking_for_a_login(repository: Path, login: str, seen: list[str]) -> Iterator[str]:
+    """Serve a repository for that login only, and note what everybody sees of all processes at each request."""
+    token = base64.b64encode(login.encode()).decode()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    seen.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            if self.headers.get("Authorization") == f"Basic {token}":
+                super().do_GET()
+            else:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="git"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def translate_path(self, path: str) -> str:
+            return f"{repository}/.git/{path.partition('?')[0].partition('/openstack/devstack/')[2]}"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    git(repository, "update-server-info")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("password", ["hunter2-CANARY", "p%40ss%2Fw%27ord-CANARY"])
+def test_a_login_of_the_base_is_in_no_list_of_processes_and_in_no_file_afterwards(site: Site, password: str) -> None:
+    (site.workspace / "devstack.login").symlink_to(victim := site.folder / "victim")
+    victim.write_text("mine")
+    seen: list[str] = []
+    shutil.rmtree(site.checkout, ignore_errors=True)
+    with asking_for_a_login(site.remote, f"robot:{unquote(password)}", seen) as place:
+        for _ in range(2):  # a clone, then a fetch
+            site.run(GIT_BASE=f"http://robot:{password}@{place}")
+            commit(site.remote, "master", {"stackrc": "two"})
+            git(site.remote, "update-server-info")
+        site.run(GIT_BASE=f"http://robot:wrong-CANARY@{place}", expect=1)
+    assert site.files()["stackrc"] == "two"
+    assert any("remote-http" in line for line in seen)
+    assert [line for line in seen if "CANARY" in line] == []
+    assert [path for path in site.workspace.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()] == []
+    assert victim.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", [".", "devstack", "devstack/.git", "devstack.lock"])
