@@ -23,7 +23,7 @@ from hidesecrets import Hider, pieces_of, read_given, values_given, write_all
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 BEGUN_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)\Z")
-LINE_ENDS = re.compile(r"\r+\n|[\r\v\f\x85\u2028\u2029]")
+LINE_ENDS = re.compile(r"(?<!\r)\r+\n|[\r\v\f\x85\u2028\u2029]")
 UNSEEN = re.compile(
     "[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"

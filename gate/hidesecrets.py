@@ -19,10 +19,12 @@ Python 3.8 and its standard library: this runs on test nodes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import os
 import re
 import select
+import signal
 import sys
 import time
 import urllib.parse
@@ -37,6 +39,8 @@ WRAPPED = re.compile(rb"(?:[^\n]*[^\nA-Za-z0-9+/=_-])?[A-Za-z0-9+/=_-]{40,200}\r
 WRAPPED_BYTES = 4096  # of such lines that are held back
 NAMED = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",), "'": ("apos",)}  # in XML
 MAX_VALUES = 1000  # values that a Hider knows
+FIND_SECONDS = 5.0  # for finding secrets in all texts of a process
+_spent = 0.0  # of these
 MAX_LINE = 64 << 10  # bytes; a longer line is passed on in pieces
 WINDOW = 200  # bytes before a common value in which its name must stand
 IDLE_SECONDS = 0.5  # after which a line that has not ended is shown
@@ -192,8 +196,58 @@ def says_secret(line: bytes) -> bool:
 def find(text: bytes, *, code: bool = False) -> list[Place]:
     """Return the places of secrets in settings or in bash code, in order, without overlaps.
 
-    In code only literal values are found, and names followed by values only in here-documents.
+    In code only literal values are found, and names followed by values only in here-documents. In a text that takes
+    too long, since somebody has written it for that, only what follows a name and a sign in a line is found.
     """
+    global _spent  # noqa: PLW0603
+    began = time.monotonic()
+    try:
+        with _within(max(0.1, FIND_SECONDS - _spent)):
+            return _find(text, code)
+    except _TooLongError:
+        return _find_in_lines(text)
+    finally:
+        _spent += time.monotonic() - began
+
+
+class _TooLongError(Exception):
+    """The time is over."""
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raise _TooLongError after so many seconds, in the main thread."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise _TooLongError
+
+    try:
+        before = signal.signal(signal.SIGALRM, end)
+    except ValueError:  # another thread
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _find_in_lines(text: bytes) -> list[Place]:
+    places, at = [], 0
+    for line in text.splitlines(keepends=True):
+        sign = re.search(rb"[=:]", line)
+        name = line[: sign.start()].rstrip(b" \t\"'])").rpartition(b" ")[2] if sign else b""
+        if sign and name and sounds_secret(name[-200:]):
+            start = at + sign.end() + len(line[sign.end() :]) - len(line[sign.end() :].lstrip())
+            end = at + len(line.rstrip())
+            places += [Place(start, end, name)] if start < end else []
+        at += len(line)
+    return places
+
+
+def _find(text: bytes, code: bool) -> list[Place]:
     places = [Place(one.start(1), one.end(1), b"private key") for one in KEY_BLOCK.finditer(text)]
     places += [Place(one.start(2), one.end(2), b"login", True) for one in LOGIN.finditer(text) if _is_login(one)]
     for one in SUBSTITUTED.finditer(text):

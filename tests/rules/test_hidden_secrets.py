@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import textwrap
+import time
 import urllib.parse
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ import pytest
 from tests.support.pool import PROJECT
 
 sys.path.append(str(PROJECT / "gate"))
+import console
+import hidesecrets
 from hidesecrets import Hider, is_unique, values_given
 
 PLAIN, MIXED, FOREIGN = "Tr0ub4dor3xKq9Zz", "s3cr3t'Pa\"ss<&>\\w0rd+/=%~é x", "パスワード99"
@@ -100,6 +103,28 @@ def test_a_log_without_secrets_stays_as_it_is() -> None:
             b"\\u0041 QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWZnaGlqa2xtbm9wcXJzdHV2\n")
     hide = hider(PLAIN, MIXED, FOREIGN)
     assert b"".join(hide.feed(line) for _ in range(300)) + hide.feed(b"", end=True) == line * 300
+
+
+@pytest.mark.parametrize("text", [b"a='" * 60_000, b"curl " * 40_000, b"password=\"\\" * 20_000,
+                                  b"a=$(cat <<A\n" * 15_000, b"-----BEGIN PRIVATE KEY-----" * 8_000])
+def test_a_text_that_is_written_to_take_long_ends_and_hides_what_stands_in_lines(
+    monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    monkeypatch.setattr(hidesecrets, "FIND_SECONDS", 0.3)
+    monkeypatch.setattr(hidesecrets, "_spent", 0.0)
+    settings = b"export DB_PASSWORD=\"Tr0ub4dor3xKq9Zz\"\nx: y\n" + text + b"\napi_key : hunter2-hunter3\n"
+    began = time.process_time()
+    found = hidesecrets.values_in(settings)
+    assert time.process_time() - began < 20
+    assert {b"Tr0ub4dor3xKq9Zz", b"hunter2-hunter3"} <= set(found)
+
+
+@pytest.mark.parametrize("text", ["\r" * 300_000, "\x1b]" + "0" * 300_000, "\x1b[" * 100_000, "\r\r\nx\r"])
+def test_what_a_terminal_would_obey_is_taken_out_in_no_time(text: str) -> None:
+    began = time.process_time()
+    shown = console.printable(text)
+    assert time.process_time() - began < 20
+    assert "\r" not in shown and "\x1b" not in shown
 
 
 @pytest.mark.parametrize(("value", "unique"), [
