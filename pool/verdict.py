@@ -95,6 +95,8 @@ def checked(body: bytes, url: str) -> Verdict:
         return read(body, url)
     except WrongVerdictError as err:
         return without(url, str(err))
+    except gateprocess.NONSENSE as err:  # the end of a build is recorded, whatever its node has sent
+        return without(url, f"it makes no sense ({err})")
 
 
 def read(body: bytes, url: str) -> Verdict:
@@ -160,7 +162,7 @@ def _minutes(content: dict[str, Any]) -> float:
     if len(phases) > MAX_PHASES or not all(map(_is_text, phases)):
         raise WrongVerdictError(f"minutes: expected at most {MAX_PHASES} phases")
     for value in phases.values():
-        if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= MAX_MINUTES):
+        if type(value) not in (int, float) or not 0 <= value <= MAX_MINUTES:  # nor what is no number
             raise WrongVerdictError(f"minutes: expected numbers from 0 to {MAX_MINUTES}")
     return round(math.fsum(phases.values()), 1)
 
