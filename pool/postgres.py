@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ ANSWER_SECONDS = 10  # that a look may take; so the process knows of a loss afte
 LET_GO_SECONDS = 60  # before which the server does not give the locks of a host that is silent to others
 POLL_SECONDS = 0.05
 ROWS_AT_ONCE = 5000
+REQUIRES_AUTH = 160000  # the version of the client's library that can be told how it may log in
 NAME_LENGTH = 63  # of an application, as PostgreSQL keeps it
 # Time limits of a connection; those that the address has go before.
 CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5,
@@ -120,7 +121,8 @@ class Database(peewee.PostgresqlDatabase):
 
     def _connect(self) -> Any:
         session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
-        given: dict[str, Any] = {**CONNECTION, "application_name": _application(), **self.address}
+        given: dict[str, Any] = {**CONNECTION, **_guarded(self.address), "application_name": _application(),
+                                 **self.address}
         given["options"] = f"{session} {self.address.get('options') or ''}".strip()
         connection = psycopg.connect(**given, autocommit=True, prepare_threshold=None)
         connection.adapters.register_dumper(bool, _Flag)  # flags are integers, as in SQLite
@@ -325,6 +327,19 @@ class Database(peewee.PostgresqlDatabase):
     def _make(self) -> None:
         for statement in dialect.PRELUDE.format(writer=WRITER).split(";\nCREATE"):
             self.execute_sql(statement if statement.startswith("\n") else f"CREATE{statement}")
+
+
+def _guarded(address: Mapping[str, Any]) -> dict[str, str]:
+    """Return the setting that keeps a password from whoever answers at the address, in the place of the server.
+
+    The client's library would tell it in clear text, if it is asked so. Where only the server itself can listen, by TLS
+    or on a socket of this host, it may be asked.
+    """
+    mode = address.get("sslmode") or os.environ.get("PGSSLMODE", "")
+    host = str(address.get("host") or address.get("hostaddr") or os.environ.get("PGHOST") or "/")
+    if pq.version() < REQUIRES_AUTH or mode.startswith("verify") or all(one[:1] in "/@" for one in host.split(",")):
+        return {}
+    return {"require_auth": "!password"}
 
 
 def _application() -> str:

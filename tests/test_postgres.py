@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.pocketjenkins.client import StandIn
 from tests.support import postgres
 from tests.support.pool import PROJECT, Pool, await_that, make_key, provider
 from tests.support.postgres import OWNER, Server
+from tests.test_nodessh import listening
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,26 @@ def test_a_password_comes_from_libpq_s_own_places_and_a_wrong_one_is_said(
     code, said = told(tmp_path, guarded, PGPASSWORD="wrong")
     assert (code, said.count("\n")) == (2, 1)
     assert 'FATAL: password authentication failed for user "guarded"' in said
+
+
+def test_who_answers_in_the_place_of_the_server_gets_no_password(tmp_path: Path) -> None:
+    said = []
+    (tmp_path / ".pgpass").write_text("*:*:*:*:PASSWORD-CANARY\n")
+    (tmp_path / ".pgpass").chmod(0o600)
+
+    def answer(connection: socket.socket) -> None:
+        if connection.recv(1000)[4:8] == b"\x04\xd2\x16\x2f":  # a wish for TLS
+            connection.sendall(b"N")
+            connection.recv(1000)
+        connection.sendall(b"R\0\0\0\x08\0\0\0\x03")  # asks for the password in clear text
+        said.append(connection.recv(1000))
+        connection.close()
+
+    with listening(answer) as (host, port):
+        code, words = told(tmp_path, f"postgresql://u@{host}:{port}/db")
+    assert (code, words.count("\n")) == (1, 1)
+    assert "server requested a cleartext password" in words
+    assert [one for one in said if b"CANARY" in one] == []
 
 
 def test_without_psycopg_vm_db_works_and_an_address_gets_one_line_that_says_what_to_install(tmp_path: Path) -> None:
