@@ -16,7 +16,7 @@ read_group() {
     local -a names=() addresses=()
     if [[ ! -r $NODES ]]; then return 0; fi
     while read -r name role private public _; do
-        if [[ ! "$name $private $public" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*\ [0-9A-Fa-f.:-]+\ [0-9A-Fa-f.:-]+$ ]]; then continue; fi
+        if [[ ! "$name $private $public" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*(\ (-|[0-9A-Fa-f:][0-9A-Fa-f.:]+)){2}$ ]]; then continue; fi
         if [[ $private != - ]]; then address=$private; else address=$public; fi
         case $role in
             primary)

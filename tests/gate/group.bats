@@ -41,7 +41,7 @@ setup() {
 
 @test "lines of another form are passed over" {
     # shellcheck disable=SC2016
-    printf '%s\n' '.. subnode 10.0.0.8 -' 'a-4 subnode $(reboot) -' '-oProxyCommand=x subnode' 'a;b subnode 10.0.0.9 -' 'a-5 other 10.0.0.5 -' >> "$NODES"
+    printf '%s\n' '.. subnode 10.0.0.8 -' 'a-4 subnode $(reboot) -' '-oProxyCommand=x subnode' 'a;b subnode 10.0.0.9 -' 'a-5 other 10.0.0.5 -' 'a-6 subnode -- -' 'a-7 subnode -c0 -' >> "$NODES"
     read_group
     [[ ${SUBNODE_NAMES[*]} == 'a-2 a-3' ]]
 }
