@@ -173,7 +173,7 @@ def run(body: Callable[[], int]) -> NoReturn:
 def _run_to_end(body: Callable[[], int]) -> int:
     """Run a script's body and return its exit code, with every error told in one line."""
     try:
-        code = body()
+        code = _code_of(body)
         if sys.stdout:
             sys.stdout.flush()
         return code
@@ -181,14 +181,18 @@ def _run_to_end(body: Callable[[], int]) -> int:
         return _told(str(err), err.exit_code)
     except BrokenPipeError:
         return EXIT_FAILED  # whoever read our output has left
-    except SystemExit as err:
-        sys.stdout.flush()
-        return err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
     except ModuleNotFoundError as err:
         return _told(without_package(err), EXIT_CONFIG)
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
         return _told(reason_of(err), EXIT_FAILED)
+
+
+def _code_of(body: Callable[[], int]) -> int:
+    try:
+        return body()
+    except SystemExit as err:
+        return err.code if isinstance(err.code, int) else EXIT_FAILED  # argparse has said why
 
 
 def _told(message: str, code: int) -> int:

@@ -52,6 +52,16 @@ def test_an_output_that_cannot_be_written_is_told(pool: Pool) -> None:
     assert (code, err) == (1, "vmdatabase.py: standard output, or a file: No space left on device\n")
 
 
+@pytest.mark.parametrize(("words", "to", "code", "said"), [
+    (("nonsense",), "&-", 2, "vmdatabase.py: argument "), (("--help",), "&-", 0, ""),
+    (("--help",), "/dev/full", 1, "vmdatabase.py: standard output, or a file: No space left on device\n")])
+def test_wrong_use_and_help_end_well_whatever_the_output_is(
+    pool: Pool, words: tuple[str, ...], to: str, code: int, said: str
+) -> None:
+    result, err = limited(pool, "true", *words, to=to)
+    assert (result, err.startswith(said), err.count("\n")) == (code, True, bool(said)), err
+
+
 @pytest.mark.parametrize("files", [5, 6, 7])
 def test_too_few_file_descriptors_are_told(pool: Pool, files: int) -> None:
     pool.load(provider())
