@@ -15,10 +15,12 @@ import re
 import subprocess
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import gateprocess
 from gateconfig import PACKAGE_NAME
 from gateprocess import TIMED_OUT, ConfigError, GateError, get_log
 from image import pipneeds
@@ -32,6 +34,8 @@ GIT_SECONDS = 600
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 LINK, PROGRAM = "120000", "100755"  # modes of git
 BIG = 1024 * 1024
+TREE_BYTES = 64 << 20  # of the files of a branch, of which devstack has some 10 MB
+PROJECT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 # With these git would look at another repository than the folder's.
 GIT_VARIABLES = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
@@ -236,7 +240,7 @@ def repositories_of(tree: Path) -> list[Repository]:
     cloned = set(re.findall(r"git_clone[ \t]+[\"']?\$\{?(\w+)", scripts))
     found: dict[str, Repository] = {}
     for _, variable, project in REPOSITORY.findall(text):
-        if not variable or variable in cloned:
+        if (not variable or variable in cloned) and PROJECT.fullmatch(project):
             found.setdefault(project, Repository(project, library=not variable))
     return list(found.values())
 
@@ -257,7 +261,7 @@ def projects_of(environ: Mapping[str, str]) -> list[str]:
         listed = re.sub(r"#.*", "", PROJECTS_FILE.read_text(encoding="utf-8")).split()
     names = environ.get("PROJECTS", "").split() + listed
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", name):
+        if not PROJECT.fullmatch(name):
             raise ConfigError(f"PROJECTS or DEVSTACK_GATE_PROJECTS: {name!r} is no project's name")
     return list(dict.fromkeys(names))
 
@@ -337,12 +341,19 @@ class Checkout:
         with tempfile.TemporaryDirectory(prefix="devstack-gate-") as folder:
             tree = Path(folder) / "devstack"
             tree.mkdir()
-            for name, mode, content in self._files(branch):
-                (tree / name).parent.mkdir(parents=True, exist_ok=True)
-                if mode == LINK:
-                    (tree / name).symlink_to(content.decode(errors="replace"))
-                else:
-                    (tree / name).write_bytes(content)
+            files = list(self._files(branch))
+            # Links last, through which nothing is written then.
+            for name, mode, content in sorted(files, key=lambda file: file[1] == LINK):
+                try:
+                    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                    if mode == LINK:
+                        (tree / name).symlink_to(content.decode(errors="replace"))
+                    else:
+                        with (tree / name).open("xb") as stream:
+                            stream.write(content)
+                except (OSError, ValueError) as err:
+                    raise GateError(f"{self.folder}: {branch} holds a file {name!a} that cannot be written "
+                                    f"({gateprocess.one_line(err)})") from err
             yield tree
 
     def archive(self, branch: str) -> bytes:
@@ -362,9 +373,12 @@ class Checkout:
 
     def _files(self, branch: str) -> Iterator[tuple[str, str, bytes]]:
         """Yield name, mode and content of each file of a branch as it was committed: no filter of git's is run."""
-        listed = self._git("ls-tree", "-r", "-z", self.sha1(branch)).split("\0")
-        entries = [(*head.split(" "), name) for head, _, name in (line.partition("\t") for line in listed if line)]
-        blobs = [(mode, sha1, name) for mode, kind, sha1, name in entries if kind == "blob"]
+        listed = self._git("ls-tree", "-r", "-l", "-z", self.sha1(branch)).split("\0")
+        entries = [(*head.split(), name) for head, _, name in (line.partition("\t") for line in listed if line)]
+        blobs = [(mode, sha1, name) for mode, kind, sha1, _, name in entries if kind == "blob"]
+        refuse_unsafe(f"{self.folder}: {branch}", [(name, mode) for mode, _, name in blobs])
+        if sum(int(size) for _, kind, _, size, _ in entries if kind == "blob") > TREE_BYTES:
+            raise GateError(f"{self.folder}: {branch} holds more than {TREE_BYTES >> 20} MB, and is no devstack")
         output = io.BytesIO(_git(self.folder, "cat-file", "--batch",
                                  stdin="".join(f"{sha1}\n" for _, sha1, _ in blobs).encode()))
         for mode, sha1, name in blobs:
@@ -393,6 +407,20 @@ class Checkout:
 
     def _git(self, *words: str) -> str:
         return _git(self.folder, *words).decode(errors="replace")
+
+
+def refuse_unsafe(what: str, files: Sequence[tuple[str, str]]) -> None:
+    """Raise GateError if files of a commit, each a name and a mode of git, would be written elsewhere than its folder.
+
+    git makes no such commit and checks none out, but it fetches those that somebody else has made.
+    """
+    names = Counter(name for name, _ in files)
+    links = {name for name, mode in files if mode == LINK}
+    for name, _ in files:
+        parts = name.split("/")
+        above = {"/".join(parts[:count]) for count in range(1, len(parts))}
+        if names[name] > 1 or above & links or any(part.lower() in ("", ".", "..", ".git") for part in parts):
+            raise GateError(f"{what} holds a file {name!a}, which could lead elsewhere; nothing is read from it")
 
 
 def _files_of(folder: Path) -> Iterator[tuple[str, str, bytes]]:

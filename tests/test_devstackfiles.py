@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateprocess import ConfigError
+from gateprocess import ConfigError, GateError
 from image import devstackfiles, pipneeds
 from image.devstackfiles import Checkout, Package, Repository, SandboxError
 from tests.support.pool import Pool, await_that
@@ -673,6 +673,46 @@ def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Checkout(tmp_path / "empty").branches(["master"])
     assert str(caught.value) == f"{tmp_path / 'empty'}: there is no commit on HEAD"
+
+
+def made_tree(folder: Path, *entries: tuple[str, bytes, str]) -> str:
+    """Make a tree of any entries, (mode, name, object), as no git would; returns its name."""
+    raw = b"".join(mode.encode() + b" " + name + b"\0" + bytes.fromhex(sha1) for mode, name, sha1 in entries)
+    done = subprocess.run(["git", "-C", str(folder), "hash-object", "-t", "tree", "-w", "--literally", "--stdin"],
+                          input=raw, capture_output=True, check=True)
+    return done.stdout.decode().strip()
+
+
+@pytest.mark.parametrize("kind", ["a link and a folder of one name", "up", "git", "GIT", "twice"])
+def test_a_commit_that_no_git_would_check_out_writes_nothing_elsewhere(tmp_path: Path, kind: str) -> None:
+    remote, victim = repository(tmp_path / "remote", {"master": {"stackrc": "x"}}), tmp_path / "victim"
+    victim.mkdir()
+    for name, text in (("blob", "of a stranger"), ("link", str(victim))):
+        (tmp_path / name).write_text(text)
+    blob, link = (git(remote, "hash-object", "-w", str(tmp_path / name)) for name in ("blob", "link"))
+    inner = made_tree(remote, ("100644", b"authorized_keys", blob))
+    entries = {"a link and a folder of one name": [("120000", b"lib", link), ("40000", b"lib", inner)],
+               "up": [("40000", b"..", made_tree(remote, ("40000", b"..", inner)))],
+               "git": [("40000", b".git", inner)], "GIT": [("40000", b".GIT", inner)],
+               "twice": [("100644", b"a", blob), ("120000", b"a", link)]}[kind]
+    commit_of = git(remote, "commit-tree", "-m", "x", made_tree(remote, *entries))
+    git(remote, "branch", "stable/evil", commit_of)
+    git(tmp_path, "clone", "--quiet", str(remote), "clone")
+    checkout = Checkout(tmp_path / "clone")
+
+    for read in (lambda: devstackfiles.wanted(checkout, "stable/evil", "noble"),
+                 lambda: checkout.archive("stable/evil")):
+        with pytest.raises(GateError, match=r"clone: stable/evil holds a file '.*', which could lead elsewhere"):
+            read()
+    assert list(victim.iterdir()) == []
+    assert devstackfiles.wanted(checkout, "master", "noble").packages == []
+
+
+def test_only_names_of_projects_are_cloned(tmp_path: Path) -> None:
+    text = "".join(f'GITREPO["{number}"]=${{X_REPO:-${{GIT_BASE}}/{name}.git}}\n' for number, name in enumerate(
+        ("openstack/nova", "../../home/robot/secret", "openstack/../../x", "-uevil", "/etc")))
+    (tmp_path / "stackrc").write_text(text)
+    assert [one.project for one in devstackfiles.repositories_of(tmp_path)] == ["openstack/nova"]
 
 
 def test_a_branch_stays_what_it_was_when_the_build_began(clone: Path) -> None:

@@ -23,7 +23,7 @@ NO_THREADS = ("resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); threa
 def limited(pool: Pool, limit: str, *words: str, to: str = "/dev/null") -> tuple[int, str]:
     """Run vmdatabase.py under a limit of bash's; returns exit code and stderr."""
     script = [sys.executable, str(PROJECT / "vmdatabase.py"), *words]
-    command = ["bash", "-c", f'{limit}; exec "$@" > {to}', "bash", *script]
+    command = ["bash", "-c", f'{limit}; exec "$@" >{to}', "bash", *script]
     result = subprocess.run(command, env=pool.environment, cwd=pool.folder, capture_output=True, text=True, timeout=60,
                             check=False)
     return result.returncode, result.stderr
@@ -52,14 +52,11 @@ def test_an_output_that_cannot_be_written_is_told(pool: Pool) -> None:
     assert (code, err) == (1, "vmdatabase.py: standard output, or a file: No space left on device\n")
 
 
-@pytest.mark.parametrize(("words", "to", "code", "said"), [
-    (("nonsense",), "&-", 2, "vmdatabase.py: argument "), (("--help",), "&-", 0, ""),
-    (("--help",), "/dev/full", 1, "vmdatabase.py: standard output, or a file: No space left on device\n")])
-def test_wrong_use_and_help_end_well_whatever_the_output_is(
-    pool: Pool, words: tuple[str, ...], to: str, code: int, said: str
-) -> None:
-    result, err = limited(pool, "true", *words, to=to)
-    assert (result, err.startswith(said), err.count("\n")) == (code, True, bool(said)), err
+@pytest.mark.parametrize(("word", "code", "said"), [
+    ("nonsense", 2, "vmdatabase.py: argument "), ("--version", 0, "vmdatabase.py ")])
+def test_wrong_use_ends_well_also_without_an_output(pool: Pool, word: str, code: int, said: str) -> None:
+    result, err = limited(pool, "true", word, to="&-")
+    assert (result, err.startswith(said), err.count("\n")) == (code, True, 1), err
 
 
 @pytest.mark.parametrize("files", [5, 6, 7])

@@ -47,7 +47,8 @@ PROMISES = {
         "test_gateconfig.py::test_the_modes_of_clouds_yaml_are_looked_at"],
     "A lock that is a link": [
         "test_vmdatabase.py::test_a_lock_that_is_no_file_is_refused_and_what_it_leads_to_stays_as_it_is",
-        "test_update_image_sh.py::test_a_lock_file_that_is_a_link_is_refused_and_what_it_names_stays_whole"],
+        "test_update_image_sh.py::test_a_lock_file_that_is_a_link_is_refused_and_what_it_names_stays_whole",
+        "test_status.py::test_nothing_is_written_through_what_others_put_into_the_folder"],
     "A WORKSPACE, or a checkout": [
         "test_update_image_sh.py::test_what_others_can_write_is_refused_and_stays_as_it_is",
         "test_update_image_sh.py::test_what_belongs_to_somebody_else_is_refused",
@@ -56,6 +57,8 @@ PROMISES = {
     "Settings and hooks of a checkout": [
         "test_update_image_sh.py::test_nothing_that_a_checkout_s_settings_name_is_run",
         "test_update_image_sh.py::test_hooks_of_the_account_s_template_are_not_run"],
+    "Files of a checkout of devstack": [
+        "test_devstackfiles.py::test_a_commit_that_no_git_would_check_out_writes_nothing_elsewhere"],
     "Devstack's code runs": [
         "test_devstackfiles.py::test_devstack_s_code_sees_nothing_of_this_host",
         "test_image_caches.py::test_devstack_s_code_ran_on_the_template_as_the_account"],
