@@ -86,7 +86,10 @@ class Template:
     def wait_for_boot(self) -> None:
         """Wait for the end of the first boot, and find out the distribution."""
         self.call("wait_for_boot")
-        self._distribution = self.call("print_distribution")[-1]
+        told = self.call("print_distribution")
+        if not told:
+            raise GateError("the machine does not tell its distribution")
+        self._distribution = told[-1]
         self.log.info("the distribution is %s", self._distribution)
 
     def install_packages(self) -> None:

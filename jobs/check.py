@@ -354,7 +354,7 @@ def ask(call: Callable[[], T]) -> T:
         return call()
     except (jenkins.JenkinsException, requests.RequestException) as err:
         raise NoAnswerError(_reason(err, response_of(err))) from err
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except gateprocess.NONSENSE as err:
         raise NoAnswerError("the answer makes no sense; is this the address of a Jenkins?") from err
 
 

@@ -52,6 +52,7 @@ CLAIM_SECONDS = 2  # for a lock that others hold for moments only, to see whethe
 WRITE_SECONDS = 120  # for the data to reach the machine
 RESET_SECONDS = 600  # a reset that takes longer has failed; the job that runs it is given 20 minutes
 KILL_SECONDS = 10
+OUTPUT_BYTES = 64 << 20  # of a reset, on the disk
 TOLD_BYTES = 2000  # of what a reset printed last
 DATA_BYTES = 1 << 20
 END_LOOK_SECONDS = 30  # between two looks at the builds that have what is waited for
@@ -521,8 +522,10 @@ class Resets:
         self._running[environment.id] = _Running(environment, process, output, lock)
 
     def _note_ends(self) -> None:
-        for one in [one for one in self._running.values() if one.process.poll() is not None]:
-            self._end(one)
+        for one in list(self._running.values()):
+            _keep_small(one.output)
+            if one.process.poll() is not None:
+                self._end(one)
 
     def _end(self, one: _Running) -> None:
         del self._running[one.environment.id]
@@ -582,11 +585,17 @@ def _environment_of(environment: TestEnvironment) -> dict[str, str]:
     return {**os.environ, "TEST_ENVIRONMENT": environment.name, "TEST_ENVIRONMENT_FILE": environment.data}
 
 
+def _keep_small(output: IO[bytes]) -> None:
+    """Give back the disk that an output takes which has no end; what comes next is written behind a hole."""
+    if os.fstat(output.fileno()).st_blocks * 512 > OUTPUT_BYTES:
+        os.ftruncate(output.fileno(), 0)
+
+
 def _last_of(output: IO[bytes]) -> str:
     """Return the end of what a reset printed, as the end of a line."""
     size = output.seek(0, os.SEEK_END)
     output.seek(max(0, size - TOLD_BYTES))
-    text = gateprocess.plain(output.read().decode("utf-8", "replace"), TOLD_BYTES)
+    text = gateprocess.plain(output.read().replace(b"\0", b"").decode("utf-8", "replace"), TOLD_BYTES)
     return f": {text}" if text else ""
 
 

@@ -230,6 +230,18 @@ def test_a_reset_that_fails_is_told_until_a_person_releases_the_environment(pool
     assert pool.run(VMDATABASE, "environments", "release", "rack-1", expect=0).stdout == "rack-1: FREE\n"
 
 
+def test_a_reset_that_prints_without_end_does_not_fill_the_disk(pool: Pool) -> None:
+    load(pool, reset="head -c 200000000 /dev/zero | tr '\\0' x; sleep 1; stat -L -c %b /proc/self/fd/1 > blocks; "
+                     "echo last words; exit 4")
+    name = machine(pool)
+    pool.run(INPROGRESS, name, expect=0, **build(1))
+
+    run = pool.run(DELETE, name, "--result", "SUCCESS", expect=1, **build(1))
+
+    assert int((pool.folder / "blocks").read_text()) * 512 < 100_000_000
+    assert run.stderr.split("; when it is well")[0].endswith("last words"), run.stderr[-300:]
+
+
 def test_a_machine_that_does_not_take_the_data_is_not_kept_and_the_environment_is_the_next_one_s(pool: Pool) -> None:
     name = machine(pool)
     with closing(socket.create_server(("127.0.0.1", 0))) as nobody:
