@@ -6,17 +6,18 @@ holds a script for ever. And the libraries pass a login on to wherever a redirec
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import requests.adapters
 
-from gateprocess import MOST_VALUES, has_too_many_values
+from gateprocess import MOST_VALUES, NONSENSE, has_too_many_values
 
 CALL_SECONDS = 60  # if the caller gives no limit
 ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes has some 3 MB
@@ -121,8 +122,41 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
         response._content = bytes(body)
         if has_too_many_values(response._content):
             raise AnswerError(f"more than {MOST_VALUES} values came as an answer")
+        response._content = with_next_page_here(response._content, str(request.url))
         response.encoding = response.encoding or "utf-8"  # otherwise it is guessed, from all of the text
         return response
+
+
+def with_next_page_here(body: bytes, url: str) -> bytes:
+    """Return a page of a list whose link to the next page leads to the server of this one, where the library follows it.
+
+    It does so with the login, wherever the link leads: also to http, behind a proxy that a service knows nothing of.
+    """
+    if b'"next"' not in body:
+        return body
+    try:
+        told = json.loads(body)
+        links = [link for key, value in told.items() if key == "links" or key.endswith("_links") for link in value]
+        places = [(told, "next"), *((link, "href") for link in links if link.get("rel") == "next")]
+        moved = [(holder, key, _moved(holder[key], url)) for holder, key in places
+                 if isinstance(holder.get(key), str)]
+    except (*NONSENSE, requests.RequestException):
+        return body  # whoever reads it says so
+    if all(holder[key] == address for holder, key, address in moved):
+        return body
+    for holder, key, address in moved:
+        holder[key] = address
+    return json.dumps(told).encode()
+
+
+def _moved(target: str, url: str) -> str:
+    """Return an address on the server of a URL, with the path and query of a target."""
+    there = requests.PreparedRequest()
+    there.prepare_url(urljoin(url, target), None)
+    if not requests.Session().should_strip_auth(url, str(there.url)):
+        return target
+    own, parts = urlsplit(url), urlsplit(str(there.url))
+    return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, ""))
 
 
 def _target(request: requests.PreparedRequest, response: requests.Response) -> str:
@@ -140,10 +174,11 @@ def _led_on(request: requests.PreparedRequest, response: requests.Response) -> r
     if "Location" not in response.headers:
         raise AnswerError(f"{response.status_code} {response.reason}, a redirect without an address")
     target = _target(request, response)
-    if requests.Session().should_strip_auth(str(request.url), target):
-        raise AnswerError(f"leads to another server, {target}, to which no login is carried")
     following = request.copy()
     following.prepare_url(target, None)
+    # The address as it will be used: of http://a\@b/ one parser says that it leads to b, and another goes to a.
+    if requests.Session().should_strip_auth(str(request.url), str(following.url)):
+        raise AnswerError(f"leads to another server, {target}, to which no login is carried")
     if response.status_code == 303:  # noqa: PLR2004
         following.method, following.body = "GET", None
         for name in ("Content-Length", "Content-Type"):

@@ -98,6 +98,37 @@ def test_the_login_of_jenkins_goes_to_no_other_server(tmp_path: Path, status: in
     assert (len(asked), seen) == (1, [])
 
 
+@pytest.mark.parametrize("form", ["http://{other}\\@{own}/", "//{other}\\@{own}/", "http://{own}@{other}/",
+                                  "http:\\\\{other}/", "///{other}/", "http://{other}#@{own}/", "http://{other}?@{own}/"])
+def test_no_trick_with_an_address_carries_a_login_elsewhere(tmp_path: Path, form: str) -> None:
+    def serve(connection: Any, _: Any) -> None:
+        answer(connection, "302 Found", headers=f"Location: {form.format(other=other, own=own)}\r\n")
+
+    with hostile_http(lead_nowhere) as (elsewhere, seen), hostile_http(serve) as (url, _):
+        other, own = (one.split("/")[2] for one in (elsewhere, url))
+        with pytest.raises(CloudError):
+            cloud_get(url)
+        with pytest.raises(JenkinsError):
+            nodes(url, tmp_path).look("n1")
+        assert take_node(tmp_path, url).returncode == 1
+    assert seen == []
+
+
+@pytest.mark.parametrize(("link", "there"), [
+    ("/v2/images?marker=a", "/v2/images?marker=a"), ("https://h:1/v2/images?marker=a", "https://h:1/v2/images?marker=a"),
+    ("http://h:1/v2/images?marker=a", "https://h:1/v2/images?marker=a"),
+    ("https://evil/v2/images?marker=a", "https://h:1/v2/images?marker=a"),
+    ("//evil/v2/images?marker=a", "https://h:1/v2/images?marker=a"),
+    ("https://evil\\@h:1/x", "https://h:1/%5C@h:1/x"), ("file:///etc/passwd", "https://h:1/etc/passwd")])
+def test_the_next_page_of_a_list_is_on_the_server_of_the_first(link: str, there: str) -> None:
+    page: Any
+    for page, key in (({"images": [], "next": link}, "next"), ({"ports_links": [{"rel": "next", "href": link}]}, "")):
+        told = json.loads(httpcalls.with_next_page_here(json.dumps(page).encode(), "https://h:1/v2/images?limit=1"))
+        assert (told[key] if key else told["ports_links"][0]["href"]) == there
+    for body in (b'{"next": 5}', b'["next"]', b'{"next": "http://[x"}', b'{"next"', b'{"x_links": 5, "next": "a"}'):
+        assert httpcalls.with_next_page_here(body, "https://h:1/") == body
+
+
 def answer(connection: Any, status: str, body: bytes = b"", headers: str = "") -> None:
     connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body)
 

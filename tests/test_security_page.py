@@ -81,6 +81,11 @@ PROMISES = {
     "The private key of a [group]": [
         "test_groups.py::test_the_first_machine_of_a_group_reaches_the_others_which_go_with_it_and_their_key",
         "rules/test_groups.py::test_each_group_has_keys_of_its_own_which_are_not_shown"],
+    "A login of a cloud or of Jenkins": [
+        "test_hostile_answers.py::test_the_login_of_a_cloud_goes_to_no_other_server",
+        "test_hostile_answers.py::test_the_login_of_jenkins_goes_to_no_other_server",
+        "test_hostile_answers.py::test_no_trick_with_an_address_carries_a_login_elsewhere",
+        "test_hostile_answers.py::test_the_next_page_of_a_list_is_on_the_server_of_the_first"],
     "The address of a PostgreSQL": [
         "test_postgres.py::test_what_is_wrong_with_the_server_is_said_in_one_line",
         "test_postgres.py::test_a_password_comes_from_libpq_s_own_places_and_a_wrong_one_is_said"],
