@@ -128,9 +128,9 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
 
 
 def with_next_page_here(body: bytes, url: str) -> bytes:
-    """Return a page of a list whose link to the next page leads to the server of this one, where the library follows it.
+    """Return a page of a list, whose link to the next page leads to the server of this one.
 
-    It does so with the login, wherever the link leads: also to http, behind a proxy that a service knows nothing of.
+    The libraries follow it with the login, wherever it leads: also to http, if a proxy speaks https for a service.
     """
     if b'"next"' not in body:
         return body

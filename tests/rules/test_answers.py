@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import gateprocess
 import jenkinsnodes
+import nodessh
 from cloud import nova
 from cloud.errors import CloudError, RateLimitedError, explained
 from cloud.quota import of_details, of_limits
@@ -101,6 +103,15 @@ def test_a_pause_that_a_cloud_asks_for_is_a_number_of_seconds(said: str | None, 
 
     assert RateLimitedError("x", _seconds(said)).retry_after == seconds
     assert RateLimitedError("x", -5.0).retry_after == 0
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "9" * 5000, "-1", "", "soon", "1e9"])
+def test_a_machine_that_tells_no_time_is_taken_as_settled(text: str) -> None:
+    session: Any = SimpleNamespace(login=SimpleNamespace(user="u", address="a"), began=0.0)
+    nodessh._refuse_unsettled(session, text, float("inf"))
+    for other in ("busy", "0"):
+        with pytest.raises(nodessh.NotYetError):
+            nodessh._refuse_unsettled(session, other, float("inf"))
 
 
 def test_a_volume_is_known_by_texts() -> None:
