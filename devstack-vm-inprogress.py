@@ -173,11 +173,11 @@ def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
 def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> None:
     """Take a node out of service that no row of vm.db has.
 
-    Otherwise each queued build would come here and fail. pool is the UUID of vm.db, empty if it could not be read.
+    Otherwise each queued build would come here and fail. One that is not called as ours are was renamed or copied by a
+    person if a build runs there; else somebody has mistyped a name. pool is the UUID of vm.db, empty if it could not be read.
     """
     prefix = gateconfig.name_prefix()
-    if not name.startswith(f"{prefix}devstack-"):
-        return
+    ours = name.startswith(f"{prefix}devstack-")
     local = vmdatabase.folder_of_locks()  # the database may not answer
     locks = config.path.with_name(f"{config.path.name}.locks") if local is None else local
     log = gateprocess.get_log(node=name)
@@ -185,7 +185,7 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
         nodes = jenkinsnodes.Nodes(jenkins, locks, pool)
         try:
             node = nodes.look(name)
-            if node and is_black_hole(node, prefix, nodes.is_marked(node)):
+            if node and is_black_hole(node, prefix, nodes.is_marked(node)) and (ours or not node.idle):
                 nodes.take_out_of_service(name, why, missing_ok=True)
                 log.warning("%s: out of service now, so that no other build fails there", why)
         except GateError as err:

@@ -93,7 +93,7 @@ class Launch:
         self.jenkinses = script.jenkinses_of(config)
         self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by its name
         self.refusing: dict[str, GateError] = {}  # the same for those that let us make no nodes
-        self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
+        self.cloud = script.cloud_of(provider)
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
@@ -161,6 +161,7 @@ class Launch:
             labels.note_down(self.provider, self.config)
             raise
         vmdatabase.note_answer(self.provider, True)
+        vmdatabase.note_place(self.provider, *self.cloud.place)
         return servers
 
     def see_nodes(self) -> Mapping[str, jenkinsnodes.Node] | None:
@@ -265,12 +266,15 @@ class Launch:
         absent = now - machine.absent_time if machine.absent_time else 0
         came = machine.online_time is not None
         found = node.prospect(now - machine.state_time, came, absent)
+        serves = node.serves(str(machine.name), str(self.images[machine.base_image_id].name))
+        if not serves:
+            found = LOST
         self.agents[machine.id] = found if found == LOST or not came else HERE
         self.proven[machine.base_image_id].pop(machine.id, None)
         if found == HERE and not node.offline:
             self.proven[machine.base_image_id][machine.id] = machine
         if found == LOST:
-            self.lost.append((str(machine.name), node.loss(came)))
+            self.lost.append((str(machine.name), node.loss(came) if serves else node.mislabelled()))
         return found
 
     def tell_agents(self) -> None:

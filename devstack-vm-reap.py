@@ -92,7 +92,8 @@ class Reap:
         now = self.look.now()
         strays = decisions.stray_nodes(
             self.rows(), sight, vmdatabase.node_names(), vmdatabase.provider_names(), now)
-        self.do(lambda: self.leave_out_ids(sight), self.end_dead_builds)
+        self.do(lambda: vmdatabase.note_place(self.provider, *self.cloud.place), lambda: self.leave_out_ids(sight),
+                self.end_dead_builds)
         self.act(decisions.adoptions(self.rows(), sight, now))
         self.act(self.ended_builds(sight))
         self.act(self.moves(sight))
@@ -188,7 +189,7 @@ class Reap:
                    if (row := vmdatabase.open_result(machine)) and decisions.is_named(row)]
         self.look.ask_for({machine.id: row for machine, row in running})
         return decisions.ended_builds(
-            running, self.look.builds, self.look.verdicts, self.look.now() - FORGOTTEN_SECONDS)
+            running, self.look.builds, self.look.verdicts, self.look.now() - FORGOTTEN_SECONDS, sight)
 
     def moves(self, sight: Sight) -> list[actions.MoveMachine]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may be nobody's."""
@@ -197,7 +198,8 @@ class Reap:
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
         self.look.ask_for({number: row for number, row in last.items()
                            if row and decisions.is_named(row) and not (row.by_person or row.result)})
-        unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id))
+        unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id),
+                                                           sight.knows_node(machine))
                      for machine in doubted}
         return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
 
@@ -402,11 +404,9 @@ class Reap:
 
     def delete_image_and_server(self, image_id: str | None, server_id: str | None) -> bool:
         """Run in a worker: see an image gone, then delete its template server; returns whether that is gone, too."""
-        if image_id:
-            self.cloud.delete_image(image_id)
-            if not self.look.image_is_gone(image_id):
-                raise GateError("the image is still there")
-        return not (server_id and self.cloud.delete_server(server_id))
+        if image_id and self.cloud.delete_image(image_id) and not self.look.image_is_gone(image_id):
+            raise GateError("the image is still there")
+        return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
 
     def leave(self, action: actions.Leave) -> Iterator[None]:
         """Report what is left for a person or the next run."""

@@ -78,11 +78,13 @@ def _require_packages() -> None:
 
 def _facts(hours: int) -> Any:
     """Return what the page is made of."""
+    from pool import rows
     from status.facts import Facts, read
 
     prefix = gateconfig.name_prefix()
     config = gateconfig.load_secure_config() if gateconfig.secure_config_path().exists() else None
     with vmdatabase.opened(gateconfig.database_place()):
+        rows.check_kinds()
         now = vmdatabase.now()
         found = read(now - max(hours, LONG_HOURS) * HOUR, now)
     labels = {machine.name: f"{prefix}devstack-{machine.image}" for machine in found["machines"]}

@@ -400,7 +400,8 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> int:
     """Build the images side by side and return one exit code for all."""
-    cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
+    cloud = script.cloud_of(provider)
+    vmdatabase.note_place(provider, *cloud.place)
     vmdatabase.end_dead_builds(provider)
     vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
         cloud.list_servers(), cloud.list_snapshots(), cloud.list_keypairs().values()))

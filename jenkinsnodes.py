@@ -105,6 +105,16 @@ class Node(NamedTuple):
         """Return whether a person took it offline, or a script of ours, which Jenkins takes for a person."""
         return self.offline and (self.cause in PERSON_CAUSES or (self.temporarily_offline and not self.cause))
 
+    def serves(self, machine: str, image: str) -> bool:
+        """Return whether builds come here that ask for the label of its machine's image type.
+
+        The label is what the machine's name begins with. A node that was taken out of service has another one, as
+        it should.
+        """
+        if USED_LABEL in self.labels or f"devstack-{image}-" not in machine:
+            return True
+        return any(label.endswith(f"devstack-{image}") and machine.startswith(f"{label}-") for label in self.labels)
+
     @property
     def agent(self) -> str:
         """Return the state of the agent, whatever a person does: HERE, CONNECTING, GONE or BARRED by Jenkins.
@@ -136,6 +146,11 @@ class Node(NamedTuple):
             "its agent never came"
         said = plain(self.reason.strip().partition("\n")[0], 200) or self.cause or "Jenkins still connects"
         return f"{what}: {said}; log: {self.url}/log"
+
+    def mislabelled(self) -> str:
+        """Return in one line that a person gave it labels by which no build of its image type comes."""
+        labels = " ".join(sorted(self.labels - {self.name})) or "none"
+        return f"a person changed its labels in Jenkins: {plain(labels, 200)}; log: {self.url}/log"
 
 
 class Build(NamedTuple):

@@ -1399,6 +1399,39 @@ def note_answer(provider: Provider, answers: bool) -> None:
             (Provider.id == provider.id) & Provider.down_since.is_null()).execute()
 
 
+def check_place(provider: Provider, project: str, region: str) -> None:
+    """Raise ConfigError if what vm.db has of a provider was made in another project or region than this.
+
+    There the cloud would answer 404 for all of it, and each machine would count as gone that somebody uses.
+    """
+    place = setting(f"place of {provider.id}")
+    if place is None or is_place(place, project, region):
+        return
+    machines = Machine.select().join(BaseImage).where(
+        (BaseImage.provider == provider) & Machine.external_id.is_null(False)).count()
+    images = SnapshotImage.select().join(BaseImage).where(
+        (BaseImage.provider == provider) & SnapshotImage.external_id.is_null(False)).count()
+    if machines or images:
+        raise ConfigError(
+            f"provider {provider.name}: cloud {provider.cloud} leads to project {project}, region {region or '-'}, but "
+            f"its {machines} machines and {images} images are in project {place.partition(' ')[0]}, region "
+            f"{place.partition(' ')[2] or '-'}; have it lead there again (clouds.yaml, or cloud and region in the "
+            "providers file), and give the other project a provider of its own")
+
+
+def is_place(place: str, project: str, region: str) -> bool:
+    """Whether a project and a region are those that were written down; a region that is not known may be any."""
+    known_project, _, known_region = place.partition(" ")
+    return project == known_project and (region == known_region or not (region and known_region))
+
+
+def note_place(provider: Provider, project: str, region: str) -> None:
+    """Write down in which project and region a provider's things are made."""
+    name, place = f"place of {provider.id}", f"{project} {region}"
+    if setting(name) != place:
+        set_setting(name, place)
+
+
 def note_room(provider: Provider, refused: bool) -> None:
     """Write down that a provider refused a machine for lack of room, or that one of its machines is ready."""
     query = Provider.update(full_until=now() + FULL_SECONDS)

@@ -247,6 +247,12 @@ class Cloud:
 
         self.connection.session.session.hooks["response"].append(look)
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """The id of the project, and the name of the region, empty if neither entry nor provider names one."""
+        project = self.ask("log in", lambda: self.connection.current_project_id)
+        return str(project or ""), str(self.connection.config.get_region_name("compute") or "")
+
     # --- calls ---
 
     def compute(self, what: str, call: Callable[[], T], *, first: bool = False,
@@ -354,8 +360,11 @@ class Cloud:
         """
         found = self._pages("list servers", "/servers/detail", "servers")
         servers = self.ask("list servers", lambda: list(map(_server, found)))
-        return [server for server in servers
-                if self._is_ours(server.metadata) and server.status not in GONE_STATUSES]
+        return [server for server in servers if self.is_own(server) and server.status not in GONE_STATUSES]
+
+    def is_own(self, server: Server) -> bool:
+        """Return whether a server carries our pool's UUID and this provider's name."""
+        return self._is_ours(server.metadata)
 
     def _is_ours(self, metadata: Mapping[str, str]) -> bool:
         return metadata.get(POOL_KEY) == self.pool and metadata.get(PROVIDER_KEY) == self.provider.name
@@ -565,13 +574,22 @@ class Cloud:
         """Mark an image as one that machines boot well from, so that it is known to be even if vm.db is lost."""
         self.ask("mark image", lambda: self.connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
 
-    def delete_image(self, image_id: str) -> None:
-        """Delete an image, and the volume snapshots that it stands for; one that is gone already is fine."""
+    def delete_image(self, image_id: str) -> bool:
+        """Delete an image, and the volume snapshots that it stands for; one that is gone already is fine.
+
+        Returns False if nothing was deleted: it is gone, or does not carry our marks any more, and so is not ours.
+        """
         with contextlib.suppress(GoneError):
             image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
+            if not self._is_ours(image.properties or {}):
+                self.log.warning("image %s %s does not carry our %s any more, so it is left", plain(str(image.name)),
+                                 image_id, POOL_KEY)
+                return False
             for device in _volume_snapshots(image.properties or {}):  # first: nothing else knows of them
                 self.volumes.delete_snapshot(str(device["snapshot_id"]))
             self.ask("delete image", lambda: self.connection.image.delete_image(image_id, ignore_missing=True))
+            return True
+        return False
 
     # --- volumes ---
 

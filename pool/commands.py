@@ -168,7 +168,7 @@ def _mark_held(machine: vmdatabase.Machine, one: vmdatabase.Machine, reason: str
     from cloud import nova
 
     try:
-        cloud = nova.Cloud(machine.base_image.provider, vmdatabase.pool_uuid())
+        cloud = script.cloud_of(machine.base_image.provider)
         cloud.mark_held(str(one.external_id), reason, until)
     except nova.GoneError:
         vmdatabase.machine_log(one).error("its server is gone, so there is nothing to keep; let it go with: "

@@ -105,17 +105,18 @@ def use_with_lead(server: nova.Server, rows: Rows, sight: Sight, now: float) -> 
 
 def ended_builds(
     running: Iterable[tuple[Machine, Result]], builds: Mapping[int, jenkinsnodes.Build | None],
-    verdicts: Mapping[int, Verdict], forgotten: float,
+    verdicts: Mapping[int, Verdict], forgotten: float, sight: Sight,
 ) -> list[actions.RecordEnd]:
     """Return the builds that have ended, of those that vm.db has running while their nodes are idle.
 
     builds and verdicts are what Jenkins says, by machine. One that it does not know is over if its machine was taken
-    before `forgotten` (Unix seconds); one that ran on another node is nobody's, see why_unclaimed.
+    before `forgotten` (Unix seconds), unless it does not know the machine's node either: then it may be another Jenkins
+    than the one that runs the build. One that ran on another node is nobody's, see why_unclaimed.
     """
     found = []
     for machine, row in running:
         build = builds[machine.id]
-        if build is None and machine.state_time <= forgotten:
+        if build is None and machine.state_time <= forgotten and sight.knows_node(machine):
             found.append(actions.RecordEnd(machine, vmdatabase.build_of(row), None, None))
         elif build and build.result and not build.ran_elsewhere(str(machine.jenkins_name or machine.name)):
             found.append(actions.RecordEnd(machine, vmdatabase.build_of(row), build.result, verdicts[machine.id]))
@@ -136,10 +137,11 @@ def is_named(last: Result | None) -> bool:
     return bool(last and last.jenkins_job_name and last.jenkins_build_number is not None)
 
 
-def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None) -> str:
+def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None, has_node: bool) -> str:
     """Return why a machine that was taken is nobody's, empty if it is somebody's or that is not known.
 
-    last is the row of who took it, build what Jenkins says of that. A build that Jenkins does not know, or that ran
+    last is the row of who took it, build what Jenkins says of that; has_node: whether it knows the node, and so is the
+    one that would know of the build. A build that Jenkins does not know, or that ran
     elsewhere, has no use for the machine; somebody may have named it to take the machine away from the pool.
     """
     if last and (last.by_person or last.result):
@@ -147,7 +149,7 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
     if last is None or not is_named(last):
         return "no build has taken it"
     if build is None:
-        return f"Jenkins knows no {vmdatabase.build_of(last)}"
+        return f"Jenkins knows no {vmdatabase.build_of(last)}" if has_node else ""
     elsewhere = build.ran_elsewhere(str(machine.jenkins_name or machine.name))
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
@@ -184,6 +186,9 @@ def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
     for member in members:
         if death := sight.server_death(member):
             return MoveMachine(lead, ERROR, f"its subnode {member.name}: {death}")
+        if sight.is_disowned(member):
+            return MoveMachine(lead, DELETE, f"the server of its subnode {member.name} does not carry our "
+                                             f"{nova.POOL_KEY} any more")
     why = groups.wrong_size(lead, len(members), rows.images[lead.base_image_id].subnodes)
     return MoveMachine(lead, DELETE, why) if why else None
 
@@ -248,7 +253,9 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
         if lead and lead.state in (DELETE, ERROR) and sight.builds(lead):
             continue  # what runs there still uses it
         server_id = sight.server_id(machine)
-        if name := sight.renamed(machine):
+        if sight.is_disowned(machine):
+            found.append(actions.DeleteMachine(machine, None, may_have_server=False))
+        elif name := sight.renamed(machine):
             found.append(Leave(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take "
                                f"its metadata {nova.POOL_KEY} away"))
         else:

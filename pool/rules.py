@@ -196,17 +196,32 @@ def judge(
         return MoveMachine(machine, DELETE, "its hours on hold are over")
     if machine.state == BUILDING and age >= boot_timeout + GRACE:
         return MoveMachine(machine, ERROR, f"still BUILDING after {age} s")
-    if machine.state == READY and (death := sight.death(machine)):
-        return MoveMachine(machine, ERROR, death)
-    if machine.state not in (READY, USED) or sight.builds(machine):
+    if machine.state == READY:
+        return judge_ready(machine, image, sight, age)
+    if machine.state != USED or sight.builds(machine):
         return None
     why = None
-    if machine.state == USED and machine.external_id in sight.gone:
+    if machine.external_id in sight.gone:
         why = "the server is gone"
-    elif machine.state == USED and age >= KEEP_FAILED:
+    elif age >= KEEP_FAILED:
         why = "used, and kept for 24 hours"
-    elif machine.state == USED:
-        why = f"used for {age // 60} min, and nobody's: {unclaimed}" if unclaimed else None
+    elif unclaimed:
+        why = f"used for {age // 60} min, and nobody's: {unclaimed}"
+    return MoveMachine(machine, DELETE, why) if why else None
+
+
+def judge_ready(machine: Machine, image: BaseImage, sight: Sight, age: int) -> MoveMachine | None:
+    """Return what becomes of a machine that is READY for so many seconds, None: nothing."""
+    if death := sight.death(machine):
+        return MoveMachine(machine, ERROR, death)
+    if sight.builds(machine):
+        return None
+    if labels := sight.relabelled(machine, str(image.name)):
+        text = f"its node's labels were changed in Jenkins: {labels}"
+        return MoveMachine(machine, HOLD, text, {"hold_reason": text})
+    why = None
+    if sight.is_disowned(machine):
+        why = f"its server does not carry our {nova.POOL_KEY} any more"
     elif sight.spent(machine):
         why = "no build can start on its node any more"
     elif not image.active:

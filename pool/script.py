@@ -17,6 +17,7 @@ from pool import environments
 from vmdatabase import Machine, Provider
 
 if TYPE_CHECKING:
+    from cloud import nova
     from jenkinsnodes import Nodes
     from pool.jenkinses import Jenkinses
 
@@ -26,7 +27,7 @@ PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
     """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
     with vmdatabase.opened(gateconfig.database_place()):
-        vmdatabase.require_home()
+        check_database()
         vmdatabase.leave_out_noted_ids()
         environments.publish_notes()
         if name != "all":
@@ -34,6 +35,14 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
             return work(vmdatabase.provider_named(name))
         names = vmdatabase.provider_names()
     return gateprocess.run_each(names, argv)
+
+
+def check_database() -> None:
+    """Raise ConfigError if the database is a copy of one at work, or holds what a person has written there amiss."""
+    from pool import rows
+
+    vmdatabase.require_home()
+    rows.check()
 
 
 def run_alone(
@@ -97,6 +106,15 @@ def lock_holder(kind: str, provider: str) -> gateprocess.Holder | None:
 
 def _lock_of(kind: str, provider: str) -> str:
     return f"{kind}-{provider}"
+
+
+def cloud_of(provider: Provider) -> nova.Cloud:
+    """Return the cloud of a provider, logged in; ConfigError if it is not the one where the provider's machines are."""
+    from cloud import nova
+
+    cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
+    vmdatabase.check_place(provider, *cloud.place)
+    return cloud
 
 
 def jenkinses_of(config: SecureConfig) -> Jenkinses | None:

@@ -21,7 +21,7 @@ from gateprocess import GateError
 from pool import script
 from pool.jenkinses import Seen
 from pool.verdict import Verdict, fetch_slowly
-from vmdatabase import HOLD, READY, USED, Machine, Provider, Result, SnapshotImage
+from vmdatabase import BUILDING, READY, Machine, Provider, Result, SnapshotImage
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Sight:
 
     servers: Mapping[str, nova.Server]
     gone: frozenset[str]  # ids of servers for which the cloud, asked one by one, answered 404
-    list_is_whole: bool  # False: the list left out servers that the cloud shows when asked for them
+    list_is_whole: bool  # False: the list left out servers of ours that the cloud shows when asked for them
     nodes: Mapping[str, jenkinsnodes.Node] | None
     dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
     nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # those of ours, by the id in their name
@@ -70,6 +70,7 @@ class Sight:
     volumes: Sequence[nova.Volume] = ()
     silent: frozenset[str] = frozenset()  # names that machines bear of each Jenkins that does not tell
     misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins that their machines do not belong to any more
+    disowned: frozenset[str] = frozenset()  # ids of servers that are there, but from which somebody took our marks
 
     @cached_property
     def by_machine(self) -> dict[int | None, nova.Server]:
@@ -90,10 +91,18 @@ class Sight:
         """Return the node of a machine, also of one that was never in Jenkins as far as vm.db knows."""
         return (self.nodes or {}).get(str(machine.jenkins_name or machine.name))
 
+    def knows_node(self, machine: Machine) -> bool:
+        """Whether the node of a machine is in Jenkins, or the machine never had one."""
+        return machine.jenkins_name is None or self.node(machine) is not None
+
     def renamed(self, machine: Machine) -> str:
         """Return the name that a person gave to the server of a machine, empty if it has its own."""
         server = self.server(machine)
         return server.name if server and machine.name and server.name != machine.name else ""
+
+    def is_disowned(self, machine: Machine) -> bool:
+        """Whether somebody took our marks from the server of a machine, which is theirs then."""
+        return machine.external_id in self.disowned
 
     def builds(self, machine: Machine) -> bool:
         """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
@@ -119,6 +128,16 @@ class Sight:
         """
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and jenkinsnodes.USED_LABEL in node.labels
+
+    def relabelled(self, machine: Machine, image: str) -> str:
+        """Return the labels that a person gave to the node of a machine, by which no build of its image type comes.
+
+        Empty if it has its own.
+        """
+        node = self.node(machine)
+        if node is None or not machine.name or node.serves(str(machine.name), image):
+            return ""
+        return " ".join(sorted(node.labels - {node.name})) or "none"
 
     def server_death(self, machine: Machine) -> str | None:
         """Return what became of the server of a machine, None if it lives."""
@@ -150,7 +169,7 @@ class Look:
         self.trouble = trouble
         self.log = gateprocess.get_log(provider=provider.name)
         self.jenkinses = script.jenkinses_of(config)
-        self.cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
+        self.cloud = script.cloud_of(provider)
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.verdicts: dict[int, Verdict] = {}  # of those of them that have ended
@@ -235,18 +254,23 @@ class Look:
         servers = lists.servers
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
-                    and machine.state_time < lists.listed_at
-                    and (machine.state in (READY, USED, HOLD) or not servers)]
+                    and machine.state_time < lists.listed_at and (machine.state != BUILDING or not servers)]
         tasks = {server_id: self.workers.submit(self.look_at, server_id) for server_id in suspects}
         found = {server_id: task.result() for server_id, task in tasks.items()}
-        hidden = {server_id: server for server_id, server in found.items() if isinstance(server, nova.Server)}
+        shown = {server_id: server for server_id, server in found.items() if isinstance(server, nova.Server)}
+        hidden = {server_id: server for server_id, server in shown.items() if self.cloud.is_own(server)}
+        disowned = frozenset(shown.keys() - hidden.keys())
+        for server_id in sorted(disowned):
+            self.log.warning("server %s %s does not carry our %s any more, so it is left to whoever took that away",
+                             shown[server_id].name, server_id, nova.POOL_KEY)
         if hidden:
             self.trouble(f"the list of servers left out {len(hidden)} that are there; nothing is concluded from it")
         ready = [machine for machine in machines if machine.state == READY]
         return replace(
             lists, servers={**servers, **hidden},
             gone=frozenset(server_id for server_id, answer in found.items() if answer == GONE),
-            list_is_whole=all(answer == GONE for answer in found.values()),
+            list_is_whole=all(answer == GONE or server_id in disowned for server_id, answer in found.items()),
+            disowned=disowned,
             dead_nodes=self.see_dead_nodes(ready, lists.nodes))
 
     def look_at(self, server_id: str) -> nova.Server | str | None:
@@ -258,6 +282,13 @@ class Look:
         except GateError as err:
             self.trouble(err)
             return None
+
+    def has_own(self, server_id: str) -> bool:
+        """Return whether the cloud has a server that carries our marks, as a look at it shows."""
+        try:
+            return self.cloud.is_own(self.cloud.get_server(server_id))
+        except nova.GoneError:
+            return False
 
     def see_dead_nodes(
         self, machines: Sequence[Machine], nodes: Mapping[str, jenkinsnodes.Node] | None

@@ -167,11 +167,11 @@ def test_the_second_build_is_told_which_one_has_the_node(busy: Pool, machine: Ta
     assert f"{name}: is USED already, by gate-tempest #17; this build must not run on it" in result.stderr
 
 
-@pytest.mark.parametrize("whose", ["ours", "of a vm.db that was lost"])
+@pytest.mark.parametrize("whose", ["ours", "ours, copied", "of a vm.db that was lost"])
 def test_a_node_that_vm_db_does_not_know_fails_one_build_and_not_the_queue(busy: Pool, whose: str) -> None:
-    label = f"devstack-lost-{whose[:2]}"
-    name = f"{label}-one-77"
-    busy.add_node(name, label, "127.0.0.1", None if whose == "ours" else "a-lost-uuid")
+    label = f"devstack-lost-{whose[-2:]}"
+    name = "annas-copy" if whose == "ours, copied" else f"{label}-one-77"
+    busy.add_node(name, label, "127.0.0.1", "a-lost-uuid" if whose.endswith("lost") else None)
     assert busy.jenkins
     script = [sys.executable, str(PROJECT / INPROGRESS), "$NODE_NAME"]
     busy.jenkins.add_job(label, label, before=script, concurrent=True, environment=dict(busy.environment))

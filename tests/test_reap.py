@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
@@ -697,6 +699,53 @@ def test_what_a_person_renamed_is_neither_deleted_nor_forgotten(pool: Pool, stat
     assert "its server was renamed to annas-machine" in result.stderr
 
 
+def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> None:
+    names = [loaded(pool).add_machine(state) for state in ("READY", "DELETE", "HOLD")]
+    ids = [pool.column(name, "external_id") for name in names]
+    user = pool.client()
+    for server in ids:
+        user.compute.delete_server_metadata(server, ["devstack-gate-pool"])
+    marks = pool.marks(snapshot=1)
+    kept = user.image.create_image(
+        name="devstack-noble-1.template.openstack.org", container_format="bare", disk_format="raw", data=b"x",
+        validate_checksum=False, **{**marks, "devstack-gate-pool": "somebody's"})
+    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, server_external_id, state, "
+             "state_time) SELECT id, ?, 1, ?, ?, 'ERROR', 1 FROM base_image", kept.name, kept.id, ids[0])
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert result.stdout == "one: deleted 2 machines, 1 snapshot\n"
+    assert pool.server_names() == sorted(names)
+    assert (pool.machines(), list(pool.nodes())) == ({names[2]: "HOLD"}, [names[2]])
+    assert pool.sql("SELECT id FROM snapshot_image") == []
+    assert kept.id in [one["id"] for one in pool.pocket_look()["images"]]
+    assert f"server {names[0]} {ids[0]} does not carry our devstack-gate-pool any more" in result.stderr
+    assert "does not carry our devstack-gate-pool any more, so it is left\n" in result.stderr
+
+
+def test_a_cloud_that_leads_to_another_project_now_ends_nothing(pool: Pool) -> None:
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    names = [pool.add_machine(state) for state in ("READY", "USED", "HOLD")]
+    pool.run(REAP, "one", expect=0)
+    before, rows = pool.machines(), pool.server_names()
+    entry = pool.folder / "clouds.yaml"
+    told = yaml.safe_load(Path(pool.environment["OS_CLIENT_CONFIG_FILE"]).read_text())
+    told["clouds"]["pocket-a"]["auth"] |= {"username": "other", "project_name": "other"}
+    entry.write_text(yaml.safe_dump(told))
+    entry.chmod(0o600)
+
+    for script in (REAP, "devstack-vm-launch.py"):
+        result = pool.run(script, "one", expect=2, OS_CLIENT_CONFIG_FILE=str(entry))
+        assert re.search("provider one: cloud pocket-a leads to project [0-9a-f]+, region RegionOne, but its 3 "
+                         "machines and 1 images are in project [0-9a-f]+, region RegionOne; have it lead there again ",
+                         result.stderr)
+
+    assert (pool.machines(), pool.server_names()) == (before, rows)
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == dict(zip(names, ("READY", "USED", "HOLD"), strict=True))
+
+
 def test_the_server_of_a_held_machine_tells_so_at_the_cloud(pool: Pool) -> None:
     name = loaded(pool).add_machine("READY")
     later = pool.add_machine("HOLD", hold_reason="bug 2", hold_until=2**31)
@@ -711,6 +760,23 @@ def test_the_server_of_a_held_machine_tells_so_at_the_cloud(pool: Pool) -> None:
 
 
 # --- agents that are of no use ---
+
+
+def test_a_node_whose_label_a_person_has_changed_is_theirs_and_the_pool_is_full_again(pool: Pool) -> None:
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    name = pool.add_machine("READY")
+    assert pool.jenkins
+    pool.jenkins.node(name, label="debug")
+
+    told = pool.run("devstack-vm-launch.py", "one", expect=1)
+    pool.run(REAP, "one", expect=1)
+    filled = pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert told.stdout == "one noble: 0 of 1 ready, 1 lost to Jenkins\n"
+    assert f"no build can run on {name}: a person changed its labels in Jenkins: debug" in told.stderr
+    assert (pool.machines()[name], filled.stdout) == ("HOLD", "one noble: 1 of 1 ready\n")
+    assert pool.column(name, "hold_reason") == "its node's labels were changed in Jenkins: debug"
 
 
 def agents_die(pool: Pool, *names: str, seconds: float = 900) -> None:

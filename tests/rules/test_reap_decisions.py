@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,6 +54,7 @@ LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat
 ALIVE = sight(server(), nodes={"node": node()})
 BUILDS = sight(server(), nodes={"node": node(idle=False)})
 NOT_KNOWN = sight(server(), nodes=None)
+DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
 
 
 @pytest.mark.parametrize(("one", "seen", "verdict"), [
@@ -74,6 +76,17 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("READY"), SPENT, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), UNLABELLED, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), OFFLINE, None),  # a person's doing
+    (machine("READY", name="devstack-noble-one-1"), sight(nodes={"node": node()}), None),
+    (machine("READY", name="ci-devstack-noble-one-1"), sight(server("ci-devstack-noble-one-1"), nodes={
+        "node": node(label="ci-devstack-noble")}), None),
+    (machine("READY", name="devstack-noble-one-1"), sight(nodes={"node": node(label="debug")}),
+     ("HOLD", "its node's labels were changed in Jenkins: debug")),
+    (machine("READY", name="devstack-noble-one-1"), sight(nodes={"node": node(label="devstack-noble-two")}),
+     ("HOLD", "its node's labels were changed in Jenkins: devstack-noble-two")),
+    (machine("USED", name="devstack-noble-one-1"), sight(nodes={"node": node(label="debug")}), None),
+    (machine("READY"), DISOWNED, ("DELETE", "its server does not carry our devstack-gate-pool any more")),
+    (machine("USED"), DISOWNED, None),
+    (machine("HOLD"), DISOWNED, None),
     (machine("USED", 24 * HOUR - 1), ALIVE, None),
     (machine("USED", 24 * HOUR), ALIVE, ("DELETE", "used, and kept for 24 hours")),
     (machine("USED", 99 * HOUR), BUILDS, None),
@@ -89,7 +102,7 @@ NOT_KNOWN = sight(server(), nodes=None)
     (machine("DELETE"), ALIVE, None),
 ])
 def test_judge(one: Any, seen: Any, verdict: tuple[str, str] | None) -> None:
-    found = rules.judge(one, vmdatabase.BaseImage(active=True, max_ready_age=None), 600, seen, NOW)
+    found = rules.judge(one, vmdatabase.BaseImage(name="noble", active=True, max_ready_age=None), 600, seen, NOW)
 
     assert (found and (found.machine, found.target, found.why)) == (verdict and (one, *verdict))
 
@@ -503,7 +516,14 @@ def build_row(**columns: Any) -> Any:
     (build_row(), Build("other", None, ()), "gate #7 did not run there"),
     (build_row(), sight_of.UNTOLD, "")])
 def test_a_machine_is_nobodys_only_if_jenkins_says_so(last: Any, build: Build | None, why: str) -> None:
-    assert decisions.why_unclaimed(machine("USED"), last, build) == why
+    assert decisions.why_unclaimed(machine("USED"), last, build, True) == why
+
+
+def test_a_jenkins_without_the_node_may_be_another_one_and_ends_no_build() -> None:
+    one = machine("USED", 25 * HOUR - 1)
+    other = sight(server(), nodes={})
+    assert decisions.why_unclaimed(one, build_row(), None, other.knows_node(one)) == ""
+    assert decisions.ended_builds([(one, build_row())], {1: None}, {}, NOW - 300, other) == []
 
 
 @pytest.mark.parametrize(("one", "seen", "found"), [
@@ -522,7 +542,7 @@ PASSED = Verdict("passed", None, None, None, 1.0, "URL")
 def test_a_build_has_ended_if_jenkins_says_so_or_has_not_known_it_for_minutes(
         age: int, build: Build | None, end: tuple[str | None, Any] | None) -> None:
     one = machine("USED", age)
-    found = decisions.ended_builds([(one, build_row())], {1: build}, {1: PASSED}, NOW - 300)
+    found = decisions.ended_builds([(one, build_row())], {1: build}, {1: PASSED}, NOW - 300, ALIVE)
     assert found == ([actions.RecordEnd(one, "gate #7", *end)] if end else [])
 
 

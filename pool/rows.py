@@ -1,0 +1,102 @@
+"""What a person may have written into the database by hand, which the scripts could not work with.
+
+SQLite takes any value in any column, and at its prompt guards no row that others refer to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import vmdatabase
+from gateprocess import ConfigError, plain
+from pool.providersfile import IMAGE_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
+from vmdatabase import BaseImage, Provider
+
+KINDS = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",)}  # of values, by that of the column
+WORDS = {"INTEGER": "a whole number", "REAL": "a number", "TEXT": "text"}
+TABLES = ("provider", "base_image", "snapshot_image", "machine", "label", "test_environment")
+NUMBERS = ("moved", "made", "history-days", "environment-wait")  # settings
+PARENTS = {"machine": "base_image", "snapshot_image": "base_image", "base_image": "provider"}
+COLUMNS = {"image": "external_id"}  # of keys that are called otherwise there
+ELSEWHERE = ("images",)  # keys that are rows of another table
+
+
+def check() -> None:
+    """Raise ConfigError for the first value that `load` or a script would not have written."""
+    check_kinds()
+    _refuse(_wrong_keys())
+
+
+def check_kinds() -> None:
+    """Raise ConfigError for the first value that is none of its column's, or row that refers to none."""
+    if not vmdatabase.database.shared:
+        _refuse(_wrong_kinds())
+        _refuse(_orphans())
+    _refuse(_wrong_settings())
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    for problem in problems:
+        raise ConfigError(f"{vmdatabase.database.database}: {problem}")
+
+
+def _wrong_kinds() -> Iterator[str]:
+    """Yield values that are of another kind than their column, such as text in the place of a number."""
+    for table in TABLES:
+        columns = [(row[1], row[2]) for row in vmdatabase.database.execute_sql(f"PRAGMA table_info({table})")]
+        wrong = {column: f"typeof({column}) NOT IN {('null', *KINDS[kind])}" for column, kind in columns}
+        key = next(iter(wrong))
+        query = f"SELECT {', '.join(wrong)} FROM {table} WHERE {' OR '.join(wrong.values())} LIMIT 1"
+        for row in vmdatabase.database.execute_sql(query):
+            for (column, kind), value in zip(columns, row, strict=True):
+                if value is not None and not _is_of(kind, value):
+                    yield f"table {table}, {key} {row[0]}: {column}: expected {WORDS[kind]}, got {_shown(value)}"
+
+
+def _is_of(kind: str, value: object) -> bool:
+    return isinstance(value, {"INTEGER": int, "REAL": (int, float), "TEXT": str}[kind])  # type: ignore[arg-type]
+
+
+def _orphans() -> Iterator[str]:
+    """Yield rows whose provider or image type is gone: what they stand for would be taken for leaks."""
+    for table, parent in PARENTS.items():
+        lost = vmdatabase.database.execute_sql(
+            f"SELECT name, {parent}_id FROM {table} WHERE {parent}_id NOT IN (SELECT id FROM {parent}) ORDER BY id")
+        for name, number in lost:
+            yield f"table {table}: {plain(str(name))} belongs to {parent} {number}, whose row is gone, as after a " \
+                  "DELETE at a prompt of sqlite3; put that row back, or delete those that belong to it, too"
+
+
+def _wrong_settings() -> Iterator[str]:
+    for name in NUMBERS:
+        value = vmdatabase.setting(name)
+        if value is not None and not re.fullmatch("[0-9]{1,18}", value):
+            yield f"table setting: {name}: expected a whole number, got {_shown(value)}"
+
+
+def _wrong_keys() -> Iterator[str]:
+    """Yield what `load` would have refused."""
+    for provider in Provider.select():
+        yield from _wrong_of(provider, PROVIDER_KEYS, f"provider {_shown(provider.name)}")
+    for image in BaseImage.select(BaseImage, Provider).join(Provider):
+        yield from _wrong_of(image, IMAGE_KEYS, f"provider {image.provider.name}: image {_shown(image.name)}")
+
+
+def _wrong_of(row: Any, keys: Mapping[str, Key], what: str) -> Iterator[str]:
+    for key, rule in keys.items():
+        if key in ELSEWHERE:
+            continue
+        column = COLUMNS.get(key, key.replace("-", "_"))
+        value = getattr(row, column)
+        try:
+            told = row.listed(column) if column in LIST_COLUMNS else value
+        except ValueError:
+            told = value
+        if not (rule.valid(told) or (told is None and not rule.required and rule.default is None)):
+            yield f"{what}: {column}: expected {rule.expected}, got {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    return plain(value if isinstance(value, str) else repr(value)) or "nothing"
