@@ -174,7 +174,8 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     """Take a node out of service that no row of vm.db has.
 
     Otherwise each queued build would come here and fail. One that is not called as ours are was renamed or copied by a
-    person if a build runs there; else somebody has mistyped a name. pool is the UUID of vm.db, empty if it could not be read.
+    person if a build runs there; else somebody has mistyped a name. pool is the UUID of vm.db, empty if it could not be
+    read.
     """
     prefix = gateconfig.name_prefix()
     ours = name.startswith(f"{prefix}devstack-")
