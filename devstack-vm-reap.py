@@ -32,7 +32,7 @@ from gateprocess import GateError, get_log
 from pool import actions, autohold, decisions, environments, history, rules, script
 from pool.actions import Action
 from pool.decisions import Rows
-from pool.sight import GONE, Look, Sight
+from pool.sight import CLOCK_SECONDS, GONE, Look, Sight
 from pool.verdict import FAILED_RESULTS, end_words, is_kept
 from vmdatabase import DELETE, ERROR, HOLD, READY, USED, Machine, Provider, SnapshotImage
 
@@ -105,7 +105,7 @@ class Reap:
         if sight.images is not None:
             self.act(decisions.leaked_images(self.rows(), sight.images, now, self.options.all_images))
             self.act(self.snapshots(sight.images))
-        self.act([*self.leftovers(sight), *strays])
+        self.act([*self.leftovers(sight), *self.stuck_volumes(sight), *strays])
         self.do(self.see_to_environments)
         self.act([actions.ResetEnvironment(name) for name in environments.due()])
         self.do(self.drop_drained, lambda: history.prune(now), self.report)
@@ -151,10 +151,18 @@ class Reap:
     def see(self) -> Sight:
         """Look at cloud and Jenkins, and only then at vm.db; then look again at what the lists leave open."""
         lists = self.look.lists()
+        if self.look.is_timely:
+            self.do(self.mend_times)
         machines = vmdatabase.machines_of(self.provider)
         ready = [machine for machine in machines if machine.state == READY]
         self.do(lambda: vmdatabase.note_agents(ready, lists.nodes or {}))
         return self.look.closely(lists, machines)
+
+    def mend_times(self) -> None:
+        """Count what was written while the clock was ahead from now on."""
+        if count := vmdatabase.mend_times(self.provider, self.look.now(), CLOCK_SECONDS):
+            self.log.warning("%d machines are from a time that is still to come, as of a clock that was ahead; their "
+                             "ages are counted from now on", count)
 
     def rows(self) -> Rows:
         """Return what vm.db says now."""
@@ -225,6 +233,16 @@ class Reap:
         server_ids = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
         return decisions.leftovers(self.rows(), sight, server_ids, vmdatabase.machines_to_bind(sight.listed_at),
                                    vmdatabase.building_snapshot_ids())
+
+    def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
+        """Find the volumes that block storage has in use for servers that are gone; each of these is asked for."""
+        rows = self.rows()
+        there = sight.servers.keys() | vmdatabase.all_server_ids() | self.gone
+        found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there)
+        gone = [volume for volume in found if not any(map(self.look.shows, volume.servers))]
+        return [actions.Leave(f"volume {volume.name} {volume.id} is {volume.status}, but there is no server that has "
+                              "it; an administrator of the cloud can free it (openstack volume set --detached)")
+                for volume in gone]
 
     # --- acting: up to its yield an act begins, then it ends ---
 

@@ -46,6 +46,7 @@ POLL_SECONDS = 1
 STEP_SECONDS = 3600  # for a step on the template
 SNAPSHOT_BOOTS = 4  # a snapshot may take so many times boot-timeout to become active
 GONE_SECONDS = 60
+UNSEEN_SECONDS = 30  # how long parts of a cloud may not know of what was just made
 KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a template, as long as a failed build's machine stays
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
 ANY_HOST_KEY = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"  # addresses are used again
@@ -68,9 +69,9 @@ class Build:
         self.cleared = False  # whether the template accepts no login any more
         self.base_recipe = cloud.recipe(image, cloud.find_base_image(image.external_id))
         cloud.network.attached()
-        version = vmdatabase.now()
+        version = vmdatabase.next_version(image)
         self.row = SnapshotImage.create(
-            base_image=image, version=version, state=BUILDING, state_time=version,
+            base_image=image, version=version, state=BUILDING, state_time=vmdatabase.now(),
             name=f"{gateconfig.name_prefix()}devstack-{image.name}-{version}{nova.TEMPLATE_SUFFIX}")
         vmdatabase.note_ids()
         self.key = paramiko.ECDSAKey.generate()
@@ -215,8 +216,9 @@ class Build:
 
     def reach(self, server_id: str) -> str:
         """Return the address of a server once it is active and has one."""
-        deadline = time.monotonic() + self.provider.boot_timeout
-        last = "nothing yet"
+        began = time.monotonic()
+        deadline = began + self.provider.boot_timeout
+        server, last = None, "nothing yet"
         while time.monotonic() < deadline:
             try:
                 server = self.cloud.get_server(server_id)
@@ -226,9 +228,10 @@ class Build:
                 address = self.cloud.network.reachable_address(server) if server.status == nova.ACTIVE else None
                 if address:
                     return address
-            except (nova.GoneError, nova.CapacityError):
+            except nova.CapacityError:
                 raise
             except nova.CloudError as err:
+                refuse_gone(err, server is not None, began)
                 last = str(err)
             time.sleep(POLL_SECONDS)
         raise GateError(f"the server has no address after {self.provider.boot_timeout} s; last seen: {last}")
@@ -292,14 +295,12 @@ class Build:
             image_id = self.cloud.create_image(server_id, self.row.name, self.row.id)
             vmdatabase.set_columns(self.row, external_id=image_id)
             seconds = SNAPSHOT_BOOTS * self.provider.boot_timeout
-            deadline = time.monotonic() + seconds
-            last = "nothing yet"
-            while time.monotonic() < deadline:
+            began, seen, last = time.monotonic(), False, "nothing yet"
+            while time.monotonic() < began + seconds:
                 try:
-                    last = self.cloud.image_status(image_id)
-                except nova.GoneError:
-                    raise
+                    last, seen = self.cloud.image_status(image_id), True
                 except nova.CloudError as err:
+                    refuse_gone(err, seen, began)
                     last = str(err)
                 if last == "active":
                     return image_id
@@ -307,6 +308,15 @@ class Build:
                     raise GateError(f"the snapshot became {last}")
                 time.sleep(POLL_SECONDS)
             raise GateError(f"the snapshot is not active after {seconds} s; last: {last}")
+
+
+def refuse_gone(err: GateError, seen: bool, began: float) -> None:
+    """Raise the error of a look that says that a thing is gone, unless it may only be too new for all of the cloud.
+
+    seen: whether it was seen before; began: when it was made, on the monotonic clock.
+    """
+    if isinstance(err, nova.GoneError) and (seen or time.monotonic() > began + UNSEEN_SECONDS):
+        raise err
 
 
 def is_shell(session: nodessh.Session) -> bool:

@@ -158,8 +158,7 @@ def load_secure_config() -> SecureConfig:
         raise ConfigError(f"{path}: secure configuration cannot be read ({reason}); "
                           "set DEVSTACK_GATE_SECURE_CONFIG or create it") from err
     except configparser.ParsingError as err:  # its own words would show the line, and so perhaps a secret
-        number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
-        raise ConfigError(f"{path}: not an INI file: line {number}: expected key = value in a [section]") from err
+        raise ConfigError(f"{path}: not an INI file: {line_of(err)}") from err
     except configparser.Error as err:
         raise ConfigError(f"{path}: not an INI file: {one_line(err)}") from err
     check_private(path)
@@ -173,6 +172,12 @@ def load_secure_config() -> SecureConfig:
         node=node,
         image=_image_config(path, parser),
     )
+
+
+def line_of(err: configparser.ParsingError) -> str:
+    """Return which line is none of an INI file's, without showing it."""
+    number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
+    return f"line {number}: expected key = value in a [section]"
 
 
 def check_private(path: Path) -> None:
@@ -264,6 +269,19 @@ def _jenkins_config(path: Path, parser: configparser.ConfigParser, section: str)
     if parser.get(section, "node_user", fallback="") or parser.get(section, "node_apikey", fallback=""):
         node_login = ":".join(_secure_value(path, parser, section, key) for key in ("node_user", "node_apikey"))
     return JenkinsConfig(server, user, apikey, credentials_id, node_login, section.partition(" ")[2])
+
+
+def is_same_url(one: str, other: str) -> bool:
+    """Return whether two addresses of a Jenkins are the same, however host, port and the last slash are written."""
+    def parts(url: str) -> tuple[str, str | None, int | None, str]:
+        split = urlsplit(url)
+        return (split.scheme, split.hostname, split.port or {"http": 80, "https": 443}.get(split.scheme),
+                split.path.rstrip("/"))
+
+    try:
+        return parts(one) == parts(other)
+    except ValueError:
+        return False
 
 
 def _is_url(text: str) -> bool:

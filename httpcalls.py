@@ -6,18 +6,22 @@ holds a script for ever. And the libraries pass a login on to wherever a redirec
 
 from __future__ import annotations
 
+import email.utils
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 import requests.adapters
 
-from gateprocess import MOST_VALUES, NONSENSE, has_too_many_values
+from gateprocess import MOST_VALUES, NONSENSE, ConfigError, has_too_many_values
 
 CALL_SECONDS = 60  # if the caller gives no limit
 ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes has some 3 MB
@@ -37,7 +41,13 @@ class LateError(requests.exceptions.ReadTimeout):
 
 
 def limit(session: requests.Session, *, forms: bool = False) -> None:
-    """Limit all calls of a session; forms: a redirect after a change leads to a page for people, and means success."""
+    """Limit all calls of a session; forms: a redirect after a change leads to a page for people, and means success.
+
+    Raises ConfigError if the environment names certificates that are not there.
+    """
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # no call would get as far as its server
+        if (path := os.environ.get(variable)) and not Path(path).exists():
+            raise ConfigError(f"{variable}: there is no file {path}")
     for prefix, adapter in tuple(session.adapters.items()):
         session.mount(prefix, LimitedAdapter(adapter, forms))
 
@@ -92,13 +102,20 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
         self, first: requests.PreparedRequest, deadline: float, settings: Mapping[str, Any]
     ) -> requests.Response:
         request = first
-        for _ in range(REDIRECTS):
+        for turn in range(REDIRECTS):
             response = self._ask(request, deadline, settings)
             if response.status_code in REDIRECT_STATUSES:
                 if self._forms and request.method != "GET" and _is_page(request, response):
                     response.headers.pop("Location", None)  # Jenkins draws all nodes there, which takes long
                     return response
                 request = _led_on(request, response)
+                continue
+            pause = seconds_of(response.headers.get("Retry-After"), response.headers.get("Date"))
+            if pause is not None:
+                response.headers["Retry-After"] = str(math.ceil(pause))  # which of the clients only some take as a date
+            if response.status_code == 503 and request.method == "GET" and pause is not None \
+                    and time.monotonic() + pause < deadline and turn < REDIRECTS - 1:  # noqa: PLR2004
+                time.sleep(pause)
                 continue
             if response.status_code == 404 and request is not first:  # noqa: PLR2004
                 raise AnswerError(f"leads to {request.url}, where there is nothing (404)")
@@ -157,6 +174,24 @@ def _moved(target: str, url: str) -> str:
         return target
     own, parts = urlsplit(url), urlsplit(str(there.url))
     return urlunsplit((own.scheme, own.netloc, parts.path, parts.query, ""))
+
+
+def seconds_of(retry_after: str | None, date: str | None) -> float | None:
+    """Return how many seconds an answer says to stay away, as a number or a moment; None if it does not say.
+
+    date is the answer's Date, by which the moment counts: our own clock may be another.
+    """
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - now
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _target(request: requests.PreparedRequest, response: requests.Response) -> str:

@@ -499,8 +499,13 @@ def _get(config: JenkinsConfig, path: str, most: int, head: str, deadline: float
 
 
 def build_path(job: str, number: int) -> str:
-    """Return the path of a build below Jenkins' address; the name of its job may lead through folders."""
-    return "".join(f"job/{quote(part, safe='')}/" for part in job.split("/")) + f"{number}/"
+    """Return the path of a build below Jenkins' address; the name of its job may lead through folders.
+
+    The last part of one like gate/label=noble is a combination of a matrix job, which is no job of a folder.
+    """
+    *folders, last = job.split("/")
+    own = "" if folders and "=" in last else "job/"
+    return "".join(f"job/{quote(part, safe='')}/" for part in folders) + f"{own}{quote(last, safe='=,')}/{number}/"
 
 
 def build_url(config: JenkinsConfig, job: str, number: int) -> str:

@@ -956,8 +956,11 @@ def backup(file: Path) -> None:
         raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
                           f"vmdatabase.py copy {file}")
     try:
+        file = file.resolve()
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; name the file to write")
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"{file}: is no file, and would be replaced by one; name a file to write")
         if not file.parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.parent}")
         if file.exists() and file.samefile(str(database.database)):
@@ -1461,6 +1464,30 @@ def current_snapshot(image: BaseImage) -> SnapshotImage | None:
         & (SnapshotImage.state == READY))
     newest: SnapshotImage | None = query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()).first()
     return newest
+
+
+def next_version(image: BaseImage) -> int:
+    """Return the version of an image type's next snapshot: now, but above all there are, whatever the clock was."""
+    newest: int | None = SnapshotImage.select(peewee.fn.MAX(SnapshotImage.version)).where(
+        SnapshotImage.base_image == image).scalar()
+    return max(now(), (newest or 0) + 1)
+
+
+def mend_times(provider: Provider, present: float, spare: float) -> int:
+    """Have what machines of a provider say to be more than `spare` seconds after the present be then; returns how many.
+
+    A clock that was ahead wrote that: until it came, nothing of theirs would ever be over.
+    """
+    mended: set[int] = set()
+    images = BaseImage.select(BaseImage.id).where(BaseImage.provider == provider)
+    for column in (Machine.state_time, Machine.create_time, Machine.online_time, Machine.absent_time,
+                   Machine.delete_time):
+        late = [machine.id for machine in Machine.select(Machine.id).where(
+            Machine.base_image.in_(images) & (column > present + spare))]
+        for start in range(0, len(late), CHUNK):
+            Machine.update(**{column.name: int(present)}).where(Machine.id.in_(late[start:start + CHUNK])).execute()
+        mended.update(late)
+    return len(mended)
 
 
 def building_snapshot_ids() -> set[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import gateconfig
 from cloud.errors import CloudConfigError, CloudError, short_text
 from gateprocess import NONSENSE, get_log
 
@@ -44,6 +47,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
             _fetch_profile(profile, f"{entry}: profile {profile}", min(PROFILE_SECONDS, call_seconds))
         config = clouds.get_one(provider.cloud, region_name=provider.region)
         _complete(config.config, call_seconds, entry)
+        _check_files(config.config, entry)
         if unknown := _unknown_profile(profile):
             get_log(provider=provider.name).warning("%s%s", entry, unknown)
         connection = openstack.connection.Connection(config=config)
@@ -52,7 +56,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
     except requests.exceptions.RequestException as err:
         raise CloudError(f"{entry}: profile {profile} cannot be fetched now: {short_text(err)}") from err
     except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
-        raise CloudConfigError(f"{entry}: {short_text(err)}{_unknown_profile(profile)}") from err
+        raise CloudConfigError(f"{entry}: {short_text(err)}{_unknown_profile(profile)}{_where_looked()}") from err
     except TypeError as err:
         raise CloudConfigError(_wrong_auth(entry, err) or f"{where} cannot be read: {short_text(err)}") from err
     except (OSError, yaml.YAMLError, AttributeError, ValueError, KeyError) as err:
@@ -120,6 +124,26 @@ def _complete(config: dict[str, Any], call_seconds: float, entry: str) -> None:
     for key, value in RETRIES.items():
         if config.get(key) in (None, defaults.get(key)):
             config[key] = value
+
+
+def _check_files(config: Mapping[str, Any], entry: str) -> None:
+    """Refuse what the client would stumble over without saying where it stands."""
+    for key in ("cacert", "cert", "key"):
+        if config.get(key) and not Path(str(config[key])).expanduser().exists():
+            raise CloudConfigError(f"{entry}: {key}: there is no file {config[key]}")
+    auth = config.get("auth") or {}
+    if config.get("auth_type") in ("password", "v3password") and not auth.get("password"):
+        raise CloudConfigError(f"{entry}: auth: password is missing, in secure.yaml, too")
+
+
+def _where_looked() -> str:
+    """Return words for a variable that names no file, or for there being no clouds.yaml; empty if there is one."""
+    named = os.environ.get("OS_CLIENT_CONFIG_FILE")
+    if named and not Path(named).is_file():
+        return f"; OS_CLIENT_CONFIG_FILE names {named}, and there is no such file"
+    if not gateconfig.cloud_files()["clouds.yaml"]:
+        return "; there is no clouds.yaml in this folder, ~/.config/openstack or /etc/openstack"
+    return ""
 
 
 def _unknown_profile(profile: str) -> str:

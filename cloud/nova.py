@@ -82,7 +82,7 @@ TEMPLATE_SUFFIX = ".template.openstack.org"
 TEMPLATE_NAME = re.compile(rf"devstack-[A-Za-z0-9._-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
 ACTIVE, SERVER_ERROR = "ACTIVE", "ERROR"
-DEAD_STATUSES = ("ERROR", "SHUTOFF", "SUSPENDED", "PAUSED", "SHELVED", "SHELVED_OFFLOADED")
+DEAD_STATUSES = ("ERROR", "SHUTOFF", "SUSPENDED", "PAUSED", "RESCUE", "SHELVED", "SHELVED_OFFLOADED")
 GONE_STATUSES = ("DELETED", "SOFT_DELETED")  # a cloud may show a server for days after its end
 
 T = TypeVar("T")
@@ -235,6 +235,9 @@ class Cloud:
             issued = self.connection.session.auth.get_access(self.connection.session).issued
             self.clock_ahead = time.time() - issued.timestamp()
         config = self.connection.config
+        if self.connection.session.get_project_id() is None:
+            raise CloudConfigError(f"provider {self.provider.name}: entry {self.provider.cloud} of clouds.yaml: auth: "
+                                   "expected project_name or project_id; the login is for no project")
         if config.get_session_endpoint("compute") is None:
             region = self.provider.region or config.get_region_name("compute")
             raise CloudConfigError(f"provider {self.provider.name}: entry {self.provider.cloud} of clouds.yaml has no "
@@ -269,18 +272,34 @@ class Cloud:
             if sent:
                 sent()
             try:
-                return self.ask(what, call)
+                return self._asked(what, call)
             except RateLimitedError as err:
-                pause = err.retry_after or min(pause * 2, 60.0)
-                if time.monotonic() + pause > deadline:
-                    raise CloudError(f"{err}, for more than {RATE_LIMIT_SECONDS} s") from err
-                self.log.info("%s: rate limit, pausing %.0f s as the cloud asks", what, pause)
+                pause = self._pause(what, err, pause, deadline)
                 self._pace.hold_back(pause)
 
     def ask(self, what: str, call: Callable[[], T]) -> T:
+        """Make a call to another service; a rate limit is obeyed, and the call made again."""
+        deadline = time.monotonic() + RATE_LIMIT_SECONDS
+        pause = 1.0
+        while True:
+            try:
+                return self._asked(what, call)
+            except RateLimitedError as err:
+                pause = self._pause(what, err, pause, deadline)
+                time.sleep(pause)
+
+    def _asked(self, what: str, call: Callable[[], T]) -> T:
         """Make a call; whatever goes wrong comes out as one of our classes, with the provider and what in words."""
         with explained(f"provider {self.provider.name}: {what}", self.provider.cloud):
             return call()
+
+    def _pause(self, what: str, err: RateLimitedError, last: float, deadline: float) -> float:
+        """Return for how long to stay away, in seconds; last is for how long the last time. CloudError if too long."""
+        pause = err.retry_after or min(last * 2, 60.0)
+        if time.monotonic() + pause > deadline:
+            raise CloudError(f"{err}, for more than {RATE_LIMIT_SECONDS} s") from err
+        self.log.info("%s: rate limit, pausing %.0f s as the cloud asks", what, pause)
+        return pause
 
     def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
         """Make a call for a list and return all of it, whatever pages the cloud sends.
@@ -300,6 +319,7 @@ class Cloud:
 
     def _to_the_end(self, what: str, call: Callable[[], Iterable[Any]], found: dict[str, Any]) -> None:
         deadline = time.monotonic() + LIST_SECONDS
+        found.clear()  # of a try before this one
         for item in call():
             if str(item.id) in found:
                 raise self._same_page(what)
@@ -376,6 +396,14 @@ class Cloud:
             raise GoneError(f"provider {self.provider.name}: show server: {server_id} is {server.status}")
         return server
 
+    def shows(self, server_id: str) -> bool:
+        """Return whether the cloud shows a server, also one that it keeps for a while after its deletion."""
+        try:
+            self.compute("show server", lambda: self._nova.servers.get(server_id))
+        except GoneError:
+            return False
+        return True
+
     def create_server(
         self,
         name: str,
@@ -421,7 +449,7 @@ class Cloud:
         volume_id = None
         if recipe.gigabytes and recipe.source:
             volume_id = self.volumes.make(
-                name, recipe.gigabytes, recipe.source, self.marks(metadata), self.provider.boot_timeout)
+                name, recipe.gigabytes, recipe.source, self.marks(metadata), self.provider.boot_timeout, zone)
         try:
             return self.create_server(
                 name, recipe, metadata, key_name=key_name, zone=zone, volume_id=volume_id, sent=sent)

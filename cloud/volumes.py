@@ -6,6 +6,7 @@ A server deletes its volume with itself (delete_on_termination); reap deletes vo
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Volume:
     metadata: Mapping[str, str]
     machine_id: int | None = None  # the row that it was made for
     snapshot_id: int | None = None  # or the row of the snapshot whose template it belongs to
+    servers: tuple[str, ...] = ()  # ids of those that it is attached to, as block storage has it
 
     @property
     def unattached(self) -> bool:
@@ -60,6 +62,8 @@ class Volumes:
 
     def __init__(self, calls: Caller) -> None:
         self._calls = calls
+        self._zones: frozenset[str] | None = None  # asked for when first needed
+        self._lock = threading.Lock()
 
     @property
     def _api(self) -> Any:
@@ -69,16 +73,20 @@ class Volumes:
         """Return whether the cloud has block storage."""
         return self._calls.connection.config.get_session_endpoint("block-storage") is not None
 
-    def make(self, name: str, gigabytes: int, source: Source, marks: Mapping[str, str], seconds: float) -> str:
+    def make(self, name: str, gigabytes: int, source: Source, marks: Mapping[str, str], seconds: float,
+             zone: str | None = None) -> str:
         """Make a volume of an image, or of the volume snapshot behind it, and return its id once it is available.
 
-        seconds is the time limit. CapacityError if there is no more room for volumes, RefusedError if the
-        volume does not become available; it is deleted again then.
+        seconds is the time limit. zone is that of its server: many clouds attach no volume of another one, and block
+        storage may have zones of the same names. CapacityError if there is no more room for volumes, RefusedError if
+        the volume does not become available; it is deleted again then.
         """
         provider = self._calls.provider.name
         if not self.is_there():
             raise CloudConfigError(f"provider {provider}: boot-from-volume: the cloud has no block storage")
         what = {"snapshot_id": source.volume_snapshot} if source.volume_snapshot else {"image_id": source.image_id}
+        if zone and zone in self._zone_names():
+            what["availability_zone"] = zone
         made = self._calls.ask("create volume", lambda: self._api.create_volume(
             name=name, size=gigabytes, metadata=dict(marks), **what))
         try:
@@ -88,6 +96,16 @@ class Volumes:
                 self.delete(str(made.id))
             raise
         return str(made.id)
+
+    def _zone_names(self) -> frozenset[str]:
+        """Return the zones of block storage, none if it does not tell."""
+        with self._lock:
+            if self._zones is None:
+                self._zones = frozenset()
+                with contextlib.suppress(CloudError):
+                    self._zones = frozenset(self._calls.ask("list zones of volumes", lambda: [
+                        str(zone.name) for zone in self._api.availability_zones()]))
+            return self._zones
 
     def _wait(self, volume_id: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -121,8 +139,8 @@ class Volumes:
         if not self.is_there():
             return []
         found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
-        return [Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata))
-                for one in found if isinstance(one.metadata, Mapping)]
+        return [Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata),
+                       servers=_servers_of(one)) for one in found if isinstance(one.metadata, Mapping)]
 
     def delete(self, volume_id: str) -> None:
         """Delete a volume; one that is gone already is fine. RefusedError if something still needs it."""
@@ -134,3 +152,8 @@ class Volumes:
         with contextlib.suppress(GoneError):
             self._calls.ask("delete volume snapshot",
                             lambda: self._api.delete_snapshot(snapshot_id, ignore_missing=True))
+
+
+def _servers_of(volume: Any) -> tuple[str, ...]:
+    """Return the ids of the servers that a volume is attached to."""
+    return tuple(str(one["server_id"]) for one in volume.attachments or [] if one.get("server_id"))

@@ -219,7 +219,7 @@ def _jenkins_of(config: gateconfig.SecureConfig, name: str | None, url: str) -> 
     if name is not None and name not in names:
         raise ConfigError(f"--jenkins: {config.path} has no [jenkins {name}]{gateprocess.nearest(name, names)}")
     meant = [jenkins for jenkins in config.jenkinses if jenkins.name == name] if name is not None else [
-        jenkins for jenkins in config.jenkinses if jenkins.server.rstrip("/") == url.rstrip("/")] or config.jenkinses
+        jenkins for jenkins in config.jenkinses if gateconfig.is_same_url(jenkins.server, url)] or config.jenkinses
     if len(meant) > 1:
         raise ConfigError(f"{config.path}: has {len(meant)} Jenkins; --jenkins NAME says which one to check "
                           f"({', '.join(repr(one) for one in names)})")
@@ -235,11 +235,15 @@ def read_loader(path: Path | None) -> Loader | None:
         return None
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(places[0].read_text(encoding="utf-8"))
+        parser.read_string(places[0].read_text(encoding="utf-8-sig"))
     except OSError as err:
         raise ConfigError(f"{places[0]}: cannot be read ({err.strerror})") from err
-    except (UnicodeDecodeError, configparser.Error) as err:
-        raise ConfigError(f"{places[0]}: not an INI file ({' '.join(str(err).split())})") from err
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{places[0]}: not an INI file (not UTF-8 text)") from err
+    except configparser.ParsingError as err:  # its own words would show the line, and so perhaps the password
+        raise ConfigError(f"{places[0]}: not an INI file: {gateconfig.line_of(err)}") from err
+    except configparser.Error as err:
+        raise ConfigError(f"{places[0]}: not an INI file ({gateprocess.one_line(err)})") from err
     user, password, url = (parser.get("jenkins", key, fallback="") for key in ("user", "password", "url"))
     if not user or not password:
         raise ConfigError(f"{places[0]}: [jenkins] {'password' if user else 'user'} is missing")
@@ -288,7 +292,7 @@ def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | No
         yield Line(UNKNOWN, "plugins, rights, credential, address: only an administrator can tell; name the "
                             "jenkins_jobs.ini with which you load jobs: --conf FILE")
         return
-    if loader.server.rstrip("/") not in ("", config.server.rstrip("/")):
+    if loader.server and not gateconfig.is_same_url(loader.server, config.server):
         yield Line(WRONG, f"url {loader.server} in {loader.path}: expected {config.server}, the server of the secure "
                           "configuration, so that jobs are loaded where the scripts work")
         return

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
 UNSEEN_BEFORE_SECONDS = 5  # how long a server may stay out of the list whose id an earlier run did not save
+NEW_SECONDS = 10  # how long parts of a cloud may not know of a server that they have just made
 UNSEEN_SECONDS = 30  # the same after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
 ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
@@ -131,6 +132,7 @@ class Boot:
         self.group = group
         self.is_member = machine.lead_id is not None  # a subnode, of which Jenkins does not know
         self.give_up_at = time.monotonic() + UNSEEN_BEFORE_SECONDS  # until when a server without a saved id is sought
+        self.new_until = time.monotonic() + NEW_SECONDS
         self.ask_at: float | None = None  # when to ask for a server by itself that the list leaves out
         self.sent_at: float | None = None  # when the create went out, after all waiting for the rate
         self.settled_by = 0.0  # until when cloud-init is waited for
@@ -186,6 +188,7 @@ class Boot:
             self.log.warning("%s; looking whether there is a server all the same", err)
             self.last_seen = str(err)
         self.give_up_at = time.monotonic() + UNSEEN_SECONDS
+        self.new_until = time.monotonic() + NEW_SECONDS
 
     def make_server(self, request: Request) -> str:
         """Run in a worker: have what the server needs, ask for it, and return its id."""
@@ -258,7 +261,10 @@ class Boot:
         return server
 
     def ask_for_it(self) -> nova.Server | None:
-        """Ask for a server that the list left out, if it does so for long; only a 404 means that it is gone."""
+        """Ask for a server that the list left out, if it does so for long; only a 404 means that it is gone.
+
+        One that nobody has seen since it was asked for may still be on its way to all parts of the cloud.
+        """
         now = time.monotonic()
         if self.ask_at is None:
             self.ask_at = now + ABSENT_SECONDS
@@ -268,7 +274,10 @@ class Boot:
         try:
             return self.tools.cloud.get_server(str(self.machine.external_id))
         except nova.GoneError as err:
-            raise FailedError("the server is gone") from err
+            if self.server or now >= self.new_until:
+                raise FailedError("the server is gone") from err
+            self.last_seen = "no server yet"  # parts of a cloud may not know of it for some seconds
+            self.ask_at = now + ABSENT_SECONDS
         except GateError as err:
             self.last_seen = str(err)
         return None

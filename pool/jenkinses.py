@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import gateconfig
 import vmdatabase
 from gateconfig import SecureConfig
 from gateprocess import GateError
@@ -60,7 +61,7 @@ class Jenkinses:
 
     def at(self, url: str) -> Nodes | None:
         """Return that which calls itself so, as in a build's JENKINS_URL; the only one in any case."""
-        found = [nodes for nodes in self if nodes.config.server.rstrip("/") == url.rstrip("/")]
+        found = [nodes for nodes in self if gateconfig.is_same_url(nodes.config.server, url)]
         found = found or list(self) * (len(self) == 1)
         return found[0] if found else None
 

@@ -22,6 +22,7 @@ KEEP_FAILED = 24 * HOUR
 GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
 SNAPSHOTS_KEPT = 2  # current and previous
 SERVERS = "servers"  # the resource of which a provider has max-servers
+STUCK_STATUSES = ("in-use", "reserved", "attaching", "detaching")  # of volumes that only an administrator can free
 FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
 
 
@@ -342,6 +343,19 @@ def leaked_volumes(
     """
     return [volume for volume in volumes if volume.unattached
             and machines.get(volume.machine_id or 0) not in (BUILDING, HOLD) and volume.snapshot_id not in snapshots]
+
+
+def stuck_volumes(
+    volumes: Iterable[nova.Volume], machines: Container[int], snapshots: Container[int], servers: Container[str]
+) -> list[nova.Volume]:
+    """Return the volumes of ours that are held by no server that is there, and that cannot be deleted like that.
+
+    Such are left by a server whose end block storage was not told of. machines and snapshots are the ids of all rows,
+    servers those of the servers that there are.
+    """
+    return [volume for volume in volumes if volume.status in STUCK_STATUSES
+            and volume.machine_id not in machines and volume.snapshot_id not in snapshots
+            and not any(server in servers for server in volume.servers)]
 
 
 def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:

@@ -173,6 +173,7 @@ class Look:
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
         self.verdicts: dict[int, Verdict] = {}  # of those of them that have ended
+        self.is_timely = True  # whether the clock is not far behind theirs
         self.clock_ahead = 0.0  # seconds that the clock is ahead of the cloud's and of Jenkins'
 
     def now(self) -> float:
@@ -242,6 +243,10 @@ class Look:
                 "Jenkins'": self.jenkinses.clock_ahead() if self.jenkinses else None}
         known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
         ahead = min(known.values(), default=0.0) + ours
+        self.is_timely = ahead > -CLOCK_SECONDS
+        if not self.is_timely:
+            self.log.warning("the clock of %s is %.0f min behind %s; what is due ends later", vmdatabase.whose_clock(),
+                             -ahead / 60, " and ".join(known))
         if ahead > CLOCK_SECONDS:
             self.clock_ahead = ahead
             self.trouble(f"the clock of {vmdatabase.whose_clock()} is {ahead / 60:.0f} min ahead of "
@@ -282,6 +287,11 @@ class Look:
         except GateError as err:
             self.trouble(err)
             return None
+
+    def shows(self, server_id: str) -> bool:
+        """Return whether the cloud shows a server, in whatever state, or does not tell."""
+        found = self.answer(lambda: self.cloud.shows(server_id))
+        return found is not False
 
     def has_own(self, server_id: str) -> bool:
         """Return whether the cloud has a server that carries our marks, as a look at it shows."""

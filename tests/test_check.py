@@ -555,7 +555,9 @@ def test_a_script_that_fails_leaves_the_rest_told(desk: Desk, knobs: dict[str, A
 
 @pytest.mark.parametrize(("text", "message"), [
     (None, "cannot be read (No such file or directory)"),
-    ("user=boss\n", "not an INI file (File contains no section headers. file: '<string>', line: 1 'user=boss\\n')"),
+    ("user=boss\n", "not an INI file: line 1: expected key = value in a [section]"),
+    ("[jenkins]\nuser=boss\npassword hunter2\n", "not an INI file: line 3: expected key = value in a [section]"),
+    ("\ufeff[jenkins]\npassword=x\n", "[jenkins] user is missing"),  # editors of other systems put a mark first
     ("[jenkins]\npassword=x\n", "[jenkins] user is missing"),
     ("[jenkins]\nuser=boss\n", "[jenkins] password is missing"),
     ("[job_builder]\n", "[jenkins] user is missing"),

@@ -15,6 +15,7 @@ import jenkins
 import pytest
 import requests
 
+import jenkinsnodes
 from tests.pocketjenkins.client import StandIn
 from tests.pocketjenkins.labels import fits
 from tests.pocketjenkins.parameters import read_properties, replace_macros
@@ -651,6 +652,7 @@ def test_a_matrix_is_a_build_of_each_combination_and_as_bad_as_the_worst(
     cell = ask(standin, "job/matrix/PROVIDER=two/1/")
     assert (cell["fullDisplayName"], cell["result"]) == ("matrix \N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK} two #1",
                                                          result)
+    assert jenkinsnodes.build_path("matrix/PROVIDER=two", 1) == "job/matrix/PROVIDER=two/1/"
     console = requests.get(f"{standin.url}job/matrix/PROVIDER=two/1/consoleText", auth=("admin", "admin-token"),
                            timeout=CALL_SECONDS).text
     assert f"two on master in {standin.root}/workspace/matrix/PROVIDER/two" in console.splitlines()

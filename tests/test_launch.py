@@ -466,6 +466,15 @@ def test_a_server_that_vanishes_while_it_boots_is_an_error_and_the_next_run_repl
     assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"
 
 
+def test_a_server_of_which_parts_of_the_cloud_know_nothing_yet_costs_no_machine(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    pool.knobs(list_stale_seconds=4, answers=[{"match": "GET /servers/[0-9a-f-]{36}", "status": 404, "times": 1}])
+
+    result = pool.run(LAUNCH, "one", expect=0)
+
+    assert (result.stdout, list(pool.machines().values())) == ("one noble: 1 of 1 ready\n", ["READY"])
+
+
 def test_the_console_log_of_a_machine_without_ssh_is_saved_in_the_workspace(pool: Pool) -> None:
     seeded(pool, provider(boot_timeout=2, images=[image(min_ready=1)]))
     pool.knobs(boot_failure="no-ssh", boot_failure_rate=1)

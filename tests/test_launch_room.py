@@ -269,8 +269,9 @@ def test_without_a_volume_a_flavor_without_a_disk_is_not_taken(pool: Pool) -> No
 
 
 def test_a_volume_that_a_server_leaves_behind_is_swept_and_nobody_elses(pool: Pool) -> None:
-    seeded(pool, provider(images=[on_volume(min_ready=1)]))
+    seeded(pool, provider(images=[on_volume(min_ready=1)], availability_zones=["nova"]))
     pool.run(LAUNCH, "one", expect=0)
+    assert [volume["zone"] for volume in volumes(pool)] == ["nova"]  # its server's: many clouds attach no other one
     storage = pool.client().block_storage
     others = {"devstack-gate-pool": "another", "devstack-gate-provider": "one", "devstack-gate-machine": "1"}
     kept = {storage.create_volume(size=1, name="own").id, storage.create_volume(size=1, metadata=others).id}

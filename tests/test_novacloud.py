@@ -1,5 +1,6 @@
 """One provider as the scripts use it, with the real clients against a cloud on loopback."""
 
+import email.utils
 import json
 import socket
 import threading
@@ -412,6 +413,34 @@ def test_a_rate_limit_is_waited_for_and_the_call_made_again(
     assert calls(pocket)["GET /servers/detail"] == 2
 
 
+@pytest.mark.parametrize("status", [413, 429])
+def test_a_rate_limit_that_ends_at_a_moment_is_obeyed(cloud: Cloud, pocket: Pocket, status: int) -> None:
+    headers = {"Retry-After": email.utils.formatdate(time.time() + 1.5, usegmt=True)}
+    answer(pocket, "GET /servers/detail", status=status, times=1, headers=headers)
+
+    assert cloud.list_servers() == []
+    assert calls(pocket)["GET /servers/detail"] == 2
+
+
+def test_rate_limits_of_other_services_are_obeyed(cloud: Cloud, pocket: Pocket) -> None:
+    limits = [{"service": service, "match": match, "status": 429, "times": 1, "headers": {"Retry-After": "0"}}
+              for service, match in (("image", "GET /images"), ("network", "GET /floatingips"))]
+    pocket.knobs(CLOUD, answers=limits)
+
+    assert cloud.find_base_image("Debian 12")
+    assert cloud.network.list_ours() == []
+    assert (calls(pocket, "image")["GET /images"], calls(pocket, "network")["GET /floatingips"]) == (2, 2)
+
+
+def test_a_service_that_says_when_it_is_back_is_asked_then(cloud: Cloud, pocket: Pocket) -> None:
+    answer(pocket, "GET /servers/detail", status=503, times=1, headers={"Retry-After": "1"})
+
+    assert cloud.list_servers() == []
+    answer(pocket, "GET /servers/detail", status=503, headers={"Retry-After": "0"})
+    with pytest.raises(CloudError, match="503"):
+        cloud.list_servers()
+
+
 def test_a_rate_limit_holds_back_the_other_threads_too(pocket: Pocket, cloud: Cloud) -> None:
     answer(pocket, "GET /servers/detail", status=429, headers={"Retry-After": "1"}, times=1)
     with ThreadPoolExecutor(1) as other:
@@ -747,6 +776,12 @@ AUTH = {"auth_url": "http://127.0.0.1:1/v3", "username": "u", "password": "p", "
          "entry x: profile http://127.0.0.1:1 cannot be fetched now: "),
         ({"auth": AUTH, "api_timeout": "long"}, CloudConfigError, "entry x: api_timeout: expected seconds, got 'long'"),
         ({"auth": AUTH, "api_timeout": 0}, CloudConfigError, "entry x: api_timeout: expected seconds above 0, got 0"),
+        ({"auth": AUTH, "cacert": "/nowhere/ca.pem"}, CloudConfigError,
+         "entry x: cacert: there is no file /nowhere/ca.pem"),
+        ({"auth": AUTH, "cert": "~/nowhere.pem", "verify": False}, CloudConfigError,
+         "entry x: cert: there is no file ~/nowhere.pem"),
+        ({"auth": {**AUTH, "password": None}}, CloudConfigError,
+         "entry x: auth: password is missing, in secure.yaml, too"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_told(
@@ -760,6 +795,37 @@ def test_what_is_wrong_with_an_entry_is_told(
         make_cloud(cloud="x")
     assert type(caught.value) is error
     assert str(caught.value).startswith(f"provider one: clouds.yaml: {message}")
+
+
+def test_where_an_entry_was_looked_for_is_told_if_it_is_nowhere(
+    make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yml"))
+    with pytest.raises(CloudConfigError, match=rf"OS_CLIENT_CONFIG_FILE names {tmp_path}/clouds.yml, and there is no "):
+        make_cloud()
+    monkeypatch.delenv("OS_CLIENT_CONFIG_FILE")
+    with pytest.raises(CloudConfigError, match="there is no clouds"):
+        make_cloud()
+
+
+def test_a_login_for_no_project_is_told(pocket: Pocket, make_cloud: MakeCloud) -> None:
+    """As Keystone gives it to a user without a default project whose entry names none."""
+    token = {"methods": ["password"], "user": {"id": "1", "name": "u", "domain": {"id": "default", "name": "Default"}},
+             "issued_at": "2026-11-29T10:00:00.000000Z", "expires_at": "2099-11-29T10:00:00.000000Z"}
+    answer(pocket, "POST /auth/tokens", "identity", status=201, body={"token": token},
+           headers={"X-Subject-Token": "unscoped"})
+    with pytest.raises(CloudConfigError, match="auth: expected project_name or project_id; the login is for no proj"):
+        make_cloud()
+
+
+def test_certificates_that_the_environment_names_and_that_are_not_there_are_told(
+    make_cloud: MakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(ConfigError, match="REQUESTS_CA_BUNDLE: there is no file /nowhere"):
+        make_cloud()
 
 
 def test_a_region_that_has_no_compute_is_named_though_clouds_yaml_names_it(

@@ -1279,3 +1279,29 @@ def test_a_clock_that_has_jumped_ahead_ends_no_hold_and_takes_no_machine_of_a_fa
     assert pool.machines() == {failed: "USED", held: "HOLD"}
     assert young in [server["id"] for server in pool.servers()]
     assert "the clock of this host is 2880 min ahead of the cloud's; ages are counted without that" in result.stderr
+
+
+def test_what_a_clock_that_was_ahead_has_written_counts_from_now_on(pool: Pool) -> None:
+    loaded(pool)
+    names = [pool.add_machine(state, age=-48 * HOUR) for state in ("READY", "USED")]
+    pool.sql("UPDATE machine SET absent_time = state_time")
+
+    result = pool.run(REAP, "one", expect=0)
+    pool.run(REAP, "one", expect=0)
+
+    assert "2 machines are from a time that is still to come, as of a clock that was ahead" in result.stderr
+    times = [time for row in pool.sql("SELECT state_time, coalesce(absent_time, 0) FROM machine") for time in row]
+    assert (list(pool.machines()), max(times) <= time.time()) == (names, True)
+
+
+def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
+    """As block storage has it where it was not told of the end of a server."""
+    loaded(pool, provider(images=[image(boot_from_volume=True, min_ready=0)]))
+    volume = {"id": "v-7", "name": "devstack-noble-one-7", "status": "in-use", "metadata": pool.marks(machine=7),
+              "attachments": [{"server_id": "00000000-0000-0000-0000-000000000007"}]}
+    pool.knobs(answers=[{"service": "block-storage", "match": "GET /volumes/detail", "status": 200,
+                         "body": {"volumes": [volume]}}])
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert "volume devstack-noble-one-7 v-7 is in-use, but there is no server that has it" in result.stderr

@@ -221,6 +221,7 @@ def test_those_that_were_made_before_there_were_several_belong_to_the_first(two:
 
 @pytest.mark.parametrize(("url", "expected"), [
     ("http://east.example.org/", "east"), ("http://west.example.org/ci", "west"), ("http://other/", None), ("", None),
+    ("HTTP://East.Example.org:80/", "east"), ("https://east.example.org/", None), ("http://east:x/", None),
 ])
 def test_a_build_says_in_which_one_it_runs(url: str, expected: str | None, tmp_path: Path) -> None:
     servers = {"east": "http://east.example.org", "west": "http://west.example.org/ci/"}

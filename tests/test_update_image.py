@@ -1,5 +1,6 @@
 """devstack-vm-update-image.py on real machines: what is in the image, and what a failed build leaves."""
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import vmdatabase
 
 from tests.pocketcloud.client import Pocket
 from tests.support.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
@@ -362,3 +365,23 @@ def test_the_clock_of_a_build_is_not_fooled_by_a_cloud_that_is_full(quick: Pool,
     assert "no room for a template server within max-servers (1) after 2 s" in result.stderr
     assert time.monotonic() - began >= 2
     assert quick.sql("SELECT state FROM snapshot_image WHERE name <> 'waits'") == [("ERROR",)]
+
+
+@pytest.mark.parametrize(("seen", "age", "gone"), [(False, 0, False), (False, 31, True), (True, 0, True)])
+def test_what_was_just_made_may_not_be_known_everywhere(seen: bool, age: float, gone: bool) -> None:
+    err = update_image.nova.GoneError("404")
+    with pytest.raises(update_image.nova.GoneError) if gone else contextlib.nullcontext():
+        update_image.refuse_gone(err, seen, time.monotonic() - age)
+    update_image.refuse_gone(update_image.nova.CloudError("500"), seen, time.monotonic() - age)
+
+
+def test_a_snapshot_is_newer_than_all_before_it_whatever_the_clock_was(tmp_path: Path) -> None:
+    with vmdatabase.opened(tmp_path / "vm.db"):
+        one = vmdatabase.Provider.create(
+            name="one", cloud="a", max_servers=1, boot_timeout=1, max_concurrency=1, networks="[]", floating_ips="auto",
+            address="public-v4", ssh_port=22, security_groups="[]", availability_zones="[]")
+        noble = vmdatabase.BaseImage.create(provider=one, name="noble", external_id="x", min_ready=0, min_ram=0)
+        assert vmdatabase.next_version(noble) <= time.time()
+        vmdatabase.SnapshotImage.create(
+            base_image=noble, name="s", version=2**31, state="READY", state_time=1)
+        assert vmdatabase.next_version(noble) == 2**31 + 1

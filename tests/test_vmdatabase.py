@@ -450,6 +450,20 @@ def test_a_backup_that_cannot_be_written_is_said_in_one_line(pool: Pool, file: s
     assert dump(pool.database) == before
 
 
+@pytest.mark.file
+def test_a_backup_replaces_nothing_but_files(pool: Pool) -> None:
+    os.mkfifo(pool.folder / "pipe")
+    (pool.folder / "link").symlink_to("copy.db")
+
+    refused = pool.run("vmdatabase.py", "backup", str(pool.folder / "pipe"), expect=2)
+    pool.run("vmdatabase.py", "backup", str(pool.folder / "link"), expect=0)
+
+    assert refused.stderr == (f"vmdatabase.py: {pool.folder}/pipe: is no file, and would be replaced by one; name a "
+                              "file to write\n")
+    assert (pool.folder / "pipe").is_fifo()
+    assert dump(pool.folder / "copy.db") == dump(pool.database)
+
+
 MAKERS = ["devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"]
 
 

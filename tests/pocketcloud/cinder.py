@@ -7,6 +7,7 @@ from tests.pocketcloud.httpd import Answer, Call, RefusalError, Routes, not_foun
 from tests.pocketcloud.records import Volume, VolumeSnapshot, new_id, stamp
 from tests.pocketcloud.state import Cloud
 
+ZONE = "nova"
 AT_REST = ("available", "error", "error_deleting", "error_restoring", "error_extending")
 IN_USE = (
     "Invalid volume: Volume status must be available or error or error_restoring or error_extending or error_managing "
@@ -31,7 +32,8 @@ def describe(call: Call, volume: Volume) -> dict[str, Any]:
         "id": volume.id, "name": volume.name, "size": volume.size, "status": volume.status, "attachments": attachments,
         "metadata": volume.metadata, "snapshot_id": volume.snapshot, "source_volid": None, "volume_type": "pocket",
         "bootable": "true" if image or volume.snapshot else "false", "encrypted": False, "multiattach": False,
-        "availability_zone": "nova", "created_at": stamp(volume.created), "updated_at": stamp(volume.created),
+        "availability_zone": volume.zone or ZONE, "created_at": stamp(volume.created),
+        "updated_at": stamp(volume.created),
         "user_id": call.user, "os-vol-tenant-attr:tenant_id": volume.project, "description": None, "links": [],
         "volume_image_metadata": image,
     }  # fmt: skip
@@ -59,6 +61,8 @@ def _create(call: Call) -> Answer:
     wish, cloud = call.json("volume"), call.cloud
     if not isinstance(wish.get("size"), int) or wish["size"] < 1:
         raise RefusalError(400, f"Invalid input for field/attribute size. Value: {wish.get('size')}.")
+    if wish.get("availability_zone") not in (None, ZONE):
+        raise RefusalError(400, f"Invalid input received: Availability zone '{wish['availability_zone']}' is invalid.")
     with cloud.lock:
         layers, smallest = _source(call, wish)
         if wish["size"] < smallest:
@@ -76,8 +80,13 @@ def _create(call: Call) -> Answer:
         volume = Volume(new_id(), call.project, wish["size"], wish.get("name") or "", layers)
         volume.metadata = dict(wish.get("metadata") or {})
         volume.image, volume.snapshot = wish.get("imageRef"), wish.get("snapshot_id")
+        volume.zone = wish.get("availability_zone")
         cloud.add_volume(volume)
         return Answer(202, {"volume": describe(call, volume)})
+
+
+def _zones(_call: Call) -> Answer:
+    return Answer(200, {"availabilityZoneInfo": [{"zoneName": ZONE, "zoneState": {"available": True}}]})
 
 
 def _gigabytes(cloud: Cloud, project: str) -> tuple[int, int]:
@@ -152,6 +161,7 @@ ROUTES = Routes(
     [
         ("GET", "/", _versions),
         ("GET", "/limits", _limits),
+        ("GET", "/os-availability-zone", _zones),
         ("GET", "/volumes", _list),
         ("GET", "/volumes/detail", _list),
         ("POST", "/volumes", _create),

@@ -152,6 +152,7 @@ class Volume:
     metadata: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     snapshot: str | None = None
+    zone: str | None = None  # that was asked for
     server: str | None = None  # that it is attached to
     goes_with_server: bool = False
     created: float = field(default_factory=time.time)

@@ -64,6 +64,7 @@ DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
     (machine("READY"), sight(nodes={}), None),  # not in a list, and nobody has said 404
     (machine("READY"), sight(server(status="ERROR", fault="fire"), nodes={}), ("ERROR", "the server is ERROR fire")),
     (machine("READY"), sight(server(status="SHUTOFF"), nodes={}), ("ERROR", "the server is SHUTOFF")),
+    (machine("READY"), sight(server(status="RESCUE"), nodes={}), ("ERROR", "the server is RESCUE")),
     (machine("READY"), sight(server(status="UNKNOWN"), nodes={}), None),
     (machine("READY"), sight(server(status="REBOOT"), nodes={}), None),
     (machine("READY"), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
@@ -417,6 +418,16 @@ def test_the_volume_of_a_machine_that_boots_is_no_leak(state: str | None, left: 
 def test_the_volume_that_a_snapshot_was_made_of_stays_with_it(snapshots: set[int], left: bool) -> None:
     volume = nova.Volume("v", "n", "available", {}, None, 3)
     assert (rules.leaked_volumes([volume], {}, snapshots) == []) is left
+
+
+@pytest.mark.parametrize(("status", "machines", "servers", "stuck"), [
+    ("in-use", {}, set(), True), ("reserved", {}, set(), True), ("detaching", {}, {"other"}, True),
+    ("in-use", {7}, set(), False), ("in-use", {}, {"server"}, False), ("deleting", {}, set(), False),
+    ("available", {}, set(), False)])
+def test_a_volume_in_use_by_no_server_that_is_there_is_told(
+        status: str, machines: set[int], servers: set[str], stuck: bool) -> None:
+    volume = nova.Volume("v", "n", status, {}, 7, None, () if status == "reserved" else ("server",))
+    assert rules.stuck_volumes([volume], machines, set(), servers) == [volume] * stuck
 
 
 # --- all of them ---
