@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import vmdatabase
-
 from tests.pocketcloud.client import Pocket
 from tests.support.pool import NO_APT, Pool, await_that, host, image, load_script, make_key, provider
 
