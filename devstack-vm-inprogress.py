@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def take_for_build(machine: Machine, jenkinses: Jenkinses | None, config: SecureConfig) -> None:
     """Take a machine for the build that runs on it, and a test environment if it needs one."""
-    nodes = jenkinses.of(machine) if jenkinses else None
+    nodes = jenkinses.find(machine) if jenkinses else None
     if jenkinses and nodes is None:
         raise ConfigError(f"{machine.name}: belongs to [jenkins {machine.jenkins}], and {config.path} has no such "
                           "section")
@@ -234,7 +234,7 @@ def give_to_person(machine: Machine, jenkinses: Jenkinses | None, config: Secure
             take(machine, by_person=True)
         except GateError:
             return False  # a build or another person was faster
-        take_out_of_service(machine, jenkinses.of(machine) if jenkinses else None, missing_ok=True)
+        take_out_of_service(machine, jenkinses.find(machine) if jenkinses else None, missing_ok=True)
         if not without_login(machine, config):
             return False
         environments.hand_over(machine, config, jenkinses)

@@ -247,6 +247,8 @@ class Launch:
         for machine in ready:
             node = nodes.get(str(machine.name))
             if node:
+                if self.jenkinses:
+                    self.jenkinses.settle(machine, node)
                 self.note_agent(machine, node)
             elif vmdatabase.restored_since(machine.state_time):  # it may have had its build, and be on its way out
                 self.log_of(machine).warning("is READY but not in Jenkins, and vm.db was restored; left to reap")

@@ -155,8 +155,14 @@ class Reap:
             self.do(self.mend_times)
         machines = vmdatabase.machines_of(self.provider)
         ready = [machine for machine in machines if machine.state == READY]
-        self.do(lambda: vmdatabase.note_agents(ready, lists.nodes or {}))
+        self.do(lambda: vmdatabase.note_agents(ready, lists.nodes or {}), lambda: self.settle(machines, lists))
         return self.look.closely(lists, machines)
+
+    def settle(self, machines: Iterable[Machine], lists: Sight) -> None:
+        """Have machines whose [jenkins NAME] was renamed belong to the Jenkins that has their nodes."""
+        if self.jenkinses:
+            for machine in machines:
+                self.jenkinses.settle(machine, (lists.nodes or {}).get(str(machine.jenkins_name)))
 
     def mend_times(self) -> None:
         """Count what was written while the clock was ahead from now on."""

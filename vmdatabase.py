@@ -793,7 +793,11 @@ def _migrate(path: Path, migrations: Sequence[str]) -> None:
         copy = path.with_name(f"{path.name}.schema-{version}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
         _copy(copy)
         get_log().warning("%s has an older schema (%d); kept a copy as %s and migrating it", path, version, copy.name)
-        _run(path, migrations, version)
+        try:
+            _run(path, migrations, version)
+        except BaseException:
+            copy.unlink()  # nothing was changed, and each next run would leave one more
+            raise
 
 
 @contextlib.contextmanager
@@ -848,6 +852,10 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
         raise _empty(path)
     if not ours:
         raise ConfigError(f"{path}: holds tables that devstack-gate did not make; name another file")
+    if not version:
+        raise ConfigError(f"{path}: holds the tables of devstack-gate, but not their version, as after a .dump, which "
+                          "leaves it out; set it to that of the original, which is the same release's: "
+                          f"sqlite3 {path} 'PRAGMA user_version = {len(migrations)}'")
     if version > len(migrations):
         raise ConfigError(f"{path}: has schema version {version}, newer than the {len(migrations)} known here; "
                           "use the scripts that made it")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gateconfig
 import vmdatabase
 from gateconfig import SecureConfig
-from gateprocess import GateError
+from gateprocess import GateError, get_log
 from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import BUILDING, READY, Machine
 
@@ -53,6 +53,32 @@ class Jenkinses:
     def of(self, machine: Machine) -> Nodes | None:
         """Return that which a machine belongs to, None if its section was taken out of the secure configuration."""
         return self.owner(str(machine.jenkins))
+
+    def find(self, machine: Machine) -> Nodes | None:
+        """Return that which a machine belongs to; if its section is gone or renamed, the one that has its node, if any.
+
+        What was found so is written down. Jenkins is asked only then; if one does not answer, the others are.
+        """
+        own = self.of(machine)
+        if own or not machine.jenkins_name:
+            return own
+        for nodes in self:
+            try:
+                node = nodes.look(str(machine.jenkins_name))
+            except GateError as err:
+                get_log(node=machine.name).warning("%s", err)
+                continue
+            if node and nodes.is_marked(node):
+                self.settle(machine, node)
+                return nodes
+        return None
+
+    def settle(self, machine: Machine, node: Node | None) -> None:
+        """Have a machine whose section is gone or was renamed belong to the Jenkins that has its node."""
+        if node and self.of(machine) is None and self.named(node.jenkins).is_marked(node):
+            get_log(node=machine.name).info("belongs to [jenkins %s] now, which has its node; there is no section "
+                                            "[jenkins %s] any more", node.jenkins, machine.jenkins)
+            vmdatabase.give_to_jenkins(machine, node.jenkins)
 
     def owner(self, name: str) -> Nodes | None:
         """Return that which machines belong to that bear a name in vm.db, None if it is there no more."""

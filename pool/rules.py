@@ -281,15 +281,17 @@ def unaccounted_servers(
     """Return the servers of ours that take room beside what the rows stand for.
 
     machines is {row id: server id or None}. Besides those without any row it is one beside the server that its row
-    knows, and a template server whose snapshot is no longer built, nor kept for a person.
+    knows, and a template server whose snapshot is no longer built, nor kept for a person. What a row knows by its id is
+    its own, whatever somebody wrote into the marks.
     """
     found = []
+    known = set(machines.values())
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id or 0)
-        if snapshot:
+        if snapshot and server.id not in known:
             accounted = snapshot.has_server(now)
         else:
-            accounted = machines.get(server.machine_id or 0, "") in (None, server.id)
+            accounted = server.id in known or machines.get(server.machine_id or 0, "") is None
         found += [server] * (not accounted)
     return found
 
@@ -317,10 +319,11 @@ def leaked_images(
     """Return the images of ours that no row accounts for.
 
     One without a row is left its grace; a second one of the name that a row has goes at once. An image that a user made
-    of one of our machines inherits the mark of a row, but not its name.
+    of one of our machines inherits the mark of a row, but not its name. What a row knows by its id is its own.
     """
     leaked = []
-    for image in images:
+    known = {row.external_id for row in snapshots.values()}
+    for image in [image for image in images if image.id not in known]:
         row = snapshots.get(image.snapshot_id or 0)
         if row is None:
             unaccounted = now - image.created >= GRACE

@@ -129,4 +129,4 @@ def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
 def nodes_of(config: SecureConfig, machine: Machine) -> Nodes | None:
     """Return the Jenkins that a machine belongs to, None if there is none, or not any more."""
     jenkinses = jenkinses_of(config)
-    return jenkinses.of(machine) if jenkinses else None
+    return jenkinses.find(machine) if jenkinses else None

@@ -156,6 +156,24 @@ def test_a_group_belongs_to_one_and_goes_as_a_whole(two: Two) -> None:
     assert not two.jenkins["west"].look()["nodes"].keys() & leads
 
 
+def test_machines_go_with_a_section_that_is_renamed(two: Two) -> None:
+    two.pool.run(LAUNCH, "one", expect=0)
+    first, second = sorted(two.owned()["west"])
+    two.jenkins["ost"] = two.jenkins.pop("west")
+    two.configure("east", "ost")
+
+    two.pool.run(TAKE, first, expect=0, **JOB)
+    two.pool.run("vmdatabase.py", "hold", second, "--reason", "bug 1", expect=0)
+    assert two.nodes()["ost"] == set()
+    two.pool.sql("UPDATE machine SET jenkins = 'west' WHERE jenkins = 'ost'")
+    two.pool.run(REAP, "one", expect=0)
+    assert two.pool.sql("SELECT DISTINCT jenkins FROM machine ORDER BY 1") == [("east",), ("ost",)]
+
+    two.pool.sql("UPDATE machine SET jenkins = 'ist' WHERE jenkins = 'east'")
+    two.pool.run(LAUNCH, "one", expect=0)
+    assert two.pool.sql("SELECT DISTINCT jenkins FROM machine ORDER BY 1") == [("east",), ("ost",)]
+
+
 def test_the_next_machine_goes_where_builds_wait(two: Two) -> None:
     two.pool.load(provider(max_servers=8, images=[image(min_ready=0)]),
                   labels=[{"name": "noble", "min-ready": 0, "max-ready": 8, "demand": "queue"}])

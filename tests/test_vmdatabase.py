@@ -335,6 +335,25 @@ def test_a_migration_that_fails_leaves_all_as_it_was(pool: Pool) -> None:
         pass
     assert str(caught.value) == f"{pool.database}: no such table: nowhere"
     assert dump(pool.database) == before
+    assert list(pool.folder.glob("vm.db.schema-*")) == []
+    pool.run("vmdatabase.py", expect=0)
+
+
+@pytest.mark.file
+def test_what_a_dump_made_has_no_version_and_is_told_which(pool: Pool) -> None:
+    statements = pool.dump()
+    for file in pool.folder.glob("vm.db*"):
+        if file.is_file():
+            file.unlink()
+    with closing(sqlite3.connect(pool.database)) as connection:
+        connection.executescript("".join(statements))
+
+    result = pool.run("vmdatabase.py", expect=2)
+
+    assert "holds the tables of devstack-gate, but not their version, as after a .dump" in result.stderr
+    assert list(pool.folder.glob("vm.db.schema-*")) == []
+    with closing(sqlite3.connect(pool.database)) as connection:
+        connection.execute(re.findall("'(PRAGMA .*)'", result.stderr)[0])
     pool.run("vmdatabase.py", expect=0)
 
 

@@ -244,7 +244,9 @@ def test_a_server_that_a_row_accounts_for_or_that_is_young_and_without_a_row_is_
 
     for server in servers:
         snapshot = snapshots.get(server.snapshot_id)
-        if snapshot:
+        if server.id in rows.values():
+            kept = True  # whatever its marks say
+        elif snapshot:
             kept = snapshot.state == "BUILDING" or (snapshot.keep_until is not None and snapshot.keep_until > NOW)
         elif server.machine_id in rows:
             kept = rows[server.machine_id] in (None, server.id)

@@ -297,6 +297,9 @@ YOUNG, OLD = 899, 900
 @pytest.mark.parametrize(("one", "machines", "leaked"), [
     (server("s", age=OLD, machine=7), {7: "s"}, False),
     (server("s", age=OLD, machine=7), {7: None}, False),  # its id was not saved
+    (server("s", age=OLD, machine="x"), {7: "s"}, False),  # somebody wrote that into its mark
+    (server("s", age=OLD, machine=8), {7: "s", 8: "another"}, False),
+    (server("s", age=OLD, snapshot=3), {7: "s"}, False),
     (server("s", age=OLD, machine=7), {}, True),
     (server("s", age=YOUNG, machine=7), {}, False),
     (server("s", age=OLD, machine=7), {7: "another"}, True),
@@ -324,13 +327,16 @@ def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool)
     (3, OLD, False),  # its row knows this one
     (4, OLD, False),  # a user made it of a machine of that row
     (9, OLD, True), (9, YOUNG, False), (None, OLD, True),
+    ("known", OLD, False),  # by its id, though somebody took the mark away
 ])
-def test_leaked_images(snapshot: int | None, age: int, leaked: bool) -> None:
+def test_leaked_images(snapshot: Any, age: int, leaked: bool) -> None:
     rows = {1: vmdatabase.SnapshotImage(id=1, name="name", state="BUILDING", external_id=None),
             2: vmdatabase.SnapshotImage(id=2, name="name", state="READY", external_id="another"),
-            3: vmdatabase.SnapshotImage(id=3, name="name", state="READY", external_id="image"),
+            3: vmdatabase.SnapshotImage(id=3, name="name", state="READY", external_id="known"),
             4: vmdatabase.SnapshotImage(id=4, name="other", state="READY", external_id="another")}
-    one = nova.Image("image", "name", "active", snapshot, NOW - age)
+    known = snapshot in (3, "known")
+    mark = None if snapshot == "known" else snapshot
+    one = nova.Image("known" if known else "image", "name", "active", mark, NOW - age)
 
     assert rules.leaked_images([one], rows, NOW) == [one] * leaked
 
