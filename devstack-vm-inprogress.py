@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         with vmdatabase.opened(gateconfig.database_place()):
             pool = vmdatabase.pool_uuid()
             jenkinses = script.jenkinses_of(config)
-            if options.image:
+            if options.image is not None:
                 take_for_person(options.image, options.provider, jenkinses, config)
             else:
                 machine = vmdatabase.machine_named(options.node)
@@ -318,7 +318,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--image", metavar="IMAGE", help="for a person: any READY machine of this image type")
     parser.add_argument("--provider", metavar="P", help="with --image: of this provider only")
     options = parser.parse_args(argv)
-    if options.provider and not options.image:
+    if options.provider and options.image is None:
         parser.error("--provider goes with --image")
     return options
 

@@ -81,6 +81,21 @@ def make_private(path: Path) -> None:
             path.chmod(mode & stat.S_IRWXU)
 
 
+def give_to_owner(path: Path) -> None:
+    """Have what root made in somebody's folder be theirs, so that a run of root keeps nobody out."""
+    if os.geteuid() != 0:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            owner, seen = path.parent.stat(), os.fstat(descriptor)
+            linked = stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1  # to a file of root's elsewhere, maybe
+            if seen.st_uid == 0 != owner.st_uid and not linked:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(descriptor)
+
+
 def nearest(word: str, known: Collection[str]) -> str:
     """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
     import difflib
@@ -415,6 +430,7 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_private(path.parent)
+        give_to_owner(path.parent)
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
     except OSError as err:
         raise GateError(f"{path}: cannot be opened as a lock ({err.strerror})") from err
@@ -422,6 +438,7 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise GateError(f"{path}: cannot be opened as a lock (it is no file)")
         make_private(path)
+        give_to_owner(path)
         while not (mine := _try_lock(stream.fileno(), name)) and time.monotonic() < deadline:
             time.sleep(0.05)
         yield mine

@@ -415,6 +415,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
+            gateprocess.give_to_owner(path)
         except OSError as err:
             raise GateError(f"{path}: cannot be written ({err.strerror})") from err
 
@@ -1068,6 +1069,7 @@ def note_ids() -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_name("ids.new")
         draft.write_text(json.dumps(noted), encoding="ascii")
+        gateprocess.give_to_owner(draft)
         draft.replace(file)
 
 
@@ -1161,7 +1163,7 @@ def provider_named(name: str) -> Provider:
 
 def printable(name: str) -> str:
     """Return a name from a command line as it can be shown in a message."""
-    return name if name.isprintable() else ascii(name)
+    return name if name.isprintable() and name == name.strip() and name else ascii(name)
 
 
 def provider_names() -> list[str]:

@@ -41,6 +41,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
     entry = f"{where}: entry {provider.cloud}"
     profile = ""
     try:
+        _check_clouds_yaml(where)
         clouds = openstack.config.OpenStackConfig()
         profile = _checked_profile(clouds, provider.cloud, entry)
         if urlsplit(profile).netloc:
@@ -63,6 +64,24 @@ def connect(provider: Any, call_seconds: float) -> Any:
         raise CloudConfigError(f"{where} cannot be read: {short_text(err)}") from err
 
 
+def _check_clouds_yaml(where: str) -> None:
+    """Say what is wrong with the file as a whole: the client may pass it over, as if there were none."""
+    import yaml
+
+    path = gateconfig.cloud_files()["clouds.yaml"]
+    if path is None:
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(err, "problem", None) or short_text(err)
+        raise CloudConfigError(f"{where}: {place}: not YAML: {problem}") from err
+    if not isinstance(content, dict) or not isinstance(content.get("clouds", {}), dict):
+        raise CloudConfigError(f"{where}: {path}: expected clouds: with an entry for each cloud")
+
+
 def _checked_profile(clouds: Any, name: str, entry: str) -> str:
     """Return the vendor profile that an entry names, empty for none; CloudConfigError if the entry is no mapping."""
     known = clouds.cloud_config.get("clouds") or {}
@@ -72,6 +91,9 @@ def _checked_profile(clouds: Any, name: str, entry: str) -> str:
             raise CloudConfigError(f"{entry} is empty; expected auth with auth_url, user, password and project")
         if not isinstance(settings, dict) or not isinstance(settings.get("auth") or {}, dict):
             raise CloudConfigError(f"{entry}: expected a mapping with auth, itself a mapping")
+        url = (settings.get("auth") or {}).get("auth_url", "")
+        if not isinstance(url, str):
+            raise CloudConfigError(f"{entry}: auth: auth_url: expected a URL, got {url!r}")
         if "auth" in settings and not settings["auth"]:
             raise CloudConfigError(f"{entry}: auth is empty; expected auth_url, user, password and project")
         return str(settings.get("profile") or settings.get("cloud") or "")

@@ -104,13 +104,19 @@ class Network:
             return [network_id for _, network_id in self._attached]
 
     def _find(self, name: str) -> tuple[str, str]:
+        """Return name and id of a network; the client's own look would take a name for a part of an address."""
         import openstack.exceptions
 
-        try:
-            found = self._api.find_network(name, ignore_missing=False)
-        except openstack.exceptions.NotFoundException as err:
-            raise CloudConfigError(f"provider {self._provider.name}: networks: there is no network {name}") from err
-        return str(found.name), str(found.id)
+        found: list[Any] = []
+        if re.fullmatch(r"[0-9A-Fa-f-]{32,36}", name):
+            with contextlib.suppress(openstack.exceptions.NotFoundException):
+                found = [self._api.get_network(name)]
+        found = found or [network for network in self._api.networks(name=name) if network.name == name]
+        if len(found) != 1:
+            many = f"there are {len(found)} networks {name}; name one by its id"
+            raise CloudConfigError(f"provider {self._provider.name}: networks: "
+                                   + (many if found else f"there is no network {name}"))
+        return str(found[0].name), str(found[0].id)
 
     def external(self) -> dict[str, str]:
         """Return the networks that floating IPs come from, {name: id}; none if there is no network service.

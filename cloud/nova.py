@@ -240,8 +240,10 @@ class Cloud:
                                    "expected project_name or project_id; the login is for no project")
         if config.get_session_endpoint("compute") is None:
             region = self.provider.region or config.get_region_name("compute")
+            named = {"interface": config.get_interface("compute"), "service name": config.get_service_name("compute")}
+            also = "".join(f", {what} {name}" for what, name in named.items() if name and name != "public")
             raise CloudConfigError(f"provider {self.provider.name}: entry {self.provider.cloud} of clouds.yaml has no "
-                                   f"compute service in region {region or 'of its own'}")
+                                   f"compute service in region {region or 'of its own'}{also}")
 
     def _watch_clock(self) -> None:
         """Learn the cloud's time from the Date of its answers."""

@@ -91,7 +91,7 @@ class LifeEnd(Exception):  # noqa: N818
 
 
 class RefusedError(LifeEnd):
-    """The cloud has made nothing: the row goes."""
+    """The cloud has made no server: the row goes."""
 
 
 class FailedError(LifeEnd):
@@ -172,6 +172,7 @@ class Boot:
     def be_made(self, request: Request) -> Life[None]:
         """Have the server made and save its id; a lost answer may have made one all the same."""
         self.log.info("asking for a server")
+        self.sent_at = None
         self.task = self.tools.workers.submit(self.make_server, request)
         yield
         task, self.task = self.task, None
@@ -185,6 +186,8 @@ class Boot:
         except (nova.CapacityError, nova.RefusedError, ConfigError) as err:
             raise RefusedError(str(err), err) from err
         except GateError as err:
+            if self.sent_at is None:  # it failed at what the server needs before
+                raise RefusedError(str(err), err) from err
             self.log.warning("%s; looking whether there is a server all the same", err)
             self.last_seen = str(err)
         self.give_up_at = time.monotonic() + UNSEEN_SECONDS

@@ -42,7 +42,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.set_defaults(run=_run_load)
     command = commands.add_parser("hold", help="keep a machine")
     command.add_argument("node", metavar="NODE")
-    command.add_argument("--reason", required=True, type=vmdatabase.printable, metavar="TEXT",
+    command.add_argument("--reason", required=True, type=_reason, metavar="TEXT",
                          help="why, for those who find it")
     command.add_argument("--ssh-key", metavar="FILE|KEY", help="public key to let in")
     command.add_argument("--hours", type=_hours, metavar="N", help="let it go after so many hours (default: never)")
@@ -64,6 +64,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     autohold.add_parser(commands, _hours, _public_key)
     environments.add_parser(commands)
     return parser.parse_args(argv)
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected one line of text, got {text!a}")
+    return vmdatabase.printable(text.strip())
 
 
 def _hours(text: str) -> float:

@@ -296,6 +296,17 @@ def test_a_quota_of_volumes_stops_what_needs_them_and_nothing_else(pool: Pool) -
     assert len(pool.machines()) == 3
 
 
+def test_what_fails_before_a_server_is_asked_for_is_waited_for_by_nobody(pool: Pool) -> None:
+    seeded(pool, provider(images=[on_volume("big", min_ready=1), image("small", min_ready=1)]))
+    pool.knobs(answers=[{"service": "block-storage", "match": "POST /volumes", "status": 503}])
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one big: 0 of 1 ready\none small: 1 of 1 ready\n"
+    assert "looking whether there is a server" not in result.stderr
+    assert list(pool.machines().values()) == ["READY"]
+
+
 def test_a_volume_that_fails_leaves_neither_row_nor_volume(pool: Pool) -> None:
     seeded(pool, provider(images=[on_volume(min_ready=1)]))
     pool.knobs(volume_failures=1)

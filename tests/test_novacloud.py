@@ -782,6 +782,7 @@ AUTH = {"auth_url": "http://127.0.0.1:1/v3", "username": "u", "password": "p", "
          "entry x: cert: there is no file ~/nowhere.pem"),
         ({"auth": {**AUTH, "password": None}}, CloudConfigError,
          "entry x: auth: password is missing, in secure.yaml, too"),
+        ({"auth": {**AUTH, "auth_url": 5}}, CloudConfigError, "entry x: auth: auth_url: expected a URL, got 5"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_told(
@@ -826,6 +827,33 @@ def test_certificates_that_the_environment_names_and_that_are_not_there_are_told
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
     with pytest.raises(ConfigError, match="REQUESTS_CA_BUNDLE: there is no file /nowhere"):
         make_cloud()
+
+
+@pytest.mark.parametrize("name", ["#1", "..", "a?b", "50%net", "team/net"])
+def test_a_network_is_found_whatever_its_name(pocket: Pocket, make_cloud: MakeCloud, name: str) -> None:
+    pocket.knobs(CLOUD, second_network=name)
+    cloud = make_cloud(networks=[name])
+    (wanted,) = [network.id for network in cloud.connection.network.networks() if network.name == name]
+
+    assert cloud.network.attached() == [wanted]
+    assert make_cloud(networks=[wanted]).network.attached() == [wanted]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("clouds:\n\tx: {}\n", ":2: not YAML: found character '\\t' that cannot start any token"),
+    ("\0", ": not YAML: "),
+    ("", ": expected clouds: with an entry for each cloud"),
+    ("clouds:\n", ": expected clouds: with an entry for each cloud"),
+    ("clouds: [x]\n", ": expected clouds: with an entry for each cloud"),
+])
+def test_a_file_that_the_client_would_pass_over_is_told(
+    make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    (tmp_path / "clouds.yaml").write_text(text)
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+    with pytest.raises(CloudConfigError) as caught:
+        make_cloud()
+    assert str(caught.value).startswith(f"provider one: clouds.yaml: {tmp_path}/clouds.yaml{message}")
 
 
 def test_a_region_that_has_no_compute_is_named_though_clouds_yaml_names_it(

@@ -200,6 +200,9 @@ WRONG_USE: list[tuple[Call, str]] = [
     ((VMDB, "--nope"), "...unrecognized arguments: --nope..."),
     ((VMDB, "load"), "...required: FILE..."),
     ((VMDB, "hold", NODE), "...required: --reason..."),
+    ((VMDB, "hold", NODE, "--reason", " "), "...--reason: expected one line of text, got ' '..."),
+    ((INPROGRESS, ""), "...unknown node ''; ..."),  # as of a job that lost its parameter
+    ((DELETE, "one "), "...unknown node 'one '; ..."),
     ((VMDB, "unhold"), "...required: NODE..."),
 ]
 
@@ -239,6 +242,7 @@ def test_an_unknown_node_is_2_and_named(pool: Pool, call: Call) -> None:
     ("call", "message"),
     [
         ((INPROGRESS, "--image", "nobel"), "--image: unknown image nobel; did you mean noble?"),
+        ((INPROGRESS, "--image", ""), "--image: unknown image ''; known are noble"),
         ((INPROGRESS, "--image", "noble", "--provider", "onne"), "{db}: unknown provider onne; did you mean one?"),
         ((UPDATE, "one", "--image", "nobel"), "--image: provider one has no image nobel; did you mean noble?"),
         ((UPDATE, "one", "--script", "missing"), "--script ...missing cannot be read (No such file or directory)"),

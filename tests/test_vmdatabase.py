@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import gateprocess
 import vmdatabase
 from gateprocess import ConfigError
 from tests.support.pool import PROJECT, Pool, image, provider
@@ -776,6 +777,20 @@ def test_files_of_an_earlier_release_are_made_private(tmp_path: Path) -> None:
     pool.run("vmdatabase.py", expect=0)
 
     assert set(modes(pool).values()) == {0}
+
+
+@pytest.mark.file
+def test_what_root_locks_in_the_folder_of_another_account_stays_open_to_that(tmp_path: Path) -> None:
+    """A person's `sudo vmdatabase.py hold` would otherwise keep all jobs out of the lock from then on."""
+    os.chown(tmp_path, 12345, 12345)
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "roots").touch()
+    os.link(tmp_path / "roots", tmp_path / "locks" / "linked")
+    for name in ("nodes", "linked"):
+        with gateprocess.file_lock(tmp_path / "locks" / name, 0) as mine:
+            assert mine
+    owners = {path.name: path.stat().st_uid for path in (tmp_path / "locks", *(tmp_path / "locks").iterdir())}
+    assert owners == {"locks": 12345, "nodes": 12345, "linked": 0}
 
 
 @pytest.mark.file
