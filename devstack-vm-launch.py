@@ -268,15 +268,20 @@ class Launch:
         absent = now - machine.absent_time if machine.absent_time else 0
         came = machine.online_time is not None
         found = node.prospect(now - machine.state_time, came, absent)
-        serves = node.serves(str(machine.name), str(self.images[machine.base_image_id].name))
-        if not serves:
-            found = LOST
+        label = f"{self.prefix}devstack-{self.images[machine.base_image_id].name}"
+        why = ""
+        if not node.serves(str(machine.name), str(self.images[machine.base_image_id].name)):
+            why = node.mislabelled()
+        elif not str(machine.name).startswith(f"{label}-"):
+            why = f"builds ask for {label} since DEVSTACK_GATE_PREFIX was changed; delete them with: " \
+                  f"devstack-vm-reap.py {self.provider.name} --all-servers; log: {node.url}/log"
+        found = LOST if why else found
         self.agents[machine.id] = found if found == LOST or not came else HERE
         self.proven[machine.base_image_id].pop(machine.id, None)
         if found == HERE and not node.offline:
             self.proven[machine.base_image_id][machine.id] = machine
         if found == LOST:
-            self.lost.append((str(machine.name), node.loss(came) if serves else node.mislabelled()))
+            self.lost.append((str(machine.name), why or node.loss(came)))
         return found
 
     def tell_agents(self) -> None:
@@ -883,6 +888,8 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
     config = gateconfig.load_secure_config()
     public_key = gateconfig.require_ssh_key(config)
     nodessh.check_key_pair(config.node.ssh_key, public_key)
+    if why := script.lost_section(config, provider):
+        raise ConfigError(f"{why}; put the section back")
     if not config.jenkinses:
         get_log(provider=provider.name).info(
             "no [jenkins] section in %s: machines are not registered in Jenkins", config.path)

@@ -126,6 +126,14 @@ def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
     return Jenkinses(config, vmdatabase.lock, vmdatabase.pool_uuid())
 
 
+def lost_section(config: SecureConfig, provider: Provider) -> str:
+    """Return that machines have nodes though the secure configuration knows no Jenkins; empty if that is not so."""
+    count = sum(machine.jenkins_name is not None for machine in vmdatabase.machines_of(provider))
+    if config.jenkinses or not count:
+        return ""
+    return f"there is no [jenkins] section in {config.path}, but {count} machines have nodes in Jenkins"
+
+
 def nodes_of(config: SecureConfig, machine: Machine) -> Nodes | None:
     """Return the Jenkins that a machine belongs to, None if there is none, or not any more."""
     jenkinses = jenkinses_of(config)

@@ -221,7 +221,7 @@ class Look:
     def see_nodes(self) -> Seen | None:
         """Return the nodes, or None if no Jenkins tells: then machines that may have a node are left alone."""
         if self.jenkinses is None:
-            return Seen({}, {}, [])
+            return self.without_jenkins()
         try:
             seen = self.jenkinses.look()
         except GateError as err:
@@ -230,6 +230,13 @@ class Look:
         for name, why in seen.silent.items():
             self.trouble(f"{why}; machines of [jenkins {name}] that may have a node are left alone")
         return seen
+
+    def without_jenkins(self) -> Seen | None:
+        """Return that there are no nodes, or None if machines have some: then a section was lost, and builds may run."""
+        if why := script.lost_section(self.config, self.provider):
+            self.trouble(f"{why}, where builds may run; they are left alone until the section is there again")
+            return None
+        return Seen({}, {}, [])
 
     def names_of(self, silent: Collection[str]) -> frozenset[str]:
         """Return the names that machines bear of these."""

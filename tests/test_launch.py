@@ -163,6 +163,17 @@ def test_prefix_stands_before_server_node_and_label(pool: Pool) -> None:
         "try-devstack-noble-one-1": "try-devstack-noble"}
 
 
+def test_machines_of_another_prefix_are_told_since_no_build_asks_for_them(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=1)]))
+    name = pool.add_machine("READY")
+
+    result = pool.run(LAUNCH, "one", expect=1, DEVSTACK_GATE_PREFIX="ci-")
+
+    assert result.stdout == "one noble: 0 of 1 ready, 1 lost to Jenkins\n"
+    assert f"no build can run on {name}: builds ask for ci-devstack-noble since DEVSTACK_GATE_PREFIX was changed; " \
+           "delete them with: devstack-vm-reap.py one --all-servers" in result.stderr
+
+
 def test_a_pool_without_jenkins_is_ready_without_nodes(pool: Pool) -> None:
     pool.jenkins = None
     pool.write_secure_config()

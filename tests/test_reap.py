@@ -101,6 +101,28 @@ def test_a_pool_without_jenkins_is_reaped_without_questions_to_it(pool: Pool) ->
     assert "no [jenkins] section" in result.stderr
 
 
+def test_a_section_of_jenkins_that_was_lost_ends_nothing_that_may_build(pool: Pool) -> None:
+    name, _ = taken_by_build(loaded(pool), "goes-on")
+    jenkins, pool.jenkins = pool.jenkins, None
+    pool.write_secure_config()
+    never = pool.add_machine("DELETE")  # never had a node
+    held = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 1", expect=1)
+    pool.run("vmdatabase.py", "unhold", name, expect=0)
+
+    result = pool.run(REAP, "one", expect=1)
+    launched = pool.run("devstack-vm-launch.py", "one", expect=2)
+
+    assert "secure.conf, but 1 machines have nodes in Jenkins; put the section back" in launched.stderr
+    assert (pool.machines(), never in pool.server_names()) == ({name: "DELETE"}, False)
+    assert name in pool.server_names()
+    assert "secure.conf, but 1 machines have nodes in Jenkins, where builds may run" in result.stderr
+    assert "has its node, which is not taken out of service" in held.stderr
+    pool.jenkins = jenkins
+    pool.write_secure_config()
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == {name: "DELETE"}
+
+
 def test_a_machine_whose_server_is_gone_already_goes(pool: Pool) -> None:
     name = loaded(pool).add_machine("DELETE")
     pool.pocket_server(name, vanish=True)
