@@ -546,7 +546,7 @@ def _node(raw: dict[str, Any]) -> Node:
         idle=bool(raw["idle"]),
         cause=re.split(r"[.$]", str(cause.get("_class", "")))[-1],
         reason=str(raw.get("offlineCauseReason") or ""),
-        labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels", [])),
+        labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels") or [] if label and label.get("name")),
     )
 
 

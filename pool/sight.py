@@ -232,7 +232,7 @@ class Look:
         return seen
 
     def without_jenkins(self) -> Seen | None:
-        """Return that there are no nodes, or None if machines have some: then a section was lost, and builds may run."""
+        """Return no nodes, or None if machines have some: then a section was lost, and builds may go on."""
         if why := script.lost_section(self.config, self.provider):
             self.trouble(f"{why}, where builds may run; they are left alone until the section is there again")
             return None
