@@ -537,6 +537,7 @@ def _stream(scheme: str, host: str, port: int | None) -> socket.socket:
 
 
 def _node(raw: dict[str, Any]) -> Node:
+    labels = [label for label in raw.get("assignedLabels") or [] if label]  # of some kinds of nodes they have no names
     cause = raw.get("offlineCause") or {}
     return Node(
         name=str(raw["displayName"]),
@@ -546,7 +547,7 @@ def _node(raw: dict[str, Any]) -> Node:
         idle=bool(raw["idle"]),
         cause=re.split(r"[.$]", str(cause.get("_class", "")))[-1],
         reason=str(raw.get("offlineCauseReason") or ""),
-        labels=frozenset(str(label["name"]) for label in raw.get("assignedLabels") or [] if label and label.get("name")),
+        labels=frozenset(str(label["name"]) for label in labels if label.get("name")),
     )
 
 

@@ -1471,7 +1471,7 @@ def current_snapshot(image: BaseImage) -> SnapshotImage | None:
     """Return the newest READY snapshot of an image type, or of its template, or None if there is none yet."""
     query = SnapshotImage.select().join(BaseImage).where(
         (BaseImage.provider == image.provider_id) & (BaseImage.name == (image.template or image.name))
-        & (SnapshotImage.state == READY))
+        & (SnapshotImage.state == READY) & SnapshotImage.external_id.is_null(False))
     newest: SnapshotImage | None = query.order_by(SnapshotImage.version.desc(), SnapshotImage.id.desc()).first()
     return newest
 

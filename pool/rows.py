@@ -34,6 +34,7 @@ def check_kinds() -> None:
     if not vmdatabase.database.shared:
         _refuse(_wrong_kinds())
         _refuse(_orphans())
+    _refuse(_nameless())
     _refuse(_wrong_settings())
 
 
@@ -67,6 +68,12 @@ def _orphans() -> Iterator[str]:
         for name, number in lost:
             yield f"table {table}: {plain(str(name))} belongs to {parent} {number}, whose row is gone, as after a " \
                   "DELETE at a prompt of sqlite3; put that row back, or delete those that belong to it, too"
+
+
+def _nameless() -> Iterator[str]:
+    """Yield machines without a name, which each has from the transaction on that made it."""
+    for (number,) in vmdatabase.database.execute_sql("SELECT id FROM machine WHERE name IS NULL ORDER BY id LIMIT 1"):
+        yield f"table machine, id {number}: name: expected that of its server and node, got nothing"
 
 
 def _wrong_settings() -> Iterator[str]:

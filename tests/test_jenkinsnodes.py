@@ -302,6 +302,16 @@ def test_all_nodes_are_seen_by_one_call(nodes: Nodes, stand_in: StandIn) -> None
     assert stand_in.calls() == {"GET /computer/api/json": 1}
 
 
+def test_a_node_of_another_kind_hides_no_others(nodes: Nodes, stand_in: StandIn) -> None:
+    common = {"offline": False, "temporarilyOffline": False, "idle": True}
+    listed = [{"displayName": "pod", **common, "assignedLabels": [{}, None, {"name": "pods"}]},
+              {"displayName": "bare", **common, "assignedLabels": None, "description": None}]
+    body = json.dumps({"computer": listed})
+    stand_in.knobs(answers=[{"match": "GET /computer/api/json", "status": 200, "body": body}])
+
+    assert {name: node.labels for name, node in nodes.all().items()} == {"pod": {"pods"}, "bare": frozenset()}
+
+
 def test_a_redirect_of_a_look_is_followed(tmp_path: Path) -> None:
     """As by a proxy that leads to another address of Jenkins."""
     class Moved(BaseHTTPRequestHandler):

@@ -50,6 +50,8 @@ def test_what_load_and_scripts_have_written_is_fine(database: Path) -> None:
      "table machine, id 5: hold_until: expected a whole number, got tomorrow"),
     ("UPDATE machine SET absent_time = 1.5 WHERE id = 1",
      "table machine, id 1: absent_time: expected a whole number, got 1.5"),
+    ("UPDATE machine SET name = NULL WHERE id = 3",
+     "table machine, id 3: name: expected that of its server and node, got nothing"),
     ("UPDATE machine SET ip = X'00ff' WHERE id = 1", "table machine, id 1: ip: expected text, got b'\\x00\\xff'"),
     ("UPDATE snapshot_image SET version = 'new'",
      "table snapshot_image, id 1: version: expected a whole number, got new"),
