@@ -3,14 +3,16 @@
 This cloud deletes softly and shows its lists in pages of six.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import yaml
 
-from cloud.nova import Cloud, RefusedError
+from cloud.nova import Cloud, CloudConfigError, RefusedError
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER
 from tests.realcloud.seed import connect
@@ -149,15 +151,45 @@ def test_a_floating_ip_that_somebody_changed_a_moment_ago_is_not_borrowed(pool: 
     assert user.network.get_ip(made.id).description == "taken"
 
 
-def test_a_server_that_nova_deletes_softly_is_gone(pool: Pool, paged: RealCloud) -> None:
+def test_a_server_that_nova_deletes_softly_is_gone_and_one_that_is_locked_is_told(
+        pool: Pool, paged: RealCloud, user: Any) -> None:
     load(pool, paged, image("noble", min_ready=1), max_servers=1)
     pool.run(LAUNCH, "one", expect=0)
+    ((name, server),) = pool.sql("SELECT name, external_id FROM machine")
     pool.sql("UPDATE machine SET state = 'DELETE'")
+    user.compute.lock_server(server)
+    assert f"{name}: provider one: delete server: Instance {server} is locked" in pool.run(REAP, "one", expect=1).stderr
+    user.compute.unlock_server(server)
 
     pool.run(REAP, "one", expect=0)
 
     assert pool.machines() == {}
     assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 1 of 1 ready\n"
+
+
+def test_networks_are_found_whatever_their_names(ours: Cloud, user: Any) -> None:
+    names = ["#1", "..", "a?b", "50%net", "team/net"]
+    made = [user.network.create_network(name=name) for name in names]
+    cast(Provider, ours.provider).networks = json.dumps(names)
+    try:
+        assert ours.network.attached() == [network.id for network in made]
+    finally:
+        for network in made:
+            user.network.delete_network(network)
+
+
+def test_a_login_for_no_project_is_told(
+        paged: RealCloud, admin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin.identity.create_user(name="nobodys", password="secret", domain_id="default")
+    clouds = yaml.safe_load(paged.clouds_yaml.read_text())
+    auth = clouds["clouds"][MEMBER]["auth"]
+    clouds["clouds"][MEMBER]["auth"] = {"auth_url": auth["auth_url"], "username": "nobodys", "password": "secret",
+                                        "user_domain_name": "Default"}
+    (tmp_path / "clouds.yaml").write_text(yaml.safe_dump(clouds))
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+
+    with pytest.raises(CloudConfigError, match="auth: expected project_name or project_id; the login is for no proj"):
+        Cloud(Provider(name="one", cloud=MEMBER), "pool")
 
 
 def test_a_base_image_is_found_by_a_name_with_a_colon(ours: Cloud, user: Any) -> None:
