@@ -139,8 +139,9 @@ class Volumes:
         if not self.is_there():
             return []
         found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
-        return [Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata),
-                       servers=_servers_of(one)) for one in found if isinstance(one.metadata, Mapping)]
+        return self._calls.ask("list volumes", lambda: [
+            Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata),
+                   servers=_servers_of(one)) for one in found if isinstance(one.metadata, Mapping)])
 
     def delete(self, volume_id: str) -> None:
         """Delete a volume; one that is gone already is fine. RefusedError if something still needs it."""
