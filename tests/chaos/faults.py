@@ -59,6 +59,7 @@ def draw(world: World, rng: random.Random) -> list[str]:
     names = dict.fromkeys(rng.choices([*catalogue, *4 * often], k=rng.choice([0, 1, 2, 2, 3, 4])))
     if len(names.keys() & {"dying server", "still server"}) > 1:
         del names["still server"]  # what is dead does not stand still
+    names = dict(sorted(names.items(), key=lambda one: one[0] in OF_DISK))  # others may write to vm.db themselves
     return [f"{name}: {catalogue[name](world, rng)}" for name in names]
 
 
