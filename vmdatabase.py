@@ -1450,7 +1450,7 @@ def note_room(provider: Provider, refused: bool) -> None:
     query = Provider.update(full_until=now() + FULL_SECONDS)
     if not refused:
         query = Provider.update(full_until=None, on_trial=False).where(Provider.full_until.is_null(False)
-                                                                       | Provider.on_trial)
+                                                                       | (Provider.on_trial == 1))
     query.where(Provider.id == provider.id).execute()
 
 
