@@ -105,6 +105,7 @@ class World:
         self.uuid = ""  # of the pool, known also when faults keep vm.db from being read
         self.backup = folder / BACKUP_KEPT
         self.restored = False  # since the last word of a person
+        self.outlived: set[str] = set()  # those of `held` that were held before vm.db was restored
 
     def __enter__(self) -> Self:
         try:
@@ -447,6 +448,7 @@ class World:
         for name in [name for name, state in kept.items() if state == "HOLD" and name in leads]:
             if self.pool.column(name, "external_id") in there:
                 self.held.setdefault(name, self.pool.column(name, "external_id"))
+        self.outlived = set(self.held)
 
     def _put_in_place(self) -> None:
         copy = self.pool.database.with_name("restored.db")
