@@ -26,6 +26,7 @@ ELSEWHERE = ("images",)  # keys that are rows of another table
 def check() -> None:
     """Raise ConfigError for the first value that `load` or a script would not have written."""
     check_kinds()
+    _refuse(_nameless())
     _refuse(_wrong_keys())
 
 
@@ -34,7 +35,6 @@ def check_kinds() -> None:
     if not vmdatabase.database.shared:
         _refuse(_wrong_kinds())
         _refuse(_orphans())
-    _refuse(_nameless())
     _refuse(_wrong_settings())
 
 

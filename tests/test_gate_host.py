@@ -152,7 +152,7 @@ def test_logs_are_plain_files_of_ours_whatever_the_node_sends(client: Client) ->
     assert code == 0, output
     logs = client.workspace / "logs"
     found = {str(path.relative_to(logs)): path.lstat() for path in logs.rglob("*")}
-    odd = {"deep/a__name__[2J_odd", "raw\N{REPLACEMENT CHARACTER}"}
+    odd = {"deep/a__name__[2J_odd", "raw_"}
     assert {"deep", "suid", "gate_hook.txt", "second"} | odd <= set(found)
     assert not {"shadow", "root", "fifo", "device", "huge"} & set(found)
     assert {stat.filemode(one.st_mode) for one in found.values()} == {"drwxr-xr-x", "-rw-r--r--"}
