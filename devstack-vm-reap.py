@@ -213,7 +213,7 @@ class Reap:
         self.look.ask_for({number: row for number, row in last.items()
                            if row and decisions.is_named(row) and not (row.by_person or row.result)})
         unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id),
-                                                           sight.knows_node(machine))
+                                                         sight.knows_node(machine))
                      for machine in doubted}
         return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
 
@@ -242,6 +242,8 @@ class Reap:
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
         """Find the volumes that block storage has in use for servers that are gone; each of these is asked for."""
+        if not sight.volumes:
+            return []
         rows = self.rows()
         there = sight.servers.keys() | vmdatabase.all_server_ids() | self.gone
         found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there)

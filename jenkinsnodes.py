@@ -149,8 +149,12 @@ class Node(NamedTuple):
 
     def mislabelled(self) -> str:
         """Return in one line that a person gave it labels by which no build of its image type comes."""
-        labels = " ".join(sorted(self.labels - {self.name})) or "none"
-        return f"a person changed its labels in Jenkins: {plain(labels, 200)}; log: {self.url}/log"
+        return f"a person changed its labels in Jenkins: {plain(self.told_labels, 200)}; log: {self.url}/log"
+
+    @property
+    def told_labels(self) -> str:
+        """Return its labels in words, without its own name, which each node has for one."""
+        return " ".join(sorted(self.labels - {self.name})) or "none"
 
 
 class Build(NamedTuple):

@@ -128,8 +128,10 @@ def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
 
 def lost_section(config: SecureConfig, provider: Provider) -> str:
     """Return that machines have nodes though the secure configuration knows no Jenkins; empty if that is not so."""
+    if config.jenkinses:
+        return ""
     count = sum(machine.jenkins_name is not None for machine in vmdatabase.machines_of(provider))
-    if config.jenkinses or not count:
+    if not count:
         return ""
     return f"there is no [jenkins] section in {config.path}, but {count} machines have nodes in Jenkins"
 

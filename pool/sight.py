@@ -137,7 +137,7 @@ class Sight:
         node = self.node(machine)
         if node is None or not machine.name or node.serves(str(machine.name), image):
             return ""
-        return " ".join(sorted(node.labels - {node.name})) or "none"
+        return node.told_labels
 
     def server_death(self, machine: Machine) -> str | None:
         """Return what became of the server of a machine, None if it lives."""
