@@ -1,12 +1,10 @@
 """Two clouds, a Jenkins, a pool of two providers, and other people's things beside ours; how peace is made."""
 
 import contextlib
-import json
 import re
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -23,7 +21,6 @@ from tests.chaos.servers import Servers
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support.pool import Pool, image, make_key, provider
-from tests.support.starter import PROJECT
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
@@ -197,23 +194,23 @@ class World:
         """
         limits = {name: seconds for name, seconds in LIMITS.items()
                   if name.startswith(("jenkinsnodes.", "pool.environments.", "script.BUSY_"))}
-        starter = [sys.executable, "-m", "tests.support.starter", json.dumps({"limits": limits})]
+        starter = self.starter.command(limits=limits)
         start = f"curl --silent --output /dev/null --max-time 2 --user {self.jenkins.user}:{self.jenkins.token} " \
                 f"--request POST '{self.jenkins.url}job/'{{}}\"$(cut -d- -f3 <<< \"$1\")\"/build || true"
         script = f'"${{@:4}}" "$1" && echo "$1 $2 #$3" >> {self.let_in} && {start.format("launch-")}'
         give_back = f'rc=0; "${{@:2}}" || rc=$?; {start.format("reap-")}; exit $rc'
-        limits_of_all = [sys.executable, "-m", "tests.support.starter", json.dumps({"limits": LIMITS})]
+        starter_of_all = self.starter.command(limits=LIMITS)
         for name in self.providers:
             for job, what in (("launch", LAUNCH), ("reap", REAP)):
                 self.jenkins.add_job(f"{job}-{name}", HOST, seconds=0.0, concurrent=True,
-                                     environment={**self.pool.environment, **self.host(0), "PYTHONPATH": str(PROJECT)},
-                                     before=[*limits_of_all, what, name])
+                                     environment={**self.pool.environment, **self.host(0)},
+                                     before=[*starter_of_all, what, name])
         for name in POOL:
             for result in ("SUCCESS", "FAILURE", "ABORTED"):
                 self.jenkins.add_job(
                     f"gate-{name}-{result}", f"devstack-{name}", seconds=LONG if result == "ABORTED" else 0.2,
                     concurrent=True,
-                    environment={**self.pool.environment, **self.host(1), "PYTHONPATH": str(PROJECT)},
+                    environment={**self.pool.environment, **self.host(1)},
                     before=["bash", "-c", script, "inprogress", "$NODE_NAME", "$JOB_NAME", "$BUILD_NUMBER", *starter,
                             INPROGRESS],
                     after=["bash", "-c", give_back, "delete", "$NODE_NAME", *starter, DELETE, "$NODE_NAME",

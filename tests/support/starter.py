@@ -4,8 +4,9 @@ Each run is a process of its own, with the script's code read from its file, its
 differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
 Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
 
-    python -m tests.support.starter FD                       serve orders that come through a socket
+    python -m tests.support.starter FD [PATH]                serve orders that come through a socket, and at a path
     python -m tests.support.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
+    python tests/support/forked.py PATH ORDER SCRIPT ARGUMENTS   the same, forked by the one that serves at the path
 """
 
 import contextlib
@@ -37,48 +38,87 @@ PRODUCT = ("gateconfig", "gateprocess", "vmdatabase", "pool.commands", "cloud.no
 
 def main() -> int:
     if sys.argv[1].isdigit():
-        serve(socket.socket(fileno=int(sys.argv[1])))
+        Service(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]).serve()
         return 0
     order = json.loads(sys.argv[1])
     run_script({**order, "script": sys.argv[2], "arguments": sys.argv[3:]})
     return 1  # not reached
 
 
-def serve(channel: socket.socket) -> None:
-    """Fork for each order, and say how each run ended, until the channel is closed."""
-    sys.path.insert(0, str(PROJECT))
-    for name in (*LIBRARIES, *PRODUCT):
-        importlib.import_module(name)
-    running: dict[int, tuple[int, int]] = {}  # pidfd: order, pid
-    with selectors.DefaultSelector() as selector:
-        selector.register(channel, selectors.EVENT_READ)
+class Service:
+    """Forks for each order, and says how each run ended, until the channel is closed.
+
+    At the path, if there is one, each connection is for one order, and its end is that of the run.
+    """
+
+    def __init__(self, channel: socket.socket, path: str | None = None) -> None:
+        self._channel = channel
+        self._door = None
+        if path:
+            self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._door.bind(path)
+            self._door.listen(64)
+        self._running: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd: order, pid, who ordered it
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> None:
+        """Take orders until the channel is closed."""
+        sys.path.insert(0, str(PROJECT))
+        for name in (*LIBRARIES, *PRODUCT):
+            importlib.import_module(name)
+        for listened in (self._channel, self._door):
+            if listened:
+                self._selector.register(listened, selectors.EVENT_READ)
         while True:
-            for key, _ in selector.select():
-                if key.fileobj is not channel:
-                    number, pid = running.pop(key.fd)
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                    channel.send(json.dumps({"order": number, "status": status}).encode())
-                    continue
-                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 2)
-                if not message:
-                    return
-                order = json.loads(message)
-                pidfd, pid = _fork(order, descriptors, channel)
-                running[pidfd] = order["order"], pid
-                selector.register(pidfd, selectors.EVENT_READ)
-                socket.send_fds(channel, [json.dumps({"order": order["order"], "pid": pid}).encode()], [pidfd])
+            for key, _ in self._selector.select():
+                if key.fd in self._running:
+                    self._tell_end(key.fd)
+                elif key.fileobj is self._door:
+                    self._selector.register(self._door.accept()[0], selectors.EVENT_READ)
+                elif not self._take_order(key.fileobj):  # type: ignore[arg-type] # a socket
+                    if key.fileobj is self._channel:
+                        return
+                    self._give_up(key.fileobj)  # type: ignore[arg-type] # a socket
+
+    def _take_order(self, client: socket.socket) -> bool:
+        message, descriptors, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
+        if not message:
+            return False
+        order = json.loads(message)
+        pidfd, pid = _fork(order, descriptors, [one for one in (self._channel, self._door, client) if one])
+        self._running[pidfd] = order["order"], pid, client
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        told = json.dumps({"order": order["order"], "pid": pid}).encode()
+        with contextlib.suppress(BrokenPipeError):  # its end is seen next
+            socket.send_fds(client, [told], [pidfd])
+        return True
+
+    def _tell_end(self, pidfd: int) -> None:
+        number, pid, client = self._running.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(BrokenPipeError):
+            client.send(json.dumps({"order": number, "status": status}).encode())
+
+    def _give_up(self, client: socket.socket) -> None:
+        """Who ordered a run at the path is gone: killed, as the run would have been with it."""
+        for pidfd in [fd for fd, (_, _, orderer) in self._running.items() if orderer is client]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            self._tell_end(pidfd)
+        self._selector.unregister(client)
+        client.close()
 
 
-def _fork(order: Mapping[str, Any], outputs: Sequence[int], channel: socket.socket) -> tuple[int, int]:
+def _fork(order: Mapping[str, Any], outputs: Sequence[int], own: Sequence[socket.socket]) -> tuple[int, int]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may be ignored here
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with _ending_as_python_does():
-            channel.close()
+            for one in own:
+                one.close()
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(outputs[0], 1)

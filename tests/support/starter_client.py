@@ -20,11 +20,11 @@ READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
 
 
 class Starter:
-    """A running starter; its environment is this process's."""
+    """A running starter; its environment is this process's. With a path, forked.py runs scripts by it, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno()), *([str(path)] if path else [])]
         self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
         self._told: dict[int, tuple[Callable[[int], None], Callable[[int], None]]] = {}

@@ -1,0 +1,35 @@
+"""Runs one script by the starter that serves at a path, as if it were this process; see starter.py.
+
+    python -I -S tests/support/forked.py PATH ORDER SCRIPT ARGUMENTS
+
+Its own libraries are few, so that it costs less than the script would as a process of its own.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+MESSAGE_BYTES = 1 << 16
+
+
+def main() -> None:
+    path, order, script, *arguments = sys.argv[1:]
+    wanted = {**json.loads(order), "order": 0, "script": script, "arguments": arguments,
+              "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109 - pathlib is slow to load
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as service:
+        service.connect(path)
+        socket.send_fds(service, [json.dumps(wanted).encode()], [1, 2])
+        _, descriptors, _, _ = socket.recv_fds(service, MESSAGE_BYTES, 1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda sent, _: signal.pidfd_send_signal(descriptors[0], sent))
+        status = json.loads(service.recv(MESSAGE_BYTES))["status"]
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
