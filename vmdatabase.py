@@ -118,6 +118,7 @@ MACHINE_MOVES = (
     Move(USED, HOLD, "hold, delete, reap", "the same; or its build failed, and an autohold wants it"),
     Move(ERROR, HOLD, "hold, reap", "the same"),
     Move(HOLD, DELETE, "unhold, reap", "a person lets go, its hours are over, or its server is gone since a restore"),
+    Move(DELETE, HOLD, "reap", "a person keeps it: server or node say so, and this restored vm.db never knew"),
     Move(ERROR, DELETE, "reap", "its server and node are to go"),
     Move(DELETE, None, "reap", "a later look at the cloud shows that the server is gone"),
 )

@@ -157,13 +157,16 @@ def forgotten_use(
     """Return who has a machine whose row does not say so, because vm.db is older than that; None if that is not so.
 
     A node is made after its machine is READY, so that one of a BUILDING machine tells for sure. Of other rows only the
-    marks do that hold and inprogress leave after they have written their state into vm.db.
+    marks do that hold and inprogress leave after they have written their state into vm.db. The mark of a hold outlives
+    the hold, and so does the reason in its row: one that is DELETE without a reason was moved by who knew of no hold.
     """
     use = use_of(server, node, now)
-    if use is None or machine.state in (HOLD, DELETE):
+    if use is None or machine.state == HOLD:
         return None
     said = node.reason if node and node.temporarily_offline else ""
     held = use.state == HOLD and (bool(server and server.hold) or said.startswith(jenkinsnodes.HELD))
+    if machine.state == DELETE:
+        return use if held and machine.hold_reason is None else None
     taken = machine.state == READY and said.startswith(jenkinsnodes.IN_USE_BY)
     return use if held or taken or machine.state == BUILDING else None
 

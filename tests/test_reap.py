@@ -624,19 +624,26 @@ def test_a_build_that_ended_unknown_to_vm_db_is_recorded(pool: Pool, state: str)
 
 
 def test_rows_of_a_restored_vm_db_learn_what_has_become_of_their_machines(pool: Pool) -> None:
-    pool.load(provider(images=[image(min_ready=3)]))
+    pool.load(provider(images=[image(min_ready=4)]))
     pool.seed_snapshots()
     pool.fill()
-    built, held_one, _ = pool.machines()
+    built, held_one, deleted, _ = pool.machines()
     pool.back_up()
     build_on(pool, built, "gate-old-row")
     pool.run("vmdatabase.py", "hold", held_one, "--reason", "bug 2", expect=0)
+    pool.run("vmdatabase.py", "hold", deleted, "--reason", "bug 3", expect=0)
     restore(pool)
+    pool.run("devstack-vm-inprogress.py", deleted)
+    pool.run("devstack-vm-delete.py", deleted, "--result", "SUCCESS", expect=0)
+    assert pool.machines()[deleted] == "DELETE"
 
     pool.run(REAP, "one", expect=1)
 
-    assert list(pool.machines().values()) == ["USED", "HOLD", "READY"]
-    assert pool.column(held_one, "hold_reason") == "bug 2"
+    assert list(pool.machines().values()) == ["USED", "HOLD", "HOLD", "READY"]
+    assert (pool.column(held_one, "hold_reason"), pool.column(deleted, "hold_reason")) == ("bug 2", "bug 3")
+    pool.run("vmdatabase.py", "unhold", deleted, expect=0)
+    pool.run(REAP, "one", expect=0)
+    assert deleted not in pool.machines()
     assert "would take over" not in pool.run(REAP, "one", "--dry-run", expect=0).stdout
 
 

@@ -53,7 +53,7 @@ def test_every_state_begins_ends_and_moves_once() -> None:
 
 
 @pytest.mark.parametrize(("model", "source", "target"), [
-    (vmdatabase.Machine, "USED", "READY"), (vmdatabase.Machine, "DELETE", "HOLD"),
+    (vmdatabase.Machine, "USED", "READY"), (vmdatabase.Machine, "DELETE", "USED"),
     (vmdatabase.Machine, "HOLD", "READY"), (vmdatabase.SnapshotImage, "ERROR", "READY"),
     (vmdatabase.SnapshotImage, "READY", "HOLD"), (vmdatabase.TestEnvironment, "LOCKED", "DELETE"),
     (vmdatabase.TestEnvironment, "BROKEN", "LOCKED")])

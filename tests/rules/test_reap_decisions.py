@@ -147,11 +147,14 @@ HOLD = {"hold_reason": "bug 1", "hold_until": None}
 
 
 @pytest.mark.parametrize(("one", "seen", "found", "verdict"), [
-    # What a hold leaves, on server and node, wins over any row but one that is marked for deletion.
+    # What a hold leaves, on server and node, wins over any row but one that has known of it.
     *((machine(state), held(), found, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")
       for found in (None, node(), TAKEN)),
     *((machine(state), server(), HELD, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")),
-    (machine("DELETE"), held(), HELD, None),
+    (machine("DELETE"), held(), None, ("HOLD", "bug 1", HOLD)),  # e.g. inprogress, for its test environment
+    (machine("DELETE"), server(), HELD, ("HOLD", "bug 1", HOLD)),
+    (machine("DELETE"), server(), node(offline="in use by gate #1", label=USED), None),
+    (machine("DELETE", hold_reason="bug 1"), held(), HELD, None),  # unhold
     (machine("HOLD"), held(), HELD, None),
     (machine("READY"), server(), TAKEN, ("USED", "in use by gate #7", {})),
     (machine("READY"), server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", {})),
