@@ -56,6 +56,7 @@ LAUNCH_RETRIES, RETRY_SECONDS = 3, 5
 IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
 UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
 GOING, STRAY = "its machine is being deleted", "there is no machine of this name"
+GIVEN_UP = (UNKNOWN, UNANSWERED, GOING, STRAY)  # nobody has the machine
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
 EXECUTOR_FIELDS = "executors[currentExecutable[url]],oneOffExecutors[currentExecutable[url]]"
@@ -99,6 +100,14 @@ class Node(NamedTuple):
     def out_of_service(self) -> bool:
         """Return whether no build can start here: it is marked offline, and lacks the label that builds ask for."""
         return self.temporarily_offline and USED_LABEL in self.labels
+
+    @property
+    def spent(self) -> bool:
+        """Return whether our scripts began to take it out of service, maybe without getting as far as all its marks.
+
+        A person who takes a node offline leaves its label alone, and has other words.
+        """
+        return USED_LABEL in self.labels or (self.temporarily_offline and self.reason in GIVEN_UP)
 
     @property
     def by_person(self) -> bool:

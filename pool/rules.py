@@ -141,14 +141,13 @@ def use_of(server: nova.Server | None, node: jenkinsnodes.Node | None, now: floa
     if node is None:
         return None
     said = node.reason if node.temporarily_offline and node.by_person else ""
-    spent = jenkinsnodes.USED_LABEL in node.labels
     if said.startswith(jenkinsnodes.HELD):
         return Use(HOLD, said.removeprefix(jenkinsnodes.HELD))
     if not node.idle:
         return Use(USED, said or "a build runs there")
-    if spent and said not in (jenkinsnodes.UNKNOWN, jenkinsnodes.UNANSWERED, jenkinsnodes.GOING, jenkinsnodes.STRAY):
+    if node.spent and said not in jenkinsnodes.GIVEN_UP:
         return Use(USED, said or "its node has lost its label")
-    return Use(HOLD, f"its node is offline in Jenkins: {said}") if node.by_person and not spent else None
+    return Use(HOLD, f"its node is offline in Jenkins: {said}") if node.by_person and not node.spent else None
 
 
 def forgotten_use(

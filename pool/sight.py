@@ -121,13 +121,9 @@ class Sight:
         return self.nodes is not None and not self.silent
 
     def spent(self, machine: Machine) -> bool:
-        """Whether no build can start on its node any more, because the node has lost its label.
-
-        A person who takes a node offline leaves its label alone; only our scripts remove the label, possibly without
-        getting as far as the offline mark.
-        """
+        """Whether no build can start on its node any more: our scripts began to take it out of service."""
         node = (self.nodes or {}).get(str(machine.jenkins_name))
-        return node is not None and jenkinsnodes.USED_LABEL in node.labels
+        return node is not None and node.spent
 
     def relabelled(self, machine: Machine, image: str) -> str:
         """Return the labels that a person gave to the node of a machine, by which no build of its image type comes.

@@ -49,6 +49,7 @@ def sight(*servers: Any, gone: tuple[str, ...] = (), nodes: Mapping[str, Any] | 
 USED = "devstack-used"
 UNLABELLED = sight(server(), nodes={"node": node(label=USED)})
 SPENT = sight(server(), nodes={"node": node(offline="vm.db did not answer", label=USED)})
+UNANSWERED = sight(server(), nodes={"node": node(offline="vm.db did not answer")})  # Jenkins refused another label
 OFFLINE = sight(server(), nodes={"node": node(offline="anna looks")})
 LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat ...", frozenset(), "URL")
 ALIVE = sight(server(), nodes={"node": node()})
@@ -76,6 +77,7 @@ DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
     (machine("READY"), sight(server(), nodes={}, dead=("node",)), ("ERROR", "its Jenkins node died")),
     (machine("READY"), SPENT, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), UNLABELLED, ("DELETE", "no build can start on its node any more")),
+    (machine("READY"), UNANSWERED, ("DELETE", "no build can start on its node any more")),
     (machine("READY"), OFFLINE, None),  # a person's doing
     (machine("READY", name="devstack-noble-one-1"), sight(nodes={"node": node()}), None),
     (machine("READY", name="ci-devstack-noble-one-1"), sight(server("ci-devstack-noble-one-1"), nodes={
@@ -135,6 +137,7 @@ TAKEN = node(offline="in use by gate #7", label=USED)
     (server(), node(offline="there is no machine of this name", label=USED), None),
     (server(), node(offline="vm.db does not know it", label=USED), None),
     (server(), node(offline="vm.db did not answer", label=USED), None),
+    (server(), node(offline="vm.db did not answer"), None),
     (server(), node(offline="anna looks"), ("HOLD", "its node is offline in Jenkins: anna looks", None)),
     (server(), node(offline="0 GB left", cause="DiskSpace"), None),
     (server(), LAUNCH_FAILED, None),
