@@ -48,6 +48,16 @@ FLOATING_FIELDS = {
     "id", "tenant_id", "project_id", "floating_ip_address", "floating_network_id", "router_id", "port_id",
     "fixed_ip_address", "status", "description", "port_details", "tags", "created_at", "updated_at", "revision_number",
 }  # fmt: skip
+VOLUME_FIELDS = {
+    "attachments", "availability_zone", "bootable", "consistencygroup_id", "created_at", "description", "encrypted",
+    "id", "links", "metadata", "multiattach", "name", "os-vol-tenant-attr:tenant_id", "replication_status", "size",
+    "snapshot_id", "source_volid", "status", "updated_at", "user_id", "volume_type",
+}  # fmt: skip
+IN_USE = (
+    "Invalid volume: Volume status must be available or error or error_restoring or error_extending or error_managing "
+    "and must not be migrating, attached, belong to a group, have snapshots, awaiting a transfer, or be disassociated "
+    "from snapshots after volume transfer."
+)
 
 
 @pytest.fixture(scope="module")
@@ -1069,6 +1079,125 @@ def test_the_details_of_neutrons_quotas_tell_limit_and_use(cloud: Clients) -> No
         small.clear()
 
 
+# Volumes
+
+
+def create_volume(cloud: Clients, **wish: Any) -> requests.Response:
+    wish = {"size": 1, "name": "one", "metadata": {"devstack-gate-pool": POOL}, **wish}
+    return cloud.raw("block-storage", "POST", "/volumes", json={"volume": wish})
+
+
+def volume_of_base(cloud: Clients) -> str:
+    """The id of a volume of the base image that a server can boot from."""
+    answer = create_volume(cloud, imageRef=cloud.base)
+    return str(cloud.volume_in(answer.json()["volume"]["id"], "available")["id"])
+
+
+def boot_from(cloud: Clients, volume: str) -> Any:
+    root = {"boot_index": 0, "uuid": volume, "source_type": "volume", "destination_type": "volume",
+            "delete_on_termination": True}
+    return cloud.booted(image=None, block_device_mapping_v2=[root])
+
+
+def is_cinder(answer: requests.Response, name: str, code: int, message: str) -> None:
+    later = {"retryAfter": "0"} if code == 413 else {}
+    assert (answer.status_code, answer.json()) == (code, {name: {"code": code, "message": message, **later}})
+
+
+def test_a_volume_of_an_image_is_shown_with_its_marks(cloud: Clients) -> None:
+    answer = create_volume(cloud, imageRef=cloud.base, size=2)
+    made = answer.json()["volume"]
+    assert (answer.status_code, made["status"]) == (202, "creating")
+    shown = cloud.volume_in(made["id"], "available")
+    assert set(shown) - {"volume_image_metadata"} == VOLUME_FIELDS
+    assert set(made) >= {"id", "metadata", "name", "size", "status"}
+    assert shown["volume_image_metadata"]["image_id"] == cloud.base
+    told = {name: shown[name] for name in (
+        "attachments", "availability_zone", "bootable", "metadata", "name", "size", "snapshot_id")}
+    assert told == {"attachments": [], "availability_zone": "nova", "bootable": "true", "name": "one", "size": 2,
+                    "metadata": {"devstack-gate-pool": POOL}, "snapshot_id": None}
+    listed = cloud.raw("block-storage", "GET", "/volumes/detail").json()["volumes"]
+    assert [(one["id"], one["metadata"]) for one in listed] == [(made["id"], told["metadata"])]
+    zones = cloud.raw("block-storage", "GET", "/os-availability-zone").json()["availabilityZoneInfo"]
+    assert zones == [{"zoneName": "nova", "zoneState": {"available": True}}]
+    cloud.sdk.block_storage.delete_volume(made["id"])
+    waited("its end", lambda: cloud.raw("block-storage", "GET", f"/volumes/{made['id']}").status_code == 404)
+
+
+def test_a_server_that_boots_from_a_volume_takes_it_along(cloud: Clients) -> None:
+    volume = volume_of_base(cloud)
+    server = boot_from(cloud, volume)
+    shown = cloud.show(server.id)
+    assert (shown["image"], [one["id"] for one in shown["os-extended-volumes:volumes_attached"]]) == ("", [volume])
+    held = cloud.volume_in(volume, "in-use")
+    assert [(one["server_id"], one["volume_id"]) for one in held["attachments"]] == [(server.id, volume)]
+    is_cinder(cloud.raw("block-storage", "DELETE", f"/volumes/{volume}"), "badRequest", 400, IN_USE)
+    again = cloud.raw("compute", "POST", "/servers", json={"server": {
+        "name": "two", "flavorRef": cloud.flavor, "networks": "auto", "block_device_mapping_v2": [
+            {"boot_index": 0, "uuid": volume, "source_type": "volume", "destination_type": "volume"}]}},
+        microversion="2.37")
+    told = again.json()["badRequest"]["message"]
+    assert re.sub("req-[-0-9a-f]{36}", "REQUEST", told) == (
+        f"Invalid volume: Invalid input received: Invalid volume: Volume {volume} status must be available or "
+        "downloading to reserve, but the current status is in-use. (HTTP 400) (Request-ID: REQUEST)")
+    cloud.nova.servers.delete(server.id)
+    waited("its end", lambda: cloud.is_gone(server.id))
+    waited("the end of its volume", lambda: not cloud.raw("block-storage", "GET", "/volumes").json()["volumes"])
+
+
+def test_what_a_volume_cannot_be_made_of_is_told(cloud: Clients) -> None:
+    large = cloud.sdk.image.create_image("large", data=EMPTY_TAR, disk_format="raw", container_format="bare", wait=True,
+                                         min_disk=5)
+    answer = create_volume(cloud, imageRef=large.id)
+    is_cinder(answer, "badRequest", 400, "Invalid input received: Volume size 1GB cannot be smaller than the image "
+                                         "minDisk size 5GB.")
+    answer = create_volume(cloud, imageRef=NOBODY)
+    is_cinder(answer, "badRequest", 400, "Invalid image identifier or unable to access requested image.")
+    answer = create_volume(cloud, availability_zone="nowhere")
+    is_cinder(answer, "badRequest", 400, "Availability zone 'nowhere' is invalid.")
+    answer = create_volume(cloud, snapshot_id=NOBODY)
+    is_cinder(answer, "itemNotFound", 404, f"Snapshot {NOBODY} could not be found.")
+    for method in ("GET", "DELETE"):
+        answer = cloud.raw("block-storage", method, f"/volumes/{NOBODY}")
+        is_cinder(answer, "itemNotFound", 404, f"Volume {NOBODY} could not be found.")
+    assert cloud.raw("block-storage", "GET", "/volumes").json() == {"volumes": []}
+
+
+def test_quotas_of_volumes_are_told_and_refused_with_413(cloud: Clients) -> None:
+    with cloud.side.few_volumes(1, 5) as small:
+        volume_of_base(small)
+        absolute = small.raw("block-storage", "GET", "/limits").json()["limits"]["absolute"]
+        assert {name: absolute[name] for name in (
+            "maxTotalVolumes", "totalVolumesUsed", "maxTotalVolumeGigabytes", "totalGigabytesUsed")} == {
+            "maxTotalVolumes": 1, "totalVolumesUsed": 1, "maxTotalVolumeGigabytes": 5, "totalGigabytesUsed": 1}
+        is_cinder(create_volume(small), "overLimit", 413, "VolumeLimitExceeded: Maximum number of volumes allowed (1) "
+                                                          "exceeded for quota 'volumes'.")
+        small.clear()
+    with cloud.side.few_volumes(9, 5) as small:
+        is_cinder(create_volume(small, size=6), "overLimit", 413,
+                  "VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota. "
+                  "Requested 6G, quota is 5G and 0G has been consumed.")
+
+
+def test_a_snapshot_of_a_server_on_a_volume_is_one_of_its_volume(cloud: Clients) -> None:
+    volume = volume_of_base(cloud)
+    server = boot_from(cloud, volume)
+    image_id = cloud.nova.servers.create_image(server.id, "snap", {"devstack-gate-pool": POOL})
+    waited("an active image", lambda: cloud.sdk.image.get_image(image_id).status == "active")
+    (device,) = json.loads(cloud.sdk.image.get_image(image_id).properties["block_device_mapping"])
+    (snapshot,) = cloud.raw("block-storage", "GET", "/snapshots/detail").json()["snapshots"]
+    assert (device["snapshot_id"], device["source_type"], device["boot_index"]) == (snapshot["id"], "snapshot", 0)
+    assert (snapshot["name"], snapshot["volume_id"], snapshot["size"]) == ("snapshot for snap", volume, 1)
+    cloud.nova.servers.delete(server.id)
+    waited("its end", lambda: cloud.is_gone(server.id))
+    assert cloud.volume_in(volume, "available")["attachments"] == []  # what has a snapshot stays
+    is_cinder(cloud.raw("block-storage", "DELETE", f"/volumes/{volume}"), "badRequest", 400, IN_USE)
+    made = create_volume(cloud, snapshot_id=snapshot["id"]).json()["volume"]["id"]
+    assert cloud.volume_in(made, "available")["bootable"] == "true"
+    cloud.sdk.block_storage.delete_snapshot(snapshot["id"])
+    waited("its end", lambda: not cloud.raw("block-storage", "GET", "/snapshots").json()["snapshots"])
+
+
 # Delete
 
 
@@ -1188,6 +1317,25 @@ def test_novacloud_makes_finds_and_deletes_a_template(cloud: Clients, provider: 
     assert (ours.list_keypairs(), ours.list_snapshots()) == ({}, [])
     with pytest.raises(nova.GoneError):
         ours.image_status(image_id)
+
+
+def test_novacloud_boots_from_a_volume_and_deletes_what_has_no_server(cloud: Clients, provider: MakeCloud) -> None:
+    ours = provider(networks=["private"])
+    source = nova.Source(cloud.base)
+    recipe = Recipe(cloud.base, cloud.flavor, gigabytes=1, source=source)
+    server_id = ours.make_server("devstack-noble-one-7", recipe, {nova.MACHINE_KEY: "7"}, zone="nova")
+    cloud.in_status(server_id, "ACTIVE")
+    left = ours.volumes.make("devstack-noble-one-8", 1, source, ours.marks({nova.MACHINE_KEY: "8"}), 30)
+    found = {volume.machine_id: volume for volume in ours.list_volumes()}
+    assert (found[7].servers, found[7].unattached) == ((server_id,), False)
+    assert (found[8].id, found[8].unattached) == (left, True)
+    with pytest.raises(nova.RefusedError, match="must not be migrating, attached"):
+        ours.volumes.delete(found[7].id)
+    ours.volumes.delete(left)
+    waited("its end", lambda: left not in [volume.id for volume in ours.list_volumes()])
+    ours.volumes.delete(left)
+    assert ours.delete_server(server_id)
+    waited("the end of both", lambda: not ours.list_volumes())
 
 
 def test_novacloud_tells_what_went_wrong(cloud: Clients, provider: MakeCloud) -> None:

@@ -35,7 +35,7 @@ def describe(call: Call, volume: Volume) -> dict[str, Any]:
         "availability_zone": volume.zone or ZONE, "created_at": stamp(volume.created),
         "updated_at": stamp(volume.created),
         "user_id": call.user, "os-vol-tenant-attr:tenant_id": volume.project, "description": None, "links": [],
-        "volume_image_metadata": image,
+        "consistencygroup_id": None, "replication_status": None, "volume_image_metadata": image,
     }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _create(call: Call) -> Answer:
     if not isinstance(wish.get("size"), int) or wish["size"] < 1:
         raise RefusalError(400, f"Invalid input for field/attribute size. Value: {wish.get('size')}.")
     if wish.get("availability_zone") not in (None, ZONE):
-        raise RefusalError(400, f"Invalid input received: Availability zone '{wish['availability_zone']}' is invalid.")
+        raise RefusalError(400, f"Availability zone '{wish['availability_zone']}' is invalid.")
     with cloud.lock:
         layers, smallest = _source(call, wish)
         if wish["size"] < smallest:

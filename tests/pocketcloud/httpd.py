@@ -251,7 +251,8 @@ def refuse(call: Call, err: RefusalError) -> Answer:
     if call.service == "network":
         kind = err.kind or f"HTTP{HTTPStatus(err.status).phrase.replace(' ', '')}"
         return Answer(err.status, {"NeutronError": {"type": kind, "message": err.message, "detail": ""}})
-    fault = {COMPUTE_FAULTS.get(err.status, "computeFault"): {"code": err.status, "message": err.message}}
+    later = {"retryAfter": "0"} if err.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else {}
+    fault = {COMPUTE_FAULTS.get(err.status, "computeFault"): {"code": err.status, "message": err.message, **later}}
     return Answer(err.status, fault, {"Content-Type": "application/json; charset=UTF-8"})
 
 

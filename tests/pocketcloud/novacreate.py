@@ -118,8 +118,9 @@ def _wish_volume(call: Call, wish: dict[str, Any]) -> Volume | None:
     if device.get("source_type") != "volume" or volume is None or volume.project != call.project:
         raise RefusalError(400, f"Block Device Mapping is Invalid: failed to get volume {device.get('uuid')}.")
     if volume.status != "available":
-        raise RefusalError(400, f"Invalid volume: volume '{volume.id}' status must be 'available'. Currently in "
-                                f"'{volume.status}' status.")
+        raise RefusalError(400, f"Invalid volume: Invalid input received: Invalid volume: Volume {volume.id} status "
+                                "must be available or downloading to reserve, but the current status is "
+                                f"{volume.status}. (HTTP 400) (Request-ID: req-{new_id()})")
     return volume
 
 

@@ -1,8 +1,8 @@
 """A real OpenStack control plane on loopback: Keystone, Glance, Placement, Neutron, Nova, with pocketcloud's machines.
 
-Prints a clouds.yaml, also written to ROOT/clouds.yaml; ROOT/ready is written when all services answer. Runs until
-SIGINT or SIGTERM, then stops the services and the machines and removes what it made. What it starts from is made
-once, in a few minutes, below --cache. See README.md beside this file.
+With --volumes Cinder, too. Prints a clouds.yaml, also written to ROOT/clouds.yaml; ROOT/ready is written when all
+services answer. Runs until SIGINT or SIGTERM, then stops the services and the machines and removes what it made. What
+it starts from is made once, in a few minutes, below --cache. See README.md beside this file.
 Exit codes: 0 stopped as asked, 1 a service could not be installed or started, or ended (the last lines of its log are
 on stderr), 2 it cannot run like this here (one line on stderr says why).
 """
@@ -28,7 +28,7 @@ from tests.pocketcloud.leftovers import RootError
 from tests.pocketcloud.records import KindError
 from tests.realcloud import configuration, environment, seed, template
 from tests.realcloud.configuration import MEMBER, SMALL
-from tests.realcloud.services import NAMES, ServiceError, Services
+from tests.realcloud.services import NAMES, VOLUMES, ServiceError, Services
 
 log = logging.getLogger("realcloud")
 OURS = ("state", "clouds.yaml", "ready", "ready.new")
@@ -79,6 +79,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trees", type=Path, default=caches / "pocketcloud", help="where the base tree is kept")
     parser.add_argument("--logs", type=Path, help="a folder to which the services' logs are copied at the end")
     parser.add_argument("--nova", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="in nova.conf, too")
+    parser.add_argument("--volumes", action="store_true", help="with Cinder")
     parser.add_argument("--prepare-only", action="store_true", help="make what is below --cache if needed and exit")
     options = parser.parse_args(argv)
     options.root, options.cache, options.trees = (
@@ -127,9 +128,12 @@ def _start(options: argparse.Namespace, services: Services, venv: Path, clouds: 
     configuration.write(state, venv, services.ports, nova=options.nova)
     seed.move_endpoints(state / "databases/keystone.db", services.ports)
     (root / "clouds.yaml").write_text(configuration.clouds_yaml(services.ports["keystone"], clouds))
-    services.start(*NAMES)
-    services.wait(*NAMES)
+    names = [*NAMES, VOLUMES] if options.volumes else NAMES
+    services.start(*names)
+    services.wait(*names)
     admin = seed.connect(root / "clouds.yaml")
+    if options.volumes:
+        seed.add_block_storage(admin, services.ports[VOLUMES])
     for name in clouds[2:]:
         seed.add_project(admin, name, "member")
     seed.add_networks(admin, **cidrs)

@@ -7,12 +7,13 @@ from pathlib import Path
 PASSWORD = "realcloud"  # of everybody; all of this listens on loopback only
 REGION = "RegionOne"
 HOST = "loopback"  # the only compute host
+BACKEND = "loopback"  # of volumes, the only one
 SERVICE_USER = "service"  # of all services
 MEMBER, SMALL, ADMIN = "real", "real-small", "real-admin"  # clouds; the first two are also users and projects
 DRIVER = "loopback.NamespaceDriver"  # serve.py makes that tests.realcloud.driver
 NO_MACHINES = "fake.FakeDriverWithoutFakeNodes"
-FOLDERS = ("etc/nova", "etc/neutron", "etc/keystone", "etc/glance", "etc/placement", "databases", "images", "staging",
-           "tasks", "nova", "neutron", "lock", "floating", "log")
+FOLDERS = ("etc/nova", "etc/neutron", "etc/keystone", "etc/glance", "etc/placement", "etc/cinder", "databases",
+           "images", "staging", "tasks", "nova", "neutron", "cinder", "lock", "floating", "log")
 
 Sections = Mapping[str, Mapping[str, object]]
 
@@ -32,6 +33,7 @@ def write(state: Path, venv: Path, ports: Mapping[str, int], driver: str = DRIVE
         ("nova/nova.conf", _with(_nova(state, identity, driver), nova)),
         ("neutron/neutron.conf", _neutron(state, venv, identity)),
         ("neutron/ml2.ini", ML2),
+        ("cinder/cinder.conf", _cinder(state, venv, identity, ports["glance"])),
     ):
         (state / "etc" / name).write_text(_ini(sections))
     shutil.copy(venv / "etc/nova/api-paste.ini", state / "etc/nova/api-paste.ini")
@@ -130,6 +132,7 @@ def _nova(state: Path, identity: str, driver: str) -> Sections:
         "placement": internal,
         "neutron": internal,
         "glance": internal,
+        "cinder": {"catalog_info": "block-storage::internalURL", "os_region_name": REGION},
         "scheduler": {"workers": 1, "discover_hosts_in_cells_interval": -1},
         "conductor": {"workers": 1},
         "filter_scheduler": {
@@ -161,6 +164,34 @@ def _neutron(state: Path, venv: Path, identity: str) -> Sections:
         "keystone_authtoken": _token_check(identity),
         "nova": {**_login(identity), "endpoint_type": "internal"},
         "quotas": dict.fromkeys(("default_quota", *(f"quota_{thing}" for thing in things)), -1),
+        "oslo_concurrency": {"lock_path": state / "lock"},
+        "oslo_messaging_notifications": {"driver": "noop"},
+    }
+
+
+def _cinder(state: Path, venv: Path, identity: str, glance_port: int) -> Sections:
+    return {
+        "DEFAULT": {
+            "host": HOST,
+            "my_ip": "127.0.0.1",
+            "transport_url": "fake:///",
+            "state_path": state / "cinder",
+            "api_paste_config": venv / "etc/cinder/api-paste.ini",
+            "resource_query_filters_file": venv / "etc/cinder/resource_filters.json",
+            "auth_strategy": "keystone",
+            "glance_api_servers": f"http://127.0.0.1:{glance_port}",
+            "enabled_backends": BACKEND,
+            "service_down_time": 86400,  # there is nobody who would report
+            "quota_volumes": -1,
+            "quota_snapshots": -1,
+            "quota_gigabytes": -1,
+            "rpc_response_timeout": 180,
+        },
+        BACKEND: {"volume_driver": "tests.realcloud.volumes.ImageVolumes", "volume_backend_name": BACKEND},
+        "database": _database("cinder"),
+        "keystone_authtoken": _token_check(identity),
+        "service_user": {**_login(identity), "send_service_user_token": "true"},
+        "coordination": {"backend_url": f"file://{state}/cinder"},
         "oslo_concurrency": {"lock_path": state / "lock"},
         "oslo_messaging_notifications": {"driver": "noop"},
     }

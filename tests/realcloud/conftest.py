@@ -10,5 +10,5 @@ from tests.realcloud.client import RealCloud
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCloud]:
     """A running control plane; tests clear away what they make there."""
-    with RealCloud(tmp_path_factory.mktemp("realcloud"), "--clouds", "north") as running:
+    with RealCloud(tmp_path_factory.mktemp("realcloud"), "--clouds", "north", "--volumes") as running:
         yield running

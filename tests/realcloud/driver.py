@@ -91,6 +91,13 @@ def filters() -> list[type]:
     return [ComputeFilter, KnobFilter]
 
 
+def image_of_volume(block_device_info: Any) -> str:
+    """Return the id of the image that the volume to boot from was made of, as volumes.py tells it."""
+    (root,) = block_device_info["block_device_mapping"]
+    image: str = root["connection_info"]["data"]["image"]
+    return image
+
+
 class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  # Nova has no types
     """Nova's driver in memory, with a machine behind each server."""
 
@@ -110,20 +117,21 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
         threading.Thread(target=self._follow_floating_ips, daemon=True).start()
 
     def spawn(self, context: Any, instance: Any, image_meta: Any, injected_files: Any, admin_password: Any,
-              allocations: Any, network_info: Any = None, **more: Any) -> None:
+              allocations: Any, network_info: Any = None, block_device_info: Any = None, **more: Any) -> None:
         knobs = Knobs.of(instance.metadata)
         time.sleep(knobs.boot_seconds)
         if knobs.boot_failure == "abort":
             raise exception.BuildAbortException(instance_uuid=instance.uuid, reason="as told")
         if knobs.boot_failure == "retry":
             raise exception.ComputeResourcesUnavailable(reason="as told")
-        super().spawn(context, instance, image_meta, injected_files, admin_password, allocations, network_info, **more)
+        super().spawn(context, instance, image_meta, injected_files, admin_password, allocations, network_info,
+                      block_device_info, **more)
         addresses = [fixed["address"] for vif in network_info or [] for fixed in vif.fixed_ips()]
         try:
             guest = Instance(
                 id=instance.uuid,
                 name=instance.display_name,
-                layers=self._fetch_layers(context, instance.image_ref),
+                layers=self._fetch_layers(context, instance.image_ref or image_of_volume(block_device_info)),
                 public_key=instance.key_data or "",
                 user_data=base64.b64decode(instance.user_data or ""),
                 address=next(iter(addresses), None),

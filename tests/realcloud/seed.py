@@ -30,12 +30,21 @@ def endpoints(ports: Mapping[str, int]) -> dict[str, str]:
 
 
 def fill_catalogue(admin: Any, ports: Mapping[str, int]) -> None:
-    """Make the entries of all services but Keystone, and their user."""
+    """Make the entries of the services that always run but Keystone, and their user."""
     for kind, url in endpoints(ports).items():
-        service = admin.identity.create_service(name=TYPES[kind], type=kind)
-        for interface in ("public", "internal"):
-            admin.identity.create_endpoint(service_id=service.id, interface=interface, region_id=REGION, url=url)
+        _add_service(admin, TYPES[kind], kind, url)
     add_project(admin, SERVICE_USER, "admin", "service")
+
+
+def add_block_storage(admin: Any, port: int) -> None:
+    """Make Cinder's entry."""
+    _add_service(admin, "cinder", "block-storage", f"http://127.0.0.1:{port}/v3/%(project_id)s")
+
+
+def _add_service(admin: Any, name: str, kind: str, url: str) -> None:
+    service = admin.identity.create_service(name=name, type=kind)
+    for interface in ("public", "internal"):
+        admin.identity.create_endpoint(service_id=service.id, interface=interface, region_id=REGION, url=url)
 
 
 def move_endpoints(database: Path, ports: Mapping[str, int]) -> None:

@@ -1,7 +1,8 @@
 """Run one service of the control plane: python -m tests.realcloud.serve NAME FD, FD being its listening socket.
 
-Runs in the services' own virtual environment. The API is a WSGI application that waitress serves; Nova's other parts
-(conductor, scheduler, compute) are threads of the same process, so that messages need no broker.
+Runs in the services' own virtual environment. The API is a WSGI application that waitress serves; the other parts of
+Nova (conductor, scheduler, compute) and of Cinder (scheduler, volume) are threads of the same process, so that messages
+need no broker.
 """
 
 import collections
@@ -12,10 +13,12 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import waitress
+
+from tests.realcloud.configuration import BACKEND, HOST
 
 APPLICATIONS = {
     "keystone": "keystone.wsgi.api",
@@ -23,6 +26,7 @@ APPLICATIONS = {
     "placement": "placement.wsgi.api",
     "neutron": "neutron.wsgi.api",
     "nova": "nova.wsgi.osapi_compute",
+    "cinder": "cinder.wsgi.api",
 }
 THREADS = 16
 UPLOAD_LIMIT = 1 << 40
@@ -32,13 +36,17 @@ def main() -> int:
     """Serve until killed."""
     name, handle = sys.argv[1], int(sys.argv[2])
     sys.argv = [name]  # the services read it themselves
+    if name == "cinder":  # the only one that reads no OS_NAME_CONFIG_DIR
+        sys.argv += ["--config-file", "etc/cinder/cinder.conf"]
     queue_writers()
+    if name == "cinder":
+        importlib.import_module("cinder.monkey_patch").patch("threading")
     application = importlib.import_module(APPLICATIONS[name]).application
     if name == "neutron":
         know_all_models()
-    if name == "nova":
+    if name in WORKERS:
         # The API answers meanwhile: starting takes services that may not be up yet.
-        threading.Thread(target=start_workers_or_end, daemon=True).start()
+        threading.Thread(target=start_workers_or_end, args=(WORKERS[name],), daemon=True).start()
     waitress.serve(
         application,
         sockets=[socket.socket(fileno=handle)],
@@ -81,7 +89,7 @@ def know_all_models() -> None:
     importlib.import_module("sqlalchemy.orm").configure_mappers()
 
 
-def start_workers_or_end() -> None:
+def start_workers_or_end(start_workers: Callable[[], None]) -> None:
     """Let a failure be the end of the process: what is left of it would look like one that works."""
     started = False
     try:
@@ -93,7 +101,7 @@ def start_workers_or_end() -> None:
             os._exit(1)
 
 
-def start_workers() -> None:
+def start_nova() -> None:
     """Start Nova's conductor, scheduler and compute in this process."""
     import nova.conf
     import os_brick
@@ -118,6 +126,18 @@ def start_workers() -> None:
         ("nova-compute", {"topic": compute.RPC_TOPIC, "topic_alt": compute.RPC_TOPIC_ALT}),
     ):
         service.Service.create(binary=binary, **more).start()
+
+
+def start_cinder() -> None:
+    """Start Cinder's scheduler and volume service in this process."""
+    from cinder import service
+    from cinder.common import constants
+
+    service.Service.create(host=f"{HOST}@{BACKEND}", service_name=BACKEND, binary=constants.VOLUME_BINARY).start()
+    service.Service.create(binary=constants.SCHEDULER_BINARY).start()
+
+
+WORKERS = {"nova": start_nova, "cinder": start_cinder}
 
 
 if __name__ == "__main__":

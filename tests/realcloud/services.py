@@ -15,6 +15,7 @@ from tests.pocketcloud.client import REPOSITORY
 from tests.pocketcloud.machines import DIE_WITH_US
 
 NAMES = ("keystone", "glance", "placement", "neutron", "nova")
+VOLUMES = "cinder"  # which starts if volumes are wanted
 READY_SECONDS = 240.0  # many times what it takes, on a machine that has other things to do
 LOOK_SECONDS = 0.2
 LAST_LINES = 15
@@ -32,7 +33,7 @@ class Services:
         self._state = state
         self._programs = venv / "bin"
         self.environment = _environment(state, venv) | settings
-        self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=1024) for name in NAMES}
+        self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=1024) for name in (*NAMES, VOLUMES)}
         self.ports: dict[str, int] = {name: sock.getsockname()[1] for name, sock in self._sockets.items()}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -109,8 +110,9 @@ class Services:
 
 def _environment(state: Path, venv: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
-    folders = {f"OS_{name.upper()}_CONFIG_DIR": str(state / "etc" / name) for name in NAMES}
+    folders = {f"OS_{name.upper()}_CONFIG_DIR": str(state / "etc" / name) for name in (*NAMES, VOLUMES)}
     return kept | folders | {
+        "OS_CINDER_DISABLE_EVENTLET_PATCHING": "1",
         "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2.ini",
         "PYTHONPATH": str(REPOSITORY),
         "PYTHONUNBUFFERED": "1",

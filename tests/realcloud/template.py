@@ -83,6 +83,7 @@ def _chains(keystone_port: int) -> dict[str, Sequence[Sequence[str]]]:
         ],
         "glance": [["glance-manage", "--config-file", "etc/glance/glance-api.conf", "db_sync"]],
         "placement": [["placement-manage", "--config-file", "etc/placement/placement.conf", "db", "sync"]],
+        "cinder": [["cinder-manage", "--config-file", "etc/cinder/cinder.conf", "db", "sync"]],
         "neutron": [["python", "-B", "-P", "-m", "tests.realcloud.neutrontables"]],
     }
 

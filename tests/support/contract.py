@@ -40,6 +40,9 @@ class Side(Protocol):
     def few_floating(self, most: int = 0) -> "contextlib.AbstractContextManager[Clients]":
         """Give the clients of a project that may have so many floating IPs."""
 
+    def few_volumes(self, volumes: int, gigabytes: int = -1) -> "contextlib.AbstractContextManager[Clients]":
+        """Give the clients of a project that may have so many volumes, and so many GB of them."""
+
     def second_network(self) -> contextlib.AbstractContextManager[tuple[str, str]]:
         """Let the project have a second network, (id, name), while in the context."""
 
@@ -171,6 +174,16 @@ class Clients:
         assert answer.status_code == 200, answer.text
         return [server["name"] for server in answer.json()["servers"]]
 
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """Return a volume as the cloud shows it."""
+        shown: dict[str, Any] = self.raw("block-storage", "GET", f"/volumes/{volume_id}").json()["volume"]
+        return shown
+
+    def volume_in(self, volume_id: str, status: str) -> dict[str, Any]:
+        """Wait until a volume has a status, and return it."""
+        return waited(f"{status} of volume {volume_id}", lambda: next(
+            (shown for shown in [self.volume(volume_id)] if shown["status"] == status), {}))
+
     def is_gone(self, server_id: str) -> bool:
         try:
             self.nova.servers.get(server_id)
@@ -186,6 +199,13 @@ class Clients:
                 self.nova.servers.delete(server_id)
         for server_id in servers:
             waited(f"the end of {server_id}", partial(self.is_gone, server_id))
+        storage = self.sdk.block_storage
+        for snapshot in storage.snapshots():
+            storage.delete_snapshot(snapshot)
+        waited("the end of all snapshots", lambda: not list(storage.snapshots()))
+        for volume in storage.volumes():
+            storage.delete_volume(volume)
+        waited("the end of all volumes", lambda: not list(storage.volumes()))
         for floating in self.sdk.network.ips():
             self.sdk.network.delete_ip(floating)
         for image in self.sdk.image.images(owner=self.project):
@@ -226,6 +246,12 @@ class PocketSide:
     @contextlib.contextmanager
     def few_floating(self, most: int = 0) -> Iterator[Clients]:
         self.knobs(floating_quota=most)
+        yield self.clients()
+
+    @contextlib.contextmanager
+    def few_volumes(self, volumes: int, gigabytes: int = -1) -> Iterator[Clients]:
+        self.knobs(volume_quota=None if volumes < 0 else volumes,
+                   volume_gigabytes_quota=None if gigabytes < 0 else gigabytes)
         yield self.clients()
 
     @contextlib.contextmanager
@@ -292,6 +318,16 @@ class RealSide:
             yield small
         finally:
             admin.sdk.network.delete_quota(small.project)
+
+    @contextlib.contextmanager
+    def few_volumes(self, volumes: int, gigabytes: int = -1) -> Iterator[Clients]:
+        small, admin = self.clients("real-small"), self.clients("real-admin")
+        admin.sdk.block_storage.update_quota_set(small.project, volumes=volumes, gigabytes=gigabytes)
+        try:
+            yield small
+        finally:
+            small.clear()
+            admin.sdk.block_storage.revert_quota_set(small.project)
 
     @contextlib.contextmanager
     def second_network(self) -> Iterator[tuple[str, str]]:
