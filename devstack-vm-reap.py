@@ -234,11 +234,22 @@ class Reap:
                                      and row.external_id and row.external_id not in listed)
         return decisions.snapshots(rows, images, gone, self.look.now(), self.options.all_images)
 
-    def leftovers(self, sight: Sight) -> list[actions.Delete]:
+    def leftovers(self, sight: Sight) -> list[Action]:
         """Find keypairs, floating IPs and volumes of what is gone, also of what this run has deleted."""
-        server_ids = (vmdatabase.all_server_ids() | sight.servers.keys()) - self.gone - sight.gone
-        return decisions.leftovers(self.rows(), sight, server_ids, vmdatabase.machines_to_bind(sight.listed_at),
-                                   vmdatabase.building_snapshot_ids())
+        gone = self.gone | sight.gone
+        server_ids = (vmdatabase.all_server_ids() | sight.servers.keys()) - gone
+        found = decisions.leftovers(self.rows(), sight, server_ids, vmdatabase.machines_to_bind(sight.listed_at),
+                                    vmdatabase.building_snapshot_ids())
+        return [action if action.what != decisions.FLOATING_IP or action.thing.server_id in gone
+                else self.unless_taken(action) for action in found]
+
+    def unless_taken(self, action: actions.Delete) -> Action:
+        """Leave a floating IP that leads to a server from which somebody took our marks; each of these is asked for."""
+        ip = action.thing
+        if not (ip.server_id and self.look.shows(ip.server_id)):
+            return action
+        return actions.Leave(f"floating IP {ip.address} leads to server {ip.server_id}, which does not carry our "
+                             f"{nova.POOL_KEY} any more, so it is left; clear its description or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
         """Find the volumes that block storage has in use for servers that are gone; each of these is asked for."""

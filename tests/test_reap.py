@@ -732,6 +732,9 @@ def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> 
     names = [loaded(pool).add_machine(state) for state in ("READY", "DELETE", "HOLD")]
     ids = [pool.column(name, "external_id") for name in names]
     user = pool.client()
+    network = user.network.find_network("public").id
+    address = user.network.create_ip(
+        floating_network_id=network, description=f"devstack-gate-pool={pool.uuid} server={ids[1]}")
     for server in ids:
         user.compute.delete_server_metadata(server, ["devstack-gate-pool"])
     marks = pool.marks(snapshot=1)
@@ -741,9 +744,11 @@ def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> 
     pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, server_external_id, state, "
              "state_time) SELECT id, ?, 1, ?, ?, 'ERROR', 1 FROM base_image", kept.name, kept.id, ids[0])
 
-    result = pool.run(REAP, "one", expect=0)
+    result = pool.run(REAP, "one", expect=1)
 
-    assert result.stdout == "one: deleted 2 machines, 1 snapshot\n"
+    assert result.stdout == "one: deleted 2 machines, 1 snapshot; 1 left for the next run\n"
+    assert [ip.id for ip in user.network.ips()] == [address.id]
+    assert f"floating IP {address.floating_ip_address} leads to server {ids[1]}, which does not carry" in result.stderr
     assert pool.server_names() == sorted(names)
     assert (pool.machines(), list(pool.nodes())) == ({names[2]: "HOLD"}, [names[2]])
     assert pool.sql("SELECT id FROM snapshot_image") == []
