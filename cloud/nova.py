@@ -42,6 +42,7 @@ from cloud.rules import (
     FLAVOR,
     FLOATING_IPS,
     HOST,
+    METADATA_LENGTH,
     VOLUME,
     Flavor,
     ImageSettings,
@@ -49,6 +50,7 @@ from cloud.rules import (
     choose_address,
     choose_flavor,
     out_of_room,
+    plain_metadata,
     shortage,
     takes,
     volume_gigabytes,
@@ -77,7 +79,6 @@ SNAPSHOT_KEY = "devstack-gate-snapshot"
 PROVED_KEY = "devstack-gate-proved"  # of an image: a machine booted from it has passed the ssh test
 HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes it where vm.db has forgotten
 HOLD_UNTIL_KEY = "devstack-gate-hold-until"  # Unix seconds, 0 for no end
-METADATA_LENGTH = 255
 TEMPLATE_SUFFIX = ".template.openstack.org"
 TEMPLATE_NAME = re.compile(rf"devstack-[A-Za-z0-9._-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
@@ -645,15 +646,10 @@ def _server(raw: Mapping[str, Any]) -> Server:
         name=plain(str(raw.get("name"))),
         status=plain(str(raw.get("status", "UNKNOWN")).upper()),
         fault=plain(str((raw.get("fault") or {}).get("message", ""))),
-        metadata=_texts(raw.get("metadata")),
+        metadata=plain_metadata(raw.get("metadata")),
         addresses=_addresses(raw.get("addresses")),
         created=_unix_time(raw.get("created")),
     )
-
-
-def _texts(metadata: Any) -> dict[str, str]:
-    """Return metadata, whose values anybody in the project may have written."""
-    return {str(key): plain(str(value), METADATA_LENGTH) for key, value in dict(metadata or {}).items()}
 
 
 def _addresses(raw: Any) -> dict[str, list[Mapping[str, Any]]]:

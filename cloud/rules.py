@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cloud.errors import CAPACITY_FAULTS, RETRY_FAULTS
+from gateprocess import plain
 
 FAILED_IN_A_ROW = 5  # servers that ran out of retries one after the other: no flaky host, but no room
 FAILED_OF_ALL = 3  # the same if not one server of the run came up
+
+METADATA_LENGTH = 255  # of a value of a server's
 
 # What a lack of room is about, which says whose servers are asked for no more.
 HOST, FLAVOR, VOLUME, ALL = "host", "flavor", "volume", "all"
@@ -19,6 +22,11 @@ HOST, FLAVOR, VOLUME, ALL = "host", "flavor", "volume", "all"
 # Resources of which a project has a quota; RAM in MB.
 INSTANCES, CORES, RAM, FLOATING_IPS = "instances", "cores", "RAM", "floating IPs"
 VOLUMES, GIGABYTES = "volumes", "gigabytes of volumes"
+
+
+def plain_metadata(metadata: Any) -> dict[str, str]:
+    """Return the metadata of a server or volume, whose values anybody in the project may have written."""
+    return {str(key): plain(str(value), METADATA_LENGTH) for key, value in dict(metadata or {}).items()}
 
 
 class ImageSettings(Protocol):

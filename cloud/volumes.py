@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError
-from cloud.rules import Source
+from cloud.rules import Source, plain_metadata
 from gateprocess import Log, plain
 
 T = TypeVar("T")
@@ -51,10 +51,6 @@ class Volume:
     def unattached(self) -> bool:
         """Return whether it is at rest and belongs to no server."""
         return self.status in UNATTACHED
-
-
-def _texts(metadata: Mapping[Any, Any]) -> dict[str, str]:
-    return {str(key): str(value) for key, value in metadata.items()}
 
 
 class Volumes:
@@ -140,7 +136,7 @@ class Volumes:
             return []
         found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
         return self._calls.ask("list volumes", lambda: [
-            Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), _texts(one.metadata),
+            Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), plain_metadata(one.metadata),
                    servers=_servers_of(one)) for one in found if isinstance(one.metadata, Mapping)])
 
     def delete(self, volume_id: str) -> None:

@@ -14,8 +14,12 @@ from gateprocess import ConfigError, plain
 from pool.providersfile import IMAGE_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
 from vmdatabase import BaseImage, Provider
 
-KINDS = {"INTEGER": ("integer",), "REAL": ("real", "integer"), "TEXT": ("text",)}  # of values, by that of the column
-WORDS = {"INTEGER": "a whole number", "REAL": "a number", "TEXT": "text"}
+# What a column of a kind holds: as typeof() of SQLite says it, in Python, and in words.
+KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...], str]] = {
+    "INTEGER": (("integer",), (int,), "a whole number"),
+    "REAL": (("real", "integer"), (int, float), "a number"),
+    "TEXT": (("text",), (str,), "text"),
+}
 TABLES = ("provider", "base_image", "snapshot_image", "machine", "label", "test_environment")
 NUMBERS = ("moved", "made", "history-days", "environment-wait")  # settings
 PARENTS = {"machine": "base_image", "snapshot_image": "base_image", "base_image": "provider"}
@@ -47,17 +51,14 @@ def _wrong_kinds() -> Iterator[str]:
     """Yield values that are of another kind than their column, such as text in the place of a number."""
     for table in TABLES:
         columns = [(row[1], row[2]) for row in vmdatabase.database.execute_sql(f"PRAGMA table_info({table})")]
-        wrong = {column: f"typeof({column}) NOT IN {('null', *KINDS[kind])}" for column, kind in columns}
+        wrong = {column: f"typeof({column}) NOT IN {('null', *KINDS[kind][0])}" for column, kind in columns}
         key = next(iter(wrong))
         query = f"SELECT {', '.join(wrong)} FROM {table} WHERE {' OR '.join(wrong.values())} LIMIT 1"
         for row in vmdatabase.database.execute_sql(query):
             for (column, kind), value in zip(columns, row, strict=True):
-                if value is not None and not _is_of(kind, value):
-                    yield f"table {table}, {key} {row[0]}: {column}: expected {WORDS[kind]}, got {_shown(value)}"
-
-
-def _is_of(kind: str, value: object) -> bool:
-    return isinstance(value, {"INTEGER": int, "REAL": (int, float), "TEXT": str}[kind])  # type: ignore[arg-type]
+                _, types, words = KINDS[kind]
+                if value is not None and not isinstance(value, types):
+                    yield f"table {table}, {key} {row[0]}: {column}: expected {words}, got {_shown(value)}"
 
 
 def _orphans() -> Iterator[str]:

@@ -114,7 +114,7 @@ def test_a_machine_that_tells_no_time_is_taken_as_settled(text: str) -> None:
             nodessh._refuse_unsettled(session, other, float("inf"))
 
 
-def test_a_volume_is_known_by_texts() -> None:
-    from cloud.volumes import _texts
+def test_a_volume_is_known_byplain_metadata() -> None:
+    from cloud.rules import plain_metadata
 
-    assert Volume("v", "n", "s", _texts({"a": 5, 7: None})).metadata == {"a": "5", "7": "None"}
+    assert Volume("v", "n", "s", plain_metadata({"a": 5, 7: None})).metadata == {"a": "5", "7": "None"}
