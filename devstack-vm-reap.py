@@ -106,7 +106,7 @@ class Reap:
             self.act(decisions.leaked_images(self.rows(), sight.images, now, self.options.all_images))
             self.act(self.snapshots(sight.images))
         self.act([*self.leftovers(sight), *self.stuck_volumes(sight), *strays])
-        self.do(self.see_to_environments)
+        self.do(lambda: self.see_to_environments(sight))
         self.act([actions.ResetEnvironment(name) for name in environments.due()])
         self.do(self.drop_drained, lambda: history.prune(now), self.report)
         return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
@@ -474,9 +474,10 @@ class Reap:
             self.going.pop(machine.id, None)
             self.deleted["machine"] += 1
 
-    def see_to_environments(self) -> None:
+    def see_to_environments(self, sight: Sight) -> None:
         """Put right what a restored vm.db does not know of test environments, and who stands in line for one."""
-        for words in environments.remember(self.provider.name, lambda server_id: self.look.look_at(server_id) == GONE):
+        for words in environments.remember(
+                self.provider.name, lambda server_id: self.look.look_at(server_id) == GONE, sight.is_unused):
             self.trouble(f"test environment {words}")
         environments.tidy_line()
 

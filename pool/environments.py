@@ -31,6 +31,7 @@ from vmdatabase import (
     FREE,
     HOLD,
     LOCKED,
+    READY,
     RESETTING,
     USED,
     EnvironmentWaiter,
@@ -609,12 +610,13 @@ class _Noted(NamedTuple):
     machine_id: int
     provider: str
     server: str | None  # its id
+    when: float  # each note of a host has a greater one than those before it
 
 
 def _note(environment: TestEnvironment, machine: Machine) -> None:
     """Write beside vm.db who is about to get an environment; a vm.db that is restored some day may not know it."""
     noted = {"pool": vmdatabase.pool_uuid(), "locks": environment.locks + 1, "machine": machine.id,
-             "provider": machine.base_image.provider.name, "server": machine.external_id}
+             "provider": machine.base_image.provider.name, "server": machine.external_id, "when": _next_moment()}
     file = _note_of(environment)
     try:
         draft = file.with_name(f"draft-{file.name}")
@@ -622,6 +624,12 @@ def _note(environment: TestEnvironment, machine: Machine) -> None:
         draft.replace(file)
     except OSError as err:
         raise GateError(f"{file}: cannot be written ({err.strerror})") from err
+
+
+def _next_moment() -> float:
+    """Return a Unix time after those of all notes that this host has, though its clock may have been set back."""
+    last = max((noted.when for noted in map(_own_note, TestEnvironment.select()) if noted), default=0.0)
+    return max(vmdatabase.clock(), last + 0.001)
 
 
 def _note_of(environment: TestEnvironment) -> Path:
@@ -638,9 +646,23 @@ def tidy_notes() -> None:
 
 
 def _noted(environment: TestEnvironment) -> _Noted | None:
-    """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows."""
-    told = [_parsed(_own_note(environment)), _published(environment)]
-    return max((one for one in told if one and one.locks > environment.locks), default=None)
+    """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows.
+
+    A note is written before the transaction that it tells of has ended. If that was killed, another environment that
+    the same machine got later says so: it has one at a time.
+    """
+    noted = max((one for one in _told(environment) if one.locks > environment.locks), default=None)
+    if noted is None:
+        return None
+    others = TestEnvironment.select().where(TestEnvironment.id != environment.id)
+    later = any(one.machine_id == noted.machine_id and one.when > noted.when
+                for other in others for one in _told(other))
+    return None if later else noted
+
+
+def _told(environment: TestEnvironment) -> list[_Noted]:
+    """Return who had an environment last, as this host has noted it, and as others have published it."""
+    return [one for one in (_own_note(environment), _published(environment)) if one]
 
 
 def _published(environment: TestEnvironment) -> _Noted | None:
@@ -652,14 +674,19 @@ def _parsed(text: str) -> _Noted | None:
     """Return what a note says, None if it is none of this pool."""
     try:
         noted = json.loads(text)
-        found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"])
+        found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"],
+                       float(noted.get("when", 0)))
         return found if noted["pool"] == vmdatabase.pool_uuid() else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _own_note(environment: TestEnvironment) -> str:
-    """Return what this host has noted, empty if it has nothing."""
+def _own_note(environment: TestEnvironment) -> _Noted | None:
+    """Return what this host has noted, None if nothing."""
+    return _parsed(_own_text(environment))
+
+
+def _own_text(environment: TestEnvironment) -> str:
     with contextlib.suppress(OSError, ValueError):
         return _note_of(environment).read_text(encoding="ascii")
     return ""
@@ -707,21 +734,25 @@ def publish_notes() -> None:
         return
     with vmdatabase.database.atomic("IMMEDIATE"):
         for environment in filter(_is_news, list(TestEnvironment.select())):
-            vmdatabase.set_setting(f"{PUBLISHED}{environment.name}", _own_note(environment))
+            vmdatabase.set_setting(f"{PUBLISHED}{environment.name}", _own_text(environment))
         vmdatabase.set_setting(f"{DOUBT}{own}", None)
 
 
 def _is_news(environment: TestEnvironment) -> bool:
     """Whether this host has noted what neither the database knows nor another host has told."""
-    own, told = _parsed(_own_note(environment)), _published(environment)
+    own, told = _own_note(environment), _published(environment)
     return own is not None and own.locks > max(environment.locks, told.locks if told else 0)
 
 
-def remember(provider: str, is_gone: Callable[[str], bool]) -> list[str]:
+def remember(
+    provider: str, is_gone: Callable[[str], bool], is_unused: Callable[[Machine], bool] = lambda _: False
+) -> list[str]:
     """Put right what a restored vm.db does not know of environments; returns in words what was.
 
     Called by reap when it has given a row to each machine of a provider that it has seen somebody have. Since a list
     may leave out a server, is_gone asks the cloud for the one of an id: only that it is gone means that it is over.
+    is_unused says whether builds can start on the node of a READY machine, so that none has begun there: who wanted to
+    take it was killed.
     """
     changed = []
     for environment in list(TestEnvironment.select()):
@@ -733,7 +764,7 @@ def remember(provider: str, is_gone: Callable[[str], bool]) -> list[str]:
             with vmdatabase.database.atomic("IMMEDIATE"):
                 _take_back(environment, machine, noted)
             changed.append(f"{environment.name}: vm.db did not know that {machine.name} has it; now it does")
-        elif _is_over(machine, noted, provider, is_gone):
+        elif (machine and machine.state == READY and is_unused(machine)) or _is_over(machine, noted, provider, is_gone):
             _free_again(environment, noted)
             changed.append(f"{environment.name}: vm.db did not know who had it last; now it is {environment.state}")
     return changed

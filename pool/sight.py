@@ -125,6 +125,11 @@ class Sight:
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and node.spent
 
+    def is_unused(self, machine: Machine) -> bool:
+        """Whether its node shows that nobody has taken a machine: it is idle, and a build could start there."""
+        node = None if self.is_untold(machine) else self.node(machine)
+        return node is not None and node.idle and not node.temporarily_offline and not node.spent
+
     def relabelled(self, machine: Machine, image: str) -> str:
         """Return the labels that a person gave to the node of a machine, by which no build of its image type comes.
 

@@ -571,6 +571,44 @@ def test_one_that_went_on_to_another_machine_since_the_backup_is_that_one_s(fold
     assert states() == {"rack-1": ("LOCKED", after.id)}
 
 
+def killed_before_its_transaction_ended(row: vmdatabase.Machine) -> None:
+    """Have taken a machine, and locked an environment for it, with the notes of that and without the transaction."""
+    with pytest.raises(KeyboardInterrupt), environments.standing_in_line(row), vmdatabase.database.atomic("IMMEDIATE"):
+        take(row)
+        raise KeyboardInterrupt
+
+
+def test_what_one_was_about_to_get_takes_away_nothing_that_it_got_later(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(folder, "rack-1", "rack-2")
+    row = machine()
+    killed_before_its_transaction_ended(row)
+    assert states() == {"rack-1": ("FREE", None), "rack-2": ("FREE", None)}
+    set_back = time.time() - 60
+    monkeypatch.setattr(time, "time", lambda: set_back)
+
+    row = vmdatabase.refreshed(row)
+    with environments.standing_in_line(row):
+        take(row)
+    assert states() == {"rack-1": ("FREE", None), "rack-2": ("LOCKED", row.id)}
+
+    assert environments.remember("one", gone) == []
+    assert states() == {"rack-1": ("FREE", None), "rack-2": ("LOCKED", row.id)}
+    assert taken(), "rack-1 is free for others"
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_what_one_was_about_to_get_is_free_again_once_its_node_shows_that_nobody_has_taken_it(
+        folder: Path, unused: bool) -> None:
+    load(folder, "rack-1")
+    killed_before_its_transaction_ended(machine())
+
+    changed = environments.remember("one", gone, lambda _: unused)
+
+    assert bool(changed) == unused
+    assert states() == {"rack-1": ("RESETTING" if unused else "FREE", None)}
+
+
 def test_a_reset_waits_until_it_is_known_who_has_the_environment(folder: Path) -> None:
     load(folder, "rack-1", reset="touch ran")
     row = taken()
