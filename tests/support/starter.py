@@ -10,6 +10,7 @@ Where its output goes comes with the order: one descriptor for all of it, or one
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -45,6 +46,13 @@ def main() -> int:
     return 1  # not reached
 
 
+def load_entry_points() -> None:
+    """Have those of logins in memory: on a Jenkins host they are in a file of the home folder; a test has a new one."""
+    from keystoneauth1.loading import get_plugin_loader
+
+    get_plugin_loader("password")
+
+
 class Service:
     """Forks for each order, and says how each run ended, until the channel is closed.
 
@@ -64,6 +72,9 @@ class Service:
         sys.path.insert(0, str(PROJECT))
         for name in (*LIBRARIES, *PRODUCT):
             importlib.import_module(name)
+        load_entry_points()
+        gc.collect()
+        gc.freeze()  # a fork that looked for garbage among all this would copy it
         for listened in (self._channel, self._door):
             self._selector.register(listened, selectors.EVENT_READ)
         while True:
@@ -152,7 +163,8 @@ def run_script(order: Mapping[str, Any]) -> None:
 
     script = PROJECT / order["script"]
     sys.argv = [str(script), *order["arguments"]]
-    sys.path.insert(0, str(PROJECT))
+    if sys.path[0] != str(PROJECT):
+        sys.path.insert(0, str(PROJECT))
     if order.get("clock"):
         real = time.time
         time.time = lambda: real() + order["clock"]
