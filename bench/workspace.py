@@ -37,7 +37,7 @@ SIZES = {  # 1 is 20 MB, which is the mean
     "openstack/os-brick": 0.2, "openstack/os-vif": 0.2}
 CHANGED, ZUUL_REF, SUBJECT = "openstack/keystone", "refs/zuul/master/Zbench", "The change under test"
 TEXT_FILES, TEXT_LINES, DATA_FILES, DATA_BYTES = 800, 180, 100, 100_000
-COMMITS, BRANCHES, TAGS = 300, ("stable/one", "stable/two", "feature/three"), 10
+BRANCHES, TAGS = ("stable/one", "stable/two", "feature/three"), 10
 BRANCH_COMMITS, NEW_COMMITS = 20, 10
 HISTORY_BEGAN = 1_700_000_000  # the first commit's date
 
@@ -45,11 +45,13 @@ HISTORY_BEGAN = 1_700_000_000  # the first commit's date
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say how big the projects are."""
     parser.add_argument("--megabytes", type=float, default=20.0, metavar="N", help="of a project, the mean (20)")
+    parser.add_argument("--commits", type=int, default=300, metavar="N", help="on a project's master branch (300)")
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Return a row for each case."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, _bench(Path(name), options.megabytes / 20) as bench:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, \
+            _bench(Path(name), options.megabytes / 20, options.commits) as bench:
         return [bench.measure(case, options.runs) for case in ("cold", "cached")]
 
 
@@ -117,33 +119,33 @@ class Bench:
 
 
 @contextmanager
-def _bench(folder: Path, scale: float) -> Iterator[Bench]:
+def _bench(folder: Path, scale: float, commits: int) -> Iterator[Bench]:
     """Have the servers run, and clones that are a day old."""
     homes = [folder / "home-cold", folder / "home-cached"]
     for home in homes:
         home.mkdir()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(_make, [folder / "git/base" / project for project in SIZES],
-                         [size * scale for size in SIZES.values()]))
+                         [size * scale for size in SIZES.values()], [commits] * len(SIZES)))
     (folder / "git/zuul").symlink_to("base")  # another address, and so another fetch
     with git_server(folder / "git") as url:
         bench = Bench(folder, url)
         measure.run_process(["bash", PROJECT / "image/steps.sh", "clone_projects", f"{url}/base"],
                             bench.environment("clone", "cached"), homes[1], stdin="\n".join(SIZES))
         for project in SIZES:
-            _import(folder / "git/base" / project, _day())
-        _import(folder / "git/base" / CHANGED, [_commit(ZUUL_REF, SUBJECT, COMMITS + NEW_COMMITS, "refs/heads/master")])
+            _import(folder / "git/base" / project, _day(commits))
+        _import(folder / "git/base" / CHANGED, [_commit(ZUUL_REF, SUBJECT, commits + NEW_COMMITS, "refs/heads/master")])
         yield bench
 
 
 # --- repositories ---
 
 
-def _make(folder: Path, size: float) -> None:
+def _make(folder: Path, size: float, commits: int) -> None:
     """Make a server's repository of a size."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q", "--bare", "-b", "master")
-    _import(folder, _history(random.Random(folder.name), size))
+    _import(folder, _history(random.Random(folder.name), size, commits))
     git(folder, "repack", "-q", "-a", "-d", "--write-bitmap-index")
 
 
@@ -156,7 +158,7 @@ def _import(folder: Path, stream: Iterable[bytes]) -> None:
         raise BenchError(f"git fast-import: exit code {process.returncode}")
 
 
-def _history(source: random.Random, size: float) -> Iterator[bytes]:
+def _history(source: random.Random, size: float, commits: int) -> Iterator[bytes]:
     """Yield all commits but those of the last day, as git fast-import takes them."""
     words = [f"word{number}" for number in range(2000)]
     lines = [" ".join(source.choices(words, k=9)) for _ in range(5000)]
@@ -165,10 +167,10 @@ def _history(source: random.Random, size: float) -> Iterator[bytes]:
         yield _file(f"data/{number}", source.randbytes(DATA_BYTES))
     for number in range(round(size * TEXT_FILES)):
         yield _file(f"module{number % 40}/{number}.py", "\n".join(source.choices(lines, k=TEXT_LINES)).encode())
-    for number in range(1, COMMITS):
+    for number in range(1, commits):
         yield _commit("refs/heads/master", f"Change {number}", number)
         yield _file(f"module{number % 40}/{number}.py", "\n".join(source.choices(lines, k=TEXT_LINES)).encode())
-        if (number + 1) % (COMMITS // TAGS) == 0:
+        if (number + 1) % (commits // TAGS) == 0:
             yield f"reset refs/tags/{number}\nfrom refs/heads/master\n\n".encode()
     for branch in BRANCHES:
         yield f"reset refs/heads/{branch}\nfrom refs/heads/master\n\n".encode()
@@ -177,10 +179,10 @@ def _history(source: random.Random, size: float) -> Iterator[bytes]:
             yield _file(f"module{number}/{branch}.py", "\n".join(source.choices(lines, k=TEXT_LINES)).encode())
 
 
-def _day() -> Iterator[bytes]:
+def _day(commits: int) -> Iterator[bytes]:
     """Yield the commits of one day."""
-    for number in range(COMMITS, COMMITS + NEW_COMMITS):
-        parent = "refs/heads/master^0" if number == COMMITS else ""  # later ones know theirs
+    for number in range(commits, commits + NEW_COMMITS):
+        parent = "refs/heads/master^0" if number == commits else ""  # later ones know theirs
         yield _commit("refs/heads/master", f"Change {number}", number, parent)
         yield _file(f"module{number % 40}/{number}.py", f"changed in {number}\n".encode())
 

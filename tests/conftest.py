@@ -37,7 +37,7 @@ PARTS = {"tests/test_reap.py": 5, "tests/test_launch.py": 4, "tests/test_gate.py
          "tests/test_gate_limit.py": 3, "tests/test_launch_room.py": 3, "tests/test_update_image_sh.py": 2,
          "tests/test_gate_host.py": 2, "tests/test_kill.py": 2}
 # Their tests start all that they need themselves: any worker runs any of them.
-APART = {"tests/test_bench.py", "tests/test_pip_cache.py", "tests/test_gate_bats.py", "tests/chaos/test_chaos.py"}
+APART = {"tests/test_bench.py", "tests/test_gate_bats.py", "tests/chaos/test_chaos.py"}
 # One with a site for each value of its first parameter: a part for each.
 BY_PARAMETER = {"tests/test_jobs_driven.py"}
 # The users of the fixture `slow` of either file: what it starts for the first of them, the others look at.

@@ -17,7 +17,7 @@ BENCHMARKS = {
     "reap": ["--machines", "3"],
     "idle": ["--machines", "2", "5"],
     "latency": [],
-    "workspace": ["--megabytes", "0.2"],
+    "workspace": ["--megabytes", "0.2", "--commits", "20"],
     "image": [],
     "turnover": ["--hours", "0.5", "--min-ready", "4"],
     "hosts": ["--machines", "4"],

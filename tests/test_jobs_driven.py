@@ -12,7 +12,7 @@ import requests
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.pocketjenkins.plugins import RECORDED
-from tests.support.jobsite import FULL, GATE, load, make_site, sample_settings
+from tests.support.jobsite import FULL, GATE, forking_scripts, load, make_site, sample_settings
 from tests.support.pool import PROJECT, Pool, await_that, image, make_key, provider
 from tests.support.sampleprojects import served
 
@@ -50,18 +50,18 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         pool.write_secure_config("git python3", user="scripts", apikey="scripts-token", **(
             {"node_user": "node", "node_apikey": NODE_TOKEN} if request.param == "core" else {}))
         pool.load(provider(images=[image(min_ready=1)]))
-        load_jobs(pool, folder, request.param, git_base, "by-the-clock")
+        load_jobs(pool, folder, request.param, git_base, "by-the-clock", forking_scripts(folder))
         pool.environment["GIT_BASE"] = git_base
         pool.run("devstack-vm-update-image.py", "one", expect=0)
         yield pool
 
 
-def load_jobs(pool: Pool, folder: Path, plugins: str, git_base: str, replacement: str) -> None:
-    """Load the jobs as a site has them whose gate runs on the sample projects."""
+def load_jobs(pool: Pool, folder: Path, plugins: str, git_base: str, replacement: str, scripts: Path = PROJECT) -> None:
+    """Load the jobs as a site has them whose gate runs on the sample projects; they run the scripts of a folder."""
     assert pool.jenkins
     settings = sample_settings(git_base)
     settings["gate_settings"] += SLEEP
-    jobs = make_site(folder, plugins=plugins, providers=["one"], scripts=str(PROJECT), replacement=replacement,
+    jobs = make_site(folder, plugins=plugins, providers=["one"], scripts=str(scripts), replacement=replacement,
                      **settings)
     load(jobs, pool.jenkins.url, "admin", "admin-token")
 
@@ -155,7 +155,7 @@ def test_the_node_is_out_of_service_before_the_build_does_anything_else(pool: Po
 
 
 def test_a_machine_that_is_taken_is_replaced_at_once_and_one_that_is_done_goes(pool: Pool, tmp_path: Path) -> None:
-    """Nobody runs launch or reap here: the jobs that a build calls have Jenkins start them."""
+    """Nobody runs launch or reap here: the jobs that a build calls have Jenkins start them. No script is forked."""
     plugins, git_base = "core" if is_core(pool) else "full", pool.environment["GIT_BASE"]
     load_jobs(pool, tmp_path, plugins, git_base, "at-once")
     try:
@@ -165,7 +165,7 @@ def test_a_machine_that_is_taken_is_replaced_at_once_and_one_that_is_done_goes(p
         await_that("the end of the first", lambda: build["node"] not in pool.machines())
         assert build["node"] not in pool.server_names()
     finally:
-        load_jobs(pool, tmp_path / "again", plugins, git_base, "by-the-clock")
+        load_jobs(pool, tmp_path / "again", plugins, git_base, "by-the-clock", pool.folder / "scripts")
     await_that("the end of what was started", lambda: all(
         one["ended"] for job in ("devstack-launch-vms", "devstack-reap-vms") for one in builds_of(pool, job)), 60)
 

@@ -132,13 +132,14 @@ def node(tmp_path: Path) -> Iterator[Node]:
         yield Node(tmp_path, site)
 
 
-@pytest.fixture(params=["this", "venv"])
-def pip(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A pip: that of the tests, or that of a new virtual environment."""
+@pytest.fixture(scope="module", params=["this", "venv"])
+def pip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pip, which tests leave as it is: that of the tests, or that of a new virtual environment."""
     if request.param == "this":
         return f"{shlex.quote(sys.executable)} -m pip"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    return shlex.quote(f"{tmp_path}/venv/bin/pip")
+    folder = tmp_path_factory.mktemp("pip") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return shlex.quote(f"{folder}/bin/pip")
 
 
 def test_nothing_is_downloaded_that_the_cache_has(node: Node, pip: str) -> None:

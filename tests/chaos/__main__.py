@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             wrong = killpoints.run(stack, folder, events, options)
         else:
             pocket, jenkins = open_site(stack, folder, PROVIDERS.values())
-            starter = stack.enter_context(Starter(events, folder))
+            starter = stack.enter_context(Starter(events))
             servers = stack.enter_context(Servers()) if options.database == "postgresql" else None
             world = stack.enter_context(World(folder / "world", pocket, jenkins, starter, events, PROVIDERS,
                                               servers=servers))

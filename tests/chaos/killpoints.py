@@ -41,7 +41,7 @@ def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namesp
     """Try all points of the scenarios, side by side in lanes; prints the figures, returns the number of violations."""
     lanes = [f"lane-{number}" for number in range(options.side_by_side)]
     pocket, jenkins = open_site(stack, folder, lanes)
-    starter = stack.enter_context(Starter(events, folder))
+    starter = stack.enter_context(Starter(events))
     worlds = []
     for lane in lanes:
         servers = stack.enter_context(Servers()) if options.database == "postgresql" else None

@@ -1,22 +1,17 @@
 """Runs of scripts by tests/support/starter.py, their output in the event log, signals to them."""
 
-import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from tests.chaos.events import Events
 from tests.chaos.points import KILLED_AT
-from tests.support.starter import PROJECT
 from tests.support.starter_client import Starter as Forks
 
 FORK_SECONDS = 30.0
-FORKED = PROJECT / "tests" / "support" / "forked.py"
 Order = dict[str, Any]
 
 
@@ -87,12 +82,12 @@ class Run:
 
 
 class Starter:
-    """Starts runs; the steps of builds get theirs by a socket in the folder."""
+    """Starts runs; the steps of builds get theirs by a command."""
 
-    def __init__(self, events: Events, folder: Path) -> None:
+    def __init__(self, events: Events) -> None:
         self.events = events
-        self._path = folder / "starter"
-        self._forks = Forks(self._path)
+        self._forks = Forks()
+        self.command = self._forks.command
         self._runs: set[Run] = set()
         self._count = 0
         self._lock = threading.Lock()
@@ -111,10 +106,6 @@ class Starter:
                               forked=run.began, exited=lambda status: self._exited(run, status))
         threading.Thread(target=run.read, args=(output,), daemon=True).start()
         return run
-
-    def command(self, **order: Any) -> list[str]:
-        """Return what a step of a build starts scripts with; order as in starter.py."""
-        return [sys.executable, "-I", "-S", str(FORKED), str(self._path), json.dumps(order)]
 
     def _exited(self, run: Run, status: int) -> None:
         run.exited(status)

@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack:
         events = Events(folder / "events.jsonl")
         site = open_site(stack, folder, PROVIDERS.values())
-        starter = stack.enter_context(Starter(events, folder))
+        starter = stack.enter_context(Starter(events))
         yield stack.enter_context(World(folder / "one", *site, starter, events, PROVIDERS, own_disk=False))
 
 

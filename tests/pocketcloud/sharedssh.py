@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.pocketcloud.doors import Doors
 from tests.pocketcloud.knobs import Knobs
+from tests.pocketcloud.machines import QUICK_KEYS
 from tests.pocketcloud.records import KindError, Server
 
 SSHD = "/usr/sbin/sshd"
@@ -28,7 +29,7 @@ DRAIN = (
     'print "$ENV{{USER}}\\n" if $_ eq "id -un"; print "bookworm\\n" if /print_distribution/; '
     'if (/ $marks 0644$/) {{ open F, ">>/run/marks"; print F $in }} '
     'if ($_ eq "cat $marks") {{ open F, "/run/marks"; print <F> }}\'')
-CONFIG = f"""HostKey {{folder}}/host_key
+CONFIG = f"""{QUICK_KEYS}HostKey {{folder}}/host_key
 AuthorizedKeysFile none
 AuthorizedKeysCommandUser root
 ForceCommand {DRAIN}

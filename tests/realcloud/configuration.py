@@ -158,6 +158,7 @@ def _neutron(state: Path, venv: Path, identity: str) -> Sections:
             "api_paste_config": venv / "etc/neutron/api-paste.ini",
             "dhcp_agent_notification": "false",
             "send_events_interval": 1,
+            "notify_nova_on_port_status_changes": "false",
             "rpc_workers": 0,
         },
         "database": _database("neutron"),

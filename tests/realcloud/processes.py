@@ -6,6 +6,8 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+from tests.realcloud.client import RealCloud
+
 
 def family(pid: int) -> set[int]:
     """Return the process and all that come from it."""
@@ -29,6 +31,12 @@ def alive(pids: set[int]) -> set[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 found.add(pid)
     return found
+
+
+def left(real: RealCloud, pids: set[int]) -> tuple[set[int], list[str]]:
+    """Return those processes of a control plane, and mounts, that are still there."""
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(real.root) in line]
+    return alive(pids), mounts
 
 
 def listening(pids: set[int]) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ def main() -> int:
     if name == "cinder":  # the only one that reads no OS_NAME_CONFIG_DIR
         sys.argv += ["--config-file", "etc/cinder/cinder.conf"]
     queue_writers()
+    keep_connections()
     if name == "cinder":
         importlib.import_module("cinder.monkey_patch").patch("threading")
     application = importlib.import_module(APPLICATIONS[name]).application
@@ -81,6 +83,22 @@ def queue_writers() -> None:
             yield resource
 
     manager._transaction_scope = queued
+
+
+def keep_connections() -> None:
+    """Let queries share open connections: oslo.db opens one for each transaction, and each reads the whole schema."""
+    from oslo_db.sqlalchemy import engines
+    from sqlalchemy import event, pool
+
+    class Kept(pool.QueuePool):  # type: ignore[misc]  # typed only where it is installed
+        def __init__(self, creator: Any, **more: Any) -> None:
+            super().__init__(creator, pool_size=2 * THREADS, max_overflow=-1, **more)
+
+    def forget_transaction(_connection: Any, record: Any, _state: Any) -> None:
+        record.info.pop("in_transaction", None)  # oslo.db's note, which ends with the connection otherwise
+
+    event.listen(Kept, "reset", forget_transaction)
+    engines.pool = types.SimpleNamespace(**{**vars(pool), "NullPool": Kept})
 
 
 def know_all_models() -> None:

@@ -1,4 +1,4 @@
-"""However a control plane ends, nothing of it is left."""
+"""However a control plane ends, nothing of it is left; conftest.py stops one that is well."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import pytest
 from tests.pocketcloud.client import PocketError
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import MEMBER
-from tests.realcloud.processes import alive, family
+from tests.realcloud.processes import family, left
 from tests.realcloud.seed import connect
 from tests.support.pool import await_that
 
@@ -25,13 +25,7 @@ def boot(real: RealCloud) -> None:
     api.compute.wait_for_server(server, interval=0.2, wait=SECONDS)
 
 
-def left(real: RealCloud, pids: set[int]) -> tuple[set[int], list[str]]:
-    """Return the processes and mounts that are still there."""
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(real.root) in line]
-    return alive(pids), mounts
-
-
-def test_a_killed_one_leaves_nothing_that_runs_and_the_next_starts_from_nothing(tmp_path: Path) -> None:
+def test_a_killed_one_leaves_nothing_and_the_next_ends_with_a_service_whose_log_it_tells(tmp_path: Path) -> None:
     killed = RealCloud(tmp_path)
     boot(killed)
     pids = family(killed.process.pid)
@@ -44,25 +38,15 @@ def test_a_killed_one_leaves_nothing_that_runs_and_the_next_starts_from_nothing(
         assert list(connect(again.clouds_yaml, MEMBER).compute.servers()) == []
         boot(again)
         pids = family(again.process.pid)
-
-        again.process.send_signal(signal.SIGINT)
-        assert again.process.wait(SECONDS) == 0
-
-        await_that("the end of all processes", lambda: left(again, pids) == (set(), []), SECONDS)
-        assert not again.root.exists()
-
-
-def test_a_service_that_ends_is_the_end_of_all_and_its_log_is_told(tmp_path: Path) -> None:
-    with RealCloud(tmp_path) as real:
-        pids = family(real.process.pid)
         (glance,) = [pid for pid in pids if b"\0glance\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
         os.kill(glance, signal.SIGKILL)
 
-        assert real.process.wait(SECONDS) == 1
-        assert f"glance ended with -9: {real.root}/state/log/glance.log\n" in real.log.read_text()
-        assert left(real, pids) == (set(), [])
+        assert again.process.wait(SECONDS) == 1
+        assert f"glance ended with -9: {again.root}/state/log/glance.log\n" in again.log.read_text()
+        await_that("the end of all processes", lambda: left(again, pids) == (set(), []), SECONDS)
         assert (tmp_path / "realcloud-logs/glance.log").exists()
+        assert not again.root.exists()
 
 
 def test_services_that_cannot_be_installed_are_1_and_in_pips_words(

@@ -1,6 +1,6 @@
-"""Runs one script by the starter that serves at a path, as if it were this process; see starter.py.
+"""Runs one script by the starter that serves at a name, as if it were this process; see starter.py.
 
-    python -I -S tests/support/forked.py PATH ORDER SCRIPT ARGUMENTS
+    python -I -S tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS
 
 Its own libraries are few, so that it costs less than the script would as a process of its own.
 """
@@ -15,11 +15,11 @@ MESSAGE_BYTES = 1 << 16
 
 
 def main() -> None:
-    path, order, script, *arguments = sys.argv[1:]
+    name, order, script, *arguments = sys.argv[1:]
     wanted = {**json.loads(order), "order": 0, "script": script, "arguments": arguments,
               "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109 - pathlib is slow to load
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as service:
-        service.connect(path)
+        service.connect(f"\0{name}")
         socket.send_fds(service, [json.dumps(wanted).encode()], [1, 2])
         _, descriptors, _, _ = socket.recv_fds(service, MESSAGE_BYTES, 1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

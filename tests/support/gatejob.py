@@ -1,8 +1,6 @@
 """A gate job in Jenkins, as the builds of a pool's machines run it."""
 
-import sys
-
-from tests.support.pool import PROJECT, Pool
+from tests.support.pool import Pool, starter
 
 LABEL = "devstack-noble"
 SCRIPT = """set -eu
@@ -23,8 +21,8 @@ def add_gate_job(pool: Pool, name: str, script: str = SCRIPT, *, told: bool = Tr
                  if key in ("DEVSTACK_GATE_DB", "DEVSTACK_GATE_SECURE_CONFIG", "HOME")}
     pool.jenkins.add_job(
         name, LABEL, script=script, environment=variables,
-        before=[sys.executable, str(PROJECT / "devstack-vm-inprogress.py"), "$NODE_NAME"],
-        after=[sys.executable, str(PROJECT / "devstack-vm-delete.py"), "$NODE_NAME", "--result", "$RESULT"] if told
+        before=[*starter().command(), "devstack-vm-inprogress.py", "$NODE_NAME"],
+        after=[*starter().command(), "devstack-vm-delete.py", "$NODE_NAME", "--result", "$RESULT"] if told
         else ["true"])
 
 

@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from tests.support.pool import PROJECT
+from tests.support.pool import PROJECT, starter
 from tests.support.sampleprojects import PROJECTS
 
 JOBS = PROJECT / "jobs"
@@ -35,6 +36,24 @@ def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults
     next(part["project"] for part in parts if "project" in part).update(project or {})
     (site / "defaults.yaml").write_text(yaml.safe_dump(parts))
     return site
+
+
+def forking_scripts(folder: Path) -> Path:
+    """Make what jobs take for the checkout: links to the scripts, and a python3 that has the starter run them."""
+    scripts = folder / "scripts"
+    python = scripts / ".venv/bin/python3"
+    python.parent.mkdir(parents=True)
+    for script in PROJECT.glob("*.[ps][yh]"):
+        (scripts / script.name).symlink_to(script)
+    (scripts / "jobs").symlink_to(JOBS)
+    python.write_text(f"""#!/bin/bash
+case $1 in
+    *.py) exec {shlex.join(starter().command())} "${{1#{scripts}/}}" "${{@:2}}" ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+""")
+    python.chmod(0o755)
+    return scripts
 
 
 def sample_settings(git_base: str) -> dict[str, Any]:

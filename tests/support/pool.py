@@ -75,7 +75,9 @@ class Pool:
         for name in ("WORKSPACE", "JOB_NAME", "BUILD_NUMBER", "BUILD_TAG", "XDG_STATE_HOME"):
             self.environment.pop(name, None)
         self.environment |= {"DEVSTACK_GATE_DB": self.address or str(self.database), "HOME": str(folder),
-                             "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config)}
+                             "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config),
+                             # A home of long standing has the entry points of Python packages in a file.
+                             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")}
         if cloud:
             self.environment["OS_CLIENT_CONFIG_FILE"] = str(cloud.clouds_yaml)
         self.write_secure_config()

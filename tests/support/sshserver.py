@@ -29,6 +29,7 @@ class Sshd:
             "ListenAddress": f"{self.host}:{self.port}",
             "HostKey": root / "host_key",
             "AuthorizedKeysFile": root / "authorized_keys",
+            "KexAlgorithms": "-sntrup761*",  # see pocketcloud/machines.py
             "PidFile": "none",
             "UsePAM": "no",
             "StrictModes": "no",

@@ -4,12 +4,13 @@ Each run is a process of its own, with the script's code read from its file, its
 differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
 Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
 
-    python -m tests.support.starter FD [PATH]                serve orders that come through a socket, and at a path
+    python -m tests.support.starter FD NAME                  serve orders that come through a socket, and at a name
     python -m tests.support.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
-    python tests/support/forked.py PATH ORDER SCRIPT ARGUMENTS   the same, forked by the one that serves at the path
+    python tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS   the same, forked by the one that serves at the name
 """
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -45,19 +46,24 @@ def main() -> int:
     return 1  # not reached
 
 
+def load_entry_points() -> None:
+    """Have those of logins in memory: on a Jenkins host they are in a file of the home folder; a test has a new one."""
+    from keystoneauth1.loading import get_plugin_loader
+
+    get_plugin_loader("password")
+
+
 class Service:
     """Forks for each order, and says how each run ended, until the channel is closed.
 
-    At the path, if there is one, each connection is for one order, and its end is that of the run.
+    At the name, an abstract one, each connection is for one order, and its end is that of the run.
     """
 
-    def __init__(self, channel: socket.socket, path: str | None = None) -> None:
+    def __init__(self, channel: socket.socket, name: str) -> None:
         self._channel = channel
-        self._door = None
-        if path:
-            self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._door.bind(path)
-            self._door.listen(64)
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._door.bind(f"\0{name}")
+        self._door.listen(64)
         self._running: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd: order, pid, who ordered it
         self._selector = selectors.DefaultSelector()
 
@@ -66,9 +72,11 @@ class Service:
         sys.path.insert(0, str(PROJECT))
         for name in (*LIBRARIES, *PRODUCT):
             importlib.import_module(name)
+        load_entry_points()
+        gc.collect()
+        gc.freeze()  # a fork that looked for garbage among all this would copy it
         for listened in (self._channel, self._door):
-            if listened:
-                self._selector.register(listened, selectors.EVENT_READ)
+            self._selector.register(listened, selectors.EVENT_READ)
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -85,7 +93,7 @@ class Service:
         if not message:
             return False
         order = json.loads(message)
-        pidfd, pid = _fork(order, descriptors, [one for one in (self._channel, self._door, client) if one])
+        pidfd, pid = _fork(order, descriptors, [self._channel, self._door, client])
         self._running[pidfd] = order["order"], pid, client
         self._selector.register(pidfd, selectors.EVENT_READ)
         told = json.dumps({"order": order["order"], "pid": pid}).encode()
@@ -102,7 +110,7 @@ class Service:
             client.send(json.dumps({"order": number, "status": status}).encode())
 
     def _give_up(self, client: socket.socket) -> None:
-        """Who ordered a run at the path is gone: killed, as the run would have been with it."""
+        """Who ordered a run at the name is gone: killed, as the run would have been with it."""
         for pidfd in [fd for fd, (_, _, orderer) in self._running.items() if orderer is client]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             self._tell_end(pidfd)
@@ -155,7 +163,8 @@ def run_script(order: Mapping[str, Any]) -> None:
 
     script = PROJECT / order["script"]
     sys.argv = [str(script), *order["arguments"]]
-    sys.path.insert(0, str(PROJECT))
+    if sys.path[0] != str(PROJECT):
+        sys.path.insert(0, str(PROJECT))
     if order.get("clock"):
         real = time.time
         time.time = lambda: real() + order["clock"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,16 +16,18 @@ from typing import Any, Self
 
 from tests.support.starter import MESSAGE_BYTES, PROJECT
 
+FORKED = PROJECT / "tests/support/forked.py"
 # What a Python process or its libraries read before the script does: a fork would have the starter's.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
 
 
 class Starter:
-    """A running starter; its environment is this process's. With a path, forked.py runs scripts by it, too."""
+    """A running starter; its environment is this process's."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self) -> None:
+        self._name = f"devstack-gate-{secrets.token_hex(8)}"
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno()), *([str(path)] if path else [])]
+        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno()), self._name]
         self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
         theirs.close()
         self._told: dict[int, tuple[Callable[[int], None], Callable[[int], None]]] = {}
@@ -81,6 +84,10 @@ class Starter:
             raise subprocess.TimeoutExpired([script, *arguments], seconds)
         os.close(pidfds[0])
         return subprocess.CompletedProcess([script, *arguments], codes[0], texts["out"], texts["err"])
+
+    def command(self, **order: Any) -> list[str]:
+        """Return what another process starts a script with, before its name; order as in starter.py."""
+        return [sys.executable, "-I", "-S", str(FORKED), self._name, json.dumps(order)]
 
     def _listen(self) -> None:
         while True:
