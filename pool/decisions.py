@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import gateprocess
@@ -40,6 +40,8 @@ class Rows:
     moved: int = 0  # when a person last said that vm.db was restored or moved on purpose, Unix seconds
     machine_ids: KnownIds = NO_IDS  # which vm.db may know
     snapshot_ids: KnownIds = NO_IDS
+    # How many machines are to come, by the ids of image types whose min-ready does not say it.
+    lacking: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def leads(self) -> list[Machine]:
@@ -213,7 +215,9 @@ def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: fl
     """Return which finished machines go before their 24 hours because the pool has no room to be full."""
     staying = [machine for machine in staying if machine.state not in (DELETE, ERROR)]
     coming = Counter(machine.base_image_id for machine in staying if machine.state in (READY, BUILDING))
-    missing = sum(max(0, image.min_ready - coming[image.id]) * (1 + image.subnodes) for image in rows.images.values())
+    lacks = {image.id: rows.lacking.get(image.id, max(0, image.min_ready - coming[image.id]))
+             for image in rows.images.values()}
+    missing = sum(lacks[image.id] * (1 + image.subnodes) for image in rows.images.values())
     finished = [machine for machine in staying
                 if machine.state == USED and machine.id in rows.ended and not sight.builds(machine)]
     others = sum(snapshot.has_server(now) for snapshot in rows.snapshots.values()) + len(

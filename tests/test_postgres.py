@@ -109,7 +109,7 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
         "postgresql:///?service=nosuch": (2, 'postgresql:///: definition of service "nosuch" not found'),
         f"postgresql://{OWNER}@/{name_of(empty)}?host={server.folder}&options=-c%20search_path%3Dnosuch": (
             2, f"postgresql:///{name_of(empty)}: no schema has been selected to create in"),
-        server.address("latin"): (2, "postgresql:///latin: its encoding is LATIN1, in which not every text can be kept;"),
+        server.address("latin"): (2, "postgresql:///latin: its encoding is LATIN1, in which not every"),
         "postgresql://db/pool?nosuchoption=1": (2, "postgresql://db/pool: is no address of a PostgreSQL database"),
     }
 
