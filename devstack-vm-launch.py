@@ -463,7 +463,7 @@ class Launch:
                 below = missing > wish.count - wish.least
                 self.log.bind(image=image.name).log(
                     logging.ERROR if below else logging.WARNING,
-                    "label %s: %s: no provider has room for %d of them", image.name, words_of(wish, parts), missing)
+                    "label %s: %s", image.name, words_of(wish, parts))
                 short |= below
         return short
 
@@ -922,9 +922,11 @@ class Launch:
                        for machine in vmdatabase.ready_machines(self.provider))
 
 
-def words_of(wish: demand.Wanted, parts: Iterable[demand.Part]) -> str:
+def words_of(wish: demand.Wanted, parts: Sequence[demand.Part]) -> str:
     """Return in words how many machines are wanted, because of what, and given by whom."""
-    return f"{wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}"
+    missing = demand.missing_of(wish, parts)
+    return f"{wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}" \
+        + f": no provider can give {missing} of them now" * bool(missing)
 
 
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:

@@ -36,6 +36,7 @@ from vmdatabase import (
     READY,
     RESETTING,
     USED,
+    BaseImage,
     EnvironmentWaiter,
     Machine,
     TestEnvironment,
@@ -196,17 +197,24 @@ def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | Non
 
     try:
         with gateprocess.telling(stop):
-            environment, data = _wait(machine, jenkinses, log)
-            _write(machine, config, environment, data)
+            had = _wait(machine, jenkinses, log)
+            if had:
+                _write(machine, config, *had)
     except WithoutError as err:
         _give_up(machine, err)
         raise
     EnvironmentWaiter.delete().where(EnvironmentWaiter.machine_id == machine.id).execute()
-    log.info("test environment %s: its data is on the machine", environment.name)
+    if had:
+        log.info("test environment %s: its data is on the machine", had[0].name)
+    else:
+        log.info("waits for a test environment no longer: its image type needs none any more")
 
 
-def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes]:
-    """Return the environment of a machine, as soon as it has one whose data can be read, and the data."""
+def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes] | None:
+    """Return the environment of a machine, as soon as it has one whose data can be read, and the data.
+
+    None: the providers file says by now that it needs none.
+    """
     minutes = wait_minutes()
     deadline = time.monotonic() + minutes * MINUTE
     next_look = time.monotonic() + END_LOOK_SECONDS
@@ -220,6 +228,8 @@ def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -
                     continue
                 log.info("test environment %s: locked", environment.name)
                 return environment, data
+            if not BaseImage.get_by_id(machine.base_image_id).test_environment:
+                return None
             if time.monotonic() >= deadline and resets.finish_some():
                 continue
             if time.monotonic() >= deadline:
@@ -491,6 +501,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     output: IO[bytes]
     lock: contextlib.ExitStack
+    began: float  # on the monotonic clock
 
 
 class Resets:
@@ -572,7 +583,7 @@ class Resets:
             with lock, output:
                 self._break(environment, f"reset: {err.filename or 'bash'}: {err.strerror}")
             return
-        self._running[environment.id] = _Running(environment, process, output, lock)
+        self._running[environment.id] = _Running(environment, process, output, lock, time.monotonic())
 
     def _note_ends(self) -> None:
         for one in list(self._running.values()):
@@ -592,8 +603,9 @@ class Resets:
             vmdatabase.move(environment, RESETTING, FREE, "its reset has succeeded")
             get_log().info("test environment %s: RESETTING -> FREE", environment.name)
             return
-        late = status in (*gateprocess.TIMED_OUT, -signal.SIGKILL)  # timeout(1) kills itself, too
-        how = f"not done after {RESET_SECONDS} s" if late else f"exit status {status}"
+        late = status in (*gateprocess.TIMED_OUT, -signal.SIGKILL) and time.monotonic() - one.began >= RESET_SECONDS
+        how = f"not done after {RESET_SECONDS} s" if late else f"exit status {status}" if status > 0 else \
+            f"killed by {signal.Signals(-status).name}"
         self._break(environment, f"reset: {how}{_last_of(one.output, environment)}")
 
     def _break(self, environment: TestEnvironment, why: str) -> None:

@@ -175,7 +175,7 @@ def test_what_a_provider_whose_machines_fail_cannot_give_the_others_make_up_unti
     load(pool, label(min_ready=6, spread="pack"), one={"priority": 9}, two={"max-servers": 3})
     told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
     assert told.splitlines()[0] == "would launch a machine of one noble"
-    assert told.endswith("one 0 + 1 (failing), two 2 + 1\n")
+    assert told.endswith("one 0 + 1 (failing), two 2 + 1: no provider can give 2 of them now\n")
     pool.run(LAUNCH, "one", expect=0)
     assert counts(pool) == {"one": 4, "two": 2}, "the first one that comes up brings the others"
     assert pool.sql("SELECT * FROM setting WHERE name LIKE 'failing%'") == []
@@ -209,8 +209,10 @@ def test_a_label_for_which_nobody_has_room_is_told(pool: Pool) -> None:
     pool.run(LAUNCH, "two", expect=1)
     run = pool.run(LAUNCH, "one", expect=1)
     assert run.stdout == "one noble: 1 of 1 ready\n"
-    assert ("ERROR provider=one image=noble label noble: 4 wanted (min-ready); one 1, two 2: no provider has room for "
-            "1 of them\n") in run.stderr
+    assert pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout == (
+        "label noble: 4 wanted (min-ready); one 1, two 2: no provider can give 1 of them now\n")
+    assert ("ERROR provider=one image=noble label noble: 4 wanted (min-ready); one 1, two 2: no provider can give "
+            "1 of them now\n") in run.stderr
 
     assert pool.jenkins
     load(pool, label(min_ready=3, max_ready=9, demand="queue"), one={"max-servers": 1}, two={"max-servers": 2})

@@ -350,3 +350,22 @@ def test_names_that_a_person_wrote_amiss_are_named_and_the_node_takes_no_other_b
         assert pool.run(*words_of, expect=2).stderr.endswith(words)
     said = pool.run(REAP, "one", expect=2).stderr
     assert "images: expected a list of names of images, one or more, got noble" in said
+
+
+def test_a_build_waits_no_longer_for_what_its_image_type_does_not_need_any_more(pool: Pool) -> None:
+    pool.run(INPROGRESS, machine(pool), expect=0, **build(1))
+    late = machine(pool)
+    run = pool.start(INPROGRESS, late, **build(2))
+    await_line(run, WAITS)
+    pool.load(provider(images=[image()]))
+    _, err = run.communicate(timeout=30)
+    assert (run.returncode, pool.machines()[late]) == (0, "USED"), err
+    assert err.endswith("waits for a test environment no longer: its image type needs none any more\n")
+
+
+def test_a_reset_that_somebody_kills_is_told_as_that(pool: Pool) -> None:
+    load(pool, reset="kill -9 $PPID")
+    name = machine(pool)
+    pool.run(INPROGRESS, name, expect=0, **build(1))
+    said = pool.run(DELETE, name, "--result", "SUCCESS", expect=1, **build(1)).stderr
+    assert "RESETTING -> BROKEN: reset: killed by SIGKILL; when" in said
