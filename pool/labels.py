@@ -87,7 +87,8 @@ def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix
         label = label_of(row)
         wish, parts = demand.plan(label, datetime.now(UTC), sum(counts.values()), standings,
                                   elsewhere=elsewhere(image.name, counts))
-        room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts}
+        room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts} \
+            if demand.missing_of(wish, parts) else {}  # else each has room as it is
         found[image.id] = demand.lacking(wish, parts, label.spread, room)[provider.name]
     return found
 

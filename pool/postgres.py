@@ -76,7 +76,8 @@ HINTS = {
     "53300": "has no room for another connection (max_connections); try again, or see who has them: "
              "select * from pg_stat_activity",
     "55P03": f"another process has held it for more than {BUSY_SECONDS} s; try again",
-    "57014": f"a statement took longer than {STATEMENT_SECONDS} s, and was stopped",
+    "57014": f"a statement took longer than statement_timeout ({STATEMENT_SECONDS} s unless the address has another), "
+             "and was stopped",
     "25006": "takes no changes (it is a replica, or read-only); name the primary",
     "53100": "its disk is full",
 }
