@@ -231,7 +231,8 @@ class Database(peewee.PostgresqlDatabase):
     def notes(self) -> Path:
         """The folder of this host in which it notes what a restored database would not know."""
         if self._notes is None:
-            state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
+            own = os.environ.get("XDG_STATE_HOME", "")  # one that is relative does not count, as is the rule for it
+            state = gateconfig.expanded(own if own[:1] in "/~" and own else "~/.local/state", "XDG_STATE_HOME")
             (pool,) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchone()
             self._notes = state / "devstack-gate" / pool
             with contextlib.suppress(OSError):  # who needs it says so

@@ -351,6 +351,13 @@ def test_options_of_the_environment_and_of_a_service_say_in_which_schema_the_poo
             ("own",)]
 
 
+def test_what_a_host_notes_lies_in_one_place_whatever_folder_a_script_is_started_in(
+        address: str, tmp_path: Path) -> None:
+    host_of(tmp_path, address).run("vmdatabase.py", "moved", expect=0, XDG_STATE_HOME="relative")
+    assert not (tmp_path / "relative").exists()
+    assert len(list((tmp_path / ".local/state/devstack-gate").glob("*/ids"))) == 1
+
+
 def test_a_pooler_that_shares_sessions_is_refused(server: Server, address: str, tmp_path: Path) -> None:
     with pooling(f"{server.folder}/.s.PGSQL.5432") as port:
         code, said = told(tmp_path, f"postgresql://{OWNER}@127.0.0.1:{port}/{name_of(address)}")
