@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import os
 import re
@@ -83,8 +84,10 @@ class Template:
 class Launch:
     """One run for one provider. Only the main thread touches vm.db; calls to the outside run in workers."""
 
-    def __init__(self, provider: Provider, config: SecureConfig) -> None:
+    def __init__(self, provider: Provider, config: SecureConfig, only_looks: bool = False) -> None:
+        """only_looks: nothing is to be changed, nor written down."""
         self.provider = provider
+        self.only_looks = only_looks
         self.config = config
         self.log = get_log(provider=provider.name)
         self.prefix = gateconfig.name_prefix()
@@ -103,6 +106,7 @@ class Launch:
         self.templates: dict[int, Template] = {}
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
+        self.came_up: set[int] = set()  # images of which a machine has become ready in this run
         self.agents: dict[int, str] = {}  # of ready machines, by machine: HERE, AWAITED or LOST
         self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # those whose agent was seen, by image
         self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
@@ -352,7 +356,7 @@ class Launch:
         needs = []
         for image in self.images.values():
             present = counts[image.id, READY] + counts[image.id, BUILDING] + self.failed[image.id]
-            image.min_ready = self.share(image, present)
+            image.min_ready = self.share(image, present, ask)
             if present < image.min_ready and image.active and self.template(image, ask):
                 held = sum(count for (image_id, _), count in counts.items() if image_id == image.id)
                 needs.append(Need(image.id, self.wanted(image), present, held=held, size=1 + image.subnodes))
@@ -382,26 +386,37 @@ class Launch:
             self.rooms[image.id] = room
             self.log.bind(image=image.name).warning("%s", room)
 
-    def share(self, image: BaseImage, present: int) -> int:
+    def share(self, image: BaseImage, present: int, ask: bool) -> int:
         """Return how many machines of an image type this provider is to have: its min-ready, or its part of a label's.
 
         A label's machines are counted over all providers. What this one cannot give for want of quota, the others do.
         """
         label = vmdatabase.label_named(image.name)
         if label is None or not image.active:
-            return image.min_ready
-        part = self.part(label, present)
+            enough = image.active and image.min_ready and present >= image.min_ready
+            return max(image.min_ready, present + self.starved(image)) if enough else image.min_ready
+        wish, parts = self.demand_for(label, present)
+        part = self.own(parts)
+        if not part.standing.gives and wish.count > sum(one.offer.present for one in parts):
+            self.template(image, ask)  # which says why
         if self.allowance.known:
             room = self.allowance.room(image.id, part.adds, size=1 + image.subnodes)
             if room.count < part.adds:
                 self.note_short(image, room)
-                part = self.part(label, present, room.count)
+                part = self.own(self.demand_for(label, present, room.count)[1])
         return present + part.adds
 
-    def part(self, label: vmdatabase.LabelRow, present: int, quota: int | None = None) -> demand.Part:
-        """Return this provider's part of a label; quota: for how many machines the cloud has room."""
-        return next(part for part in self.demand_for(label, present, quota)[1]
-                    if part.standing.provider == self.provider.name)
+    def own(self, parts: Iterable[demand.Part]) -> demand.Part:
+        """Return this provider's part of a label."""
+        return next(part for part in parts if part.standing.provider == self.provider.name)
+
+    def starved(self, image: BaseImage) -> int:
+        """Return how many Jenkins have builds that wait for an image type, and no machine of it: others have them."""
+        names = [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
+        if len(self.jenkinses or []) <= 1 or not self.waiting:
+            return 0
+        present, label = labels.present_by_jenkins(str(image.name)), f"{self.prefix}devstack-{image.name}"
+        return sum(not present[name] and self.waiting.get(name, Counter())[label] > 0 for name in names)
 
     def demand_for(
         self, label: vmdatabase.LabelRow, present: int, quota: int | None = None
@@ -409,27 +424,48 @@ class Launch:
         """Return how many machines of a label are wanted, and each provider's part: this one as it is seen."""
         standings = [self.as_seen(standing, present) if standing.provider == self.provider.name else standing
                      for standing in labels.standings_of(label.name)]
-        waiting = sum(counts[f"{self.prefix}devstack-{label.name}"] for counts in self.waiting.values())
+        names = [nodes.name for nodes in self.jenkinses or []]
+        waiting = {name: self.waiting.get(name, Counter())[f"{self.prefix}devstack-{label.name}"] for name in names}
         quotas = {} if quota is None else {self.provider.name: quota}
-        return demand.plan(labels.label_of(label), datetime.now(UTC), waiting, standings, quotas)
+        return demand.plan(labels.label_of(label), datetime.now(UTC), sum(waiting.values()), standings, quotas,
+                           labels.elsewhere(label.name, waiting))
 
     def as_seen(self, standing: demand.Standing, present: int) -> demand.Standing:
-        """Return how this provider stands now that it has answered."""
-        return replace(standing, ready=present - standing.building, taken=standing.taken + self.orphans, gives=True,
-                       down=False, absent=0, full=False)
+        """Return how this provider stands now that it has answered.
 
-    def label_lines(self) -> list[str]:
-        """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
-        lines, counts = [], vmdatabase.count_machines(self.provider)
+        If its last machines have failed, one is tried of what the others cannot give.
+        """
+        return replace(standing, ready=present - standing.building, taken=standing.taken + self.orphans,
+                       down=False, absent=standing.absent if standing.on_trial else 0, full=False, failing=False,
+                       is_last=standing.failing)
+
+    def plans(self) -> Iterable[tuple[BaseImage, demand.Wanted, list[demand.Part]]]:
+        """Yield of each label of this provider how many machines it wants, and given by whom."""
+        counts = vmdatabase.count_machines(self.provider)
         for image in self.images.values():
             label = vmdatabase.label_named(image.name)
             if label is None or not image.active:
                 continue
             present = counts[image.id, READY] + counts[image.id, BUILDING]
             room = self.rooms.get(image.id)
-            wish, parts = self.demand_for(label, present, room.count if room else None)
-            lines.append(f"label {image.name}: {wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}")
-        return lines
+            yield image, *self.demand_for(label, present, room.count if room else None)
+
+    def label_lines(self) -> list[str]:
+        """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
+        return [f"label {image.name}: {words_of(wish, parts)}" for image, wish, parts in self.plans()]
+
+    def tell_labels(self) -> bool:
+        """Say of which labels no provider has all that they want; returns whether of one that is not for the queue."""
+        short = False
+        for image, wish, parts in self.plans():
+            missing = demand.missing_of(wish, parts)
+            if missing and not all(part.standing.paused for part in parts):
+                below = missing > wish.count - wish.least
+                self.log.bind(image=image.name).log(
+                    logging.ERROR if below else logging.WARNING,
+                    "label %s: %s", image.name, words_of(wish, parts))
+                short |= below
+        return short
 
     def wanted(self, image: BaseImage) -> int:
         """Return how many machines of an image type to have: its min-ready, if they are not lost to Jenkins in a row.
@@ -495,8 +531,16 @@ class Launch:
         """Ask for no more machines of an image type, or of any, in this run."""
         if image_id not in self.no_more:
             self.no_more[image_id] = why
+            if not isinstance(why, nova.CapacityError):
+                self.note_failing(one for one in self.images.values() if image_id in (None, one.id))
             log = self.log.bind(image=self.images[image_id].name) if image_id else self.log
             log.error("no more servers are asked for in this run: %s", why)
+
+    def note_failing(self, images: Iterable[BaseImage]) -> None:
+        """Have others make up what this provider is to give of image types, until a machine of them is ready here."""
+        for image in images:
+            if not self.only_looks and vmdatabase.current_snapshot(image):  # one without a snapshot has not failed
+                vmdatabase.note_failing(image)
 
     def run_short(self, boot: Boot, why: GateError) -> None:
         """Ask for no more of what needs that of which the cloud has no more: this zone, image type, volumes, or all."""
@@ -663,6 +707,8 @@ class Launch:
         self.full_noted = False  # a ready machine has vm.db tell of room
         try:
             boot.life.send(seen)
+            if machine.state == READY:
+                self.came_up.add(image_id)
             if boot.stage == LOGIN:  # there is room where it came up
                 self.outcomes[image_id][machine.id] = True
         except StopIteration:
@@ -788,6 +834,8 @@ class Launch:
                 self.replace(boot, str(end))
             else:
                 self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
+                if not elsewhere and boot.image.id not in self.came_up:
+                    self.note_failing([boot.image])
             if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
                 self.consoles.append(self.workers.submit(self.save_console, boot.server, str(boot.machine.name)))
 
@@ -842,6 +890,7 @@ class Launch:
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count)
                   + (f", there was {room}" if room else "") + ", paused" * self.provider.paused)
+        short |= self.tell_labels()
         self.tell_full(counts, vmdatabase.count_servers(self.provider).total() - counts.total(), short)
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
@@ -857,15 +906,27 @@ class Launch:
         taken["subnodes"] = subnodes
         taken["building images"] = vmdatabase.count_templates(self.provider)
         taken["without a row in vm.db"] = self.orphans
-        if short and taken.total() >= self.provider.max_servers:
-            used = ", ".join(f"{count} {what}" for what, count in taken.items() if count)
-            self.log.error("max-servers %d reached: %s", self.provider.max_servers, used or "none may be had")
+        used = ", ".join(f"{count} {what}" for what, count in taken.items() if count) or "none may be had"
+        room = self.provider.max_servers - taken.total()
+        least = min((1 + image.subnodes for image in self.images.values() if image.min_ready), default=1)
+        if short and room <= 0:
+            self.log.error("max-servers %d reached: %s", self.provider.max_servers, used)
+        elif short and room < least:
+            self.log.error("max-servers %d leaves room for %d, and a machine takes %d servers with its subnodes: %s",
+                           self.provider.max_servers, room, least, used)
 
     def count_agents(self) -> Counter[tuple[int, str]]:
         """Return how many ready machines have their agents AWAITED or LOST, by (image id, that)."""
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
         return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
                        for machine in vmdatabase.ready_machines(self.provider))
+
+
+def words_of(wish: demand.Wanted, parts: Sequence[demand.Part]) -> str:
+    """Return in words how many machines are wanted, because of what, and given by whom."""
+    missing = demand.missing_of(wish, parts)
+    return f"{wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}" \
+        + f": no provider can give {missing} of them now" * bool(missing)
 
 
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
@@ -901,7 +962,7 @@ def _launch(provider: Provider, options: argparse.Namespace) -> int:
 
 def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Namespace) -> int:
     try:
-        launch = Launch(provider, config)
+        launch = Launch(provider, config, options.dry_run)
     except (GateError, ConfigError):
         if not options.dry_run:
             labels.note_down(provider, config)

@@ -20,6 +20,8 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gateconfig
@@ -29,7 +31,7 @@ import vmdatabase
 from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
-from pool import actions, autohold, decisions, environments, history, rules, script
+from pool import actions, autohold, decisions, demand, environments, history, labels, rules, script
 from pool.actions import Action
 from pool.decisions import Rows
 from pool.sight import CLOCK_SECONDS, GONE, Look, Sight
@@ -207,7 +209,7 @@ class Reap:
 
     def moves(self, sight: Sight) -> list[actions.MoveMachine]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may be nobody's."""
-        rows, now = self.rows(), self.look.now()
+        rows, now = replace(self.rows(), lacking=self.lacking()), self.look.now()
         doubted = decisions.doubted(rows, sight, now) if self.jenkinses else []
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
         self.look.ask_for({number: row for number, row in last.items()
@@ -216,6 +218,23 @@ class Reap:
                                                          sight.knows_node(machine))
                      for machine in doubted}
         return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
+
+    def lacking(self) -> dict[int, int]:
+        """Return how many machines this provider is to have more, where its min-ready does not say it, by image type.
+
+        That is so for labels, which builds that wait in Jenkins count for, and while it is paused.
+        """
+        images = vmdatabase.images_of(self.provider)
+        if self.provider.paused:
+            return dict.fromkeys((image.id for image in images), 0)
+        rows = [label for image in images if (label := vmdatabase.label_named(image.name))]
+        waiting: dict[str, Counter[str]] = {}
+        if self.jenkinses and any(label.demand == demand.QUEUE for label in rows):
+            prefix = gateconfig.name_prefix()
+            of_nodes = {node: f"{prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+            for nodes in self.jenkinses:
+                waiting[nodes.name] = self.look.answer(partial(nodes.waiting, of_nodes)) or Counter()
+        return labels.lacking(self.provider, waiting, gateconfig.name_prefix())
 
     def marks(self, sight: Sight) -> list[actions.MarkHeld]:
         """Find the held machines whose servers do not tell so, and tell whose servers are gone."""

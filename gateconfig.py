@@ -165,13 +165,8 @@ def load_secure_config() -> SecureConfig:
     _refuse_unknown(path, parser)
     node = _node_config(path, parser)
     check_private(node.ssh_key)
-    return SecureConfig(
-        path=path,
-        jenkinses=tuple(_jenkins_config(path, parser, section) for section in parser.sections()
-                        if _kind_of(section) == "jenkins"),
-        node=node,
-        image=_image_config(path, parser),
-    )
+    return SecureConfig(path=path, jenkinses=_jenkins_configs(path, parser), node=node,
+                        image=_image_config(path, parser))
 
 
 def line_of(err: configparser.ParsingError) -> str:
@@ -255,6 +250,18 @@ def _secure_value(
         raise ConfigError(f"{path}: [{section}] {key}: expected one line of text (an indented line goes on with the "
                           "one before it)")
     return value
+
+
+def _jenkins_configs(path: Path, parser: configparser.ConfigParser) -> tuple[JenkinsConfig, ...]:
+    """Return each Jenkins; of two sections about one, each would take the nodes of the other for strays."""
+    found: list[tuple[str, JenkinsConfig]] = []
+    for section in [section for section in parser.sections() if _kind_of(section) == "jenkins"]:
+        jenkins = _jenkins_config(path, parser, section)
+        if same := next((other for other, known in found if is_same_url(known.server, jenkins.server)), None):
+            raise ConfigError(f"{path}: [{section}] server: is that of [{same}], too; expected one section for each "
+                              "Jenkins")
+        found.append((section, jenkins))
+    return tuple(jenkins for _, jenkins in found)
 
 
 def _jenkins_config(path: Path, parser: configparser.ConfigParser, section: str) -> JenkinsConfig:

@@ -64,6 +64,10 @@ QUEUE = "queue/api/json?tree=items%5Bwhy,buildable,pending,inQueueSince%5D"  # w
 IN_ENGLISH = {"Accept-Language": "en"}  # what an item waits for stands there in words only
 QUOTES = "[\u2018\u2019'\"]"  # round ones, or straight ones in Jenkins of other languages
 WAITED_FOR = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}|^{QUOTES}(.+){QUOTES} is offline$")
+# The words of label expressions; - is a letter but in ->. Who binds least comes first.
+EXPRESSION = re.compile(r'<->|->|&&|\|\||[!()]|"[^"]*"|(?:[^\s()!&|<>"-]|-(?!>))+')
+BINDING = ("<->", "->", "||", "&&")
+OPERATORS = {*BINDING, "!", "(", ")"}
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
@@ -572,7 +576,7 @@ def queued(body: str | bytes, labels: Mapping[str, str]) -> dict[str, list[int]]
     """
     found: dict[str, list[int]] = {}
     for item in json.loads(body)["items"]:
-        if awaited := awaited_label(item):
+        if awaited := label_that_serves(awaited_label(item)):
             found.setdefault(labels.get(awaited, awaited), []).append(int(item["inQueueSince"]))
     return found
 
@@ -587,6 +591,64 @@ def awaited_label(item: Mapping[str, Any]) -> str:
         return ""
     found = WAITED_FOR.search(str(item.get("why") or ""))
     return str(found[1] or found[2]) if found else ""
+
+
+def label_that_serves(expression: str) -> str:
+    """Return the label of a node that a label expression of Jenkins wants, such as a||b or a&&!(b c); else all of it.
+
+    Of several that would do one of a pool comes first, then the first. Our nodes have one label each, so that one which
+    wants two labels of its node is for others.
+    """
+    words = EXPRESSION.findall(expression)
+    names = list(dict.fromkeys(word.strip('"') for word in words if word not in OPERATORS))
+    if len(words) <= 1 or "".join(words) != re.sub(r"\s", "", expression):
+        return expression
+    try:
+        return next((name for name in sorted(names, key=lambda name: "devstack-" not in name)
+                     if _Expression(words).holds(name)), expression)
+    except (IndexError, RecursionError):  # no expression of Jenkins'
+        return expression
+
+
+class _Expression:
+    """A label expression, which is read once."""
+
+    def __init__(self, words: list[str]) -> None:
+        """Take its words."""
+        self._words = [*words, ""]
+        self._label = ""
+
+    def holds(self, label: str) -> bool:
+        """Whether a node with this one label does."""
+        self._label = label
+        found = self._read(0)
+        if self._words != [""]:
+            raise IndexError
+        return found
+
+    def _read(self, level: int) -> bool:
+        """Return whether what comes next holds, up to an operator that binds less."""
+        if level == len(BINDING):
+            return self._read_one()
+        left = self._read(level + 1)
+        while (word := self._words[0]) == BINDING[level]:
+            self._words.pop(0)
+            right = self._read(level + 1)
+            left = {"<->": left == right, "->": not left or right, "||": left or right, "&&": left and right}[word]
+        return left
+
+    def _read_one(self) -> bool:
+        word = self._words.pop(0)
+        if word == "!":
+            return not self._read_one()
+        if word == "(":
+            found = self._read(0)
+            if self._words.pop(0) != ")":
+                raise IndexError
+            return found
+        if not word or word in OPERATORS:
+            raise IndexError
+        return word.strip('"') == self._label
 
 
 def _build(raw: dict[str, Any]) -> Build:

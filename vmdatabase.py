@@ -161,6 +161,7 @@ FULL_BYTES = 1 << 20  # less room than this is none
 CHUNK = 500  # ids in one statement
 STUCK_SECONDS = 3600  # a delete that takes longer, from its first attempt, is told to people
 FULL_SECONDS = 1200  # how long a provider that refused a machine for lack of room is not counted on: two launches
+FAILING_SECONDS = 1200  # the same for one whose last machines of an image type have failed
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_until", "deaths", "death", "death_of",
                 "min_ready", "max_ready_age", "max_servers", "max_concurrency", "calls_per_second", "boot_timeout",
@@ -1455,6 +1456,24 @@ def note_room(provider: Provider, refused: bool) -> None:
     query.where(Provider.id == provider.id).execute()
 
 
+def note_failing(image: BaseImage) -> None:
+    """Write down that the last machines of an image type have failed, if others make up what its provider lacks."""
+    if label_named(str(image.name)):
+        set_setting(f"failing {image.id}", str(now() + FAILING_SECONDS))
+
+
+def note_well(image_id: int) -> None:
+    """Write down that a machine of an image type is ready."""
+    if failing_until(image_id) is not None:
+        set_setting(f"failing {image_id}", None)
+
+
+def failing_until(image: BaseImage | int) -> int | None:
+    """Return until when others make up all machines of an image type; None if its last one has not failed."""
+    found = setting(f"failing {image if isinstance(image, int) else image.id}")
+    return int(found) if found and found.isdecimal() else None
+
+
 def snapshots_of(provider: Provider) -> list[SnapshotImage]:
     """Return all snapshots of a provider's images, newest first."""
     query = SnapshotImage.select(SnapshotImage, BaseImage).join(BaseImage).where(BaseImage.provider == provider)
@@ -1576,8 +1595,10 @@ def count_death(machine: Machine, kind: str, recipe_of: str) -> None:
     with database.atomic("IMMEDIATE"):
         image = BaseImage.get_by_id(machine.base_image_id)
         same = (image.death, image.death_of) == (kind, recipe_of)
-        BaseImage.update(deaths=image.deaths + 1 if same else 1, death=kind, death_of=recipe_of).where(
-            BaseImage.id == image.id).execute()
+        deaths = image.deaths + 1 if same else 1
+        BaseImage.update(deaths=deaths, death=kind, death_of=recipe_of).where(BaseImage.id == image.id).execute()
+        if deaths >= DEATHS_IN_A_ROW:
+            note_failing(image)
 
 
 def recipe(provider: Provider, image: BaseImage, snapshot_id: int | None, config: SecureConfig) -> str:

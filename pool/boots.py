@@ -366,6 +366,7 @@ class Boot:
                   take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None,
                   reason=f"with {self.group}" if self.group else None)
         vmdatabase.note_room(self.tools.provider, refused=False)
+        vmdatabase.note_well(self.image.id)
         if self.group:
             self.group.is_ready = True
 

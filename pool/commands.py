@@ -115,15 +115,16 @@ def _run_load(options: argparse.Namespace) -> int:
                    *environments.set_wait(content.environment_wait)]
         if options.dry_run:
             transaction.rollback()
-    environments.tidy_notes()
+    if not options.dry_run:
+        environments.tidy_notes()
     for change in changes:
         print(f"would {change}" if options.dry_run else change)
     if not changes:
         print("no changes")
-    for warning in providersfile.warnings_of_environments(content):
+    for warning in (*providersfile.warnings_of_labels(content), *providersfile.warnings_of_environments(content)):
         get_log().warning("%s", warning)
     for provider in content.providers:
-        for warning in providersfile.warnings_of(provider):
+        for warning in providersfile.warnings_of(provider, content.labels):
             get_log(provider=provider["name"]).warning("%s", warning)
     return gateprocess.EXIT_OK
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import gateprocess
@@ -40,6 +40,8 @@ class Rows:
     moved: int = 0  # when a person last said that vm.db was restored or moved on purpose, Unix seconds
     machine_ids: KnownIds = NO_IDS  # which vm.db may know
     snapshot_ids: KnownIds = NO_IDS
+    # How many machines are to come, by the ids of image types whose min-ready does not say it.
+    lacking: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def leads(self) -> list[Machine]:
@@ -159,9 +161,10 @@ def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], al
 
     Subnodes move with their lead, but for those that have lost it.
     """
-    judged = [rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
-                          rows.moved, unclaimed.get(machine.id, "")) or judge_group(machine, rows, sight)
-              for machine in rows.leads]
+    judged = [judge_held(machine, rows)
+              or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
+                             rows.moved, unclaimed.get(machine.id, ""))
+              or judge_group(machine, rows, sight) for machine in rows.leads]
     found = [completed(move, sight) for move in judged if move]
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
               and (why := groups.strayed(member, rows.by_id.get(member.lead_id)))]
@@ -172,6 +175,15 @@ def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], al
     return found + strays + [
         MoveMachine(machine, DELETE, "--all-servers") for machine in staying
         if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+
+
+def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
+    """Return that a machine is held with a subnode that a person put on HOLD by hand: hold takes all of a group."""
+    held = next((one for one in rows.subnodes.get(lead.id, ()) if one.state == HOLD), None)
+    if held is None or lead.state not in (BUILDING, READY, USED):
+        return None
+    why = f"its subnode {held.name} is held"
+    return MoveMachine(lead, HOLD, why, {"hold_reason": held.hold_reason or why, "hold_until": held.hold_until})
 
 
 def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
@@ -213,7 +225,9 @@ def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: fl
     """Return which finished machines go before their 24 hours because the pool has no room to be full."""
     staying = [machine for machine in staying if machine.state not in (DELETE, ERROR)]
     coming = Counter(machine.base_image_id for machine in staying if machine.state in (READY, BUILDING))
-    missing = sum(max(0, image.min_ready - coming[image.id]) * (1 + image.subnodes) for image in rows.images.values())
+    lacks = {image.id: rows.lacking.get(image.id, max(0, image.min_ready - coming[image.id]))
+             for image in rows.images.values()}
+    missing = sum(lacks[image.id] * (1 + image.subnodes) for image in rows.images.values())
     finished = [machine for machine in staying
                 if machine.state == USED and machine.id in rows.ended and not sight.builds(machine)]
     others = sum(snapshot.has_server(now) for snapshot in rows.snapshots.values()) + len(
@@ -252,6 +266,11 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
         lead = rows.by_id.get(machine.lead_id or 0)
         if lead and lead.state in (DELETE, ERROR) and sight.builds(lead):
             continue  # what runs there still uses it
+        held = [one.name for one in rows.subnodes.get(machine.id, ()) if one.state == HOLD]
+        if held:
+            found.append(Leave(f"{machine.name}: its subnode {held[0]} was put on HOLD by hand, and would go with it; "
+                               "set that to DELETE, or take it out of the pool, first"))
+            continue
         server_id = sight.server_id(machine)
         if sight.is_disowned(machine):
             found.append(actions.DeleteMachine(machine, None, may_have_server=False))

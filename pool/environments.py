@@ -12,7 +12,9 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from vmdatabase import (
     READY,
     RESETTING,
     USED,
+    BaseImage,
     EnvironmentWaiter,
     Machine,
     TestEnvironment,
@@ -56,6 +59,9 @@ KILL_SECONDS = 10
 OUTPUT_BYTES = 64 << 20  # of a reset, on the disk
 TOLD_BYTES = 2000  # of what a reset printed last
 DATA_BYTES = 1 << 20
+SECRET_KEYS = re.compile("pass|pwd|secret|token|key|credential|auth|community|pin$", re.IGNORECASE)
+SECRET_LENGTH = 4  # shorter texts are left: they would be found in any word
+HIDDEN = "***"
 END_LOOK_SECONDS = 30  # between two looks at the builds that have what is waited for
 END_SECONDS = 900  # for what devstack-vm-delete does, a reset included
 RESULT_OF = {"NOT_BUILT": "ABORTED"}  # Jenkins' words for devstack-vm-delete, where they differ
@@ -94,20 +100,53 @@ def set_wait(minutes: int) -> list[str]:
 def read_data(path: Path) -> bytes:
     """Return the content of a data file; ValueError says what is wrong with it."""
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # of a pipe, too
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ValueError(f"{path}: is no plain file")
             data = stream.read(DATA_BYTES + 1)
         if len(data) > DATA_BYTES:
             raise ValueError(f"{path}: has more than {DATA_BYTES >> 20} MB")
-        json.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
     except OSError as err:
         raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
-    except RecursionError as err:
-        raise ValueError(f"{path}: is no JSON: nested too deep") from err
     except UnicodeDecodeError as err:
         raise ValueError(f"{path}: is no UTF-8 text") from err
+    try:
+        json.loads(text, parse_constant=_refuse_constant, parse_int=str)  # of a number any length
+    except RecursionError as err:
+        raise ValueError(f"{path}: is no JSON: nested too deep") from err
     except json.JSONDecodeError as err:
         raise ValueError(f"{path}: is no JSON: line {err.lineno}: {err.msg}") from err
+    except ValueError as err:
+        raise ValueError(f"{path}: is no JSON: {err}") from err
     return data
+
+
+def _refuse_constant(word: str) -> None:
+    """Raise ValueError for NaN and Infinity, which Python reads and most others do not."""
+    raise ValueError(f"{word} is no number there")
+
+
+def secrets_in(data: str) -> list[str]:
+    """Return the texts in the JSON of a data file that a message may not show: all below a key that speaks of secrets.
+
+    The longest come first, so that none is left in part.
+    """
+    found: set[str] = set()
+
+    def look(value: Any, is_secret: bool) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                look(inner, is_secret or bool(SECRET_KEYS.search(key)))
+        elif isinstance(value, list):
+            for inner in value:
+                look(inner, is_secret)
+        elif is_secret and value is not None and not isinstance(value, bool):
+            found.update(line.strip() for line in str(value).splitlines() if len(line.strip()) >= SECRET_LENGTH)
+
+    with contextlib.suppress(ValueError, RecursionError):
+        look(json.loads(data, parse_int=str), is_secret=False)
+    return sorted(found, key=len, reverse=True)
 
 
 # --- waiting --------------------------------------------------------------------------------------------------------
@@ -158,17 +197,24 @@ def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | Non
 
     try:
         with gateprocess.telling(stop):
-            environment, data = _wait(machine, jenkinses, log)
-            _write(machine, config, environment, data)
+            had = _wait(machine, jenkinses, log)
+            if had:
+                _write(machine, config, *had)
     except WithoutError as err:
         _give_up(machine, err)
         raise
     EnvironmentWaiter.delete().where(EnvironmentWaiter.machine_id == machine.id).execute()
-    log.info("test environment %s: its data is on the machine", environment.name)
+    if had:
+        log.info("test environment %s: its data is on the machine", had[0].name)
+    else:
+        log.info("waits for a test environment no longer: its image type needs none any more")
 
 
-def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes]:
-    """Return the environment of a machine, as soon as it has one whose data can be read, and the data."""
+def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes] | None:
+    """Return the environment of a machine, as soon as it has one whose data can be read, and the data.
+
+    None: the providers file says by now that it needs none.
+    """
     minutes = wait_minutes()
     deadline = time.monotonic() + minutes * MINUTE
     next_look = time.monotonic() + END_LOOK_SECONDS
@@ -182,6 +228,8 @@ def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -
                     continue
                 log.info("test environment %s: locked", environment.name)
                 return environment, data
+            if not BaseImage.get_by_id(machine.base_image_id).test_environment:
+                return None
             if time.monotonic() >= deadline and resets.finish_some():
                 continue
             if time.monotonic() >= deadline:
@@ -240,7 +288,7 @@ def _lock_in_turn(machine: Machine) -> TestEnvironment | None:
 
 def _lock(environment: TestEnvironment, machine: Machine) -> TestEnvironment:
     """Lock a free environment for a machine."""
-    _note(environment, machine)
+    _note(environment, machine, environment.locks + 1)
     vmdatabase.move(environment, FREE, LOCKED, _for_whom(machine), machine_id=machine.id, locks=environment.locks + 1)
     vmdatabase.note_of_build(machine, environment=environment.name)
     return environment
@@ -293,7 +341,21 @@ def _places(*states: str) -> list[turns.Place]:
 
 
 def _place(row: TestEnvironment) -> turns.Place:
-    return turns.Place(row.id, frozenset(json.loads(row.images)), frozenset(json.loads(row.providers)), row.state_time)
+    return turns.Place(row.id, frozenset(_names(row.name, "images", row.images)),
+                       frozenset(_names(row.name, "providers", row.providers)), row.state_time)
+
+
+def _names(environment: str, column: str, text: str) -> list[str]:
+    """Return a list of names that a column holds; ConfigError if a person wrote something else there."""
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{vmdatabase.database.database}: test-environment {vmdatabase.printable(environment)}: "
+                          f"{column}: expected a JSON list of names, got {gateprocess.plain(text) or 'nothing'}; load "
+                          "the providers file again")
+    return names
 
 
 def _kept() -> list[turns.Kept]:
@@ -439,6 +501,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     output: IO[bytes]
     lock: contextlib.ExitStack
+    began: float  # on the monotonic clock
 
 
 class Resets:
@@ -520,7 +583,7 @@ class Resets:
             with lock, output:
                 self._break(environment, f"reset: {err.filename or 'bash'}: {err.strerror}")
             return
-        self._running[environment.id] = _Running(environment, process, output, lock)
+        self._running[environment.id] = _Running(environment, process, output, lock, time.monotonic())
 
     def _note_ends(self) -> None:
         for one in list(self._running.values()):
@@ -540,9 +603,10 @@ class Resets:
             vmdatabase.move(environment, RESETTING, FREE, "its reset has succeeded")
             get_log().info("test environment %s: RESETTING -> FREE", environment.name)
             return
-        late = status in (*gateprocess.TIMED_OUT, -signal.SIGKILL)  # timeout(1) kills itself, too
-        how = f"not done after {RESET_SECONDS} s" if late else f"exit status {status}"
-        self._break(environment, f"reset: {how}{_last_of(one.output)}")
+        late = status in (*gateprocess.TIMED_OUT, -signal.SIGKILL) and time.monotonic() - one.began >= RESET_SECONDS
+        how = f"not done after {RESET_SECONDS} s" if late else f"exit status {status}" if status > 0 else \
+            f"killed by {signal.Signals(-status).name}"
+        self._break(environment, f"reset: {how}{_last_of(one.output, environment)}")
 
     def _break(self, environment: TestEnvironment, why: str) -> None:
         vmdatabase.move(environment, RESETTING, BROKEN, why)
@@ -592,11 +656,21 @@ def _keep_small(output: IO[bytes]) -> None:
         os.ftruncate(output.fileno(), 0)
 
 
-def _last_of(output: IO[bytes]) -> str:
-    """Return the end of what a reset printed, as the end of a line."""
+def _last_of(output: IO[bytes], environment: TestEnvironment) -> str:
+    """Return the end of what a reset printed, as the end of a line, without the secrets of its data.
+
+    If the data cannot be read, nobody can tell them from the rest, and nothing is returned.
+    """
     size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - TOLD_BYTES))
-    text = gateprocess.plain(output.read().replace(b"\0", b"").decode("utf-8", "replace"), TOLD_BYTES)
+    output.seek(max(0, size - 2 * TOLD_BYTES))  # a secret may begin before what is told
+    text = output.read().replace(b"\0", b"").decode("utf-8", "replace")
+    try:
+        secrets = secrets_in(read_data(Path(environment.data)).decode())
+    except ValueError:
+        return ""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN).replace(json.dumps(secret)[1:-1], HIDDEN)
+    text = gateprocess.plain(text[-TOLD_BYTES:], TOLD_BYTES)
     return f": {text}" if text else ""
 
 
@@ -613,9 +687,9 @@ class _Noted(NamedTuple):
     when: float  # each note of a host has a greater one than those before it
 
 
-def _note(environment: TestEnvironment, machine: Machine) -> None:
-    """Write beside vm.db who is about to get an environment; a vm.db that is restored some day may not know it."""
-    noted = {"pool": vmdatabase.pool_uuid(), "locks": environment.locks + 1, "machine": machine.id,
+def _note(environment: TestEnvironment, machine: Machine, locks: int) -> None:
+    """Write beside vm.db who gets an environment, as which one; a vm.db that is restored some day may not know it."""
+    noted = {"pool": vmdatabase.pool_uuid(), "locks": locks, "machine": machine.id,
              "provider": machine.base_image.provider.name, "server": machine.external_id, "when": _next_moment()}
     file = _note_of(environment)
     try:
@@ -637,8 +711,16 @@ def _note_of(environment: TestEnvironment) -> Path:
 
 
 def tidy_notes() -> None:
-    """Remove what is beside vm.db of environments that are gone: a new one of such a name has had nobody."""
-    names = {row.name for row in TestEnvironment.select()}
+    """Remove what is beside vm.db of environments that are gone: a new one of such a name has had nobody.
+
+    One that was renamed while a machine has it gets its note under the new name.
+    """
+    names = set()
+    for row in TestEnvironment.select():
+        names.add(row.name)
+        if row.machine_id is not None and not _note_of(row).exists() \
+                and (machine := Machine.get_or_none(id=row.machine_id)):
+            _note(row, machine, row.locks)
     for file in vmdatabase.notes_folder().glob("environment-*"):
         if file.name.removeprefix("environment-") not in names:
             with contextlib.suppress(OSError):
@@ -833,7 +915,8 @@ def table() -> list[dict[str, Any]]:
             test_environment.state_reason, machine.name, images, providers, test_environment.active
         FROM test_environment LEFT JOIN machine ON machine.id = machine_id ORDER BY test_environment.name""")
     return [{"name": name, "state": state, "since": since, "reason": reason, "node": node,
-             "images": json.loads(images), "providers": json.loads(providers), "active": bool(active)}
+             "images": _names(name, "images", images), "providers": _names(name, "providers", providers),
+             "active": bool(active)}
             for name, state, since, reason, node, images, providers, active in rows]
 
 
@@ -874,9 +957,14 @@ def release(environment: TestEnvironment) -> int:
         _take_away(environment)
     elif environment.state == BROKEN:
         vmdatabase.move(environment, BROKEN, RESETTING, "released by a person")
-    run_resets()
+    resets = Resets()
+    resets.begin(environment.name)
+    resets.finish()
     state = TestEnvironment.get_or_none(TestEnvironment.id == environment.id)
     print(f"{environment.name}: {state.state if state else 'gone, since it left the providers file'}")
+    if state and state.state == RESETTING:
+        get_log().warning("test environment %s: %s", environment.name, "nobody may have it before reap knows who had it"
+                          if _is_forgotten(state) else "another process runs its reset")
     return gateprocess.EXIT_FAILED if state and state.state in (BROKEN, RESETTING) else gateprocess.EXIT_OK
 
 

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import vmdatabase
 from gateconfig import SecureConfig
-from gateprocess import GateError
-from pool import rules, script, sight
-from pool.demand import Label, Standing
-from vmdatabase import BUILDING, ERROR, READY, BaseImage, LabelRow, Provider
+from gateprocess import ConfigError, GateError, plain
+from pool import demand, rules, script, sight
+from pool.demand import Label, Standing, is_schedule
+from vmdatabase import BUILDING, ERROR, READY, USED, BaseImage, LabelRow, Provider
 
 
 def label_of(row: LabelRow) -> Label:
-    """Return a label of vm.db."""
-    return Label(row.name, row.min_ready, row.max_ready, row.demand, row.spread, json.loads(row.schedule))
+    """Return a label of vm.db; ConfigError if a person wrote a schedule there that is none."""
+    try:
+        schedule = json.loads(row.schedule)
+    except ValueError:
+        schedule = None
+    if not is_schedule(schedule):
+        raise ConfigError(f"{vmdatabase.database.database}: label {vmdatabase.printable(str(row.name))}: schedule: "
+                          "expected a list of entries with days, hours, min-ready, and a zone that this host knows, "
+                          f"got {plain(str(row.schedule)) or 'nothing'}; load the providers file again")
+    return Label(row.name, row.min_ready, row.max_ready, row.demand, row.spread, schedule)
 
 
 def standings_of(name: str) -> list[Standing]:
@@ -27,14 +39,66 @@ def standing_of(image: BaseImage) -> Standing:
     """Return how a provider stands with an image type, by vm.db."""
     provider, now = image.provider, vmdatabase.now()
     counts = vmdatabase.count_machines(provider)
-    since = provider.down_since
+    since, failing = provider.down_since, vmdatabase.failing_until(image)
     return Standing(
         provider.name, provider.priority, counts[image.id, READY], counts[image.id, BUILDING],
         vmdatabase.count_rows(provider), provider.max_servers,
         gives=image.active and provider.active and bool(vmdatabase.current_snapshot(image)), paused=provider.paused,
         down=since is not None, down_minutes=0 if since is None else (now - since) // 60,
         absent=0 if since is None else vmdatabase.count_absent(image), full=(provider.full_until or 0) > now,
-        on_trial=provider.on_trial, size=1 + image.subnodes)
+        on_trial=provider.on_trial or failing is not None or image.deaths >= vmdatabase.DEATHS_IN_A_ROW,
+        failing=failing is not None and failing > now, size=1 + image.subnodes)
+
+
+def elsewhere(name: str, waiting: Mapping[str, int]) -> int:
+    """Return how many machines of an image type builds that wait cannot get, since they belong to another Jenkins.
+
+    waiting is how many builds wait in each Jenkins.
+    """
+    if len(waiting) <= 1:
+        return 0
+    present = present_by_jenkins(name)
+    return sum(max(0, count - waiting.get(jenkins, 0)) for jenkins, count in present.items())
+
+
+def present_by_jenkins(name: str) -> Counter[str]:
+    """Return how many machines of an image type are ready or on their way, by the Jenkins that they belong to."""
+    present: Counter[str] = Counter()
+    for (jenkins, state), count in vmdatabase.count_by_jenkins(name).items():
+        present[jenkins] += count * (state in (READY, BUILDING))
+    return present
+
+
+def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix: str) -> dict[int, int]:
+    """Return how many machines a provider, which answers, is to have more for labels, by id of the image type.
+
+    Those are counted for which machines of ended builds, that are kept for a look, would have to go: here, or at the
+    others, which do the same. waiting is how many builds wait, by Jenkins and label.
+    """
+    found: dict[int, int] = {}
+    ended = vmdatabase.machines_with_ended_builds()
+    for image in vmdatabase.images_of(provider):
+        row = vmdatabase.label_named(image.name)
+        if row is None or not image.active:
+            continue
+        standings = [replace(one, down=False, absent=0, full=False) if one.provider == provider.name else one
+                     for one in standings_of(image.name)]
+        counts = {name: of_it.get(f"{prefix}devstack-{image.name}", 0) for name, of_it in waiting.items()}
+        label = label_of(row)
+        wish, parts = demand.plan(label, datetime.now(UTC), sum(counts.values()), standings,
+                                  elsewhere=elsewhere(image.name, counts))
+        room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts} \
+            if demand.missing_of(wish, parts) else {}  # else each has room as it is
+        found[image.id] = demand.lacking(wish, parts, label.spread, room)[provider.name]
+    return found
+
+
+def _room_without(ended: Container[int], part: demand.Part) -> int:
+    """Return how many servers a provider may have more, beside those that it adds, without those of ended builds."""
+    standing = part.standing
+    used = vmdatabase.machines_of(vmdatabase.provider_named(standing.provider), [USED])
+    kept = sum(machine.id in ended or machine.lead_id in ended for machine in used)
+    return standing.max_servers - standing.taken + kept - part.adds * standing.size
 
 
 def note_down(provider: Provider, config: SecureConfig) -> None:

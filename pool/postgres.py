@@ -54,8 +54,19 @@ CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "ke
 SESSION = {"statement_timeout": f"{STATEMENT_SECONDS}s", "lock_timeout": f"{BUSY_SECONDS}s",
            "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s", "tcp_keepalives_idle": LET_GO_SECONDS // 2,
            "tcp_keepalives_interval": LET_GO_SECONDS // 6, "tcp_keepalives_count": 3,
-           "tcp_user_timeout": LET_GO_SECONDS * 1000, "standard_conforming_strings": "on",
+           "tcp_user_timeout": LET_GO_SECONDS * 1000,
            "jit": "off"}  # which takes longer than any of our queries
+# What must be so, whatever a role, a database or the address has set: a transaction that has waited for the one lock
+# sees what the one before it has written; what was committed is there after a crash; a connection may be idle while
+# machines boot.
+RULES = {"default_transaction_isolation": "read committed", "standard_conforming_strings": "on",
+         "idle_session_timeout": "0", "transaction_timeout": "0"}
+# Servers know more settings or fewer. Those of an address, a service file or PGOPTIONS count as the client's.
+SETTINGS = """SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[], %s::bool[])
+    AS ours (name, value, rules) JOIN pg_settings USING (name) WHERE rules OR source <> 'client'
+    UNION ALL SELECT set_config(name, 'on', false) FROM pg_settings
+        WHERE name = 'synchronous_commit' AND setting = 'off'"""
+ENCODINGS = ("UTF8", "SQL_ASCII")  # of databases in which each text can be kept
 # Which server and database it is, and the timeline of the server's past: another after each failover or restore.
 HOME = """SELECT (pg_control_system()).system_identifier::text,
     (SELECT oid::text FROM pg_database WHERE datname = current_database()),
@@ -65,11 +76,17 @@ HINTS = {
     "53300": "has no room for another connection (max_connections); try again, or see who has them: "
              "select * from pg_stat_activity",
     "55P03": f"another process has held it for more than {BUSY_SECONDS} s; try again",
-    "57014": f"a statement took longer than {STATEMENT_SECONDS} s, and was stopped",
+    "57014": f"a statement took longer than statement_timeout ({STATEMENT_SECONDS} s unless the address has another), "
+             "and was stopped",
     "25006": "takes no changes (it is a replica, or read-only); name the primary",
     "53100": "its disk is full",
 }
-LASTING = {"28P01", "28000", "3D000", "25006", "42501"}  # of no use to try again: password, database, rights
+# Of no use to try again: password, database, rights, schema, settings.
+LASTING = {"28P01", "28000", "3D000", "25006", "42501", "3F000", "22023", "42704", "08P01"}
+LASTING_WORDS = re.compile(
+    r"password authentication failed|no password supplied|does not exist|session is read-only|no pg_hba.conf entry|"
+    r"name or service not known|invalid .*(value|number)|bad value for|definition of service|service file|"
+    r"servname not supported|startup parameter|configuration parameter", re.IGNORECASE)
 
 
 def key_of(name: str) -> int:
@@ -120,11 +137,12 @@ class Database(peewee.PostgresqlDatabase):
         peewee.Database.init(self, database)
 
     def _connect(self) -> Any:
-        session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
         given: dict[str, Any] = {**CONNECTION, **_guarded(self.address), "application_name": _application(),
                                  **self.address}
-        given["options"] = f"{session} {self.address.get('options') or ''}".strip()
         connection = psycopg.connect(**given, autocommit=True, prepare_threshold=None)
+        ours = [(name, str(value), rules) for rules, settings in ((False, SESSION), (True, RULES))
+                for name, value in settings.items()]
+        connection.execute(SETTINGS, [list(column) for column in zip(*ours, strict=True)])
         connection.adapters.register_dumper(bool, _Flag)  # flags are integers, as in SQLite
         connection.adapters.register_loader("numeric", FloatLoader)
         return connection
@@ -134,13 +152,32 @@ class Database(peewee.PostgresqlDatabase):
 
     def _initialize_connection(self, conn: Any) -> None:
         """Learn the server's clock: those of the hosts may differ."""
+        self._refuse_shared_sessions(conn)
         before = time.monotonic()
         (seconds,) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
         self._begun = seconds - (before + time.monotonic()) / 2
 
+    def _refuse_shared_sessions(self, first: Any) -> None:
+        """Raise ConfigError if a pooler gives the sessions of the server to whoever has a transaction at the moment.
+
+        Then a lock is whose session it comes to, and no time limit holds. A pooler shows itself, since the process that
+        it names is none of the server's; and this way of pooling, if two connections are seen to have one process.
+        """
+        own = _process_of(first)
+        if own == first.info.backend_pid:
+            return
+        with contextlib.closing(self._connect()) as second:
+            second.execute("BEGIN")
+            other = _process_of(second)
+            second.execute("COMMIT")
+        if other == own or _process_of(first) != own:
+            raise ConfigError(f"{self.database}: a pooler shares the sessions of the server among its clients "
+                              "(pool_mode = transaction), so that no lock is anybody's; connect to the server itself, "
+                              "or have the pooler keep a session for each client (pool_mode = session)")
+
     def begin(self, lock_type: str | None = None) -> None:
         """Begin a transaction: IMMEDIATE one that writes, alone; any other sees one moment of the database."""
-        self.execute_sql(f"BEGIN; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
+        self.execute_sql(f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
                              else "BEGIN ISOLATION LEVEL REPEATABLE READ")
 
     def commit(self) -> Any:
@@ -194,7 +231,8 @@ class Database(peewee.PostgresqlDatabase):
     def notes(self) -> Path:
         """The folder of this host in which it notes what a restored database would not know."""
         if self._notes is None:
-            state = gateconfig.expanded(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "XDG_STATE_HOME")
+            own = os.environ.get("XDG_STATE_HOME", "")  # one that is relative does not count, as is the rule for it
+            state = gateconfig.expanded(own if own[:1] in "/~" and own else "~/.local/state", "XDG_STATE_HOME")
             (pool,) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchone()
             self._notes = state / "devstack-gate" / pool
             with contextlib.suppress(OSError):  # who needs it says so
@@ -257,9 +295,7 @@ class Database(peewee.PostgresqlDatabase):
         said = gateprocess.one_line(cause) or type(cause).__name__
         said = re.sub("^connection (failed|is bad): ", "", said)
         text = f"{self.database}: {HINTS.get(state, said)}"
-        lasting = state in LASTING or re.search(
-            r"password authentication failed|no password supplied|does not exist|session is read-only|"
-            "no pg_hba.conf entry|name or service not known", said, re.IGNORECASE)
+        lasting = state in LASTING or LASTING_WORDS.search(said)
         if "session is read-only" in said:
             text = f"{self.database}: {HINTS['25006']}"
         return text, not lasting
@@ -325,6 +361,10 @@ class Database(peewee.PostgresqlDatabase):
                              f"coalesce(max({column}), 0) + 1, false) FROM {table}")
 
     def _make(self) -> None:
+        (encoding,) = self.execute_sql("SELECT current_setting('server_encoding')").fetchone()
+        if encoding not in ENCODINGS:
+            raise ConfigError(f"{self.database}: its encoding is {encoding}, in which not every text can be kept; make "
+                              "a database with: createdb --encoding UTF8 --template template0")
         for statement in dialect.PRELUDE.format(writer=WRITER).split(";\nCREATE"):
             self.execute_sql(statement if statement.startswith("\n") else f"CREATE{statement}")
 
@@ -340,6 +380,12 @@ def _guarded(address: Mapping[str, Any]) -> dict[str, str]:
     if pq.version() < REQUIRES_AUTH or mode.startswith("verify") or all(one[:1] in "/@" for one in host.split(",")):
         return {}
     return {"require_auth": "!password"}
+
+
+def _process_of(connection: Any) -> int:
+    """Return the number of the server's process that does what a connection asks for."""
+    (number,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return int(number)
 
 
 def _application() -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import yaml
 
@@ -74,22 +73,6 @@ def _rate(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < 2**31  # type: ignore[operator]
 
 
-def _schedule(value: object) -> bool:
-    return isinstance(value, list) and all(map(_schedule_entry, value))
-
-
-def _schedule_entry(value: object) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"days", "hours", "zone", "min-ready"}:
-        return False
-    try:
-        demand.days_of(value["days"])
-        begin, end = demand.hours_of(value["hours"])
-        ZoneInfo(value["zone"])
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
-        return False
-    return begin != end and _whole(0)(value["min-ready"])
-
-
 def _shown(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
@@ -147,7 +130,7 @@ LABEL_KEYS = {
     "demand": _one_of(demand.NONE, demand.QUEUE),
     "spread": _one_of(demand.EVEN, demand.PACK),
     "schedule": Key("a list of entries such as {days: mon-fri, hours: '08:00-18:00', zone: Europe/Berlin, "
-                    "min-ready: 30}", _schedule, []),
+                    "min-ready: 30}", demand.is_schedule, []),
 }
 ENVIRONMENT_KEYS = {
     "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
@@ -367,20 +350,41 @@ def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any
     return None
 
 
-def warnings_of(provider: Mapping[str, Any]) -> list[str]:
+def warnings_of(provider: Mapping[str, Any], labels: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Return what cannot work, or has no effect, in the settings of a provider as they were loaded."""
-    wanted = sum(image["min-ready"] * (1 + image["subnodes"]) for image in provider["images"])
+    names = {label["name"] for label in labels}  # of image types whose min-ready counts for all providers together
+    own = [image for image in provider["images"] if image["name"] not in names]
+    wanted = sum(image["min-ready"] * (1 + image["subnodes"]) for image in own)
     room = provider["max-servers"]
-    what = "min-ready with subnodes" if any(image["subnodes"] for image in provider["images"]) else "min-ready"
+    what = "min-ready with subnodes" if any(image["subnodes"] for image in own) else "min-ready"
     found = []
     if wanted > room:
         found.append(f"{what} adds up to {wanted}, but max-servers is {room}: the pool can never be full")
-    elif wanted == room and provider["images"]:
+    elif wanted == room and own:
         found.append(f"{what} adds up to max-servers ({room}): while the pool is full there is no room for a "
                      f"template server, and no image can be built; expected max-servers of {room + 1} or more")
     found += _warnings_of_addresses(provider)
     for image in provider["images"]:
+        if image["subnodes"] >= room > 0 and image["name"] in names:
+            found.append(f"image {image['name']}: a machine takes {1 + image['subnodes']} servers with its subnodes, "
+                         f"but max-servers is {room}: there can never be one")
         found += [f"image {image['name']}: {text}" for text in _warnings_of_image(image)]
+    return found
+
+
+def warnings_of_labels(content: Content) -> list[str]:
+    """Return what cannot work, or has no effect, in the labels of a file."""
+    found = []
+    for label in content.labels:
+        least = max([label["min-ready"], *(entry["min-ready"] for entry in label["schedule"])])
+        room = sum(provider["max-servers"] // (1 + image["subnodes"]) for provider in content.providers
+                   for image in provider["images"] if image["name"] == label["name"])
+        if label["demand"] == demand.QUEUE and label["max-ready"] <= label["min-ready"]:
+            found.append(f"label {label['name']}: demand: queue has no effect, since max-ready is {label['max-ready']} "
+                         "like min-ready: builds that wait get no machines of their own")
+        if least > room:
+            found.append(f"label {label['name']}: min-ready is {least}, but the providers that have it can give {room} "
+                         "(max-servers): the pool can never be full")
     return found
 
 
@@ -395,6 +399,11 @@ def warnings_of_environments(content: Content) -> list[str]:
     found = [f"provider {provider}: image {image}: test-environment: there is none for it: builds wait for "
              f"{content.environment_wait} min and fail" for (image, provider), wanted in types.items()
              if wanted and (image, provider) not in given]
+    owners: dict[str, str] = {}
+    for one in content.environments:
+        if (owner := owners.setdefault(one["data"], one["name"])) != one["name"]:
+            found.append(f"test-environment {one['name']}: data: is that of test-environment {owner}, too: two builds "
+                         "may have at once what it names")
     return found + [f"test-environment {name} has no effect: none of its images has test-environment: true"
                     for name, those in pairs.items() if not any(map(types.get, those))]
 
@@ -483,6 +492,18 @@ def _make_equal(
     return row
 
 
+def _renamed(environment: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> TestEnvironment | None:
+    """Return the row of a test environment that has another name in the file now, None if there is none.
+
+    It is known by its data file. A second row would be given to a second machine while the first still has it.
+    """
+    names = [one["name"] for one in wanted]
+    found: TestEnvironment | None = TestEnvironment.select().where(
+        (TestEnvironment.data == environment["data"]) & TestEnvironment.name.not_in(names)).order_by(
+        TestEnvironment.machine_id.is_null(), TestEnvironment.id).first()
+    return found
+
+
 def load_environments(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
     """Make test_environment equal to what a file says; returns one line for each change.
 
@@ -493,6 +514,10 @@ def load_environments(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
         values = {**environment, "active": True}
         values |= {key: json.dumps(environment[key]) for key in ("images", "providers")}
         row = TestEnvironment.get_or_none(TestEnvironment.name == environment["name"])
+        if row is None and (row := _renamed(environment, wanted)):
+            changes.append(f"rename test-environment {row.name} -> {environment['name']}")
+            row.name = environment["name"]
+            TestEnvironment.update(name=row.name).where(TestEnvironment.id == row.id).execute()
         if row is None:
             changes.append(f"add test-environment {environment['name']}: images {', '.join(environment['images'])}")
             TestEnvironment.create(**values, state=FREE, state_time=now(), state_reason="new in the providers file")

@@ -5,14 +5,15 @@ SQLite takes any value in any column, and at its prompt guards no row that other
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import vmdatabase
 from gateprocess import ConfigError, plain
-from pool.providersfile import IMAGE_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
-from vmdatabase import BaseImage, Provider
+from pool.providersfile import ENVIRONMENT_KEYS, IMAGE_KEYS, LABEL_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
+from vmdatabase import BaseImage, LabelRow, Provider, TestEnvironment
 
 # What a column of a kind holds: as typeof() of SQLite says it, in Python, and in words.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...], str]] = {
@@ -24,7 +25,8 @@ TABLES = ("provider", "base_image", "snapshot_image", "machine", "label", "test_
 NUMBERS = ("moved", "made", "history-days", "environment-wait")  # settings
 PARENTS = {"machine": "base_image", "snapshot_image": "base_image", "base_image": "provider"}
 COLUMNS = {"image": "external_id"}  # of keys that are called otherwise there
-ELSEWHERE = ("images",)  # keys that are rows of another table
+ROWS = "images"  # the key of a provider that is rows of another table
+JSON_COLUMNS = (*LIST_COLUMNS, "schedule", "images", "providers")
 
 
 def check() -> None:
@@ -90,16 +92,20 @@ def _wrong_keys() -> Iterator[str]:
         yield from _wrong_of(provider, PROVIDER_KEYS, f"provider {_shown(provider.name)}")
     for image in BaseImage.select(BaseImage, Provider).join(Provider):
         yield from _wrong_of(image, IMAGE_KEYS, f"provider {image.provider.name}: image {_shown(image.name)}")
+    for label in LabelRow.select():
+        yield from _wrong_of(label, LABEL_KEYS, f"label {_shown(label.name)}")
+    for environment in TestEnvironment.select():
+        yield from _wrong_of(environment, ENVIRONMENT_KEYS, f"test-environment {_shown(environment.name)}")
 
 
 def _wrong_of(row: Any, keys: Mapping[str, Key], what: str) -> Iterator[str]:
     for key, rule in keys.items():
-        if key in ELSEWHERE:
+        if key == ROWS and isinstance(row, Provider):
             continue
         column = COLUMNS.get(key, key.replace("-", "_"))
         value = getattr(row, column)
         try:
-            told = row.listed(column) if column in LIST_COLUMNS else value
+            told = json.loads(value) if column in JSON_COLUMNS else value
         except ValueError:
             told = value
         if not (rule.valid(told) or (told is None and not rule.required and rule.default is None)):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import MakePool
 from tests.support.pool import Pool, await_that, image, provider
@@ -156,6 +157,110 @@ def test_what_a_full_cloud_refuses_the_others_make_up(pool: Pool) -> None:
     pool.run(LAUNCH, "two", expect=0)
     assert counts(pool) == {"one": 1, "two": 3}
     pool.run(LAUNCH, "one", expect=0)
+
+
+def test_what_a_provider_whose_machines_fail_cannot_give_the_others_make_up_until_one_comes_up(pool: Pool) -> None:
+    load(pool, label(min_ready=2, spread="pack"), one={"priority": 9})
+    pool.knobs("pocket-a", boot_failure_rate=1.0, boot_fault="the image is unacceptable")
+    pool.run(LAUNCH, "one", expect=1)
+    told = pool.run(LAUNCH, "two", "--dry-run", expect=0).stdout
+    assert told.endswith("label noble: 2 wanted (min-ready); one 0 (failing), two 0 + 2\n")
+    pool.run(LAUNCH, "one", expect=0)
+    assert set(pool.machines().values()) == {"ERROR"}, "one leaves it to two"
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 2}
+
+    pool.run(REAP, "one")
+    pool.knobs("pocket-a", boot_failure_rate=0)
+    load(pool, label(min_ready=6, spread="pack"), one={"priority": 9}, two={"max-servers": 3})
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout
+    assert told.splitlines()[0] == "would launch a machine of one noble"
+    assert told.endswith("one 0 + 1 (failing), two 2 + 1: no provider can give 2 of them now\n")
+    pool.run(LAUNCH, "one", expect=0)
+    assert counts(pool) == {"one": 4, "two": 2}, "the first one that comes up brings the others"
+    assert pool.sql("SELECT * FROM setting WHERE name LIKE 'failing%'") == []
+
+
+def test_a_provider_whose_machine_cannot_even_be_asked_for_is_made_up_for_and_a_dry_run_notes_nothing(
+        pool: Pool) -> None:
+    images = [image(min_ready=0, flavor="no such")]
+    pool.load(provider("one", images=images), provider("two", "pocket-b", images=[image(min_ready=0)]),
+              labels=[label()])
+    pool.seed_snapshots()
+    pool.run(LAUNCH, "one", "--dry-run", expect=0)
+    assert pool.sql("SELECT * FROM setting WHERE name LIKE 'failing%'") == []
+    assert "flavor" in pool.run(LAUNCH, "one", expect=2).stderr
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 4}
+
+
+def test_a_provider_without_a_snapshot_says_so_and_leaves_all_to_the_others(pool: Pool) -> None:
+    load(pool, label())
+    pool.sql("DELETE FROM snapshot_image WHERE base_image_id = (SELECT min(id) FROM base_image)")
+    told = pool.run(LAUNCH, "one", "--dry-run", expect=0)
+    assert told.stdout == "label noble: 4 wanted (min-ready); one 0 (drained, or without a snapshot), two 0 + 4\n"
+    assert "there is no snapshot yet" in pool.run(LAUNCH, "one", expect=1).stderr
+    pool.run(LAUNCH, "two", expect=0)
+    assert counts(pool) == {"one": 0, "two": 4}
+
+
+def test_a_label_for_which_nobody_has_room_is_told(pool: Pool) -> None:
+    load(pool, label(), one={"max-servers": 1}, two={"max-servers": 2})
+    pool.run(LAUNCH, "two", expect=1)
+    run = pool.run(LAUNCH, "one", expect=1)
+    assert run.stdout == "one noble: 1 of 1 ready\n"
+    assert pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout == (
+        "label noble: 4 wanted (min-ready); one 1, two 2: no provider can give 1 of them now\n")
+    assert ("ERROR provider=one image=noble label noble: 4 wanted (min-ready); one 1, two 2: no provider can give "
+            "1 of them now\n") in run.stderr
+
+    assert pool.jenkins
+    load(pool, label(min_ready=3, max_ready=9, demand="queue"), one={"max-servers": 1}, two={"max-servers": 2})
+    why = "There are no nodes with the label \u2018devstack-noble||devstack-other\u2019"
+    items = [{"buildable": True, "pending": False, "why": why, "inQueueSince": 1000}]
+    pool.jenkins.knobs(answers=[{"match": "GET /queue/api/json", "body": json.dumps({"items": items * 3})}])
+    run = pool.run(LAUNCH, "one", expect=0)
+    pool.jenkins.knobs(answers=[])
+    assert "WARNING provider=one image=noble label noble: 6 wanted" in run.stderr, "a queue may be longer"
+
+
+def test_machines_of_failed_builds_make_room_for_a_label_where_no_provider_has_any_left(pool: Pool) -> None:
+    load(pool, label(min_ready=1), one={"max-servers": 2}, two={"max-servers": 1})
+    names = [pool.add_machine("USED", node=False, age=age) for age in (300, 200)]
+    other = pool.add_machine("USED", node=False, provider="two", cloud="pocket-b", age=100)
+    for name in (*names, other):
+        pool.sql("INSERT INTO result (machine_id, node_name, start_time, end_time, result) VALUES (?, ?, 1, 2, "
+                 "'FAILURE')", pool.column(name, "id"), name)
+    assert "would move" not in pool.run(REAP, "two", "--dry-run", expect=0).stdout, "one has it first"
+    pool.run(REAP, "one", expect=0)
+    assert pool.machines() == {names[1]: "USED", other: "USED"}
+    pool.run(LAUNCH, "one", expect=0)
+    assert counts(pool) == {"one": 1, "two": 0}
+    pool.run(REAP, "two", expect=0)
+    assert other in pool.machines()
+
+
+def test_load_warns_of_labels_that_cannot_be_full_or_whose_demand_has_no_effect(pool: Pool) -> None:
+    file = pool.folder / "providers.yaml"
+    file.write_text(yaml.safe_dump({
+        "providers": [provider("one", max_servers=4, images=[image(min_ready=50, subnodes=4)]),
+                      provider("two", "pocket-b", max_servers=9, images=[image("jammy", min_ready=2)])],
+        "labels": [{"name": "noble", "min-ready": 0, "demand": "queue"}, {"name": "jammy", "min-ready": 30}]}))
+    said = pool.run("vmdatabase.py", "load", str(file), expect=0).stderr
+    assert [line.split(" WARNING ")[1] for line in said.splitlines()] == [
+        "label noble: demand: queue has no effect, since max-ready is 0 like min-ready: builds that wait get no "
+        "machines of their own",
+        "label jammy: min-ready is 30, but the providers that have it can give 9 (max-servers): the pool can never be "
+        "full",
+        "provider=one image noble: a machine takes 5 servers with its subnodes, but max-servers is 4: there can never "
+        "be one"]
+
+
+def test_a_schedule_that_a_person_wrote_amiss_is_named_by_the_status_page(pool: Pool) -> None:
+    load(pool, label())
+    pool.sql("UPDATE label SET schedule = 'work'")
+    said = pool.run("devstack-vm-status.py", "--output", "told", expect=2).stderr
+    assert "label noble: schedule: expected a list of entries with days, hours, min-ready, and a zone" in said
 
 
 def test_builds_that_wait_get_machines_up_to_max_ready_and_the_pool_sinks_again(pool: Pool) -> None:

@@ -1,10 +1,12 @@
 """Test environments as builds, jobs and people have them: the scripts as processes, on machines with a real sshd."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -266,3 +268,104 @@ def test_a_person_has_one_with_the_machine_and_gives_both_back(pool: Pool) -> No
     assert environment(pool) == ("LOCKED", name)
     pool.run(DELETE, name, expect=0)
     assert environment(pool) == ("FREE", None)
+
+
+def test_one_that_is_renamed_while_a_build_has_it_is_not_given_to_another(pool: Pool) -> None:
+    holder, late = machine(pool), machine(pool)
+    pool.run(INPROGRESS, holder, expect=0, **build(1))
+    note = pool.folder / "vm.db.locks/environment-rack-a"
+
+    file = pool.folder / "providers.yaml"
+    load(pool)
+    file.write_text(file.read_text().replace("name: rack-1", "name: rack-a"))
+    dry = pool.run(VMDATABASE, "load", str(file), "--dry-run", expect=0).stdout
+    assert (dry, note.exists()) == ("would rename test-environment rack-1 -> rack-a\n", False)
+    assert pool.run(VMDATABASE, "load", str(file), expect=0).stdout == "rename test-environment rack-1 -> rack-a\n"
+
+    assert (environment(pool), note.exists()) == (("LOCKED", holder), not pool.address)
+    run = pool.start(INPROGRESS, late, **build(2))
+    assert f"rack-a is LOCKED ({holder})" in await_line(run, WAITS)
+    pool.run(DELETE, holder, "--result", "SUCCESS", expect=0, **build(1))
+    assert run.wait(30) == 0
+    assert environment(pool) == ("LOCKED", late)
+    assert (pool.folder / "resets").read_text() == "rack-a rack-1.json\n"
+
+
+def test_what_a_reset_prints_is_told_without_the_secrets_of_its_data(pool: Pool) -> None:
+    load(pool, reset='cat "$TEST_ENVIRONMENT_FILE"; echo ipmitool -P sesame-open, pin 12; exit 3')
+    (pool.folder / "rack-1.json").write_text(json.dumps(
+        {"seed-ip": "192.0.2.1", "power": {"user": "operator", "password": "sesame-open", "pin": 12},
+         "tokens": ["abcd-1234", {"x": "line one\nline two"}]}))
+    name = machine(pool)
+    pool.run(INPROGRESS, name, expect=0, **build(1))
+    said = pool.run(DELETE, name, "--result", "SUCCESS", expect=1, **build(1)).stderr
+    pool.run("devstack-vm-status.py", "--output", "told", expect=0)
+
+    told = ('reset: exit status 3: {"seed-ip": "192.0.2.1", "power": {"user": "operator", "password": "***", '
+            '"pin": 12}, "tokens": ["***", {"x": "***\\n***"}]}ipmitool -P ***, pin 12')
+    assert f"RESETTING -> BROKEN: {told}; when it is well" in said
+    (row,) = json.loads(pool.run(VMDATABASE, "environments", "--json", expect=0).stdout)
+    assert row["reason"] == told
+    page = (pool.folder / "told/index.html").read_text() + (pool.folder / "told/status.json").read_text()
+    assert not [secret for secret in ("sesame-open", "abcd-1234", "line one") if secret in page]
+
+    (pool.folder / "rack-1.json").unlink()
+    assert "sesame" not in pool.run(VMDATABASE, "environments", "release", "rack-1", expect=1).stderr
+
+
+@pytest.mark.parametrize(("make", "why"), [
+    (os.mkfifo, "is no plain file"), (Path.mkdir, "cannot be read (Is a directory)"),
+    (lambda path: path.write_text('{"load": NaN}'), "is no JSON: NaN is no number there")])
+def test_data_that_became_something_else_breaks_its_environment_and_no_build_hangs(
+        pool: Pool, make: Callable[[Path], object], why: str) -> None:
+    data = pool.folder / "rack-1.json"
+    data.unlink()
+    make(data)
+    pool.sql("INSERT OR REPLACE INTO setting VALUES ('environment-wait', '0')")
+    run = pool.run(INPROGRESS, machine(pool), expect=1, **build(1))
+    assert f"test environment rack-1: LOCKED -> BROKEN: data: {data}: {why}\n" in run.stderr
+
+
+def test_a_release_runs_no_other_reset(pool: Pool) -> None:
+    load(pool)
+    file = pool.folder / "providers.yaml"
+    told = yaml.safe_load(file.read_text())
+    told["test-environments"].append({**told["test-environments"][0], "name": "rack-2"})
+    file.write_text(yaml.safe_dump(told))
+    said = pool.run(VMDATABASE, "load", str(file), expect=0).stderr
+    assert "test-environment rack-2: data: is that of test-environment rack-1, too: two builds may have at once" in said
+    pool.sql("UPDATE test_environment SET state = 'RESETTING' WHERE name = 'rack-2'")
+    pool.sql("UPDATE test_environment SET state = 'BROKEN' WHERE name = 'rack-1'")
+    assert pool.run(VMDATABASE, "environments", "release", "rack-1", expect=0).stdout == "rack-1: FREE\n"
+    assert (pool.folder / "resets").read_text() == "rack-1 rack-1.json\n"
+
+
+def test_names_that_a_person_wrote_amiss_are_named_and_the_node_takes_no_other_build(pool: Pool) -> None:
+    pool.sql("UPDATE test_environment SET images = 'noble'")
+    name = machine(pool, node=True)
+    words = "test-environment rack-1: images: expected a JSON list of names, got noble; load the providers file again\n"
+    assert pool.run(INPROGRESS, name, expect=2, **build(1)).stderr.endswith(words)
+    assert (pool.machines()[name], pool.in_service(name)) == ("READY", False)
+    for words_of in ((VMDATABASE, "environments"), ("devstack-vm-status.py", "--output", "told")):
+        assert pool.run(*words_of, expect=2).stderr.endswith(words)
+    said = pool.run(REAP, "one", expect=2).stderr
+    assert "images: expected a list of names of images, one or more, got noble" in said
+
+
+def test_a_build_waits_no_longer_for_what_its_image_type_does_not_need_any_more(pool: Pool) -> None:
+    pool.run(INPROGRESS, machine(pool), expect=0, **build(1))
+    late = machine(pool)
+    run = pool.start(INPROGRESS, late, **build(2))
+    await_line(run, WAITS)
+    pool.load(provider(images=[image()]))
+    _, err = run.communicate(timeout=30)
+    assert (run.returncode, pool.machines()[late]) == (0, "USED"), err
+    assert err.endswith("waits for a test environment no longer: its image type needs none any more\n")
+
+
+def test_a_reset_that_somebody_kills_is_told_as_that(pool: Pool) -> None:
+    load(pool, reset="kill -9 $PPID")
+    name = machine(pool)
+    pool.run(INPROGRESS, name, expect=0, **build(1))
+    said = pool.run(DELETE, name, "--result", "SUCCESS", expect=1, **build(1)).stderr
+    assert "RESETTING -> BROKEN: reset: killed by SIGKILL; when" in said

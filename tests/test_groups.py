@@ -204,6 +204,8 @@ def test_max_servers_counts_servers(pool: Pool) -> None:
     result = pool.run(LAUNCH, "one", expect=1)
     assert pool.machines() == dict.fromkeys(GROUP, "READY")
     assert result.stdout == "one noble: 1 of 2 ready\n"
+    assert result.stderr.endswith("max-servers 5 leaves room for 2, and a machine takes 3 servers with its subnodes: "
+                                  "1 ready, 2 subnodes\n")
     dry = pool.run(LAUNCH, "one", "--dry-run", expect=0)
     assert "would launch" not in dry.stdout
 

@@ -6,11 +6,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import vmdatabase
@@ -20,6 +22,7 @@ from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support import postgres
 from tests.support.pool import PROJECT, Pool, await_that, make_key, provider
+from tests.support.pooler import pooling
 from tests.support.postgres import OWNER, Server
 from tests.test_nodessh import listening
 
@@ -75,6 +78,8 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
     server.sql(database, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     other = server.create()
     server.sql(name_of(other), "CREATE TABLE theirs (id int)")
+    empty = server.create()
+    server.sql("postgres", f"CREATE DATABASE latin OWNER {OWNER} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
     newer = server.create()
     with vmdatabase.opened(newer, (*vmdatabase.MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT")):
         pass
@@ -97,6 +102,14 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
             2, "DEVSTACK_GATE_DB: expected an address without a password"),
         "mysql://db/pool": (2, "DEVSTACK_GATE_DB: expected a path, or an address as postgresql://HOST/DATABASE, got "
                                "mysql://..."),
+        f"postgresql://{OWNER}@localhost:99999/{database}": (
+            2, f'postgresql://localhost:99999/{database}: invalid port number: "99999"'),
+        f"postgresql://{OWNER}@/{database}?host={server.folder}&sslmode=maybe": (
+            2, f'{plain}: invalid sslmode value: "maybe"'),
+        "postgresql:///?service=nosuch": (2, 'postgresql:///: definition of service "nosuch" not found'),
+        f"postgresql://{OWNER}@/{name_of(empty)}?host={server.folder}&options=-c%20search_path%3Dnosuch": (
+            2, f"postgresql:///{name_of(empty)}: no schema has been selected to create in"),
+        server.address("latin"): (2, "postgresql:///latin: its encoding is LATIN1, in which not every"),
         "postgresql://db/pool?nosuchoption=1": (2, "postgresql://db/pool: is no address of a PostgreSQL database"),
     }
 
@@ -291,6 +304,68 @@ def test_who_writes_waits_for_who_writes_and_reads_what_that_one_left(address: s
             process.wait(1)
     assert "noble" in listed.stdout
     assert (process.wait(30), host.machines()) == (0, {name: "DELETE"})
+
+
+@pytest.mark.parametrize("setting", [
+    "default_transaction_isolation = 'repeatable read'", "default_transaction_isolation = serializable"])
+def test_who_has_waited_for_a_writer_sees_what_it_wrote_whatever_the_role_has_set(
+        server: Server, address: str, setting: str) -> None:
+    with vmdatabase.opened(address):
+        pass
+    server.sql("postgres", f"ALTER ROLE {OWNER} IN DATABASE {name_of(address)} SET {setting}")
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with psycopg.connect(address) as other, vmdatabase.opened(address):
+        other.execute("INSERT INTO setting VALUES ('written', 'first')")
+
+        def end() -> None:
+            await_that("the second writer to wait", lambda: server.sql(name_of(address), waits) == [(1,)])
+            other.commit()
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        with vmdatabase.database.atomic("IMMEDIATE"):
+            assert vmdatabase.setting("written") == "first"
+        ending.join()
+
+
+def test_what_is_set_for_a_role_ends_no_idle_run_and_loses_no_row(server: Server, address: str) -> None:
+    for setting in ("idle_session_timeout = '2s'", "synchronous_commit = off", "statement_timeout = '5s'"):
+        server.sql("postgres", f"ALTER ROLE {OWNER} IN DATABASE {name_of(address)} SET {setting}")
+    names = ("idle_session_timeout", "synchronous_commit", "statement_timeout", "lock_timeout")
+    with vmdatabase.opened(f"{address}&options=-c%20lock_timeout%3D7s"):
+        query = f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}"
+        assert vmdatabase.database.execute_sql(query).fetchone() == ("0", "on", "1min", "7s")
+
+
+def test_options_of_the_environment_and_of_a_service_say_in_which_schema_the_pool_is(
+        server: Server, tmp_path: Path) -> None:
+    service = tmp_path / "services"
+    for words in ({"PGOPTIONS": "-c search_path=own"}, {"PGSERVICEFILE": str(service)}):
+        address = server.create()
+        server.sql(name_of(address), f"CREATE SCHEMA own AUTHORIZATION {OWNER}")
+        service.write_text(f"[gate]\nhost={server.folder}\nuser={OWNER}\ndbname={name_of(address)}\n"
+                           "options=-c search_path=own\n")
+        place = "postgresql:///?service=gate" if "PGSERVICEFILE" in words else address
+        assert told(tmp_path, place, **words) == (0, "")
+        assert server.sql(name_of(address), "SELECT schemaname FROM pg_tables WHERE tablename = 'machine'") == [
+            ("own",)]
+
+
+def test_what_a_host_notes_lies_in_one_place_whatever_folder_a_script_is_started_in(
+        address: str, tmp_path: Path) -> None:
+    host_of(tmp_path, address).run("vmdatabase.py", "moved", expect=0, XDG_STATE_HOME="relative")
+    assert not (tmp_path / "relative").exists()
+    assert len(list((tmp_path / ".local/state/devstack-gate").glob("*/ids"))) == 1
+
+
+def test_a_pooler_that_shares_sessions_is_refused(server: Server, address: str, tmp_path: Path) -> None:
+    with pooling(f"{server.folder}/.s.PGSQL.5432") as port:
+        code, said = told(tmp_path, f"postgresql://{OWNER}@127.0.0.1:{port}/{name_of(address)}")
+    assert (code, said) == (2, f"vmdatabase.py: postgresql://127.0.0.1:{port}/{name_of(address)}: a pooler shares the "
+                               "sessions of the server among its clients (pool_mode = transaction), so that no lock is "
+                               "anybody's; connect to the server itself, or have the pooler keep a session for each "
+                               "client (pool_mode = session)\n")
+    assert server.sql(name_of(address), "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
 def test_a_writer_that_does_not_end_is_told(address: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A pool that serves two Jenkins: each machine belongs to one, and one that is down gets none and loses none."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,44 @@ def test_the_next_machine_goes_where_builds_wait(two: Two) -> None:
     two.pool.run(LAUNCH, "one", expect=0)
 
     assert {name: len(jenkins.look()["nodes"]) for name, jenkins in two.jenkins.items()} == {"east": 0, "west": 3}
+
+
+def waits(jenkins: StandIn, count: int) -> None:
+    """Have builds wait there for machines."""
+    why = "There are no nodes with the label \u2018devstack-noble\u2019"
+    items = [{"buildable": True, "pending": False, "why": why, "inQueueSince": 1000}] * count
+    jenkins.knobs(answers=[{"match": "GET /queue/api/json", "body": json.dumps({"items": items})}] if count else [])
+
+
+def test_a_new_one_whose_builds_wait_gets_a_machine_though_the_first_has_as_many_as_are_wanted(two: Two) -> None:
+    two.configure("east")
+    two.pool.run(LAUNCH, "one", expect=0)
+    two.configure("east", "west")
+    two.pool.run(LAUNCH, "one", expect=0)
+    assert {name: len(of_it) for name, of_it in two.owned().items()} == {"east": 4, "west": 0}
+    waits(two.jenkins["west"], 2)
+    assert two.pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 5 of 5 ready\n"
+    waits(two.jenkins["west"], 0)
+    assert {name: len(of_it) for name, of_it in two.owned().items()} == {"east": 4, "west": 1}
+
+
+def test_builds_that_wait_in_one_do_not_starve_for_machines_that_idle_in_another(two: Two) -> None:
+    two.pool.load(provider(max_servers=8, images=[image(min_ready=0)]),
+                  labels=[{"name": "noble", "min-ready": 0, "max-ready": 6, "demand": "queue"}])
+    for name in ("east", "west"):
+        waits(two.jenkins[name], 2)
+        two.pool.run(LAUNCH, "one", expect=0)
+        waits(two.jenkins[name], 0)
+    assert {name: len(of_it) for name, of_it in two.owned().items()} == {"east": 2, "west": 2}
+
+
+def test_two_sections_about_one_jenkins_are_refused(two: Two) -> None:
+    """Each would take the nodes of the other for strays, and reap would remove all of them."""
+    two.configure("east", "west", west={"server": f"{two.jenkins['east'].url.rstrip('/')}/"})
+    for script in (LAUNCH, REAP):
+        assert two.pool.run(script, "one", expect=2).stderr.endswith(
+            "secure.conf: [jenkins west] server: is that of [jenkins east], too; expected one section for each "
+            "Jenkins\n")
 
 
 def test_a_person_gets_a_machine_of_any_that_answers_and_a_hold_finds_the_right_one(two: Two) -> None:

@@ -422,7 +422,7 @@ def test_a_label_that_counts_for_all_providers_is_wanted_and_short_as_a_whole(po
     assert [one for one in paused["attention"] if one["kind"] == "pool short"] == []
     (row,) = found["labels"]
     assert (row["label"], row["wanted"], row["ready"], row["because"]) == ("devstack-noble", 4, 1, "min-ready")
-    assert row["given"] == [{"provider": "one", "has": 1, "adds": 0, "trouble": ""}]
+    assert row["given"] == [{"provider": "one", "has": 1, "adds": 0, "trouble": "drained, or without a snapshot"}]
     assert [row["wanted"] for row in found["pool"]] == [0]
     assert [one["text"] for one in found["attention"] if one["kind"] == "pool short"] == [
         "1 of 4 ready at all providers together"]

@@ -1,5 +1,6 @@
 """Which provider gives how many machines of a label, and how many are wanted: pool/demand.py."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,8 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jenkinsnodes import awaited_label
-from pool.demand import EVEN, NONE, PACK, QUEUE, Label, Offer, days_of, fits, hours_of, shares, wanted
+from jenkinsnodes import awaited_label, label_that_serves
+from pool.demand import (
+    EVEN,
+    NONE,
+    PACK,
+    QUEUE,
+    Label,
+    Offer,
+    Standing,
+    days_of,
+    fits,
+    hours_of,
+    lacking,
+    missing_of,
+    offer_of,
+    plan,
+    shares,
+    wanted,
+)
 
 BERLIN = ZoneInfo("Europe/Berlin")
 WORK = {"days": "mon-fri", "hours": "08:00-18:00", "zone": "Europe/Berlin", "min-ready": 30}
@@ -128,3 +146,60 @@ def test_whoever_launches_first_the_end_is_the_same(
     ({"buildable": True, "why": None}, ""), ({}, "")])
 def test_a_queued_build_wants_the_machine_that_it_waits_for_and_no_other(item: dict[str, Any], label: str) -> None:
     assert awaited_label(item) == label
+
+
+@pytest.mark.parametrize(("expression", "label"), [
+    ("devstack-noble", "devstack-noble"), ("devstack-noble||devstack-jammy", "devstack-noble"),
+    ("linux || devstack-noble", "devstack-noble"), ("(devstack-noble)&&!(big||slow)", "devstack-noble"),
+    ("devstack-a->devstack-b", "devstack-b"), ('"devstack-noble"||x', "devstack-noble"),
+    ("devstack-noble&&linux", "devstack-noble&&linux"), ("!devstack-noble", "!devstack-noble"),
+    ("devstack-noble||", "devstack-noble||"), ("((devstack-noble)", "((devstack-noble)"), ("two words", "two words"),
+    ("", "")])
+def test_an_expression_wants_the_label_of_a_node_with_which_it_holds(expression: str, label: str) -> None:
+    assert label_that_serves(expression) == label
+
+
+@given(st.text("ab|&!()<->\" -", max_size=20))
+@settings(deadline=None, derandomize=True, database=None)
+def test_no_expression_is_too_strange(text: str) -> None:
+    assert label_that_serves(text) in {text, *"ab-", *text.replace('"', " ").split()} or label_that_serves(text) in text
+
+
+def standing(name: str, ready: int = 0, building: int = 0, room: int | None = None, **columns: Any) -> Standing:
+    """How a provider stands that may have nine servers, and has no others if room does not say so."""
+    taken = ready + building if room is None else 9 - room
+    return Standing(name, columns.pop("priority", 0), ready, building, taken, 9, **columns)
+
+
+@pytest.mark.parametrize(("of", "priority", "present", "room", "doubtful"), [
+    (standing("a", 1, 2), 0, 3, 6, 0), (standing("a", 1, 2, failing=True, on_trial=True), 0, 1, 0, 2),
+    (standing("a", 3, absent=2, on_trial=True), 0, 1, 1, 2), (standing("a", 0, 1, on_trial=True), 0, 0, 0, 1),
+    (standing("a", 1, priority=5, is_last=True, on_trial=True), -math.inf, 1, 1, 0),
+    (standing("a", 1, gives=False), 0, 1, 0, 0)])
+def test_what_a_provider_offers_whose_machines_fail(
+        of: Standing, priority: float, present: int, room: int, doubtful: int) -> None:
+    found = offer_of(of)
+    assert (found.priority, found.present, found.room, found.doubtful) == (priority, present, room, doubtful)
+
+
+LABEL = Label("noble", 4, 4, NONE, EVEN)
+
+
+@pytest.mark.parametrize(("standings", "room", "lacks", "missing"), [
+    ([standing("a"), standing("b")], {"a": 9, "b": 9}, {"a": 2, "b": 2}, 0),  # there is room: nothing has to go for it
+    ([standing("a", room=0), standing("b", room=1)], {"a": 5, "b": 0}, {"a": 3, "b": 1}, 3),
+    ([standing("a", room=0), standing("b", room=0)], {"a": 5, "b": 5}, {"a": 2, "b": 2}, 4),
+    ([standing("a", room=0), standing("b", room=0, paused=True)], {"a": 5, "b": 5}, {"a": 4, "b": 0}, 4),
+    ([standing("a", 2, 2, room=0)], {"a": 5}, {"a": 0}, 0),
+    ([standing("a", room=0)], {"a": 1}, {"a": 1}, 4)])
+def test_who_makes_how_much_room_for_what_nobody_can_give(
+        standings: list[Standing], room: dict[str, int], lacks: dict[str, int], missing: int) -> None:
+    wish, parts = plan(LABEL, FRIDAY, 0, standings)
+    assert (lacking(wish, parts, EVEN, room), missing_of(wish, parts)) == (lacks, missing)
+
+
+@pytest.mark.parametrize(("least", "waiting", "elsewhere", "count"), [
+    (0, 2, 0, 2), (0, 2, 2, 4), (3, 2, 2, 5), (0, 0, 5, 0), (0, 9, 9, 12)])
+def test_machines_of_another_jenkins_are_none_for_builds_that_wait(
+        least: int, waiting: int, elsewhere: int, count: int) -> None:
+    assert wanted(Label("noble", least, 12, QUEUE, EVEN), FRIDAY, waiting, elsewhere).count == count

@@ -333,6 +333,25 @@ def test_a_renamed_server_of_a_subnode_keeps_the_group_for_whoever_did_that() ->
     assert (move.machine, move.target) == (lead, HOLD)
 
 
+@pytest.mark.parametrize(("state", "age"), [(READY, 0), (BUILDING, 0), (USED, 30 * HOUR)])
+def test_a_subnode_that_a_person_put_on_hold_by_hand_keeps_its_group(state: str, age: int) -> None:
+    lead, *members = members_of_group(state, age)
+    members[1].state, members[1].hold_reason, members[1].hold_until = HOLD, "mine", 7
+    seen = sight(*SERVERS, nodes={} if state == BUILDING else IDLE)
+    (move,) = decisions.moves(rows_of([lead, *members]), seen, NOW, {}, False)
+    assert (move.machine, move.target, move.why, move.columns) == (
+        lead, HOLD, "its subnode s3 is held", {"hold_reason": "mine", "hold_until": 7})
+
+
+def test_a_machine_that_is_over_does_not_take_a_held_subnode_with_it() -> None:
+    lead, *members = members_of_group(DELETE)
+    members[1].state = HOLD
+    found = decisions.deletions(rows_of([lead, *members]), sight(*SERVERS, nodes=IDLE), NOW, False)
+    assert [type(one).__name__ for one in found] == ["Leave", "DeleteMachine"]
+    assert found[0].words == ("s1: its subnode s3 was put on HOLD by hand, and would go with it; set that to DELETE, "
+                              "or take it out of the pool, first")
+
+
 def test_all_servers_is_said_to_leads() -> None:
     found = decisions.moves(rows_of(members_of_group(READY)), sight(*SERVERS, nodes=IDLE), NOW, {}, True)
     assert [(one.machine.id, one.target) for one in found] == [(1, DELETE)]

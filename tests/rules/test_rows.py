@@ -15,7 +15,9 @@ providers:
   - {name: one, cloud: a, max-servers: 4, images: [{name: noble, image: Debian 12, min-ready: 1}]}
   - {name: two, cloud: b, max-servers: 4, calls-per-second: 2.5, images: []}
 labels:
-  - {name: noble, min-ready: 1}
+  - {name: noble, min-ready: 1, schedule: [{days: mon, hours: '08:00-09:00', zone: UTC, min-ready: 2}]}
+test-environments:
+  - {name: rack-1, images: [noble], data: rack-1.json}
 """
 
 
@@ -23,9 +25,11 @@ labels:
 def database(tmp_path: Path) -> Path:
     """A vm.db with two providers, a snapshot, and a machine in each state."""
     (tmp_path / "providers.yaml").write_text(FILE)
+    (tmp_path / "rack-1.json").write_text("{}")
     content = providersfile.read(tmp_path / "providers.yaml")
     with vmdatabase.opened(tmp_path / "vm.db"):
         providersfile.load(content.providers, content.labels)
+        providersfile.load_environments(content.environments)
         vmdatabase.SnapshotImage.create(base_image=1, name="snapshot", version=1, state="READY", state_time=1)
         for number, state in enumerate(vmdatabase.STATES, 1):
             vmdatabase.Machine.create(base_image=1, name=f"m{number}", state=state, state_time=1, hold_until=2)
@@ -61,6 +65,12 @@ def test_what_load_and_scripts_have_written_is_fine(database: Path) -> None:
     ("UPDATE provider SET calls_per_second = 'fast' WHERE name = 'two'",
      "table provider, id 2: calls_per_second: expected a number, got fast"),
     ("UPDATE label SET max_ready = 'all'", "table label, name noble: max_ready: expected a whole number, got all"),
+    ("UPDATE label SET schedule = 'work'", "label noble: schedule: expected a list of entries such as"),
+    ("UPDATE label SET demand = 'builds'", "label noble: demand: expected one of none, queue, got builds"),
+    ("UPDATE test_environment SET images = 'noble'",
+     "test-environment rack-1: images: expected a list of names of images, one or more, got noble"),
+    ("UPDATE test_environment SET providers = '{}'",
+     "test-environment rack-1: providers: expected a list of names of providers, got {}"),
     ("UPDATE provider SET networks = 'private' WHERE name = 'one'",
      "provider one: networks: expected a list of network names or ids, got private"),
     ("UPDATE provider SET networks = '\"private\"' WHERE name = 'one'",
