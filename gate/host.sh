@@ -176,7 +176,9 @@ make_stack_user() {
 # $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
 install_scripts() {
     local folder=$BASE/new/devstack-gate
-    if [[ ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+    # One without the mark is of an earlier run.
+    if [[ ! -e $folder/.git/gate-ref || ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+        if [[ ! -e $folder/.git && ! $HERE -ef $folder ]]; then rm -rf -- "$folder"; fi
         mkdir -p -- "$folder" || return
         if [[ ! $HERE -ef $folder ]]; then cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$folder/" || return; fi
     fi

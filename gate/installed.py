@@ -132,7 +132,10 @@ def undone(tree: Path, begin: str, change: str) -> str:
     files = files_of(tree, begin, change)
     if not files:
         return ""
-    differing = set(git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "-z", begin).stdout.split("\0"))
+    done = git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", begin)
+    if done.returncode:
+        return ""
+    differing = done.stdout.split("\0")
     gone = next((name for name in files if name not in differing), "")
     return f"the change {change[:10]} is undone in {tree}: {gone} is as it was before" if gone else ""
 
