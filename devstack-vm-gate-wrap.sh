@@ -210,6 +210,7 @@ run_local() {
     trap 'STOPPED=TERM; exit 143' TERM HUP
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
+    start_watcher
     # An earlier run's logs would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
         rm -rf -- "$LOGS"
@@ -218,7 +219,6 @@ run_local() {
     fi
     mkdir -p -- "$LOGS"
     keep_room
-    start_watcher
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     note_given
     NODE_LINES=$(print_node)
