@@ -67,6 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         right, words = judge(tree, mark.read_text().strip(), base, more)
         failed = failed or not right
         print(f"{'' if right else 'NOT TESTED: '}{tree.name}: {words}")
+    for mark in sorted(base.glob("old/*/.git/gate-change")):  # an upgrade has replaced what was installed from these
+        tree, change = mark.parent.parent, mark.read_text().strip()
+        missing = lost(tree, change) or undone(tree, before(tree, change), change)
+        failed = failed or bool(missing)
+        print(f"{'NOT TESTED: ' * bool(missing)}old/{tree.name}: {missing or 'has the change ' + change[:10]}")
     for name in dict.fromkeys(named):
         tree = base / "new" / name
         if name != "ALL" and not (tree / ".git/gate-change").exists():

@@ -428,3 +428,13 @@ def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(s
     packages = site.base / f".local/lib/python3.{sys.version_info.minor}/site-packages"
     run_pip("install", "--target", packages, *release(tree, site.base / "index"))
     assert site.check()[1][0].startswith(f"NOT TESTED: sample.lib: sample.lib 1.0 in {packages} comes ")
+
+
+def test_the_old_side_of_an_upgrade_still_has_its_change(site: Site) -> None:
+    site.tree()
+    (site.base / "new").rename(site.base / "old")
+    tree = site.base / "old/sample.lib"
+    change(tree, sample_lib="changed = 2\n")
+    assert site.check() == (0, [f"old/sample.lib: has the change {(tree / '.git/gate-change').read_text()[:10]}"])
+    git(tree, "checkout", "-q", "--detach", "HEAD~1")
+    assert site.check()[1][0].startswith("NOT TESTED: old/sample.lib: the change ")
