@@ -135,7 +135,7 @@ def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
 def undone(tree: Path, begin: str, change: str) -> str:
     """Return which file of a change is in the tree as it was before, or ''; one that was edited since is none."""
     files = files_of(tree, begin, change)
-    if not files:
+    if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
         return ""
     done = git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", begin)
     if done.returncode:

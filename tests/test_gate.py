@@ -244,6 +244,7 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     assert run.stdout.count("devstack-gate is under test") == 1
     run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1")
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
+    assert run.stdout.splitlines()[-1].startswith("PASS (devstack-gate was not used). Minutes: ")
     run = node.gate(**GOOD, DEVSTACK_GATE_PROJECTS=projects)
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
 
