@@ -73,17 +73,20 @@ check_installed() {
 # What is installed nowhere was not tested by anything that devstack runs. devstack-vm-gate.sh, if the hook called it, has
 # noted that.
 note_nowhere() {
-    local names
+    local notes
     if [[ -s $BASE/gate/step ]]; then return 0; fi
-    names=$(sed -n 's/: is installed nowhere: .*//p' "$LOGS/check-installed.txt" | grep -vxE "$NO_PACKAGES") || return 0
-    names=${names//$'\n'/ was not installed; }
-    printf '%s was not installed' "$names" | as_root tee "$BASE/gate/note" > /dev/null
+    notes=$(list_untested "$LOGS/check-installed.txt" "$BASE/new")
+    printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
 }
 
-# Tests may be what hooks run; but a tempest that was asked for and ran none has tested nothing.
+# Tests may be what hooks run, with trees that they name; but a tempest that was asked for and ran none has tested nothing.
 note_no_test() {
-    local words='s/tempest ran no test/no test was run/'
+    local words='s/tempest ran no test/no test was run/' project name hooks="${JOB_FUNCTIONS[*]}"
     if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='s/(; )?no test was run//; s/^; //'; fi
+    for project in "${RUN_PROJECTS[@]}"; do
+        name=${project##*/}
+        if [[ $hooks == *"/$name"* ]]; then words+="; s/(; )?${name//./\\.} was not used//; s/^; //"; fi
+    done
     as_root sed -i -E "$words" "$BASE/gate/note"
 }
 
@@ -207,6 +210,7 @@ run_local() {
     trap 'STOPPED=TERM; exit 143' TERM HUP
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
+    start_watcher
     # An earlier run's logs would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
         rm -rf -- "$LOGS"
@@ -215,7 +219,6 @@ run_local() {
     fi
     mkdir -p -- "$LOGS"
     keep_room
-    start_watcher
     export WORKSPACE BASE GIT_BASE DEVSTACK_GATE_TIMEOUT
     note_given
     NODE_LINES=$(print_node)

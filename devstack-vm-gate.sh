@@ -197,7 +197,7 @@ print_block() {
         die 2 "DEVSTACK_LOCAL_CONFIG: expected no sections, this devstack reads localrc"
     fi
     if [[ $text ]]; then printf '%s\n' "$text"; fi
-    print_libraries "$dest" "$file"
+    print_last "$dest" "$file"
     printf '%s\n' "$END"
 }
 
@@ -218,7 +218,6 @@ print_localrc() {
     elif [[ ${ENABLED_SERVICES:-} ]]; then
         print_services ENABLED_SERVICES+=, "$ENABLED_SERVICES"
     fi
-    if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then printf 'ENABLED_SERVICES+=,tempest\n'; fi
     if [[ ${DEVSTACK_GATE_VIRT_DRIVER:-} ]]; then printf 'VIRT_DRIVER=%s\n' "$DEVSTACK_GATE_VIRT_DRIVER"; fi
     if [[ ${DEVSTACK_GATE_LIBVIRT_TYPE:-} ]]; then printf 'LIBVIRT_TYPE=%s\n' "$DEVSTACK_GATE_LIBVIRT_TYPE"; fi
 }
@@ -233,15 +232,17 @@ print_services() {
     if [[ $list =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then printf '%s%s\n' "$1" "$list"; else printf '%s%q\n' "$1" "$list"; fi
 }
 
-# devstack takes a library from the package index unless it is told to take the tree: those with the change in them, and
-# those that the job names. Last, since the job's own settings may name others.
-print_libraries() {
+# What must hold whatever the job's own settings say, which may begin both lists anew. devstack takes a library from the
+# package index unless it is told to take the tree: those with the change in them, and those that the job names. Tempest,
+# if it is to run, must be set up.
+print_last() {
     local dest=$1 file=$2 names
     names=$(list_libraries "$dest")
-    if [[ ! $names ]]; then return 0; fi
+    if [[ ! $names && $DEVSTACK_GATE_TEMPEST != 1 ]]; then return 0; fi
     if [[ $file == */local.conf ]]; then printf '[[local|localrc]]\n'; fi
+    if [[ $DEVSTACK_GATE_TEMPEST == 1 ]]; then printf 'ENABLED_SERVICES+=,tempest\n'; fi
     # shellcheck disable=SC2016  # expanded by devstack
-    printf 'if [[ ${LIBS_FROM_GIT:-} != ALL ]]; then LIBS_FROM_GIT=${LIBS_FROM_GIT:+$LIBS_FROM_GIT,}%s; fi\n' "$names"
+    if [[ $names ]]; then printf 'if [[ ${LIBS_FROM_GIT:-} != ALL ]]; then LIBS_FROM_GIT=${LIBS_FROM_GIT:+$LIBS_FROM_GIT,}%s; fi\n' "$names"; fi
 }
 
 # Print names separated by commas. A devstack until 2023 fails for a name that it does not install, so that it is told
@@ -355,13 +356,17 @@ choose_tempest_tests() {
 # In the environment that devstack has made, and so with its constraints: with others tox would make it anew.
 run_tempest() {
     choose_tempest_tests
-    local constraints
+    local constraints failed
     constraints=$(tempest_constraints)
     if [[ $constraints ]]; then export UPPER_CONSTRAINTS_FILE=$constraints TOX_CONSTRAINTS_FILE=$constraints; fi
     if [[ ${TEMPEST_OS_TEST_TIMEOUT:-} ]]; then export OS_TEST_TIMEOUT=$TEMPEST_OS_TEST_TIMEOUT; fi
     PATH=$BASE/data/venv/bin:$PATH part "tempest $TEMPEST_ENVIRONMENT" "$NEW/tempest.txt" "$NEW/tempest" \
         tox -e "$TEMPEST_ENVIRONMENT" -- "${TEMPEST_ARGUMENTS[@]}"
-    if no_test_ran "$NEW/tempest.txt"; then
+    failed=$(count_tests "$NEW/tempest.txt" failed)
+    if (( failed )); then
+        printf '%s: tempest ended with 0, and %s of its tests failed\n' "${0##*/}" "$failed" >&2
+        exit 1
+    elif (( ! $(count_tests "$NEW/tempest.txt" ran || true) )); then
         log 'tempest ran no test'
         note 'tempest ran no test'
     else
@@ -389,13 +394,17 @@ tempest_constraints() {
     printf '%s\n' "$named"
 }
 
-# Whether the summary of stestr, or of testr and unittest, counts tests, and none that passed or failed.
-no_test_ran() {
-    awk '/^Ran: [0-9]+ tests? in / { summary = 1; ran = 0 }
-        summary && /^ - (Passed|Failed|Expected Fail|Unexpected Success): / { ran += $NF }
-        /^Ran [0-9]+ (\([+-][0-9]+\) )?tests? in / { summary = 1; ran = $2 }
-        summary && /^(OK|FAILED|PASSED) \(.*skip(s|ped)=[0-9]/ { sub(/.*skip(s|ped)=/, ""); ran -= $0 }
-        END { exit !(summary && !ran) }' "$1"
+# count_tests FILE ran|failed: as the summaries of stestr, or of testr and unittest, have them, of all that tempest ran. Who
+# says nothing has run none.
+count_tests() {
+    awk -v what="$2" '
+        /^Ran: [0-9]+ tests? in / { stestr = 1 }
+        stestr && /^ - (Passed|Failed|Expected Fail|Unexpected Success): [0-9]+$/ { ran += $NF }
+        stestr && /^ - (Failed|Unexpected Success): [0-9]+$/ { failed += $NF }
+        /^Ran [0-9]+ (\([+-][0-9]+\) )?tests? in / { ran += $2 }
+        /^(OK|FAILED|PASSED) \(.*skip(s|ped)=[0-9]/ { skipped = $0; sub(/.*skip(s|ped)=/, "", skipped); ran -= skipped }
+        /^FAILED \(/ { failed++ }
+        END { print (what == "ran" ? ran : failed) + 0 }' "$1"
 }
 
 run_grenade() {
@@ -484,13 +493,12 @@ check_installed() {
 # A change to what this run does not install, a service that is not on, has passed nothing. What devstack itself reads
 # as it lies there has, be it a plug-in of another name than its project.
 note_not_installed() {
-    local name blank='[[:blank:]]+' plugin
-    while IFS= read -r name; do
+    local words name blank='[[:blank:]]+' plugin
+    while IFS= read -r words; do
+        name=${words%% *}
         plugin="^[[:blank:]]*enable_plugin${blank}($name${blank}|[^[:blank:]]+${blank}[^[:blank:]]*/$name(\\.git)?/?([[:blank:]]|\$))"
-        if ! grep -qxE "$NO_PACKAGES" <<< "$name" && ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then
-            note "$name was not installed"
-        fi
-    done < <(sed -n '/^NOT /d; s/: is installed nowhere: .*//p' "$NEW/installed.txt" || true)
+        if ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then note "$words"; fi
+    done < <(list_untested "$NEW/installed.txt" "$NEW" || true)
     while IFS= read -r name; do note "$name was not taken from its tree"; done \
         < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
 }

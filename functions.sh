@@ -78,6 +78,23 @@ hide_secrets() {
     gate_tool hidesecrets stream "$@"
 }
 
+# --- what was tested ---
+
+# list_untested LINES NEW: from the lines of gate/installed.py, what to say of trees with a change that were not tested, one
+# note a line: they are installed nowhere, read by nothing, or belong to what this run does without.
+list_untested() {
+    local lines=$1 new=$2 name
+    sed -n '/^NOT /d; s/: is installed nowhere: .*//p' "$lines" | grep -vxE "$NO_PACKAGES" | sed 's/$/ was not installed/' || true
+    sed -n '/^NOT /d; s/: is read by nothing: .*/ was not used/p' "$lines"
+    for name in grenade devstack-gate; do
+        if [[ ! -e $new/$name/.git/gate-change ]]; then continue; fi
+        case $name:${DEVSTACK_GATE_GRENADE:-}:${SKIP_DEVSTACK_GATE_PROJECT:-} in
+            grenade:1:* | devstack-gate:*: | devstack-gate:*:0) ;;
+            *) printf '%s was not used\n' "$name" ;;
+        esac
+    done
+}
+
 # --- doing things ---
 
 as_root() {

@@ -2,6 +2,7 @@
 # Sourced by devstack-vm-gate-wrap.sh: phases, their processes, and the time limit around all of them.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
+MACHINE_LOCK=/run/devstack-gate.lock
 GRACE_SECONDS=30 # between TERM and KILL
 
 # What the script that we were before left for us in GATE_RUN, behind our pid, which exec keeps: so it is nothing that a
@@ -55,10 +56,22 @@ run_processes() {
 }
 
 # A watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends all of the run if we are killed or stopped.
+# It locks the machine: of two runs, which would build upon each other's trees, the later one has touched nothing yet.
 start_watcher() {
+    local rc=0
+    local -a lock=()
     export GATE_MARK=$RUN
+    if as_root true 2> /dev/null; then lock=(--lock "$MACHINE_LOCK"); fi
     WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
-        --room "$LOGS/.room" --log "$LOGS/cleanup-host.txt") || die 1 'the time limit cannot be watched: gate/processes.py does not run, which takes python3'
+        --room "$LOGS/.room" --log "$LOGS/cleanup-host.txt" "${lock[@]}" 2> "$RUN/said") || rc=$?
+    if (( rc == 75 )); then
+        trap - EXIT
+        set -- "$(< "$RUN/said")"
+        rm -rf -- "$RUN"
+        die 1 "$1: expected none, each run changes all of it"
+    elif (( rc )); then
+        die 1 "the time limit cannot be watched: gate/processes.py does not run, which takes python3: $(tail -n 1 -- "$RUN/said" || true)"
+    fi
 }
 
 end_watcher() {

@@ -168,17 +168,17 @@ answers() {
     timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
 }
 
-# fetch_ref TREE REF TO URL...: REF as TO, from the first address that has it. 2: no address has it, 1: none answers; SAID
-# tells what each said.
+# fetch_ref TREE REF TO URL...: REF as TO, from the first address that has it, which must be COMMIT if that is set: one
+# number may be another change elsewhere. 2: no address has it, 1: none answers; SAID tells what each said.
 fetch_ref() {
-    local tree=$1 ref=$2 to=$3 from shown words='' rc=1
+    local tree=$1 ref=$2 to=$3 from shown found words='' rc=1
     shift 3
     for from in "$@"; do
         shown=$(hide_login "$from")
         if fetch "$tree" "$from" "+$ref*:$to*"; then
-            if git -C "$tree" rev-parse --verify -q "$to" > /dev/null; then return 0; fi
+            if found=$(git -C "$tree" rev-parse --verify -q "$to^0") && [[ ${COMMIT:-$found} == "$found" ]]; then return 0; fi
             rc=2
-            words+="; there is no $ref at $shown"
+            if [[ $found ]]; then words+="; $ref at $shown is $found, not $COMMIT"; else words+="; there is no $ref at $shown"; fi
         else
             if [[ $SAID =~ $NO_REPOSITORY ]]; then rc=2; fi
             words+="; $shown: $(main_line "$SAID" || true)"
@@ -220,6 +220,72 @@ find_store() {
             return 0
         fi
     done
+}
+
+# --- submodules ---
+
+# A change must not make this machine read for it what only the job's user may read: a submodule that is not below the git
+# base of its project is fetched from a server of the network, as nobody.
+allowed_access() {
+    local base=$1 url=$2
+    if [[ $url == *[[:cntrl:]]* ]]; then return 1; fi
+    if [[ $url == "$base"/* && /$url/ != */../* ]]; then
+        printf 'ours\n'
+    elif [[ $url =~ ^(https?|git)://[^@/]+/ ]]; then
+        printf 'nobody\n'
+    else
+        return 1
+    fi
+}
+
+# as_nobody COMMAND...: in a shell of its own, without logins, keys and cookies of the user's.
+as_nobody() (
+    local settings name value rc=0
+    settings=$(mktemp) || exit
+    { git config --file "$GIT_SETTINGS" -z --get-regexp '^url\..*\.insteadof$|^http\.(.*\.)?(proxy|sslcainfo|sslcapath|sslverify|version)$' || true; } \
+        | while IFS=$'\n' read -r -d '' name value; do git config --file "$settings" --add "$name" "$value"; done
+    unset GIT_ASKPASS SSH_ASKPASS SSH_AUTH_SOCK GIT_SSH GIT_PROXY_COMMAND GIT_SSL_CERT GIT_SSL_KEY
+    export GIT_CONFIG_GLOBAL=$settings GIT_SSH_COMMAND=false HOME=/nonexistent GIT_ALLOW_PROTOCOL=http:https:git:file # the last by url.insteadOf only
+    "$@" || rc=$?
+    rm -f -- "$settings"
+    printf '%s\n' "$SAID" >&3
+    exit "$rc"
+)
+
+# resolve_url BASE-URL URL: what a relative address of a submodule means.
+resolve_url() {
+    local from=${1%/} url=$2
+    if [[ $url != ./* && $url != ../* ]]; then printf '%s\n' "$url"; return 0; fi
+    while [[ $url == ./* || $url == ../* ]]; do
+        if [[ $url == ../* ]]; then from=${from%/*}; fi
+        url=${url#*/}
+    done
+    printf '%s/%s\n' "$from" "$url"
+}
+
+# submodules_of TREE: a line for each that .gitmodules names: commit, path, URL, separated by tabs.
+submodules_of() {
+    local tree=$1 mode commit path name value _
+    local -A known=() # path: section of .gitmodules
+    git -C "$tree" rev-parse --verify -q HEAD:.gitmodules > /dev/null || return 0
+    while IFS=$'\n' read -r -d '' name value; do
+        known[$value]=${name%.path}
+    done < <(git -C "$tree" config --blob HEAD:.gitmodules -z --get-regexp '^submodule\..*\.path$' || true)
+    while IFS=$' \t' read -r -d '' mode _ commit path; do
+        if [[ $mode != 160000 || ! ${known[$path]:-} || $path == *[[:cntrl:]]* ]]; then continue; fi
+        value=$(git -C "$tree" config --blob HEAD:.gitmodules --get "${known[$path]}.url") || continue
+        printf '%s\t%s\t%s\n' "$commit" "$path" "$value"
+    done < <(git -C "$tree" ls-tree -r -z HEAD || true)
+}
+
+# clone_submodule TREE URL COMMIT: as clone, with that commit checked out, be it on a branch or not.
+clone_submodule() {
+    local tree=$1 url=$2 commit=$3
+    clone "$tree" "$url" || return
+    if ! git -C "$tree" cat-file -e "$commit^{commit}" 2> /dev/null; then
+        ask "$url" -C "$tree" fetch -q --no-tags -- "$url" "$commit" || return
+    fi
+    SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f --detach "$commit" -- 2>&1)
 }
 
 # clone TREE URL [STORE]: all branches and tags, which git writes at once, as against fetch, that has a file for each, and

@@ -101,13 +101,34 @@ index_answers() {
     [[ $answer == *'(from versions: '* && $answer != *'(from versions: none)'* ]]
 }
 
+# Print the names of the packages in a folder that are not whole, which pip would take, and fail.
+damaged_packages() {
+    (cd / && python3 -I -c 'import os, sys, tarfile, zipfile
+for name in sorted(os.listdir(sys.argv[1])):
+    path = os.path.join(sys.argv[1], name)
+    try:
+        if name.endswith((".whl", ".zip")):
+            zipfile.ZipFile(path).close()
+        elif name.endswith((".tar.gz", ".tar.bz2")):
+            with tarfile.open(path) as archive:
+                archive.getmembers()
+    except Exception:
+        print(name)' "$1")
+}
+
 # index_pip_cache FOLDER INDEX: make the pages of a simple index (PEP 503) for the files of a folder, two folders above them.
 index_pip_cache() {
-    local folder=$1 index=$2 file name
+    local folder=$1 index=$2 file name damaged
     rm -rf -- "$index"
+    damaged=$(damaged_packages "$folder") || return
+    if [[ $damaged ]]; then log "left out of pip's cache, damaged: ${damaged//$'\n'/ }"; fi
     mkdir -- "$index" || return
     for file in "$folder"/*-*; do
         file=${file##*/}
+        if [[ $'\n'$damaged$'\n' == *$'\n'"$file"$'\n'* ]]; then
+            as_root rm -f -- "$folder/$file" || return  # a link of the run's own; pip also looks into the folder itself
+            continue
+        fi
         case $file in
             *.whl) name=${file%%-*} ;;
             *.tar.gz | *.tar.bz2 | *.zip) name=${file%-*} ;;
@@ -176,7 +197,9 @@ make_stack_user() {
 # $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
 install_scripts() {
     local folder=$BASE/new/devstack-gate
-    if [[ ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+    # One without the mark is of an earlier run.
+    if [[ ! -e $folder/.git/gate-ref || ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+        if [[ ! -e $folder/.git && ! $HERE -ef $folder ]]; then rm -rf -- "$folder"; fi
         mkdir -p -- "$folder" || return
         if [[ ! $HERE -ef $folder ]]; then cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$folder/" || return; fi
     fi

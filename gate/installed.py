@@ -4,13 +4,15 @@ Usage: python3 -I installed.py [--library=NAME...] BASE [FOLDER...]; each FOLDER
 into, each NAME a tree that is to be installed though it has no change
 
 For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
-commit): is that commit still in what is checked out, and does what is installed under the distribution's name come
-from the tree? Files are read as they are; nothing that was installed is asked or run, since it could answer for itself.
+commit): is that commit still in what is checked out, and its files too, and does what is installed under the
+distribution's name come from the tree? The name is the tree's own, that from before the change, and that of each
+folder in which the change is. Files are read as they are; nothing that was installed is asked or run, since it could
+answer for itself.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
 The environments of devstack's services count: virtual environments, or the system's packages if there are none. Those
 that tox makes for tempest take libraries from the package index by design; they count for what is installed nowhere
-else.
+else, and for tempest itself, which runs there.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ import sys
 import tempfile
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 from urllib.parse import unquote, urlsplit
 
 GIT_SECONDS = 60
 NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
+UNREAD = "is read by nothing"  # and for these
+MAX_SCRIPT = 1 << 20  # bytes of a file of devstack that is looked into
+AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
           "/usr/lib/python3*/site-packages", "/usr/lib64/python3*/site-packages")
@@ -39,7 +44,8 @@ NAMED = (("setup.cfg", "metadata", "name"), ("pyproject.toml", "project", "name"
          ("pyproject.toml", "tool.flit.metadata", "dist-name"), ("pyproject.toml", "tool.flit.metadata", "module"))
 FINDER = re.compile(r"(?:__editable___.*_finder|_editable_impl_.*)\.py")  # of setuptools, and of the package editables
 # Many distributions install a folder of such a name by mistake, and none is imported for what it does.
-NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup"))
+NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup",
+                     "conftest", "noxfile"))
 
 
 class Installed(NamedTuple):
@@ -61,6 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         right, words = judge(tree, mark.read_text().strip(), base, more)
         failed = failed or not right
         print(f"{'' if right else 'NOT TESTED: '}{tree.name}: {words}")
+    for mark in sorted(base.glob("old/*/.git/gate-change")):  # an upgrade has replaced what was installed from these
+        tree, change = mark.parent.parent, mark.read_text().strip()
+        missing = lost(tree, change) or undone(tree, before(tree, change), change)
+        failed = failed or bool(missing)
+        print(f"{'NOT TESTED: ' * bool(missing)}old/{tree.name}: {missing or 'has the change ' + change[:10]}")
     for name in dict.fromkeys(named):
         tree = base / "new" / name
         if name != "ALL" and not (tree / ".git/gate-change").exists():
@@ -71,12 +82,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bool, str]:
     """Return whether the change counts as tested, and the line that says so."""
-    missing = lost(tree, change)
+    begin = before(tree, change)
+    missing = lost(tree, change) or undone(tree, begin, change)
     if missing:
         return False, missing
-    kinds = (virtual_environments(base, more), system_environment(), tox_environments(base))
-    names = {canonical(name): name for name in [*names_from(tree, kinds), distribution_name(tree)] if name}
+    kinds = [virtual_environments(base, more), system_environment(base), tox_environments(base)]
+    if tree.name == "tempest":
+        kinds.reverse()
+    given = [*names_from(tree, kinds), distribution_name(tree), name_before(tree, begin),
+             *names_within(tree, begin, change)]
+    names = {canonical(name): name for name in given if name}
     if not names and not is_distribution(tree):
+        if not is_read(tree, base):
+            return True, f"{UNREAD}: it is no Python distribution, and devstack does not name it"
         return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
     for environments in kinds:
         found = [(name, one) for name in names.values() for folders in environments
@@ -89,6 +107,42 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
             shown = ", ".join(dict.fromkeys(f"{name} {one.version}" for name, one in found))
             return True, f"{shown} is installed {found[0][1].origin}, in {places}"
     return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
+
+
+# --- the change in the tree ---
+
+
+@functools.lru_cache(maxsize=None)
+def before(tree: Path, change: str) -> str:
+    """Return the commit from which the changes of a tree start on its branch; '' if that is not known."""
+    ref = read_text(tree / ".git/gate-ref").strip()
+    branch = ref.partition("/")[2].partition("/")[2]
+    if ref.startswith("refs/zuul/"):
+        branch = branch.rpartition("/")[0]
+    return git(tree, "merge-base", f"refs/remotes/origin/{branch}", change).stdout.strip()
+
+
+@functools.lru_cache(maxsize=None)
+def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
+    """Return the files that a change adds (A), removes (D) or alters (another letter)."""
+    if not begin:
+        return {}
+    said = git(tree, "diff", "--name-status", "--no-renames", "-z", "--ignore-submodules", begin, change).stdout
+    words = said.split("\0")
+    return dict(zip(words[1::2], words[::2]))
+
+
+def undone(tree: Path, begin: str, change: str) -> str:
+    """Return which file of a change is in the tree as it was before, or ''; one that was edited since is none."""
+    files = files_of(tree, begin, change)
+    if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
+        return ""
+    done = git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", begin)
+    if done.returncode:
+        return ""
+    differing = done.stdout.split("\0")
+    gone = next((name for name in files if name not in differing), "")
+    return f"the change {change[:10]} is undone in {tree}: {gone} is as it was before" if gone else ""
 
 
 def lost(tree: Path, change: str) -> str:
@@ -106,7 +160,7 @@ def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
         # In a file: git before 2.38 believes nothing else that a tree of another user is to be read.
         Path(home, ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": home,
-                       "GIT_CONFIG_NOSYSTEM": "1"}
+                       "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_OPTIONAL_LOCKS": "0"}
         return subprocess.run(["git", "-C", str(tree), *words], env=environment, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS, check=False)
 
@@ -118,11 +172,46 @@ def is_distribution(tree: Path) -> bool:
 
 def distribution_name(tree: Path) -> str | None:
     """Return the name under which a tree is installed, as its own files have it."""
+    return name_in(lambda file: read_text(tree / file))
+
+
+def name_in(read: Callable[[str], str]) -> str | None:
+    """Return the name of a distribution, as its files have it, which a function reads."""
     for file, section, key in NAMED:
-        name = value_in(read_text(tree / file), section, key)
+        name = value_in(read(file), section, key)
         if name:
             return name
-    return name_in_setup(read_text(tree / "setup.py"))
+    return name_in_setup(read("setup.py"))
+
+
+def name_before(tree: Path, begin: str) -> str | None:
+    """Return the name that a tree had before the change: what others may still install in place of it."""
+    return name_in(lambda file: git(tree, "show", f"{begin}:{file}").stdout) if begin else None
+
+
+def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
+    """Yield the names of the distributions in those folders of a tree in which the change is."""
+    folders = {folder for file in files_of(tree, begin, change) for folder in Path(file).parents if folder != Path()}
+    for folder in sorted(folders):
+        if is_distribution(tree / folder) or (tree / folder / "setup.cfg").is_file():
+            yield distribution_name(tree / folder)
+
+
+def is_read(tree: Path, base: Path) -> bool:
+    """Return whether devstack, a plug-in of it or its settings name a tree, as far as their words tell."""
+    if tree.name in AS_THEY_LIE:
+        return True
+    named = re.compile(rf"(?<![\w.-]){re.escape(tree.name)}(?![\w-])")
+    folders = [base / "new/devstack", *(one for one in sorted(base.glob("new/*/devstack")) if one.parent != tree)]
+    return any(named.search(line) for folder in folders for path in scripts_in(folder)
+               for line in read_text(path).splitlines() if "LIBS_FROM_GIT" not in line)
+
+
+def scripts_in(folder: Path) -> Iterator[Path]:
+    """Yield the files of a tree of devstack, without git's and without the large ones, which are no scripts."""
+    for path in sorted(folder.rglob("*")):
+        if ".git" not in path.parts and not path.is_symlink() and path.is_file() and path.stat().st_size < MAX_SCRIPT:
+            yield path
 
 
 def read_text(path: Path) -> str:
@@ -179,9 +268,10 @@ def virtual_environments(base: Path, more: Sequence[Path]) -> list[list[Path]]:
     return [sorted(venv.glob("lib*/python3*/site-packages")) for venv in [*for_services, *more]]
 
 
-def system_environment() -> list[list[Path]]:
-    """Return the system's folders of packages, first those that win."""
-    return [[folder for pattern in SYSTEM for folder in sorted(Path("/").glob(pattern[1:]))]]
+def system_environment(home: Path | None = None) -> list[list[Path]]:
+    """Return the system's folders of packages, first those that win: with a home folder, its user's own."""
+    own = sorted(home.glob(".local/lib/python3*/site-packages")) if home else []
+    return [[*own, *(folder for pattern in SYSTEM for folder in sorted(Path("/").glob(pattern[1:])))]]
 
 
 def tox_environments(base: Path) -> list[list[Path]]:
@@ -218,8 +308,7 @@ def canonical(name: str) -> str:
 def examine(record: Path, folder: Path, tree: Path) -> Installed:
     """Return the origin of a distribution."""
     if record.suffix == ".egg-link":
-        target = Path(record.read_text().splitlines()[0].strip())
-        return Installed("as checked out", folder, f"from {target}", inside(target, tree))
+        return examine_link(record, folder, tree)
     version = version_of(record)
     source, editable = direct_url(record)
     if source is None and built_from(record) == head(tree):
@@ -228,7 +317,7 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
         return Installed(version, folder, "from a package index or the distribution's packages", False)
     if not inside(Path(source), tree):
         return Installed(version, folder, f"from {source}", False)
-    differing = [] if editable else differing_files(record, folder, tree)
+    differing = [] if editable else differing_files(record, folder, tree, Path(source))
     if differing:
         return Installed(version, folder, f"from {source}, but is older than it: {differing[0]} differs", False)
     hidden = hidden_by(record, folder) if editable else None
@@ -237,7 +326,21 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
     return Installed(version, folder, f"from {source}", True)
 
 
-def hidden_by(record: Path, folder: Path) -> Path | None:
+def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
+    """Return the origin of a distribution that setuptools has linked: easy-install.pth is what Python reads."""
+    target = Path(link.read_text().splitlines()[0].strip())
+    if not inside(target, tree):
+        return Installed("as checked out", folder, f"from {target}", False)
+    listed = read_text(folder / "easy-install.pth")
+    if str(target) not in [line.strip() for line in listed.splitlines()]:
+        return Installed("as checked out", folder, f"from {target}, but easy-install.pth does not name that", False)
+    info = next(target.glob("*.egg-info"), target)
+    hidden = None if "__plen" in listed else hidden_by(info, folder, [target])  # old ones put theirs first
+    origin = f"from {target}, but Python finds {hidden} first" if hidden else f"from {target}"
+    return Installed("as checked out", folder, origin, not hidden)
+
+
+def hidden_by(record: Path, folder: Path, paths: Sequence[Path] = ()) -> Path | None:
     """Return the package that is imported instead of one that is used in place, which Python looks for later.
 
     What a .pth file adds to the path comes after the folder of packages; a finder is asked after all of the path.
@@ -246,7 +349,8 @@ def hidden_by(record: Path, folder: Path) -> Path | None:
     with_system = not environment.is_file() or re.search(
         r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M)
     found = found_by_finder(record, folder)
-    added = [name for name in read_text(record / "top_level.txt").split() if name not in NOBODYS and name not in found]
+    added = [name for name in top_levels(record, [*paths, *added_paths(record, folder)])
+             if name not in NOBODYS and name not in found]
     before = [folder, *(system_environment()[0] if with_system else [])]
     places = [packages / name.replace(".", "/") for packages in before for name in found]
     hiding = [*places, *(folder / name for name in added if is_package(folder / name)),
@@ -265,6 +369,23 @@ def found_by_finder(record: Path, folder: Path) -> list[str]:
             names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
             names += re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
     return names
+
+
+def top_levels(record: Path, paths: Sequence[Path]) -> list[str]:
+    """Return the modules that a distribution brings: as setuptools has noted, or those on what it adds to the path."""
+    noted = read_text(record / "top_level.txt").split()
+    there = [one for path in paths if path.is_dir() for one in sorted(path.iterdir())]
+    return noted or [one.stem for one in there if is_package(one) or one.suffix == ".py"]
+
+
+def added_paths(record: Path, folder: Path) -> Iterator[Path]:
+    """Yield the folders that the .pth files of a distribution add to the path."""
+    for line in read_text(record / "RECORD").splitlines():
+        name = line.split(",")[0]
+        if name.endswith(".pth") and "/" not in name:
+            for path in read_text(folder / name).splitlines():
+                if path.startswith("/"):
+                    yield Path(path.strip())
 
 
 def is_package(folder: Path) -> bool:
@@ -313,27 +434,42 @@ def head(tree: Path) -> str:
     return git(tree, "log", "-n1", "--pretty=format:%h").stdout.strip()
 
 
-def differing_files(record: Path, folder: Path, tree: Path) -> list[str]:
-    """Return the installed modules that are not what the tree has under the same name."""
+def differing_files(record: Path, folder: Path, tree: Path, source: Path) -> list[str]:
+    """Return the files of a distribution that are not as in its folder of the tree; those that the change moves."""
     listed = record / "RECORD"
     if not listed.is_file():
         return []
+    names = [line.split(",")[0].strip('"') for line in listed.read_text(errors="replace").splitlines()]
+    names = [name for name in names if not name.startswith(("..", "/"))]
     differing = []
-    for line in listed.read_text(errors="replace").splitlines():
-        name = line.split(",")[0].strip('"')
-        if not name.endswith(".py") or name.startswith(("..", "/")):
-            continue
-        for source in (tree / name, tree / "src" / name, tree / "lib" / name):
-            if source.is_file() and is_tracked(source, tree):
-                if not same(source, folder / name):
+    for name in names:
+        for file in (source / name, source / "src" / name, source / "lib" / name):
+            if file.is_file() and is_tracked(file, tree):
+                if not same(file, folder / name):
                     differing.append(name)
                 break
-    return differing
+    return differing + moved_files(names, tree, source)
+
+
+def moved_files(names: Sequence[str], tree: Path, source: Path) -> list[str]:
+    """Return the modules that the change adds beside installed ones, and that are not there; those that it removes."""
+    change = read_text(tree / ".git/gate-change").strip()
+    root = f"{source.resolve()}/"
+    there = set(names)
+    folders = {name.rpartition("/")[0] for name in names if name.endswith(".py")} - {""}
+    moved = []
+    for file, kind in files_of(tree, before(tree, change), change).items() if change else ():
+        path = str(tree.resolve() / file)
+        name = re.sub(r"^(?:src|lib)/", "", path[len(root):]) if path.startswith(root) else ""
+        beside = name.rpartition("/")[0] in folders
+        if name.endswith(".py") and (name in there if kind == "D" else kind == "A" and beside and name not in there):
+            moved.append(name)
+    return moved
 
 
 def is_tracked(file: Path, tree: Path) -> bool:
     """Return whether git knows a file of a tree; what a build has made there may differ."""
-    return str(file.relative_to(tree)) in tracked_files(tree)
+    return os.path.relpath(file.resolve(), tree.resolve()) in tracked_files(tree)
 
 
 @functools.lru_cache(maxsize=None)

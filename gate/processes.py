@@ -4,12 +4,14 @@
 `stop` ends them all: TERM, time to end, KILL; exit code 1 if some are left. `watch` puts the wrap script into a cgroup
 of its own, where that can be, and prints the pid of a watcher that outlives it: it wakes the wrap script with SIGUSR1
 at the deadline, also a stopped one, and ends the run if the wrap script was killed or has not ended long after the end.
+It holds the lock of the machine, which one run changes at a time: exit code 75 if another run has it.
 SIGTERM ends the watcher, and the cgroup. Times are seconds of /proc/uptime. Needs Python 3.8, of it the smallest part.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pwd
 import signal
@@ -22,6 +24,7 @@ LOOK_SECONDS = 0.5
 LATE_SECONDS = 60.0  # after the end, when the wrap script is given up
 KILL_SECONDS = 10.0
 LEAVE_SECONDS = 4.0
+EXIT_BUSY = 75
 UNITS = "devstack@*"  # what systemd runs for devstack
 MARK = b"GATE_MARK="  # variable with the run's folder
 
@@ -267,8 +270,28 @@ def watch(family: Family, deadline: float, end: float, grace: float) -> str:
         time.sleep(LOOK_SECONDS)
 
 
-def become_watcher() -> None:
-    """Become a process that no signal to the run's group or session reaches, and that holds none of its files."""
+def take_lock(path: str, run: int) -> int:
+    """Return the descriptor of the machine's lock with the run's pid in it, or -1 if this machine cannot have one.
+
+    BlockingIOError: another run holds it, whose pid it tells.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.read(file, 20).decode(errors="replace").strip()
+        os.close(file)
+        raise BlockingIOError(other) from None
+    os.ftruncate(file, 0)
+    os.write(file, f"{run}\n".encode())
+    return file
+
+
+def become_watcher(lock: int) -> None:
+    """Become a process that no signal to the run's group or session reaches, and that holds its lock, no other file."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -279,7 +302,8 @@ def become_watcher() -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    os.closerange(3, 1024)
+    os.closerange(3, max(lock, 3))
+    os.closerange(max(lock, 2) + 1, 1024)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -326,6 +350,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=0.0, help="when the wrap script is woken")
     parser.add_argument("--end", type=float, default=0.0, help="when it should have ended")
     parser.add_argument("--room", default="", help="file that keeps room on the disk, which goes with the run")
+    parser.add_argument("--lock", default="", help="file that is locked while there is a watcher")
     parser.add_argument("--log", default="", help="file that is told why the run was ended")
     return parser.parse_args(argv)
 
@@ -341,8 +366,13 @@ def main(argv: list[str]) -> int:
     if options.what == "stop":
         family = Family(run, cgroup, options.user, "", {*options.skip, *ancestors(run.pid)})
         return 0 if stop(family, options.grace) else 1
+    try:
+        lock = take_lock(options.lock, run.pid) if options.lock else -1
+    except BlockingIOError as err:
+        print(f"another run is under way on this machine, process {err}", file=sys.stderr)
+        return EXIT_BUSY
     cgroup.enter(run)
-    become_watcher()
+    become_watcher(lock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         family = Family(run, cgroup, options.user, options.folder, ancestors(run.pid))

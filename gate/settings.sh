@@ -8,6 +8,8 @@ declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() {
 SWITCHES=(SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL
     DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE
     DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
+# Whose blanks may mean something.
+AS_GIVEN=(WORKSPACE BASE DEVSTACK_LOCAL_CONFIG DEVSTACK_LOCALCONF GRENADE_PLUGINRC DEVSTACK_GATE_SETTINGS)
 LOCAL_CONF=/tmp/dg-local.conf # where the builder local_conf of OpenStack's job templates leaves settings
 # What the scripts of the pool read: a Jenkins may set these for all its jobs.
 POOL_SETTINGS=(DEVSTACK_GATE_DB DEVSTACK_GATE_SECURE_CONFIG DEVSTACK_GATE_PREFIX DEVSTACK_GATE_CUSTOM_SCRIPT)
@@ -133,10 +135,23 @@ make_lines_plain() {
     done
 }
 
+# Blanks and line breaks around a value, as YAML and browsers add them, are no part of it. Names the variables.
+strip_blanks() {
+    local name value
+    for name in "$@"; do
+        if [[ " ${AS_GIVEN[*]} " == *" $name "* ]]; then continue; fi
+        value=${!name:-}
+        value=${value#"${value%%[![:space:]]*}"}
+        value=${value%"${value##*[![:space:]]}"}
+        if [[ $value != "${!name:-}" ]]; then printf -v "$name" %s "$value"; fi
+    done
+}
+
 # What jobs of devstack-gate's earlier years say in other words, in today's.
 read_older_words() {
     local name
     make_lines_plain "${SETTINGS[@]}" "${!OVERRIDE_@}"
+    strip_blanks "${SETTINGS[@]}" "${!OVERRIDE_@}"
     for name in "${SWITCHES[@]}"; do
         case ${!name:-} in
             true | True | TRUE) printf -v "$name" 1 ;;
@@ -178,11 +193,37 @@ check_workspace() {
     : "${BASE:=/opt/stack}" "${GIT_BASE:=https://opendev.org}" "${DEVSTACK_GATE_TIMEOUT:=120}"
     if [[ ${WORKSPACE:-} != /* || ! -d $WORKSPACE || ! -w $WORKSPACE ]]; then
         die 2 "WORKSPACE: expected the job's folder, an absolute path that exists and can be written, not '${WORKSPACE:-}'"
-    elif [[ $BASE =~ ^/*$ || $BASE != /* || $BASE == *[[:space:]]* || /$BASE/ == */../* ]]; then
-        die 2 "BASE: expected an absolute path without blanks, not '$BASE'"
+    elif [[ ! $BASE =~ ^/[A-Za-z0-9_./+@%:,=-]*$ || $BASE =~ ^/*$ || /$BASE/ == */../* ]]; then
+        die 2 "BASE: expected an absolute path of letters, digits and ._-+@%:,=, not '$BASE'"
     elif [[ ! $DEVSTACK_GATE_TIMEOUT =~ ^[1-9][0-9]{0,4}$ ]]; then
         die 2 "DEVSTACK_GATE_TIMEOUT: expected minutes, a whole number from 1, not '$DEVSTACK_GATE_TIMEOUT'"
     fi
+    check_apart
+    check_addresses
+}
+
+# The stack user gets BASE, and logs/ is made anew: neither folder may be the other's.
+check_apart() {
+    local base workspace name
+    base=$(realpath -m -- "$BASE")
+    workspace=$(realpath -m -- "$WORKSPACE")
+    if [[ $base == "$workspace" || $base/ == "$workspace/logs/"* ]]; then
+        die 2 "BASE: expected another folder than WORKSPACE and its logs/, not '$BASE'"
+    fi
+    for name in new old logs data cache gate; do
+        if [[ $workspace/ == "$base/$name/"* ]]; then die 2 "WORKSPACE: expected a folder that is not in $BASE/$name, which is made anew"; fi
+    done
+}
+
+# Addresses hold from every folder.
+check_addresses() {
+    local name
+    for name in GIT_BASE ZUUL_URL "${!OVERRIDE_@}"; do
+        if [[ $name == OVERRIDE_* && $name != *_GIT_BASE || ! ${!name:-} ]]; then continue; fi
+        if [[ ${!name} == *[[:cntrl:]]* || ! ${!name} =~ ^(/|[A-Za-z][A-Za-z0-9+.-]*://|[^/:~][^/:]*:) ]]; then
+            die 2 "$name: expected the URL of a git server or an absolute path, not '${!name}'"
+        fi
+    done
 }
 
 check_change() {
@@ -204,6 +245,9 @@ check_change() {
         if [[ ${!name:-} ]] && { [[ ${!name} != refs/* ]] || ! git check-ref-format "${!name}"; }; then
             die 2 "$name: expected a full ref, refs/..., not '${!name}'"
         fi
+    done
+    for name in ZUUL_COMMIT GERRIT_PATCHSET_REVISION; do
+        if [[ ! ${!name:-} =~ ^([0-9a-f]{40}|[0-9a-f]{64})?$ ]]; then die 2 "$name: expected a commit's sha1, not '${!name}'"; fi
     done
     check_changes GERRIT_CHANGES
     if [[ ${ZUUL_REF:-} ]]; then check_changes ZUUL_CHANGES; fi
@@ -274,7 +318,7 @@ check_grenade() {
 # Fills RUN_PROJECTS: each once, in the order of PROJECTS and the list, those with a change among them in any case. Of
 # namesakes, which would have the same folder, one with a change is meant, then the one of PROJECTS.
 check_projects() {
-    local project listed trigger changed variable=GERRIT_CHANGES named
+    local project listed trigger changed variable=GERRIT_CHANGES named folder other
     local -A taken=() # folder: project
     trigger=${GERRIT_PROJECT:-}
     if [[ ${ZUUL_REF:-} ]]; then trigger=$ZUUL_PROJECT variable=ZUUL_CHANGES; fi
@@ -287,7 +331,14 @@ check_projects() {
     for project in ${PROJECTS:-}; do take_project PROJECTS "$(todays_name "$project" "$trigger $changed $listed" || true)"; done
     named=" ${!taken[*]} "
     for project in $listed; do
-        if [[ $named != *" ${project##*/} "* ]]; then take_project DEVSTACK_GATE_PROJECTS "$project"; fi
+        folder=${project##*/}
+        if [[ $named == *" $folder "* ]]; then continue; fi
+        for other in "${!taken[@]}"; do
+            if [[ ${other,,} == "${folder,,}" && $other != "$folder" ]]; then
+                die 2 "${taken[$other]}: expected ${folder}, as $project has it: devstack knows that name only"
+            fi
+        done
+        take_project DEVSTACK_GATE_PROJECTS "$project"
     done
     RUN_PROJECTS=()
     for project in ${PROJECTS:-} $listed $changed $trigger; do
@@ -306,7 +357,7 @@ changed_projects() {
 # take_project VARIABLE PROJECT: into taken.
 take_project() {
     local folder=${2##*/}
-    if [[ ! $2 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$ ]]; then
+    if [[ $2 == *.git || ! $2 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$ ]]; then
         die 2 "${1:-GERRIT_PROJECT}: expected names as openstack/nova, not '$2'"
     elif [[ ${taken[$folder]:-$2} != "$2" ]]; then
         die 2 "$1: ${taken[$folder]} and $2 would have the same folder"
@@ -343,7 +394,7 @@ check_tests() {
         if [[ ${!name:-} == *[!A-Za-z0-9_.-]* ]]; then die 2 "$name: expected a name as devstack has it, not '${!name}'"; fi
     done
     for name in LIBS_FROM_GIT DEVSTACK_PROJECT_FROM_GIT; do
-        if [[ ${!name:-} == *[!A-Za-z0-9_.,/[:blank:]-]* ]]; then
+        if [[ ${!name:-} == *[!A-Za-z0-9_.,/[:space:]-]* ]]; then
             die 2 "$name: expected names as oslo.config, separated by commas, not '${!name}'"
         fi
     done

@@ -6,6 +6,8 @@
 # shellcheck source=gate/git.sh
 . "${BASH_SOURCE[0]%/*}/git.sh"
 
+SUBMODULES_MAX=50 # of a project
+SUBMODULE_DEPTH=3 # of submodules in submodules
 NOTE=''      # what is to be said of a project's code, beside its line
 EXTRA=''     # 1: devstack may want these projects, the job did not name them: one that is nowhere is left out
 declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
@@ -123,7 +125,7 @@ project_url() {
     local base
     base=$(project_setting "$1" GIT_BASE)
     base=${base:-${GIT_BASE:-https://opendev.org}}
-    printf '%s/%s\n' "${base%/}" "$1"
+    printf '%s/%s\n' "${base%"${base##*[!/]}"}" "$1"
 }
 
 # given_changes PROJECT: a line branch:ref for each of its Gerrit changes, in order; the triggering one is last.
@@ -247,9 +249,13 @@ take_code() {
     if [[ $own ]] && ! is_of_branch "$chosen" "$own" && [[ $'\n'$refs$'\n' == *$'\n'"refs/tags/$own"$'\n'* ]]; then chosen=refs/tags/$own; fi
     check_choice "$project" "$run" "$own" "$chosen" "$tree" "$refs" || return
     check_out "$tree" "$chosen" || return
+    MERGED=''
     merge_changes "$project" "${chosen#refs/heads/}" "$tree" || return
+    take_submodules "$project" "$tree" "$chosen" || return
     changes=$(changes_of "$project" "${chosen#refs/heads/}")
     note_choice "$project" "$branch" "$chosen" "$refs"
+    NOTE+=${MERGED:+${NOTE:+; }$MERGED}
+    if grep -qs 'filter=lfs' -- "$tree/.gitattributes"; then NOTE+="${NOTE:+; }files of Git LFS are pointers"; fi
     printf '%s\n' "$chosen" > "$tree/.git/gate-ref"
     if [[ $chosen == refs/zuul/* || $changes ]]; then
         SAID=$(git -C "$tree" rev-parse HEAD 2>&1) || return 1
@@ -261,11 +267,11 @@ take_code() {
 fetch_refs() {
     local project=$1 run=$2 own=$3 tree=$4 zuul=${ZUUL_URL:-} id=${ZUUL_REF##*/} branch branches
     local -a wanted=()
-    branches=$(branches_of_run "$run" "$own")
+    branches=$({ branches_of_run "$run" "$own"; zuul_branches "$project"; } | sort -u)
     for branch in $branches; do wanted+=("+refs/zuul/$branch/$id*:refs/zuul/$branch/$id*"); done
     zuul=${zuul%/}/$project
     if ! fetch "$tree" "$zuul" "${wanted[@]}" && [[ ! $SAID =~ $NO_REPOSITORY ]]; then return 1; fi
-    fetch_missing "$project" "$run" "$tree" "$zuul"
+    fetch_missing "$project" "$tree" "$zuul"
 }
 
 # branches_of_run BRANCH OWN: on which Zuul may have refs for this run.
@@ -277,21 +283,27 @@ branches_of_run() {
     done | sort -u
 }
 
-# fetch_missing PROJECT BRANCH TREE URL: the ref that Zuul must have of a project, if it has not come yet.
+# zuul_branches PROJECT: the branches on which Zuul has merged changes of it for this run.
+zuul_branches() {
+    local changes=${ZUUL_CHANGES:-}
+    if [[ $1 == "$ZUUL_PROJECT" ]]; then printf '%s\n' "$ZUUL_BRANCH"; fi
+    printf '%s\n' "${changes//^/$'\n'}" | awk -F : -v project="$1" '$1 == project { print $2 }'
+}
+
+# fetch_missing PROJECT TREE URL: the refs that Zuul must have of a project, if they have not come yet.
 fetch_missing() {
-    local project=$1 ref what rc=0
-    if [[ $project == "$ZUUL_PROJECT" ]]; then
-        ref=$ZUUL_REF what='the change under test'
-    elif [[ ^${ZUUL_CHANGES:-} == *"^$project:$2:"* ]]; then
-        ref=refs/zuul/$2/${ZUUL_REF##*/} what='a change of ZUUL_CHANGES'
-    else
-        return 0
-    fi
-    if git -C "$3" rev-parse --verify -q "$ref" > /dev/null; then return 0; fi
-    fetch_late_ref "$project: $what" "$3" "$ref" "$ref" "$4" || rc=$?
-    if (( rc == 0 )); then return 0; fi
-    SAID="$what is missing: $SAID"
-    return 3
+    local project=$1 tree=$2 branch branches ref what found COMMIT rc
+    branches=$(zuul_branches "$project" | sort -u)
+    for branch in $branches; do
+        ref=refs/zuul/$branch/${ZUUL_REF##*/} what='a change of ZUUL_CHANGES' COMMIT='' rc=0
+        if [[ $project == "$ZUUL_PROJECT" && $ref == "$ZUUL_REF" ]]; then what='the change under test' COMMIT=${ZUUL_COMMIT:-}; fi
+        found=$(git -C "$tree" rev-parse --verify -q "$ref^0") && [[ ${COMMIT:-$found} == "$found" ]] && continue
+        fetch_late_ref "$project: $what" "$tree" "$ref" "$ref" "$3" || rc=$?
+        if (( rc )); then
+            SAID="$what is missing: $SAID"
+            return 3
+        fi
+    done
 }
 
 # list_refs PROJECT BRANCH OWN TREE: which of the refs exist that may be chosen or must be known.
@@ -353,6 +365,9 @@ note_choice() {
     case $3 in "refs/heads/$2" | "refs/zuul/$2/"* | "refs/tags/$2") ;; *) NOTE="no branch $2" ;; esac
     if [[ ${ZUUL_REF:-} ]]; then
         if has_change "$1" "$ZUUL_BRANCH" "$4"; then left[$ZUUL_BRANCH]=1; fi
+        while IFS= read -r asked; do
+            left[$asked]=1
+        done < <(zuul_branches "$1" || true)
     else
         while IFS=: read -r asked change; do
             if [[ $change ]]; then left[$asked]=1; fi
@@ -386,6 +401,7 @@ merge_changes() {
     for ref in $refs; do
         fetch_change "$project" "$ref" "$tree" || return
         rc=0
+        if git -C "$tree" merge-base --is-ancestor "refs/gerrit/$ref" HEAD; then MERGED+="${MERGED:+; }$ref is in it already"; fi
         SAID=$("${GIT_COMMAND[@]}" -C "$tree" merge -q -s resolve --no-edit "refs/gerrit/$ref" 2>&1) || rc=$?
         if (( rc > 2 )); then  # git itself failed
             return 1
@@ -404,6 +420,8 @@ fetch_change() {
         gerrit=${GERRIT_SCHEME:-https}://$GERRIT_HOST${GERRIT_PORT:+:$GERRIT_PORT}/$project
     fi
     url=$(project_url "$project")
+    local COMMIT=''
+    if [[ $project:$ref == "${GERRIT_PROJECT:-}:${GERRIT_REFSPEC:-}" ]]; then COMMIT=${GERRIT_PATCHSET_REVISION:-}; fi
     fetch_late_ref "$project: the change to be merged" "$tree" "$ref" "refs/gerrit/$ref" "$url" ${gerrit:+"$gerrit"} || rc=$?
     if (( rc )); then
         SAID="the change to be merged is missing: $SAID"
@@ -412,6 +430,53 @@ fetch_change() {
     if ! git -C "$tree" rev-parse --verify -q "refs/gerrit/$ref^{commit}" > /dev/null; then
         SAID="the change to be merged, $ref, is no commit"
         return 3
+    fi
+}
+
+# take_submodules PROJECT TREE REF: those of what is checked out, with theirs. One that the change of this run adds or moves
+# must be had; of others, which no run needed so far, the log says that they are missing.
+take_submodules() {
+    local project=$1 tree=$2 branch=$3 begin url
+    url=$(project_url "$project")
+    branch=${branch#refs/*/}
+    if [[ $3 == refs/zuul/* ]]; then branch=${branch%/*}; fi
+    begin=$(git -C "$tree" merge-base "refs/remotes/origin/$branch" HEAD 2> /dev/null) || begin=HEAD
+    SUBMODULES=0
+    take_submodules_in "$project" "$tree" "$url" "$begin" "$SUBMODULE_DEPTH"
+}
+
+# take_submodules_in PROJECT TREE URL COMMIT DEPTH: COMMIT is what the change starts from.
+take_submodules_in() {
+    local project=$1 tree=$2 url=$3 begin=$4 depth=$5 commit path address lines
+    lines=$(submodules_of "$tree") || return 0
+    while IFS=$'\t' read -r commit path address; do
+        if [[ ! $commit ]]; then continue; fi
+        address=$(resolve_url "$url" "$address")
+        SUBMODULES=$(( SUBMODULES + 1 ))
+        if take_submodule "$project" "$tree/$path" "$address" "$commit" && take_submodules_in "$project" "$tree/$path" "$address" HEAD "$(( depth - 1 ))"; then
+            continue
+        fi
+        find "$tree/$path" -mindepth 1 -delete 2> /dev/null || mkdir -p -- "$tree/$path"
+        SAID="the submodule $path cannot be had from $(hide_login "$address" || true): $SAID"
+        if [[ $(git -C "$tree" rev-parse -q --verify "$begin:$path" 2> /dev/null || true) != "$commit" ]]; then return 3; fi
+        log "$project: $(harmless_lines <<< "$SAID" || true)"
+    done <<< "$lines"
+}
+
+# take_submodule PROJECT FOLDER URL COMMIT
+take_submodule() {
+    local project=$1 folder=$2 url=$3 commit=$4 base access
+    base=$(project_url "$project")
+    base=${base%"/$project"}
+    ASKED=$url
+    SAID='it is neither below the git base of the project nor an address http, https or git without a login'
+    access=$(allowed_access "$base" "$url") || return 3
+    SAID="there are more than $SUBMODULES_MAX, or too many in each other"
+    if (( SUBMODULES > SUBMODULES_MAX || depth == 0 )); then return 3; fi
+    if [[ $access == ours ]]; then
+        clone_submodule "$folder" "$url" "$commit" || { SAID=$(main_line "$SAID"); return 3; }
+    else
+        SAID=$({ as_nobody clone_submodule "$folder" "$url" "$commit"; } 3>&1 > /dev/null) || { SAID=$(main_line "$SAID"); return 3; }
     fi
 }
 
@@ -479,10 +544,24 @@ setup_side() {
     shift 2
     mkdir -p -- "$lines"
     make_folder "$BASE/$side" || return
+    if [[ ! ${ONLY_GATE:-} ]]; then forget_trees "$side" "$@"; fi
     setup_trees "$branch" "$BASE/$side" "$lines" "$@" || return
     if [[ ${ONLY_GATE:-} ]]; then return 0; fi
     check_branch_is_there "$side" "$branch" "$@" || return
     setup_clones "$side" "$branch"
+}
+
+# forget_trees new|old PROJECT...: what an earlier run has set up and this one does not would be taken for this one's, with a
+# change in it that nobody asked for.
+forget_trees() {
+    local side=$1 tree folders=' ' project
+    for project in "${@:2}"; do folders+="${project##*/} "; done
+    for tree in "$BASE/$side"/*; do
+        if [[ -L $tree && $(readlink -- "$tree") != */* ]] || [[ -e $tree/.git/gate-ref && $folders != *" ${tree##*/} "* ]]; then
+            log "$tree: removed, this run has no such project"
+            rm -rf -- "$tree"
+        fi
+    done
 }
 
 # check_branch_is_there new|old BRANCH PROJECT...: at least one project has the branch, or else its name is wrong.

@@ -112,6 +112,20 @@ def test_stack_failing_with_42_is_42_even_when_no_log_can_be_kept(node: Node) ->
     assert run.stdout.splitlines()[-1].startswith("FAIL (42) in devstack-vm-gate.sh: stack.sh. Minutes: ")
 
 
+def test_a_second_run_on_the_machine_touches_nothing_of_the_first(node: Node) -> None:
+    """It would set up its trees, with its change, below the first one's test."""
+    waiting = "gate_hook() { touch ~/began; until [[ -e ~/go ]]; do sleep 0.1; done; }; export -f gate_hook"
+    first, second = gate_script(hooks=waiting, **GOOD), gate_script(**BREAKING, WORKSPACE="/home/jenkins/second")
+
+    run = node.run(f"mkdir ~/second; ({first}) > ~/first 2>&1 & until [[ -e ~/began ]]; do sleep 0.1; done\n"
+                   f"({second})\necho \"status $?: $(ls ~/second)\"; touch ~/go; wait; tail -n 1 ~/first")
+
+    refused, status, passed = run.stdout.splitlines()[-3:]
+    assert refused.startswith("devstack-vm-gate-wrap.sh: another run is under way on this machine, process ")
+    assert status == "status 1: "
+    assert passed.startswith("PASS. Minutes: ")
+
+
 def test_a_machine_without_a_mark_is_left_alone(node: Node) -> None:
     node.check("sudo rm /etc/devstack-gate/node")
 
@@ -230,6 +244,7 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     assert run.stdout.count("devstack-gate is under test") == 1
     run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1")
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
+    assert run.stdout.splitlines()[-1].startswith("PASS (devstack-gate was not used). Minutes: ")
     run = node.gate(**GOOD, DEVSTACK_GATE_PROJECTS=projects)
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
 

@@ -71,6 +71,20 @@ def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -
     assert script.poll() is None
 
 
+def test_one_run_at_a_time_has_the_machine(script: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    options = ("--deadline", str(now() + 1000), "--end", str(now() + 1000), "--lock", str(tmp_path / "lock"))
+    watcher = watch(script, *options)
+    command = [*PROGRAM, "watch", "--run", str(script.pid), *options]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+    assert (done.returncode, done.stderr) == (
+        75, f"another run is under way on this machine, process {script.pid}\n")
+    subprocess.run(["kill", str(watcher)], check=True)
+    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+    subprocess.run(["kill", str(watch(script, *options))], check=True)
+
+
 def test_a_run_that_is_none_is_told() -> None:
     done = subprocess.run([*PROGRAM, "watch", "--run", "999999999"], capture_output=True, text=True, check=False)
 

@@ -87,6 +87,18 @@ def git(tree: Path, *words: str) -> str:
     return done.stdout
 
 
+def change(tree: Path, **files: str) -> None:
+    """Make what a tree has now its branch, and a change to it on top; a file without text is removed."""
+    git(tree, "update-ref", "refs/remotes/origin/master", "HEAD")
+    (tree / ".git/gate-ref").write_text("refs/zuul/master/Z1\n")
+    for name, text in files.items():
+        path = tree / f"{name}.py"
+        path.write_text(text) if text else path.unlink()
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "the change")
+    (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
+
+
 def pip(environment: Path, *words: str | Path) -> None:
     run_pip("--python", environment / "bin/python", "install", *words)
 
@@ -171,7 +183,11 @@ def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
     tree, services = site.tree(), site.environment("data/venv")
     packages = next(services.glob("lib/*/site-packages"))
     (packages / "sample.lib.egg-link").write_text(f"{tree}\n.")
+    assert site.check()[1][0].endswith(f"from {tree}, but easy-install.pth does not name that")
+    (packages / "easy-install.pth").write_text(f"{tree}\n")
     assert site.check()[0] == 0
+    (packages / "sample_lib.py").touch()
+    assert site.check()[1][0].endswith(f"from {tree}, but Python finds {packages / 'sample_lib.py'} first")
     (packages / "sample.lib.egg-link").write_text("/somewhere/else\n.")
     assert site.check()[0] == 3
 
@@ -311,3 +327,114 @@ def test_a_tree_that_python_finds_after_a_package_of_the_system_is_not_tested(
     assert right is not hidden, words
     if hidden:
         assert words.endswith(f"from {tree}, but Python finds {system / 'sample_lib.py'} first")
+
+
+def test_a_change_that_is_undone_in_the_files_is_not_tested(site: Site) -> None:
+    tree = site.tree("devstack", "")
+    change(tree, sample_lib="changed = 2\n")
+    (tree / "sample_lib.py").write_text("changed = 3  # a hook's\n")
+    assert site.check()[0] == 0
+    git(tree, "checkout", "-q", "origin/master", "--", ".")
+    assert site.check()[1][0].endswith(f" is undone in {tree}: sample_lib.py is as it was before")
+
+
+def test_what_is_used_in_place_may_be_hidden_whoever_has_built_it(site: Site) -> None:
+    """Only setuptools notes which modules a distribution brings."""
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, "-e", tree)
+    assert site.check()[0] == 0
+    hiding = next(services.glob("lib/*/site-packages")) / "sample_lib.py"
+    hiding.write_text("changed = False\n")
+    asked = subprocess.run([services / "bin/python", "-c", "import sample_lib; print(sample_lib.changed)"], text=True,
+                           capture_output=True, check=True)
+    assert (asked.stdout, site.check()[1][0].endswith(f"but Python finds {hiding} first")) == ("False\n", True)
+
+
+def test_the_released_one_under_the_name_from_before_the_change_is_not_the_change(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, *release(tree, site.base / "index"))
+    git(tree, "update-ref", "refs/remotes/origin/master", "HEAD")
+    (tree / "pyproject.toml").write_text(PYPROJECT + '[project]\nname = "renamed"\n')
+    change(tree)
+    git(tree, "update-ref", "refs/remotes/origin/master", "HEAD~1")
+    assert site.check()[1][0].startswith("NOT TESTED: sample.lib: sample.lib 1.0 in ")
+
+
+def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(site: Site) -> None:
+    tree, services = site.tree("several"), site.environment("data/venv")
+    released = release(tree, site.base / "index")
+    for folder in ("client", "other"):
+        shutil.copytree(tree, tree / folder, ignore=shutil.ignore_patterns(".git", "client"))
+    for name in ("pyproject.toml", "backend.py", "sample_lib.py"):
+        (tree / name).unlink()
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "two distributions")
+    change(tree, **{"client/sample_lib": "changed = 2\n"})
+    pip(services, *released)
+    assert site.check()[1][0].startswith("NOT TESTED: several: sample.lib 1.0 in ")
+    pip(services, "--force-reinstall", tree / "client")
+    assert site.check()[1][0].startswith(f"several: sample.lib 1.0 is installed from {tree}/client, in ")
+    (tree / "client/sample_lib.py").write_text("changed = 'later'\n")
+    assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
+
+
+@pytest.mark.parametrize("files", [{"sample/new": "1\n"}, {"sample/old": ""}])
+def test_a_copy_without_the_file_that_the_change_adds_or_with_the_one_that_it_removes_is_older(
+    site: Site, files: dict[str, str]
+) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "sample").mkdir()
+    for name in ("old.py", "data.json"):
+        (tree / "sample" / name).write_text("1\n")
+    text = (tree / "backend.py").read_text()
+    (tree / "backend.py").write_text(text.replace(
+        '{"sample_lib.py": pathlib.Path("sample_lib.py").read_text()}',
+        "dict.fromkeys(['sample/old.py', 'sample/data.json'], '1\\n')"))
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "a package")
+    pip(services, tree)
+    assert site.check()[0] == 0
+    change(tree, **files)
+    assert site.check()[1][0].endswith(f"but is older than it: {next(iter(files))}.py differs")
+    git(tree, "checkout", "-q", "origin/master")
+    (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
+    (tree / "sample/data.json").write_text("2\n")
+    assert site.check()[1][0].endswith("but is older than it: sample/data.json differs")
+
+
+def test_tempest_runs_where_tox_has_put_it_whatever_the_services_have(site: Site) -> None:
+    tree = site.tree("tempest")
+    pip(site.environment("data/venv"), *release(tree, site.base / "index"))
+    assert site.check()[0] == 3
+    pip(site.environment("new/tempest/.tox/tempest"), "-e", tree)
+    assert site.check()[0] == 0
+
+
+def test_a_tree_that_nothing_names_is_said_so(site: Site) -> None:
+    for name in ("puppet", "devstack"):
+        site.tree(name, "")
+        (site.base / "new" / name / "pyproject.toml").unlink()
+    settings = site.base / "new/devstack/local.conf"
+    settings.write_text("LIBS_FROM_GIT=puppet\nLIST=puppet-x,my.puppet\n")
+    status, lines = site.check()
+    said = "puppet: is read by nothing: it is no Python distribution, and devstack does not name it"
+    assert (status, lines[1]) == (0, said)
+    settings.write_text("enable_plugin x https://example.org/puppet.git\n")
+    assert site.check()[1][1].endswith("there is nothing to compare")
+
+
+def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(site: Site) -> None:
+    tree = site.tree()
+    packages = site.base / f".local/lib/python3.{sys.version_info.minor}/site-packages"
+    run_pip("install", "--target", packages, *release(tree, site.base / "index"))
+    assert site.check()[1][0].startswith(f"NOT TESTED: sample.lib: sample.lib 1.0 in {packages} comes ")
+
+
+def test_the_old_side_of_an_upgrade_still_has_its_change(site: Site) -> None:
+    site.tree()
+    (site.base / "new").rename(site.base / "old")
+    tree = site.base / "old/sample.lib"
+    change(tree, sample_lib="changed = 2\n")
+    assert site.check() == (0, [f"old/sample.lib: has the change {(tree / '.git/gate-change').read_text()[:10]}"])
+    git(tree, "checkout", "-q", "--detach", "HEAD~1")
+    assert site.check()[1][0].startswith("NOT TESTED: old/sample.lib: the change ")

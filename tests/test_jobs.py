@@ -237,9 +237,10 @@ def test_every_job_stamps_and_names_its_builds_and_forgets_old_ones(full: Jobs) 
 def test_the_gate_takes_what_zuul_and_gerrit_trigger_send_and_nothing_is_set_by_default(full: Jobs) -> None:
     given = parameters(full[GATE])
     assert {name for name in given if name.startswith(("ZUUL_", "GERRIT_"))} == {
-        "ZUUL_URL", "ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_REF", "ZUUL_CHANGE", "ZUUL_PATCHSET", "ZUUL_CHANGES",
-        "ZUUL_UUID", "ZUUL_PIPELINE", "GERRIT_PROJECT", "GERRIT_BRANCH", "GERRIT_REFSPEC", "GERRIT_CHANGE_NUMBER",
-        "GERRIT_PATCHSET_NUMBER", "GERRIT_SCHEME", "GERRIT_HOST", "GERRIT_PORT", "GERRIT_CHANGES"}
+        "ZUUL_URL", "ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_REF", "ZUUL_COMMIT", "ZUUL_CHANGE", "ZUUL_PATCHSET",
+        "ZUUL_CHANGES", "ZUUL_UUID", "ZUUL_PIPELINE", "GERRIT_PROJECT", "GERRIT_BRANCH", "GERRIT_REFSPEC",
+        "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER", "GERRIT_PATCHSET_REVISION", "GERRIT_SCHEME", "GERRIT_HOST",
+        "GERRIT_PORT", "GERRIT_CHANGES"}
     assert set(given.values()) == {""}
     # What would let a caller change a machine that is no test node, or outlast the job's time-out.
     assert not given.keys() & {"DEVSTACK_GATE_THIS_HOST", "DEVSTACK_GATE_TIMEOUT", "BASE", "WORKSPACE", "PATH"}

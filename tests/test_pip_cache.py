@@ -153,6 +153,17 @@ def test_nothing_is_downloaded_that_the_cache_has(node: Node, pip: str) -> None:
     assert "Downloading" not in node.said
 
 
+def test_a_file_that_is_not_whole_is_no_part_of_the_cache(node: Node, pip: str) -> None:
+    """The disk may have been full when the image was built."""
+    cache = node.base / "cache/pip"
+    for file in (cache / "tiny_two-1.0-py3-none-any.whl", next(cache.glob("built*.tar.gz"))):
+        file.write_bytes(file.read_bytes()[:-100])
+    said = node.use()
+    assert said == "left out of pip's cache, damaged: built-1.0.tar.gz tiny_two-1.0-py3-none-any.whl\n"
+    marks = node.install(f"PIP_FIND_LINKS={cache} {pip}", "tiny-one==1.0", "tiny-two==1.0")
+    assert marks == {"tiny_one": "cache", "tiny_two": "index"}
+
+
 def test_without_the_gate_s_doing_pip_downloads_all_of_it(node: Node, pip: str) -> None:
     """The reason for all this: links to the cache alone do not help."""
     marks = node.install(f"PIP_FIND_LINKS={node.base}/cache/pip {pip}", "tiny-one==1.0", "tiny-two==1.0")

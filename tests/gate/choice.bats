@@ -272,6 +272,116 @@ grenade_projects() {
     expect openstack/nova master refs/changes/01/1/1
 }
 
+@test "a commit that is not the one that was told is another change; the next address may have the right one" {
+    make_project openstack/nova master
+    git clone -q --mirror "$SERVER/openstack/nova" "$SERVER/gerrit/openstack/nova"
+    make_ref openstack/nova refs/changes/01/1/1
+    git -C "$SERVER/openstack/nova" commit -q --allow-empty -m newer
+    make_ref gerrit/openstack/nova refs/changes/01/1/1 refs/heads/master
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1 GERRIT_PATCHSET_REVISION
+    GERRIT_PATCHSET_REVISION=$(GIT_AUTHOR_NAME=other git -C "$SERVER/gerrit/openstack/nova" commit-tree -m right -p master 'master^{tree}')
+    git -C "$SERVER/gerrit/openstack/nova" update-ref refs/changes/01/1/1 "$GERRIT_PATCHSET_REVISION"
+    run -3 set_up openstack/nova master
+    [[ $output == *"the change to be merged is missing: refs/changes/01/1/1 at $GIT_BASE/openstack/nova is "*", not $GERRIT_PATCHSET_REVISION" ]]
+    git config --global "url.file://$SERVER/gerrit/.insteadOf" https://review.example.org/
+    export GERRIT_SCHEME=https GERRIT_HOST=review.example.org
+    run -0 set_up openstack/nova master
+    run -0 git -C "$TREES/nova" merge-base --is-ancestor "$GERRIT_PATCHSET_REVISION" HEAD
+    unset "${!GERRIT_@}"
+    make_ref openstack/nova refs/zuul/master/Z1
+    zuul openstack/nova master refs/zuul/master/Z1
+    ZUUL_COMMIT=$(printf %040d 1) run -3 set_up openstack/nova master
+    [[ $output == *'the change under test is missing: refs/zuul/master/Z1 at '*' is '*", not $(printf %040d 1)" ]]
+    ZUUL_COMMIT=$(git -C "$SERVER/openstack/nova" rev-parse refs/zuul/master/Z1) run -0 set_up openstack/nova master
+}
+
+@test "a Gerrit change that the branch has already is told" {
+    make_project openstack/nova master
+    git -C "$SERVER/openstack/nova" update-ref refs/changes/01/1/1 HEAD
+    git -C "$SERVER/openstack/nova" commit -q --allow-empty -m newer
+    export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=master GERRIT_REFSPEC=refs/changes/01/1/1
+    run -0 set_up openstack/nova master
+    [[ $output == *' newer (refs/changes/01/1/1 is in it already)' ]]
+}
+
+# --- submodules ---
+
+# add_submodule PROJECT PATH URL COMMIT: a change, refs/zuul/master/Z1, that adds it.
+add_submodule() {
+    local tree=$SERVER/$1
+    git -C "$tree" checkout -q --detach master
+    git config --file "$tree/.gitmodules" submodule.s.path "$2"
+    git config --file "$tree/.gitmodules" submodule.s.url "$3"
+    git -C "$tree" update-index --add --cacheinfo "160000,$4,$2"
+    git -C "$tree" add .gitmodules
+    git -C "$tree" commit -q -m 'a submodule'
+    git -C "$tree" update-ref refs/zuul/master/Z1 HEAD
+    git -C "$tree" checkout -q -f master
+    zuul "$1" master refs/zuul/master/Z1
+}
+
+commit_of() {
+    git -C "$SERVER/$1" rev-parse "$2"
+}
+
+@test "a submodule that a change adds is there, and so are its own" {
+    make_project openstack/nova master
+    make_project openstack/part master
+    make_project openstack/inner master
+    add_submodule openstack/part inner "$GIT_BASE/openstack/inner" "$(commit_of openstack/inner HEAD)"  # as Z1, on no branch
+    add_submodule openstack/nova lib/part ../part "$(commit_of openstack/part refs/zuul/master/Z1)"
+    git -C "$SERVER/openstack/part" config uploadpack.allowAnySHA1InWant true
+    run -0 set_up openstack/nova master
+    [[ $(< "$TREES/nova/lib/part/file") == master && $(< "$TREES/nova/lib/part/inner/file") == master ]]
+    [[ $(git -C "$TREES/nova/lib/part" rev-parse HEAD) == "$(commit_of openstack/part refs/zuul/master/Z1)" ]]
+    run -0 git -C "$TREES/nova" status --porcelain
+    [[ ! $output ]]
+}
+
+@test "a submodule that cannot be had ends the run if the change adds it, and is told if it was there" {
+    make_project openstack/nova master
+    local gone=$GIT_BASE/openstack/gone
+    add_submodule openstack/nova part "$gone" "$(printf %040d 1)"
+    run -3 set_up openstack/nova master
+    [[ ${lines[-1]} == "gate: openstack/nova: the submodule part cannot be had from $gone: fatal: "*' does not appear to be a git repository' ]]
+    git -C "$SERVER/openstack/nova" merge -q refs/zuul/master/Z1
+    unset "${!ZUUL_@}"
+    run -0 set_up openstack/nova master
+    [[ $output == *" openstack/nova: the submodule part cannot be had from $gone: "* ]]
+    [[ -d $TREES/nova/part && ! $(ls "$TREES/nova/part") ]]
+}
+
+@test "a change's submodule is no way to files, keys and logins of the job's user" {
+    make_project openstack/nova master
+    make_project secret master
+    local url commit
+    commit=$(commit_of secret HEAD)
+    mv "$SERVER/secret" "$BATS_TEST_TMPDIR/secret"
+    printf '#!/bin/sh\ntouch "$HOME/asked"\n' > "$BATS_TEST_TMPDIR/helper"
+    chmod +x "$BATS_TEST_TMPDIR/helper"
+    git config --global credential.helper "!$BATS_TEST_TMPDIR/helper"
+    export GIT_SSH_COMMAND=$BATS_TEST_TMPDIR/helper GIT_ASKPASS=$BATS_TEST_TMPDIR/helper
+    # One that wants a login.
+    perl -MIO::Socket::INET -e '$| = 1; my $s = IO::Socket::INET->new(Listen => 9, LocalAddr => "127.0.0.1") or die; print $s->sockport, "\n";
+        while (my $c = $s->accept) { while (<$c>) { last if /^\r?\n/ }
+            print $c "HTTP/1.1 401 no\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"; close $c }' \
+        > "$BATS_TEST_TMPDIR/port" 3>&- &
+    local serving=$! port
+    until [[ -s $BATS_TEST_TMPDIR/port ]]; do command sleep 0.05; done
+    port=$(< "$BATS_TEST_TMPDIR/port")
+    for url in "http://127.0.0.1:$port/secret" "file://$BATS_TEST_TMPDIR/secret" "$BATS_TEST_TMPDIR/secret" ../../../secret "$GIT_BASE/../secret" ssh://127.0.0.1/secret \
+        git@127.0.0.1:secret "ext::$BATS_TEST_TMPDIR/helper" "http://user@127.0.0.1:$port/secret"; do
+        git -C "$SERVER/openstack/nova" reset -q --hard master
+        add_submodule openstack/nova part "$url" "$commit"
+        run -3 set_up openstack/nova master
+        [[ ${lines[-1]} == 'gate: openstack/nova: the submodule part cannot be had from '* ]]
+        [[ ! -e $HOME/asked && ! -e $TREES/nova ]] || { echo "$url"; kill "$serving"; return 1; }
+    done
+    run ! git ls-remote "http://127.0.0.1:$port/secret"
+    [[ -e $HOME/asked ]]  # it would have been, by whoever asks as the user
+    kill "$serving"
+}
+
 # --- the whole run ---
 
 # refused WORDS: setup_workspace ends with 3, and its last line is this one.
@@ -390,6 +500,31 @@ two_branches() {
     [[ $(change_of openstack/oslo.utils) == refs/zuul/master/Z3 && ! -e $TREES/new/glance/.git/gate-change ]]
     OVERRIDE_GLANCE_PROJECT_BRANCH=stable/victoria BRANCH_OVERRIDE=master refused \
         'openstack/glance: OVERRIDE_GLANCE_PROJECT_BRANCH: stable/victoria is tested then without the change of this run on master'
+}
+
+@test "a change that ZUUL_CHANGES names on another branch, which is the one that is tested of that project, must be there" {
+    two_branches
+    zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
+    export ZUUL_CHANGES=openstack/oslo.utils:master:refs/changes/02/2/1^openstack/nova:stable/victoria:refs/changes/01/1/1
+    run --separate-stderr -3 workspace
+    [[ $stderr == *"gate: openstack/oslo.utils: a change of ZUUL_CHANGES is missing: there is no refs/zuul/master/Z2 at $GIT_BASE/openstack/oslo.utils" ]]
+    make_ref openstack/oslo.utils refs/zuul/master/Z2
+    run --separate-stderr -0 workspace
+    [[ ${lines[2]} == 'openstack/oslo.utils master '*' refs/zuul/master/Z2 (no branch stable/victoria)' ]]
+}
+
+@test "a tree of an earlier run that this one does not have is no part of it" {
+    two_branches
+    make_project x/plugin master
+    make_ref x/plugin refs/zuul/master/Z9
+    zuul x/plugin master refs/zuul/master/Z9
+    run -0 workspace
+    [[ -e $TREES/new/plugin/.git/gate-change ]]
+    mkdir -p "$TREES/new/mine"
+    ln -s plugin "$TREES/new/link"
+    unset "${!ZUUL_@}"
+    run -0 workspace
+    [[ ! -e $TREES/new/plugin && ! -L $TREES/new/link && -d $TREES/new/mine ]]
 }
 
 @test "a dependency has its change noted, and one that ZUUL_CHANGES names must be there" {

@@ -241,18 +241,49 @@ changed() {
     mkdir -p "$BASE/new/tempest" "$BASE/gate"
     touch "$BASE/gate/note"
     for summary in 'Ran 5 tests in 0.1s\n\nOK (skipped=5)' 'Ran 3 (+3) tests in 0.1s (+0.1s)\nPASSED (id=0, skips=3)' \
-        'Ran: 0 tests in 0.0 sec.\n - Passed: 0\n - Skipped: 0\n - Failed: 0' 'Ran: 2 tests in 1 sec.\n - Passed: 0\n - Skipped: 2\n - Failed: 0'; do
+        '' 'tox: nothing to do\n' 'Ran: 0 tests in 0.0 sec.\n - Passed: 0\n - Skipped: 0\n - Failed: 0' 'Ran: 2 tests in 1 sec.\n - Passed: 0\n - Skipped: 2\n - Failed: 0'; do
         printf '#!/bin/sh\nprintf "%s"\n' "$summary" > "$BATS_TEST_TMPDIR/bin/tox"
         DEVSTACK_GATE_TEMPEST=1 run -0 gate
         [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
     done
-    printf '#!/bin/sh\nprintf "Ran: 2 tests in 1 sec.\\n - Passed: 1\\n - Skipped: 1\\n"\n' > "$BATS_TEST_TMPDIR/bin/tox"
-    DEVSTACK_GATE_TEMPEST=1 run -0 gate
-    [[ ! $(< "$BASE/gate/note") ]]
+    for summary in 'Ran: 2 tests in 1 sec.\\n - Passed: 1\\n - Skipped: 1\\n' 'Ran 3 tests in 0.1s\\n\\nOK (skipped=2)\\n' \
+        'Ran: 2 tests in 1 sec.\\n - Passed: 2\\nRan: 0 tests in 1 sec.\\n - Passed: 0\\n'; do
+        printf '#!/bin/sh\nprintf "%s"\n' "$summary" > "$BATS_TEST_TMPDIR/bin/tox"
+        DEVSTACK_GATE_TEMPEST=1 run -0 gate
+        [[ ! $(< "$BASE/gate/note") ]]
+    done
     run -0 gate
     [[ ! $(< "$BASE/gate/note") ]]
     DEVSTACK_GATE_TEMPEST=0 run -0 gate
     [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+}
+
+@test "a tempest whose tests fail has not passed, whatever its status" {
+    mkdir -p "$BASE/new/tempest"
+    for summary in 'Ran: 3 tests in 1 sec.\n - Passed: 2\n - Failed: 1\nRan: 1 tests in 1 sec.\n - Passed: 1\n - Failed: 0\n' \
+        'Ran: 3 tests in 1 sec.\n - Passed: 2\n - Unexpected Success: 1\n - Failed: 0\n' 'Ran 3 tests in 0.1s\nFAILED (id=0, failures=1)\n'; do
+        printf '#!/bin/sh\nprintf "%s"\n' "$summary" > "$BATS_TEST_TMPDIR/bin/tox"
+        DEVSTACK_GATE_TEMPEST=1 run -1 gate
+        [[ ${lines[-1]} == 'devstack-vm-gate.sh: tempest ended with 0, and 1 of its tests failed' ]]
+    done
+}
+
+@test "tempest is set up when it is to run, whatever services the job's own settings begin with" {
+    mkdir -p "$BASE/new/tempest"
+    DEVSTACK_GATE_TEMPEST=1 DEVSTACK_LOCAL_CONFIG=$'ENABLED_SERVICES=key\n[[post-config|$X]]\n[a]\nb = 1' run -0 gate
+    run -0 awk '/^\[\[/ { ours = ($0 == "[[local|localrc]]"); next } ours && /SERVICES/' "$DEVSTACK/local.conf"
+    [[ $output == $'ENABLED_SERVICES=key\nENABLED_SERVICES+=,tempest' ]]
+}
+
+@test "a change to what this run does without has passed nothing" {
+    mkdir -p "$BASE/gate"
+    touch "$BASE/gate/note"
+    script exercise.sh true
+    changed grenade devstack-gate puppet-nova plugin requirements
+    run -0 gate
+    [[ $(< "$BASE/gate/note") == 'plugin was not used; puppet-nova was not used; grenade was not used' ]]
+    SKIP_DEVSTACK_GATE_PROJECT=1 DEVSTACK_LOCAL_CONFIG='enable_plugin x https://x/plugin' run -0 gate
+    [[ $(< "$BASE/gate/note") == 'puppet-nova was not used; grenade was not used; devstack-gate was not used' ]]
 }
 
 @test "a test that the job names and tempest does not know is told" {

@@ -104,7 +104,13 @@ given() {
     printf 'tempest ran no test' > "$BASE/gate/note"
     note_no_test
     [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
+    RUN_PROJECTS=(x/my.tests x/puppet)
+    JOB_FUNCTIONS[post_test_hook]='() { "$BASE/new/my.tests/run"; }'
+    printf 'my.tests was not used; puppet was not used' > "$BASE/gate/note"
+    note_no_test
+    [[ $(< "$BASE/gate/note") == 'puppet was not used' ]]
     JOB_FUNCTIONS=()
+    printf 'tempest ran no test' > "$BASE/gate/note"
     note_no_test
     [[ $(< "$BASE/gate/note") == 'no test was run' ]]
 }

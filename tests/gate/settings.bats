@@ -206,8 +206,40 @@ accepted() {
     for DEVSTACK_GATE_PROJECTS in ../etc a//b -x 'a/.git' '*' 'a;b' 'openstack/nova fork/nova'; do refused DEVSTACK_GATE_PROJECTS; done
     DEVSTACK_GATE_PROJECTS=$'openstack/nova\n  openstack/oslo.config openstack/nova'
     accepted
-    export ZUUL_PROJECT=../nova ZUUL_BRANCH=master ZUUL_URL=x ZUUL_REF=refs/zuul/master/ZA
+    export ZUUL_PROJECT=../nova ZUUL_BRANCH=master ZUUL_URL=file:///x ZUUL_REF=refs/zuul/master/ZA
     refused ZUUL_PROJECT
+    ZUUL_PROJECT=openstack/nova.git  # it would not be what devstack takes for nova
+    refused "ZUUL_PROJECT: expected names as openstack/nova, not 'openstack/nova.git'"
+    ZUUL_PROJECT=OpenStack/Nova
+    refused 'OpenStack/Nova: expected nova, as openstack/nova has it'
+}
+
+@test "addresses hold from every folder, commits are sha1s" {
+    export GIT_BASE
+    for GIT_BASE in git ../git \~/git $'https://x\ny'; do refused 'GIT_BASE: expected the URL of a git server or an absolute path'; done
+    for GIT_BASE in https://x/ /srv/git git@host:dir file:///srv $' https://x\n'; do accepted; done
+    for name in ZUUL_COMMIT GERRIT_PATCHSET_REVISION; do
+        export "$name=HEAD"
+        refused "$name: expected a commit's sha1"
+        export "$name=$(printf %040d 1)"
+        accepted
+    done
+}
+
+@test "blanks and line breaks around a value are no part of it" {
+    export LIBS_FROM_GIT=$'oslo.utils,\n  cliff\n' DEVSTACK_GATE_TIMEOUT=' 30' DEVSTACK_GATE_TEMPEST=$'1\n' DEVSTACK_GATE_TEMPEST_REGEX=$'^a b\n'
+    run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; HERE=$1; . "$1/functions.sh"; . "$1/gate/settings.sh"; read_variables
+        check_settings; printf "<%s>" "$DEVSTACK_GATE_TIMEOUT" "$DEVSTACK_GATE_TEMPEST" "$DEVSTACK_GATE_TEMPEST_REGEX"' gate "$PROJECT_FOLDER"
+    [[ $output == '<30><1><^a b>' ]]
+}
+
+@test "BASE is a plain name, apart from the workspace" {
+    for BASE in '/opt/st$ack' "/opt/it's" '/opt/a;b' '/opt/*'; do BASE=$BASE refused 'BASE: expected an absolute path of letters'; done
+    for BASE in "$WORKSPACE" "$WORKSPACE/." "$WORKSPACE/logs/x"; do BASE=$BASE refused 'BASE: expected another folder than WORKSPACE'; done
+    mkdir -p "$WORKSPACE/new/job"
+    BASE=$WORKSPACE
+    export BASE
+    WORKSPACE=$BASE/new/job refused 'WORKSPACE: expected a folder that is not in '
 }
 
 @test "the branch default is none" {
