@@ -245,8 +245,8 @@ as_nobody() (
     { git config --file "$GIT_SETTINGS" -z --get-regexp '^url\..*\.insteadof$|^http\.(.*\.)?(proxy|sslcainfo|sslcapath|sslverify|version)$' || true; } \
         | while IFS=$'\n' read -r -d '' name value; do git config --file "$settings" --add "$name" "$value"; done
     unset GIT_ASKPASS SSH_ASKPASS SSH_AUTH_SOCK GIT_SSH GIT_PROXY_COMMAND GIT_SSL_CERT GIT_SSL_KEY
-    export GIT_CONFIG_GLOBAL=$settings GIT_SSH_COMMAND=false HOME=/nonexistent GIT_ALLOW_PROTOCOL=http:https:git:file # the last by url.insteadOf only
-    "$@" || rc=$?
+    export GIT_CONFIG_GLOBAL=$settings GIT_SSH_COMMAND=false GIT_ALLOW_PROTOCOL=http:https:git:file # the last by url.insteadOf only
+    HOME=/nonexistent "$@" || rc=$?
     rm -f -- "$settings"
     printf '%s\n' "$SAID" >&3
     exit "$rc"

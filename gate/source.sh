@@ -554,10 +554,11 @@ setup_side() {
 # forget_trees new|old PROJECT...: what an earlier run has set up and this one does not would be taken for this one's, with a
 # change in it that nobody asked for.
 forget_trees() {
-    local side=$1 tree folders=' ' project
+    local side=$1 tree folders=' ' project target
     for project in "${@:2}"; do folders+="${project##*/} "; done
     for tree in "$BASE/$side"/*; do
-        if [[ -L $tree && $(readlink -- "$tree") != */* ]] || [[ -e $tree/.git/gate-ref && $folders != *" ${tree##*/} "* ]]; then
+        target=$(readlink -- "$tree") || target=/
+        if [[ $target != */* ]] || [[ -e $tree/.git/gate-ref && $folders != *" ${tree##*/} "* ]]; then
             log "$tree: removed, this run has no such project"
             rm -rf -- "$tree"
         fi
