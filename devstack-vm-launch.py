@@ -202,9 +202,13 @@ class Launch:
             except GateError as err:
                 self.log.warning("%s; builds that wait there are not counted", err)
 
+    def usable(self) -> list[str]:
+        """Return the names of the Jenkins that answer and take nodes."""
+        return [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
+
     def jenkins_for(self, image: BaseImage) -> str:
         """Return the name of the Jenkins that gets the next machine of an image type, empty without Jenkins."""
-        names = [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
+        names = self.starved(image) or self.usable()
         if len(names) <= 1:
             return names[0] if names else ""
         label = f"{self.prefix}devstack-{image.name}"
@@ -394,7 +398,8 @@ class Launch:
         label = vmdatabase.label_named(image.name)
         if label is None or not image.active:
             enough = image.active and image.min_ready and present >= image.min_ready
-            return max(image.min_ready, present + self.starved(image)) if enough else image.min_ready
+            starved = self.starved(image) if enough else []
+            return present + len(starved) if starved else image.min_ready
         wish, parts = self.demand_for(label, present)
         part = self.own(parts)
         if not part.standing.gives and wish.count > sum(one.offer.present for one in parts):
@@ -410,13 +415,12 @@ class Launch:
         """Return this provider's part of a label."""
         return next(part for part in parts if part.standing.provider == self.provider.name)
 
-    def starved(self, image: BaseImage) -> int:
-        """Return how many Jenkins have builds that wait for an image type, and no machine of it: others have them."""
-        names = [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
+    def starved(self, image: BaseImage) -> list[str]:
+        """Return the names of the Jenkins that have builds waiting for an image type, and no machine of it."""
         if len(self.jenkinses or []) <= 1 or not self.waiting:
-            return 0
+            return []
         present, label = labels.present_by_jenkins(str(image.name)), f"{self.prefix}devstack-{image.name}"
-        return sum(not present[name] and self.waiting.get(name, Counter())[label] > 0 for name in names)
+        return [name for name in self.usable() if not present[name] and self.waiting.get(name, Counter())[label] > 0]
 
     def demand_for(
         self, label: vmdatabase.LabelRow, present: int, quota: int | None = None

@@ -211,9 +211,10 @@ def test_an_index_that_comes_back_is_used_again(node: Node, pip: str) -> None:
 
 def test_the_cache_s_files_are_found_by_their_normalized_names(node: Node) -> None:
     cache = node.base / "cache/pip"
-    for name in ("Zope_Interface-1.0-py3-none-any.whl", "oslo.db-1.0.tar.gz", "a-b__c-1.0.zip",
-                 "torch-2.1+cpu-x-y-z.whl", "readme-first.txt"):
-        (cache / name).touch()
+    for name in ("Zope_Interface-1.0-py3-none-any.whl", "a-b__c-1.0.zip", "torch-2.1+cpu-x-y-z.whl"):
+        zipfile.ZipFile(cache / name, "w").close()
+    tarfile.open(cache / "oslo.db-1.0.tar.gz", "w:gz").close()
+    (cache / "readme-first.txt").touch()
     node.use()
     pages = {page.parent.name: page.read_text() for page in (cache / "simple").rglob("index.html")}
     assert pages.keys() == {"a-b-c", "built", "oslo-db", "tiny-backend", "tiny-one", "tiny-two", "torch",

@@ -182,7 +182,7 @@ def test_everything_listens_on_loopback_only(user: User) -> None:
 
     machines = [(address, port) for address, port in found if address != "127.0.0.1"]
     assert machines == sorted((address, 22) for address in (fixed(server), floating.floating_ip_address))
-    assert len(found) - len(machines) == 5, f"the five services: {found}"
+    assert len(found) - len(machines) == 6, f"the six services: {found}"
 
 
 def test_the_small_project_has_room_for_two(users: dict[str, User]) -> None:
