@@ -186,7 +186,7 @@ def run_build(build: Build, transport: paramiko.Transport | None, root: Path, fi
 
 def _run_steps(build: Build, transport: paramiko.Transport | None, root: Path) -> str:
     job = build.job
-    if job.before and _run_on_host(build, job.before, root, {}) != 0:
+    if job.before and _run_on_host(build, job.before, root, {}, until=build.stop) != 0:
         build.say("Build step 'Execute on the Jenkins host' marked build as failure")
         return "FAILURE"
     if build.stop.is_set():
@@ -203,8 +203,12 @@ def _run_steps(build: Build, transport: paramiko.Transport | None, root: Path) -
     return "SUCCESS" if status == 0 else "FAILURE"
 
 
-def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[str, str]) -> int:
-    """Run a command on the Jenkins host with its output on the console; its exit status."""
+def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[str, str],
+                 until: threading.Event | None = None) -> int:
+    """Run a command on the Jenkins host with its output on the console; its exit status.
+
+    Whoever stops the build kills it, once it has begun; `until` says that this was before.
+    """
     environment = {**os.environ, **build.environment, **extra}
     words = [expand(word, environment) for word in argv]
     build.say(f"[{build.job.name}] $ {' '.join(words)}")
@@ -222,6 +226,8 @@ def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[s
         build.say(f"FATAL: cannot run {words[0]}: {err.strerror}")
         return 127
     build.process = process
+    if until and until.is_set():
+        kill_step(build)
     with process:
         assert process.stdout is not None
         for line in process.stdout:
