@@ -195,7 +195,7 @@ class Launch:
         self.queue_at = time.monotonic()
         if len(self.jenkinses) == 1 and not any(label.demand == demand.QUEUE for label in self.label_rows()):
             return
-        of_nodes = {node: f"{self.prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+        of_nodes = vmdatabase.labels_of_nodes(self.prefix)
         for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
             try:
                 self.waiting[nodes.name] = nodes.waiting(of_nodes)
@@ -211,9 +211,13 @@ class Launch:
         names = self.starved(image) or self.usable()
         if len(names) <= 1:
             return names[0] if names else ""
-        label = f"{self.prefix}devstack-{image.name}"
-        waiting = {name: counts[label] for name, counts in self.waiting.items()}
-        return jenkinses.next_one(jenkinses.parts_of(names, waiting, vmdatabase.count_by_jenkins(str(image.name))))
+        return jenkinses.next_one(jenkinses.parts_of(
+            names, self.waiting_for(str(image.name)), vmdatabase.count_by_jenkins(str(image.name))))
+
+    def waiting_for(self, image: str) -> dict[str, int]:
+        """Return how many builds wait for an image type, by Jenkins; none where nobody has looked."""
+        label = f"{self.prefix}devstack-{image}"
+        return {nodes.name: self.waiting.get(nodes.name, Counter())[label] for nodes in self.jenkinses or []}
 
     def settle(self, machine: Machine) -> Machine:
         """Return a machine of ours with a Jenkins that there is: its own may have gone from the configuration."""
@@ -419,8 +423,8 @@ class Launch:
         """Return the names of the Jenkins that have builds waiting for an image type, and no machine of it."""
         if len(self.jenkinses or []) <= 1 or not self.waiting:
             return []
-        present, label = labels.present_by_jenkins(str(image.name)), f"{self.prefix}devstack-{image.name}"
-        return [name for name in self.usable() if not present[name] and self.waiting.get(name, Counter())[label] > 0]
+        present, waiting = labels.present_by_jenkins(str(image.name)), self.waiting_for(str(image.name))
+        return [name for name in self.usable() if waiting[name] and not present[name]]
 
     def demand_for(
         self, label: vmdatabase.LabelRow, present: int, quota: int | None = None
@@ -428,8 +432,7 @@ class Launch:
         """Return how many machines of a label are wanted, and each provider's part: this one as it is seen."""
         standings = [self.as_seen(standing, present) if standing.provider == self.provider.name else standing
                      for standing in labels.standings_of(label.name)]
-        names = [nodes.name for nodes in self.jenkinses or []]
-        waiting = {name: self.waiting.get(name, Counter())[f"{self.prefix}devstack-{label.name}"] for name in names}
+        waiting = self.waiting_for(str(label.name))
         quotas = {} if quota is None else {self.provider.name: quota}
         return demand.plan(labels.label_of(label), datetime.now(UTC), sum(waiting.values()), standings, quotas,
                            labels.elsewhere(label.name, waiting))

@@ -209,7 +209,9 @@ class Reap:
 
     def moves(self, sight: Sight) -> list[actions.MoveMachine]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may be nobody's."""
-        rows, now = replace(self.rows(), lacking=self.lacking()), self.look.now()
+        rows, now = self.rows(), self.look.now()
+        if any(machine.state == USED and machine.id in rows.ended for machine in rows.leads):  # which may make room
+            rows = replace(rows, lacking=self.lacking())
         doubted = decisions.doubted(rows, sight, now) if self.jenkinses else []
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
         self.look.ask_for({number: row for number, row in last.items()
@@ -229,12 +231,12 @@ class Reap:
             return dict.fromkeys((image.id for image in images), 0)
         rows = [label for image in images if (label := vmdatabase.label_named(image.name))]
         waiting: dict[str, Counter[str]] = {}
+        prefix = gateconfig.name_prefix()
         if self.jenkinses and any(label.demand == demand.QUEUE for label in rows):
-            prefix = gateconfig.name_prefix()
-            of_nodes = {node: f"{prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+            of_nodes = vmdatabase.labels_of_nodes(prefix)
             for nodes in self.jenkinses:
                 waiting[nodes.name] = self.look.answer(partial(nodes.waiting, of_nodes)) or Counter()
-        return labels.lacking(self.provider, waiting, gateconfig.name_prefix())
+        return labels.lacking(self.provider, waiting, prefix)
 
     def marks(self, sight: Sight) -> list[actions.MarkHeld]:
         """Find the held machines whose servers do not tell so, and tell whose servers are gone."""

@@ -1386,11 +1386,11 @@ def images_named(name: str) -> list[BaseImage]:
     return list(query.order_by(Provider.name))
 
 
-def images_of_nodes() -> dict[str, str]:
-    """Return the image type of each machine of each provider, by the machine's name."""
+def labels_of_nodes(prefix: str) -> dict[str, str]:
+    """Return the label in Jenkins of each machine of each provider, by the machine's name; prefix as in its nodes'."""
     rows: Iterable[Any] = Machine.select(Machine.name, BaseImage.name).join(BaseImage).where(
         Machine.lead_id.is_null()).tuples()
-    return {name: image for name, image in rows if name}
+    return {name: f"{prefix}devstack-{image}" for name, image in rows if name}
 
 
 def note_last_image(image: BaseImage) -> None:
@@ -1468,9 +1468,9 @@ def note_well(image_id: int) -> None:
         set_setting(f"failing {image_id}", None)
 
 
-def failing_until(image: BaseImage | int) -> int | None:
+def failing_until(image_id: int) -> int | None:
     """Return until when others make up all machines of an image type; None if its last one has not failed."""
-    found = setting(f"failing {image if isinstance(image, int) else image.id}")
+    found = setting(f"failing {image_id}")
     return int(found) if found and found.isdecimal() else None
 
 

@@ -628,7 +628,7 @@ def check_queue(api: jenkins.Jenkins, admin: jenkins.Jenkins, site: Site, user: 
         return
     with vmdatabase.opened(path):
         labels = [label for label in vmdatabase.LabelRow.select() if label.demand == demand.QUEUE]
-        nodes = {node: f"{site.prefix}devstack-{image}" for node, image in vmdatabase.images_of_nodes().items()}
+        nodes = vmdatabase.labels_of_nodes(site.prefix)
     if not labels:
         return
     seen, there = ask(lambda: _queue(api, nodes)), ask(lambda: _queue(admin, nodes))

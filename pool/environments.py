@@ -846,16 +846,17 @@ def remember(
             with vmdatabase.database.atomic("IMMEDIATE"):
                 _take_back(environment, machine, noted)
             changed.append(f"{environment.name}: vm.db did not know that {machine.name} has it; now it does")
-        elif (machine and machine.state == READY and is_unused(machine)) or _is_over(machine, noted, provider, is_gone):
+        elif _is_over(machine, noted, provider, is_gone, is_unused):
             _free_again(environment, noted)
             changed.append(f"{environment.name}: vm.db did not know who had it last; now it is {environment.state}")
     return changed
 
 
-def _is_over(machine: Machine | None, noted: _Noted, provider: str, is_gone: Callable[[str], bool]) -> bool:
+def _is_over(machine: Machine | None, noted: _Noted, provider: str, is_gone: Callable[[str], bool],
+             is_unused: Callable[[Machine], bool]) -> bool:
     """Whether it is known that the machine which had an environment last has no use for it any more."""
     if machine:
-        return machine.state in (DELETE, ERROR)
+        return machine.state in (DELETE, ERROR) or (machine.state == READY and is_unused(machine))
     if noted.provider not in vmdatabase.provider_names():
         return True
     return noted.provider == provider and (noted.server is None or is_gone(noted.server))

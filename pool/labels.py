@@ -39,7 +39,7 @@ def standing_of(image: BaseImage) -> Standing:
     """Return how a provider stands with an image type, by vm.db."""
     provider, now = image.provider, vmdatabase.now()
     counts = vmdatabase.count_machines(provider)
-    since, failing = provider.down_since, vmdatabase.failing_until(image)
+    since, failing = provider.down_since, vmdatabase.failing_until(image.id)
     return Standing(
         provider.name, provider.priority, counts[image.id, READY], counts[image.id, BUILDING],
         vmdatabase.count_rows(provider), provider.max_servers,

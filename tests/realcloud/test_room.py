@@ -15,14 +15,13 @@ import yaml
 from cloud.nova import Cloud, CloudConfigError, RefusedError
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER
+from tests.realcloud.pools import load
 from tests.realcloud.seed import connect
 from tests.support.contract import waited
-from tests.support.gatenode import ACCOUNT
-from tests.support.pool import Pool, client, image, provider
+from tests.support.pool import Pool, image
 from vmdatabase import Provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
-BOOT_SECONDS = 110
 PAGE = 6
 
 
@@ -54,17 +53,6 @@ def pool(paged: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
     waited("an empty cloud", lambda: not list(user.compute.servers()))
     for floating in user.network.ips():
         user.network.delete_ip(floating)
-
-
-def load(pool: Pool, paged: RealCloud, *images: dict[str, Any], **keys: Any) -> None:
-    """Have provider one with these image types, which boot from the base image; user data makes the account."""
-    script = pool.folder / "account.sh"
-    script.write_text(ACCOUNT.format(key=pool.key.with_suffix(".pub").read_text().strip(), name="plain"))
-    types = [{**one, "user-data": str(script)} for one in images]
-    pool.load(provider(cloud=MEMBER, images=types, **{"boot_timeout": BOOT_SECONDS, "networks": ["private"], **keys}))
-    found = client(paged.clouds_yaml, MEMBER).image.find_image("Debian 12").id
-    pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, state, state_time) "
-             "SELECT id, 'seeded', 1, ?, 'READY', 1 FROM base_image", found)
 
 
 @contextmanager

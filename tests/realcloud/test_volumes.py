@@ -8,10 +8,10 @@ import pytest
 
 from tests.realcloud.client import RealCloud
 from tests.realcloud.configuration import ADMIN, MEMBER
+from tests.realcloud.pools import load
 from tests.realcloud.seed import connect
 from tests.support.contract import waited
-from tests.support.gatenode import ACCOUNT
-from tests.support.pool import Pool, client, image, provider
+from tests.support.pool import Pool, image
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
 
@@ -25,13 +25,7 @@ def user(real: RealCloud) -> Any:
 def pool(real: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
     """A pool whose machines boot from volumes of the base image; what is left of it goes at the end."""
     made = Pool(tmp_path, real)
-    script = tmp_path / "account.sh"
-    script.write_text(ACCOUNT.format(key=made.key.with_suffix(".pub").read_text().strip(), name="plain"))
-    on_volume = image("noble", min_ready=2, boot_from_volume=True, volume_size=2, **{"user-data": str(script)})
-    made.load(provider(cloud=MEMBER, images=[on_volume], boot_timeout=110, networks=["private"]))
-    made.sql("INSERT INTO snapshot_image (base_image_id, name, version, external_id, state, state_time) "
-             "SELECT id, 'seeded', 1, ?, 'READY', 1 FROM base_image",
-             client(real.clouds_yaml, MEMBER).image.find_image("Debian 12").id)
+    load(made, real, image("noble", min_ready=2, boot_from_volume=True, volume_size=2))
     yield made
     for server in user.compute.servers():
         user.compute.delete_server(server)

@@ -98,7 +98,8 @@ def test_subnodes_are_servers_but_no_machines_that_a_build_could_have(vm_db: Non
     assert vmdatabase.count_servers(provider) == {(1, READY): 2, (1, BUILDING): 2}
     assert vmdatabase.count_rows(provider) == 4
     assert [one.id for one in vmdatabase.ready_machines(provider)] == [lead]
-    assert vmdatabase.images_of_nodes() == {"devstack-noble-one-1": "noble", "devstack-noble-one-3": "noble"}
+    assert vmdatabase.labels_of_nodes("ci-") == {
+        "devstack-noble-one-1": "ci-devstack-noble", "devstack-noble-one-3": "ci-devstack-noble"}
     assert run("SELECT ready, building, subnodes FROM pool").fetchall() == [(1, 1, 1)]
     assert run("SELECT name, lead FROM node").fetchall() == [
         ("devstack-noble-one-1", None), ("devstack-noble-one-2", "devstack-noble-one-1"),

@@ -4,7 +4,7 @@ Each run is a process of its own, with the script's code read from its file, its
 differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
 Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
 
-    python -m tests.support.starter FD NAME                  serve orders that come through a socket, and at a name
+    python -m tests.support.starter FD FD                    serve orders of a socket, and of one that listens
     python -m tests.support.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
     python tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS   the same, forked by the one that serves at the name
 """
@@ -39,7 +39,7 @@ PRODUCT = ("gateconfig", "gateprocess", "vmdatabase", "pool.commands", "cloud.no
 
 def main() -> int:
     if sys.argv[1].isdigit():
-        Service(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]).serve()
+        Service(*(socket.socket(fileno=int(handle)) for handle in sys.argv[1:])).serve()
         return 0
     order = json.loads(sys.argv[1])
     run_script({**order, "script": sys.argv[2], "arguments": sys.argv[3:]})
@@ -56,14 +56,11 @@ def load_entry_points() -> None:
 class Service:
     """Forks for each order, and says how each run ended, until the channel is closed.
 
-    At the name, an abstract one, each connection is for one order, and its end is that of the run.
+    Each connection that comes to the door, a listening socket, is for one order, and its end is that of the run.
     """
 
-    def __init__(self, channel: socket.socket, name: str) -> None:
-        self._channel = channel
-        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._door.bind(f"\0{name}")
-        self._door.listen(64)
+    def __init__(self, channel: socket.socket, door: socket.socket) -> None:
+        self._channel, self._door = channel, door
         self._running: dict[int, tuple[int, int, socket.socket]] = {}  # pidfd: order, pid, who ordered it
         self._selector = selectors.DefaultSelector()
 
@@ -78,18 +75,21 @@ class Service:
         for listened in (self._channel, self._door):
             self._selector.register(listened, selectors.EVENT_READ)
         while True:
-            for key, _ in self._selector.select():
-                if key.fd in self._running:
-                    self._tell_end(key.fd)
-                elif key.fileobj is self._door:
-                    self._selector.register(self._door.accept()[0], selectors.EVENT_READ)
-                elif not self._take_order(key.fileobj):  # type: ignore[arg-type] # a socket
-                    if key.fileobj is self._channel:
-                        return
-                    self._give_up(key.fileobj)  # type: ignore[arg-type] # a socket
+            key, _ = self._selector.select()[0]  # one at a time: it may close what another event is about
+            if key.fd in self._running:
+                self._tell_end(key.fd)
+            elif key.fileobj is self._door:
+                self._selector.register(self._door.accept()[0], selectors.EVENT_READ)
+            elif not self._take_order(key.fileobj):  # type: ignore[arg-type] # a socket
+                if key.fileobj is self._channel:
+                    return
+                self._give_up(key.fileobj)  # type: ignore[arg-type] # a socket
 
     def _take_order(self, client: socket.socket) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
+        except ConnectionResetError:  # it was killed before it had read what it was told
+            return False
         if not message:
             return False
         order = json.loads(message)

@@ -27,9 +27,12 @@ class Starter:
     def __init__(self) -> None:
         self._name = f"devstack-gate-{secrets.token_hex(8)}"
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.support.starter", str(theirs.fileno()), self._name]
-        self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=[theirs.fileno()], start_new_session=True)
-        theirs.close()
+        with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+            door.bind(f"\0{self._name}")
+            door.listen(64)  # before anybody is told the name
+            handles = [theirs.fileno(), door.fileno()]
+            command = [sys.executable, "-m", "tests.support.starter", *map(str, handles)]
+            self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=handles, start_new_session=True)
         self._told: dict[int, tuple[Callable[[int], None], Callable[[int], None]]] = {}
         self._count = 0
         self._lock = threading.Lock()
