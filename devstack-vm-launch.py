@@ -794,18 +794,21 @@ class Launch:
     def ask_again(self, boot: Boot) -> None:
         """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
 
-        Should its server show up after all, reap finds two with the mark of one row, and deletes the second.
+        Should its server show up after all, reap finds two with the mark of one row, and deletes the second. A row of
+        a restored vm.db may have had its server since, whose name is not given to another.
         """
         machine = boot.machine
         image = self.images[machine.base_image_id]
         counts = vmdatabase.count_machines(self.provider)
-        wanted = image.active and not self.provider.paused and self.room() >= 0 \
+        may_have_been = vmdatabase.restored_since(machine.create_time or machine.state_time)
+        wanted = not may_have_been and image.active and not self.provider.paused and self.room() >= 0 \
             and counts[image.id, READY] + counts[image.id, BUILDING] <= image.min_ready
         template = self.template(image) if wanted and self.has_room(image) else None
         if template and vmdatabase.move(machine, BUILDING, BUILDING, snapshot_image=template.snapshot):
             self.create(machine, template, again=True)
         else:
-            why = "an earlier run ended before the cloud had made a server"
+            why = "there is no server; it may have had one before vm.db was restored" if may_have_been else \
+                "an earlier run ended before the cloud had made a server"
             with contextlib.suppress(boots.TakenError):
                 boot.move(ERROR, error=why)
             if boot.group and boot.is_member:

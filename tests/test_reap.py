@@ -592,6 +592,27 @@ def test_a_person_neither_takes_nor_holds_a_machine_of_which_only_the_restored_r
     assert f"is gone, so there is nothing to keep; let it go with: vmdatabase.py unhold {name}" in held.stderr
 
 
+def test_launch_gives_up_a_restored_row_whose_server_may_have_come_and_gone_since(pool: Pool) -> None:
+    pool.load(provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    name = pool.add_machine("BUILDING", server=False, node=False)
+    pool.back_up()
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+    assert pool.machines() == {name: "READY"} and pool.server_names() == [name]
+    pool.sql("UPDATE machine SET state = 'DELETE'")
+    pool.run(REAP, "one", expect=0)
+    restore(pool)
+    pool.run("vmdatabase.py", "moved", expect=0)
+
+    launched = pool.run("devstack-vm-launch.py", "one")
+
+    assert f"node={name} BUILDING -> ERROR: there is no server; it may have had one before vm.db was restored" \
+        in launched.stderr
+    assert name not in pool.server_names()
+    pool.run(REAP, "one", expect=0)
+    assert list(pool.machines().values()) == ["READY"]
+
+
 def test_launch_uses_no_id_again_that_a_server_or_node_bears_and_reap_still_knows_it_for_unknown(pool: Pool) -> None:
     names = filled(pool, 2)
     shutil.rmtree(pool.folder / "vm.db.locks")  # where the ids are noted, too
