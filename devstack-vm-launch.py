@@ -435,7 +435,7 @@ class Launch:
         waiting = self.waiting_for(str(label.name))
         quotas = {} if quota is None else {self.provider.name: quota}
         return demand.plan(labels.label_of(label), datetime.now(UTC), sum(waiting.values()), standings, quotas,
-                           labels.elsewhere(label.name, waiting))
+                           labels.elsewhere(labels.present_by_jenkins(str(label.name)), waiting))
 
     def as_seen(self, standing: demand.Standing, present: int) -> demand.Standing:
         """Return how this provider stands now that it has answered.

@@ -98,17 +98,16 @@ def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) ->
     if config is None or not config.jenkinses:
         get_log().info("no [jenkins] section in %s: waiting builds are not known", gateconfig.secure_config_path())
         return {}
-    waiting: dict[str, Waiting] = {}
+    waiting: dict[str, dict[str, Waiting] | None] = {}
     reasons = []
     for jenkins in config.jenkinses:
+        waiting[jenkins.name] = None
         try:
-            for label, found in waiting_builds(jenkins, labels).items():
-                waiting[label] = waiting[label].with_more(found) if label in waiting else found
+            waiting[jenkins.name] = waiting_builds(jenkins, labels)
         except (OSError, ValueError) as err:
             reasons.append(gateprocess.plain(f"{jenkins.server} does not tell which builds wait: {err}"))
             get_log().warning("%s", reasons[-1])
-    told = {"waiting": waiting} if len(reasons) < len(config.jenkinses) else {}
-    return {**told, "waiting_error": "; ".join(reasons), "has_jenkins": True}
+    return {"waiting": waiting, "waiting_error": "; ".join(reasons), "has_jenkins": True}
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

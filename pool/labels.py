@@ -50,14 +50,13 @@ def standing_of(image: BaseImage) -> Standing:
         failing=failing is not None and failing > now, size=1 + image.subnodes)
 
 
-def elsewhere(name: str, waiting: Mapping[str, int]) -> int:
+def elsewhere(present: Mapping[str, int], waiting: Mapping[str, int]) -> int:
     """Return how many machines of an image type builds that wait cannot get, since they belong to another Jenkins.
 
-    waiting is how many builds wait in each Jenkins.
+    present is how many each Jenkins has ready or on their way, waiting how many builds wait in each.
     """
     if len(waiting) <= 1:
         return 0
-    present = present_by_jenkins(name)
     return sum(max(0, count - waiting.get(jenkins, 0)) for jenkins, count in present.items())
 
 
@@ -86,7 +85,7 @@ def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix
         counts = {name: of_it.get(f"{prefix}devstack-{image.name}", 0) for name, of_it in waiting.items()}
         label = label_of(row)
         wish, parts = demand.plan(label, datetime.now(UTC), sum(counts.values()), standings,
-                                  elsewhere=elsewhere(image.name, counts))
+                                  elsewhere=elsewhere(present_by_jenkins(image.name), counts))
         room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts} \
             if demand.missing_of(wish, parts) else {}  # else each has room as it is
         found[image.id] = demand.lacking(wish, parts, label.spread, room)[provider.name]

@@ -13,7 +13,7 @@ import vmdatabase
 from gateprocess import NONSENSE
 from pool import environments
 from pool.demand import Label, Standing
-from pool.labels import label_of, standings_of
+from pool.labels import label_of, present_by_jenkins, standings_of
 from vmdatabase import LabelRow
 from vmdatabase import Provider as ProviderRow
 
@@ -131,11 +131,12 @@ class Facts:
     events: list[Event]
     builds: list[Build]
     tally: list[tuple[str, str, str, str, int, int]]  # what, provider, image, key, count, total
-    waiting: dict[str, Waiting] | None = None  # by label; None: not known
+    waiting: dict[str, dict[str, Waiting] | None] = field(default_factory=dict)  # by Jenkins and label; None: untold
     waiting_error: str = ""
     prefix: str = ""
     has_jenkins: bool = False
-    labels: list[tuple[Label, list[Standing]]] = field(default_factory=list)  # and how each provider stands with them
+    # Labels, how each provider stands with them, and how many machines each Jenkins has ready or on their way.
+    labels: list[tuple[Label, list[Standing], Counter[str]]] = field(default_factory=list)
     environments: list[Environment] = field(default_factory=list)
     environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in their order
     subnodes: list[Machine] = field(default_factory=list)  # the servers that belong to machines
@@ -152,7 +153,8 @@ def read(since: int, now: int) -> dict[str, Any]:
                 "SELECT end_time, coalesce(provider, ''), coalesce(image, ''), coalesce(jenkins_job_name, ''), "
                 "gerrit_change_number, gerrit_patchset_number, result, kind, phase, known_failure FROM result "
                 "WHERE end_time >= ? AND coalesce(by_person, 0) = 0 ORDER BY end_time, id", since)],
-            "labels": [(label_of(row), standings_of(row.name)) for row in LabelRow.select().order_by(LabelRow.name)],
+            "labels": [(label_of(row), standings_of(row.name), present_by_jenkins(row.name))
+                       for row in LabelRow.select().order_by(LabelRow.name)],
             "environments": [Environment(row["name"], row["state"], row["since"], row["reason"], row["node"],
                                          row["images"]) for row in environments.table()],
             "environment_waits": [since for (since,) in _rows("SELECT since FROM environment_waiter ORDER BY id")],

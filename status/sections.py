@@ -12,10 +12,11 @@ from typing import Any
 from jenkinsnodes import AGENT_SECONDS
 from pool.demand import Label, Part, Wanted, plan
 from pool.history import lasted
+from pool.labels import elsewhere
 from pool.verdict import FAILED_RESULTS
 from status import blame
 from status.blame import FalseNegative
-from status.facts import PASSED, Build, Event, Facts, Image, Machine
+from status.facts import PASSED, Build, Event, Facts, Image, Machine, Waiting
 from vmdatabase import DEATHS_IN_A_ROW, STUCK_SECONDS
 
 HOUR = 3600  # seconds
@@ -197,7 +198,7 @@ def labels(facts: Facts) -> list[dict[str, Any]]:
     plans = {f"{facts.prefix}devstack-{label.name}": plan for label, plan in _plans(facts)}
     for name, (wish, _) in plans.items():
         found[name]["wanted"] = wish.count
-    waiting = facts.waiting
+    waiting = _waiting(facts)
     for label in waiting or {}:
         if label.startswith(f"{facts.prefix}devstack-"):
             found.setdefault(label, Counter())
@@ -213,9 +214,23 @@ def labels(facts: Facts) -> list[dict[str, Any]]:
 def _plans(facts: Facts) -> list[tuple[Label, tuple[Wanted, list[Part]]]]:
     """Return each label whose machines count for all providers, with what launch would do for it now."""
     moment = datetime.fromtimestamp(facts.now, UTC)
-    waiting = {label: one.count for label, one in (facts.waiting or {}).items()}
-    return [(label, plan(label, moment, waiting.get(f"{facts.prefix}devstack-{label.name}", 0), standings))
-            for label, standings in facts.labels]
+    found = []
+    for label, standings, present in facts.labels:
+        node_label = f"{facts.prefix}devstack-{label.name}"
+        counts = {jenkins: told[node_label].count if told and node_label in told else 0
+                  for jenkins, told in facts.waiting.items()}
+        found.append((label, plan(label, moment, sum(counts.values()), standings,
+                                  elsewhere=elsewhere(present, counts))))
+    return found
+
+
+def _waiting(facts: Facts) -> dict[str, Waiting] | None:
+    """Return which builds wait, by label, in every Jenkins that tells; None if none does."""
+    told = [builds for builds in facts.waiting.values() if builds is not None]
+    found: dict[str, Waiting] = {}
+    for label, builds in [item for one in told for item in one.items()]:
+        found[label] = found[label].with_more(builds) if label in found else builds
+    return found if told else None
 
 
 def _label(facts: Facts, image: Image) -> str:

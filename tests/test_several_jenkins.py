@@ -12,6 +12,7 @@ from gateconfig import JenkinsConfig, NodeConfig, SecureConfig
 from pool.jenkinses import Jenkinses, Part, next_one
 from tests.pocketjenkins.client import StandIn
 from tests.support.pool import Pool, clear_jenkins, image, provider
+from tests.test_status import told
 
 LAUNCH, REAP, TAKE, DELETE = (
     "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-inprogress.py", "devstack-vm-delete.py")
@@ -98,9 +99,9 @@ def test_one_that_is_down_gets_no_machines_and_loses_none(two: Two) -> None:
     reaped = two.pool.run(REAP, "one", expect=1)
 
     assert launched.stdout == "one noble: 4 of 4 ready\n"
-    for told in (launched.stderr, reaped.stderr):
-        assert "Jenkins http://127.0.0.1:9/: list nodes: no answer" in told
-        assert "[jenkins west]" in told
+    for output in (launched.stderr, reaped.stderr):
+        assert "Jenkins http://127.0.0.1:9/: list nodes: no answer" in output
+        assert "[jenkins west]" in output
     assert two.nodes()["west"] == before["west"] == two.owned()["west"]
     assert len(two.nodes()["east"]) == 2
 
@@ -212,11 +213,14 @@ def test_a_new_one_whose_builds_wait_gets_a_machine_though_the_first_has_as_many
 def test_builds_that_wait_in_one_do_not_starve_for_machines_that_idle_in_another(two: Two) -> None:
     two.pool.load(provider(max_servers=8, images=[image(min_ready=0)]),
                   labels=[{"name": "noble", "min-ready": 0, "max-ready": 6, "demand": "queue"}])
+    wanted = []
     for name in ("east", "west"):
         waits(two.jenkins[name], 2)
+        wanted.append(told(two.pool)["labels"][0]["wanted"])
         two.pool.run(LAUNCH, "one", expect=0)
         waits(two.jenkins[name], 0)
     assert {name: len(of_it) for name, of_it in two.owned().items()} == {"east": 2, "west": 2}
+    assert wanted == [2, 4], "the status page counts as launch does"
 
 
 def test_two_sections_about_one_jenkins_are_refused(two: Two) -> None:
