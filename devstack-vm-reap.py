@@ -161,10 +161,11 @@ class Reap:
         return self.look.closely(lists, machines)
 
     def settle(self, machines: Iterable[Machine], lists: Sight) -> None:
-        """Have machines whose [jenkins NAME] was renamed belong to the Jenkins that has their nodes."""
+        """Have machines belong to the Jenkins that has their nodes, and know these nodes."""
         if self.jenkinses:
             for machine in machines:
                 self.jenkinses.settle(machine, (lists.nodes or {}).get(str(machine.jenkins_name)))
+                self.jenkinses.learn(machine, lists.node(machine))
 
     def mend_times(self) -> None:
         """Count what was written while the clock was ahead from now on."""

@@ -1048,6 +1048,12 @@ def restored_since(moment: int) -> bool:
     return bool(known_ids("machine").unknown) or moment < int(setting("moved") or 0)
 
 
+def node_of(machine: Machine) -> str | None:
+    """Return the name of the node that a machine has, or may have got before vm.db was restored; None: it has none."""
+    may_have = machine.state == BUILDING and restored_since(machine.state_time)
+    return machine.jenkins_name or (machine.name if may_have else None)
+
+
 def leave_out_ids(table: str, seen: int) -> None:
     """Make no row with an id up to one that was seen outside, which a restored vm.db may know nothing of.
 

@@ -135,8 +135,9 @@ def _run_hold(options: argparse.Namespace) -> int:
 
     key = _public_key(options.ssh_key) if options.ssh_key is not None else None
     machine = vmdatabase.machine_named(options.node)
-    config = gateconfig.load_secure_config() if machine.jenkins_name or key else None
-    nodes = _checked_nodes(config, machine) if config and machine.jenkins_name else None
+    node = vmdatabase.node_of(machine)
+    config = gateconfig.load_secure_config() if node or key else None
+    nodes = _checked_nodes(config, machine) if config and node else None
     if config and key:
         nodessh.load_key(config.node.ssh_key)
     until = vmdatabase.now() + int(options.hours * 3600) if options.hours else None
@@ -148,13 +149,13 @@ def _run_hold(options: argparse.Namespace) -> int:
                     machine.name)
     code = gateprocess.EXIT_OK
     why = f"{jenkinsnodes.HELD}{options.reason}"
-    if config and machine.jenkins_name and nodes is None:
+    if config and node and nodes is None and machine.jenkins_name:
         log.error("no Jenkins of %s has its node, which is not taken out of service; a build that starts there will "
                   "fail", config.path)
         code = gateprocess.EXIT_FAILED
     try:
-        if nodes:
-            nodes.take_out_of_service(str(machine.jenkins_name), why, missing_ok=True)
+        if node and nodes:
+            nodes.take_out_of_service(node, why, missing_ok=True)
     except GateError as err:
         log.error("%s; a build that starts there will fail, and reap will see to the node", err)
         code = gateprocess.EXIT_FAILED

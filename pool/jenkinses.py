@@ -80,6 +80,12 @@ class Jenkinses:
                                             "[jenkins %s] any more", node.jenkins, machine.jenkins)
             vmdatabase.give_to_jenkins(machine, node.jenkins)
 
+    def learn(self, machine: Machine, node: Node | None) -> None:
+        """Write down the node of a machine that is out of the pool and, as far as a restored vm.db knows, has none."""
+        if node and machine.jenkins_name is None and machine.state not in (BUILDING, READY) \
+                and self.named(node.jenkins).is_marked(node):
+            vmdatabase.set_columns(machine, jenkins_name=node.name)
+
     def owner(self, name: str) -> Nodes | None:
         """Return that which machines belong to that bear a name in vm.db, None if it is there no more."""
         config = self._config.jenkins_named(name)

@@ -613,6 +613,32 @@ def test_launch_gives_up_a_restored_row_whose_server_may_have_come_and_gone_sinc
     assert list(pool.machines().values()) == ["READY"]
 
 
+@pytest.mark.parametrize("answers", [[], [{"match": "POST /computer/", "status": 500}]],
+                         ids=["Jenkins answers", "Jenkins does not answer"])
+def test_the_node_of_a_held_machine_goes_out_of_service_though_a_restored_row_does_not_know_it(
+        pool: Pool, answers: list[dict[str, Any]]) -> None:
+    pool.load(provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    name = pool.add_machine("BUILDING", node=False)
+    pool.back_up()
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+    restore(pool)
+    pool.run("vmdatabase.py", "moved", expect=0)
+    assert pool.jenkins and pool.in_service(name)
+
+    pool.jenkins.knobs(answers=answers)
+    pool.run("vmdatabase.py", "hold", name, "--reason", "bug 1", expect=int(bool(answers)))
+    pool.jenkins.knobs(answers=[])
+    assert pool.in_service(name) == bool(answers)
+    pool.run(REAP, "one", expect=0)
+
+    assert pool.machines() == {name: "HOLD"}
+    assert not pool.in_service(name)
+    pool.run("vmdatabase.py", "unhold", name, expect=0)
+    pool.run(REAP, "one", expect=0)
+    assert list(pool.nodes()) == pool.server_names() == []
+
+
 def test_launch_uses_no_id_again_that_a_server_or_node_bears_and_reap_still_knows_it_for_unknown(pool: Pool) -> None:
     names = filled(pool, 2)
     shutil.rmtree(pool.folder / "vm.db.locks")  # where the ids are noted, too
