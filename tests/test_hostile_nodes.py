@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +160,13 @@ def launching(folder: Path, serve: Serve | None, stall_at: str) -> Iterator[tupl
 def test_a_launch_ends_with_boot_timeout_whatever_the_machines_do(
     tmp_path: Path, serve: Serve | None, stall_at: str
 ) -> None:
-    began = time.monotonic()
     with launching(tmp_path, serve, stall_at) as (pool, process):
-        out, err = process.communicate(timeout=60)
-        took = time.monotonic() - began
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 1, err
         assert list(pool.machines().values()) == ["ERROR", "ERROR"]
-    assert took < BOOT_SECONDS + SLACK_SECONDS + 5, err  # the start of the script, and its list of the servers
+    asked, *_, ended = [datetime.fromisoformat(line.split()[0]) for line in err.splitlines()
+                        if "asking for a server" in line or "console log saved" in line]
+    assert ended - asked < timedelta(seconds=BOOT_SECONDS + SLACK_SECONDS + 5), err
     assert f"not ready after {BOOT_SECONDS} s (boot-timeout); last seen: " in err
     assert int(out.splitlines()[-1]) < MEGABYTES * 1024
 
