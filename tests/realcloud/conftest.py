@@ -1,7 +1,10 @@
-"""The control plane that the tests of a run share."""
+"""The control plane that the tests of a run share; it stands still while a worker runs other tests."""
 
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +13,38 @@ from tests.realcloud.processes import family, left
 from tests.support.pool import await_that
 
 STOP_SECONDS = 90
+HERE = Path(__file__).parent
+RUNNING: list[RealCloud] = []
+
+
+def pytest_runtest_setup() -> None:
+    """Let it go on."""
+    signal_all(signal.SIGCONT)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Have it stand still: idle services look for messages many times a second."""
+    if nextitem and HERE not in nextitem.path.parents:
+        signal_all(signal.SIGSTOP)
+
+
+def signal_all(number: signal.Signals) -> None:
+    """Send a signal to all its processes, and to its machines'."""
+    for real in RUNNING:
+        for pid in family(real.process.pid):
+            with suppress(ProcessLookupError):  # it has ended
+                os.kill(pid, number)
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCloud]:
     """A running control plane; tests clear away what they make there. At its end nothing is left of it."""
     with RealCloud(tmp_path_factory.mktemp("realcloud"), "--clouds", "north", "--volumes") as running:
+        RUNNING.append(running)
         yield running
+        signal_all(signal.SIGCONT)
+        RUNNING.remove(running)
         pids = family(running.process.pid)
 
         running.process.send_signal(signal.SIGINT)
