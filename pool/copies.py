@@ -20,6 +20,7 @@ import gateprocess
 import vmdatabase
 from gateprocess import ConfigError, GateError
 from pool import script
+from pool.migrations import MIGRATIONS
 from vmdatabase import SqliteDatabase
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _to_server(source: SqliteDatabase, address: str) -> dict[str, int]:
             raise ConfigError(f"{server.database}: has a pool already; name an empty database")
         tables = _tables(source)
         with server.atomic("IMMEDIATE"):
-            server.opened(vmdatabase.MIGRATIONS, vmdatabase.statements, lambda: None)
+            server.opened(MIGRATIONS, vmdatabase.statements, lambda: None)
             counts = {}
             for table in tables:
                 server.execute_sql(f"ALTER TABLE {table.name} DISABLE TRIGGER USER")
@@ -136,9 +137,9 @@ def _to_file(server: Server, path: Path) -> dict[str, int]:
         target.execute_sql("PRAGMA journal_mode = WAL")
         with target.atomic("IMMEDIATE"):
             target.execute_sql("PRAGMA defer_foreign_keys = ON")
-            for statement in itertools.chain.from_iterable(map(vmdatabase.statements, vmdatabase.MIGRATIONS)):
+            for statement in itertools.chain.from_iterable(map(vmdatabase.statements, MIGRATIONS)):
                 target.execute_sql(statement)
-            target.execute_sql(f"PRAGMA user_version = {len(vmdatabase.MIGRATIONS)}")
+            target.execute_sql(f"PRAGMA user_version = {len(MIGRATIONS)}")
             triggers = target.execute_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
             for name, _ in triggers:
                 target.execute_sql(f"DROP TRIGGER {name}")

@@ -17,6 +17,7 @@ import gateconfig
 import gateprocess
 import vmdatabase
 from gateconfig import SecureConfig
+from pool.migrations import MIGRATIONS
 from vmdatabase import BaseImage, TestEnvironment
 
 NOTED = "what is on host "  # begins the names of such settings
@@ -46,7 +47,7 @@ def here(config: SecureConfig) -> Host:
         return hmac.new(key, content, "sha256").hexdigest()
 
     has = {"ssh key of the nodes": hmac.new(b"", key, "sha256").hexdigest(),
-           "version of the scripts": f"{gateprocess.VERSION}, schema {len(vmdatabase.MIGRATIONS)}",
+           "version of the scripts": f"{gateprocess.VERSION}, schema {len(MIGRATIONS)}",
            "DEVSTACK_GATE_PREFIX": gateconfig.name_prefix(),
            "[jenkins] of the secure configuration": code(repr([tuple(one) for one in config.jenkinses]).encode()),
            "[node] of the secure configuration": code(f"{config.node.user} {config.node.remote_fs}".encode()),

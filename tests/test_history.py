@@ -12,9 +12,9 @@ import pytest
 
 import vmdatabase
 from pool import history
+from pool.migrations import MIGRATIONS
 from tests.support.pool import Pool, image, provider
 from tests.test_vmdatabase import at_once
-from vmdatabase import MIGRATIONS
 
 BEFORE_EVENTS = MIGRATIONS[:4]
 PROJECT = Path(vmdatabase.__file__).parent

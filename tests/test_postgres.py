@@ -18,6 +18,7 @@ import pytest
 import vmdatabase
 from gateprocess import GateError
 from pool import dialect, environments, history, providersfile
+from pool.migrations import MIGRATIONS
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support import postgres
@@ -81,7 +82,7 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
     empty = server.create()
     server.sql("postgres", f"CREATE DATABASE latin OWNER {OWNER} ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
     newer = server.create()
-    with vmdatabase.opened(newer, (*vmdatabase.MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT")):
+    with vmdatabase.opened(newer, (*MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour TEXT")):
         pass
     cases = {
         f"postgresql://{OWNER}@/{database}?host=/nowhere": (
@@ -95,7 +96,7 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
                'password supplied'),
         address: (2, f"{plain}: takes no changes (it is a replica, or read-only); name the primary"),
         other: (2, f"postgresql:///{name_of(other)}: holds tables that devstack-gate did not make; name another"),
-        newer: (2, f"postgresql:///{name_of(newer)}: has schema version {len(vmdatabase.MIGRATIONS) + 1}, newer than"),
+        newer: (2, f"postgresql:///{name_of(newer)}: has schema version {len(MIGRATIONS) + 1}, newer than"),
         f"postgresql://{OWNER}:secret@/{database}?host={server.folder}": (
             2, "DEVSTACK_GATE_DB: expected an address without a password; libpq finds it in ~/.pgpass"),
         f"postgresql://{OWNER}@/{database}?host={server.folder}&password=secret": (
@@ -201,7 +202,7 @@ def test_views_are_those_that_people_know_and_a_person_s_psql_writes_history_too
 
 
 def test_a_later_schema_is_migrated_once_however_many_open_it_and_one_that_fails_leaves_all(address: str) -> None:
-    longer = (*vmdatabase.MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour INTEGER NOT NULL DEFAULT 3")
+    longer = (*MIGRATIONS, "ALTER TABLE machine ADD COLUMN colour INTEGER NOT NULL DEFAULT 3")
     with vmdatabase.opened(address):
         uuid = vmdatabase.pool_uuid()
     with pytest.raises(GateError, match="syntax error"), vmdatabase.opened(address, (*longer, "NONSENSE")):

@@ -20,8 +20,9 @@ import pytest
 import gateprocess
 import vmdatabase
 from gateprocess import ConfigError
+from pool.migrations import MIGRATIONS
 from tests.support.pool import PROJECT, Pool, image, provider
-from vmdatabase import MIGRATIONS, STATES, DatabaseError
+from vmdatabase import STATES, DatabaseError
 
 INTEGRITY_ERRORS = (sqlite3.IntegrityError, psycopg.IntegrityError)
 LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
@@ -171,6 +172,7 @@ import sys
 sys.path.insert(0, {project!r})
 import gateconfig
 import vmdatabase
+from pool.migrations import MIGRATIONS
 
 print("here", flush=True)
 sys.stdin.readline()
@@ -200,7 +202,7 @@ def at_once(script: str, *arguments: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_eight_processes_that_make_it_at_once_make_one_pool(path: Path, attempt: int) -> None:
-    script = CREATOR.format(project=str(PROJECT), migrations="vmdatabase.MIGRATIONS")
+    script = CREATOR.format(project=str(PROJECT), migrations="MIGRATIONS")
     pools = at_once(script, *([str(path)] for _ in range(8)))
     with vmdatabase.opened(path):
         assert pools == [vmdatabase.pool_uuid()] * 8, attempt
@@ -360,7 +362,7 @@ def test_what_a_dump_made_has_no_version_and_is_told_which(pool: Pool) -> None:
 
 @pytest.mark.file
 def test_many_that_migrate_at_once_migrate_once(pool: Pool) -> None:
-    script = CREATOR.format(project=str(PROJECT), migrations="(*vmdatabase.MIGRATIONS, 'CREATE TABLE extra (id)')")
+    script = CREATOR.format(project=str(PROJECT), migrations="(*MIGRATIONS, 'CREATE TABLE extra (id)')")
     assert at_once(script, *([str(pool.database)] for _ in range(6))) == [pool.uuid] * 6
     assert pool.sql("SELECT count(*) FROM extra") == [(0,)]
 

@@ -14,6 +14,7 @@ from pool import actions, decisions, demand, groups, labels, rules
 from pool.allowance import Allowance
 from pool.decisions import Rows
 from pool.groups import Group, Place
+from pool.migrations import MIGRATIONS
 from pool.rules import Need, Room, plan_launches
 from status import facts, sections
 from tests.rules.test_reap_decisions import HOUR, NOW, machine, node, server, sight
@@ -130,7 +131,7 @@ def test_the_name_of_a_subnode_leads_to_its_machine(vm_db: None) -> None:
 @pytest.mark.file
 def test_a_vm_db_of_schema_7_goes_on_with_its_machines(tmp_path: Path) -> None:
     path = tmp_path / "vm.db"
-    with vmdatabase.opened(path, vmdatabase.MIGRATIONS[:7]):
+    with vmdatabase.opened(path, MIGRATIONS[:7]):
         run = vmdatabase.database.execute_sql
         run(OLD_PROVIDER)
         run(OLD_IMAGE)
