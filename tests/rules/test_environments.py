@@ -263,7 +263,7 @@ def test_one_whose_data_cannot_be_read_is_broken_and_the_next_one_is_tried(folde
 def test_fifty_builds_that_ask_for_three_environments_at_once_get_one_each_in_turn(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environments, "POLL_SECONDS", 0.1)  # more often, one may starve on a busy machine
+    monkeypatch.setattr(environments, "POLL_SECONDS", 0.3)  # more often, one may starve on a busy machine
     load(folder, "rack-1", "rack-2", "rack-3")
     rows = [machine() for _ in range(50)]
     failed: list[Exception] = []
