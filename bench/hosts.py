@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import vmdatabase
+from bench import latency
 from bench.latency import BUILD, SECRET, start_build
 from bench.measure import BenchError, Row, pairs, run_script
 from tests.pocketcloud.client import Pocket
@@ -27,11 +28,11 @@ from tests.support.postgres import Server
 CLOUDS = {"one": "pocket-a", "two": "pocket-b"}
 MACHINES = 10_000
 AT_ONCE = 1000
-CALLS_A_RUN = 4  # of inprogress and delete, which take less than a second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the size of the pool."""
+    """Take the size of the pool, and how many calls a run is."""
+    latency.add_arguments(parser)
     parser.add_argument("--machines", type=int, default=MACHINES, metavar="N", help=f"in all ({MACHINES})")
 
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             StandIn(Path(name) / "jenkins", knobs={"connect": "instant"}) as stand_in:
         file = Pool(Path(name), pocket, stand_in, address="-")
         start_build(stand_in)
-        calls = CALLS_A_RUN * options.runs + 1
+        calls = options.pairs * options.runs + 1
         taken = _fill(file, options.machines, calls)
         address = server.create()
         file.run("vmdatabase.py", "copy", address, expect=0)

@@ -2,9 +2,9 @@
 
 The limit of each is its floor (floor_inprogress.py, floor_delete.py): a bare Python process that imports the same
 libraries, makes one such transaction in the same vm.db and the same requests to Jenkins, and nothing else. That the
-requests are the same is looked up in Jenkins' log. Must hold: within 1.3 times the floor. Each run is 4 pairs. The
-further figures say where the time goes: the interpreter, the imports of the script and of its floor without the
-interpreter, the floor's transaction, and its calls to Jenkins.
+requests are the same is looked up in Jenkins' log. Must hold: within 1.3 times the floor. Each run is several
+pairs. The further figures say where the time goes: the interpreter, the imports of the script and of its floor without
+the interpreter, the floor's transaction, and its calls to Jenkins.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ class Case:
     floor_arguments: tuple[str, ...]
 
 
-def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Take no options beyond those of all benchmarks."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take how many pairs a run is."""
+    parser.add_argument("--pairs", type=int, default=PAIRS_A_RUN, metavar="N",
+                        help=f"of inprogress and delete in each run, at least 1 ({PAIRS_A_RUN})")
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Measure inprogress, then delete with the machines that inprogress took."""
-    count = options.runs * PAIRS_A_RUN
+    count = options.runs * options.pairs
     with tempfile.TemporaryDirectory() as name, \
             StandIn(Path(name) / "jenkins", knobs={"connect": "instant"}) as stand_in:
         pool = Pool(Path(name), jenkins=stand_in)

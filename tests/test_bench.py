@@ -16,11 +16,11 @@ BENCHMARKS = {
     "steady": ["--builds", "4", "--times", "720"],
     "reap": ["--machines", "3"],
     "idle": ["--machines", "2", "5"],
-    "latency": [],
+    "latency": ["--pairs", "1"],
     "workspace": ["--megabytes", "0.2", "--commits", "20"],
     "image": [],
     "turnover": ["--hours", "0.5", "--min-ready", "4"],
-    "hosts": ["--machines", "4"],
+    "hosts": ["--machines", "4", "--pairs", "1"],
     "status": ["--days", "1", "--builds", "60", "--providers", "2"],
 }
 
