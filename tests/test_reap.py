@@ -427,6 +427,18 @@ def test_keypairs_and_floating_ips_of_ours_are_swept(pool: Pool) -> None:
     assert result.stdout == "one: deleted 1 floating IP, 1 keypair, 1 snapshot\n"
 
 
+def test_the_floating_ip_of_a_template_goes_when_its_build_could_not_release_it(pool: Pool) -> None:
+    """The delete of the server was answered with an error after it was done."""
+    loaded(pool)
+    pool.seed_snapshots()
+    pool.sql("UPDATE snapshot_image SET server_external_id = 'gone'")
+    cloud = pool.client()
+    cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
+                            description=f"devstack-gate-pool={pool.uuid} server=gone")
+    pool.run(REAP, "one", expect=0)
+    assert pool.pocket_look()["floating_ips"] == []
+
+
 def test_the_floating_ip_of_a_machine_goes_with_it(pool: Pool) -> None:
     name = loaded(pool).add_machine("DELETE")
     cloud = pool.client()
