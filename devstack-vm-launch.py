@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -435,7 +436,7 @@ class Launch:
         waiting = self.waiting_for(str(label.name))
         quotas = {} if quota is None else {self.provider.name: quota}
         return demand.plan(labels.label_of(label), datetime.now(UTC), sum(waiting.values()), standings, quotas,
-                           labels.elsewhere(labels.present_by_jenkins(str(label.name)), waiting))
+                           labels.elsewhere(partial(labels.present_by_jenkins, str(label.name)), waiting))
 
     def as_seen(self, standing: demand.Standing, present: int) -> demand.Standing:
         """Return how this provider stands now that it has answered.

@@ -1099,8 +1099,7 @@ def machines_to_bind(since: int) -> set[int]:
 def all_server_ids() -> set[str]:
     """Return the ids of all servers that a machine, or a snapshot that is to have one, of any provider has."""
     machines: Iterable[Any] = Machine.select(Machine.external_id).tuples()
-    templates: Iterable[Any] = SnapshotImage.select(SnapshotImage.server_external_id).where(
-        (SnapshotImage.state == BUILDING) | (SnapshotImage.keep_until > now())).tuples()
+    templates = [(row.server_external_id,) for row in SnapshotImage.select() if row.has_server(now())]
     return {server_id for rows in (machines, templates) for (server_id,) in rows if server_id}
 
 

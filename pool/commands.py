@@ -149,7 +149,7 @@ def _run_hold(options: argparse.Namespace) -> int:
                     machine.name)
     code = gateprocess.EXIT_OK
     why = f"{jenkinsnodes.HELD}{options.reason}"
-    if config and node and nodes is None and machine.jenkins_name:
+    if config and machine.jenkins_name and nodes is None:
         log.error("no Jenkins of %s has its node, which is not taken out of service; a build that starts there will "
                   "fail", config.path)
         code = gateprocess.EXIT_FAILED

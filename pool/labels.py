@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import vmdatabase
 from gateconfig import SecureConfig
@@ -50,14 +51,15 @@ def standing_of(image: BaseImage) -> Standing:
         failing=failing is not None and failing > now, size=1 + image.subnodes)
 
 
-def elsewhere(present: Mapping[str, int], waiting: Mapping[str, int]) -> int:
+def elsewhere(present: Callable[[], Mapping[str, int]], waiting: Mapping[str, int]) -> int:
     """Return how many machines of an image type builds that wait cannot get, since they belong to another Jenkins.
 
-    present is how many each Jenkins has ready or on their way, waiting how many builds wait in each.
+    waiting is how many builds wait in each Jenkins; present tells how many machines each has ready or on their way, and
+    is not asked where there is one Jenkins.
     """
     if len(waiting) <= 1:
         return 0
-    return sum(max(0, count - waiting.get(jenkins, 0)) for jenkins, count in present.items())
+    return sum(max(0, count - waiting.get(jenkins, 0)) for jenkins, count in present().items())
 
 
 def present_by_jenkins(name: str) -> Counter[str]:
@@ -85,7 +87,7 @@ def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix
         counts = {name: of_it.get(f"{prefix}devstack-{image.name}", 0) for name, of_it in waiting.items()}
         label = label_of(row)
         wish, parts = demand.plan(label, datetime.now(UTC), sum(counts.values()), standings,
-                                  elsewhere=elsewhere(present_by_jenkins(image.name), counts))
+                                  elsewhere=elsewhere(partial(present_by_jenkins, image.name), counts))
         room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts} \
             if demand.missing_of(wish, parts) else {}  # else each has room as it is
         found[image.id] = demand.lacking(wish, parts, label.spread, room)[provider.name]

@@ -141,6 +141,15 @@ class Facts:
     environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in their order
     subnodes: list[Machine] = field(default_factory=list)  # the servers that belong to machines
 
+    @property
+    def waiting_by_label(self) -> dict[str, Waiting] | None:
+        """Which builds wait, in every Jenkins that tells; None if none does."""
+        told = [builds for builds in self.waiting.values() if builds is not None]
+        found: dict[str, Waiting] = {}
+        for label, builds in [item for one in told for item in one.items()]:
+            found[label] = found[label].with_more(builds) if label in found else builds
+        return found if told else None
+
 
 def read(since: int, now: int) -> dict[str, Any]:
     """Return what vm.db tells, as arguments of Facts, all of one moment."""

@@ -56,7 +56,7 @@ def _families(facts: Facts, sections: Mapping[str, Any]) -> Iterator[Metric]:
         ((one.name,), one.taken) for one in facts.providers))
     yield _gauge("snapshot_age_seconds", "Age of the newest snapshot that machines boot from.", WHERE, (
         ((row["provider"], row["image"]), facts.now - row["snapshot_time"]) for row in pool if row["snapshot_time"]))
-    if any(told is not None for told in facts.waiting.values()):
+    if facts.waiting_by_label is not None:
         yield _gauge("waiting_builds", "Builds that wait in Jenkins' queue.", ("label",), (
             ((row["label"],), row["waiting"]) for row in sections["labels"]))
     environments = sections["environments"]

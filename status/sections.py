@@ -16,7 +16,7 @@ from pool.labels import elsewhere
 from pool.verdict import FAILED_RESULTS
 from status import blame
 from status.blame import FalseNegative
-from status.facts import PASSED, Build, Event, Facts, Image, Machine, Waiting
+from status.facts import PASSED, Build, Event, Facts, Image, Machine
 from vmdatabase import DEATHS_IN_A_ROW, STUCK_SECONDS
 
 HOUR = 3600  # seconds
@@ -195,10 +195,10 @@ def labels(facts: Facts) -> list[dict[str, Any]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for image in facts.images:
         found[_label(facts, image)].update({"wanted": image.min_ready * image.active, **image.states})
-    plans = {f"{facts.prefix}devstack-{label.name}": plan for label, plan in _plans(facts)}
+    plans = {_label(facts, label): plan for label, plan in _plans(facts)}
     for name, (wish, _) in plans.items():
         found[name]["wanted"] = wish.count
-    waiting = _waiting(facts)
+    waiting = facts.waiting_by_label
     for label in waiting or {}:
         if label.startswith(f"{facts.prefix}devstack-"):
             found.setdefault(label, Counter())
@@ -216,24 +216,15 @@ def _plans(facts: Facts) -> list[tuple[Label, tuple[Wanted, list[Part]]]]:
     moment = datetime.fromtimestamp(facts.now, UTC)
     found = []
     for label, standings, present in facts.labels:
-        node_label = f"{facts.prefix}devstack-{label.name}"
+        node_label = _label(facts, label)
         counts = {jenkins: told[node_label].count if told and node_label in told else 0
                   for jenkins, told in facts.waiting.items()}
         found.append((label, plan(label, moment, sum(counts.values()), standings,
-                                  elsewhere=elsewhere(present, counts))))
+                                  elsewhere=elsewhere(present.copy, counts))))
     return found
 
 
-def _waiting(facts: Facts) -> dict[str, Waiting] | None:
-    """Return which builds wait, by label, in every Jenkins that tells; None if none does."""
-    told = [builds for builds in facts.waiting.values() if builds is not None]
-    found: dict[str, Waiting] = {}
-    for label, builds in [item for one in told for item in one.items()]:
-        found[label] = found[label].with_more(builds) if label in found else builds
-    return found if told else None
-
-
-def _label(facts: Facts, image: Image) -> str:
+def _label(facts: Facts, image: Image | Label) -> str:
     return f"{facts.prefix}devstack-{image.name}"
 
 
