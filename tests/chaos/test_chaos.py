@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +43,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         site = open_site(stack, folder, PROVIDERS.values())
         starter = stack.enter_context(Starter(events))
         yield stack.enter_context(World(folder / "one", *site, starter, events, PROVIDERS, own_disk=False))
+
+
+def test_what_came_after_a_restore_did_so_too_when_all_is_older(world: World) -> None:
+    world.say_moved()
+    world.pool.sql("UPDATE machine SET state_time = ? WHERE id = 1", int(time.time()) + 1)
+
+    world.age(1200)
+
+    ((came, moved),) = world.pool.sql("SELECT state_time, CAST(value AS BIGINT) FROM machine, setting "
+                                      "WHERE machine.id = 1 AND setting.name = 'moved'")
+    assert came > moved
 
 
 def test_the_audit_finds_nothing_in_a_world_at_peace_and_every_damage_in_another(world: World) -> None:

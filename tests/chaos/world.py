@@ -410,6 +410,8 @@ class World:
         self.pool.sql("UPDATE machine SET create_time = create_time - ?", seconds)
         for column in ("online_time", "absent_time"):
             self.pool.sql(f"UPDATE machine SET {column} = {column} - ?", seconds)
+        self.pool.sql("UPDATE setting SET value = CAST(CAST(value AS BIGINT) - ? AS TEXT) "
+                      "WHERE name IN ('made', 'moved')", seconds)
 
     # --- backups and restores ---
 
