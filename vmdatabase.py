@@ -110,7 +110,8 @@ MACHINE_MOVES = (
                                 "the providers file says, or --all-servers was given"),
     Move(USED, DELETE, "delete, reap, inprogress, environments",
          "its build ended well; a failed one after 24 hours, or earlier if the provider is full, or if a build waits "
-         "for its test environment; it is nobody's; a login could not be removed; it got no test environment in time"),
+         "for its test environment; it is nobody's; a login could not be removed; it got no test environment in time; "
+         "of a subnode: its server is gone"),
     Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
     Move(BUILDING, DELETE, "reap", "--all-servers was given; of a subnode: its machine is gone"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),

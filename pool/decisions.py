@@ -166,9 +166,9 @@ def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], al
                              rows.moved, unclaimed.get(machine.id, ""))
               or judge_group(machine, rows, sight) for machine in rows.leads]
     found = [completed(move, sight) for move in judged if move]
-    strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
-              and (why := groups.strayed(member, rows.by_id.get(member.lead_id)))]
     going = {move.machine.id for move in found}
+    strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
+              and (why := stray(member, rows, sight, going))]
     staying = [machine for machine in rows.leads if machine.id not in going]
     if not all_servers:
         return found + strays + moves_for_room(rows, staying, sight, now)
@@ -203,6 +203,18 @@ def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
                                              f"{nova.POOL_KEY} any more")
     why = groups.wrong_size(lead, len(members), rows.images[lead.base_image_id].subnodes)
     return MoveMachine(lead, DELETE, why) if why else None
+
+
+def stray(member: Machine, rows: Rows, sight: Sight, going: AbstractSet[int]) -> str:
+    """Return why a subnode goes without its lead, empty if it does not; going are the leads that are moved.
+
+    What is left of a machine whose build is over is kept for a look, as it would be with all of its servers.
+    """
+    lead = rows.by_id.get(member.lead_id or 0)
+    if why := groups.strayed(member, lead):
+        return why
+    kept = lead and lead.state == member.state == USED and lead.id not in going and not sight.builds(lead)
+    return "the server is gone" if kept and member.external_id in sight.gone else ""
 
 
 def completed(move: MoveMachine, sight: Sight) -> MoveMachine:

@@ -248,6 +248,23 @@ def test_a_group_that_has_lost_a_server_or_is_of_another_size_than_wanted_is_rep
     assert list(pool.machines().values()) == ["READY"] * 2
 
 
+def test_what_is_left_of_a_used_group_is_kept_for_a_look(pool: Pool) -> None:
+    group_of(pool)
+    pool.run(LAUNCH, "one", expect=0)
+    pool.run(INPROGRESS, "--image", "noble", expect=0)
+    pool.pocket_server(GROUP[2], vanish=True)
+    pool.sql("UPDATE machine SET state_time = state_time - 60")
+
+    result = pool.run(REAP, "one", expect=0)
+
+    assert f"node={GROUP[2]} USED -> DELETE: the server is gone" in result.stderr
+    assert pool.machines() == dict.fromkeys(GROUP[:2], "USED")
+    assert pool.run("vmdatabase.py", "hold", LEAD, "--reason", "look", expect=0).stdout.count("jenkins@") == 2
+    pool.run("vmdatabase.py", "unhold", LEAD, expect=0)
+    pool.run(REAP, "one", expect=0)
+    assert (pool.machines(), pool.server_names()) == ({}, [])
+
+
 def test_a_restored_vm_db_gets_back_the_group_that_a_build_has(pool: Pool) -> None:
     group_of(pool)
     pool.back_up()

@@ -160,7 +160,7 @@ def broken_servers(world: World, rng: random.Random) -> str:
             {"status": "ERROR", "fault": "died"}, {"status": "SHUTOFF"}, {"vanish": True}, {"ssh": "refused"},
             {"ssh": "silent"}, {"ssh": "reset"}, {"ssh": "stranger"}])
         if change.get("vanish"):
-            world.vanished.add(server["id"])
+            world.vanished[server["id"]] = server["metadata"].get("devstack-gate-lead", "")
         world.pocket.server(cloud, server["id"], **change)
         done.append(f"{server['name']} {server['id']} {change}")
     return f"{cloud}: {', '.join(done)}"

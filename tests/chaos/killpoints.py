@@ -185,7 +185,7 @@ def a_group_of_which_a_server_died(world: World) -> list[str]:
     (lead,) = a_group(world)
     ((server,),) = world.pool.sql("SELECT external_id FROM machine WHERE lead_id = (SELECT id FROM machine WHERE "
                                   "name = ?) LIMIT 1", lead)
-    world.vanished.add(server)
+    world.vanished[server] = lead.rpartition("-")[2]
     world.pocket.server(cloud, server, vanish=True)
     return [name]
 

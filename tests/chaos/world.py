@@ -94,7 +94,8 @@ class World:
         self.given: dict[str, str] = {}  # node: the test environment that it was given, while it is in use
         self.served: set[str] = set()  # nodes that were given one, each once
         self.held: dict[str, str | None] = {}  # node: server id, if it had one when it was held
-        self.vanished: set[str] = set()  # ids of servers that a fault took away
+        # ids of servers that a fault took away, with the row ids of their leads, empty if they were no subnodes
+        self.vanished: dict[str, str] = {}
         self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
         self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
         self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs

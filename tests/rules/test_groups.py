@@ -308,6 +308,9 @@ IDLE, BUSY = {"node": node()}, {"node": node(idle=False)}
     (READY, sight(*SERVERS, nodes=IDLE), 2, []),
     (USED, sight(*SERVERS, nodes=BUSY), 2, []),
     (USED, sight(*SERVERS[:2], gone=("s3",), nodes=BUSY), 2, []),  # its build finds out
+    (USED, sight(*SERVERS[:2], gone=("s3",), nodes=IDLE), 2, [(3, DELETE, "the server is gone")]),
+    (USED, sight(SERVERS[1], gone=("s1", "s3"), nodes=IDLE), 2, [(1, DELETE, "the server is gone")]),
+    (HOLD, sight(*SERVERS[:2], gone=("s3",), nodes=IDLE), 2, []),
     (READY, sight(*SERVERS[:2], gone=("s3",), nodes=IDLE), 2, [(1, ERROR, "its subnode s3: the server is gone")]),
     (READY, sight(*SERVERS[:2], server("s3", "SHUTOFF"), nodes=IDLE), 2,
      [(1, ERROR, "its subnode s3: the server is SHUTOFF")]),
