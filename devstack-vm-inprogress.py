@@ -81,11 +81,15 @@ def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
 
     If it cannot, the node must not serve another build either: each would come here and fail.
     """
+    looked = False
     if nodes:
         try:
             nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
             refuse_ended_build(nodes, os.environ)
-            refuse_used_node(nodes.look(str(machine.name)), machine)
+            node = nodes.look(str(machine.name))
+            looked = True
+            if vmdatabase.state_of(machine) == READY:
+                refuse_used_node(node, machine)
         except jenkinsnodes.JenkinsError:
             nodes.hurry()
     refuse_stranger(machine, nodes, os.environ)
@@ -98,6 +102,8 @@ def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
             keep_busy(machine, nodes, err)
         raise
     try:
+        if nodes and not looked:
+            refuse_used_node(nodes.look(str(machine.name)), machine)
         take_out_of_service(machine, nodes)
     except GateError as err:
         keep_busy(machine, nodes, err)
@@ -161,11 +167,11 @@ def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ:
 
 
 def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
-    """Raise GateError if the node of a READY machine has been taken out of service before: vm.db is older than that.
+    """Raise GateError if the node of a machine that was READY is out of service: vm.db is older than its use.
 
     No build comes to such a node any more: who asks for it began before, or is a person.
     """
-    if node and jenkinsnodes.USED_LABEL in node.labels and vmdatabase.state_of(machine) == READY:
+    if node and jenkinsnodes.USED_LABEL in node.labels:
         raise GateError(f"{machine.name}: vm.db says READY, but its node is out of service already "
                         f"({node.reason or 'without its label'}); this build must not run on it")
 

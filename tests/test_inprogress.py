@@ -342,6 +342,21 @@ def test_a_build_for_which_jenkins_refuses_everything_keeps_its_node_busy_until_
     assert "needs the right hudson.model.Computer.Disconnect; this build holds the node for 5 min" in error
 
 
+@pytest.mark.parametrize("silent", [[], ["GET /api/json"], ["GET /computer/.*"]], ids=["", "login", "node"])
+def test_no_build_gets_a_machine_whose_node_was_used_before_vm_db_was_restored(
+        busy: Pool, machine: Take, silent: list[str]) -> None:
+    name = machine()
+    assert busy.jenkins
+    busy.run(INPROGRESS, name, expect=0)
+    busy.sql("UPDATE machine SET state = 'READY' WHERE name = ?", name)
+    busy.jenkins.knobs(answers=[{"match": match, "status": 503, "times": 1} for match in silent])
+
+    result = busy.run(INPROGRESS, name, expect=1)
+
+    assert f"{name}: vm.db says READY, but its node is out of service already (in use by " in result.stderr
+    assert out_of_service(busy, name)
+
+
 def test_a_mark_whose_answer_was_lost_stays(busy: Pool, machine: Take) -> None:
     name = machine()
     assert busy.jenkins
