@@ -67,6 +67,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite",
                         help="where the pool is; on postgresql the scripts run on two hosts, a restore is a failover")
     parser.add_argument("--script", action="append", help="with --points: of this scenario only")
+    parser.add_argument("--first", type=int, default=1, metavar="N", help="with --points: begin with this one")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"), help="with --points")
     parser.add_argument("--folder", type=Path, help="for the event log and all files; default: a new one in /tmp")
     return parser.parse_args(argv)

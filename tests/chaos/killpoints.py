@@ -50,7 +50,7 @@ def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namesp
     signal_number = signal.Signals[f"SIG{options.signal}"]
     violations = 0
     for name in options.script or SCENARIOS:
-        tried, found = Scenario(name, worlds, signal_number).run()
+        tried, found = Scenario(name, worlds, signal_number, options.first).run()
         kinds = ", ".join(f"{count} {what}" for what, count in sorted(tried.items()))
         print(f"{name}: {tried.total()} runs with SIG{options.signal} ({kinds}); {found} violations", flush=True)
         violations += found
@@ -60,12 +60,12 @@ def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namesp
 class Scenario:
     """One script in one situation, at all its points."""
 
-    def __init__(self, name: str, worlds: list[World], signal_number: int) -> None:
+    def __init__(self, name: str, worlds: list[World], signal_number: int, first: int) -> None:
         self.name = name
         self.worlds = worlds
         self.signal_number = signal_number
         self.script, self.prepare = SCENARIOS[name]
-        self.numbers = itertools.count(1)
+        self.numbers = itertools.count(first)
         self.over = threading.Event()
         self.tried: Counter[str] = Counter()  # kinds of points
         self.found = 0
@@ -213,7 +213,7 @@ def a_machine_to_hold(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
 
 def a_machine_whose_environment_is_another_s(world: World) -> list[str]:
     """There is one environment only, which a machine has that is kept for a look."""
-    world.pool.sql("UPDATE test_environment SET images = '[]' WHERE name != ?", ENVIRONMENTS[0])
+    world.pool.sql("UPDATE test_environment SET images = ? WHERE name != ?", f'["{ON_VOLUME}"]', ENVIRONMENTS[0])
     node = a_used_machine(world)[0]
     world.expect_all([world.wait(world.start(DELETE, node, "--result", "FAILURE"))])
     world.pool.sql("UPDATE result SET jenkins_job_name = 'gate' WHERE node_name = ?", node)
