@@ -48,10 +48,25 @@ install_locked() {
     "$PROJECT/.venv/bin/pip" install -q --disable-pip-version-check --require-hashes "$@" -r "$PROJECT/$requirements"
 }
 
+# Print the Python that .venv is made of: the distribution's, if it is new enough. It is the one that a Jenkins host has, and
+# takes a sixth less time than one that was compiled without optimization.
+find_python() {
+    local python
+    for python in /usr/bin/python3 python3; do
+        if "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    printf '%s: needs Python 3.11 or later\n' "$0" >&2
+    return 2
+}
+
 # Make .venv from a requirements file, or bring it up to date when one of the requirements files has changed.
 make_venv() {
-    local requirements=$1 stamp=$PROJECT/.venv/made-from wanted
-    wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt requirements/build.txt; printf '%s\n' "$requirements")
+    local requirements=$1 stamp=$PROJECT/.venv/made-from python wanted
+    python=$(find_python) || return
+    wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt requirements/build.txt; printf '%s\n' "$python" "$requirements")
     if [[ -x $PYTHON && -e $stamp ]]; then
         # What the tests need contains what the demo needs.
         case $(< "$stamp") in
@@ -59,7 +74,7 @@ make_venv() {
         esac
     fi
     printf 'installing Python packages of %s into .venv\n' "$requirements"
-    python3 -m venv "$PROJECT/.venv" || return
+    "$python" -m venv --clear "$PROJECT/.venv" || return
     { install_locked requirements/build.txt && install_locked "$requirements" --no-build-isolation; } 2> "$PROJECT/.prepare.log" || {
         tail -n 20 -- "$PROJECT/.prepare.log" >&2
         printf '%s: pip failed\n' "$0" >&2
