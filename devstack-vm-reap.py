@@ -266,12 +266,15 @@ class Reap:
                 else self.unless_taken(action) for action in found]
 
     def unless_taken(self, action: actions.Delete) -> Action:
-        """Leave a floating IP that leads to a server from which somebody took our marks; each of these is asked for."""
+        """Leave a floating IP that leads to a server which is there though no list has it; each is asked for."""
         ip = action.thing
         if not (ip.server_id and self.look.shows(ip.server_id)):
             return action
-        return actions.Leave(f"floating IP {ip.address} leads to server {ip.server_id}, which does not carry our "
-                             f"{nova.POOL_KEY} any more, so it is left; clear its description or delete it")
+        told = f"floating IP {ip.address} leads to server {ip.server_id}, "
+        if self.look.answer(partial(self.look.has_own, ip.server_id)) is not False:
+            return actions.Leave(f"{told}which the cloud's list leaves out, so it is left")
+        return actions.Leave(f"{told}which does not carry our {nova.POOL_KEY} any more, so it is left; clear its "
+                             "description or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
         """Find the volumes that block storage has in use for servers that are gone; each of these is asked for."""

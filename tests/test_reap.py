@@ -787,6 +787,19 @@ def test_what_a_person_renamed_is_neither_deleted_nor_forgotten(pool: Pool, stat
     assert "its server was renamed to annas-machine" in result.stderr
 
 
+def test_the_floating_ip_of_a_server_that_the_list_leaves_out_stays_with_it(pool: Pool) -> None:
+    loaded(pool).knobs(list_stale_seconds=600)
+    server = pool.boot("devstack-noble-7.template.openstack.org", pool.marks(snapshot=7))
+    network = pool.client().network
+    address = network.create_ip(floating_network_id=network.find_network("public").id,
+                                description=f"devstack-gate-pool={pool.uuid} server={server}")
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert f"{address.floating_ip_address} leads to server {server}, which the cloud's list leaves out" in result.stderr
+    assert [ip.id for ip in network.ips()] == [address.id]
+
+
 def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> None:
     names = [loaded(pool).add_machine(state) for state in ("READY", "DELETE", "HOLD")]
     ids = [pool.column(name, "external_id") for name in names]
