@@ -132,8 +132,8 @@ def a_launch_was_killed(world: World) -> list[str]:
 def much_to_reap(world: World) -> list[str]:
     """One of everything that a reap deletes."""
     pool, ((name, cloud),) = world.pool, world.providers.items()
-    pool.sql("DELETE FROM machine WHERE id IN (SELECT id FROM machine WHERE state = 'READY' AND lead_id IS NULL "
-             "LIMIT 1)")  # leaks it
+    pool.sql("DELETE FROM machine WHERE id IN (SELECT machine.id FROM machine JOIN base_image ON base_image.id = "
+             "base_image_id WHERE machine.state = 'READY' AND subnodes = 0 LIMIT 1)")  # leaks it
     for state in ("DELETE", "ERROR", "USED"):
         pool.add_machine(state, provider=name, cloud=cloud, age=DAY + 60)
     pool.add_machine("DELETE", provider=name, cloud=cloud, server=False, node=False)
