@@ -39,7 +39,7 @@ from tests.support.hostilehttp import (
 from tests.support.pool import PROJECT, Pool, image, provider
 from tests.test_memory import MEASURE, MEGABYTES
 
-SLACK_SECONDS = 10
+SLACK_SECONDS = 25  # of a machine that is busy with other things
 CALL_SECONDS = 1
 
 
@@ -243,7 +243,7 @@ def test_a_cloud_ends_no_script_s_patience_or_memory(tmp_path: Path, script: str
         pool.load(provider())
         code, err, took, megabytes = measured(pool, f"devstack-vm-{script}.py", "one")
     assert code == 1, err
-    assert took < 2 + SLACK_SECONDS + 5, err  # the start of Python, twice
+    assert took < 2 + SLACK_SECONDS, err
     assert megabytes < MEGABYTES, err
     assert (len(err.strip().splitlines()[-1:]), "PW-CANARY" in err, "Traceback" in err) == (1, False, False), err
 
@@ -260,7 +260,7 @@ def test_a_jenkins_that_drips_holds_no_script(pool: Pool, words: tuple[str, ...]
         code, err, took, _ = measured(pool, *words, subject, **{
             "jenkinsnodes.CALL_SECONDS": 3, "jenkinsnodes.QUICK_SECONDS": 1})
     assert (code, "no whole answer within" in err) == (1, True), err
-    assert took < 3 + SLACK_SECONDS + 5, err
+    assert took < 3 + SLACK_SECONDS, err
 
 
 # --- take-node.py ---

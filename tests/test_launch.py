@@ -61,7 +61,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Slow]]:
         **{what: {"answers": [{"match": "POST /servers", "kind": "after", "times": 1, **answer}]}
            for what, answer in LOST_ANSWERS.items()},
         **{what: {"boot_failure": what, "boot_failure_rate": 1} for what in SLOW_BOOTS},
-        **{what: {"rate_limit": 3, "rate_limit_status": status} for what, status in RATE_LIMITS.items()},
+        **{what: {"rate_limit": 2, "rate_limit_status": status} for what, status in RATE_LIMITS.items()},
         **TOLERATED,
         NOT_MADE: {"answers": [{"match": "POST /servers", "status": 500, "times": 1}]},
         JENKINS_REFUSES: {},

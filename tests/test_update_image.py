@@ -291,7 +291,7 @@ def test_a_second_build_of_a_provider_steps_aside(quick: Pool) -> None:
 
     quick.knobs("pocket-b", snapshot_seconds=0)
     assert " is at work on this provider; leaving it to that one" in second.stderr
-    assert first.communicate(timeout=60)[1].count("BUILDING -> READY") == 1
+    assert first.communicate(timeout=180)[1].count("BUILDING -> READY") == 1
     assert quick.sql("SELECT state FROM snapshot_image") == [("READY",)]
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import gzip
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+TLS_HANDSHAKE = b"\x16"
 Serve = Callable[[socket.socket, threading.Event], object]
 
 
@@ -94,6 +96,23 @@ ENDLESS = (flood, flood_a_header, send_a_bomb, flood_values)
 SENSELESS = (nest, date_from_nowhere, lead_in_circles, lead_nowhere)
 
 
+def next_request(connection: socket.socket) -> bytes:
+    """Return a request with its body, which may come later; empty at the end of the connection."""
+    request = b""
+    while not is_whole(request) and (part := connection.recv(65536)):
+        request += part
+    return request
+
+
+def is_whole(request: bytes) -> bool:
+    """Whether all of a request has come; a client that begins with TLS gets its answer at once."""
+    if request.startswith(TLS_HANDSHAKE):
+        return True
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\ncontent-length: *([0-9]+)", head)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
+
+
 @contextlib.contextmanager
 def hostile_http(serve: Serve, asked: list[bytes] | None = None) -> Iterator[tuple[str, list[bytes]]]:
     """Serve each request so; yields the server's URL and the requests that have come, in the list if one is given."""
@@ -103,7 +122,7 @@ def hostile_http(serve: Serve, asked: list[bytes] | None = None) -> Iterator[tup
 
     def one(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while request := connection.recv(65536):
+            while request := next_request(connection):
                 seen.append(request)
                 serve(connection, stopped)
 
