@@ -154,8 +154,7 @@ def in_service(node: Row) -> bool:
 
 def of_holds(world: World) -> Iterator[Violation]:
     """What a person holds stays as it is."""
-    there = {one["id"] for cloud in world.providers.values() for one in world.pocket.look(cloud)["servers"]
-             if one["task_state"] != "deleting"}
+    there = world.servers_there()
     states = world.pool.machines()
     for node, server_id in world.held.items():
         goes = node in world.outlived and server_id in world.vanished  # a vm.db that is not the newest may be wrong

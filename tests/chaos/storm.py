@@ -222,13 +222,17 @@ class Storm:
         return [run]
 
     def person_holds(self) -> list[Run]:
-        """A person holds a machine, in whatever state; from then on it is to stay so."""
+        """A person holds a machine, in whatever state; from then on it is to stay so.
+
+        A restored vm.db may have the row of one whose server is gone: there is nothing to hold, cloud or not.
+        """
         node = self.a_machine("READY", "USED", "BUILDING")
         if not node or len(self.world.held) >= HELD:
             return []
         key = ["--ssh-key", f"{self.world.pool.key}.pub"] if self.rng.random() < 0.5 else []
+        is_there = self.world.pool.column(node, "external_id") in {None, *self.world.servers_there()}
         run = self.world.wait(self.world.start(VMDATABASE, "hold", node, "--reason", "chaos", *key))
-        if run.status == 0:
+        if run.status == 0 and is_there:
             self.world.held[node] = self.world.pool.column(node, "external_id")
         return [run]
 

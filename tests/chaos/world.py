@@ -443,12 +443,16 @@ class World:
                  if node["temporarilyOffline"] and node["offlineCauseReason"].startswith("held: ")}
         for name in [name for name in self.held if kept.get(name) != "HOLD" and name not in held]:
             del self.held[name]  # a fault kept clouds and Jenkins from being told
-        there = {one["id"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
-                 if one["task_state"] != "deleting"}
+        there = self.servers_there()
         for name in [name for name, state in kept.items() if state == "HOLD" and name in leads]:
             if self.pool.column(name, "external_id") in there:
                 self.held.setdefault(name, self.pool.column(name, "external_id"))
         self.outlived = set(self.held)
+
+    def servers_there(self) -> set[str]:
+        """The ids of all servers that are not on their way out."""
+        return {one["id"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
+                if one["task_state"] != "deleting"}
 
     def _put_in_place(self) -> None:
         copy = self.pool.database.with_name("restored.db")
