@@ -45,6 +45,34 @@ def test_the_versions_are_those_that_were_asked_for_and_the_same_in_all_files(na
     assert pins(asked).items() <= pins(locked(name)).items() <= everywhere.items()
 
 
+# Refuses what no package of the first argument brings, and imports the modules of the others.
+ONLY_THESE = """
+import importlib.metadata, importlib, re, sys
+there = set(sys.argv[1].split(","))
+missing = {module for module, brought_by in importlib.metadata.packages_distributions().items()
+           if not there & {re.sub("[._-]+", "-", name).lower() for name in brought_by}}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+for module in sys.argv[2:]:
+    importlib.import_module(module)
+"""
+
+
+def test_the_demo_does_with_the_packages_that_it_installs() -> None:
+    there = ",".join([*pins(locked("jobs")), *pins(locked("requirements-status"))])
+    modules = ["tests.demo", "tests.pocketcloud.__main__", "tests.pocketjenkins.__main__", "tests.support.starter"]
+
+    done = subprocess.run([sys.executable, "-c", ONLY_THESE, there, *modules], cwd=PROJECT, capture_output=True,
+                          text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
     """pip itself, with the options of make_venv, and a package that lies on this machine."""
     package = tmp_path / "package"

@@ -3,8 +3,10 @@
     python -m tests.support.postgres FOLDER PID    serve from a new folder until the process of that number has ended
 
 The server runs as the account postgres, which Debian's package makes, since it refuses to run as root. Nothing is
-synced: what a power cut would lose, no test asks for.
+synced: what a power cut would lose, no test asks for. psycopg is imported where it is used: the demo does without.
 """
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -21,9 +23,10 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import psycopg
+if TYPE_CHECKING:
+    import psycopg
 
 START_SECONDS = 60
 ACCOUNT = "postgres"
@@ -78,6 +81,8 @@ class Server:
 
     def answers(self) -> bool:
         """Whether it takes connections."""
+        import psycopg
+
         with contextlib.suppress(psycopg.OperationalError), self.connect("postgres"):
             return True
         return False
@@ -111,6 +116,8 @@ class Server:
 
     def connect(self, database: str, user: str = ACCOUNT) -> psycopg.Connection[Any]:
         """A connection to a database, as the superuser."""
+        import psycopg
+
         return psycopg.connect(host=str(self.folder), dbname=database, user=user, autocommit=True)
 
     def sql(self, database: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -129,7 +136,7 @@ class Server:
         self.sql("postgres", f"CREATE DATABASE {name} OWNER {OWNER}")
         return self.address(name)
 
-    def standby(self, folder: Path) -> "Server":
+    def standby(self, folder: Path) -> Server:
         """Make a replica of it, which follows it once it runs."""
         folder.mkdir(parents=True)
         shutil.chown(folder, ACCOUNT, ACCOUNT)
@@ -206,6 +213,8 @@ def statement_of(sql: str) -> str:
 
 def query(address: str, statement: str, *values: Any, patience: float = 0) -> list[tuple[Any, ...]]:
     """Run one statement of a test on a database, as a person would: again, for so long, if the server goes away."""
+    import psycopg
+
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -226,6 +235,8 @@ def dump(address: str) -> bytes:
 
 def restore(address: str, backup: bytes) -> None:
     """Have a database as it was; whoever is connected is thrown out."""
+    import psycopg
+
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                            "AND pid != pg_backend_pid()")
@@ -238,6 +249,8 @@ def restore(address: str, backup: bytes) -> None:
 @contextlib.contextmanager
 def writing(address: str, *statements: str) -> Iterator[Callable[[], None]]:
     """Have somebody write, in a transaction that ends with this, or when what this yields is called."""
+    import psycopg
+
     with psycopg.connect(address) as connection:
         for statement in statements:
             connection.execute(statement_of(statement))
