@@ -88,8 +88,7 @@ def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
             refuse_ended_build(nodes, os.environ)
             node = nodes.look(str(machine.name))
             looked = True
-            if vmdatabase.state_of(machine) == READY:
-                refuse_used_node(node, machine)
+            refuse_used_node(node, machine)
         except jenkinsnodes.JenkinsError:
             nodes.hurry()
     refuse_stranger(machine, nodes, os.environ)
@@ -103,7 +102,7 @@ def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
         raise
     try:
         if nodes and not looked:
-            refuse_used_node(nodes.look(str(machine.name)), machine)
+            refuse_used_node(nodes.look(str(machine.name)), machine, taken=True)
         take_out_of_service(machine, nodes)
     except GateError as err:
         keep_busy(machine, nodes, err)
@@ -166,12 +165,13 @@ def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ:
     raise GateError(f"{machine.name}: {build}, and its secret was not given; nothing was changed")
 
 
-def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine) -> None:
-    """Raise GateError if the node of a machine that was READY is out of service: vm.db is older than its use.
+def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine, taken: bool = False) -> None:
+    """Raise GateError if the node of a machine that is READY, or was when we took it, is out of service.
 
-    No build comes to such a node any more: who asks for it began before, or is a person.
+    vm.db is older than its use then. No build comes to such a node any more: who asks for it began before, or is a
+    person.
     """
-    if node and jenkinsnodes.USED_LABEL in node.labels:
+    if node and jenkinsnodes.USED_LABEL in node.labels and (taken or vmdatabase.state_of(machine) == READY):
         raise GateError(f"{machine.name}: vm.db says READY, but its node is out of service already "
                         f"({node.reason or 'without its label'}); this build must not run on it")
 
