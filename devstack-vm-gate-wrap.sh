@@ -244,7 +244,7 @@ run_local() {
 
 lack_rights() {
     begin_phase setup-host
-    die 1 "expected sudo without a password for $(id -un || true): the machine is made ready as root"
+    die 1 "expected passwordless sudo for $(id -un || true): preparing the machine needs root"
 }
 
 print_node() {

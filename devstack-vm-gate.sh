@@ -324,7 +324,7 @@ revoke_sudo() {
     fi
     if [[ -e $SUDOERS ]] || sudo -n true 2> /dev/null; then
         sudo -n rm -f -- "$SUDOERS"
-        if sudo -n true 2> /dev/null; then log 'the tests run with sudo: something else than the gate allows it'; fi
+        if sudo -n true 2> /dev/null; then log 'the tests run with sudo: something other than the gate allows it'; fi
     fi
 }
 

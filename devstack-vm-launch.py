@@ -175,7 +175,7 @@ class Launch:
             return None
         seen = self.jenkinses.look()
         for name in seen.silent.keys() - self.silent.keys():
-            self.log.error("%s; the machines of [jenkins %s] are left alone, and it gets no others", seen.silent[name],
+            self.log.error("%s; [jenkins %s] keeps its machines and gets no new ones in this run", seen.silent[name],
                            name)
         self.silent = seen.silent
         return seen.nodes
@@ -575,7 +575,8 @@ class Launch:
         self.full.add((image_id, zone))
         left = self.zones_left(image_id)
         if left:
-            self.log_of(boot.machine).warning("goes on in zone %s, for in %s: %s", " and ".join(left), zone, why)
+            self.log_of(boot.machine).warning("continuing in zone %s, since zone %s refused: %s",
+                                              " and ".join(left), zone, why)
         else:
             self.ask_no_more(image_id, why)
         return bool(left)

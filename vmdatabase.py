@@ -106,13 +106,13 @@ MACHINE_MOVES = (
                                                   "that of builds which inprogress, or a restored vm.db, missed"),
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
                                        "died"),
-    Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, has not as many subnodes as "
-                                "the providers file says, or --all-servers was given"),
+    Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, its number of subnodes is "
+                                "not that of the providers file, or --all-servers was given"),
     Move(USED, DELETE, "delete, reap, inprogress, environments",
          "its build ended well; a failed one after 24 hours, or earlier if the provider is full, or if a build waits "
          "for its test environment; it is nobody's; a login could not be removed; it got no test environment in time; "
          "of a subnode: its server is gone"),
-    Move(BUILDING, USED, "reap", "its node builds: vm.db was restored from before that"),
+    Move(BUILDING, USED, "reap", "a build runs on its node: vm.db was restored from before that"),
     Move(BUILDING, DELETE, "reap", "--all-servers was given; of a subnode: its machine is gone"),
     Move(BUILDING, HOLD, "hold, reap", "a person keeps it; reap: server or node say so, which a restored vm.db forgot"),
     Move(READY, HOLD, "hold, reap", "the same"),
@@ -145,7 +145,7 @@ ENVIRONMENT_MOVES = (
     Move(RESETTING, FREE, "delete, reap, inprogress, environments", "its reset has succeeded, or it has none any more"),
     Move(RESETTING, BROKEN, "delete, reap, inprogress, environments", "its reset failed, or took too long"),
     Move(RESETTING, LOCKED, "reap", "a machine has it, which a restored vm.db forgot"),
-    Move(FREE, RESETTING, "reap", "who had it last, a restored vm.db does not know"),
+    Move(FREE, RESETTING, "reap", "a restored vm.db does not know who had it last"),
     Move(BROKEN, RESETTING, "environments", "a person releases it"),
     Move(FREE, None, "load", "it left the providers file"),
     Move(BROKEN, None, "load", "it left the providers file"),

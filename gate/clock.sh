@@ -68,9 +68,9 @@ start_watcher() {
         trap - EXIT
         set -- "$(< "$RUN/said")"
         rm -rf -- "$RUN"
-        die 1 "$1: expected none, each run changes all of it"
+        die 1 "$1: only one run at a time may use a machine"
     elif (( rc )); then
-        die 1 "the time limit cannot be watched: gate/processes.py does not run, which takes python3: $(tail -n 1 -- "$RUN/said" || true)"
+        die 1 "the time limit cannot be enforced: gate/processes.py, which needs python3, does not run: $(tail -n 1 -- "$RUN/said" || true)"
     fi
 }
 

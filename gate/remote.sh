@@ -255,7 +255,7 @@ follow_there() {
         fi
     done
     GIVEN_UP=1
-    log "$host: given up, $(given_up_after || true); what runs there is not known"
+    log "$host: given up, $(given_up_after || true); its run may still be going on"
     return 124
 }
 
@@ -320,7 +320,7 @@ tell_end() {
     last=$(sed -n 2p "$RUN/shown")
     case $rc:$last in
         0:PASS*) ;;
-        0:*) printf 'PASS, as %s tells, whose console ends otherwise.\n' "$1" ;;
+        0:*) printf 'PASS according to %s, although its console ends differently.\n' "$1" ;;
         *:"FAIL ($rc)"*) ;;
         *) printf 'FAIL (%s) at %s.\n' "$rc" "$1" ;;
     esac

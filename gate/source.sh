@@ -167,7 +167,7 @@ setup_project() {
         describe_project "$project" "$branch" "$tree" || rc=3
     elif [[ $EXTRA && $SAID =~ $NO_REPOSITORY|could\ not\ read\ Username ]] && (( rc == 1 )); then
         rm -rf -- "$tree"
-        log "$project: left out, which devstack may want: there is no such repository at $(hide_login "$ASKED" || true)"
+        log "$project: left out, although devstack may want it: there is no such repository at $(hide_login "$ASKED" || true)"
         rc=0
     else
         tell_failure "$project" "$rc"
@@ -337,7 +337,7 @@ check_choice() {
     if [[ $changes && $chosen != "refs/heads/$branch" ]]; then
         SAID="$what cannot be merged: there is no branch $branch at $url"
     elif [[ $own && $own != "$run" && $chosen != refs/zuul/* && ! $changes ]] && has_change "$project" "$run" "$6"; then
-        SAID="$name: $own is tested then without the change of this run on $run"
+        SAID="$name: $own would be tested without the change of this run on $run"
     elif [[ $own && $chosen != "refs/tags/$own" ]] && ! is_of_branch "$chosen" "$own"; then
         SAID="${!name:+$name: }there is no branch $own at $url"
     elif [[ ! $chosen ]]; then
@@ -639,7 +639,7 @@ setup_clones() {
     local -a projects=()
     if [[ ! -e $folder/devstack/stackrc ]]; then return 0; fi
     if ! python3 -I "$HERE/gate/devstackclones.py" "$folder/devstack" > "$clones"; then
-        log "what devstack would clone is not known; whatever is missing, it will say"
+        log "cannot tell what devstack would clone; devstack itself will say what is missing"
         return 0
     fi
     while read -r project base ref name; do

@@ -125,7 +125,7 @@ class Template:
             self.log.warning("%s: could not get %s", self.step, line)
         missing = self.clone([one for one in self.projects() if one not in self.plan.projects])
         if missing:
-            self.log.warning("%s: devstack may clone these too, which could not be got: %s", self.step,
+            self.log.warning("%s: could not clone these, which devstack may clone too: %s", self.step,
                              ", ".join(line.partition(" ")[0] for line in missing))
 
     def clone(self, projects: Sequence[str]) -> list[str]:

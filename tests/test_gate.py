@@ -436,7 +436,7 @@ def test_a_job_without_sudo_is_told_so_and_the_change_is_not_blamed(node: Node) 
     run = node.gate(before="sudo rm /etc/sudoers.d/devstack-gate", **GOOD)
 
     assert run.returncode == 1, run.stdout
-    assert "expected sudo without a password for jenkins: the machine is made ready as root" in run.stdout
+    assert "expected passwordless sudo for jenkins: preparing the machine needs root" in run.stdout
     assert "a password is required" not in run.stdout
     assert json.loads(node.check(f"cat {LOGS}/verdict.json"))["kind"] == "machine"
 

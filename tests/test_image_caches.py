@@ -187,7 +187,7 @@ def test_what_could_not_be_had_is_named_with_its_file_and_branch(built: Built) -
         f"cache test images: could not get {built.site.url}/files/broken.img",
         "clone 3 projects: could not get openstack/absent",
     ]
-    assert "clone 3 projects: devstack may clone these too, which could not be got: openstack/gone" in found
+    assert "clone 3 projects: could not clone these, which devstack may clone too: openstack/gone" in found
     assert len(found) == 6, found
 
 

@@ -118,7 +118,7 @@ def test_a_zone_that_takes_no_servers_is_left_for_the_others(pool: Pool) -> None
     result = pool.run(LAUNCH, "one", expect=0)
 
     assert result.stdout == "one noble: 4 of 4 ready\n"
-    assert "goes on in zone nova, for in closed: " in result.stderr
+    assert "continuing in zone nova, since zone closed refused: " in result.stderr
 
 
 def test_a_server_that_found_no_host_in_one_zone_and_is_made_up_in_another_is_no_failure(pool: Pool) -> None:
@@ -128,7 +128,7 @@ def test_a_server_that_found_no_host_in_one_zone_and_is_made_up_in_another_is_no
     result = pool.run(LAUNCH, "one", expect=0)
 
     assert result.stdout == "one noble: 2 of 2 ready\n", result.stderr
-    assert "goes on in zone nova" in result.stderr
+    assert "continuing in zone nova" in result.stderr
 
 
 def test_without_any_zone_that_takes_servers_no_more_are_asked_for(pool: Pool) -> None:

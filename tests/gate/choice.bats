@@ -416,11 +416,11 @@ two_branches() {
     zuul openstack/nova stable/victoria refs/zuul/stable/victoria/Z2
     BRANCH_OVERRIDE=master refused 'openstack/nova: the change under test, refs/zuul/stable/victoria/Z2, is not in what would be tested: BRANCH_OVERRIDE asks for branch master of it'
     BRANCH_OVERRIDE=stable/victoria run -0 workspace
-    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master is tested then without the change of this run on stable/victoria'
+    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master would be tested without the change of this run on stable/victoria'
     unset ZUUL_REF ZUUL_URL ZUUL_PROJECT ZUUL_BRANCH
     export GERRIT_PROJECT=openstack/nova GERRIT_BRANCH=stable/victoria GERRIT_REFSPEC=refs/changes/01/1/1
     OVERRIDE_ZUUL_BRANCH=master refused 'openstack/nova: the change under test, refs/changes/01/1/1, is not in what would be tested: OVERRIDE_ZUUL_BRANCH asks for branch master of it'
-    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master is tested then without the change of this run on stable/victoria'
+    OVERRIDE_NOVA_PROJECT_BRANCH=master refused 'openstack/nova: OVERRIDE_NOVA_PROJECT_BRANCH: master would be tested without the change of this run on stable/victoria'
     OVERRIDE_ZUUL_BRANCH=stable/victoria run -0 workspace
     [[ $(change_of openstack/nova) == refs/changes/01/1/1 ]]
 }
@@ -499,7 +499,7 @@ two_branches() {
     [[ ${lines[2]} == 'openstack/oslo.utils master '*' refs/zuul/master/Z3 (no branch stable/victoria)' ]]
     [[ $(change_of openstack/oslo.utils) == refs/zuul/master/Z3 && ! -e $TREES/new/glance/.git/gate-change ]]
     OVERRIDE_GLANCE_PROJECT_BRANCH=stable/victoria BRANCH_OVERRIDE=master refused \
-        'openstack/glance: OVERRIDE_GLANCE_PROJECT_BRANCH: stable/victoria is tested then without the change of this run on master'
+        'openstack/glance: OVERRIDE_GLANCE_PROJECT_BRANCH: stable/victoria would be tested without the change of this run on master'
 }
 
 @test "a change that ZUUL_CHANGES names on another branch, which is the one that is tested of that project, must be there" {

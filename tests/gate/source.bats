@@ -539,7 +539,7 @@ make_devstack() {
     run --separate-stderr -0 workspace
     [[ ${lines[2]} == 'openstack/os-test-images master '*' refs/zuul/master/ZA' && ${#lines[@]} -eq 3 ]]
     [[ $(change_of openstack/os-test-images) == refs/zuul/master/ZA && ! -e $TREES/new/swift ]]
-    [[ $stderr == *"openstack/gone: left out, which devstack may want: there is no such repository at $GIT_BASE/openstack/gone"* ]]
+    [[ $stderr == *"openstack/gone: left out, although devstack may want it: there is no such repository at $GIT_BASE/openstack/gone"* ]]
     ENABLED_SERVICES=-tempest,s-proxy LIBS_FROM_GIT=oslo.db run --separate-stderr -0 workspace
     [[ -d $TREES/new/swift && -d $TREES/new/oslo.db ]]
     rm -rf "$TREES/new"
