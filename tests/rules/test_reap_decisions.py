@@ -484,7 +484,7 @@ ENDED = (used(1, 2), used(2, 3), used(3, 1))
     (rows(*ENDED, machine("HOLD", id=4, name="m4"), ended={1, 2, 3}, max_servers=5), ["m2"]),
     (rows(*ENDED, snapshots=(snapshot(5, "BUILDING"),), ended={1, 2, 3}, max_servers=5), ["m2"]),
     (rows(*ENDED, image={"active": False, "min_ready": 0}, ended={1, 2, 3}, max_servers=3), []),
-    (rows(*ENDED, image={"min_ready": 0}, ended={1, 2, 3}, max_servers=3, lacking={1: 2}), ["m2", "m1"]),  # labels'
+    (rows(*ENDED, image={"min_ready": 0}, ended={1, 2, 3}, max_servers=3, lacking={1: 2}), ["m2", "m1"]),  # for a label
     (rows(*ENDED, ended={1, 2, 3}, max_servers=3, lacking={1: 0}), []),
 ])
 def test_finished_machines_go_early_only_if_the_pool_has_no_room_to_be_full(
