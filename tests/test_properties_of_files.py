@@ -144,7 +144,7 @@ def in_words(row: Any, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_loads_for_good(folder: Path, providers: list[dict[str, Any]]) -> None:
-    """Check that vm.db has what the file says, that a second load changes nothing, and that a file made of it is equal."""
+    """Check that vm.db has what the file says, a second load changes nothing, and a file made of it is equal."""
     with vmdatabase.database.atomic() as transaction:
         providersfile.load(providers)
         assert tables() == providers
