@@ -199,7 +199,7 @@ def test_a_token_that_has_ended_is_401(cloud: Clients, service: str) -> None:
 
 
 def revoke(session: Session, cloud: Clients) -> str:
-    """Revoke a session's token, of which the session is not told; return the token."""
+    """Revoke a session's token without telling the session; return the token."""
     token = str(session.get_token())
     answer = cloud.raw("identity", "DELETE", "/auth/tokens", headers={"X-Subject-Token": token})
     assert answer.status_code == 204

@@ -60,7 +60,7 @@ def test_a_package_a_line_and_comments(text: str, distribution: str, names: str)
         ("dist:noble", "jammy", False),
         ("dist:jammy,noble", "noble", True),
         ("dist:jammy,noble,focal", "noble", True),
-        ("dist:jammy, noble", "noble", False),  # the list ends with the blank
+        ("dist:jammy, noble", "noble", False),  # a blank ends the list
         ("dist: noble", "noble", False),
         ("dist:", "noble", False),
         ("dist:NOBLE", "noble", True),
@@ -86,7 +86,7 @@ def test_a_package_a_line_and_comments(text: str, distribution: str, names: str)
         ("dist:noble # dist:jammy", "jammy", True),
         ("since 2014 dist:noble", "noble", True),
         ("dist:noble for nova", "noble", True),
-        ("xdist:noble", "jammy", False),  # anywhere in the comment
+        ("xdist:noble", "jammy", False),  # dist: counts anywhere in the comment
         ("testonly", "noble", True),
         ("testonly dist:noble", "jammy", False),
         ("NOPRIME dist:noble", "jammy", False),
@@ -390,7 +390,7 @@ def test_a_stackrc_that_hangs_is_stopped_with_all_that_it_runs(tmp_path: Path) -
 
 
 def at_end(descriptor: int) -> bool:
-    """Return whether nobody has the other end of a pipe open any more."""
+    """Return whether all other ends of a pipe are closed."""
     try:
         return os.read(descriptor, 1) == b""
     except BlockingIOError:
@@ -445,7 +445,7 @@ def test_a_process_that_stackrc_leaves_behind_keeps_nobody_waiting(tmp_path: Pat
     assert urls(stackrc(tmp_path, "setsid sleep 600 &\necho $! > ~/pid\nIMAGE_URLS=U/a\n")) == ["a"]
 
 
-# What is not to be trusted
+# What nobody may trust
 
 
 SPY = """
@@ -676,7 +676,7 @@ def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:
 
 
 def made_tree(folder: Path, *entries: tuple[str, bytes, str]) -> str:
-    """Make a tree of any entries, (mode, name, object), also of those that no git makes; return its name."""
+    """Make a tree of any entries, (mode, name, object), even of some that git never makes; return its name."""
     raw = b"".join(mode.encode() + b" " + name + b"\0" + bytes.fromhex(sha1) for mode, name, sha1 in entries)
     done = subprocess.run(["git", "-C", str(folder), "hash-object", "-t", "tree", "-w", "--literally", "--stdin"],
                           input=raw, capture_output=True, check=True)

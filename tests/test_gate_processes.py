@@ -1,4 +1,4 @@
-"""gate/processes.py alone: what it does if the wrap script is deaf, with shorter times than in any run."""
+"""gate/processes.py alone: what it does if the wrap script ignores signals, at times that no run has."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ def now() -> float:
 
 @pytest.fixture
 def script() -> "Iterator[subprocess.Popen[str]]":
-    """Run a stand-in for a wrap script that is as deaf as possible, with a child that has left its session."""
+    """Run a stand-in for a wrap script that ignores USR1 and TERM, with a child that has left its session."""
     process = subprocess.Popen(["bash", "-c", DEAF % time.monotonic_ns()], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"

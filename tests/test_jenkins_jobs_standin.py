@@ -486,7 +486,7 @@ def test_a_background_process_does_not_hold_up_the_build(standin: StandIn, load:
         assert said(run(standin, f"gate-{node}")) == ["done"]
 
 
-# What is left of a build
+# What a build leaves
 
 
 ARCHIVE = """

@@ -62,7 +62,7 @@ def nodes(stand_in: StandIn, tmp_path: Path) -> Nodes:
 
 
 def client(stand_in: StandIn) -> jenkins.Jenkins:
-    """Return a client such as somebody else uses."""
+    """Return a client, as other people use it."""
     return jenkins.Jenkins(stand_in.url, stand_in.user, stand_in.token, timeout=20)
 
 

@@ -349,7 +349,7 @@ def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_sam
     assert {node["temporarilyOffline"] for node in pool.nodes().values()} == {True}
 
 
-# --- what is not ours ---
+# --- things that are not ours ---
 
 
 def test_servers_without_our_metadata_are_never_touched(pool: Pool) -> None:

@@ -136,7 +136,7 @@ def test_vm_db_is_in_wal_mode_and_the_pool_has_a_uuid(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """Be another client that is in the middle of writing."""
+    """Act as another client that is in the middle of writing."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("UPDATE machine SET state = 'USED'")
@@ -749,7 +749,7 @@ def test_a_wrong_file_changes_nothing(pool: Pool) -> None:
 
 
 def modes(pool: Pool) -> dict[str, int]:
-    """Return the rights on vm.db, and on what lies beside it, of all but the owner."""
+    """Return the rights that all but the owner have on vm.db and on what lies beside it."""
     files = [*pool.folder.glob("vm.db*"), *pool.folder.glob("vm.db.locks/*"), *pool.folder.glob("copy*")]
     return {str(file.relative_to(pool.folder)): file.stat().st_mode & 0o077 for file in files}
 

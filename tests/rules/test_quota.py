@@ -1,4 +1,4 @@
-"""What is left of a cloud's quotas (cloud/quota.py), and who gets it (pool/rules.py)."""
+"""What is left of a cloud's quotas (cloud/quota.py), and which image types get it (pool/rules.py)."""
 
 from collections import Counter
 from dataclasses import replace
