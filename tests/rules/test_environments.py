@@ -463,7 +463,7 @@ def test_an_unknown_name_is_told_with_the_nearest(folder: Path, name: str) -> No
         environments.named(name)
 
 
-# A vm.db of the version before
+# A vm.db of an older version
 
 
 @pytest.mark.file
