@@ -17,30 +17,30 @@ from tests.pocketjenkins.client import StandIn
 from tests.support import postgres
 from tests.support.pool import PROJECT, Pool, clear_cloud, clear_jenkins, make_key, on_postgresql, provider
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored by what they start in the background
-# Scripts, clouds and workers start by the thousand; Python keeps what it compiles, as on a Jenkins host.
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs with it ignored
+# Scripts, clouds and workers start by the thousand, so Python keeps what it compiles, as on a Jenkins host.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 MakePool = Callable[..., Pool]
-# The files that take longest, as a run's own times have it: begun first, none is waited for alone at the end.
+# The files that took longest in a run. They begin first, so that the end of a run does not wait for one of them alone.
 LONGEST = ("test_reap.py", "test_launch.py", "realcloud/test_contract.py", "test_jobs_driven.py",
            "realcloud/test_life.py", "realcloud/test_machines_of_nova.py", "test_gate.py", "test_image_builds.py",
            "test_gate_limit.py", "test_launch_room.py", "test_update_image_sh.py", "test_gate_host.py",
            "test_bench.py", "test_pip_cache.py", "chaos/test_chaos.py", "test_check.py", "test_kill.py",
            "realcloud/test_room.py", "realcloud/test_start_and_stop.py", "test_contract.py", "test_jenkinsfile.py",
            "test_after_build.py", "test_gate_bats.py", "test_hostile_answers.py", "test_forget.py", "test_stopping.py")
-# One worker runs both, with the control plane that it has started then.
+# One worker runs both, on one control plane.
 TOGETHER = {"tests/realcloud/test_machines_of_nova.py": "tests/realcloud/test_life.py"}
-# These wait for longer than all others: several workers run their tests, each with a site of its own.
+# The tests of these files wait longest: several workers run them, each with its own site.
 PARTS = {"tests/test_reap.py": 5, "tests/test_launch.py": 4, "tests/test_gate.py": 3, "tests/test_image_builds.py": 3,
          "tests/test_gate_limit.py": 3, "tests/test_launch_room.py": 3, "tests/test_update_image_sh.py": 2,
          "tests/test_gate_host.py": 2, "tests/test_kill.py": 2}
-# Their tests start all that they need themselves: any worker runs any of them.
+# The tests of these files start all that they need themselves, so any worker can run any of them.
 APART = {"tests/test_bench.py", "tests/test_gate_bats.py", "tests/chaos/test_chaos.py"}
-# One with a site for each value of its first parameter: a part for each.
+# A file with a site for each value of its first parameter: each value is a part.
 BY_PARAMETER = {"tests/test_jobs_driven.py"}
-# The users of the fixture `slow` of either file: what it starts for the first of them, the others look at.
+# The tests that use the fixture `slow` of either file: the last ones look at what it started for the first one.
 ONE_PART = {
     "test_a_server_that_is_asked_to_go_is_waited_for",
     "test_a_machine_whose_agent_died_is_deleted_and_those_whose_agent_came_back_or_was_taken_stay",
@@ -56,12 +56,12 @@ ONE_PART = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make known how tests are marked that are about the file vm.db: on PostgreSQL there is none."""
+    """Register the marker of tests about the file vm.db, which pools on PostgreSQL do not have."""
     config.addinivalue_line("markers", "file: about the file vm.db; not for pools on PostgreSQL")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the tests of the files that take longest first; xdist hands files out in this order."""
+    """Put the files that take longest first, as xdist keeps this order; on PostgreSQL, deselect tests about vm.db."""
     if on_postgresql():
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("file")])
         items[:] = [item for item in items if not item.get_closest_marker("file")]
@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Hands out files, some of them together, some in parts; the tests of one function are in one part."""
+    """Hands out files, some together, some in parts; outside APART and BY_PARAMETER a test's cases stay together."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = str(super()._split_scope(nodeid))
@@ -85,20 +85,20 @@ class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
-    """Return the scheduler for --dist loadfile; xdist has those of the others."""
+    """Return the scheduler for --dist loadfile; None leaves other modes to xdist."""
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | str:
-    """Where a database is that has not been made yet: a path, or the address of one on PostgreSQL."""
+    """Return where a test can make its vm.db: a path, or the address of an empty database on PostgreSQL."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return postgres.shared().create() if on_postgresql() else tmp_path / "vm.db"
 
 
 @pytest.fixture
 def make_pool(tmp_path: Path) -> Iterator[MakePool]:
-    """Make a pool against a cloud with machines of a kind, by default with a Jenkins whose nodes are online at once."""
+    """Yield a function that makes a pool with a cloud and a Jenkins, whose nodes are online at once by default."""
     with ExitStack() as running:
         def make(kind: str = "shared-ssh", *options: str, jenkins: str | None = "instant") -> Pool:
             pocket = running.enter_context(Pocket(tmp_path, "--machines", kind, *options))
@@ -114,7 +114,7 @@ def make_pool(tmp_path: Path) -> Iterator[MakePool]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pocket, StandIn]]:
-    """A cloud with quick machines that have no more than ssh, and a Jenkins whose nodes are online at once."""
+    """Run a cloud with quick machines that have only ssh, and a Jenkins whose nodes are online at once."""
     folder = tmp_path_factory.mktemp("site")
     with Pocket(folder, "--machines", "shared-ssh") as pocket, \
             StandIn(folder / "jenkins", knobs={"connect": "instant"}) as jenkins:
@@ -123,7 +123,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pocket, Sta
 
 @pytest.fixture(scope="module")
 def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """One pool for all tests of a module; each has machines of its own."""
+    """Return one pool for all tests of a module; each test has its own machines."""
     pool = Pool(tmp_path_factory.mktemp("busy"), *site)
     pool.load(provider(max_servers=99))
     return pool
@@ -131,7 +131,7 @@ def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def pool(site: tuple[Pocket, StandIn], tmp_path: Path) -> Iterator[Pool]:
-    """A pool of its own at the module's site, which it finds as new."""
+    """Yield a new pool at the module's site, and clear the site afterwards."""
     pocket, jenkins = site
     pocket.reset_calls("pocket-a")
     jenkins.reset_calls()

@@ -33,7 +33,7 @@ CHANGE_GOOD, CHANGE_BREAKING = "refs/zuul/master/Zgood", "refs/zuul/master/Zbrea
 
 @dataclass
 class Clouds:
-    """North and south."""
+    """The two clouds, north and south."""
 
     process: CloudProcess
     turn_north: Callable[[bool], object]  # True: down
@@ -41,7 +41,7 @@ class Clouds:
 
     @classmethod
     def pocket(cls, folder: Path, ssh_port: int, running: ExitStack) -> "Clouds":
-        """Two clouds of one pocketcloud."""
+        """Start two clouds of one pocketcloud."""
         pocket = running.enter_context(
             Pocket(folder, "--clouds", f"{NORTH},{SOUTH}", "--machines", "namespace", "--ssh-port", str(ssh_port)))
         failing = [{"service": service, "match": ".*", "status": 503}
@@ -50,7 +50,7 @@ class Clouds:
 
     @classmethod
     def real(cls, folder: Path, ssh_port: int, running: ExitStack) -> "Clouds":
-        """Two regions of one real control plane."""
+        """Start two regions of one real control plane."""
         from tests.realcloud.client import RealCloud
         from tests.realcloud.regions import Region
 
@@ -83,7 +83,7 @@ class Story:
 
 
 class Demo:
-    """The scripts, driven as Jenkins would, against two clouds and a Jenkins on loopback."""
+    """Drives the scripts as Jenkins would, against two clouds and a Jenkins on loopback."""
 
     def __init__(self, folder: Path, running: ExitStack, story: Story, *, real: bool) -> None:
         self.story = story
@@ -104,7 +104,7 @@ class Demo:
         self.story.came("each virtual machine will be a Debian of its own (Linux namespaces), reached by real ssh")
 
     def run(self, script: str, *arguments: str, expect: int = 0) -> str:
-        """Run a script, keep its log, and return what it printed; after a failure also its last words on stderr."""
+        """Run a script, keep its log and return its stdout, with the last line of stderr if it was expected to fail."""
         result = self.pool.run(script, *arguments)
         with (self.folder / "scripts.log").open("a") as log:
             log.write(f"$ {script} {' '.join(arguments)}\n{result.stderr}{result.stdout}exit {result.returncode}\n\n")
@@ -127,20 +127,20 @@ class Demo:
         self.status_page()
 
     def load(self) -> None:
-        """Providers and images."""
+        """Load the providers file."""
         self.story.step("Tell the pool about them: a providers file asks for 2 ready machines at each provider.")
         self.load_images()
         self.story.came("`vmdatabase.py load providers.yaml` wrote them to vm.db, one SQLite file")
 
     def load_images(self, *of_south: dict[str, Any]) -> None:
-        """Load a providers file with one image type for both, and more for south."""
+        """Load a providers file with one image type at both clouds, and more of them at south."""
         keys = {"max_servers": 8, "ssh_port": self.ssh_port, "boot_timeout": self.clouds.boot_seconds}
         bookworm = image("bookworm", min_ready=2)
         self.pool.load(provider(NORTH, cloud=NORTH, images=[bookworm], **keys),
                        provider(SOUTH, cloud=SOUTH, images=[bookworm, *of_south], **keys))
 
     def build_images(self) -> None:
-        """The daily job."""
+        """Build the images, as the daily job does."""
         self.story.step("Build an image at each: boot a plain Debian, install packages, make an account, snapshot.")
         started = time.monotonic()
         self.run("devstack-vm-update-image.py", "all")
@@ -148,7 +148,7 @@ class Demo:
                         "without installing anything")
 
     def fill(self) -> None:
-        """The 10-minute job."""
+        """Fill the pool, as the 10-minute job does."""
         self.story.step("Fill the pool: boot machines, test them by ssh, register them as Jenkins nodes.")
         started = time.monotonic()
         self.run("devstack-vm-launch.py", "all")
@@ -159,7 +159,7 @@ class Demo:
         self.show_pool()
 
     def use_once(self) -> None:
-        """Two builds, two machines."""
+        """Run two builds, which use two machines."""
         self.story.step("Load the jobs of jobs/ into Jenkins, and run two builds of the gate job.")
         jobs = make_site(self.folder, {"suffix": [{"": {"image": "bookworm"}}]}, providers=[NORTH, SOUTH],
                          scripts=str(PROJECT), replacement="by-the-clock", **sample_settings(self.git_base))
@@ -190,12 +190,12 @@ class Demo:
         return build
 
     def start(self, change: str) -> int:
-        """Ask Jenkins for a build; gives the item in its queue."""
+        """Ask Jenkins for a build; return the number of its queue item."""
         return self.jenkins.build(GATE, ZUUL_URL=self.git_base, ZUUL_PROJECT="sample/adder", ZUUL_BRANCH="master",
                                   ZUUL_REF=change)
 
     def fail_and_keep(self) -> None:
-        """A failed build's machine stays."""
+        """Show that a failed build's machine stays."""
         self.story.step("The second build failed. Reap, the hourly job, deletes used machines; what about this one?")
         self.run("devstack-vm-reap.py", "all")
         self.story.came(f"{self.failed_node} is kept for 24 hours, for whoever wants to look; the good build's is gone")
@@ -205,11 +205,11 @@ class Demo:
         self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     def address(self, node: str) -> str:
-        """The address of a node."""
+        """Return the address of a node."""
         return str(self.pool.sql("SELECT ip FROM machine WHERE name = ?", node)[0][0])
 
     def lose_a_provider(self) -> None:
-        """One provider down."""
+        """Launch and build while one provider is down."""
         self.story.step("North's cloud goes down, every request fails. Launch, and run a third build.")
         self.clouds.turn_north(True)
         output = self.run("devstack-vm-launch.py", "all", expect=1)
@@ -219,7 +219,7 @@ class Demo:
         self.story.came(f"gate #{third['number']} {third['result']} on {third['node']}")
 
     def reap(self) -> None:
-        """All agree again."""
+        """Have reap and launch make all agree again."""
         self.story.step("North is back. Reap, and launch again, as the timers would.")
         self.clouds.turn_north(False)
         self.story.show(self.run("devstack-vm-reap.py", "all"))
@@ -228,7 +228,7 @@ class Demo:
         self.show_pool()
 
     def use_two_at_once(self) -> None:
-        """A group, with the hook of docs/groups.md."""
+        """Use a group, with the hook of docs/groups.md."""
         self.story.step("Ask south for a machine with a subnode, and run the small devstack on both.")
         self.load_images(image("pair", template="bookworm", min_ready=1, subnodes=1))
         self.run("devstack-vm-launch.py", SOUTH)
@@ -255,12 +255,12 @@ class Demo:
         self.run("devstack-vm-delete.py", lead)
 
     def ssh_to(self, node: str) -> list[str]:
-        """The words of a plain ssh to a node."""
+        """Return the words of a plain ssh to a node."""
         return ["ssh", "-i", str(self.pool.key), "-p", str(self.ssh_port), *SSH_TO_STRANGERS,
                 f"jenkins@{self.address(node)}"]
 
     def kill_jenkins(self) -> None:
-        """A build whose end no step of Jenkins tells."""
+        """Kill Jenkins under a build, so that no step of the build tells its end."""
         self.story.step("Kill Jenkins under a fourth build, and start it again: no step of that build tells its end.")
         started = self.jenkins.wait_started(self.start(CHANGE_GOOD), BUILD_SECONDS)
         await_that("the build's machine to be taken", lambda: self.pool.sql(
@@ -279,7 +279,7 @@ class Demo:
         self.show_pool()
 
     def look_inside(self) -> None:
-        """sqlite3."""
+        """Look into vm.db with sqlite3."""
         self.story.step("Look into vm.db with plain sqlite3: the view node, and what was recorded of each build.")
         for query in ("SELECT * FROM node",
                       "SELECT node_name, jenkins_job_name AS job, jenkins_build_number AS number, result FROM result"):
@@ -288,7 +288,7 @@ class Demo:
             self.story.show(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     def status_page(self) -> None:
-        """What people see of it."""
+        """Write the status page."""
         self.story.step("Write the status page: what needs a person, what is there, how it went, who is to blame.")
         page = self.run("devstack-vm-status.py", "--output", str(self.folder / "status")).strip()
         self.story.came(f"for a browser: file://{page}")
@@ -299,12 +299,12 @@ class Demo:
 
 
 def _told(console: str, *parts: str) -> str:
-    """The lines of a console that hold one of these."""
+    """Return the lines of a console that hold one of these."""
     return "\n".join(line for line in console.splitlines() if any(part in line for part in parts))
 
 
 def _free_ssh_port() -> int:
-    """Return 22, or 2222 where an sshd of this machine has taken 22 of every address."""
+    """Return 22, or 2222 if an sshd of this machine has taken port 22 of every address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -322,7 +322,7 @@ def _left_behind(folder: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; returns 0 when all went as told and nothing is left running, 130 after Ctrl-C."""
+    """Run the demo; return 0 if all went as told, 1 if anything is left running, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("--real", action="store_true", help="the clouds are real OpenStack services")
     options = parser.parse_args(argv)

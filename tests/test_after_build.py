@@ -1,4 +1,4 @@
-"""jobs/after-build.py, which the job devstack-vm-delete runs: which build it is about, and how that ended."""
+"""jobs/after-build.py, which the job devstack-vm-delete runs: which build has ended, and how."""
 
 import subprocess
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ SCRIPT = "jobs/after-build.py"
 
 @pytest.fixture(scope="module")
 def jenkins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A Jenkins whose nodes are online without a machine."""
+    """Run a Jenkins whose nodes are online without a machine."""
     with StandIn(tmp_path_factory.mktemp("jenkins"), knobs={"connect": "instant"}) as running:
         yield running
 
 
 @pytest.fixture
 def pool(tmp_path: Path, jenkins: StandIn) -> Pool:
-    """A pool without a cloud."""
+    """Return a pool without a cloud."""
     jenkins.knobs(answers=[])
     made = Pool(tmp_path, None, jenkins)
     made.load(provider())
@@ -30,7 +30,7 @@ def pool(tmp_path: Path, jenkins: StandIn) -> Pool:
 
 
 def add_machine(pool: Pool, number: int) -> str:
-    """Have a machine that a build uses, with its node."""
+    """Add a machine that a build uses, with its node; return its name."""
     name = f"devstack-noble-one-{number}"
     pool.sql("INSERT OR REPLACE INTO machine (id, base_image_id, name, jenkins_name, user, state, state_time) "
              "VALUES (?, 1, ?, ?, 'jenkins', 'USED', 1)", number, name, name)
@@ -40,7 +40,7 @@ def add_machine(pool: Pool, number: int) -> str:
 
 
 def run_build(pool: Pool, number: int, job: str = "gate", seconds: float = 0.0) -> int:
-    """Run a build on a machine's node; returns its number."""
+    """Run a build on a machine's node; return its number."""
     assert pool.jenkins
     pool.jenkins.add_job(job, f"label-{pool.folder.name}-{number}", seconds=seconds)
     build = pool.jenkins.wait_started(pool.jenkins.build(job))
@@ -50,14 +50,14 @@ def run_build(pool: Pool, number: int, job: str = "gate", seconds: float = 0.0) 
 
 
 def after(pool: Pool, expect: int, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as the job does: all of its parameters are set, most of them empty."""
+    """Run the script as the job does: with all of its parameters set, most of them empty."""
     given = dict.fromkeys(("GATE_NODE_NAME", "GATE_RESULT", "GATE_JOB_NAME", "GATE_BUILD_NUMBER"), "")
     given |= {"JOB_NAME": "devstack-vm-delete", "BUILD_NUMBER": "1"}
     return pool.run(SCRIPT, expect=expect, **(given | environment))
 
 
 def state(pool: Pool, name: str) -> tuple[str, str | None, int | None, str | None]:
-    """State of a machine, and what is recorded of its last build."""
+    """Return the state of a machine, and what is recorded of its last build."""
     rows = pool.sql("SELECT jenkins_job_name, jenkins_build_number, result FROM result WHERE node_name = ?", name)
     return (pool.machines()[name], *(rows[-1] if rows else (None, None, None)))
 
@@ -102,9 +102,9 @@ def test_a_build_that_still_ends_is_waited_for(pool: Pool, jenkins: StandIn) -> 
 
 
 def follow(pool: Pool, jenkins: StandIn, *builds: tuple[int, str]) -> tuple[str, list[int]]:
-    """Run builds, on the machines and in the jobs that are told, and have one of a job that follows them all.
+    """Run builds on the given machines and in the given jobs, all followed by one build of another job.
 
-    Returns the job's name and the builds' numbers. Jenkins makes one of those that wait, since they have no parameters.
+    Returns that job's name and the builds' numbers. Jenkins merges those that wait into one: they have no parameters.
     """
     follower = f"devstack-vm-delete-{builds[0][0]}"
     create(jenkins, follower, f"<assignedNode>{follower}</assignedNode>")

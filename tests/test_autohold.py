@@ -1,4 +1,4 @@
-"""vmdatabase.py autohold: the machines of the next builds of a job that fail are held, exactly as many as wanted."""
+"""vmdatabase.py autohold holds the machines of a job's next failed builds, exactly as many as wanted."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ DELETE = "devstack-vm-delete.py"
 
 @pytest.fixture
 def pool(busy: Pool) -> Iterator[Pool]:
-    """The pool without autoholds; Jenkins is well again when the test is over."""
+    """Yield the pool without autoholds; end Jenkins' faults after the test."""
     busy.sql("DELETE FROM autohold")
     yield busy
     assert busy.jenkins
@@ -24,13 +24,13 @@ def pool(busy: Pool) -> Iterator[Pool]:
 
 
 def autohold(pool: Pool, *arguments: str) -> str:
-    """Make an autohold of the job gate; returns its id."""
+    """Make an autohold of the job gate; return its id."""
     done = pool.run("vmdatabase.py", "autohold", "--job", "gate", "--reason", "bug 5", *arguments, expect=0)
     return done.stdout.removeprefix("autohold ").strip()
 
 
 def fails(pool: Pool, result: str = "FAILURE", job: str = "gate", change: int = 1) -> str:
-    """Have a build of a job on a machine of its own end so; returns the machine's name."""
+    """Let a build end with a result on a new machine; return the machine's name."""
     name = pool.add_machine(server=False)
     build = {"JOB_NAME": job, "BUILD_NUMBER": "17", "ZUUL_CHANGE": str(change)}
     pool.run("devstack-vm-inprogress.py", name, expect=0, **build)

@@ -1,4 +1,4 @@
-"""The benchmarks measure something, for small pools; how fast it is plays no part here."""
+"""The benchmarks measure something, with small pools; how fast they are does not matter here."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_a_benchmark_prints_a_table_and_the_same_as_json(tmp_path: Path, name: s
 
 
 def test_what_does_not_do_its_work_is_no_figure(tmp_path: Path) -> None:
-    """Machines that cannot boot in their time."""
+    """A benchmark with a wrong option fails, and prints no figure."""
     command = [str(PROJECT / "bench/run"), "fill", "--runs", "1", "--machines", "1", "--max-concurrency", "0"]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)

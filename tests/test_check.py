@@ -1,4 +1,4 @@
-"""jobs/check.py says what a Jenkins lacks for the jobs: as a process, against the stand-in with its script console.
+"""jobs/check.py says what a Jenkins lacks for the jobs. It runs against the stand-in with its script console.
 
 Each case takes one thing away from a Jenkins that has everything, and expects the one line that says so.
 """
@@ -71,7 +71,7 @@ ASKED_AS = "asked as user {} of jenkins_jobs.ini"
 
 
 def project(job: str, *permissions: str, disabled: bool = False, started: str | None = None) -> str:
-    """The configuration of a freestyle job that starts another; rights as the web form of the plugin writes them."""
+    """Return the configuration of a freestyle job that starts another, with rights as the web form writes them."""
     listed = "".join(f"<permission>{one}</permission>" for one in permissions)
     rights = f"<properties><hudson.security.AuthorizationMatrixProperty>{listed}" \
              "</hudson.security.AuthorizationMatrixProperty></properties>" if permissions else ""
@@ -96,7 +96,7 @@ class Desk:
         (self.pool.folder / "jenkins_jobs.ini").write_text(text)
 
     def defaults(self, *changes: tuple[str, str]) -> list[str]:
-        """Write a defaults.yaml that differs from the project's; returns the option for it."""
+        """Write a defaults.yaml that differs from the project's; return the option for it."""
         text = (PROJECT / "jobs/defaults.yaml").read_text()
         for old, new in changes:
             assert text.count(old) == 1, old
@@ -105,13 +105,13 @@ class Desk:
         return ["--defaults", "defaults.yaml"]
 
     def core(self, *changes: tuple[str, str], **secure: str) -> list[str]:
-        """Go without the plugins of FULL; returns the option."""
+        """Take the plugins of FULL away, and have `plugins: core` in defaults.yaml; return the option for it."""
         self.standin.knobs(plugins=PLUGINS)
         self.pool.write_secure_config(**{"node_user": "builds", "node_apikey": "builds-token", **secure})
         return self.defaults(("\n    plugins: full", "\n    plugins: core"), *changes)
 
     def check(self, *options: str, expect: int, conf: bool = True, **environment: str) -> list[str]:
-        """Run check.py; returns its lines. Whatever it finds, nothing in Jenkins is another afterwards."""
+        """Run check.py and return its lines; check that it changes nothing in Jenkins."""
         self.standin.reset_calls()
         before = self.truth()
         options = (*options, "--conf", "jenkins_jobs.ini") if conf else options
@@ -123,11 +123,11 @@ class Desk:
         return self.plain(result.stdout).splitlines()
 
     def plain(self, text: str) -> str:
-        """Text without what is another in each run."""
+        """Return text without what differs in each run."""
         return text.replace(self.standin.url, "URL").replace(str(self.pool.folder), "HOME")
 
     def refused(self, *options: str, **environment: str) -> str:
-        """Run check.py in a way that is wrong use or configuration; returns what it says, which is one line."""
+        """Run check.py with wrong options or a wrong configuration; return its one line of error."""
         result = self.pool.run(CHECK, *options, expect=2, **environment)
         assert result.stdout == ""
         (line,) = self.plain(result.stderr).splitlines()
@@ -152,7 +152,7 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vm.db with the providers that the project's defaults.yaml names."""
+    """Make a vm.db with the providers that the project's defaults.yaml names; return its path."""
     pool = Pool(tmp_path_factory.mktemp("loaded"))
     pool.load(provider("rax-ord"), provider("ovh-gra"))
     return pool.database
@@ -167,7 +167,7 @@ def desk(standin: StandIn, loaded: Path, tmp_path: Path) -> Iterator[Desk]:
 
 @pytest.fixture
 def configured(desk: Desk) -> Iterator[Callable[[str, str], None]]:
-    """Posts the configuration of a job; the jobs are as before when the test is over."""
+    """Yield a function that posts the configuration of a job; restore the jobs after the test."""
     desk.standin.knobs(plugins={**PLUGINS, **FULL, "matrix-auth": "3.1"})
     admin = jenkins.Jenkins(desk.standin.url, "boss", "boss-token")
     yield admin.upsert_job
@@ -179,7 +179,7 @@ def configured(desk: Desk) -> Iterator[Callable[[str, str], None]]:
 
 
 def as_pipeline(desk: Desk, configured: Callable[[str, str], None]) -> None:
-    """Have a pipeline for the gate job."""
+    """Replace the gate job by a pipeline."""
     jenkins.Jenkins(desk.standin.url, "boss", "boss-token").delete_job(GATE)
     configured(GATE, "<flow-definition/>")
 
@@ -244,7 +244,7 @@ def test_rights_to_all_jobs_count_for_jobs_that_are_not_loaded_yet(desk: Desk) -
     assert wrong(desk.check(*options, expect=1)) == [f"missing  right Job/Read {GATE}-new of user scripts"]
 
 
-# Rights and kinds of jobs that are there
+# Rights and kinds of existing jobs
 
 
 RIGHTS_OF_JOBS = [("gate_rights: {}", "gate_rights: {'USER:scripts': [job-read]}"),
@@ -333,7 +333,7 @@ def test_builds_that_wait_are_seen_by_the_user_of_the_scripts(desk: Desk) -> Non
     assert "wrong    label noble: demand: queue has no effect, since max-ready is min-ready, 0" in useless
 
 
-# One thing is not
+# One thing is wrong
 
 
 def without(name: str) -> dict[str, str]:
@@ -476,7 +476,7 @@ def test_other_builds_need_not_be_told_where_jenkins_is(desk: Desk) -> None:
     assert desk.check(expect=0) == ALL_IS_WELL[:-1]
 
 
-# Jenkins does not tell
+# Jenkins gives no answer, or a useless one
 
 
 AS_SCRIPTS = "unknown  Jenkins URL, asked as user scripts of the secure configuration: "
@@ -557,7 +557,7 @@ def test_a_script_that_fails_leaves_the_rest_told(desk: Desk, knobs: dict[str, A
     (None, "cannot be read (No such file or directory)"),
     ("user=boss\n", "not an INI file: line 1: expected key = value in a [section]"),
     ("[jenkins]\nuser=boss\npassword hunter2\n", "not an INI file: line 3: expected key = value in a [section]"),
-    ("\ufeff[jenkins]\npassword=x\n", "[jenkins] user is missing"),  # editors of other systems put a mark first
+    ("\ufeff[jenkins]\npassword=x\n", "[jenkins] user is missing"),  # some editors put a byte order mark first
     ("[jenkins]\npassword=x\n", "[jenkins] user is missing"),
     ("[jenkins]\nuser=boss\n", "[jenkins] password is missing"),
     ("[job_builder]\n", "[jenkins] user is missing"),

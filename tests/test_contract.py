@@ -1,7 +1,8 @@
-"""What the scripts rely on in OpenStack: one contract, kept here by pocketcloud, in tests/realcloud by real services.
+"""What the scripts rely on in OpenStack: a contract for pocketcloud here, and for real services in tests/realcloud.
 
-Real clients as novacloud uses them, python-novaclient at 2.1 and openstacksdk on one session; bare calls on the same
-session where the shape of an answer is the point. What has to be provoked differently is in contract.py.
+Tests use the real clients as cloud/nova.py does: python-novaclient at 2.1 and openstacksdk on one session. If the shape
+of an answer matters, they make bare calls on that session. tests/support/contract.py has what must be provoked
+differently on either side.
 """
 
 import json
@@ -30,7 +31,7 @@ from vmdatabase import BaseImage, Provider
 NOBODY = "00000000-0000-0000-0000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT nobody"
 KEY_FINGERPRINT = "51:20:93:c1:0a:d2:eb:dd:59:43:18:f7:f9:51:d7:33"
-EMPTY_TAR = bytes(10240)  # what a machine of tests/realcloud boots from, too
+EMPTY_TAR = bytes(10240)  # machines of tests/realcloud boot from it, too
 POOL = "11111111-2222-3333-4444-555555555555"
 LISTS = {"identity": "/auth/catalog", "compute": "/servers", "image": "/v2/images", "network": "/v2.0/networks"}
 SERVER_FIELDS = {
@@ -62,14 +63,14 @@ IN_USE = (
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    """The one of the two clouds that the contract is held against."""
+    """Run one of the two clouds that the contract is tested against."""
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "none", "--clouds", "pocket-a") as pocket:
         yield PocketSide(pocket)
 
 
 @pytest.fixture
 def cloud(side: Side) -> Iterator[Clients]:
-    """The clients of a project that has nothing; what the test leaves goes."""
+    """Yield the clients of a project that has nothing, and remove what the test leaves."""
     clients = side.clients()
     yield clients
     side.clear()
@@ -77,23 +78,23 @@ def cloud(side: Side) -> Iterator[Clients]:
 
 
 def fault(name: str, code: int, message: str) -> dict[str, Any]:
-    """The body of an error of Nova's."""
+    """Return the body of an error of Nova's."""
     return {name: {"code": code, "message": message}}
 
 
 def page(title: str, text: str) -> str:
-    """The body of an error of Glance's."""
+    """Return the body of an error of Glance's."""
     return (f"<html>\n <head>\n  <title>{title}</title>\n </head>\n <body>\n  <h1>{title}</h1>\n  {text}"
             "<br /><br />\n\n\n\n </body>\n</html>")
 
 
 def neutron(kind: str, message: str) -> dict[str, Any]:
-    """The body of an error of Neutron's."""
+    """Return the body of an error of Neutron's."""
     return {"NeutronError": {"type": kind, "message": message, "detail": ""}}
 
 
 def is_nova(answer: requests.Response, name: str, code: int, message: str) -> bool:
-    """Compare an error of Nova's as a whole; pytest shows what differs."""
+    """Compare an error of Nova's as a whole, so that pytest shows what differs; return whether its type is JSON."""
     assert (answer.status_code, answer.json()) == (code, fault(name, code, message))
     return answer.headers["Content-Type"] == "application/json; charset=UTF-8"
 
@@ -114,7 +115,7 @@ def missing(answer: requests.Response, message: str) -> None:
 
 
 def login(cloud: Clients, **changes: str) -> requests.Response:
-    """Log in with a password; changes are keys of auth in clouds.yaml."""
+    """Log in with a password; changes replace keys of auth in clouds.yaml."""
     auth = {**cloud.config.config["auth"], **changes}
     user = {"name": auth["username"], "domain": {"name": "Default"}, "password": auth["password"]}
     scope = {"project": {"name": auth["project_name"], "domain": {"name": "Default"}}}
@@ -173,7 +174,7 @@ UNVERIFIED = ("This server could not verify that you are authorized to access th
 
 
 def unauthorized(answer: requests.Response, service: str) -> None:
-    """Glance has a page of its own for it."""
+    """Check that an answer is the service's 401; Glance has its own page for it."""
     if service == "image":
         assert (answer.status_code, answer.text) == (401, page("401 Unauthorized", UNVERIFIED))
         assert answer.headers["Content-Type"] == "text/html; charset=UTF-8"
@@ -198,14 +199,14 @@ def test_a_token_that_has_ended_is_401(cloud: Clients, service: str) -> None:
 
 
 def revoke(session: Session, cloud: Clients) -> str:
-    """Take a session's token back behind its back."""
+    """Revoke a session's token without telling the session; return the token."""
     token = str(session.get_token())
     answer = cloud.raw("identity", "DELETE", "/auth/tokens", headers={"X-Subject-Token": token})
     assert answer.status_code == 204
     return token
 
 
-@pytest.mark.parametrize("service", ["compute", "image", "network"])  # Keystone itself may go on for a while: it caches
+@pytest.mark.parametrize("service", ["compute", "image", "network"])  # Keystone may accept it for a while: it caches
 def test_a_revoked_token_is_401(cloud: Clients, service: str) -> None:
     other = replace(cloud)
     token = revoke(other.session, cloud)
@@ -230,7 +231,7 @@ def test_a_session_whose_token_was_revoked_logs_in_again_by_itself(cloud: Client
 
 
 class Forgetful(Password):
-    """A login whose token is never the right one."""
+    """A login whose token is always wrong."""
 
     def get_token(self, session: Session, **_: Any) -> str:
         self.get_access(session)
@@ -320,13 +321,13 @@ def test_two_images_of_a_name_are_both_listed_newest_first(cloud: Clients) -> No
 
 
 def epoch(stamp: str) -> float:
-    """Read a time stamp as OpenStack writes them."""
+    """Return the seconds since 1970 of a time stamp as OpenStack writes it."""
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stamp), stamp
     return datetime.fromisoformat(stamp).timestamp()
 
 
 def after_this_second(stamp: str) -> None:
-    """Wait until what is made from now on has a later time stamp: they go by seconds."""
+    """Wait until things made from now on have a later time stamp: stamps count whole seconds."""
     waited("the next second", lambda: time.time() > epoch(stamp) + 1.1)
 
 
@@ -458,7 +459,7 @@ def test_a_wrong_keypair_is_400(cloud: Clients, change: dict[str, str], message:
 
 
 def create(cloud: Clients, change: dict[str, Any], *, microversion: str = "2.1") -> requests.Response:
-    """Ask for a server with something else than usual; None leaves it out."""
+    """Ask for a server with changed keys; None leaves a key out."""
     networks: Any = [{"uuid": cloud.network}] if microversion == "2.1" else "auto"
     wish = {"name": "x", "imageRef": cloud.base, "flavorRef": cloud.flavor, "networks": networks, **change}
     server = {key: value for key, value in wish.items() if value is not None}
@@ -618,7 +619,7 @@ def test_a_server_on_an_external_network_is_accepted_and_fails(cloud: Clients) -
 
 
 FAULTS = {
-    "no-host": "No valid host was found. ",  # the scheduler adds a sentence where it was the one to find none
+    "no-host": "No valid host was found. ",  # the scheduler adds a sentence if it was the one that found no host
     "abort": "Build of instance {id} aborted: as told",
     "retry": "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for "
                "instance {id}.",
@@ -628,7 +629,7 @@ FAULTS = {
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_failed_build_is_error_with_a_fault_and_gives_its_ports_back(cloud: Clients, how: str) -> None:
     made = cloud.booted(status="ERROR", **cloud.side.failing_boot(how))
-    shown = cloud.show(made.id)  # Nova may go on telling addresses, out of its own copy
+    shown = cloud.show(made.id)  # Nova may still show addresses, from its own copy
     assert set(shown) == SERVER_FIELDS - {"progress", "security_groups"} | {"fault"}
     assert sorted(shown["fault"]) == ["code", "created", "message"]
     message = shown["fault"]["message"].removesuffix("There are not enough hosts available.")
@@ -793,7 +794,7 @@ def test_long_lists_come_in_pages_newest_first(cloud: Clients) -> None:
     last = cloud.raw("compute", "GET", f"/servers/detail?{query}").json()
     assert ([server["name"] for server in last["servers"]], "servers_links" in last) == (["a"], False)
     full = cloud.raw("compute", "GET", "/servers/detail?limit=3").json()
-    assert "servers_links" in full  # a full page may have been the last one
+    assert "servers_links" in full  # even if a full page was the last one
     assert cloud.listed(f"limit=3&marker={full['servers'][2]['id']}") == []
     assert (cloud.listed("limit=0"), len(cloud.listed("limit=2000"))) == ([], 3)
     assert [server.name for server in cloud.nova.servers.list(limit=-1)] == ["c", "b", "a"]
@@ -853,10 +854,10 @@ def test_a_wrong_action_is_400(cloud: Clients, action: dict[str, Any], message: 
 def test_the_console_is_text_and_its_length_counts_lines_from_the_end(cloud: Clients) -> None:
     one = cloud.booted(userdata="#!/bin/sh\necho one\necho two\n")
 
-    def look() -> bool:  # the machine may go on writing
+    def look() -> bool:  # the machine may still be writing
         whole, end, again = (
             str(cloud.nova.servers.get_console_output(one.id, length=length)) for length in (None, 2, 500))
-        lines = whole.split("\n")  # nothing behind the last newline is a line, too
+        lines = whole.split("\n")  # the empty text behind the last newline is a line, too
         return whole == again and len(lines) > 2 and end.split("\n") == lines[-2:]
 
     waited("the same console at each length", look)
@@ -1088,7 +1089,7 @@ def create_volume(cloud: Clients, **wish: Any) -> requests.Response:
 
 
 def volume_of_base(cloud: Clients) -> str:
-    """The id of a volume of the base image that a server can boot from."""
+    """Return the id of a new volume of the base image, from which a server can boot."""
     answer = create_volume(cloud, imageRef=cloud.base)
     return str(cloud.volume_in(answer.json()["volume"]["id"], "available")["id"])
 
@@ -1190,7 +1191,7 @@ def test_a_snapshot_of_a_server_on_a_volume_is_one_of_its_volume(cloud: Clients)
     assert (snapshot["name"], snapshot["volume_id"], snapshot["size"]) == ("snapshot for snap", volume, 1)
     cloud.nova.servers.delete(server.id)
     waited("its end", lambda: cloud.is_gone(server.id))
-    assert cloud.volume_in(volume, "available")["attachments"] == []  # what has a snapshot stays
+    assert cloud.volume_in(volume, "available")["attachments"] == []  # a volume with a snapshot stays
     is_cinder(cloud.raw("block-storage", "DELETE", f"/volumes/{volume}"), "badRequest", 400, IN_USE)
     made = create_volume(cloud, snapshot_id=snapshot["id"]).json()["volume"]["id"]
     assert cloud.volume_in(made, "available")["bootable"] == "true"
@@ -1240,7 +1241,7 @@ def test_a_delete_during_the_boot_waits_for_its_end(cloud: Clients) -> None:
 
 @pytest.mark.parametrize("status", [429, 413])
 def test_a_rate_limit_of_pocketcloud_alone_says_retry_after(cloud: Clients, status: int) -> None:
-    """Stock Nova says neither 429 nor Retry-After; providers do so in front of it. Nothing real to hold this to."""
+    """Stock Nova sends neither 429 nor Retry-After; what providers put before it does. No real service to test here."""
     assert isinstance(cloud.side, PocketSide)
     cloud.flavor  # noqa: B018  (asked for before calls are limited)
     cloud.side.knobs(rate_limit=0.1, rate_limit_status=status)
@@ -1254,12 +1255,12 @@ def test_a_rate_limit_of_pocketcloud_alone_says_retry_after(cloud: Clients, stat
     assert 1 <= caught.value.retry_after <= 10
 
 
-# novacloud itself
+# cloud/nova.py itself
 
 
 @pytest.fixture
 def provider(cloud: Clients, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nova.Cloud]:
-    """Make a provider of the cloud; keys are columns of the table provider, lists are lists."""
+    """Return a function that makes a provider of the cloud; keys are columns of the table provider, lists are lists."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(cloud.clouds_yaml))
 
     def make(**columns: Any) -> nova.Cloud:
@@ -1382,7 +1383,7 @@ def test_novacloud_tells_what_is_left_of_the_quotas(cloud: Clients, provider: Ma
         assert ours.takes(recipe) == {"instances": 1, "cores": 1, "RAM": 512, "floating IPs": 1}
         small.booted("somebody's")
         ours.network.reserve(7)
-        small.sdk.network.create_ip(floating_network_id=small.public_network)  # a free one, which may be borrowed
+        small.sdk.network.create_ip(floating_network_id=small.public_network)  # it is free, so it counts as left
         assert ours.left([recipe]) == {"instances": 3, "cores": 7, "floating IPs": 2}
         small.clear()
 

@@ -1,4 +1,4 @@
-"""devstack-vm-delete.py: after any end of a build."""
+"""devstack-vm-delete.py, after any end of a build."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ Take = Callable[..., str]
 
 @pytest.fixture
 def machine(busy: Pool) -> Iterator[Take]:
-    """Adds machines without servers; Jenkins is well again when the test is over."""
+    """Yield a function that adds machines without servers; end Jenkins' faults after the test."""
     yield lambda *arguments, **columns: busy.add_machine(*arguments, **{"server": False, **columns})
     assert busy.jenkins
     busy.jenkins.knobs(answers=[])
 
 
 def used(pool: Pool, machine: Take) -> str:
-    """A machine whose build has begun."""
+    """Add a machine whose build has begun; return its name."""
     name = machine()
     pool.run("devstack-vm-inprogress.py", name, expect=0, **BUILD)
     return name

@@ -1,4 +1,4 @@
-"""Labels: machines of an image type over all providers, by min-ready and by what waits in Jenkins."""
+"""Labels: how many machines of an image type all providers have, by min-ready and by what waits in Jenkins."""
 
 import json
 import time
@@ -17,7 +17,7 @@ LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
 
 @pytest.fixture
 def pool(make_pool: MakePool) -> Iterator[Pool]:
-    """A pool with a cloud for each of two providers."""
+    """Yield a pool that has a cloud for each of two providers."""
     yield make_pool()
 
 
@@ -27,7 +27,7 @@ def label(**keys: Any) -> dict[str, Any]:
 
 def load(pool: Pool, *labels: dict[str, Any], one: dict[str, Any] | None = None, two: dict[str, Any] | None = None
          ) -> None:
-    """Two providers that have the image type, and the label."""
+    """Load two providers that have the image type, and the labels."""
     images = [image(min_ready=0)]
     pool.load(provider("one", "pocket-a", images=images, **(one or {})),
               provider("two", "pocket-b", images=images, **(two or {})), labels=labels)
@@ -36,7 +36,7 @@ def load(pool: Pool, *labels: dict[str, Any], one: dict[str, Any] | None = None,
 
 
 def counts(pool: Pool) -> dict[str, int]:
-    """How many machines each provider has READY."""
+    """Return how many machines each provider has READY."""
     return {name: sum(f"-{name}-" in machine and state == "READY" for machine, state in pool.machines().items())
             for name in ("one", "two")}
 

@@ -1,4 +1,4 @@
-"""What is to be cached, read from devstack checkouts of all times."""
+"""What an image build caches, read from devstack checkouts of any age."""
 
 import json
 import os
@@ -60,12 +60,12 @@ def test_a_package_a_line_and_comments(text: str, distribution: str, names: str)
         ("dist:noble", "jammy", False),
         ("dist:jammy,noble", "noble", True),
         ("dist:jammy,noble,focal", "noble", True),
-        ("dist:jammy, noble", "noble", False),  # the list ends with the blank
+        ("dist:jammy, noble", "noble", False),  # a blank ends the list
         ("dist: noble", "noble", False),
         ("dist:", "noble", False),
         ("dist:NOBLE", "noble", True),
         ("dist:noble", "Noble", True),
-        ("DIST:jammy", "noble", True),  # no mark at all
+        ("DIST:jammy", "noble", True),  # not a mark
         ("dist:rhel7", "rhel7", True),
         ("dist:rhel7.1", "rhel7", True),
         ("dist:rhel7", "rhel7.1", False),
@@ -86,7 +86,7 @@ def test_a_package_a_line_and_comments(text: str, distribution: str, names: str)
         ("dist:noble # dist:jammy", "jammy", True),
         ("since 2014 dist:noble", "noble", True),
         ("dist:noble for nova", "noble", True),
-        ("xdist:noble", "jammy", False),  # anywhere in the comment
+        ("xdist:noble", "jammy", False),  # dist: counts anywhere in the comment
         ("testonly", "noble", True),
         ("testonly dist:noble", "jammy", False),
         ("NOPRIME dist:noble", "jammy", False),
@@ -106,8 +106,8 @@ def test_noprime_packages_are_cached_but_not_installed(line: str, install: bool)
     assert devstackfiles.parse_packages(line, "noble", "f") == [Package("git", "f", install)]
 
 
-# devstack's rules as its own documentation has them, for the packages that it installs at once: a process that answers
-# `DISTRIBUTION LINES` and so many lines of a file with the words that are left of them, and an empty line.
+# devstack's rules, as its own documentation has them, for the packages that it installs at once: a process that reads
+# `DISTRIBUTION LINES` and that many lines of a file, and answers with the words that are left, and an empty line.
 REFERENCE = r"""
 left_of() {
     local line=$1 distribution=${2,,} left=${1%%#*} list
@@ -269,13 +269,13 @@ SOURCE = f"set -uo pipefail; source '{devstackfiles.STEPS_FILE}'; CALL_SECONDS=$
 
 
 def ask(tree: Path, distribution: str = "noble", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Ask a devstack for its images, as it is done on a template."""
+    """Ask a devstack for its images, as a template does."""
     return subprocess.run(["bash", "-c", SOURCE, "steps", "print_image_urls", distribution], check=False,
                           input=archive(tree), capture_output=True, env=os.environ | environment, timeout=60)
 
 
 def archive(tree: Path) -> bytes:
-    """The files of a folder, whatever it holds, as a checkout would give them."""
+    """Return the files of a folder, whatever it holds, as a checkout would give them."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(tree, f"{folder}/tree")
         write(Path(folder) / "tree", {"files/none": ""})
@@ -283,7 +283,7 @@ def archive(tree: Path) -> bytes:
 
 
 def urls(tree: Path, distribution: str = "noble") -> list[str]:
-    """The names of the images of a tree, whose URLs all begin alike."""
+    """Return the names of the images of a tree, whose URLs all begin alike."""
     result = ask(tree, distribution)
     assert (result.returncode, result.stderr) == (0, b"")
     found = result.stdout.decode().split()
@@ -296,7 +296,7 @@ def stackrc(folder: Path, text: str) -> Path:
 
 
 def refusal(tree: Path, **environment: str) -> str:
-    """Why a tree's images cannot be told."""
+    """Return the error of a tree that cannot name its images."""
     result = ask(tree, **environment)
     assert result.returncode == 1, result.stdout
     return result.stderr.decode().strip()
@@ -390,7 +390,7 @@ def test_a_stackrc_that_hangs_is_stopped_with_all_that_it_runs(tmp_path: Path) -
 
 
 def at_end(descriptor: int) -> bool:
-    """Whether nobody has the other end of a pipe open any more."""
+    """Return whether all other ends of a pipe are closed."""
     try:
         return os.read(descriptor, 1) == b""
     except BlockingIOError:
@@ -445,7 +445,7 @@ def test_a_process_that_stackrc_leaves_behind_keeps_nobody_waiting(tmp_path: Pat
     assert urls(stackrc(tmp_path, "setsid sleep 600 &\necho $! > ~/pid\nIMAGE_URLS=U/a\n")) == ["a"]
 
 
-# What is not to be trusted
+# What nobody may trust
 
 
 SPY = """
@@ -624,7 +624,7 @@ BRANCHES = {"master": {"stackrc": "m"}, "stable/2024.2": {"stackrc": "2"}, "stab
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone of a devstack with four branches."""
+    """Make a clone of a devstack with four branches."""
     source = repository(tmp_path / "source", BRANCHES)
     git(tmp_path, "clone", "--quiet", str(source), "devstack")
     return tmp_path / "devstack"
@@ -676,7 +676,7 @@ def test_a_repository_without_a_commit_is_an_error(tmp_path: Path) -> None:
 
 
 def made_tree(folder: Path, *entries: tuple[str, bytes, str]) -> str:
-    """Make a tree of any entries, (mode, name, object), as no git would; returns its name."""
+    """Make a tree of any entries, (mode, name, object), even of some that git never makes; return its name."""
     raw = b"".join(mode.encode() + b" " + name + b"\0" + bytes.fromhex(sha1) for mode, name, sha1 in entries)
     done = subprocess.run(["git", "-C", str(folder), "hash-object", "-t", "tree", "-w", "--literally", "--stdin"],
                           input=raw, capture_output=True, check=True)
@@ -830,7 +830,7 @@ OLD = {
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """Scripts that have neither secure configuration nor vm.db nor cloud, but a workspace with a devstack."""
+    """Return scripts without secure configuration, vm.db and cloud, but with a devstack in the workspace."""
     pool = Pool(tmp_path)
     pool.secure_config.unlink()
     source = repository(tmp_path / "source", {"master": TODAY, "stable/old": OLD, "feature/x": {}})

@@ -1,4 +1,4 @@
-"""docs/migrating.md says what the gate's data says."""
+"""docs/migrating.md agrees with the gate's data."""
 
 import os
 import re
@@ -14,7 +14,7 @@ NAME = re.compile(r"[A-Z][A-Z0-9_]*[A-Z0-9]")
 
 
 def former_variables() -> dict[str, str]:
-    """Names that have no effect any more, with what to do instead, in the order of the file."""
+    """Return names that have no effect any more, with what to do instead, in the order of the file."""
     former: dict[str, str] = {}
     for number, line in enumerate(FORMER.read_text().splitlines(), 1):
         if not line.startswith("#"):
@@ -26,37 +26,37 @@ def former_variables() -> dict[str, str]:
 
 
 def section(title: str) -> str:
-    """Return what stands below a heading, until the next one of its level."""
+    """Return the text below a heading, up to the next heading of its level."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", MIGRATING.read_text(), re.MULTILINE | re.DOTALL)
     assert found, f"docs/migrating.md has no section {title}"
     return found[1]
 
 
 def rows(title: str) -> list[list[str]]:
-    """The cells of a section's tables, without their heads."""
+    """Return the cells of a section's tables, without their heads."""
     lines = [line for line in section(title).splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return [row for position, row in enumerate(cells) if row[0] != "---" and not is_head(cells, position)]
 
 
 def is_head(cells: list[list[str]], position: int) -> bool:
-    """Whether a line of dashes follows."""
+    """Return whether a line of dashes follows."""
     return position + 1 < len(cells) and cells[position + 1][0] == "---"
 
 
 def shell_blocks() -> list[str]:
-    """The scripts of the page."""
+    """Return the scripts of the page."""
     return re.findall(r"^```bash\n(.*?)^```", MIGRATING.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_the_file_of_former_variables_is_sorted_by_name() -> None:
-    """A name is found where one looks for it."""
+    """Readers find a name where they look for it."""
     names = list(former_variables())
     assert names == sorted(names)
 
 
 def test_each_former_variable_stands_on_the_page_with_the_words_of_the_console_and_no_other_does() -> None:
-    """What the page tells is what a run tells."""
+    """The page says what a run says."""
     told: dict[str, str] = {}
     for names, words in rows("Names that have no effect"):
         for name in re.findall(r"`([^`]+)`", names):
@@ -75,7 +75,7 @@ def test_no_name_both_works_and_has_no_effect() -> None:
 
 
 def settings() -> set[str]:
-    """The variables that have an effect on a run."""
+    """Return the variables that have an effect on a run."""
     lines = (PROJECT / "gate" / "variables.txt").read_text().splitlines()
     return {line.partition(" | ")[0] for line in lines if not line.startswith("#")}
 
@@ -87,7 +87,7 @@ def test_no_former_variable_is_a_setting_of_the_gate() -> None:
 
 
 def test_each_name_that_still_works_is_a_setting_of_the_gate() -> None:
-    """RE_EXEC is on the page because jobs need it no more."""
+    """RE_EXEC is on the page because jobs no longer need it."""
     names = section("Names that still work").partition("Some further differences")[0]
     working = set(re.findall(r"`([A-Z][A-Z0-9_]*)`", names)) - {"RE_EXEC", "BUILD_TIMEOUT", "TEMPEST_PLUGINS"}
     assert len(working) > 40
@@ -95,19 +95,19 @@ def test_each_name_that_still_works_is_a_setting_of_the_gate() -> None:
 
 
 def test_the_page_names_no_variable_that_a_run_refuses() -> None:
-    """Readers type what they read; a pattern's <PROJECT> may be any."""
+    """Readers type what they read; <PROJECT> in a pattern stands for any project."""
     text = MIGRATING.read_text()
     mentioned = set(re.findall(r"(?<!_)\b(?:DEVSTACK_GATE|OVERRIDE)_(?:[A-Z0-9_]|<PROJECT>)*[A-Z0-9]", text))
     patterns = r"OVERRIDE_(\w+|<PROJECT>)_(PROJECT_BRANCH|GIT_BASE)"
     left = {name for name in mentioned - settings() - set(former_variables()) if not re.fullmatch(patterns, name)}
     assert left == {
         "DEVSTACK_GATE_CUSTOM_SCRIPT", "DEVSTACK_GATE_PREFIX", "DEVSTACK_GATE_SECURE_CONFIG",  # the pool's
-        "DEVSTACK_GATE_REPO",  # the example of a name of the job's own
+        "DEVSTACK_GATE_REPO",  # an example of a job's own variable
     }  # fmt: skip
 
 
 def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none() -> None:
-    """The example shows a move that is complete."""
+    """The example shows a complete move."""
     before, after = shell_blocks()
     assert len(exported(before) & set(former_variables())) >= 3
     assert exported(after) & set(former_variables()) == set()
@@ -115,7 +115,7 @@ def test_the_job_before_the_move_uses_former_variables_and_the_one_after_it_none
 
 
 def check_settings(exports: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """What the gate says of the settings that a job exports, before anything is touched."""
+    """Check the settings that a job exports, as the gate does before it touches anything; return the run."""
     check = '. "$HERE/functions.sh"; for part in "$HERE"/gate/*.sh; do . "$part"; done; check_settings'
     script = f"{exports}\nexec bash -c 'set -euo pipefail; {check}'"
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "WORKSPACE": str(folder), "HERE": str(PROJECT)}
@@ -124,7 +124,7 @@ def check_settings(exports: str, folder: Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_settings_of_the_jobs_on_the_page_are_accepted(number: int, tmp_path: Path) -> None:
-    """And for each that has no effect any more there is a line; a value of 0 asked for nothing."""
+    """Each setting that has no effect any more gets a line, unless its value is 0, which asked for nothing."""
     job = re.sub(r"^(#!|git clone|cp |\./).*", "", shell_blocks()[number], flags=re.MULTILINE)
     run = check_settings(job, tmp_path)
     assert run.returncode == 0, run.stderr
@@ -148,13 +148,13 @@ def test_the_settings_of_the_jobs_on_the_page_are_accepted(number: int, tmp_path
     ],
 )
 def test_what_the_page_says_of_older_values_is_so(exports: str, tmp_path: Path) -> None:
-    """A job as it was is not refused."""
+    """A job that still has older values is not refused."""
     run = check_settings(f"export {exports}", tmp_path)
     assert run.returncode == 0, run.stderr
 
 
 def exported(script: str) -> set[str]:
-    """The variables that a job exports."""
+    """Return the variables that a job exports."""
     return set(re.findall(r"^ *export ([A-Z_]+)=", script, re.MULTILINE))
 
 

@@ -1,4 +1,4 @@
-"""docs/jenkins.md says what check.py says, and its settings are such as jenkins-jobs and bash take."""
+"""docs/jenkins.md says what check.py says, and jenkins-jobs and bash take its settings."""
 
 import re
 import subprocess
@@ -17,17 +17,17 @@ TRIGGER = "com.sonyericsson.hudson.plugins.gerrit.trigger.hudsontrigger.GerritTr
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of the page that are written in a language."""
+    """Return the blocks of the page that are written in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def said() -> list[str]:
-    """The lines that the page has check.py say."""
+    """Return the lines that check.py prints according to the page."""
     return re.findall(r"(?m)^    ((?:missing|wrong|unknown) +.*)$", PAGE.read_text())
 
 
 def settings() -> dict[str, Any]:
-    """What the page writes into defaults.yaml."""
+    """Return what the page writes into defaults.yaml."""
     merged: dict[str, Any] = {}
     for block in blocks("yaml")[1:]:
         merged |= yaml.safe_load(block)
@@ -35,7 +35,7 @@ def settings() -> dict[str, Any]:
 
 
 def test_an_empty_jenkins_is_told_what_the_page_says(tmp_path: Path) -> None:
-    """Each stage of the set-up lacks what the later ones bring."""
+    """Each stage of the set-up lacks what later stages bring."""
     knobs = {"rights": {"devstack-gate": ["Overall.Read", "Item.Read/devstack-vm-delete"]}, "connect": "instant",
              "plugins": {"credentials": "2.5", "ssh-credentials": "1.19", "ssh-slaves": "1.33.0", "junit": "1.29",
                          "matrix-project": "1.18", "matrix-auth": "3.1"}}
@@ -60,7 +60,7 @@ def test_an_empty_jenkins_is_told_what_the_page_says(tmp_path: Path) -> None:
 
 
 def create(standin: StandIn, job: str, permission: str) -> None:
-    """Make a freestyle job on which somebody was given a right."""
+    """Make a freestyle job on which somebody has a right."""
     import jenkins
 
     jenkins.Jenkins(standin.url, "admin", "admin-token").create_job(

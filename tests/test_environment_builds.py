@@ -1,4 +1,4 @@
-"""The job of docs/tripleo.md on real machines: its test environment comes back, however a build of it ends."""
+"""The job of docs/tripleo.md on real machines gives its test environment back, however a build ends."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.sampleprojects import GATE_FILES, add_change, commit_files, g
 
 CHANGE = "refs/zuul/master/Zchange"
 BUILD_SECONDS = 120
-# TripleO's test, which ends as the pipeline is called that asks for it.
+# TripleO's test: the name of the pipeline says how it ends.
 DEVTEST = """python3 -c 'import json, os; print("boxes:", json.load(open(os.environ["TE_DATAFILE"]))["boxes"])'
 stat -c 'its data: %a %U' "$TE_DATAFILE"
 case $ZUUL_PIPELINE in
@@ -31,7 +31,7 @@ ONE_MINUTE = "if [[ $ZUUL_PIPELINE == overtime ]]; then export DEVSTACK_GATE_TIM
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A pool with one test environment, and a Jenkins with the job of docs/tripleo.md."""
+    """Run a pool with one test environment, and a Jenkins with the job of docs/tripleo.md."""
     folder = tmp_path_factory.mktemp("tripleo")
     make_repositories(folder / "git", folder / "source")
     variables = {"DEVSTACK_GATE_DB": "vm.db", "DEVSTACK_GATE_SECURE_CONFIG": "secure.conf", "HOME": ".",
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 
 def make_repositories(folder: Path, source: Path) -> None:
-    """TripleO's two projects, one of them with a change, and these scripts."""
+    """Make repositories of TripleO's two projects, one of them with a change, and of these scripts."""
     source.mkdir()
     (source / "toci_devtest.sh").write_text(DEVTEST)
     for name in ("tripleo-ci", "tripleo-heat-templates"):
@@ -64,7 +64,7 @@ def make_repositories(folder: Path, source: Path) -> None:
 
 
 def load_pool(pool: Pool) -> None:
-    """A pool of two machines, which share one test environment; its resets are counted in a file."""
+    """Load a pool of two machines that share one test environment; a file counts its resets."""
     (pool.folder / "rack-1.json").write_text('{"boxes": 3}')
     environment = {"name": "rack-1", "images": ["noble"], "data": "rack-1.json", "reset": "echo >> resets"}
     file = pool.folder / "providers.yaml"
@@ -75,14 +75,14 @@ def load_pool(pool: Pool) -> None:
 
 @pytest.fixture
 def pool(site: Pool) -> Pool:
-    """The pool, full and with all its agents online; whatever a test before it left, the environment is free."""
+    """Return the pool, full, its agents online and the environment free, whatever an earlier test left."""
     site.sql("UPDATE machine SET state = 'DELETE' WHERE state <> 'READY'")
     site.fill()
     return site
 
 
 def begin(pool: Pool, how: str) -> dict[str, Any]:
-    """Start a build that is to end in a way; returns it once it has begun."""
+    """Start a build that will end as `how` says; return it once it has begun."""
     assert pool.jenkins
     item = pool.jenkins.build(GATE, ZUUL_URL=pool.environment["GIT_BASE"], ZUUL_PROJECT="openstack/tripleo-ci",
                               ZUUL_BRANCH="master", ZUUL_REF=CHANGE, ZUUL_CHANGE="12", ZUUL_PATCHSET="3",
@@ -91,7 +91,7 @@ def begin(pool: Pool, how: str) -> dict[str, Any]:
 
 
 def end(pool: Pool, build: dict[str, Any]) -> dict[str, Any]:
-    """Wait until a build has ended, and vm.db knows; returns it."""
+    """Wait until a build has ended and vm.db has its end; return it."""
     assert pool.jenkins
     ended = pool.jenkins.wait_build(GATE, build["number"], BUILD_SECONDS)
     await_that("the build's end in vm.db", lambda: pool.sql(
@@ -100,7 +100,7 @@ def end(pool: Pool, build: dict[str, Any]) -> dict[str, Any]:
 
 
 def asleep(pool: Pool, how: str = "sleep") -> dict[str, Any]:
-    """Have a build whose test sleeps, with the environment."""
+    """Start a build; return it once its test sleeps and it has the environment."""
     build = begin(pool, how)
 
     def sleeps() -> bool:
@@ -114,25 +114,25 @@ def asleep(pool: Pool, how: str = "sleep") -> dict[str, Any]:
 
 
 def environment(pool: Pool) -> str:
-    """The state of the test environment."""
+    """Return the state of the test environment."""
     ((state,),) = pool.sql("SELECT state FROM test_environment")
     return str(state)
 
 
 def resets(pool: Pool) -> int:
-    """How often the test environment was reset."""
+    """Return how often the test environment was reset."""
     counted = pool.folder / "resets"
     return len(counted.read_text().splitlines()) if counted.exists() else 0
 
 
 def await_back(pool: Pool, count: int) -> None:
-    """Wait until the environment is free again, and was reset so often."""
+    """Wait until the environment is free again, and check how often it was reset."""
     await_that("the test environment", lambda: environment(pool) == "FREE", 30)
     assert resets(pool) == count
 
 
 def comes_back_to_the_next(pool: Pool, build: dict[str, Any]) -> None:
-    """Look that the machine of a failed build is kept with the environment, and that whoever is next gets that."""
+    """Check that a failed build's machine is kept with the environment until the next one to take a machine gets it."""
     before = resets(pool)
     assert (environment(pool), pool.machines()[build["node"]]) == ("LOCKED", "USED")
 
@@ -145,7 +145,7 @@ def comes_back_to_the_next(pool: Pool, build: dict[str, Any]) -> None:
 
 
 def result(pool: Pool, build: dict[str, Any]) -> tuple[Any, ...]:
-    """What vm.db knows of a build: result, kind, environment."""
+    """Return what vm.db knows of a build: result, kind, environment."""
     (row,) = pool.sql("SELECT result, kind, environment FROM result WHERE jenkins_build_number = ?", build["number"])
     return row
 
@@ -199,7 +199,7 @@ def test_it_comes_back_after_the_death_of_the_server(pool: Pool) -> None:
 
 @pytest.mark.parametrize("kill", ["-f '[d]evstack-vm-gate-wrap'", "-u jenkins sshd"], ids=["gate", "agent"])
 def test_it_comes_back_after_a_kill_on_the_machine(pool: Pool, kill: str) -> None:
-    """Of the gate itself, or of the connection over which Jenkins runs the build."""
+    """The kill hits the gate itself, or the connection over which Jenkins runs the build."""
     build = asleep(pool)
 
     pool.ssh(pool.column(build["node"], "ip"), f"sudo pkill -KILL {kill}")

@@ -1,4 +1,4 @@
-"""Test environments as builds, jobs and people have them: the scripts as processes, on machines with a real sshd."""
+"""Test environments as builds, jobs and people use them: scripts run as processes, on machines with a real sshd."""
 
 import json
 import os
@@ -24,13 +24,13 @@ RESET = 'echo "$TEST_ENVIRONMENT $(basename "$TEST_ENVIRONMENT_FILE")" >> resets
 
 @pytest.fixture
 def pool(pool: Pool) -> Pool:
-    """A pool whose builds need a test environment, of which there is one."""
+    """Return a pool whose builds need a test environment, and that has one."""
     load(pool)
     return pool
 
 
 def load(pool: Pool, **keys: Any) -> str:
-    """Load the providers file with one environment; returns what load prints."""
+    """Load the providers file with one environment; return what load prints."""
     (pool.folder / "rack-1.json").write_text('{"boxes": 3}')
     environment = {"name": "rack-1", "images": ["noble"], "data": "rack-1.json", "reset": RESET} | keys
     file = pool.folder / "providers.yaml"
@@ -40,18 +40,18 @@ def load(pool: Pool, **keys: Any) -> str:
 
 
 def machine(pool: Pool, **columns: Any) -> str:
-    """A ready machine that lets us in, without a node."""
+    """Add a ready machine that lets us in, without a node; return its name."""
     return pool.add_machine(**{"node": False, "host_key": None, **columns})
 
 
 def environment(pool: Pool) -> tuple[str, str | None]:
-    """State of the environment, and the node that has it."""
+    """Return the state of the environment, and the node that has it."""
     (row,) = json.loads(pool.run(VMDATABASE, "environments", "--json", expect=0).stdout)
     return row["state"], row["node"]
 
 
 def build(number: int) -> dict[str, str]:
-    """What Jenkins says of a build to a script on this host."""
+    """Return the variables by which Jenkins names a build to a script on this host."""
     return {"JOB_NAME": "gate", "BUILD_NUMBER": str(number)}
 
 
@@ -119,7 +119,7 @@ def test_the_machine_of_a_failed_build_gives_way_and_one_that_is_held_does_not(p
 
 
 def test_builds_that_wait_do_not_wait_for_an_executor_that_they_have_themselves(pool: Pool) -> None:
-    """devstack-vm-delete of the build that has the environment cannot begin: nobody calls it."""
+    """The devstack-vm-delete of the build that has the environment cannot begin: nobody calls it."""
     first, second = machine(pool, node=True), machine(pool)
     assert pool.jenkins
     pool.jenkins.add_job("gate-ends", first, seconds=0.2)
@@ -155,7 +155,7 @@ def test_one_that_is_stopped_while_it_waits_is_out_of_the_line(pool: Pool, numbe
 
     assert runs[1].wait(30) == 0
     assert environment(pool) == ("LOCKED", next_one)
-    # Who can still say that it goes says so: a person may have lost patience.
+    # A run that is stopped, but not killed, gives its machine up: a person may have lost patience.
     assert pool.machines()[stopped] == ("USED" if number == signal.SIGKILL else "DELETE")
     assert pool.sql("SELECT kind FROM result WHERE node_name = ?", stopped) == [
         (None if number == signal.SIGKILL else "aborted",)]
@@ -178,7 +178,7 @@ def test_a_second_build_on_the_node_is_told_who_has_it_while_the_first_still_wai
 def test_a_server_that_is_deleted_from_outside_gives_its_environment_back_through_reap(pool: Pool) -> None:
     name = machine(pool)
     pool.run(INPROGRESS, name, expect=0, **build(1))
-    pool.sql("UPDATE machine SET state_time = state_time - 60")  # what moves while reap looks is left to the next one
+    pool.sql("UPDATE machine SET state_time = state_time - 60")  # reap leaves to the next run what moves as it looks
     assert pool.pocket
     pool.pocket.server("pocket-a", pool.column(name, "external_id"), vanish=True)
 
@@ -198,7 +198,7 @@ def test_a_reset_that_was_killed_with_its_script_is_run_again_by_reap(pool: Pool
     run.communicate()
     assert "would reset test environment rack-1\n" in pool.run(REAP, "one", "--dry-run", expect=0).stdout
     pool.run(REAP, "one", expect=0)
-    assert environment(pool) == ("RESETTING", None)  # what the killed script began still runs
+    assert environment(pool) == ("RESETTING", None)  # the reset that the killed script began still runs
 
     subprocess.run(["pkill", "-P", str(child(pool.folder)), "sleep"], check=True)
     (pool.folder / "hang").unlink()
@@ -206,7 +206,7 @@ def test_a_reset_that_was_killed_with_its_script_is_run_again_by_reap(pool: Pool
 
 
 def child(folder: Path) -> int:
-    """The shell of the reset that runs in a folder."""
+    """Return the process id of the shell of the reset that runs in a folder."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if process.joinpath("cwd").resolve() == folder and b"resets" in process.joinpath("cmdline").read_bytes() \

@@ -1,4 +1,4 @@
-"""What a script says when this host, or a limit of its process, has no more of something: the reason, in one line."""
+"""If this host or a limit of its process has no more of something, a script says so in one line."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ NO_THREADS = ("resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); threa
 
 
 def limited(pool: Pool, limit: str, *words: str, to: str = "/dev/null") -> tuple[int, str]:
-    """Run vmdatabase.py under a limit of bash's; returns exit code and stderr."""
+    """Run vmdatabase.py under a limit of bash's; return exit code and stderr."""
     script = [sys.executable, str(PROJECT / "vmdatabase.py"), *words]
     command = ["bash", "-c", f'{limit}; exec "$@" >{to}', "bash", *script]
     result = subprocess.run(command, env=pool.environment, cwd=pool.folder, capture_output=True, text=True, timeout=60,
@@ -37,7 +37,7 @@ def test_a_commit_that_fails_is_told_by_its_own_error(pool: Pool) -> None:
     pool.load(provider())
     before = pool.dump()
 
-    code, err = limited(pool, "ulimit -f 40", "-q", "load", str(file))  # KB: the log of the transaction needs more
+    code, err = limited(pool, "ulimit -f 40", "-q", "load", str(file))  # KB; the log of the transaction needs more
 
     said = err.splitlines()[-1]
     assert (code, said.startswith(f"vmdatabase.py: {pool.database}: disk I/O error (SQLITE_IOERR_WRITE); the disk is "

@@ -1,4 +1,4 @@
-"""vmdatabase.py forget: a provider whose cloud is gone for good is let go."""
+"""vmdatabase.py forget drops a provider whose cloud is gone for good."""
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ LAUNCH, REAP, FORGET = "devstack-vm-launch.py", "devstack-vm-reap.py", ("vmdatab
 
 @pytest.fixture
 def gone(pool: Pool) -> Pool:
-    """A pool of two providers, of which two has left the providers file, and its cloud clouds.yaml."""
+    """Return a pool of providers one and two; two has left the providers file, and its cloud has left clouds.yaml."""
     assert pool.pocket
     pool.load(ONE, TWO)
     pool.seed_snapshots()

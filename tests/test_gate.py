@@ -1,4 +1,4 @@
-"""The gate on machines of its own, which it may change as it likes: the sample projects through all of it."""
+"""The whole gate with the sample projects, on fresh machines that it may change as it likes."""
 
 import json
 import re
@@ -23,7 +23,7 @@ MakeNode = Callable[[], Node]
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A cloud with real machines."""
+    """Yield a pool whose cloud has real machines."""
     folder = tmp_path_factory.mktemp("gate")
     with Pocket(folder, "--machines", "namespace") as pocket:
         yield Pool(folder, pocket)
@@ -31,7 +31,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample projects with two changes to the library: one that is right, one that breaks the service."""
+    """Make the sample projects, with two changes to the library: one is right, one breaks the service."""
     folder = tmp_path_factory.mktemp("repositories")
     make_projects_with_changes(folder / "git", "refs/zuul/master/Zgood", "refs/zuul/master/Zbreaking")
     return folder
@@ -39,21 +39,21 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def node(pool: Pool, repositories: Path, request: pytest.FixtureRequest) -> Node:
-    """A fresh machine that has the repositories."""
+    """Boot a fresh machine that has the repositories."""
     made = boot_node(pool, request.node.name.replace("_", "-")[:50])
     made.put(repositories, ["git"], "/home/jenkins")
     return made
 
 
 def verdict(node: Node) -> dict[str, Any]:
-    """What the run left for machines to read."""
+    """Return the verdict.json that the run left."""
     content = json.loads(node.file(f"{LOGS}/verdict.json"))
     assert isinstance(content, dict)
     return content
 
 
 def plain(line: str) -> str:
-    """A line of the console without what differs from run to run: times, hashes, minutes."""
+    """Return a line of the console without what differs from run to run: times, hashes, minutes."""
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z|\b[0-9a-f]{10}\b|\b\d+\.\d", "*", line).rstrip()
 
 
@@ -113,7 +113,7 @@ def test_stack_failing_with_42_is_42_even_when_no_log_can_be_kept(node: Node) ->
 
 
 def test_a_second_run_on_the_machine_touches_nothing_of_the_first(node: Node) -> None:
-    """It would set up its trees, with its change, below the first one's test."""
+    """Otherwise it would set up its trees, with its change, under the test of the first run."""
     waiting = "gate_hook() { touch ~/began; until [[ -e ~/go ]]; do sleep 0.1; done; }; export -f gate_hook"
     first, second = gate_script(hooks=waiting, **GOOD), gate_script(**BREAKING, WORKSPACE="/home/jenkins/second")
 
@@ -202,7 +202,7 @@ def test_the_sample_job_reads_its_test_environment_and_nobody_else_is_told(node:
                                                "can be read on the machine under test, not '/no/such'\n")
     run = node.gate(hooks=hooks, before="sudo rm /etc/devstack-gate/test-environment*",
                     TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
-    assert run.returncode == 2  # it is looked for on the machine under test
+    assert run.returncode == 2  # the file is looked for on the machine under test
     node.check("echo '{\"env-num\": 7}' > ~/mine.json")
     run = node.gate(hooks=hooks, TEST_ENVIRONMENT="mine", TEST_ENVIRONMENT_FILE="/home/jenkins/mine.json")
     assert (run.returncode, "boxes of 7" in run.stdout, "TEST_ENVIRONMENT=mine" in run.stdout) == (1, True, True)

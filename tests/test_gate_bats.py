@@ -1,4 +1,4 @@
-"""The tests of the bash functions, which are bats files; each shows here as one test."""
+"""The bats files with the tests of the bash functions; each test there is one test here."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""HOST given: the same run on another machine, driven from this one over ssh."""
+"""HOST mode: the same run on another machine, driven from this one over ssh."""
 
 import os
 import re
@@ -30,7 +30,7 @@ export -f pre_test_hook
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """One machine for all tests here."""
+    """Yield one machine for all tests here."""
     folder = tmp_path_factory.mktemp("host")
     make_projects(folder / "git")
     add_change(folder / "git/sample/adder", "refs/zuul/master/Zbreaking", "A better name", "adder.py", "def total",
@@ -129,7 +129,7 @@ def test_a_host_that_cannot_be_reached_is_one_clear_line(client: Client) -> None
     assert ": the workspace could not be copied there: ssh: connect to host 127." in output.splitlines()[-1]
 
 
-# What a change that was root on the node can do to the logs, once the run is over.
+# What a change that was root on the node can do to the logs after the run.
 PLANT = r"""
 if [[ -e ~/devstack-gate/status ]]; then
     cd ~/devstack-gate/workspace/logs
@@ -263,11 +263,11 @@ def test_a_status_that_is_none_is_a_failure(client: Client, status: str) -> None
     assert output.splitlines()[-1].startswith("FAIL (1) at jenkins@")
 
 
-# A change that stops the clock and the script: the session stays open, and nothing comes.
+# A change that stops the clock and the script: the session stays open, but nothing comes.
 STAND_STILL = """gate_hook() {
     echo standing still
     sudo pkill -KILL -f processes.py; sudo kill -STOP $PPID; sleep 9003; }; export -f gate_hook"""
-# And one that also has much to say: more and more, at its end without a pause.
+# And one that also prints more and more, at last without a pause.
 FLOOD = r"""gate_hook() {
     echo flooding; sudo pkill -KILL -f processes.py
     for (( second = 0; second < 54; second++ )); do printf 'y\n%.0s' {1..8000}; sleep 1; done
@@ -276,7 +276,7 @@ FLOOD = r"""gate_hook() {
 
 @pytest.fixture
 def cleared(client: Client) -> Iterator[Client]:
-    """A client whose node is cleared of what a test left there."""
+    """Yield the client; afterwards kill what a test left running on its node."""
     yield client
     client.node.run("sudo pkill -KILL -f 'devstack-vm-gate-wrap|gate_hook|^sleep 9|^yes'")
 
@@ -307,7 +307,7 @@ def test_a_node_that_floods_us_is_given_up_after_the_time_limit(cleared: Client,
     code, output = cleared.run(FLOOD, DEVSTACK_GATE_TIMEOUT="1")
 
     assert code == 124
-    assert len(output) < 40 << 20  # each "y" has the time before it
+    assert len(output) < 40 << 20  # each "y" follows a time stamp
     assert ": its console is too long to be shown any further\n" in output
     assert ": given up, its run did not end within 10 s after the time limit (1 minutes); what runs there" in output
     assert output.splitlines()[-1].startswith("FAIL (124) at jenkins@")

@@ -1,4 +1,4 @@
-"""The gate's time limit, which takes a minute to be reached, and what ends a run when its script cannot."""
+"""The gate's time limit, which takes a minute to reach, and what ends a run if its script cannot."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from tests.pocketcloud.client import Pocket
 from tests.support.gatenode import Node, boot_node, gate_script
 from tests.support.pool import Pool, await_that
 
-# All ways to outlive one's parent: a session of its own, a clean environment, other users, deafness to TERM.
+# All ways to outlive a parent: a separate session, a clean environment, other users, deafness to TERM.
 DAEMONS = """
 gate_hook() {
     setsid sleep 7001 &
@@ -30,7 +30,7 @@ LOGS = "/home/jenkins/workspace/logs"
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A cloud with real machines."""
+    """Yield a pool whose cloud has real machines."""
     folder = tmp_path_factory.mktemp("limit")
     with Pocket(folder, "--machines", "namespace") as pocket:
         yield Pool(folder, pocket)
@@ -38,7 +38,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 @pytest.fixture
 def node(pool: Pool, request: pytest.FixtureRequest) -> Node:
-    """A fresh machine with one small project."""
+    """Boot a fresh machine with one small project."""
     made = boot_node(pool, request.node.name.replace("_", "-")[:50])
     made.check("git init -q git/sample/one && cd git/sample/one && git checkout -q -b master && git -c user.name=a "
                "-c user.email=a@localhost commit -q --allow-empty -m one")
@@ -46,12 +46,12 @@ def node(pool: Pool, request: pytest.FixtureRequest) -> Node:
 
 
 def left_on(node: Node) -> str:
-    """What runs of the test, and of ours."""
+    """Return the processes of the test, and ours, that still run."""
     return node.check("pgrep -fa '^(sleep [78]|python3 -I)'; pgrep -a tail; true")
 
 
 def await_nothing_left(node: Node) -> None:
-    """Wait until all of a run has ended; it leaves neither a zombie, nor a folder, nor a cgroup."""
+    """Wait until all of a run has ended; check that it left no zombie, folder or cgroup."""
     left = [left_on(node)]
 
     def nothing() -> bool:
@@ -67,7 +67,7 @@ def await_nothing_left(node: Node) -> None:
 
 
 def start(node: Node, hooks: str, sign: str, **settings: str) -> int:
-    """Start a run in a session of its own, wait for a sign on its console; returns the wrap script's pid."""
+    """Start a run in its own session, wait for a sign on its console, and return the wrap script's pid."""
     node.check("cat > job.sh", gate_script(hooks=hooks, **ONE, **settings).encode())
     pid = node.check("setsid -f bash -c 'echo $$ > job.pid; exec bash job.sh > console 2>&1' < /dev/null &> /dev/null\n"
                      f"until grep -qs '{sign}' console; do sleep 0.1; done; cat job.pid")
@@ -101,7 +101,7 @@ def test_a_killed_script_leaves_no_test_running(node: Node, whom: str, cgroups: 
     if cgroups:
         node.check("sudo mount -t cgroup2 none /sys/fs/cgroup")
     node.check("sudo useradd keeper && sudo -u keeper setsid -f sleep 6001 > /dev/null 2>&1")
-    settle = ":" if cgroups else "sleep 5"  # without cgroups a parent that ends soon may be seen by nobody: ten looks
+    settle = ":" if cgroups else "sleep 5"  # without cgroups, a parent that ends soon may stay unseen: ten looks
     pid = start(node, DAEMONS % settle, "Z daemons are out")
     for name in ("7001", "7002", "7003", "7004", "7005", "7007", "7008", "processes.py watch"):
         assert name in left_on(node)
@@ -127,7 +127,7 @@ def test_what_was_started_a_moment_before_the_kill_is_found_by_its_environment(n
 
     run = node.gate(hooks=hooks, **ONE)
 
-    assert run.returncode == 255, run.stdout  # ssh's for a command that a signal ended
+    assert run.returncode == 255, run.stdout  # ssh's status for a command that a signal ended
     await_nothing_left(node)
 
 

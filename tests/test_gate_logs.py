@@ -1,4 +1,4 @@
-"""What a gate run leaves: logs/, its verdict, known failures, results of tests, by the programs that make them."""
+"""What a gate run leaves, made by the programs for it: logs/, the verdict, known failures, results of tests."""
 
 import base64
 import gzip
@@ -28,7 +28,7 @@ PASSWORD = "a1b2c3d4e5f6a7b8c9d0e1f2"
 
 @dataclass
 class Machine:
-    """Folders as on a test node, and what the wrap script tells."""
+    """Folders as on a test node, and what the wrap script tells the programs."""
 
     folder: Path
     facts: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Machine:
         return path
 
     def collect(self, **facts: str) -> str:
-        """Collect as at the end of a run that failed; returns what the console shows."""
+        """Collect as at the end of a failed run; return what the console shows."""
         known = json.dumps([])
         told = {
             "logs": str(self.logs),
@@ -90,7 +90,7 @@ class Machine:
         return done.stdout.decode()
 
     def files(self) -> list[str]:
-        """What is in logs/ beside what is always there."""
+        """Return the files in logs/, except those that are always there."""
         always = {"cleanup-host.txt", "reproduce.sh", "verdict.json"}
         found = [
             str(path.relative_to(self.logs)) for path in self.logs.rglob("*") if path.is_symlink() or not path.is_dir()
@@ -104,7 +104,7 @@ class Machine:
         return content
 
     def text(self) -> bytes:
-        """All of logs/, decompressed."""
+        """Return the content of all files in logs/, decompressed."""
         return b"\n".join(
             gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
             for path in self.logs.rglob("*")
@@ -114,7 +114,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Empty folders."""
+    """Make empty folders."""
     (tmp_path / "workspace/logs").mkdir(parents=True)
     (tmp_path / "stack/new/devstack").mkdir(parents=True)
     return Machine(tmp_path)
@@ -168,7 +168,7 @@ def test_nothing_leads_out_of_the_folder_and_nothing_holds_it_up(machine: Machin
 
 
 def run_with_mounts(mounts: str, program: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program where what a script for bash mounts is mounted."""
+    """Run a Python program under the mounts that a bash script makes."""
     return subprocess.run(
         ["unshare", "-m", "bash", "-c", mounts, "bash", sys.executable, "-c", program],
         cwd=PROJECT,
@@ -232,7 +232,7 @@ print(machine.collect(), machine.verdict()["status"], (machine.logs / "reproduce
 def test_a_name_that_is_too_long_in_the_new_folder_costs_no_other_log(machine: Machine) -> None:
     machine.write("stack/logs/later.txt", "a larger file comes later")
     descriptor = os.open(machine.base / "logs", os.O_RDONLY)
-    left = 4085 - len(str(machine.base / "logs"))  # a path of the new folder is longer, and Linux allows 4095 bytes
+    left = 4085 - len(str(machine.base / "logs"))  # a path of the new folder is longer; Linux allows 4095 bytes
     while left > 1:
         name = "d" * min(200, left - 1)
         left -= len(name) + 1
@@ -623,7 +623,7 @@ def test_each_of_several_runs_of_tests_counts(machine: Machine) -> None:
     ]
     assert machine.verdict()["tests"] == {"run": 6, "failed": 1, "skipped": 0, "names": ["a.B.again"]}
 
-    machine.facts["journal_start"] = "1000"  # before which another run has left its results
+    machine.facts["journal_start"] = "1000"  # another run has left its results before that
 
     machine.collect()
 
@@ -690,7 +690,7 @@ def test_results_that_cannot_be_read_are_told(machine: Machine) -> None:
     [
         ({"status": "0", "phase": "", "words": "PASS"}, "passed"),
         ({"status": "1"}, "test"),
-        ({"status": "2"}, "test"),  # a hook's status is its own
+        ({"status": "2"}, "test"),  # from a hook, 2 does not mean configuration
         ({"status": "1", "phase": "devstack-vm-gate.sh", "step": "stack.sh"}, "test"),
         ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "tempest smoke"}, "test"),
         ({"status": "3", "phase": "devstack-vm-gate.sh", "step": "check of the change"}, "source"),
@@ -698,7 +698,7 @@ def test_results_that_cannot_be_read_are_told(machine: Machine) -> None:
         ({"status": "3", "phase": "setup-workspace"}, "source"),
         ({"status": "1", "phase": "setup-host"}, "machine"),
         ({"status": "75", "phase": "pre_test_hook", "hint": "infrastructure"}, "infrastructure"),
-        ({"status": "124"}, "test"),  # a limit of the hook's own
+        ({"status": "124"}, "test"),  # the hook's own limit
         ({"status": "141"}, "test"),
         ({"status": "143", "phase": "devstack-vm-gate.sh", "step": "stack.sh"}, "test"),
         ({"status": "124", "stopped": "timeout"}, "timeout"),
@@ -947,7 +947,7 @@ def test_looking_for_known_failures_ends_whatever_the_logs_hold(machine: Machine
 
 @pytest.fixture
 def stamp() -> Iterator[subprocess.Popen[bytes]]:
-    """The filter between a phase's output and the console."""
+    """Run the filter between a phase's output and the console."""
     with subprocess.Popen(
         [*PYTHON, str(GATE / "console.py"), "stamp"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -1024,7 +1024,7 @@ def test_secrets_do_not_get_to_the_console_in_pieces_either() -> None:
 
 
 def test_a_stuck_reader_of_logs_is_stopped_and_the_verdict_is_there(machine: Machine) -> None:
-    # A tool of the test's that never ends and ignores TERM.
+    # A tool of the test that never ends and ignores TERM.
     machine.write("stack/new/tempest/.stestr/0", "x")
     tool = machine.write(
         "stack/new/tempest/.tox/tempest/bin/stestr", "#!/bin/bash\ntrap '' TERM\nwhile :; do sleep 1; done\n"

@@ -1,4 +1,4 @@
-"""gate/processes.py on its own: what it does when the wrap script hears nothing, with times that a run never has."""
+"""gate/processes.py alone: what it does if the wrap script ignores signals, at times that no run has."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ def now() -> float:
 
 @pytest.fixture
 def script() -> "Iterator[subprocess.Popen[str]]":
-    """What stands for a wrap script that is as deaf as it can be, with a child that has left its session."""
+    """Run a stand-in for a wrap script that ignores USR1 and TERM, with a child that has left its session."""
     process = subprocess.Popen(["bash", "-c", DEAF % time.monotonic_ns()], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "ready\n"
@@ -36,7 +36,7 @@ def child_of(process: "subprocess.Popen[str]") -> int:
 
 
 def watch(process: "subprocess.Popen[str]", *options: str) -> int:
-    """Start a watcher; returns its pid."""
+    """Start a watcher; return its pid."""
     command = [*PROGRAM, "watch", "--run", str(process.pid), "--grace", "1", *options]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout)
 

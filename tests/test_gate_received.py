@@ -1,4 +1,4 @@
-"""gate/received.py: consoles and logs of a machine that nobody trusts, as the program gets them."""
+"""gate/received.py: consoles and logs as it gets them from a machine that nobody trusts."""
 
 import io
 import re
@@ -17,7 +17,7 @@ PROGRAM = PROJECT / "gate/received.py"
 
 
 def received(what: str, where: Path, data: bytes, program: Path = PROGRAM) -> tuple[int, str, str]:
-    """Let the program take data; returns its status and what it wrote."""
+    """Give the program data; return its status, stdout and stderr."""
     done = subprocess.run([sys.executable, "-I", str(program), what, str(where)], input=data, capture_output=True,
                           check=False, timeout=60)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -27,7 +27,7 @@ Fill = Callable[[tarfile.TarFile], object]
 
 
 def archive(fill: Fill, form: int = tarfile.USTAR_FORMAT) -> bytes:
-    """An archive behind the mark."""
+    """Return noise, the mark, and an archive."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=form) as tar:
         fill(tar)
@@ -35,7 +35,7 @@ def archive(fill: Fill, form: int = tarfile.USTAR_FORMAT) -> bytes:
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> Fill:
-    """What adds one member to an archive."""
+    """Return a function that adds one member to an archive."""
     def add(tar: tarfile.TarFile) -> None:
         info = tarfile.TarInfo(name)
         info.size, info.type, info.linkname, info.mode = len(data), kind, link, 0o6777
@@ -44,7 +44,7 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: st
 
 
 def changed(folder: Path, **constants: str) -> Path:
-    """A copy of the program with other limits."""
+    """Make a copy of the program with other limits; return its path."""
     text = PROGRAM.read_text()
     for name, value in constants.items():
         text, count = re.subn(rf"(?m)^{name} = .*", f"{name} = {value}", text)
@@ -88,7 +88,7 @@ def test_names_lead_nowhere_else_and_nothing_but_plain_files_is_taken(logs: Path
         member("twice/far/below", b"5")(tar)
         for _ in range(300):
             member("same", b"")(tar)
-        # As long as a name may be, in bytes that are no text, each of which would become three.
+        # The longest name, in bytes that are no text, each of which would become three.
         member("\udcff" * 100, b"7")(tar)
         member("last", b"6" * 100_000)(tar)
 
@@ -137,7 +137,7 @@ def test_what_is_no_archive_is_told_in_a_line(logs: Path, data: bytes, said: str
 
 
 def test_headers_of_other_archives_cost_nothing(logs: Path) -> None:
-    """As long as its name may be in such a one, it is dropped in pieces."""
+    """However long a name such an archive allows, it is dropped in pieces."""
     data = archive(member("x" * 5_000_000, b"1"), tarfile.GNU_FORMAT)
 
     code, _, said = received("logs", logs, data)

@@ -1,4 +1,4 @@
-"""Settings, logging, exit codes and locks, as the scripts share them."""
+"""Settings, logging, exit codes and locks, which all scripts share."""
 
 import re
 import signal
@@ -25,7 +25,7 @@ IMAGE_DEFAULTS = ImageConfig((), ("master", "stable/*"), "", "modules", "manifes
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """A pool with neither cloud nor Jenkins, one provider in vm.db."""
+    """Return a pool with neither cloud nor Jenkins; vm.db has one provider."""
     pool = Pool(tmp_path)
     pool.load(provider())
     return pool
@@ -33,7 +33,7 @@ def pool(tmp_path: Path) -> Pool:
 
 @pytest.fixture
 def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of the secure configuration, which is not there yet; ~ is the test's folder."""
+    """Return the path of the secure configuration, which does not exist yet; ~ is the test's folder."""
     path = tmp_path / "secure.conf"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DEVSTACK_GATE_SECURE_CONFIG", str(path))
@@ -435,7 +435,7 @@ def test_a_stopped_run_over_all_providers_stops_each(tmp_path: Path, number: sig
         assert process.stdout
         assert {process.stdout.readline(), process.stdout.readline()} == {"0\n", "hangs\n"}
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)  # ends when the child has let go of the pipes, too
+        out, err = process.communicate(timeout=30)  # ends only when the child has let go of the pipes, too
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
 
@@ -456,7 +456,7 @@ with gateprocess.file_lock(Path({path!r}), 0) as mine:
 
 @contextmanager
 def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has a lock."""
+    """Run another process that has a lock."""
     command = [sys.executable, "-c", HOLDER.format(project=str(PROJECT), path=str(path))]
     with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:

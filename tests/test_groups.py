@@ -1,4 +1,4 @@
-"""Groups of machines: launch, builds, people, reap, and what an interrupted or restored pool makes of them."""
+"""Groups of machines: launch, builds, people, reap, and pools that are interrupted or restored."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ LEAD, *SUBNODES = GROUP = [f"devstack-noble-one-{number}" for number in (1, 2, 3
 
 
 def group_of(pool: Pool, **keys: Any) -> Pool:
-    """Have a provider whose machines have two subnodes each."""
+    """Load a provider whose machines have two subnodes each."""
     return seeded(pool, provider(**{"images": [image(min_ready=1, subnodes=2)], **keys}))
 
 
@@ -36,7 +36,7 @@ def addresses(pool: Pool) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A pool of one machine with two subnodes, of an image that was built."""
+    """Run a pool of one machine with two subnodes, whose image was built."""
     folder = tmp_path_factory.mktemp("groups")
     credentials = {"nodes": ("jenkins", make_key(folder))}
     with Pocket(folder, "--machines", "namespace") as pocket, \
@@ -84,7 +84,7 @@ def test_the_first_machine_of_a_group_reaches_the_others_which_go_with_it_and_th
 
 
 def shown_hook() -> str:
-    """The hook of docs/groups.md."""
+    """Return the hook of docs/groups.md."""
     (text,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs/groups.md").read_text(), re.DOTALL)
     return str(text) + "export -f pre_test_hook"
 
@@ -126,7 +126,7 @@ def test_a_build_runs_a_service_on_each_machine_and_brings_the_logs_of_all(real:
         assert client.log(f"{subnodes[0]}/syslog") == "mine\n"
 
 
-# --- on machines that have no more than ssh ---
+# --- on machines that have only ssh ---
 
 
 def test_a_subnode_that_fails_is_replaced_and_goes_alone(pool: Pool) -> None:
@@ -192,7 +192,7 @@ def test_launch_goes_on_with_a_group_that_a_killed_run_has_left(pool: Pool) -> N
     run.kill()
     run.communicate()
     assert pool.machines() == dict.fromkeys(GROUP, "BUILDING")
-    pool.sql(f"DELETE FROM machine WHERE name = '{GROUP[2]}'")  # it was not asked for yet
+    pool.sql(f"DELETE FROM machine WHERE name = '{GROUP[2]}'")  # as if it had not been asked for yet
 
     pool.run(LAUNCH, "one", expect=0)
 

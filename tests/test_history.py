@@ -1,4 +1,4 @@
-"""The history of the pool: events are written where rows move, told by vmdatabase.py history, and pruned by reap."""
+"""The history of the pool: triggers write events as rows move, vmdatabase.py history shows them, reap prunes them."""
 
 import json
 import re
@@ -22,7 +22,7 @@ PROJECT = Path(vmdatabase.__file__).parent
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """A pool with neither cloud nor Jenkins, one provider with one image in vm.db."""
+    """Return a pool with neither cloud nor Jenkins; vm.db has one provider with one image."""
     pool = Pool(tmp_path)
     pool.load(provider())
     return pool
@@ -147,7 +147,7 @@ def test_what_is_counted_stays_when_events_are_pruned(pool: Pool) -> None:
     pool.sql("UPDATE machine SET state = 'READY'")
     pool.sql("INSERT INTO result (machine_id, provider, image, start_time) VALUES (1, 'one', 'noble', 100)")
     pool.sql("UPDATE result SET end_time = 1300, result = 'SUCCESS'")
-    pool.sql("UPDATE result SET result = 'FAILURE'")  # not another end
+    pool.sql("UPDATE result SET result = 'FAILURE'")  # this is no second end
     pool.sql("UPDATE event SET time = 1")
     with vmdatabase.opened(pool.place):
         assert history.prune(time.time()) == 2
@@ -187,7 +187,7 @@ def test_a_wrong_history_days_is_named_with_its_line(pool: Pool, value: str) -> 
 
 
 def life(pool: Pool) -> str:
-    """A machine that was used, whose build failed, and that is gone; returns its name."""
+    """Let a machine be used, its build fail and the machine go; return its name."""
     name = pool.add_machine("READY", server=False, node=False)
     pool.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME="gate", BUILD_NUMBER="17", ZUUL_CHANGE="1234",
              ZUUL_PATCHSET="5")

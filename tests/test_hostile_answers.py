@@ -1,4 +1,4 @@
-"""What a cloud or a Jenkins may answer, or somebody in its place: never, drop by drop, without end, from elsewhere."""
+"""Bad answers of a cloud, a Jenkins, or whoever is in their place: none, drop by drop, endless, from elsewhere."""
 
 import json
 import os
@@ -39,12 +39,12 @@ from tests.support.hostilehttp import (
 from tests.support.pool import PROJECT, Pool, image, provider
 from tests.test_memory import MEASURE, MEGABYTES
 
-SLACK_SECONDS = 25  # of a machine that is busy with other things
+SLACK_SECONDS = 25  # for a machine that is busy with other things
 CALL_SECONDS = 1
 
 
 def cloud_get(url: str) -> Any:
-    """Make a call as the cloud's clients do, with a token."""
+    """Make a call with a token, as the cloud's clients do."""
     session = keystoneauth1.session.Session(
         keystoneauth1.token_endpoint.Token(url, "TOKEN-CANARY"), timeout=CALL_SECONDS)
     httpcalls.limit(session.session)
@@ -150,7 +150,7 @@ def test_a_404_behind_a_redirect_does_not_mean_that_a_thing_is_gone(tmp_path: Pa
 
 
 def test_a_change_that_is_only_redirected_is_not_taken_for_done(tmp_path: Path) -> None:
-    """As by a proxy that leads all of http to another port."""
+    """A proxy may lead all of http to another port."""
     with hostile_http(leading_to("http://127.0.0.1:1/computer/n1/doDelete")) as (url, _):
         jenkins = nodes(url, tmp_path)
         with pytest.raises(JenkinsError, match=r"leads to another server, http://127\.0\.0\.1:1/computer/n1/doDelete"):
@@ -221,7 +221,7 @@ def test_a_profile_is_used_only_if_it_is_one(
 
 
 def measured(pool: Pool, *words: str, seconds: float = 60, **limits: float) -> tuple[int, str, float, int]:
-    """Run a script with short time limits; returns exit code, stderr, seconds and the megabytes that it took."""
+    """Run a script with short time limits; return exit code, stderr, and the seconds and megabytes that it took."""
     order = json.dumps({"limits": limits, "environment": {}, "folder": str(pool.folder)})
     command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "tests.support.starter", order, *words]
     began = time.monotonic()
@@ -359,7 +359,7 @@ def test_the_reason_of_a_failed_connection_is_not_cut_off(url: str, reason: str)
 
 @pytest.fixture
 def self_signed(tmp_path: Path) -> Iterator[str]:
-    """The URL of a server whose certificate nobody has signed."""
+    """Yield the URL of a server whose certificate nobody else has signed."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out",
                     str(certificate), "-days", "2", "-subj", "/CN=127.0.0.1"], check=True, capture_output=True)

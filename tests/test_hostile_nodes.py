@@ -1,4 +1,4 @@
-"""What a node does that is not to be trusted: it hangs, drips, floods, never ends."""
+"""What a node that nobody trusts can do: hang, drip, flood, never end."""
 
 import calendar
 import os
@@ -45,7 +45,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step(login: Login, seconds: float, stdin: bytes = b"", most: int = nodessh.OUTPUT_BYTES) -> str:
-    """Why a step fails."""
+    """Return why a step fails."""
     with pytest.raises(StepError) as caught, nodessh.session(login, most=most) as session:
         session.run("look", ["true"], seconds, stdin)
     return str(caught.value)
@@ -107,7 +107,7 @@ def flood_without_a_line(connection: Any) -> None:
 @pytest.mark.parametrize("greet", [drip_a_banner, flood_without_a_line])
 def test_a_greeting_without_end_ends_the_login(key: Path, greet: Callable[[Any], None]) -> None:
     def quietly(connection: Any) -> None:
-        with suppress(OSError):  # we have been left
+        with suppress(OSError):  # the client has left
             greet(connection)
 
     began = time.monotonic()
@@ -140,7 +140,7 @@ def test_the_ssh_test_ends_with_the_time_of_the_machine(key: Path, script: bytes
 
 @contextmanager
 def launching(folder: Path, serve: Serve | None, stall_at: str) -> Iterator[tuple[Pool, subprocess.Popen[str]]]:
-    """A launch that measures itself, of two machines whose sshd is hostile."""
+    """Run a launch of two machines whose sshd is hostile, and measure it."""
     with ExitStack() as stack:
         pool = Pool(folder, stack.enter_context(Pocket(folder, "--machines", "none")))
         pool.load(provider(boot_timeout=BOOT_SECONDS, ssh_port=2222, images=[image(min_ready=2)]))
@@ -177,7 +177,7 @@ def test_a_machine_whose_worker_waits_for_the_cloud_is_given_up_at_boot_timeout(
     pool.knobs(answers=[{"service": "network", "match": "PUT /floatingips/.*", "kind": "hang"}])
     began = time.monotonic()
     result = pool.run(LAUNCH, "one", expect=1)
-    assert time.monotonic() - began < 45, result.stderr  # a call has 60 s
+    assert time.monotonic() - began < 45, result.stderr  # a call may take 60 s
     assert f"not ready after {BOOT_SECONDS} s (boot-timeout)" in result.stderr
     assert list(pool.machines().values()) == ["ERROR"]
 
@@ -195,7 +195,7 @@ with gateprocess.file_lock(Path(sys.argv[1]), 0):
 
 @contextmanager
 def holder(lock: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds a lock and does nothing."""
+    """Run a process that holds a lock and does nothing."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as process:
         assert process.stdout
@@ -217,7 +217,7 @@ def test_a_run_that_steps_aside_names_the_process_that_has_the_lock(pool: Pool, 
 
 
 def test_what_was_asked_for_after_the_last_look_of_a_run_is_done_by_that_run(pool: Pool) -> None:
-    pool.load(provider(boot_timeout=2 * HOUR))  # this process is the run, and may be as old as that
+    pool.load(provider(boot_timeout=2 * HOUR))  # this process is the run, and can be that old
     works: list[int] = []
 
     def work() -> int:

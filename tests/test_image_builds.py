@@ -32,7 +32,7 @@ chmod 755 /usr/local/sbin/useradd
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakePool]:
-    """Makes pools whose images take no time to prepare, each at a cloud."""
+    """Yield a function that makes pools, each at a cloud, whose images take no time to prepare."""
     folder = tmp_path_factory.mktemp("builds")
     names = ",".join(f"cloud-{number}" for number in range(CLOUDS))
     with Pocket(folder, "--machines", "namespace", "--clouds", names) as pocket:
@@ -49,14 +49,14 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakePool]:
 
 
 def script(pool: Pool, text: str) -> list[str]:
-    """The arguments that have a custom script run."""
+    """Return the arguments that have a custom script run."""
     write(pool.folder, {"custom.sh": f"#!/bin/bash\n{text}\n"})
     return ["--script", str(pool.folder / "custom.sh")]
 
 
 @contextmanager
 def started(pool: Pool, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A build that runs, and is gone in the end."""
+    """Run a build, and kill it in the end."""
     run = pool.start(UPDATE, "one", *arguments)
     try:
         yield run
@@ -66,7 +66,7 @@ def started(pool: Pool, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def left(pool: Pool, cloud: str) -> tuple[list[str], list[str], list[str]]:
-    """The servers that are to stay, keypairs and images at a cloud."""
+    """Return the servers, keypairs and images at a cloud."""
     truth = pool.pocket_look(cloud)
     return (pool.server_names(cloud), [one["name"] for one in truth["keypairs"]],
             [one["name"] for one in truth["images"]])
@@ -128,7 +128,7 @@ def test_the_node_s_key_is_tried_where_the_build_s_own_is_gone(make: MakePool) -
     ("test machine", "mkdir /etc/devstack-gate; ln -s /run/gone /etc/devstack-gate/image"),
 ])
 def test_a_failed_build_keeps_its_server_until_its_time_is_over(make: MakePool, what: str, text: str) -> None:
-    """One story in a pool with room for one server: the way in, reap, launch, and the end."""
+    """One story in a pool with room for one server: the login, reap, launch, and the end."""
     pool = make(f"kept-{what[:4]}", "cloud-0", max_servers=1)
     log = pool.run(UPDATE, "one", "--keep-failed", *script(pool, text), expect=1).stderr
     assert re.search(rf"WARNING provider=one image=noble keeping the {what} \(server \S+\) for 24 hours", log), log
@@ -245,7 +245,7 @@ def test_a_build_that_is_stopped_in_the_middle_of_a_step_leaves_nothing(
     assert pool.sql("SELECT name, state FROM snapshot_image") == [("seeded", "READY")]
 
 
-MOMENTS = {  # when a build is killed -9: the line, what it is doing then
+MOMENTS = {  # when kill -9 hits a build: its log line, and what it is doing then
     "boot template: ": "the first login",
     "make account: ": "a custom script that runs",
     "run custom script: ": "the last steps",
@@ -312,7 +312,7 @@ def test_an_image_of_a_server_on_a_volume_is_built_used_and_deleted_with_all_its
     assert (used["size"], used["snapshot"], used["image"]) == (3, snapshot["id"], None)
     assert [image["properties"]["devstack-gate-pool"] for image in truth["images"] if image["id"] == snapshot["image"]
             ] == [pool.uuid]
-    pool.run(REAP, "one", expect=0)  # the volume that the snapshot was made of cannot go before it
+    pool.run(REAP, "one", expect=0)  # the volume of a snapshot cannot go before the snapshot
     assert len(pool.pocket_look("cloud-7")["volumes"]) == 2
 
     pool.load(provider(cloud="cloud-7", images=[]))

@@ -1,4 +1,4 @@
-"""An image with all caches, built once from a devstack with two branches: what a machine launched from it carries."""
+"""What a machine has whose image was built, with all caches, from a devstack with two branches."""
 
 import json
 import os
@@ -75,7 +75,7 @@ class Built:
     workspace: Path
 
     def run(self, command: str, machine: int = 1) -> str:
-        """The output of a command on a machine, as the node account."""
+        """Return the output of a command on a machine, run as the node account."""
         ((address,),) = self.pool.sql("SELECT ip FROM machine WHERE id = ?", machine)
         result = self.pool.ssh(address, command)
         assert result.returncode == 0, f"{command}: {result.returncode}\n{result.stdout}{result.stderr}"
@@ -100,7 +100,7 @@ def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
 
 
 def fill(site: FileHost) -> None:
-    """Put there all that the build is to fetch."""
+    """Put all that the build fetches onto the site."""
     (site.folder / "files").mkdir()
     (site.folder / "files/extra.tar.gz").write_text("extra\n")
     for name in ("new", "old", "both", "broken"):
@@ -148,7 +148,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 
 def warnings(built: Built) -> list[str]:
-    """What the console warned of, without the time and the subject."""
+    """Return the warnings on the console, without time and subject."""
     head = "WARNING provider=one image=noble "
     return sorted(line.partition(head)[2] for line in built.log.splitlines() if head in line)
 

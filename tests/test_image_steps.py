@@ -1,8 +1,8 @@
-"""Steps on a template with what clouds rarely have at hand: a mirror that fails, puppet, rpm packages.
+"""Steps on a template with what is rare in clouds: a mirror that fails, puppet, rpm packages.
 
-One image is built from Debian, with a package of our own from a mirror that fails at first, puppet, and all that it
-takes to have rpm packages. Its custom script then lets the machine pass for a Fedora, so that images which are built on
-top of it are prepared with dnf.
+One image is built from Debian: with our own package from a mirror that fails at first, puppet, and all that rpm
+packages need. Its custom script then makes the machine look like a Fedora, so that dnf prepares the images that are
+built on top of it.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ class Built:
     host_before: dict[str, Any]
 
     def run(self, image_name: str, command: str) -> str:
-        """The output of a command on a machine of an image."""
+        """Return the output of a command on a machine of an image."""
         ((address,),) = self.pool.sql("SELECT ip FROM machine JOIN base_image ON base_image_id = base_image.id "
                                       "WHERE base_image.name = ?", image_name)
         result = self.pool.ssh(address, command)
@@ -67,7 +67,7 @@ class Built:
 
 
 def make_mirror(site: FileHost) -> None:
-    """Have a package in an apt repository whose first requests for each file fail."""
+    """Make an apt repository with one package; the first requests for each of its files fail."""
     package = write(site.folder / "package", {
         "DEBIAN/control": "Package: from-the-mirror\nVersion: 1.0\nArchitecture: all\nMaintainer: A <a@example.org>\n"
                           "Description: a test\n", "etc/from-the-mirror": "yes\n"})
@@ -91,7 +91,7 @@ def configure(pool: Pool, **settings: str) -> None:
 
 
 def build(pool: Pool, name: str, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Build an image and return exit code and console."""
+    """Build an image; return exit code and console."""
     run = pool.start("devstack-vm-update-image.py", "one", "--image", name, *arguments, **environment)
     try:
         return (run.communicate(timeout=BUILD_SECONDS)[1], run.returncode)[::-1]
@@ -128,12 +128,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         configure(pool, puppet_repo=str(puppet), puppet_manifest="manifests/fails.pp", packages="not-there")
         runs["fails"] = build(pool, "fails")
         launch = pool.run("devstack-vm-launch.py", "one")
-        assert launch.returncode == 1, launch.stderr  # there is no image "fails"
+        assert launch.returncode == 1, launch.stderr  # the image "fails" was not built
         yield Built(pool, site, runs, before)
 
 
 def test_a_mirror_that_fails_at_first_costs_no_build(built: Built) -> None:
-    """The package lists fail until the step itself begins anew, the package until apt-get does."""
+    """The package lists fail until the step is tried again, the package until apt-get itself tries again."""
     assert built.run("debian", "cat /etc/from-the-mirror") == "yes\n"
     asked = {name: built.site.asked[f"/apt/{name}"] for name in FAILURES}
     assert all(asked[name] > FAILURES[name] for name in FAILURES), asked

@@ -1,4 +1,4 @@
-"""Functions of image/steps.sh that need no machine of their own."""
+"""Functions of image/steps.sh that need no machine."""
 
 import os
 import subprocess
@@ -24,14 +24,14 @@ RUN_SECONDS = 60
 
 def call(folder: Path, *words: str, stdin: str = "", before: str = "", **environment: str
          ) -> subprocess.CompletedProcess[str]:
-    """Call a function from a folder; `before` is bash that goes before it."""
+    """Call a function in a folder; `before` is bash code that runs before it."""
     return subprocess.run(
         ["bash", "-c", SOURCE.replace('"$@"', f'{before}\n"$@"'), "steps", *words], input=stdin, cwd=folder, text=True,
         env=os.environ | ENVIRONMENT | environment, capture_output=True, timeout=RUN_SECONDS, check=False)
 
 
 def lines(folder: Path, *words: str, stdin: str = "", **environment: str) -> list[str]:
-    """The lines that a function prints, which must succeed and say nothing else."""
+    """Return the lines that a function prints; check that it succeeds and says nothing on stderr."""
     result = call(folder, *words, stdin=stdin, **environment)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.splitlines()
@@ -86,7 +86,7 @@ def test_the_names_that_apt_does_not_have_are_found(tmp_path: Path, output: str,
 
 
 def apt_here(folder: Path) -> str:
-    """Bash that lets apt-get and dpkg work on a folder, in which nothing is installed and there are no mirrors."""
+    """Return bash code that makes apt-get and dpkg work on a folder with nothing installed and no mirrors."""
     for name in ("state/lists/partial", "cache/archives/partial", "dpkg/info", "dpkg/updates"):
         (folder / name).mkdir(parents=True)
     write(folder, {"dpkg/status": "", "dpkg/available": "", "dpkg/info/format": "1\n", "none": ""})
@@ -99,7 +99,7 @@ def apt_here(folder: Path) -> str:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """Has another process hold a lock of apt-get or dpkg for some seconds."""
+    """Yield a function that has another process hold a lock of apt-get or dpkg for some seconds."""
     holders = []
 
     def hold(name: str, seconds: float = 4) -> None:
@@ -224,7 +224,7 @@ def test_a_clone_is_found_with_and_without_its_namespace(tmp_path: Path, there: 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A folder with clones of two projects and of the requirements."""
+    """Make a folder with clones of two projects and of the requirements."""
     remotes = {
         "nova": {"master": {"requirements.txt": "pbr\nsix\n"}, "stable/x": {"requirements.txt": "pbr>=1\n"}},
         "glance": {"main": {"requirements.txt": "wsme"}},
@@ -241,7 +241,7 @@ PROJECTS = "openstack/nova\nopenstack/glance\nopenstack/absent\n"
 
 
 def needs(folder: Path, branch: str, projects: str = PROJECTS) -> dict[str, tuple[bool, str]]:
-    """{project: (whether it has the branch, its requirements.txt)}."""
+    """Return {project: (whether it has the branch, its requirements.txt)}."""
     (blob,) = lines(folder, "show_needs", branch, "cache", stdin=projects)
     return {one.name: (one.has_branch, one.files["requirements.txt"]) for one in pipneeds.unpack(blob)}
 

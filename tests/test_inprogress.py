@@ -23,7 +23,7 @@ Take = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """One pool for all tests here; each takes machines of its own."""
+    """Return one pool for all tests here; each test takes its own machines."""
     pool = Pool(tmp_path_factory.mktemp("busy"), *site)
     pool.load(provider(max_servers=99), provider("two", "pocket-b"), provider("empty", images=[image("lone")]))
     return pool
@@ -31,7 +31,7 @@ def busy(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def machine(busy: Pool) -> Iterator[Take]:
-    """Adds machines, which are out of other tests' way when the test is over."""
+    """Yield a function that adds machines; after the test they are out of the way of others."""
     yield lambda *arguments, **columns: busy.add_machine(*arguments, **{"server": False, **columns})
     busy.sql("UPDATE machine SET state = 'DELETE'")
     assert busy.jenkins
@@ -150,7 +150,7 @@ def test_a_machine_that_is_not_ready_is_refused_and_left_in_its_state(
 
 @pytest.mark.parametrize("state", ["HOLD", "USED", "DELETE", "ERROR"])
 def test_a_node_whose_machine_is_not_to_be_used_serves_no_further_build(busy: Pool, machine: Take, state: str) -> None:
-    """A node left in service by an outage would take one queued build after the other, to fail each."""
+    """A node that an outage left in service would take one queued build after the other and fail each."""
     name = machine(state)
 
     busy.run(INPROGRESS, name, expect=1)
@@ -409,7 +409,7 @@ SECRET = "a-secret-of-this-machine"
 
 
 def build_on(pool: Pool, node: str, job: str) -> dict[str, str]:
-    """Have a long build of a job on a node; returns what the gate job passes on about it."""
+    """Start a long build of a job on a node; return what the gate job passes on about it."""
     assert pool.jenkins
     pool.jenkins.add_job(job, node, seconds=600)
     number = pool.jenkins.wait_started(pool.jenkins.build(job))["number"]

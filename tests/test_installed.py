@@ -1,4 +1,4 @@
-"""gate/installed.py: whether the change under test is in what was installed, with real environments, pip and git."""
+"""gate/installed.py checks that the change under test was installed: with real environments, pip and git."""
 
 import os
 import shutil
@@ -48,13 +48,13 @@ PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-p
 
 
 class Site:
-    """A folder as BASE, with trees that have a change in them, and environments."""
+    """A folder like BASE, with environments and with trees that have a change."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
 
     def tree(self, folder: str = "sample.lib", name: str = "sample.lib") -> Path:
-        """Make a project with a change in it."""
+        """Make a project with a change; return its tree."""
         tree = self.base / "new" / folder
         tree.mkdir(parents=True)
         files = {"pyproject.toml": PYPROJECT + f'[project]\nname = "{name}"\n' * bool(name), "backend.py": BACKEND,
@@ -73,7 +73,7 @@ class Site:
         return self.base / path
 
     def check(self, *more: str, path: str = os.environ["PATH"]) -> tuple[int, list[str]]:
-        """Run the check; returns its exit code and its lines."""
+        """Run the check; return its exit code and its lines."""
         done = subprocess.run([sys.executable, "-I", PROJECT / "gate/installed.py", self.base, *more], text=True,
                               capture_output=True, check=False, env={"PATH": path})
         assert not done.stderr
@@ -88,7 +88,7 @@ def git(tree: Path, *words: str) -> str:
 
 
 def change(tree: Path, **files: str) -> None:
-    """Make what a tree has now its branch, and a change to it on top; a file without text is removed."""
+    """Make a tree's present state its branch, and commit a change on top; a file without text is removed."""
     git(tree, "update-ref", "refs/remotes/origin/master", "HEAD")
     (tree / ".git/gate-ref").write_text("refs/zuul/master/Z1\n")
     for name, text in files.items():
@@ -104,7 +104,7 @@ def pip(environment: Path, *words: str | Path) -> None:
 
 
 def release(tree: Path, folder: Path) -> list[str]:
-    """Make a wheel of a tree, as a package index has it; returns the words that make pip take it from there."""
+    """Make a wheel of a tree, as a package index has it; return the words that make pip take it from there."""
     run_pip("wheel", "-w", folder, tree)
     return ["--find-links", str(folder), "sample.lib"]
 
@@ -245,7 +245,7 @@ def test_a_tree_whose_name_cannot_be_read_counts_as_installed_if_that_comes_from
 
 
 def test_what_another_distribution_brings_under_the_same_name_hides_the_tree(site: Site) -> None:
-    """A .pth file adds to the path behind the packages that are copied; parts of a namespace are joined."""
+    """A .pth file adds its path behind packages that were copied; parts of a namespace are joined."""
     tree, services = site.tree(), site.environment("data/venv")
     pip(services, "-e", tree)
     packages = next(services.glob("lib/*/site-packages"))
@@ -305,7 +305,7 @@ def test_a_change_that_is_no_longer_checked_out_is_not_tested(site: Site) -> Non
 def test_a_tree_that_python_finds_after_a_package_of_the_system_is_not_tested(
     site: Site, monkeypatch: pytest.MonkeyPatch, with_system: bool, hidden: bool
 ) -> None:
-    """setuptools' finders are asked after the path, on which the distribution's packages are."""
+    """Python asks setuptools' finders after the path, and the distribution's packages are on the path."""
     system = site.base / "usr/dist-packages"
     system.mkdir(parents=True)
     (system / "sample_lib.py").write_text("changed = False\n")
@@ -339,7 +339,7 @@ def test_a_change_that_is_undone_in_the_files_is_not_tested(site: Site) -> None:
 
 
 def test_what_is_used_in_place_may_be_hidden_whoever_has_built_it(site: Site) -> None:
-    """Only setuptools notes which modules a distribution brings."""
+    """Only setuptools writes down which modules a distribution brings."""
     tree, services = site.tree(), site.environment("data/venv")
     pip(services, "-e", tree)
     assert site.check()[0] == 0

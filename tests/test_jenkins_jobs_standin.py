@@ -1,6 +1,6 @@
 """The stand-in for Jenkins runs jobs that Jenkins Job Builder loads into it, as Jenkins 2.263.4 and the plugins would.
 
-How they would is from their sources and documentation: there are recordings of such jobs being loaded, none of a build.
+How they would is taken from their sources and documentation: recordings show such jobs being loaded, but no build.
 """
 
 import json
@@ -54,7 +54,7 @@ def sshd(folder: Path) -> Iterator[Sshd]:
 
 @pytest.fixture(scope="module")
 def site(folder: Path, sshd: Sshd) -> Iterator[StandIn]:
-    """A Jenkins whose host has the label `controller`, and a node n1 with the label `lab`, reached by ssh."""
+    """Run a Jenkins whose host has the label `controller`, with a node n1 of label `lab` that it reaches by ssh."""
     knobs = {
         "plugins": PLUGINS,
         "master_label": "controller",
@@ -71,7 +71,7 @@ def site(folder: Path, sshd: Sshd) -> Iterator[StandIn]:
 
 @pytest.fixture
 def standin(site: StandIn) -> Iterator[StandIn]:
-    """The same Jenkins, with n1 online and no job."""
+    """Yield that Jenkins with n1 online and no job; delete the jobs afterwards."""
     site.knobs(plugins=PLUGINS, rights={}, minute_seconds=60.0)
     site.wait_node("n1", "online", WAIT_SECONDS)
     yield site
@@ -81,7 +81,7 @@ def standin(site: StandIn) -> Iterator[StandIn]:
 
 @pytest.fixture
 def load(standin: StandIn, tmp_path: Path) -> Load:
-    """Load jobs written in YAML, by jenkins-jobs update."""
+    """Return a function that loads jobs written in YAML with jenkins-jobs update."""
     def update(text: str, *options: str) -> None:
         (tmp_path / "jobs.yaml").write_text(text)
         ini = f"[jenkins]\nurl={standin.url}\nuser={standin.user}\npassword={standin.token}\n"
@@ -99,7 +99,7 @@ def client(standin: StandIn) -> jenkins.Jenkins:
 
 
 def ask(standin: StandIn, path: str, **query: str) -> Any:
-    """What the JSON API says."""
+    """Return what the JSON API says."""
     answer = requests.get(f"{standin.url}{path}api/json", params=query, auth=(standin.user, standin.token),
                           timeout=CALL_SECONDS)
     assert answer.status_code == 200, answer.text[:300]
@@ -112,27 +112,27 @@ def post(standin: StandIn, path: str, user: str = "admin", **form: str) -> reque
 
 
 def run(standin: StandIn, job: str, **parameters: str) -> dict[str, Any]:
-    """Run a build to its end."""
+    """Run a build to its end; return it."""
     started = standin.wait_started(standin.build(job, **parameters), WAIT_SECONDS)
     return standin.wait_build(job, started["number"], WAIT_SECONDS)
 
 
 def ended(standin: StandIn, job: str, number: int = 1) -> dict[str, Any]:
-    """The end of a build that something else has asked for."""
+    """Wait for the end of a build that something else has asked for; return it."""
     await_that(f"{job} #{number}", lambda: any((one["job"], one["number"]) == (job, number)
                                                for one in standin.look()["builds"]), WAIT_SECONDS)
     return standin.wait_build(job, number, WAIT_SECONDS)
 
 
 def said(build: dict[str, Any]) -> list[str]:
-    """What the steps of a build have printed: no traces, and nothing of Jenkins' own first and last lines."""
+    """Return what the steps of a build have printed, without traces and Jenkins' own first and last lines."""
     lines = str(build["console"]).splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("Building ")) + 1
     return [line for line in lines[first:-1] if not line.startswith(("+ ", "["))]
 
 
 def shell(name: str, command: str, node: str = "controller", more: str = "") -> str:
-    """A job with one step."""
+    """Return a job with one step, in YAML."""
     text = json.dumps(command)
     return f"- job:\n    name: {name}\n    node: {node}\n    builders: [{{shell: {text}}}]\n{more}"
 
@@ -396,7 +396,7 @@ def test_the_steps_after_a_build_that_was_waited_for_know_of_it(standin: StandIn
 
 
 def test_a_value_with_a_newline_gives_no_second_parameter(standin: StandIn, load: Load) -> None:
-    """The plugin reads the properties first, and replaces variables in their values then."""
+    """The plugin reads the properties first, and then replaces variables in their values."""
     load("""
 - job:
     name: caller
@@ -486,7 +486,7 @@ def test_a_background_process_does_not_hold_up_the_build(standin: StandIn, load:
         assert said(run(standin, f"gate-{node}")) == ["done"]
 
 
-# What is left of a build
+# What a build leaves
 
 
 ARCHIVE = """

@@ -1,9 +1,9 @@
-"""The stand-in for Jenkins is held to exchanges with a real one, and does over time what a real one did.
+"""The stand-in for Jenkins answers as a real one was recorded to answer, and does over time what that did.
 
-tests/data/jenkins/exchanges.jsonl holds what was recorded with Jenkins 2.263.4 (ssh-slaves 1.31.5) and python-jenkins
-1.8.3, one exchange a line in the order of its scene. Long HTML was cut when it was recorded, values of monitors are
-left out, one long path was shortened, and the second request for sleepB, of which only the outcome was noted, repeats
-the first; nothing else was changed.
+tests/data/jenkins/exchanges.jsonl holds exchanges recorded with Jenkins 2.263.4 (ssh-slaves 1.31.5) and python-jenkins
+1.8.3: one per line, in the order of its scene. Only this differs from the original: long HTML was cut when it was
+recorded, values of monitors are left out, one long path is shortened, and the second request for sleepB, of which only
+the outcome was noted, repeats the first.
 """
 
 import json
@@ -29,7 +29,7 @@ USERS = {"admin": ("admin-password", "admin-token"), "reader": ("reader-password
 CREDENTIAL = "agent-ssh-key"
 WAIT_SECONDS = 10.0
 CALL_SECONDS = 20.0
-CHANGING = {  # keys whose values are another each time, or depend on the moment of asking
+CHANGING = {  # keys whose values differ each time, or depend on when one asks
     "icon",
     "timestamp",
     "duration",
@@ -46,7 +46,7 @@ Node = dict[str, Any]
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
-    """The private key with which the master logs in to nodes."""
+    """Make the private key with which the master logs in to nodes."""
     path = tmp_path / "id_agent"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True, timeout=20)
     return path
@@ -54,7 +54,7 @@ def key_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def standin(tmp_path: Path, key_file: Path) -> Iterator[StandIn]:
-    """A Jenkins whose nodes come online without a machine."""
+    """Run a Jenkins whose nodes come online without a machine."""
     knobs = {"connect": "instant", "connect_seconds": 0.1}
     with StandIn(tmp_path / "jenkins", USERS, {CREDENTIAL: ("jenkins", key_file)}, knobs) as running:
         yield running
@@ -70,7 +70,7 @@ def connect(standin: StandIn, secret: str | None = None) -> jenkins.Jenkins:
 
 
 def create(client: jenkins.Jenkins, name: str, label: str = "lab", **launcher: Any) -> None:
-    """Create a node as launch does: exclusive, one executor, a launcher of its own."""
+    """Create a node as launch does: exclusive, with one executor and its own launcher."""
     settings = {"host": "127.0.0.1", "port": "22", "credentialsId": CREDENTIAL, **launcher}
     client.create_node(
         name,
@@ -94,7 +94,7 @@ def relabel(client: jenkins.Jenkins, name: str, label: str) -> None:
 
 
 def at_once(*actions: Callable[[], object]) -> list[str]:
-    """What several clients get that start at the same moment: "ok" or the kind of the error."""
+    """Start actions at the same moment; return "ok" or the kind of the error for each, sorted."""
     outcomes: list[str] = []
     gate = threading.Barrier(len(actions))
 
@@ -118,7 +118,7 @@ def at_once(*actions: Callable[[], object]) -> list[str]:
 
 
 class Replay:
-    """Sends recorded requests to the stand-in and says where the answer is another."""
+    """Sends recorded requests to the stand-in and says where its answers differ."""
 
     def __init__(self, standin: StandIn) -> None:
         self.standin = standin
@@ -126,7 +126,7 @@ class Replay:
         self.session.trust_env = False
 
     def scene(self, name: str, hooks: dict[str, Callable[[], object]] | None = None) -> None:
-        """Replay a scene; a hook is called before the first exchange of its step."""
+        """Replay a scene; call each hook before the first exchange of its step."""
         left = dict(hooks or {})
         for exchange in [exchange for exchange in EXCHANGES if exchange["scene"] == name]:
             step = exchange["step"].split()[0]
@@ -135,7 +135,7 @@ class Replay:
         assert left == {}
 
     def check(self, exchange: dict[str, Any]) -> None:
-        """An answer in JSON is asked for again for a while: states come about in their own time."""
+        """Check an exchange; one answered in JSON is sent again for up to WAIT_SECONDS, since states take time."""
         deadline = time.monotonic() + WAIT_SECONDS
         differences = self.differences(exchange)
         while differences and "json" in exchange and time.monotonic() < deadline:
@@ -159,7 +159,7 @@ class Replay:
         return found if self.alike(answer.text).startswith(recorded) else [*found, f"{answer.text!r:.400}"]
 
     def alike(self, text: str) -> str:
-        """Text without what differs between any two Jenkins: address, build of the static files, queue number."""
+        """Cut out of a text what differs between any two Jenkins: address, build of the static files, queue number."""
         text = text.replace(self.standin.url, RECORDED_URL)
         text = re.sub(r"/static/\w+", "/static/", text)
         return re.sub(r"queue/item/\d+/", "queue/item/N/", text)
@@ -182,7 +182,7 @@ class Replay:
         )
 
     def identity(self, who: str) -> tuple[str, str, dict[str, str]]:
-        """Name, secret and headers of the client that the exchange was recorded with."""
+        """Return name, secret and headers of the client that the exchange was recorded with."""
         self.session.cookies.clear()
         if who in {"token", "token and wrong crumb"}:
             return "admin", "admin-token", {"Jenkins-Crumb": "wrong"} if "crumb" in who else {}
@@ -206,7 +206,7 @@ class Replay:
 
 
 def unlike(where: str, seen: Any, recorded: Any) -> Iterator[str]:
-    """Where two JSON values differ, but for the values of CHANGING keys."""
+    """Yield where two JSON values differ, apart from the values of CHANGING keys."""
     if isinstance(seen, dict) and isinstance(recorded, dict):
         if seen.keys() != recorded.keys():
             yield f"{where}: keys {sorted(seen.keys() ^ recorded.keys())} are in one only"
@@ -220,7 +220,7 @@ def unlike(where: str, seen: Any, recorded: Any) -> Iterator[str]:
 
 
 def said(line: str, log: str) -> bool:
-    """Whether a log has a line, or it is one of the build's script, which does not run here."""
+    """Return whether a log has a line, or the line is one of the build's script, which does not run here."""
     return line in log or line.startswith(("+ ", "START ", "[sleepB]", "FATAL: Unable to delete"))
 
 
@@ -391,7 +391,7 @@ def test_a_restart_keeps_nodes_labels_and_what_is_out_of_service(standin: StandI
 
 @pytest.fixture
 def busy(standin: StandIn, client: jenkins.Jenkins) -> StandIn:
-    """Node n1 runs build first #1 for half a second; build second #1 of the same label waits."""
+    """Start two builds of one label: node n1 runs first #1 for half a second, while second #1 waits."""
     online(standin, client, "n1")
     for name in ("first", "second"):
         standin.add_job(name, "lab", seconds=0.5)
@@ -402,7 +402,7 @@ def busy(standin: StandIn, client: jenkins.Jenkins) -> StandIn:
 
 
 def why(standin: StandIn, client: jenkins.Jenkins, item: int = 2) -> str | None:
-    """Why a queue item waits; None when it does not."""
+    """Return why a queue item waits, or None if it does not."""
     reason: str | None = client.get_queue_item(item)["why"]
     return reason
 
@@ -524,20 +524,20 @@ def sshd(tmp_path: Path, key_file: Path) -> Iterator[Sshd]:
 
 @pytest.fixture
 def real(tmp_path: Path, key_file: Path) -> Iterator[StandIn]:
-    """A Jenkins that really connects to its nodes, as root."""
+    """Run a Jenkins that really connects to its nodes, as root."""
     knobs = {"retry_seconds": 0.05, "reconnect_seconds": 0.2}
     with StandIn(tmp_path / "jenkins", USERS, {CREDENTIAL: ("root", key_file)}, knobs) as running:
         yield running
 
 
 def pinned(key: str) -> dict[str, Any]:
-    """Launcher settings with which Jenkins refuses any other host key."""
+    """Return launcher settings with which Jenkins refuses any other host key."""
     kind = "hudson.plugins.sshslaves.verifiers.ManuallyProvidedKeyVerificationStrategy"
     return {"sshHostKeyVerificationStrategy": {"stapler-class": kind, "key": key}}
 
 
 def create_on(sshd: Sshd, standin: StandIn, **launcher: Any) -> jenkins.Jenkins:
-    """Create node n1 with its work in sshd's directory."""
+    """Create node n1, which works in sshd's directory; return the client."""
     client = connect(standin)
     settings = {"host": sshd.host, "port": str(sshd.port), "credentialsId": CREDENTIAL, **launcher}
     client.create_node(
@@ -619,7 +619,7 @@ def test_a_build_fails_when_the_ssh_connection_is_lost_and_the_node_comes_back(s
     real.wait_node("n1", "online", WAIT_SECONDS)
 
 
-# 5. What tests order from it
+# 5. What tests make it do
 
 
 def test_ordered_answers_are_given_as_often_as_ordered(standin: StandIn, client: jenkins.Jenkins) -> None:

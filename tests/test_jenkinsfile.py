@@ -1,6 +1,6 @@
-"""jobs/Jenkinsfile, run with groovy: its steps are recorded (tests/groovy/pipeline), and what sh is given really runs.
+"""jobs/Jenkinsfile, run with groovy: tests/groovy/pipeline records its steps, and the text of sh really runs.
 
-What only a Jenkins can show is not here: the pipeline's sandbox, and that it goes on after a restart.
+Two things that only a Jenkins can show are not here: the pipeline's sandbox, and that it goes on after a restart.
 """
 
 import json
@@ -28,21 +28,21 @@ HOSTILE = ["x; touch owned", "$(touch owned)", "`touch owned`", "x\ntouch owned\
 
 
 class Loader(yaml.SafeLoader):
-    """Reads files of jenkins-jobs, whose tags mean other files."""
+    """Reads files of jenkins-jobs, whose tags name other files."""
 
 
 Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def parameters() -> list[str]:
-    """The names of what callers of the gate job may set."""
+    """Return the names of the parameters that callers of the gate job may set."""
     parts = yaml.load((PROJECT / "jobs/gate.yaml").read_text(), Loader)
     (found,) = [part["parameter"] for part in parts if part.get("parameter", {}).get("name") == "gate-parameters"]
     return [definition["name"] for one in found["parameters"] for definition in one.values()]
 
 
 def run(folder: Path, fail: dict[str, str] | None = None, **params: str) -> dict[str, Any]:
-    """Run the pipeline; returns its calls, the error that it ended with, and the build's name."""
+    """Run the pipeline; return its calls, the error that it ended with, and the build's name."""
     given = {"params": dict.fromkeys(parameters(), "") | {"GATE_LABEL": "devstack-noble"} | params,
              "env": JOB_ENV, "node_env": NODE_ENV, "fail": fail or {}}
     file = folder / "given.json"
@@ -60,7 +60,7 @@ def names(result: dict[str, Any]) -> list[str]:
 
 
 def called(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a step was called with."""
+    """Return what a step was called with."""
     ((_, call),) = [pair for pair in zip(names(result), result["calls"], strict=True) if pair[0] == name]
     return {key: value for key, value in call.items() if key != "step"}
 
@@ -72,7 +72,7 @@ GATE = ["withEnv", "sh", "end withEnv"]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run calls whose steps end well."""
+    """Return a run of the pipeline whose steps all end well."""
     return run(tmp_path_factory.mktemp("good"), ZUUL_CHANGE="4711", ZUUL_PATCHSET="2")
 
 
@@ -150,7 +150,7 @@ def test_after_a_step_that_fails_only_the_last_steps_follow(
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository whose gate script tells its environment."""
+    """Make a repository whose gate script prints its environment."""
     folder = tmp_path / "devstack-gate.git"
     folder.mkdir()
     script = folder / "devstack-vm-gate-wrap.sh"
@@ -196,7 +196,7 @@ def test_no_parameter_changes_what_sh_is_given(good: dict[str, Any], tmp_path: P
 
 
 def stub(folder: Path, name: str, text: str) -> None:
-    """Put a command in front of those of the machine."""
+    """Make a command that is found before the machine's own."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / "bin" / name).chmod(0o755)
@@ -220,7 +220,7 @@ def test_without_a_clone_nothing_runs(good: dict[str, Any], tmp_path: Path) -> N
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     left = workspace / "safe-devstack-vm-gate-wrap.sh"
-    left.write_text("#!/bin/bash\ntouch owned\n")  # of a build before
+    left.write_text("#!/bin/bash\ntouch owned\n")  # from an earlier build
     left.chmod(0o755)
     done = sh(good, workspace, GATE_REPOSITORY=str(tmp_path / "none"))
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Jenkins nodes: what is treacherous about Jenkins and python-jenkins, against a stand-in that is as treacherous."""
+"""jenkinsnodes.py and the traps of Jenkins and python-jenkins, with a stand-in that has the same traps."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ OTHER_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOtherOtherOtherOtherOther
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A Jenkins whose nodes come online without a machine."""
+    """Run a Jenkins whose nodes come online without a machine."""
     with StandIn(tmp_path_factory.mktemp("jenkins"), knobs={"connect": "instant"}) as stand_in:
         yield stand_in
 
 
 @pytest.fixture
 def stand_in(running: StandIn) -> Iterator[StandIn]:
-    """The same, found without nodes by each test."""
+    """Yield that Jenkins without nodes, and clear it after each test."""
     running.reset_calls()
     yield running
     clear_jenkins(running)
@@ -47,7 +47,7 @@ def stand_in(running: StandIn) -> Iterator[StandIn]:
 
 @pytest.fixture
 def busy_jenkins(tmp_path: Path) -> Iterator[StandIn]:
-    """A Jenkins of the test's own, which it may leave with builds and restarts."""
+    """Run a Jenkins for one test, which may restart it and leave builds on it."""
     with StandIn(tmp_path / "jenkins", knobs={"connect": "instant"}) as stand_in:
         yield stand_in
 
@@ -62,7 +62,7 @@ def nodes(stand_in: StandIn, tmp_path: Path) -> Nodes:
 
 
 def client(stand_in: StandIn) -> jenkins.Jenkins:
-    """What somebody else uses."""
+    """Return a client, as other people use it."""
     return jenkins.Jenkins(stand_in.url, stand_in.user, stand_in.token, timeout=20)
 
 
@@ -79,7 +79,7 @@ def add_online(nodes: Nodes, stand_in: StandIn, name: str = "n1") -> None:
 
 
 def state(stand_in: StandIn, name: str = "n1") -> tuple[bool, str]:
-    """Whether a node really is marked offline, and its label."""
+    """Return whether a node really is marked offline, and its label."""
     node = stand_in.look()["nodes"][name]
     return node["temporarilyOffline"], node["label"]
 
@@ -155,7 +155,7 @@ def test_a_jenkins_that_hangs_does_not_tell(
 
 @contextmanager
 def answering(status: int, body: str) -> Iterator[str]:
-    """Somebody who gives one answer to everything; his URL."""
+    """Run a server that gives one answer to everything; yield its URL."""
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
@@ -192,7 +192,7 @@ def test_a_404_to_the_list_of_nodes_asks_whether_this_is_a_jenkins(tmp_path: Pat
 
 
 def disconnect(stand_in: StandIn, name: str = "n1") -> None:
-    """A person disconnects a node."""
+    """Disconnect a node, as a person does."""
     client(stand_in).jenkins_open(requests.Request("POST", f"{stand_in.url}computer/{name}/doDisconnect"))
 
 
@@ -248,7 +248,7 @@ def test_a_node_whose_launch_failed_is_dead(nodes: Nodes, stand_in: StandIn) -> 
 
 
 def shown(agent: str, cause: str = "") -> Node:
-    """A node whose agent is in that state."""
+    """Return a node whose agent is in that state."""
     return {
         "here": Node("n", "", False, False, True, "", "", frozenset()),
         "offline by hand": Node("n", "", True, True, True, "UserCause", "", frozenset()),
@@ -313,7 +313,7 @@ def test_a_node_of_another_kind_hides_no_others(nodes: Nodes, stand_in: StandIn)
 
 
 def test_a_redirect_of_a_look_is_followed(tmp_path: Path) -> None:
-    """As by a proxy that leads to another address of Jenkins."""
+    """A proxy may lead to another address of Jenkins."""
     class Moved(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b'{"computer": []}' if self.path.startswith("/moved") else b""
@@ -521,7 +521,7 @@ def test_what_is_half_out_of_service_is_taken_out_wholly(
 
 
 def test_the_message_of_a_person_stays_and_that_of_a_monitor_does_not(nodes: Nodes, stand_in: StandIn) -> None:
-    """A monitor brings back what it took offline itself, as soon as there is room again."""
+    """A monitor brings a node back that it took offline, as soon as there is room again."""
     add_online(nodes, stand_in, "n1")
     add_online(nodes, stand_in, "n2")
     toggle(stand_in, "a person")
@@ -545,7 +545,7 @@ def test_two_that_mark_a_node_at_once_leave_it_offline(nodes: Nodes, stand_in: S
 
 
 def test_a_mark_that_a_restart_hides_until_the_agent_is_back_is_made_again(nodes: Nodes, stand_in: StandIn) -> None:
-    """Cores before 2.483; the label stays, and keeps builds off meanwhile."""
+    """Jenkins before 2.483 hides it; the label stays, and keeps builds off meanwhile."""
     add_online(nodes, stand_in)
     nodes.take_out_of_service("n1", "in use by gate #7")
     stand_in.knobs(restart_seconds=0.0, connect="never")

@@ -1,4 +1,4 @@
-"""The XML that jenkins-jobs makes of jobs/: what Jenkins would do, and what it would never do."""
+"""The XML that jenkins-jobs makes of jobs/: what Jenkins would do with it, and what it would never do."""
 
 import os
 import re
@@ -26,44 +26,44 @@ TRIGGER = "hudson.plugins.parameterizedtrigger"
 NODE = "GATE_NODE_NAME=$NODE_NAME\nGATE_JOB_NAME=$JOB_NAME\nGATE_BUILD_NUMBER=$BUILD_NUMBER\n"
 CHANGE = "".join(f"{name}=${name}\n" for name in (
     "ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER"))
-# Element names that plugins bring which are part of Jenkins' own set, and of Jenkins itself.
+# The first parts of element names of Jenkins itself, and of plugins from Jenkins' own set.
 OWN = ("hudson.model.", "hudson.tasks.", "hudson.triggers.", "hudson.matrix.", "hudson.scm.", "jenkins.model.")
 Jobs = dict[str, Element]
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """The jobs as they come."""
+    """Return the jobs as they come."""
     return render(JOBS, tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """The jobs for a Jenkins without plugins of other people."""
+    """Return the jobs for a Jenkins without other people's plugins."""
     folder = tmp_path_factory.mktemp("core")
     return render(make_site(folder, plugins="core"), folder / "xml")
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """The jobs with a pipeline for the gate."""
+    """Return the jobs with a pipeline for the gate."""
     folder = tmp_path_factory.mktemp("pipeline")
     return render(make_site(folder, {"jobs": ["gate-pipeline"]}), folder / "xml")
 
 
 def shells(job: Element) -> list[str]:
-    """The shell steps of a job."""
+    """Return the shell steps of a job."""
     return [step.findtext("command") or "" for step in job.iterfind(f"builders/{SHELL}")]
 
 
 def parameters(job: Element) -> dict[str, str]:
-    """{name: default} of a job's parameters."""
+    """Return {name: default} of a job's parameters."""
     found = job.iterfind("properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions/*")
     return {str(one.findtext("name")): one.findtext("defaultValue") or "" for one in found}
 
 
 def minutes(job: Element) -> int:
-    """A job's time-out."""
+    """Return a job's time-out in minutes, or 0 if it has none."""
     return int(job.findtext("buildWrappers/hudson.plugins.build__timeout.BuildTimeoutWrapper/strategy/timeoutMinutes")
                or 0)
 
@@ -209,7 +209,7 @@ def test_time_outs_are_longer_than_what_the_scripts_allow_themselves(full: Jobs)
                          keep_failed=False)
     boot_minutes = 900 / 60
     steps = len(template.steps_of(plan, "", "")) * update_image.STEP_SECONDS / 60
-    # Room, two boots with their logins, and the snapshot.
+    # The wait for room, two boots with their logins, and the snapshot.
     image = steps + (1 + 2 * 2 + update_image.SNAPSHOT_BOOTS) * boot_minutes
     shells_of_gate = shells(full[GATE])
     assert f"export DEVSTACK_GATE_TIMEOUT={120}" in shells_of_gate[-1]
@@ -242,7 +242,7 @@ def test_the_gate_takes_what_zuul_and_gerrit_trigger_send_and_nothing_is_set_by_
         "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER", "GERRIT_PATCHSET_REVISION", "GERRIT_SCHEME", "GERRIT_HOST",
         "GERRIT_PORT", "GERRIT_CHANGES"}
     assert set(given.values()) == {""}
-    # What would let a caller change a machine that is no test node, or outlast the job's time-out.
+    # These would let a caller change a machine that is no test node, or outlast the job's time-out.
     assert not given.keys() & {"DEVSTACK_GATE_THIS_HOST", "DEVSTACK_GATE_TIMEOUT", "BASE", "WORKSPACE", "PATH"}
 
 
@@ -275,7 +275,7 @@ def test_no_parameter_stands_where_jenkins_or_a_shell_would_evaluate_it(full: Jo
                 assert bare == [], f"{name}: {shell}"
                 assert "eval" not in shell, name
             properties = [text for one in job.iter("properties") if (text := one.text or "").strip()]
-            # The plugin reads these lines before it puts values in: a new line in a value sets no other parameter.
+            # The plugin reads these lines before it puts values in, so a newline in a value sets no other parameter.
             assert all(text in (NODE, NODE + CHANGE) for text in properties), name
 
 
@@ -372,7 +372,7 @@ def test_the_pipeline_runs_the_jenkinsfile_with_one_label_to_choose_from(full: J
 
 
 def run_shell(text: str, environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a shell step as Jenkins does: from a file, by the interpreter of its first line."""
+    """Run a shell step as Jenkins does: from a file, with the interpreter that its first line names."""
     script = folder / "step"
     script.write_text(text)
     interpreter = text.splitlines()[0].removeprefix("#!").split()

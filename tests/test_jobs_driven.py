@@ -21,7 +21,7 @@ BUILD_SECONDS = 90
 NODE_TOKEN = "a0b1c2d3-what-nodes-may"
 USERS = {"admin": ("admin-password", "admin-token"), "scripts": ("scripts-password", "scripts-token"),
          "node": ("node-password", NODE_TOKEN)}
-# The least that works, as docs/jenkins.md tells.
+# The fewest rights that work, as docs/jenkins.md says.
 RIGHTS = {
     "scripts": ["Overall.Read", "Computer.Create", "Computer.Configure", "Computer.Disconnect", "Computer.Delete",
                 f"Item.Read/{GATE}", "Item.Read/devstack-vm-delete"],
@@ -36,7 +36,7 @@ HOSTILE = ["x; touch /tmp/owned-by-a-parameter", "$(touch /tmp/owned-by-a-parame
 
 @pytest.fixture(scope="module", params=["full", "core"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A pool of one machine, and a Jenkins with its jobs and the plugins that they need."""
+    """Run a pool of one machine, and a Jenkins with its jobs and the plugins that they need."""
     folder = tmp_path_factory.mktemp(f"driven-{request.param}")
     plugins = RECORDED | (FULL if request.param == "full" else {})
     knobs = {"plugins": plugins, "master_label": "devstack-gate-host", "master_executors": 8, "rights": RIGHTS,
@@ -57,7 +57,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def load_jobs(pool: Pool, folder: Path, plugins: str, git_base: str, replacement: str, scripts: Path = PROJECT) -> None:
-    """Load the jobs as a site has them whose gate runs on the sample projects; they run the scripts of a folder."""
+    """Load the jobs of a site whose gate runs on the sample projects; they run the scripts in a folder."""
     assert pool.jenkins
     settings = sample_settings(git_base)
     settings["gate_settings"] += SLEEP
@@ -68,7 +68,7 @@ def load_jobs(pool: Pool, folder: Path, plugins: str, git_base: str, replacement
 
 @pytest.fixture
 def pool(site: Pool) -> Pool:
-    """The pool, with one machine ready and its agent online; the jobs by the clock are run by hand."""
+    """Return the pool with one machine ready and its agent online; the timed jobs are run by hand."""
     run_job(site, "devstack-reap-vms")
     run_job(site, "devstack-launch-vms")
     assert site.jenkins
@@ -78,39 +78,39 @@ def pool(site: Pool) -> Pool:
 
 
 def run_job(pool: Pool, name: str, expect: str = "SUCCESS", **parameters: str) -> dict[str, Any]:
-    """Run a job to its end."""
+    """Run a job to its end, check its result, and return the build."""
     build = end(pool, name, start(pool, name, **parameters))
     assert build["result"] == expect, build["console"]
     return build
 
 
 def start(pool: Pool, name: str, **parameters: str) -> int:
-    """Ask for a build; returns its place in the queue."""
+    """Ask for a build; return the number of its queue item."""
     assert pool.jenkins
     return pool.jenkins.build(name, **parameters)
 
 
 def end(pool: Pool, name: str, item: int) -> dict[str, Any]:
-    """Wait for the end of a build."""
+    """Wait for the end of a build; return it."""
     assert pool.jenkins
     started = pool.jenkins.wait_started(item, BUILD_SECONDS)
     return pool.jenkins.wait_build(name, started["number"], BUILD_SECONDS)
 
 
 def change(pool: Pool, ref: str) -> dict[str, str]:
-    """What Zuul sends for a change to the sample projects."""
+    """Return what Zuul sends for a change to the sample projects."""
     return {"ZUUL_URL": pool.environment["GIT_BASE"], "ZUUL_PROJECT": "sample/adder", "ZUUL_BRANCH": "master",
             "ZUUL_REF": ref, "ZUUL_CHANGE": "12", "ZUUL_PATCHSET": "3"}
 
 
 def builds_of(pool: Pool, name: str) -> list[dict[str, Any]]:
-    """All builds of a job."""
+    """Return all builds of a job."""
     assert pool.jenkins
     return [build for build in pool.jenkins.look()["builds"] if build["job"] == name]
 
 
 def await_given_back(pool: Pool, build: dict[str, Any]) -> None:
-    """Wait until devstack-vm-delete has written down how a gate build ended."""
+    """Wait until devstack-vm-delete has recorded how a gate build ended."""
     await_that("the build's end in vm.db", lambda: pool.sql(
         "SELECT 1 FROM result WHERE jenkins_job_name = ? AND jenkins_build_number = ? AND end_time IS NOT NULL",
         build["job"], build["number"]), 30)
@@ -123,7 +123,7 @@ def test_two_queued_builds_run_on_two_machines_and_the_failed_ones_stays(pool: P
     assert (good["result"], "sample/adder master" in good["console"]) == ("SUCCESS", True), good["console"]
     await_given_back(pool, good)
     assert pool.machines()[good["node"]] == "DELETE"
-    run_job(pool, "devstack-reap-vms")  # max-servers has room, but so the good one's goes before the other is there
+    run_job(pool, "devstack-reap-vms")  # max-servers has room, but so the good one's machine goes before the next comes
     assert good["node"] not in pool.machines()
     run_job(pool, "devstack-launch-vms")
     bad = end(pool, GATE, second)
@@ -155,7 +155,7 @@ def test_the_node_is_out_of_service_before_the_build_does_anything_else(pool: Po
 
 
 def test_a_machine_that_is_taken_is_replaced_at_once_and_one_that_is_done_goes(pool: Pool, tmp_path: Path) -> None:
-    """Nobody runs launch or reap here: the jobs that a build calls have Jenkins start them. No script is forked."""
+    """Nobody runs launch or reap here: the jobs that a build calls make Jenkins start them. No script is forked."""
     plugins, git_base = "core" if is_core(pool) else "full", pool.environment["GIT_BASE"]
     load_jobs(pool, tmp_path, plugins, git_base, "at-once")
     try:
@@ -300,7 +300,7 @@ def test_a_person_finds_no_login_of_jenkins(pool: Pool, tmp_path: Path, who: str
 
 
 def is_core(pool: Pool) -> bool:
-    """Whether builds call Jenkins from their nodes at this site."""
+    """Return whether builds at this site call Jenkins from their nodes."""
     return "node_user" in pool.secure_config.read_text()
 
 

@@ -15,14 +15,14 @@ from tests.pocketjenkins.client import StandIn
 from tests.support.pool import Pool, await_that, clear_cloud, image, make_key, provider
 
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
-LANES = 6  # pools that are killed side by side: their scripts wait for the most part
+LANES = 6  # pools that are killed side by side: their scripts mostly wait
 CLOUDS = [f"cloud-{number}" for number in range(LANES)]
 Make = Callable[[str, str], Pool]
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Make]:
-    """Makes pools, each at the cloud of its lane, all at one Jenkins."""
+    """Yield a function that makes pools, each at the cloud of its lane, all at one Jenkins."""
     folder = tmp_path_factory.mktemp("kill")
     numbers = itertools.count()
     with Pocket(folder, "--machines", "shared-ssh", "--clouds", ",".join(CLOUDS)) as pocket, \
@@ -39,7 +39,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Make]:
 
 
 def in_lanes(test: Callable[[str, int], str | None], points: Iterable[int]) -> dict[int, str]:
-    """Try all points side by side, each lane with a cloud of its own; returns what was wrong, by point."""
+    """Try all points side by side, each lane with its own cloud; return what was wrong, by point."""
     points = list(points)
 
     def lane(cloud: str, mine: list[int]) -> dict[int, str]:
@@ -51,7 +51,7 @@ def in_lanes(test: Callable[[str, int], str | None], points: Iterable[int]) -> d
 
 
 def killed(pool: Pool, seconds: float, script: str, *arguments: str) -> None:
-    """Start a script and kill it with -9 after so many seconds."""
+    """Start a script, and kill it with -9 after `seconds`."""
     run = pool.start(script, *arguments)
     time.sleep(seconds)
     run.kill()
@@ -60,7 +60,7 @@ def killed(pool: Pool, seconds: float, script: str, *arguments: str) -> None:
 
 @dataclass
 class Left:
-    """All that a pool has anywhere."""
+    """All that a pool has in vm.db, at the cloud and in Jenkins."""
 
     rows: dict[str, str]
     servers: list[str]
@@ -73,16 +73,16 @@ class Left:
         return cls(pool.machines(), sorted(own), sorted(nodes))
 
     def wrong(self, ready: int) -> str | None:
-        """What is too many or too few for a pool of so many READY machines; None if nothing."""
+        """Return None if the pool is `ready` READY machines with their servers and nodes, else all that it has."""
         names = sorted(self.rows)
         fine = len(names) == ready and set(self.rows.values()) <= {"READY"} and self.servers == self.nodes == names
         return None if fine else str(self)
 
 
 def test_a_launch_killed_at_any_moment_is_finished_by_the_next_launch_and_reap(make: Make) -> None:
-    """8 moments from 0.5 s on, 0.21 s apart, with slow calls so that each lands in a different step.
+    """There are 8 moments, 0.21 s apart, the first after 0.5 s; calls are slow, so each lands in a different step.
 
-    They are at other steps on each machine; chaos/__main__.py --points kills at every step there is.
+    Which steps those are depends on the computer; chaos/__main__.py --points kills at every step.
     """
     def try_point(cloud: str, point: int) -> str | None:
         name = f"at-{point}"
@@ -118,7 +118,7 @@ def test_a_launch_killed_at_a_call_of_the_cloud_is_finished_by_the_next_launch_a
     pool.knobs(answers=[{"times": 1, **CALLS[call]}])
     run = pool.start(LAUNCH, "one")
     await_that("the call", lambda: any(entry["status"] == "hang" for entry in pool.pocket_look()["requests"]))
-    time.sleep(0.2)  # the other machine goes its way
+    time.sleep(0.2)  # the other machine goes on
     run.kill()
     run.communicate()
 
@@ -202,7 +202,7 @@ def test_a_reap_killed_at_any_moment_is_finished_by_the_next_one(make: Make) -> 
 
 
 def test_an_inprogress_killed_at_any_moment_leaves_no_node_in_service_whose_machine_is_used(make: Make) -> None:
-    """Where it was killed before READY -> USED, nothing has happened; after that, no build gets the node any more."""
+    """If it was killed before READY -> USED, nothing has happened; after that, no build gets the node any more."""
     def try_point(cloud: str, point: int) -> str | None:
         pool = make(cloud, f"taken-{point}")
         name = pool.add_machine(server=False, provider=f"taken-{point}", cloud=cloud)

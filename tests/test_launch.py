@@ -15,7 +15,7 @@ from tests.support.pool import SCRIPT_SECONDS, Pool, await_that, image, provider
 
 LAUNCH = "devstack-vm-launch.py"
 
-# Runs that take long, all begun by the first test, side by side, and looked at by the last ones.
+# Slow runs: the first test starts all of them side by side, the last ones look at them.
 LOST_ANSWERS: dict[str, dict[str, Any]] = {
     "500": {"then": "status", "status": 500},
     "reset": {"then": "reset"},
@@ -42,14 +42,14 @@ NOT_MADE, JENKINS_REFUSES = "not made", "jenkins refuses"
 
 @dataclass
 class Slow:
-    """A run at a cloud of its own."""
+    """A run at its own cloud."""
 
     pool: Pool
     cloud: str
     process: subprocess.Popen[str]
 
     def end(self, code: int) -> str:
-        """Wait for the run to end with a code; returns what it printed."""
+        """Wait for the run to end with a code; return what it printed."""
         out, err = self.process.communicate(timeout=120)
         assert self.process.returncode == code, err
         return out
@@ -726,7 +726,7 @@ def test_wrong_credentials_are_wrong_configuration_and_cost_no_machine(pool: Poo
     assert pool.machines() == {name: "BUILDING"}
 
 
-# --- what took long ---
+# --- the end of the slow runs ---
 
 
 @pytest.mark.parametrize("failure", SLOW_BOOTS)
@@ -799,7 +799,7 @@ def test_a_silent_machine_ends_at_boot_timeout_however_long_its_logins_take(pool
     pool.run(LAUNCH, "one", expect=1)
 
     assert list(pool.machines().values()) == ["ERROR", "ERROR"]
-    assert time.monotonic() - before < 40  # it went on for 44 s when each end of a login began the next
+    assert time.monotonic() - before < 40  # it took 44 s when the end of each login began the next
 
 
 @pytest.mark.file

@@ -1,4 +1,4 @@
-"""devstack-vm-launch.py where a cloud has no more of something, or takes its time: addresses, zones, hosts, volumes."""
+"""devstack-vm-launch.py if a cloud has no more of something, or is slow: addresses, zones, hosts, volumes."""
 
 import time
 from typing import Any
@@ -20,7 +20,7 @@ def seeded(pool: Pool, *providers: dict[str, Any]) -> Pool:
 
 
 def empty(pool: Pool) -> None:
-    """Have every machine used up and reaped."""
+    """Use every machine, and reap until none is left."""
     for name in pool.machines():
         pool.run("devstack-vm-inprogress.py", name, expect=0)
         pool.run("devstack-vm-delete.py", name, "--result", "SUCCESS", expect=0)
@@ -31,7 +31,7 @@ def empty(pool: Pool) -> None:
 
 
 def test_no_server_is_made_that_can_have_no_floating_ip(pool: Pool) -> None:
-    """By a cloud that does not tell its quotas."""
+    """The cloud does not tell its quotas."""
     seeded(pool, provider(images=[image(min_ready=6)], floating_ips="always", max_servers=20, max_concurrency=2))
     pool.knobs(floating_quota=2, floating_seconds=0.2,
                answers=[{"service": "network", "match": "GET /quotas/.*", "status": 404}])
@@ -217,7 +217,7 @@ def test_boot_timeout_begins_when_the_create_is_sent(pool: Pool) -> None:
 
     result = pool.run(LAUNCH, "one")
 
-    # "late in a run the next one does that": it may ask for fewer, but none that it asks for is given up
+    # Late in a run it leaves machines to the next run: it may ask for fewer, but gives up none that it asks for.
     assert "failed" not in result.stdout, result.stderr
     assert set(pool.machines().values()) == {"READY"}
     assert len(pool.machines()) >= 7
@@ -235,7 +235,7 @@ def test_what_the_cloud_itself_keeps_waiting_is_not_booting(pool: Pool) -> None:
 
 
 def on_volume(name: str = "noble", **keys: Any) -> dict[str, Any]:
-    """An image type whose servers boot from volumes."""
+    """Return an image type whose servers boot from volumes."""
     return image(name, boot_from_volume=True, volume_size=4, **keys)
 
 
@@ -271,11 +271,11 @@ def test_without_a_volume_a_flavor_without_a_disk_is_not_taken(pool: Pool) -> No
 def test_a_volume_that_a_server_leaves_behind_is_swept_and_nobody_elses(pool: Pool) -> None:
     seeded(pool, provider(images=[on_volume(min_ready=1)], availability_zones=["nova"]))
     pool.run(LAUNCH, "one", expect=0)
-    assert [volume["zone"] for volume in volumes(pool)] == ["nova"]  # its server's: many clouds attach no other one
+    assert [volume["zone"] for volume in volumes(pool)] == ["nova"]  # its server's: many clouds attach no others
     storage = pool.client().block_storage
     others = {"devstack-gate-pool": "another", "devstack-gate-provider": "one", "devstack-gate-machine": "1"}
     kept = {storage.create_volume(size=1, name="own").id, storage.create_volume(size=1, metadata=others).id}
-    storage.create_volume(size=1, metadata=pool.marks(machine=77))  # of a launch that was killed before it had a server
+    storage.create_volume(size=1, metadata=pool.marks(machine=77))  # a launch was killed before it had its server
     pool.knobs(volumes_stay=True)
 
     empty(pool)
@@ -365,7 +365,7 @@ def test_an_image_type_with_a_template_boots_from_its_snapshot_with_its_own_flav
 
 
 def with_account(pool: Pool, script: str) -> str:
-    """User data that makes the node account, and the path of a ready-script."""
+    """Write user data that makes the node account, and a ready-script; return the path of the user data."""
     public = pool.key.with_name(f"{pool.key.name}.pub").read_text().strip()
     (pool.folder / "setup.sh").write_text(f"""{NO_APT}
 useradd -m -s /bin/bash jenkins
@@ -378,7 +378,7 @@ echo 'jenkins ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/jenkins; chmod 440 /etc/s
 
 @pytest.fixture
 def machines(make_pool: Any) -> Pool:
-    """A pool whose servers are machines."""
+    """Make a pool whose servers are real machines."""
     pool: Pool = make_pool("namespace", jenkins=None)
     return pool
 
@@ -406,7 +406,7 @@ def test_a_machine_whose_ready_script_fails_is_an_error_with_what_it_said(machin
     assert time.monotonic() - before < 50, "it was tried until boot-timeout"
 
 
-# What cloud-init does on a real machine whose sshd is up before it: it replaces the host keys after the first contact.
+# On a real machine whose sshd is up first, cloud-init replaces the host keys after the first contact.
 REPLACES_HOST_KEYS = """
 mkdir -p /run/cloud-init /var/lib/cloud/instance/sem
 (sleep 6; rm -f /etc/ssh/ssh_host_*; ssh-keygen -q -A; kill -HUP $(cat /run/sshd.pid); sleep 1

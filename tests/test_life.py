@@ -1,4 +1,4 @@
-"""A whole life on real machines: image, pool, builds over ssh, deletion, with Jenkins as it runs the jobs."""
+"""A whole life on real machines: image, pool, builds over ssh, deletion; Jenkins runs the jobs."""
 
 import subprocess
 import time
@@ -17,7 +17,7 @@ UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A pool of three machines of an image that was built, with a Jenkins that reaches them by ssh."""
+    """Run a pool of three machines whose image was built, with a Jenkins that reaches them by ssh."""
     folder = tmp_path_factory.mktemp("life")
     credentials = {"nodes": ("jenkins", make_key(folder))}
     with Pocket(folder, "--machines", "namespace") as pocket, \
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 
 @pytest.fixture
 def pool(site: Pool) -> Pool:
-    """The pool, full and with all its agents online."""
+    """Return the pool, full and with all its agents online."""
     site.fill()
     return site
 
@@ -66,7 +66,7 @@ def test_a_failed_builds_machine_stays_for_a_look_and_takes_no_other_build(pool:
 
 
 def test_builds_that_queue_for_too_few_machines_never_share_one(pool: Pool) -> None:
-    """Seven builds for three machines: an executor that comes free takes the next one within 20 ms."""
+    """Seven builds want three machines; an executor that comes free takes the next build within 20 ms."""
     assert pool.jenkins
     add_gate_job(pool, "gate-busy")
     items = [pool.jenkins.build("gate-busy", ZUUL_CHANGE=str(number)) for number in range(7)]

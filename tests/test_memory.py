@@ -1,4 +1,4 @@
-"""How much memory a launch needs over a big pool."""
+"""How much memory a launch needs for a big pool."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ MEASURE = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:
 
 
 def test_a_launch_over_2000_machines_stays_below_200_mb(tmp_path: Path) -> None:
-    """All but 20 are ready; those are launched."""
+    """All but 20 are ready; launch makes those 20."""
     numbers = range(1, MACHINES - 19)
     with Pocket(tmp_path, "--machines", "shared-ssh") as pocket, \
             StandIn(tmp_path / "jenkins", knobs={"connect": "instant"}) as jenkins:

@@ -21,7 +21,7 @@ def promtool(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess
 
 
 def metrics(pool: Pool) -> dict[tuple[str, ...], float]:
-    """{(name, label values in order of their names): value} of the file."""
+    """Return {(name, label values in order of their names): value} of the file."""
     folder, _ = made(pool)
     return {(sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families((folder / "metrics.prom").read_text())
@@ -30,7 +30,7 @@ def metrics(pool: Pool) -> dict[tuple[str, ...], float]:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """A pool with neither cloud nor Jenkins, one provider with one image in vm.db."""
+    """Return a pool with neither cloud nor Jenkins; vm.db has one provider with one image."""
     pool = Pool(tmp_path)
     pool.load(provider())
     return pool
@@ -38,7 +38,7 @@ def pool(tmp_path: Path) -> Pool:
 
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """metrics.prom of a pool that has run for two days."""
+    """Return the metrics.prom of a pool that has run for two days."""
     pool = Pool(tmp_path_factory.mktemp("past"))
     pasthistory.write(pool.database, pasthistory.Past(2, 300, 3))
     return made(pool)[0] / "metrics.prom"
@@ -118,7 +118,7 @@ def test_the_alert_rules_are_good_and_name_only_metrics_that_there_are(past: Pat
 
     assert checked.returncode == 0, checked.stderr
     named = set(re.findall(r"devstack_gate_[a-z_]+", RULES.read_text()))
-    assert named - known_names(past) == {"devstack_gate_waiting_builds"}  # there with a Jenkins only
+    assert named - known_names(past) == {"devstack_gate_waiting_builds"}  # only there with a Jenkins
 
 
 def test_the_dashboard_asks_only_for_metrics_that_there_are(past: Path) -> None:

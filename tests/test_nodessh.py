@@ -1,4 +1,4 @@
-"""ssh to nodes, against a real sshd of the test's own."""
+"""ssh to nodes, against a real sshd that the tests start."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vG
 
 @pytest.fixture(scope="module")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The private key that the sshd lets in."""
+    """Make the private key that the sshd lets in."""
     return make_key(tmp_path_factory.mktemp("key"))
 
 
 @pytest.fixture(scope="module")
 def sshd(tmp_path_factory: pytest.TempPathFactory, key: Path) -> Iterator[Sshd]:
-    """A real sshd that lets root in with the key."""
+    """Run a real sshd that lets root in with the key."""
     server = Sshd(tmp_path_factory.mktemp("sshd") / "root", Path(f"{key}.pub").read_text())
     server.start()
     try:
@@ -64,7 +64,7 @@ def works(session: nodessh.Session) -> bool:
 
 
 def refusal(login: Login) -> str:
-    """Why a login is not possible now."""
+    """Return why a login is not possible now."""
     with pytest.raises(NotYetError) as caught, nodessh.session(login):
         pass
     assert "\n" not in str(caught.value)
@@ -118,7 +118,7 @@ def test_a_closed_port_is_not_yet(key: Path) -> None:
 
 @contextmanager
 def listening(greet: Callable[[socket.socket], object]) -> Iterator[tuple[str, int]]:
-    """Somebody who is no sshd and greets each connection."""
+    """Run a server that is no sshd and greets each connection."""
     kept = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         def serve() -> None:
@@ -239,12 +239,12 @@ def test_a_private_key_may_be_of_any_kind(sshd: Sshd, tmp_path: Path, kind: str)
         assert works(session)
 
 
-# What OpenSSH would get through
+# What OpenSSH would cope with
 
 
 @contextmanager
 def slowly(sshd: Sshd, seconds: float) -> Iterator[tuple[str, int]]:
-    """The sshd as one sees it whose first words come late."""
+    """Run a relay to the sshd whose first words come late."""
     def pump(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
@@ -287,7 +287,7 @@ def test_only_what_was_too_slow_gets_more_time(outcome: Exception, expected: flo
 
 @pytest.fixture
 def signed(tmp_path: Path) -> Path:
-    """A private key with a certificate of an authority beside it, both in one folder."""
+    """Make a private key and, beside it, a certificate of an authority for it."""
     file = make_key(tmp_path)
     authority = make_key(tmp_path / "authority")
     subprocess.run(["ssh-keygen", "-q", "-s", str(authority), "-I", "gate", "-n", "root", f"{file}.pub"], check=True)
@@ -358,7 +358,7 @@ def test_a_step_reads_its_stdin_to_the_end(session: nodessh.Session) -> None:
 
 
 def test_a_step_may_begin_to_read_late(session: nodessh.Session) -> None:
-    text = "x" * 4_000_000  # more than the connection takes unread
+    text = "x" * 4_000_000  # more than the connection takes before it is read
     assert session.run("count", ["sh", "-c", "sleep 2; wc -c"], stdin=text) == f"{len(text)}\n"
 
 

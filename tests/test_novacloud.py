@@ -43,14 +43,14 @@ MakeCloud = Callable[..., Cloud]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pocket]:
-    """A cloud whose servers have no machine behind them."""
+    """Run a cloud whose servers have no machine behind them."""
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "none", "--clouds", CLOUD) as pocket:
         yield pocket
 
 
 @pytest.fixture
 def pocket(running: Pocket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pocket]:
-    """The same, found as new by each test."""
+    """Yield that cloud, as new for each test."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(running.clouds_yaml))
     running.reset_calls(CLOUD)
     yield running
@@ -59,7 +59,7 @@ def pocket(running: Pocket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pocket]
 
 @pytest.fixture
 def make_cloud(pocket: Pocket) -> MakeCloud:
-    """Make a provider of the cloud; keys are columns of the table provider, lists are lists."""
+    """Return a function that makes a provider of the cloud; keys are columns of the table provider, lists are lists."""
     def make(pool: str = POOL, **columns: Any) -> Cloud:
         values = {"name": "one", "cloud": CLOUD, "boot_timeout": 30, "floating_ips": "auto", "address": "public-v4",
                   "networks": [], "security_groups": [], **columns}
@@ -71,12 +71,12 @@ def make_cloud(pocket: Pocket) -> MakeCloud:
 
 @pytest.fixture
 def cloud(make_cloud: MakeCloud) -> Cloud:
-    """The provider as it mostly is."""
+    """Return the provider that most tests use."""
     return make_cloud()
 
 
 def base(pocket: Pocket) -> str:
-    """The id of the cloud's base image."""
+    """Return the id of the cloud's base image."""
     return next(str(image["id"]) for image in pocket.look(CLOUD)["images"] if image["visibility"] == "public")
 
 
@@ -85,7 +85,7 @@ def boot(cloud: Cloud, pocket: Pocket, name: str = "n1", metadata: Mapping[str, 
 
 
 def active(cloud: Cloud, server_id: str) -> nova.Server:
-    """The server, once it is ACTIVE."""
+    """Return the server, once it is ACTIVE."""
     def look() -> nova.Server | None:
         server = cloud.get_server(server_id)
         return server if server.status == "ACTIVE" and server.addresses else None
@@ -151,7 +151,7 @@ def test_the_address_is_chosen_by_kind(
 
 
 def with_addresses(server: nova.Server, *addresses: dict[str, Any]) -> nova.Server:
-    """The server as a cloud with other networks would show it."""
+    """Return the server as a cloud with other networks would show it."""
     return replace(server, addresses={"private": list(addresses)} if addresses else {})
 
 
@@ -229,7 +229,7 @@ def test_a_used_up_quota_of_floating_ips_is_no_room(pocket: Pocket, make_cloud: 
 
 
 def upload(pocket: Pocket, name: str, **properties: Any) -> str:
-    """An active image of our project, made in another second than all others."""
+    """Upload an image of our project in another second than all others; return its id."""
     newest = max(image["created"] for image in pocket.look(CLOUD)["images"])
     await_that("the next second", lambda: int(time.time()) > int(newest))
     image = client(pocket.clouds_yaml, CLOUD).image.create_image(
@@ -470,7 +470,7 @@ def test_calls_per_second_is_kept(pocket: Pocket, make_cloud: MakeCloud, threads
     times = [one["time"] for one in pocket.look(CLOUD)["requests"] if one["path"] == "/servers/detail"]
     assert len(times) == 21
     assert times[-1] - times[0] >= 0.95  # 20 gaps of 1/20 s, less what the first call took longer
-    # Ten gaps of 1/20 s, less what a busy machine makes of the moments at which calls arrive.
+    # Ten gaps of 1/20 s, less what calls are late on a busy machine.
     assert all(later - earlier >= 0.2 for earlier, later in zip(times, times[10:], strict=False))
 
 
@@ -614,7 +614,7 @@ SERVER = {"id": "a", "name": "n", "status": "ACTIVE", "metadata": {POOL_KEY: POO
 
 
 def page(*ids: str, following: str = "", key: str = "servers") -> dict[str, Any]:
-    """A page of a list of Nova's, with a link to the next."""
+    """Return a page of a list of Nova's, with a link to the next page, if any."""
     links = [{"rel": "next", "href": f"http://cloud.example.org/{key}/detail?{following}"}] if following else []
     return {key: [{**SERVER, "id": one} for one in ids], f"{key}_links": links}
 
@@ -707,7 +707,7 @@ def test_the_clock_of_the_cloud_is_known(cloud: Cloud, monkeypatch: pytest.Monke
 
 
 def entry_with(pocket: Pocket, folder: Path, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> None:
-    """Have the cloud's entry of clouds.yaml with these keys, without those that are None."""
+    """Give the cloud's entry of clouds.yaml these keys, and take away those that are None."""
     clouds = yaml.safe_load(pocket.clouds_yaml.read_text())
     entry = {**clouds["clouds"][CLOUD], **keys}
     clouds["clouds"][CLOUD] = {key: value for key, value in entry.items() if value is not None}
@@ -812,7 +812,7 @@ def test_where_an_entry_was_looked_for_is_told_if_it_is_nowhere(
 
 
 def test_a_login_for_no_project_is_told(pocket: Pocket, make_cloud: MakeCloud) -> None:
-    """As Keystone gives it to a user without a default project whose entry names none."""
+    """Keystone gives such a login to a user without a default project if the entry names no project."""
     token = {"methods": ["password"], "user": {"id": "1", "name": "u", "domain": {"id": "default", "name": "Default"}},
              "issued_at": "2026-11-29T10:00:00.000000Z", "expires_at": "2099-11-29T10:00:00.000000Z"}
     answer(pocket, "POST /auth/tokens", "identity", status=201, body={"token": token},

@@ -1,4 +1,4 @@
-"""All pages: links lead somewhere, and what is shown to be typed or to be set is what the scripts take and print."""
+"""All pages: links lead somewhere; scripts take the commands and settings, and print the output, that pages show."""
 
 import os
 import re
@@ -24,7 +24,7 @@ PAGES = sorted(name for name in FILES if name.endswith(".md"))
 OURS = re.compile(r"(?<![\w/.-])(?:\./)?(devstack-vm-[\w-]+\.(?:py|sh)|vmdatabase\.py|run-\w+\.sh|jobs/[\w-]+\.py|"
                   r"(?:tests/chaos|bench|\.ci)/run|requirements/renew)(?=\s|$)(.*)")
 PASSES_ON = {"devstack-vm-update-image.sh": "devstack-vm-update-image.py"}  # arguments
-FORMER = re.compile(r"devstack-vm-(fetch|give|check|result|threshold)\.py")  # of the original
+FORMER = re.compile(r"devstack-vm-(fetch|give|check|result|threshold)\.py")  # scripts of the original
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 PYTESTS = {"-k", "-n"}
 EVERYWHERE = {"-h", "--help", "-v", "--verbose", "-q", "--quiet", "--version"}
@@ -35,14 +35,14 @@ def text(page: str) -> str:
 
 
 def section(page: str, title: str) -> str:
-    """Return what stands below a heading, until the next one of its level or above."""
+    """Return the text below a heading, up to the next heading of its level or above."""
     found = re.search(rf"^(##+) {re.escape(title)}\n(.*?)(?=^\1 |^## |\Z)", text(page), re.MULTILINE | re.DOTALL)
     assert found, f"{page} has no section {title}"
     return found[2]
 
 
 def blocks(page: str) -> list[list[str]]:
-    """The indented blocks of a page, without the indent; a block ends at an empty line."""
+    """Return the indented blocks of a page, without the indent; a block ends at an empty line."""
     return [[line.strip(" ") if not line.startswith("    ") else line[4:] for line in block.splitlines()]
             for block in re.findall(r"(?:^ {4,}\S.*\n)+", text(page), re.MULTILINE)]
 
@@ -51,7 +51,7 @@ def blocks(page: str) -> list[list[str]]:
 
 
 def anchors(page: str) -> set[str]:
-    """The names by which one can link to the headings of a page, as GitHub makes them."""
+    """Return the names by which one can link to the headings of a page, as GitHub makes them."""
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
             for title in re.findall(r"^#+ (.+)$", text(page), re.MULTILINE)}
 
@@ -86,7 +86,7 @@ def test_a_page_s_list_of_contents_has_its_sections_in_order(page: str) -> None:
 
 @cache
 def options_of(script: str, *subcommand: str) -> frozenset[str]:
-    """The options that a script's help tells of."""
+    """Return the options that a script's help names, and those that each script has."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shown = subprocess.run([str(PROJECT / script), *subcommand, "--help"], check=True, capture_output=True, text=True,
                            env=environment).stdout
@@ -95,7 +95,7 @@ def options_of(script: str, *subcommand: str) -> frozenset[str]:
 
 
 def commands(page: str) -> list[tuple[str, str]]:
-    """Each of our scripts that a page shows with its arguments, in blocks and in running text."""
+    """Return each of our scripts that a page shows, with its arguments, in blocks and in running text."""
     shown = [line for block in blocks(page) for line in block]
     shown += [line for fence in re.findall(r"^```bash\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
               for line in fence.splitlines()]
@@ -137,7 +137,7 @@ def test_modules_that_are_shown_to_be_run_have_help(module: str) -> None:
 
 
 def synopsis() -> dict[tuple[str, ...], set[str]]:
-    """The options that the reference shows for each script, and for each command of vmdatabase.py."""
+    """Return the options that the reference shows for each script, and for each command of vmdatabase.py."""
     shown: dict[tuple[str, ...], set[str]] = {}
     key: tuple[str, ...] = ()
     for line in re.findall(r"^ {4,40}(\S.*)", section("docs/reference.md", "Commands"), re.MULTILINE):
@@ -162,7 +162,7 @@ def test_the_reference_shows_all_scripts() -> None:
 
 
 def rows(page: str, title: str, head: str) -> list[list[str]]:
-    """The cells of the table whose head begins so."""
+    """Return the cells of the table whose first column has this head."""
     table = re.search(rf"^\| {re.escape(head)} \|.*\n\| ---.*\n((?:\|.*\n)+)", section(page, title), re.MULTILINE)
     assert table, head
     return [[cell.strip() for cell in row.split("|")[1:-1]] for row in table[1].splitlines()]
@@ -193,7 +193,7 @@ def test_the_reference_has_all_keys_of_the_providers_file_with_their_defaults(
     for name, key in known.items():
         if key.required:
             assert shown[name] == "required", name
-        elif name not in ("image", "volume-size"):  # required without another key; only with another key
+        elif name not in ("image", "volume-size"):  # one is required without another key, the other needs one
             assert shown[name] == ("" if key.default in (None, []) else str(key.default).lower()), name
 
 
@@ -202,7 +202,7 @@ def test_the_reference_has_all_keys_of_the_providers_file_with_their_defaults(
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """The pool of the sessions: the example's providers, with machines in all their states."""
+    """Make the pool of the sessions: the example's providers, with machines in most states."""
     made = Pool(tmp_path_factory.mktemp("pages"))
     made.run("vmdatabase.py", "load", str(PROJECT / "providers.example.yaml"), expect=0)
     machines = [("ovh-gra", 3, "HOLD", 181, "looking at bug 1234"), ("ovh-gra", 7, "USED", 35, None),
@@ -219,7 +219,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 def sessions() -> list[tuple[str, str, list[str]]]:
-    """Each command that a page shows with its output: a block that begins with a prompt."""
+    """Return each command that a page shows with its output: a block that begins with a prompt."""
     return [(page, block[0].removeprefix("$ "), block[1:])
             for page in PAGES for block in blocks(page) if block[0].startswith("$ ")]
 
@@ -237,7 +237,7 @@ def test_there_are_sessions() -> None:
 
 
 def statements() -> list[tuple[str, str]]:
-    """The SQL that pages show."""
+    """Return the SQL that pages show."""
     return [(page, found[1] or found[2]) for page in PAGES
             for found in re.finditer(r"'(select [^']+)'|\"(select [^\"]+)\"", text(page))]
 

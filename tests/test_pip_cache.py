@@ -1,6 +1,6 @@
-"""The image's pip packages are what pip takes: real pips, a real index on loopback, and one that does not answer.
+"""pip takes the packages of the image: real pips, a real index on loopback, and one that does not answer.
 
-Each command runs as root in a mount namespace, in which /etc is another one: the gate writes /etc/pip.conf.
+Each command runs as root in a mount namespace with another /etc, because the gate writes /etc/pip.conf.
 """
 
 import io
@@ -105,11 +105,11 @@ class Node:
         return result.stdout
 
     def use(self) -> str:
-        """Have the gate put the cache to use."""
+        """Have the gate make pip use the cache; return what it prints."""
         return self.run(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n{GATE}")
 
     def install(self, pip: str, *words: str) -> dict[str, str]:
-        """Install with a pip and return {module: its mark}."""
+        """Install with a pip; return {module: its mark}."""
         self.site.asked.clear()
         target = self.folder / "target"
         words = ("install", "--no-cache-dir", "--target", str(target), "--upgrade", *words)
@@ -122,7 +122,7 @@ class Node:
         return marks
 
     def downloaded(self) -> list[str]:
-        """The files that the index was asked for."""
+        """Return the files that the index was asked for."""
         return sorted(path.rpartition("/")[2] for path in self.site.asked if path.endswith((".whl", ".gz")))
 
 
@@ -134,7 +134,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="module", params=["this", "venv"])
 def pip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A pip, which tests leave as it is: that of the tests, or that of a new virtual environment."""
+    """Return a pip that tests do not change: that of the tests, or that of a new virtual environment."""
     if request.param == "this":
         return f"{shlex.quote(sys.executable)} -m pip"
     folder = tmp_path_factory.mktemp("pip") / "venv"

@@ -30,7 +30,7 @@ from keystoneauth1.identity.v3 import ApplicationCredential
 from tests.pocketcloud.client import REPOSITORY, Pocket, PocketError
 from tests.pocketcloud.knobs import Knobs
 
-SSH_PORT = 2022  # 22 may be somebody's
+SSH_PORT = 2022  # somebody may have 22
 NOBODY = "00000000-0000-0000-0000-000000000001"
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 T = TypeVar("T")
@@ -38,7 +38,7 @@ UNKNOWN_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3
 
 
 def connect(region: Any) -> Any:
-    """An openstacksdk connection, whose annotations do not fit what it returns."""
+    """Return an openstacksdk connection; its annotations do not fit what it returns."""
     return openstack.connection.Connection(config=region)
 
 
@@ -99,7 +99,7 @@ class Client:
         return self.pocket.look(self.name)
 
     def clear(self) -> None:
-        """Give the cloud back as it was found."""
+        """Leave the cloud as it was found."""
         defaults = Knobs().as_dict()
         self.knobs(**{name: value for name, value in defaults.items() if name != "machines"})
         for server in self.look()["servers"]:
@@ -675,7 +675,7 @@ def test_shared_ssh_can_want_certain_users_and_keys(shared: Client, key: Key) ->
 
 
 def test_shared_ssh_knows_its_users_whatever_becomes_of_the_host_s(shared: Client, key: Key) -> None:
-    """As after a useradd there, which puts new files in the place of passwd, shadow and group."""
+    """A useradd on the host replaces passwd, shadow and group by new files."""
     shared.knobs(shared_ssh_users=["zuul"])
     address = address_of(shared.boot_to("ACTIVE"))
     assert key.ssh_when_up(address, user="zuul") == (0, "")
@@ -686,7 +686,7 @@ def test_shared_ssh_knows_its_users_whatever_becomes_of_the_host_s(shared: Clien
 
 
 def replace_by_the_same(path: Path) -> None:
-    """Put a new file with the same owner, rights and content in the place of another."""
+    """Replace a file by a new one with the same owner, rights and content."""
     draft = path.with_name(f"{path.name}+")
     shutil.copy2(path, draft)
     os.chown(draft, path.stat().st_uid, path.stat().st_gid)
@@ -818,7 +818,7 @@ def test_ssh_can_break_under_a_running_machine(real: Client, key: Key) -> None:
 
 
 def of_machine(folder: Path) -> list[str]:
-    """The processes that have something mounted from below the folder."""
+    """Return the processes that have something mounted from below the folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -840,7 +840,7 @@ def test_a_deleted_machine_leaves_nothing(real: Client, key: Key) -> None:
 
 
 def outlive(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that holds the folder in a mount namespace of its own, as a machine does that did not end."""
+    """Start a process that holds the folder in its own mount namespace, like a machine that did not end."""
     script = 'mount --bind "$0" /mnt && echo held && exec sleep 1000'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -30,7 +30,7 @@ from tests.test_nodessh import listening
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of this module's own, which its tests may treat badly."""
+    """Run a server for this module alone, whose tests may treat it badly."""
     with Server(postgres.new_folder() / "server") as own:
         own.sql("postgres", "CREATE ROLE guarded LOGIN PASSWORD 'right'")
         own.sql("postgres", "CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
@@ -42,13 +42,13 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def address(server: Server) -> str:
-    """The address of an empty database."""
+    """Make an empty database; return its address."""
     return server.create()
 
 
 def host_of(folder: Path, address: str, pocket: Pocket | None = None, jenkins: StandIn | None = None,
             key: Path | None = None) -> Pool:
-    """The scripts as one host of a pool has them: a home and notes of its own, and the pool's database and key."""
+    """Return the scripts as one host of a pool has them: its own home and notes, and the pool's database and key."""
     folder.mkdir(exist_ok=True)
     if key:
         for ending in ("", ".pub"):
@@ -60,15 +60,15 @@ def host_of(folder: Path, address: str, pocket: Pocket | None = None, jenkins: S
 
 
 def name_of(address: str) -> str:
-    """The database's name."""
+    """Return the database's name."""
     return address.partition("@/")[2].partition("?")[0]
 
 
-# What is wrong is said in one line, and how to mend it
+# One line says what is wrong, and how to mend it
 
 
 def told(tmp_path: Path, address: str, **environment: str) -> tuple[int, str]:
-    """The exit code of vmdatabase.py, and what it says."""
+    """Return the exit code of vmdatabase.py, and what it says."""
     done = host_of(tmp_path, address).run("vmdatabase.py", expect=None, **environment)
     return done.returncode, done.stderr
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_with_the_server_is_said_in_one_line(server: Server, tmp_p
     for one, (code, words) in cases.items():
         found = told(tmp_path, one)
         assert found[0] == code, (one, found)
-        start, _, end = words.partition(": FATAL")  # before which libpq names the server
+        start, _, end = words.partition(": FATAL")  # libpq names the server before that
         assert found[1].startswith(f"vmdatabase.py: {start}"), found
         assert end in found[1], found
         assert found[1].count("\n") == 1, found
@@ -144,7 +144,7 @@ def test_who_answers_in_the_place_of_the_server_gets_no_password(tmp_path: Path)
     (tmp_path / ".pgpass").chmod(0o600)
 
     def answer(connection: socket.socket) -> None:
-        if connection.recv(1000)[4:8] == b"\x04\xd2\x16\x2f":  # a wish for TLS
+        if connection.recv(1000)[4:8] == b"\x04\xd2\x16\x2f":  # asks for TLS
             connection.sendall(b"N")
             connection.recv(1000)
         connection.sendall(b"R\0\0\0\x08\0\0\0\x03")  # asks for the password in clear text
@@ -400,7 +400,7 @@ gateprocess.run(body)
 
 
 class Holding:
-    """A process that tries to hold a lock, and does as long as it may."""
+    """A process that tries to get a lock, and holds it as long as it may."""
 
     def __init__(self, address: str) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", HOLDS.format(project=str(PROJECT)), address], text=True,
@@ -409,7 +409,7 @@ class Holding:
         self.has = self.process.stdout.readline() == "True\n"
 
     def end(self) -> str:
-        """What it says when it ends of itself, and fails."""
+        """Wait until it ends by itself, with 1; return what it says."""
         assert self.process.wait(60) == 1
         assert self.process.stderr
         return self.process.stderr.read()
@@ -556,7 +556,7 @@ def test_a_pool_goes_to_a_server_and_back_with_each_row_and_is_used_in_one_place
 def test_a_copy_that_cannot_be_made_whole_leaves_nothing(address: str, tmp_path: Path) -> None:
     old = Pool(tmp_path, address="-")
     old.load(provider())
-    old.sql("UPDATE base_image SET min_ram = 'much'")  # SQLite takes a text for a number
+    old.sql("UPDATE base_image SET min_ram = 'much'")  # SQLite accepts a text for a number
 
     done = old.run("vmdatabase.py", "copy", address, expect=1)
 
@@ -700,7 +700,7 @@ def test_check_tells_what_is_not_the_same_on_all_hosts(address: str, tmp_path: P
     assert "s3cr3t" not in str(hosts[0].sql("SELECT * FROM setting"))
 
 
-# Test environments, whose notes each host has for itself
+# Test environments: each host has its own notes of them
 
 
 def test_after_a_failover_nobody_gets_an_environment_before_each_host_has_told_who_has_one(
@@ -732,7 +732,7 @@ def test_after_a_failover_nobody_gets_an_environment_before_each_host_has_told_w
         environments.publish_notes()
         take(first)
         assert state() == ("LOCKED", 1)
-    before = "UPDATE machine SET state = 'READY'"  # and so the trigger lets the environment go
+    before = "UPDATE machine SET state = 'READY'"  # so the trigger lets the environment go
     host.sql(before)
     host.sql("UPDATE test_environment SET locks = 0")
     host.sql("UPDATE setting SET value = '1 2 00000009' WHERE name = 'host'")
@@ -742,11 +742,11 @@ def test_after_a_failover_nobody_gets_an_environment_before_each_host_has_told_w
         assert state() == ("FREE", None)  # nobody has said that the failover was on purpose
         vmdatabase.moved()
         environments.doubt_notes()
-        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # host a has not come yet
+        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # host a has published no notes yet
     with on("a"):
         environments.publish_notes()
     with on("b"):
-        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # it is known who has it
+        assert environments._lock_in_turn(vmdatabase.machine_named(second)) is None  # now it is known who has it
         assert vmdatabase.move(vmdatabase.machine_named(first), "READY", "USED")  # as reap finds out
         environments.remember("one", lambda _server: False)
         assert state() == ("LOCKED", 1)

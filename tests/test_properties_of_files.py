@@ -77,7 +77,7 @@ ODD_LINES = (
 
 @st.composite
 def mutations(draw: st.DrawFn) -> str:
-    """The valid file after some slips of the hand."""
+    """Draw the valid file with some slips of the hand."""
     lines = VALID.splitlines()
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(lines) - 1))
@@ -115,7 +115,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def pool(folder: Path) -> Iterator[None]:
-    """A vm.db of its own, open in this process."""
+    """Open a new vm.db in this process."""
     with vmdatabase.opened(folder / "vm.db"):
         yield
 
@@ -127,7 +127,7 @@ def loaded(folder: Path, text: str) -> list[dict[str, Any]]:
 
 
 def tables() -> list[Any]:
-    """What is in the tables of providers and images, in the words of the file."""
+    """Return what is in the tables of providers and images, in the words of the file."""
     found = []
     for row in vmdatabase.Provider.select().order_by(vmdatabase.Provider.id):
         values = in_words(row, providersfile.PROVIDER_KEYS)
@@ -144,7 +144,7 @@ def in_words(row: Any, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_loads_for_good(folder: Path, providers: list[dict[str, Any]]) -> None:
-    """What is in vm.db then is what the file says, a second load changes nothing, and so does the file made of it."""
+    """Check that vm.db has what the file says, a second load changes nothing, and a file made of it is equal."""
     with vmdatabase.database.atomic() as transaction:
         providersfile.load(providers)
         assert tables() == providers
@@ -230,7 +230,7 @@ SECURE_LINES = st.sampled_from([
     "packages = git curl", "packages = git;reboot", "branches = master", "puppet_repo = https://example.org/p",
     "puppet_manifest = site.pp", " continued", "\tcontinued = too", "no value", "= no key", ": x", "# comment",
     "; comment", "", "unknown = 1", "SERVER = https://upper.example.org", "\ufeff", "\x85", "%(x)s = %(y)s"])
-# Mostly whole, so that some are loaded.
+# Most files keep these lines, so that some are loaded.
 WHOLE = ["[jenkins]", "server = https://jenkins.example.org/", "user = jenkins", "apikey = 100%",
          "credentials_id = nodes", "[node]", "user = jenkins", "remote_fs = /home/jenkins", "[image]",
          "packages = git curl"]
@@ -249,7 +249,7 @@ def secure(folder: Path) -> Iterator[Path]:
     file = folder / "secure.conf"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEVSTACK_GATE_SECURE_CONFIG", str(file))
-        logging.disable(logging.WARNING)  # the mode of the file is not what this is about
+        logging.disable(logging.WARNING)  # the mode of the file does not matter here
         yield file
         logging.disable(logging.NOTSET)
 
@@ -264,7 +264,7 @@ def test_a_secure_configuration_is_words_of_one_line_each_or_refused_in_one_line
     except ConfigError as err:
         assert str(err).startswith(f"{secure}: ")
         assert not set("\n\r") & set(str(err))
-        assert "100%" not in str(err)  # the key
+        assert "100%" not in str(err)  # which is the key
         return
     words = [config.node.user, str(config.node.ssh_key), config.node.remote_fs, *config.image.packages]
     for jenkins in config.jenkinses:
@@ -300,7 +300,7 @@ def packages(files: dict[str, str], distribution: str) -> list[devstackfiles.Pac
 
 
 def lines_for(files: dict[str, str], distribution: str) -> list[tuple[str, str]]:
-    """The (file, line) that count for a distribution: no other list of distributions, none that keeps it out."""
+    """Return the (file, line) that count for a distribution: no mark names only others, and none keeps it out."""
     family = ("files/rpms",) if distribution.startswith(("rhel", "f4")) else ("files/debs", "files/apts")
     counting = []
     for file, text in files.items():

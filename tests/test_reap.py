@@ -1,4 +1,4 @@
-"""devstack-vm-reap.py: cloud, Jenkins and vm.db are made to agree again."""
+"""devstack-vm-reap.py makes cloud, Jenkins and vm.db agree again."""
 
 import re
 import shutil
@@ -21,12 +21,12 @@ REAP = "devstack-vm-reap.py"
 HOUR = 3600
 
 
-# --- what takes long: started by the first test, looked at by the last ones ---
+# --- slow runs: the first test starts them, the last ones look at them ---
 
 
 @dataclass
 class Slow:
-    """A stuck delete and nodes whose agents died, each in a run of its own beside the other tests."""
+    """A stuck delete and nodes whose agents died; a run of reap for each goes on beside the other tests."""
 
     pool: Pool
     stuck: subprocess.Popen[str]
@@ -74,7 +74,7 @@ def loaded(pool: Pool, *providers: dict[str, Any]) -> Pool:
 
 
 def gone(pool: Pool, name: str) -> bool:
-    """Whether nothing is left of a machine: row, server, node."""
+    """Return whether row, server and node of a machine are gone; fail if only some are."""
     left = [name in pool.machines(), name in pool.server_names(), name in pool.nodes()]
     assert len(set(left)) == 1, f"{name}: row, server, node: {left}"
     return not any(left)
@@ -153,7 +153,7 @@ def test_a_row_stays_until_a_later_look_shows_the_server_gone(pool: Pool) -> Non
 
 
 def taken(pool: Pool, age: int, **columns: Any) -> str:
-    """A machine that was taken so many seconds ago, with the row of who has it."""
+    """Add a machine that was taken `age` seconds ago, with the row of who has it; return its name."""
     name = pool.add_machine("USED", age=age)
     values = {"machine_id": int(name.rpartition("-")[2]), "node_name": name, "start_time": 1, **columns}
     pool.sql(f"INSERT INTO result ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values())
@@ -161,7 +161,7 @@ def taken(pool: Pool, age: int, **columns: Any) -> str:
 
 
 def test_a_machine_that_no_build_has_is_given_up_after_15_minutes(pool: Pool) -> None:
-    """Whoever may start devstack-vm-inprogress took it, naming no build, or one that never was, or ran elsewhere."""
+    """Whoever took it with devstack-vm-inprogress named no build, one that never was, or one that ran elsewhere."""
     assert loaded(pool).jenkins
     assert pool.jenkins
     pool.jenkins.add_nodes([{"name": "elsewhere", "label": "elsewhere"}])
@@ -230,7 +230,7 @@ def test_a_node_that_still_connects_is_not_dead(pool: Pool) -> None:
 
 
 def taken_by_build(pool: Pool, job: str, seconds: float = 600) -> tuple[str, int]:
-    """Have a machine on which a build runs that inprogress has let in; its name, and the build's number."""
+    """Add a machine and start a build on it that inprogress lets in; return machine name and build number."""
     name = pool.add_machine("READY")
     assert pool.jenkins
     pool.jenkins.add_job(job, name, seconds=seconds)
@@ -330,7 +330,7 @@ def test_a_node_left_in_service_by_an_outage_though_its_machine_is_taken_is_take
 
 
 def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_same(pool: Pool) -> None:
-    """Cores before 2.483 forget them until the agent is there again; what keeps builds off meanwhile is the label."""
+    """Jenkins before 2.483 forgets them until the agent is back; until then the label keeps builds off."""
     name, number = taken_by_build(loaded(pool), "hidden")
     held = pool.add_machine("READY")
     pool.run("vmdatabase.py", "hold", held, "--reason", "bug 5", expect=0)
@@ -340,7 +340,7 @@ def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_sam
     pool.jenkins.knobs(connect="never", restart_seconds=0.0)
     pool.jenkins.restart()
     assert {node["temporarilyOffline"] for node in pool.nodes().values()} == {False}
-    # The build still runs, as a pipeline does that waits for its node: reap is not to have its end.
+    # A pipeline would still be running, waiting for its node: hide from reap that this build has ended.
     pool.jenkins.knobs(answers=[{"match": "GET /job/hidden/", "status": 503}])
 
     pool.run(REAP, "one", expect=1)
@@ -349,11 +349,11 @@ def test_the_marks_of_nodes_that_a_restart_hides_are_made_again_and_tell_the_sam
     assert {node["temporarilyOffline"] for node in pool.nodes().values()} == {True}
 
 
-# --- what is not ours ---
+# --- things that are not ours ---
 
 
 def test_servers_without_our_metadata_are_never_touched(pool: Pool) -> None:
-    """Each would go at once if it were ours: its row is over, and knows no server id."""
+    """Each would go at once if it were ours: its row is in DELETE or ERROR, and has no server id."""
     loaded(pool, provider(images=[image(min_ready=0)]))
     over = [pool.add_machine("DELETE", server=False, node=False) for _ in range(3)]
     add_snapshot(pool, 1, "ERROR")
@@ -428,7 +428,7 @@ def test_keypairs_and_floating_ips_of_ours_are_swept(pool: Pool) -> None:
 
 
 def test_the_floating_ip_of_a_template_goes_when_its_build_could_not_release_it(pool: Pool) -> None:
-    """The delete of the server was answered with an error after it was done."""
+    """The cloud deleted the server, but answered with an error."""
     loaded(pool)
     pool.seed_snapshots()
     pool.sql("UPDATE snapshot_image SET server_external_id = 'gone'")
@@ -513,7 +513,7 @@ def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
 
 
 def filled(pool: Pool, ready: int) -> list[str]:
-    """A pool with machines as launch makes them, and a backup of vm.db of before; returns their names."""
+    """Back up vm.db, then have launch fill the pool; return the names of the machines."""
     pool.load(provider(images=[image(min_ready=ready)]))
     pool.seed_snapshots()
     pool.back_up()
@@ -522,14 +522,14 @@ def filled(pool: Pool, ready: int) -> list[str]:
 
 
 def restore(pool: Pool) -> None:
-    """Put the backup in the place of vm.db, long after all that there is was made."""
+    """Replace vm.db by its backup, and make everything in the cloud 1000 seconds older."""
     pool.restore()
     assert pool.pocket
     pool.pocket.age("pocket-a", 1000)
 
 
 def build_on(pool: Pool, name: str, job: str) -> int:
-    """Have a build run for long on a node, as its first step leaves it; returns its number."""
+    """Start a long build on a node and take the node as its first step does; return the build's number."""
     assert pool.jenkins
     pool.jenkins.add_job(job, name, seconds=600)
     number = int(pool.jenkins.wait_started(pool.jenkins.build(job))["number"])
@@ -585,7 +585,7 @@ def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: 
 @pytest.mark.parametrize("word", [True, False])
 def test_a_person_neither_takes_nor_holds_a_machine_of_which_only_the_restored_row_is_left(
         pool: Pool, word: bool) -> None:
-    """word: a person has said that vm.db was moved; otherwise the ids noted beside it tell."""
+    """word: whether a person said that vm.db was moved; if not, the ids noted beside it tell."""
     (name,) = filled(pool, 1)
     pool.back_up()
     pool.sql("UPDATE machine SET state = 'DELETE'")
@@ -653,7 +653,7 @@ def test_the_node_of_a_held_machine_goes_out_of_service_though_a_restored_row_do
 
 def test_launch_uses_no_id_again_that_a_server_or_node_bears_and_reap_still_knows_it_for_unknown(pool: Pool) -> None:
     names = filled(pool, 2)
-    shutil.rmtree(pool.folder / "vm.db.locks")  # where the ids are noted, too
+    shutil.rmtree(pool.folder / "vm.db.locks")  # the ids are noted there, too
     restore(pool)
 
     pool.run("devstack-vm-launch.py", "one", expect=0)
@@ -886,7 +886,7 @@ def test_a_node_whose_label_a_person_has_changed_is_theirs_and_the_pool_is_full_
 
 
 def agents_die(pool: Pool, *names: str, seconds: float = 900) -> None:
-    """Have agents go, which Jenkins has back after so many seconds."""
+    """Let agents die; Jenkins has them back after `seconds`."""
     assert pool.jenkins
     pool.jenkins.knobs(reconnect_seconds=seconds)
     for name in names:
@@ -981,7 +981,7 @@ def test_a_build_on_a_node_that_jenkins_takes_offline_goes_on(pool: Pool) -> Non
 
 
 def add_snapshot(pool: Pool, version: int, state: str = "READY", image_type: str = "noble") -> str:
-    """A snapshot row, and an image of it at the cloud unless it is BUILDING; returns its name."""
+    """Add a snapshot row and, unless it is BUILDING, its image in the cloud; return its name."""
     ((base_image, provider_name, cloud),) = pool.sql(
         "SELECT base_image.id, provider.name, cloud FROM base_image JOIN provider ON provider_id = provider.id "
         "WHERE base_image.name = ?", image_type)
@@ -1081,7 +1081,7 @@ def test_a_snapshot_whose_image_is_gone_is_booted_from_no_more(pool: Pool) -> No
 
 
 def add_kept_template(pool: Pool, keep_until: float) -> None:
-    """What a failed build with --keep-failed leaves: a row in ERROR, its server and the server's floating IP."""
+    """Add what a failed build with --keep-failed leaves: a row in ERROR, its server and the server's floating IP."""
     pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time, error, keep_until) "
              "VALUES (5, 1, 'kept', 1, 'ERROR', 1, 'no such package', ?)", int(keep_until))
     server_id = pool.boot("kept", pool.marks(snapshot=5))
@@ -1164,7 +1164,7 @@ def test_an_image_that_cannot_be_deleted_keeps_its_row_for_the_next_run(pool: Po
     assert len(pool.sql("SELECT * FROM snapshot_image")) == len(images(pool)) == 2
 
 
-# --- the whole ---
+# --- whole runs ---
 
 
 def test_all_servers_spares_the_held_and_those_that_build(pool: Pool) -> None:
@@ -1256,7 +1256,7 @@ def test_an_overlapping_reap_steps_aside_says_so_and_is_made_up_for(pool: Pool) 
     assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\none: deleted nothing\n"
 
 
-# --- clouds and Jenkins that do not tell ---
+# --- clouds and Jenkins that give no answer, or a wrong one ---
 
 CLOUD_TROUBLE: dict[str, dict[str, Any]] = {
     "401": {"answers": [{"match": ".*", "status": 401}]},
@@ -1341,7 +1341,7 @@ def test_a_node_that_jenkins_does_not_delete_keeps_its_machine(pool: Pool, troub
     assert gone(pool, over)
 
 
-# --- what took long ---
+# --- the end of the slow runs ---
 
 
 def test_a_machine_whose_agent_died_is_deleted_and_those_whose_agent_came_back_or_was_taken_stay(slow: Slow) -> None:
@@ -1401,7 +1401,7 @@ def test_what_a_clock_that_was_ahead_has_written_counts_from_now_on(pool: Pool) 
 
 
 def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
-    """As block storage has it where it was not told of the end of a server."""
+    """Block storage shows this if nobody told it that the server is gone."""
     loaded(pool, provider(images=[image(boot_from_volume=True, min_ready=0)]))
     volume = {"id": "v-7", "name": "devstack-noble-one-7", "status": "in-use", "metadata": pool.marks(machine=7),
               "attachments": [{"server_id": "00000000-0000-0000-0000-000000000007"}]}

@@ -1,4 +1,4 @@
-"""What is installed beside credentials is known to the byte: requirements*.txt pin all of it, with hashes."""
+"""requirements*.txt pin all that is installed beside credentials, with hashes, so that it is known to the byte."""
 
 import importlib.metadata
 import os
@@ -19,12 +19,12 @@ RENEW = PROJECT / "requirements/renew"
 
 
 def normalized(name: str) -> str:
-    """A package's name as the packaging specifications compare it."""
+    """Return a package's name as the packaging specifications compare it."""
     return re.sub(r"[._-]+", "-", name).lower()
 
 
 def pins(text: str) -> dict[str, str]:
-    """The versions that a file pins, by normalized name."""
+    """Return the versions that a file pins, by normalized name."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE)
     return {normalized(name): version for name, version in found}
 
@@ -55,7 +55,7 @@ def test_the_demo_does_with_the_packages_that_it_installs() -> None:
     there = pins(locked("jobs")).keys() | pins(locked("requirements-status")).keys()
     missing = [module for module, brought_by in importlib.metadata.packages_distributions().items()
                if there.isdisjoint(map(normalized, brought_by))]
-    refuse = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))"  # what is None there cannot be imported
+    refuse = "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:]))"  # modules that are None cannot be imported
     modules = "tests.demo, tests.pocketcloud.__main__, tests.pocketjenkins.__main__, tests.support.starter"
 
     done = subprocess.run([sys.executable, "-c", f"{refuse}; import {modules}", *missing], cwd=PROJECT,
@@ -66,7 +66,7 @@ def test_the_demo_does_with_the_packages_that_it_installs() -> None:
 
 
 def test_a_file_with_another_hash_is_not_installed(tmp_path: Path) -> None:
-    """pip itself, with the options of make_venv, and a package that lies on this machine."""
+    """pip itself refuses it, with the options of make_venv and a package on this machine."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "pyproject.toml").write_text('[project]\nname = "harmless"\nversion = "1"\n')

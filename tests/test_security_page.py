@@ -1,4 +1,4 @@
-"""docs/security.md: each sentence that promises something has a test, which is named here."""
+"""Each sentence of docs/security.md that promises something has a test, which is named here."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.pool import PROJECT
 
 PAGE = (PROJECT / "docs/security.md").read_text()
-# Each promise, by its first words, and the tests that fail without it.
+# Each promise, by its first words, and the tests that fail if it is not kept.
 PROMISES = {
     "A machine serves one build": [
         "test_inprogress.py::test_of_two_at_once_exactly_one_gets_the_node_and_it_stays_out_of_service"],
@@ -94,7 +94,7 @@ PROMISES = {
 
 
 def promises() -> list[str]:
-    """The sentences of the page that are promises: each stands by itself after a dash."""
+    """Return the sentences of the page that are promises: each stands by itself after a dash."""
     return re.findall(r"^- (.+)$", PAGE, re.MULTILINE)
 
 

@@ -26,7 +26,7 @@ def west(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
 
 
 class Two:
-    """A pool with four ready machines wanted, and its two Jenkins."""
+    """A pool with a min-ready of 4, and its two Jenkins."""
 
     def __init__(self, pool: Pool, west: StandIn) -> None:
         assert pool.jenkins
@@ -37,7 +37,7 @@ class Two:
         pool.seed_snapshots()
 
     def configure(self, *names: str, **changes: dict[str, str]) -> None:
-        """Write a section for each of these Jenkins."""
+        """Write a secure configuration with a section for each of these Jenkins."""
         text = f"[node]\nuser = jenkins\nssh_key = {self.pool.key}\n[image]\npackages = git\n"
         for name in names:
             jenkins = self.jenkins[name]
@@ -47,16 +47,16 @@ class Two:
         self.pool.secure_config.write_text(text)
 
     def away(self, name: str) -> None:
-        """Have nobody answer where that Jenkins was."""
+        """Give that Jenkins an address at which nobody answers."""
         self.configure("east", "west", **{name: {"server": "http://127.0.0.1:9/"}})
 
     def nodes(self) -> dict[str, set[str]]:
-        """The names of the nodes that each Jenkins has in service."""
+        """Return the names of the nodes that each Jenkins has in service."""
         return {name: {node for node, truth in jenkins.look()["nodes"].items() if not truth["temporarilyOffline"]}
                 for name, jenkins in self.jenkins.items()}
 
     def owned(self, state: str = "READY") -> dict[str, set[str]]:
-        """The names of the machines in a state, by the Jenkins that vm.db says they belong to."""
+        """Return the names of the machines in a state, by the Jenkins to which they belong in vm.db."""
         found: dict[str, set[str]] = {"east": set(), "west": set()}
         for name, jenkins in self.pool.sql("SELECT name, jenkins FROM machine WHERE state = ?", state):
             found[jenkins].add(name)
@@ -190,7 +190,7 @@ def test_the_next_machine_goes_where_builds_wait(two: Two) -> None:
 
 
 def waits(jenkins: StandIn, count: int) -> None:
-    """Have builds wait there for machines."""
+    """Let builds wait for machines in a Jenkins."""
     why = "There are no nodes with the label \u2018devstack-noble\u2019"
     items = [{"buildable": True, "pending": False, "why": why, "inQueueSince": 1000}] * count
     jenkins.knobs(answers=[{"match": "GET /queue/api/json", "body": json.dumps({"items": items})}] if count else [])
@@ -202,7 +202,7 @@ def test_a_new_one_whose_builds_wait_gets_a_machine_though_the_first_has_as_many
     two.configure("east", "west")
     two.pool.run(LAUNCH, "one", expect=0)
     assert {name: len(of_it) for name, of_it in two.owned().items()} == {"east": 4, "west": 0}
-    waits(two.jenkins["east"], 9)  # of which none gets more than min-ready
+    waits(two.jenkins["east"], 9)  # they get no more than min-ready
     waits(two.jenkins["west"], 2)
     assert two.pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 5 of 4 ready\n"
     for name in ("east", "west"):

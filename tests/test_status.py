@@ -29,7 +29,7 @@ EVIL = '<img src=x onerror=alert(1)>&amp;"\' \N{PILE OF POO} \u202eabc \u05d0\u0
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """A pool with neither cloud nor Jenkins, one provider with one image in vm.db."""
+    """Return a pool with neither cloud nor Jenkins; vm.db has one provider with one image."""
     pool = Pool(tmp_path)
     pool.load(provider())
     return pool
@@ -37,14 +37,14 @@ def pool(tmp_path: Path) -> Pool:
 
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """A pool of four providers that has run for eight days; builds fail at one of them more often."""
+    """Return a pool of four providers that has run for eight days; builds fail more often at one of them."""
     pool = Pool(tmp_path_factory.mktemp("past"))
     pasthistory.write(pool.database, pasthistory.Past(8, 1200, 4, fails=(("cloud-01", 0.12),)))
     return pool
 
 
 def made(pool: Pool, *arguments: str) -> tuple[Path, str]:
-    """Make the page; returns its folder and its text."""
+    """Make the page; return its folder and its text."""
     folder = pool.folder / "status"
     done = pool.run(STATUS, "--output", str(folder), *arguments, expect=0)
     assert done.stdout == f"{folder / 'index.html'}\n"
@@ -57,7 +57,7 @@ def told(pool: Pool, *arguments: str) -> Any:
 
 
 def words(page: str) -> str:
-    """The text of a page, without its tags."""
+    """Return the text of a page, without its tags."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
 
 
@@ -355,7 +355,7 @@ def test_nothing_is_written_through_what_others_put_into_the_folder(pool: Pool) 
     folder.mkdir()
     folder.chmod(0o777)
     before = pool.database.read_bytes()
-    # Somebody knows the number of the process before it writes.
+    # Somebody knows the process id before the process writes.
     command = ["bash", "-c", 'kill -STOP $$; exec "$@"', "bash", sys.executable, str(PROJECT / STATUS), "--output",
                "out"]
     with subprocess.Popen(command, env=pool.environment, cwd=pool.folder, stdout=subprocess.PIPE, text=True) as process:
@@ -385,7 +385,7 @@ def test_old_pictures_go_after_an_hour_and_what_is_not_ours_stays(past: Pool) ->
 
 
 def test_killed_at_any_point_the_page_is_the_old_one_or_the_new_one(past: Pool) -> None:
-    """Each run is killed when it has written some files more than the one before."""
+    """Each run is killed after it has written a few more files than the run before."""
     folder, _ = made(past)
     before = {file.name for file in folder.iterdir()}
     past.sql("UPDATE provider SET max_servers = max_servers + 1")

@@ -14,15 +14,15 @@ from tests.support.browser import BOXES, Chromium
 from tests.support.pool import Pool, provider
 from tests.test_status import EVIL, build, made
 
-# Jenkins' own header for what builds have archived: the default of jenkins-core's DirectoryBrowserSupport, before and
-# since it lets a page know where it comes from.
+# Jenkins' own headers for archived files: the defaults of jenkins-core's DirectoryBrowserSupport, before and since it
+# lets a page know where it comes from.
 POLICIES = ("sandbox; default-src 'none'; img-src 'self'; style-src 'self';",
             "sandbox allow-same-origin; default-src 'none'; img-src 'self'; style-src 'self';")
 WIDTHS = (390, 1280, 2560)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files with the policy that the first part of the path names by its number."""
+    """Serves files with the policy whose number is the first part of the path."""
 
     def translate_path(self, path: str) -> str:
         return super().translate_path(path.removeprefix("/0").removeprefix("/1"))
@@ -53,7 +53,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page of a pool of 14 providers that has run for eight days, with all that may need a person."""
+    """Serve the page of a pool of 14 providers that has run for eight days, with all that may need a person."""
     pool = Pool(tmp_path_factory.mktemp("busy"))
     pasthistory.write(pool.database, pasthistory.Past(8, 800, 14, fails=(("cloud-01", 0.3),)))
     now = int(time.time())
@@ -67,7 +67,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page whose names and reasons are long, without blanks, and would be markup."""
+    """Serve a page whose names and reasons are long, without blanks, and would be markup."""
     pool = Pool(tmp_path_factory.mktemp("evil"))
     pool.load(provider())
     now = int(time.time())
@@ -109,7 +109,7 @@ def test_nothing_is_blocked_cut_off_or_hard_to_read(
 
 
 def test_the_boxes_that_are_looked_at_do_tell_of_faults(browser: Chromium, tmp_path: Path) -> None:
-    """What the test above relies on: a script, a style, a wide box and pale text are all seen."""
+    """The test above relies on this: a script, a style, a wide box and pale text are all seen."""
     (tmp_path / "index.html").write_text(
         "<!DOCTYPE html><link rel=stylesheet href=style.css><p id=pale>pale</p><div id=wide>wide</div>"
         "<img src=none.svg><div id=narrow><span>" + "n" * 90 + "</span></div><script>1</script>"

@@ -23,7 +23,7 @@ SLOW = "stopped without tidying up, which took more than 4 s; what is under way 
 
 @pytest.fixture
 def pool(pool: Pool) -> Pool:
-    """A pool with a snapshot to boot from."""
+    """Return a pool with a snapshot to boot from."""
     pool.load(provider())
     pool.seed_snapshots()
     return pool
@@ -31,7 +31,7 @@ def pool(pool: Pool) -> Pool:
 
 @contextmanager
 def started(pool: Pool, *call: str) -> Iterator[subprocess.Popen[str]]:
-    """A script that runs, and is gone in the end."""
+    """Run a script, and kill it in the end."""
     process = pool.start(*call)
     try:
         yield process
@@ -40,7 +40,7 @@ def started(pool: Pool, *call: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> str:
-    """Send the signal and return the last line; the time limit is to find a script that goes on for 30 s or 60 s."""
+    """Send the signal and return the last line; the time limit catches a script that goes on for 30 s or 60 s."""
     process.send_signal(number)
     return process.communicate(timeout=20)[1].splitlines()[-1]
 
@@ -104,7 +104,7 @@ def test_a_script_that_waits_for_vm_db_can_be_stopped(pool: Pool) -> None:
         person.execute("BEGIN IMMEDIATE")
         with started(pool, DELETE, node) as process:
             await_that("its last call before the write", made(pool, "POST", "changeOfflineCause"))
-            time.sleep(1)  # it waits then; where it does not yet, it is stopped all the same
+            time.sleep(1)  # it waits by then; if not, it is stopped all the same
             last = stop(process)
 
     assert process.returncode == 143
@@ -184,7 +184,7 @@ def test_a_signal_at_an_awkward_moment_is_no_traceback_and_not_lost(program: str
 
 
 def made(pool: Pool, method: str, last: str) -> Callable[[], bool]:
-    """Whether a request has come to Jenkins."""
+    """Return a function that says whether a request has come to Jenkins."""
     assert pool.jenkins
     jenkins = pool.jenkins
     return lambda: any(one["method"] == method and one["path"].rstrip("/").endswith(last)

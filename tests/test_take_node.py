@@ -23,7 +23,7 @@ TAKE = "devstack-vm-inprogress"
 
 @dataclass
 class Master:
-    """An HTTP server that answers as Jenkins does to this script; `answers` are tried before that."""
+    """An HTTP server that answers this script as Jenkins does, except for the paths that `redirects` redirects."""
 
     result: str = "SUCCESS"
     redirects: Callable[[str], str] = lambda _path: ""
@@ -31,7 +31,7 @@ class Master:
     url: str = ""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], object]:
-        """Status, headers and JSON for a request."""
+        """Return status, headers and JSON for a request."""
         if target := self.redirects(path):
             return 302, {"Location": target}, {}
         if "buildWithParameters" in path:
@@ -45,7 +45,7 @@ class Master:
 
 @contextmanager
 def serving(master: Master) -> Iterator[Master]:
-    """Have it answer on loopback."""
+    """Let it answer on loopback."""
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
@@ -72,7 +72,7 @@ def serving(master: Master) -> Iterator[Master]:
 
 @dataclass
 class Node:
-    """A node with the file; `kept` is a second name of it, which shows what became of its content."""
+    """A node with the file; `kept` is a second name of that file, which shows what became of its content."""
 
     home: Path
     kept: Path

@@ -25,7 +25,7 @@ update_image = load_script(UPDATE)
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pocket]:
-    """A cloud with real machines for all tests here."""
+    """Run clouds with real machines for all tests here."""
     names = ",".join(["pocket-a", "pocket-b", *(f"fails-{number}" for number in range(len(FAILURES)))])
     with Pocket(tmp_path_factory.mktemp("cloud"), "--machines", "namespace", "--clouds", names) as pocket:
         yield pocket
@@ -146,7 +146,7 @@ def test_user_data_reaches_the_machines(built: Built) -> None:
 
 
 def test_a_root_login_that_only_says_who_to_log_in_as_is_not_taken_for_a_shell(built: Built) -> None:
-    """The fixture names no username: root is tried first, and its forced command ends with 142."""
+    """The fixture names no username, so root is tried first; its forced command ends with 142."""
     assert update_image.FIRST_LOGINS[0] == "root"
     assert "BUILDING -> READY" in built.log
 
@@ -166,7 +166,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Failure:
-    """A build that is to fail, and the message."""
+    """A build that will fail, and its message."""
 
     message: str
     knobs: dict[str, Any] = field(default_factory=dict)
@@ -202,7 +202,7 @@ FAILURES = {
 
 @pytest.fixture(scope="module")
 def failures(cloud: Pocket, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Failed]:
-    """All failures of the table, side by side, each at a cloud of its own."""
+    """Run all failures of the table side by side, each at its own cloud; return how they ended."""
     runs = {}
     for number, (what, failure) in enumerate(FAILURES.items()):
         pool = Pool(tmp_path_factory.mktemp(f"fails-{number}"), cloud)
@@ -270,18 +270,18 @@ def test_each_line_of_a_failure_names_its_image(failures: dict[str, Failed], wha
             ] == []
 
 
-# --- more than one ---
+# --- more than one build ---
 
 
 @pytest.fixture
 def quick(cloud: Pocket, tmp_path: Path) -> Pool:
-    """A pool of its own on the second cloud, which has not been given machines yet."""
+    """Make a new pool on the second cloud, which has no machines yet."""
     make_key(tmp_path)
     return Pool(tmp_path, cloud)
 
 
 def test_a_second_build_of_a_provider_steps_aside(quick: Pool) -> None:
-    """It waits 10 s for the lock, as reap holds it for a moment."""
+    """It waits 10 s for the lock, which reap may hold for a moment."""
     quick.load(provider("one", "pocket-b"))
     quick.knobs("pocket-b", snapshot_seconds=11)
     first = quick.start(UPDATE, "one")
@@ -306,7 +306,7 @@ def test_one_image_that_cannot_be_built_does_not_stop_the_others_and_the_next_bu
     assert quick.sql("SELECT base_image.name FROM snapshot_image JOIN base_image ON base_image_id = base_image.id "
                      "WHERE state = 'READY'") == [("noble",)]
     quick.run(UPDATE, "one", "--image", "noble", expect=0)
-    quick.run(LAUNCH, "one", expect=1)  # ancient has none
+    quick.run(LAUNCH, "one", expect=1)  # ancient has no snapshot
     assert quick.sql("SELECT snapshot_image_id = (SELECT max(id) FROM snapshot_image) FROM machine") == [(1,)]
 
 

@@ -31,7 +31,7 @@ DEVSTACK = {"master": {"stackrc": "one", ".gitignore": "*.pyc\n"}, "stable/2024.
 
 
 class Site:
-    """A host with the script, a stand-in for the program that it ends with, a workspace, and a remote."""
+    """A host with the script, a stand-in for the program that it runs last, a workspace, and a remote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,14 +52,14 @@ class Site:
             "WORKSPACE": str(self.workspace), "GIT_BASE": f"file://{self.base}", "GIT_CONFIG_SYSTEM": "/dev/null"}
 
     def start(self, *arguments: str, script: Path | str = "", **environment: str) -> subprocess.Popen[str]:
-        """Start the script as Jenkins does; a variable that is empty is not set."""
+        """Start the script as Jenkins does; empty variables are not set."""
         variables = {name: value for name, value in (self.environment | environment).items() if value}
         return subprocess.Popen([script or self.scripts / SCRIPT, *arguments], env=variables, cwd=self.folder,
                                 text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, *arguments: str, expect: int = 0, script: Path | str = "", **environment: str
             ) -> subprocess.CompletedProcess[str]:
-        """Run the script to its end; fails the test with its stderr if the exit code is not the expected one."""
+        """Run the script to its end; fail the test with its output if the exit code is not the expected one."""
         process = self.start(*(arguments or ("one",)), script=script, **environment)
         try:
             out, err = process.communicate(timeout=RUN_SECONDS)
@@ -69,19 +69,19 @@ class Site:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def branches(self) -> dict[str, str]:
-        """{branch of the remote: commit} as the checkout has them."""
+        """Return {branch of the remote: commit} as the checkout has them."""
         lines = git(self.checkout, "for-each-ref", "--format=%(refname:lstrip=3) %(objectname)", "refs/remotes/origin")
         found = dict(line.split() for line in lines.splitlines())
         found.pop("HEAD", None)
         return found
 
     def files(self) -> dict[str, str]:
-        """{name: text} of the checkout's work tree."""
+        """Return {name: text} of the checkout's work tree."""
         paths = [path for path in self.checkout.rglob("*") if ".git" not in path.parts and path.is_file()]
         return {str(path.relative_to(self.checkout)): path.read_text() for path in paths}
 
     def equals(self, remote: Path, branch: str = "master") -> bool:
-        """Whether the checkout equals a remote, with the files of that branch in its work tree."""
+        """Check that the checkout equals a remote, with the files of that branch in its work tree; return True."""
         lines = git(remote, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads")
         head = git(self.checkout, "rev-parse", "HEAD")
         expected = dict(line.split() for line in lines.splitlines())
@@ -99,7 +99,7 @@ def program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def new(tmp_path: Path) -> Site:
-    """A site with a remote, whose workspace is empty."""
+    """Make a site with a remote and an empty workspace."""
     site = Site(tmp_path)
     repository(site.remote, DEVSTACK)
     return site
@@ -107,7 +107,7 @@ def new(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def site(new: Site) -> Site:
-    """A site whose checkout was made by an earlier run."""
+    """Return a site whose checkout an earlier run has made."""
     new.run()
     return new
 
@@ -370,7 +370,7 @@ def test_a_run_that_was_killed_while_it_cloned_is_made_good_by_the_next(new: Sit
 
 @contextmanager
 def daemon(base: Path, port: int) -> Iterator[None]:
-    """A git server for what is in a folder."""
+    """Run a git server for what is in a folder."""
     command = ["git", "daemon", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}", "--export-all",
                f"--base-path={base}", str(base)]
     with subprocess.Popen(command, env=os.environ | ENVIRONMENT | {
@@ -491,7 +491,7 @@ def test_a_tag_is_not_taken_for_a_branch(new: Site) -> None:
 
 
 def planted(folder: Path, text: str) -> str:
-    """A command that leaves a mark if it is run."""
+    """Write a command that leaves a mark if it is run; return its path."""
     return str(write(folder, {"planted": f"#!/bin/sh\ntouch '{folder}/ran'\n{text}\n"}) / "planted")
 
 
@@ -571,7 +571,7 @@ def test_a_login_of_the_base_is_in_no_file_that_others_can_read(site: Site) -> N
 
 @contextmanager
 def asking_for_a_login(repository: Path, login: str, seen: list[str]) -> Iterator[str]:
-    """Serve a repository for that login only, and note what everybody sees of all processes at each request."""
+    """Serve a repository for that login only; at each request, note what everybody can see of all processes."""
     token = base64.b64encode(login.encode()).decode()
 
     class Handler(SimpleHTTPRequestHandler):

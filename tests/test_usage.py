@@ -1,4 +1,4 @@
-"""What whoever types a command sees: help, one line for what is wrong, the right exit code, and nothing changed."""
+"""What people who type a command see: help, one line for what is wrong, the right exit code, and nothing changed."""
 
 import ast
 import os
@@ -32,14 +32,14 @@ Call = tuple[str, ...]
 
 
 def pairs(calls: Sequence[Call], few: Sequence[Call], kinds: Sequence[str]) -> list[ParameterSet]:
-    """All calls with the first kind, a few with the others: they read the same things in the same way."""
+    """Return all calls with the first kind, and a few with the others: all read the same things in the same way."""
     combined = [(call, kinds[0]) for call in calls] + [(call, kind) for kind in kinds[1:] for call in few]
     return [pytest.param(call, kind, id=f"{' '.join(call)}-{kind}") for call, kind in combined]
 
 
 @pytest.fixture(scope="module")
 def made(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """A pool with one provider, a snapshot to boot from and room, and a READY machine."""
+    """Make a pool with one provider, a snapshot to boot from, room, and a READY machine."""
     pool = Pool(tmp_path_factory.mktemp("made"), *site)
     pool.load(provider())
     pool.seed_snapshots()
@@ -49,7 +49,7 @@ def made(site: tuple[Pocket, StandIn], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def pool(pool: Pool, made: Pool) -> Pool:
-    """The same pool for each test, and the machine's node."""
+    """Return a copy of that pool for each test, with the machine's node."""
     for file in (made.database, made.folder / "providers.yaml"):
         shutil.copy(file, pool.folder)
     with closing(sqlite3.connect(pool.database)) as connection, connection:  # as if it had been made there
@@ -63,7 +63,7 @@ LOCKED_CALLS: list[Call] = [(DELETE, "-q", NODE), HOLD, (VMDB, "load", "provider
 
 @pytest.fixture(scope="module", autouse=True)
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pool, list[subprocess.Popen[str]]]]:
-    """Scripts at a vm.db that stays locked; they begin to wait with the first test, and the last one looks at them."""
+    """Start scripts on a vm.db that stays locked; they wait from the first test on, and the last one looks at them."""
     pool = Pool(tmp_path_factory.mktemp("locked"))
     pool.load(provider())
     pool.add_machine("USED", server=False)
@@ -79,7 +79,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pool, lis
 
 
 def contents(path: Path) -> object:
-    """What is in vm.db, or in what is there instead."""
+    """Return what is in vm.db, or in what is there instead."""
     if path.is_dir():
         return sorted(path.iterdir())
     try:
@@ -90,22 +90,22 @@ def contents(path: Path) -> object:
 
 
 def service(pool: Pool) -> dict[str, bool]:
-    """The nodes, and whether each is in service."""
+    """Return the nodes, and whether each is in service."""
     return {name: pool.in_service(name) for name in pool.nodes()} if pool.jenkins else {}
 
 
 def told(result: subprocess.CompletedProcess[str]) -> list[str]:
-    """What is on stderr beside log lines."""
+    """Return the lines on stderr that are not log lines."""
     return [line for line in result.stderr.splitlines() if not LOG_LINE.match(line)]
 
 
 def shape(text: str) -> str:
-    """A regular expression for a text in which ... stands for anything."""
+    """Return a regular expression for a text in which ... stands for anything."""
     return re.escape(text).replace(re.escape("..."), ".*")
 
 
 def check_refused(pool: Pool, call: Call, code: int, message: str, **environment: str) -> None:
-    """Run a script that must end with this code and this one line, and must not have changed anything."""
+    """Run a script, and check that it ends with this code and this one line and has changed nothing."""
     before = contents(pool.database), service(pool)
     result = pool.run(*call, expect=code, **environment)
     (line,) = told(result)
@@ -154,7 +154,7 @@ def test_each_script_tells_the_version_that_stands_in_one_place(tmp_path: Path, 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_without_the_packages_it_says_so_in_one_line(tmp_path: Path, script: str) -> None:
-    """As somebody sees it who has not activated the virtual environment."""
+    """Somebody who has not activated the virtual environment sees this."""
     result = subprocess.run([sys.executable, "-S", PROJECT / script, "x"], env={"HOME": str(tmp_path)}, text=True,
                             capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -201,7 +201,7 @@ WRONG_USE: list[tuple[Call, str]] = [
     ((VMDB, "load"), "...required: FILE..."),
     ((VMDB, "hold", NODE), "...required: --reason..."),
     ((VMDB, "hold", NODE, "--reason", " "), "...--reason: expected one line of text, got ' '..."),
-    ((INPROGRESS, ""), "...unknown node ''; ..."),  # as of a job that lost its parameter
+    ((INPROGRESS, ""), "...unknown node ''; ..."),  # from a job that lost its parameter
     ((DELETE, "one "), "...unknown node 'one '; ..."),
     ((VMDB, "unhold"), "...required: NODE..."),
 ]
@@ -320,7 +320,7 @@ BAD_DATABASES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def unmade(tmp_path: Path) -> Pool:
-    """A pool without vm.db, and with a providers file."""
+    """Return a pool with a providers file, but without vm.db."""
     pool = Pool(tmp_path)
     (tmp_path / "providers.yaml").write_text("providers: []\n")
     return pool
@@ -512,7 +512,7 @@ def test_a_launch_that_waits_ends_at_once_and_its_machines_are_recorded(
     assert pool.sql("SELECT state, external_id FROM machine WHERE id = 2") == [("BUILDING", server["id"])]
 
 
-# all
+# PROVIDER all
 
 
 def test_one_broken_provider_does_not_stop_the_launch_of_the_other(pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""What a build says of itself: read from its archive in Jenkins by devstack-vm-delete and reap, and not trusted."""
+"""What a build says of itself: devstack-vm-delete and reap read it from its archive in Jenkins, and do not trust it."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ COLUMNS = "kind, phase, reason, known_failure, minutes, url"
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """A verdict as gate/verdict.py writes it; changes are keys of it."""
+    """Return a verdict as gate/verdict.py writes it; changes replace its keys."""
     return {
         "version": 1, "status": 1, "kind": "test", "phase": "tempest", "step": "", "reason": "FAILED in tempest",
         "minutes": {"setup": 1.5, "tempest": 20.25}, "change": CHANGE,
@@ -106,7 +106,7 @@ def test_what_is_not_as_described_is_recorded_as_unknown_with_the_reason(value: 
 
 @pytest.fixture
 def used(busy: Pool) -> Iterator[str]:
-    """A machine whose build has begun; Jenkins is well again when the test is over."""
+    """Yield a machine whose build has begun; end Jenkins' faults after the test."""
     name = busy.add_machine(server=False)
     busy.run("devstack-vm-inprogress.py", name, expect=0, **BUILD)
     yield name
@@ -115,7 +115,7 @@ def used(busy: Pool) -> Iterator[str]:
 
 
 def archive(pool: Pool, value: object, **answer: Any) -> None:
-    """Have Jenkins show this as the verdict of the build."""
+    """Let Jenkins show this as the verdict of the build."""
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     assert pool.jenkins
     pool.jenkins.knobs(answers=[{"match": ARTIFACT, "body": body.decode("latin-1"), **answer}])
@@ -240,7 +240,7 @@ def test_reap_takes_the_verdict_of_a_build_whose_end_nobody_told(
 
 @pytest.fixture
 def run_gate(busy: Pool) -> Callable[[str], int]:
-    """Runs a build that fails on a node; returns its number."""
+    """Return a function that runs a build on a node, which fails, and returns its number."""
     def run(name: str) -> int:
         assert busy.jenkins
         busy.jenkins.add_job("fails", name, before=["false"])

@@ -30,25 +30,25 @@ LINE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
 
 @pytest.fixture
 def path(place: Path | str) -> Path | str:
-    """Where a database is that has not been made yet."""
+    """Return where a test can make its vm.db."""
     return place
 
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """A pool with neither cloud nor Jenkins, one provider with one image in vm.db."""
+    """Return a pool with neither cloud nor Jenkins; vm.db has one provider with one image."""
     pool = Pool(tmp_path)
     pool.load(provider())
     return pool
 
 
 def machine(pool: Pool, state: str = "READY", **columns: Any) -> str:
-    """A machine that is a row only; returns its name."""
+    """Add a machine that is only a row; return its name."""
     return pool.add_machine(state, server=False, node=False, **columns)
 
 
 def dump(path: Path) -> list[str]:
-    """Everything that a vm.db holds, as SQL."""
+    """Return everything in a vm.db, as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         version = connection.execute("PRAGMA user_version").fetchone()
         return [str(version), *connection.iterdump()]
@@ -136,7 +136,7 @@ def test_vm_db_is_in_wal_mode_and_the_pool_has_a_uuid(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[sqlite3.Connection]:
-    """Another client that is in the middle of writing."""
+    """Act as another client that is in the middle of writing."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("UPDATE machine SET state = 'USED'")
@@ -165,7 +165,7 @@ def test_a_script_waits_for_a_writer_that_ends_in_time(pool: Pool) -> None:
     assert (process.wait(10), pool.machines()) == (0, {name: "DELETE"})
 
 
-# Making it at once
+# Several processes that make vm.db at once
 
 CREATOR = """
 import sys
@@ -182,7 +182,7 @@ with vmdatabase.opened(gateconfig.place_of_database(sys.argv[1], ""), {migration
 
 
 def at_once(script: str, *arguments: list[str]) -> list[str]:
-    """Run a Python script once for each list of arguments, let all go at one moment; returns their last lines."""
+    """Run a Python script once for each list of arguments, all from one moment on; return their last lines."""
     processes = [subprocess.Popen([sys.executable, "-c", script, *own], text=True, stdin=subprocess.PIPE,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE) for own in arguments]
     try:
@@ -293,7 +293,7 @@ def test_a_file_of_schema_1_is_migrated_with_all_that_is_in_it(path: Path) -> No
 
 
 def rows_as_in(old: Path, file: Path) -> dict[str, list[tuple[object, ...]]]:
-    """All rows of a file by table, in the columns that the old file has."""
+    """Return all rows of a file by table, in the columns that the old file has."""
     with closing(sqlite3.connect(old)) as connection:
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         columns = {table: ", ".join(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
@@ -428,13 +428,13 @@ def test_what_a_killed_making_of_vm_db_left_is_no_obstacle(path: Path) -> None:
 
 
 def backup(pool: Pool, name: str = "backup.db") -> Path:
-    """A backup of vm.db in the pool's folder."""
+    """Back vm.db up into the pool's folder; return the copy's path."""
     pool.run("vmdatabase.py", "backup", str(pool.folder / name), expect=0)
     return pool.folder / name
 
 
 def restore(pool: Pool, copy: Path) -> None:
-    """Put a backup in the place of vm.db, as docs/operations.md says."""
+    """Replace vm.db by a backup, as docs/operations.md says."""
     for file in pool.folder.glob("vm.db-*"):
         file.unlink()
     shutil.copy(copy, pool.database)
@@ -656,7 +656,7 @@ def test_the_list_of_an_empty_pool_says_what_to_do(tmp_path: Path) -> None:
 
 
 def load(pool: Pool, *providers: Mapping[str, Any], options: tuple[str, ...] = ()) -> list[str]:
-    """What loading a file with these providers prints."""
+    """Load a file with these providers; return the lines that this prints."""
     file = pool.folder / "providers.yaml"
     file.write_text(json.dumps({"providers": providers}))  # JSON is YAML
     return pool.run("vmdatabase.py", "load", *options, str(file), expect=0).stdout.splitlines()
@@ -749,7 +749,7 @@ def test_a_wrong_file_changes_nothing(pool: Pool) -> None:
 
 
 def modes(pool: Pool) -> dict[str, int]:
-    """The rights that others than the owner have on vm.db and what lies beside it."""
+    """Return the rights that all but the owner have on vm.db and on what lies beside it."""
     files = [*pool.folder.glob("vm.db*"), *pool.folder.glob("vm.db.locks/*"), *pool.folder.glob("copy*")]
     return {str(file.relative_to(pool.folder)): file.stat().st_mode & 0o077 for file in files}
 
@@ -762,7 +762,7 @@ def test_whatever_the_umask_vm_db_its_copies_and_locks_are_for_the_owner_only(tm
     for words in ([], ["backup", str(tmp_path / "copy.db")]):
         subprocess.run([*run, *words], env=pool.environment, check=True)
     with closing(sqlite3.connect(pool.database)) as reader:
-        reader.execute("SELECT * FROM setting").fetchall()  # -wal and -shm are there meanwhile
+        reader.execute("SELECT * FROM setting").fetchall()  # -wal and -shm exist meanwhile
         found = modes(pool)
     assert {"vm.db", "vm.db-wal", "vm.db-shm", "vm.db.locks", "vm.db.locks/schema", "copy.db"} <= found.keys()
     assert set(found.values()) == {0}
@@ -783,7 +783,7 @@ def test_files_of_an_earlier_release_are_made_private(tmp_path: Path) -> None:
 
 @pytest.mark.file
 def test_what_root_locks_in_the_folder_of_another_account_stays_open_to_that(tmp_path: Path) -> None:
-    """A person's `sudo vmdatabase.py hold` would otherwise keep all jobs out of the lock from then on."""
+    """Otherwise a person's `sudo vmdatabase.py hold` would keep all jobs out of the lock from then on."""
     os.chown(tmp_path, 12345, 12345)
     (tmp_path / "locks").mkdir()
     (tmp_path / "roots").touch()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
 # Which code a project gets, on repositories that really hold the refs.
-# Each test has an environment of its own, and what is in single quotes is for other shells:
+# Each test has its own environment, and text in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
@@ -10,12 +10,12 @@ setup() {
     setup_gate
 }
 
-# choose BRANCH ID REF...: what choose_ref takes of these.
+# choose BRANCH ID REF...: print which of these refs choose_ref takes.
 choose() {
     printf '%s\n' "${@:3}" | choose_ref "$1" "$2"
 }
 
-# expect PROJECT BRANCH SUBJECT
+# expect PROJECT BRANCH SUBJECT: check that the gate checks out the commit with this subject.
 expect() {
     run -0 set_up "$1" "$2"
     local subject
@@ -306,7 +306,7 @@ grenade_projects() {
 
 # --- submodules ---
 
-# add_submodule PROJECT PATH URL COMMIT: a change, refs/zuul/master/Z1, that adds it.
+# add_submodule PROJECT PATH URL COMMIT: make a change, refs/zuul/master/Z1, that adds it.
 add_submodule() {
     local tree=$SERVER/$1
     git -C "$tree" checkout -q --detach master
@@ -328,7 +328,7 @@ commit_of() {
     make_project openstack/nova master
     make_project openstack/part master
     make_project openstack/inner master
-    add_submodule openstack/part inner "$GIT_BASE/openstack/inner" "$(commit_of openstack/inner HEAD)"  # as Z1, on no branch
+    add_submodule openstack/part inner "$GIT_BASE/openstack/inner" "$(commit_of openstack/inner HEAD)"  # Z1 is on no branch
     add_submodule openstack/nova lib/part ../part "$(commit_of openstack/part refs/zuul/master/Z1)"
     git -C "$SERVER/openstack/part" config uploadpack.allowAnySHA1InWant true
     run -0 set_up openstack/nova master
@@ -361,7 +361,7 @@ commit_of() {
     chmod +x "$BATS_TEST_TMPDIR/helper"
     git config --global credential.helper "!$BATS_TEST_TMPDIR/helper"
     export GIT_SSH_COMMAND=$BATS_TEST_TMPDIR/helper GIT_ASKPASS=$BATS_TEST_TMPDIR/helper
-    # One that wants a login.
+    # A server that wants a login.
     perl -MIO::Socket::INET -e '$| = 1; my $s = IO::Socket::INET->new(Listen => 9, LocalAddr => "127.0.0.1") or die; print $s->sockport, "\n";
         while (my $c = $s->accept) { while (<$c>) { last if /^\r?\n/ }
             print $c "HTTP/1.1 401 no\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"; close $c }' \
@@ -378,13 +378,13 @@ commit_of() {
         [[ ! -e $HOME/asked && ! -e $TREES/nova ]] || { echo "$url"; kill "$serving"; return 1; }
     done
     run ! git ls-remote "http://127.0.0.1:$port/secret"
-    [[ -e $HOME/asked ]]  # it would have been, by whoever asks as the user
+    [[ -e $HOME/asked ]]  # whoever asks as the user does run the helper
     kill "$serving"
 }
 
 # --- the whole run ---
 
-# refused WORDS: setup_workspace ends with 3, and its last line is this one.
+# refused WORDS: check that setup_workspace ends with 3 and this last line.
 refused() {
     run --separate-stderr -3 workspace
     local last=${stderr##*$'\n'}
@@ -551,7 +551,7 @@ two_branches() {
     expect openstack/nova stable/victoria refs/zuul/unmaintained/victoria/Z4
     unset ZUUL_REF
     local end
-    for end in last eom eol; do  # each goes before those that came earlier
+    for end in last eom eol; do  # each one wins over those made before it
         make_ref openstack/nova "refs/tags/victoria-$end" unmaintained/victoria
     done
     git -C "$SERVER/openstack/nova" checkout -q master

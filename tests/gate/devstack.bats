@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
 # devstack-vm-gate.sh: the settings that it writes for a devstack, and what it runs.
-# Each test has an environment of its own, and what is in single quotes is for other shells:
+# Each test has its own environment, and text in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
@@ -11,16 +11,16 @@ setup() {
     export BASE=$BATS_TEST_TMPDIR/stack
     DEVSTACK=$BASE/new/devstack
     mkdir -p "$DEVSTACK" "$BATS_TEST_TMPDIR/bin"
-    # No sudo: there are no rights to take away here.
+    # sudo fails: there are no rights to take away here.
     printf '#!/bin/sh\nexit 1\n' > "$BATS_TEST_TMPDIR/bin/sudo"
-    # What would run tempest.
+    # A stand-in for tox, which would run tempest.
     printf '#!/bin/sh\nprintf "tox in %%s:" "${PWD##*/}"; printf " <%%s>" "$@"; echo\nexit "${TOX_STATUS:-0}"\n' > "$BATS_TEST_TMPDIR/bin/tox"
     chmod +x "$BATS_TEST_TMPDIR/bin/"*
     PATH=$BATS_TEST_TMPDIR/bin:$PATH
     script stack.sh 'grep -v "^$" local.conf'
 }
 
-# script NAME TEXT: a script of devstack's.
+# script NAME TEXT: make a script of devstack's.
 script() {
     printf '#!/bin/bash\n%s\n' "$2" > "$DEVSTACK/$1"
     chmod +x "$DEVSTACK/$1"
@@ -118,7 +118,7 @@ DEST=$BASE/new"$'\n'*$'\nADMIN_PASSWORD=RANDOM\n'*$'\nENABLED_SERVICES+=,s-proxy
     [[ $output == *"local.conf: this devstack does not read it, expected localrc"* ]]
 }
 
-# The libraries that devstack is told to take from their trees, as bash reads our local.conf.
+# Print the libraries that devstack takes from their trees, as bash reads our local.conf.
 libraries() {
     localrc_section > "$BATS_TEST_TMPDIR/localrc"
     # shellcheck source=/dev/null
@@ -129,7 +129,7 @@ localrc_section() {
     awk '/^\[\[/ { ours = /local\|localrc/; next } ours && !/^# devstack-gate/' "$DEVSTACK/local.conf"
 }
 
-# changed PROJECT...: they have the change under test.
+# changed PROJECT...: make trees that have the change under test.
 changed() {
     local project
     for project in "$@"; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# The subnodes of a machine, as its file of nodes tells (gate/group.sh).
-# Each test has an environment of its own:
+# The subnodes of a machine, as its file of nodes lists them (gate/group.sh).
+# Each test has its own environment:
 # shellcheck disable=SC2030,SC2031
 
 bats_require_minimum_version 1.5.0

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2317  # called by the tests
-# Real repositories under BATS_TEST_TMPDIR: $SERVER/PROJECT is what a server has, $TREES what the gate makes of it.
+# Real repositories under BATS_TEST_TMPDIR: a server has $SERVER/PROJECT, and the gate makes the trees in $TREES.
 
 setup_gate() {
     PROJECT_FOLDER=$(cd -- "$BATS_TEST_DIRNAME/../.." && pwd)
@@ -21,7 +21,7 @@ setup_gate() {
     sleep() { :; } # pauses between attempts
 }
 
-# make_project PROJECT BRANCH...: a repository with one commit of its own on each branch.
+# make_project PROJECT BRANCH...: make a repository with a separate commit on each branch.
 make_project() {
     local project=$1 branch
     shift
@@ -32,14 +32,14 @@ make_project() {
     done
 }
 
-# commit PROJECT CONTENT SUBJECT: on what is checked out there; prints nothing.
+# commit PROJECT CONTENT SUBJECT: commit to what is checked out there; print nothing.
 commit() {
     printf '%s\n' "$2" > "$SERVER/$1/file"
     git -C "$SERVER/$1" add file
     git -C "$SERVER/$1" commit -q --allow-empty -m "$3"
 }
 
-# make_ref PROJECT REF [BASE]: a commit of its own on a ref, on top of BASE, whose subject is the ref.
+# make_ref PROJECT REF [BASE]: make a ref with a new commit on top of BASE, whose subject is the ref.
 make_ref() {
     local project=$1 ref=$2 base=${3:-HEAD} tree commit
     tree=$(git -C "$SERVER/$project" rev-parse "$base^{tree}")
@@ -47,12 +47,12 @@ make_ref() {
     git -C "$SERVER/$project" update-ref "$ref" "$commit"
 }
 
-# The subject of what the gate checked out of a project.
+# got PROJECT: print the subject of the commit that the gate checked out.
 got() {
     git -C "$TREES/${1##*/}" log -1 --format=%s
 }
 
-# set_up PROJECT BRANCH: in a shell of its own, as the gate does; what is got must then be told by `got`.
+# set_up PROJECT BRANCH: set a project up in a separate shell, as the gate does; `got` then tells the result.
 set_up() {
     bash -c '. "$1/functions.sh"; . "$1/gate/source.sh"; GIT_SECONDS_MAX=${GIT_SECONDS:-60}; sleep() { :; }; setup_project "$2" "$3" "$TREES"' gate "$PROJECT_FOLDER" "$@"
 }
@@ -61,7 +61,7 @@ zuul() {
     export ZUUL_URL=file://$SERVER ZUUL_PROJECT=$1 ZUUL_BRANCH=$2 ZUUL_REF=$3
 }
 
-# workspace: setup_workspace as the wrap script runs it, with the settings that are exported; its lines on stdout.
+# workspace: run setup_workspace as the wrap script does, with the exported settings; print its lines.
 workspace() {
     bash -c 'set -euo pipefail; shopt -s inherit_errexit; . "$1/devstack-vm-gate-wrap.sh"; HERE=$1
         . "$1/functions.sh"; . "$1/gate/settings.sh"; . "$1/gate/source.sh"
@@ -71,7 +71,7 @@ workspace() {
         print_projects "${RUN_PROJECTS[@]}"' gate "$PROJECT_FOLDER"
 }
 
-# change_of PROJECT [SIDE]: the subject of the commit that .git/gate-change names.
+# change_of PROJECT [SIDE]: print the subject of the commit that .git/gate-change names.
 change_of() {
     git -C "$TREES/${2:-new}/${1##*/}" log -1 --format=%s "$(< "$TREES/${2:-new}/${1##*/}/.git/gate-change")"
 }

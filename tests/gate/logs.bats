@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# What the wrap script keeps of a run for its logs. What is collected, and how: tests/test_gate_logs.py.
-# Each test has an environment of its own, and what is in single quotes is for other shells:
+# What the wrap script keeps of a run for its logs. tests/test_gate_logs.py tests what is collected, and how.
+# Each test has its own environment, and text in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
@@ -17,7 +17,7 @@ setup() {
     . "$PROJECT_FOLDER/gate/reproduce.sh"
 }
 
-# The triples of GIVEN whose kind is $1, one on a line; only those named as $2 says, a pattern.
+# given KIND PATTERN: print the triples of GIVEN of this kind whose names match, one per line.
 given() {
     local at
     for (( at = 0; at < ${#GIVEN[@]}; at += 3 )); do

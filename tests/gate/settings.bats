@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
-# Settings of devstack-vm-gate-wrap.sh, run as a process. Should one be let through, the machine is refused for lack of
-# a single-use mark: nothing here changes this host.
-# Each test has an environment of its own, and what is in single quotes is for other shells:
+# Settings of devstack-vm-gate-wrap.sh, run as a process. If it accepts one by mistake, it still refuses this host,
+# which has no single-use mark: nothing here changes it.
+# Each test has its own environment, and text in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
@@ -19,13 +19,13 @@ teardown() {
     [[ ! -e $WORKSPACE/logs ]]
 }
 
-# refused NAME... : with one line that begins so, after the script's name.
+# refused TEXT: check that the run ends with one line, which begins with the script's name and TEXT.
 refused() {
     run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
     [[ ${#lines[@]} -eq 1 && $output == "devstack-vm-gate-wrap.sh: $1"* ]] || { printf '%s\n' "$output"; return 1; }
 }
 
-# Settings that are right; what is refused then is the machine.
+# Check that the settings are accepted: the run then refuses the machine.
 accepted() {
     refused 'DEVSTACK_GATE_THIS_HOST: expected 1'
 }
@@ -208,7 +208,7 @@ accepted() {
     accepted
     export ZUUL_PROJECT=../nova ZUUL_BRANCH=master ZUUL_URL=file:///x ZUUL_REF=refs/zuul/master/ZA
     refused ZUUL_PROJECT
-    ZUUL_PROJECT=openstack/nova.git  # it would not be what devstack takes for nova
+    ZUUL_PROJECT=openstack/nova.git  # devstack would not take it for nova
     refused "ZUUL_PROJECT: expected names as openstack/nova, not 'openstack/nova.git'"
     ZUUL_PROJECT=OpenStack/Nova
     refused 'OpenStack/Nova: expected nova, as openstack/nova has it'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
 # Trees: caches, leftovers, damage, and servers that fail. Nothing that goes wrong may look like a prepared tree.
-# Each test has an environment of its own, and what is in single quotes is for other shells:
+# Each test has its own environment, and text in single quotes is for other shells:
 # shellcheck disable=SC1078,SC1079,SC2016,SC2030,SC2031,SC2034,SC2119,SC2120,SC2154,SC2317
 
 bats_require_minimum_version 1.5.0
@@ -22,7 +22,7 @@ make_cache() {
     git clone -q "$SERVER/openstack/nova" "$CACHE"
 }
 
-# Answers the first line of each connection as told: a Perl expression, or nothing for ever. Prints git://HOST:PORT.
+# serve PERL: run a server that does this for each connection, or nothing for ever; set GIT_BASE to git://HOST:PORT.
 serve() {
     # shellcheck disable=SC2016  # Perl
     perl -MIO::Socket::INET -e '
@@ -36,7 +36,7 @@ serve() {
     GIT_BASE=git://127.0.0.1:$(< "$BATS_TEST_TMPDIR/port")
 }
 
-# refused: the run said in one clear line why, with status 3, and left no tree.
+# refused TEXT: check that the run ended with 3 and one line that says why, with TEXT, and left no tree.
 refused() {
     [[ $status -eq 3 && ${lines[-1]} == "functions-test: openstack/nova: "*"$1"* ]] || { printf '%s: %s\n' "$status" "$output"; return 1; }
     [[ ! -e $TREES/nova && ! -e $TREES/nova.making ]]
@@ -112,13 +112,13 @@ set_up() {
     [[ $(git -C "$TREES/nova" rev-parse v1) == $(git -C "$SERVER/openstack/nova" rev-parse v1) ]]
 }
 
-# corrupt_cache HOW: it still gives the right tree.
+# corrupt_cache HOW: damage the cache, and check that it still gives the right tree.
 corrupt_cache() {
     make_cache
     local objects=$CACHE/.git/objects file
     if [[ $1 == pack-cut ]]; then git -C "$CACHE" gc -q; fi
     chmod -R u+w "$objects"
-    # Not through the hard links that the local clone made.
+    # Break the hard links that the local clone made, so that the server stays whole.
     cp -a "$objects" "$objects.own" && rm -rf "$objects" && mv "$objects.own" "$objects"
     case $1 in
         objects-gone) find "$objects" -type f -delete ;;
@@ -316,7 +316,7 @@ corrupt_cache() {
     [[ $(got "${projects[-1]}") == 'tip of master' ]]
 }
 
-# late COMMAND: set_up with pauses that are none, before the third of which the command runs.
+# late COMMAND: set the project up with pauses that take no time; COMMAND runs in the third one.
 late() {
     bash -c '. "$1/functions.sh"; . "$1/gate/source.sh"; pauses=0
         eval "sleep() { pauses=\$(( pauses + 1 )); if (( pauses == 3 )); then $2; fi; }"
@@ -342,7 +342,7 @@ late() {
     export GERRIT_HOST=127.0.0.1 GERRIT_PORT=1 GERRIT_SCHEME=ssh
     run --separate-stderr -3 set_up
     [[ ${stderr_lines[-1]} == "functions-test: openstack/nova: the change to be merged is missing: there is no refs/changes/78/78/1 at $GIT_BASE/openstack/nova; ssh://127.0.0.1:1/openstack/nova: ssh: connect to host 127.0.0.1 port 1: Connection refused" ]]
-    [[ ${#stderr_lines[@]} -eq 2 ]]  # and that it was looked for again
+    [[ ${#stderr_lines[@]} -eq 2 ]]  # the other line: it was looked for again
     serve 'while (<$c>) { last if /^\r/ } print $c "HTTP/1.0 503 Service Unavailable\r\n\r\n"; close $c; pop @kept'
     GERRIT_PORT=${GIT_BASE##*:} GERRIT_SCHEME=http GIT_BASE=file://$SERVER
     run --separate-stderr -3 set_up
@@ -381,7 +381,7 @@ late() {
     SERVING=$!
     until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do command sleep 0.05; done
     zuul openstack/nova master refs/zuul/master/ZA
-    # git's own protocol has no logins; what asks for one is led there
+    # git's own protocol has no logins; addresses with a login are led there
     git config --global "url.git://127.0.0.1:$port/.insteadOf" http://robot:hunter2secret@git.example.org/
     export GIT_BASE=http://robot:hunter2secret@git.example.org ZUUL_URL=http://robot:hunter2secret@git.example.org
     run -0 set_up
@@ -401,7 +401,7 @@ late() {
     done
 }
 
-# what_is_in TREE: everything that a test could see, but the times.
+# what_is_in: print all that a test could see in the tree, except times.
 what_is_in() {
     (cd -- "$TREES/nova" && find . -path ./.git -prune -o -printf '%p %m %y\n' | sort && git rev-parse 'HEAD^{tree}' && cat file text lfs && git config --list --local)
 }
@@ -470,7 +470,7 @@ what_is_in() {
         for kind in heads tags remotes/origin changes; do
             for (( number = 0; number < 750; number++ )); do printf 'create refs/%s/a%d/b %s\n' "$kind" "$number" "$commit"; done
         done)
-    git -C "$SERVER/openstack/nova" tag a1 master  # where the cache has a1/b
+    git -C "$SERVER/openstack/nova" tag a1 master  # the cache has a1/b
     run -0 set_up
     run -0 git -C "$TREES/nova" for-each-ref --format='%(refname)'
     [[ $output == $'refs/heads/master\nrefs/remotes/origin/master\nrefs/remotes/origin/stable/essex\nrefs/tags/a1' ]]
@@ -504,7 +504,7 @@ what_is_in() {
 
 # --- what devstack would clone ---
 
-# make_devstack: openstack/devstack with just what matters here.
+# make_devstack: make openstack/devstack with only what matters here.
 make_devstack() {
     git init -q -b master -- "$SERVER/openstack/devstack"
     cd "$SERVER/openstack/devstack" || return

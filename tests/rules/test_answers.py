@@ -1,4 +1,4 @@
-"""What clouds and Jenkins send is data of any type: whatever stands in the place of a value, its reader says so."""
+"""What clouds and Jenkins send can be data of any type: a reader takes a value, or says that it makes no sense."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -54,14 +54,14 @@ READERS: dict[str, tuple[Any, Callable[[Any], object]]] = {
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path to each value in a value, itself too."""
+    """Yield the path to each value in a value, and to the value itself."""
     yield path
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from places(inner, (*path, key))
 
 
 def with_other(value: Any, path: tuple[Any, ...], other: Any) -> Any:
-    """A value with something else in one place."""
+    """Return a value with something else in one place."""
     if not path:
         return other
     whole = copy.deepcopy(value)

@@ -1,4 +1,4 @@
-"""docs/architecture.md says of the code what the code is: states, moves, files, imports."""
+"""docs/architecture.md describes the code as it is: states, moves, files, imports."""
 
 import ast
 import re
@@ -17,12 +17,12 @@ MOST_AT_THE_TOP = 30
 
 
 def section(title: str) -> str:
-    """The text below a heading of the page, up to the next."""
+    """Return the text below a heading of the page, up to the next heading."""
     return re.split(r"^## ", PAGE.partition(f"## {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def rows(text: str, columns: int) -> list[tuple[str, ...]]:
-    """The rows of the table of so many columns, without its head."""
+    """Return the rows of the table that has this many columns, without its head."""
     found = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines()
              if line.startswith("| ")]
     return [row for row in found if len(row) == columns and not row[0].startswith("---")][1:]
@@ -85,13 +85,13 @@ def test_few_files_lie_at_the_top_and_only_what_is_typed_can_be_executed() -> No
 
 
 def layers() -> dict[str, int]:
-    """The line of the page on which each module stands."""
+    """Return the number of each module's line in the page's list."""
     lines = re.findall(r"^([0-9])\. (.*)$", section("Who may import whom"), re.MULTILINE)
     return {name: int(number) for number, names in lines for name in names.split(", ")}
 
 
 def imported(file: str) -> set[str]:
-    """The modules of the project that a file imports, by the first part of their names."""
+    """Return the modules of the project that a file imports, by the first part of their names."""
     found = set()
     for node in ast.walk(ast.parse((PROJECT / file).read_text())):
         if isinstance(node, ast.Import):
@@ -110,5 +110,5 @@ def test_a_module_imports_only_from_the_lines_above_its_own() -> None:
             continue
         wrong += [(file, name) for name in imported(file) if name != own and places[name] >= places[own]]
     assert wrong == []
-    assert imported("vmdatabase.py") <= {"gateprocess", "gateconfig", "jenkinsnodes", "pool"}  # types, its command line
+    assert imported("vmdatabase.py") <= {"gateprocess", "gateconfig", "jenkinsnodes", "pool"}  # types, command line
     assert not imported("devstack-vm-delete.py") & {"cloud", "nodessh"}  # a build waits for it

@@ -1,4 +1,4 @@
-"""The statistics of the status page: intervals, flags that are no chance, false negatives."""
+"""The statistics of the status page: intervals, flags that are not due to chance, false negatives."""
 
 import itertools
 import math
@@ -41,7 +41,7 @@ def test_nineteen_of_twenty_intervals_hold_the_rate(rate: float) -> None:
 
 
 def exact(failed: int, strata: list[tuple[int, int, int]]) -> Fraction:
-    """The same chance by counting every way in which the failures can fall, in fractions."""
+    """Return the same chance as a fraction, by counting every way in which the failures can fall."""
     total = Fraction(0)
     for falls in itertools.product(*(range(min(own, bad) + 1) for own, bad, _ in strata)):
         if sum(falls) >= failed:
@@ -99,21 +99,21 @@ def test_what_is_the_changes_own_fault_and_aborted_builds_count_for_nobody() -> 
 
 
 def least_flagged(own: int, bad: int) -> int:
-    """How many of all failures, which fall on ten providers with as many builds each, must be one's for a flag."""
+    """Return how many of `bad` failures must be one provider's for a flag, if each of ten had `own` builds."""
     others: dict[Any, float] = dict.fromkeys(range(1, PROVIDERS), 1.0)
     return next(failed for failed in range(bad + 2) if failed > bad or blame.flags(
         {0: blame.exact_p(failed, [(own, bad, PROVIDERS * own)]), **others}))
 
 
 def shows_flag(failed: Any, own: int) -> Any:
-    """Whether a page shows a flag: of arrays of failures, one provider after the other in the last dimension."""
+    """Return whether a page shows a flag, for arrays of failures whose last dimension is the providers."""
     bad = failed.sum(axis=-1)
     least = np.array([least_flagged(own, number) for number in range(int(bad.min()), int(bad.max()) + 1)])
     return failed.max(axis=-1) >= least[bad - bad.min()]
 
 
 def test_without_a_difference_fewer_than_one_week_in_twenty_shows_a_flag_at_any_time() -> None:
-    """Two builds at each provider between one page and the next; each page looks at the 7 days before it."""
+    """Each provider has two builds between one page and the next; each page looks at the 7 days before it."""
     slots = np.random.default_rng(18).binomial(2, 0.05, (WEEKS, 2 * WEEK_LOOKS, PROVIDERS)).astype(np.int16)
     sums = slots.cumsum(axis=1, dtype=np.int32)
     shown = shows_flag(sums[:, WEEK_LOOKS:] - sums[:, :-WEEK_LOOKS], 2 * WEEK_LOOKS)

@@ -1,4 +1,4 @@
-"""Which provider gives how many machines of a label, and how many are wanted: pool/demand.py."""
+"""pool/demand.py: how many machines of a label are wanted, and how many of them each provider gives."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from pool.demand import (
 BERLIN = ZoneInfo("Europe/Berlin")
 WORK = {"days": "mon-fri", "hours": "08:00-18:00", "zone": "Europe/Berlin", "min-ready": 30}
 NIGHT = {"days": "fri", "hours": "22:00-06:00", "zone": "Europe/Berlin", "min-ready": 1}
-WRONG = "^[^$]*$"  # of a word, or of what is no day or hour
+WRONG = "^[^$]*$"  # any message
 FRIDAY = datetime(2026, 7, 3, tzinfo=BERLIN)
 
 
@@ -98,7 +98,7 @@ def test_how_many_are_wanted_and_why(
     (10, [offer("a", room=0), offer("b")], EVEN, {"a": 0, "b": 10}),  # a is down
     (10, [offer("a"), offer("b", priority=1)], EVEN, {"a": 0, "b": 10}),
     (10, [offer("a"), offer("b", priority=1, room=4)], EVEN, {"a": 6, "b": 4}),
-    (3, [offer("a", present=5), offer("b")], EVEN, {"a": 0, "b": 0}),  # sinks by not replacing
+    (3, [offer("a", present=5), offer("b")], EVEN, {"a": 0, "b": 0}),  # a surplus shrinks as nothing is replaced
     (10, [offer("a", room=1), offer("b", room=2)], EVEN, {"a": 1, "b": 2})])
 def test_shares(count: int, offers: Sequence[Offer], spread: str, added: dict[str, int]) -> None:
     assert shares(count, offers, spread) == added
@@ -166,7 +166,7 @@ def test_no_expression_is_too_strange(text: str) -> None:
 
 
 def standing(name: str, ready: int = 0, building: int = 0, room: int | None = None, **columns: Any) -> Standing:
-    """How a provider stands that may have nine servers, and has no others if room does not say so."""
+    """Return the standing of a provider that may have nine servers, and has only these unless `room` says otherwise."""
     taken = ready + building if room is None else 9 - room
     return Standing(name, columns.pop("priority", 0), ready, building, taken, 9, **columns)
 
@@ -186,7 +186,7 @@ LABEL = Label("noble", 4, 4, NONE, EVEN)
 
 
 @pytest.mark.parametrize(("standings", "room", "lacks", "missing"), [
-    ([standing("a"), standing("b")], {"a": 9, "b": 9}, {"a": 2, "b": 2}, 0),  # there is room: nothing has to go for it
+    ([standing("a"), standing("b")], {"a": 9, "b": 9}, {"a": 2, "b": 2}, 0),  # there is room, so nothing has to go
     ([standing("a", room=0), standing("b", room=1)], {"a": 5, "b": 0}, {"a": 3, "b": 1}, 3),
     ([standing("a", room=0), standing("b", room=0)], {"a": 5, "b": 5}, {"a": 2, "b": 2}, 4),
     ([standing("a", room=0), standing("b", room=0, paused=True)], {"a": 5, "b": 5}, {"a": 4, "b": 0}, 4),

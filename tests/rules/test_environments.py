@@ -1,4 +1,4 @@
-"""Test environments in a real vm.db: the lock goes with the machine, and those that wait get theirs in turn."""
+"""Test environments in a real vm.db: the lock goes with the machine, and machines that wait get theirs in turn."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ BUILD = {"JOB_NAME": "gate", "BUILD_NUMBER": "7"}
 
 @pytest.fixture
 def folder(tmp_path: Path, place: Path | str) -> Iterator[Path]:
-    """The folder of an open database with two image types of provider one, the second of which needs no environment."""
+    """Yield the folder of an open database: provider one has two image types, and the second needs no environment."""
     with vmdatabase.opened(place):
         provider = Provider.create(name="one", cloud="c", max_servers=99, boot_timeout=9, max_concurrency=1,
                                    networks="[]", floating_ips="auto", address="public-v4", ssh_port=22,
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, place: Path | str) -> Iterator[Path]:
 
 
 def load(folder: Path, *names: str, **keys: Any) -> list[str]:
-    """Have the environments of these names, and no others."""
+    """Load the environments of these names, and no others; return a line for each change."""
     (folder / "data.json").write_text('{"boxes": 3}')
     return providersfile.load_environments([
         {"name": name, "images": ["noble"], "providers": [], "data": str(folder / "data.json"), "reset": None} | keys
@@ -60,7 +60,7 @@ def take(row: Machine, environ: dict[str, str] | None = None) -> None:
 
 
 def taken(environ: dict[str, str] | None = None) -> Machine:
-    """A machine that was taken and is nobody's turn any more to wait for."""
+    """Take a new machine, which then leaves the line whether it got an environment or not; return it."""
     row = machine()
     with environments.standing_in_line(row):
         take(row, environ)
@@ -171,7 +171,7 @@ def test_who_took_a_machine_first_gets_the_next_environment(folder: Path) -> Non
             waiting = [one for one in others[::-1] if one.id >= row.id]
             assert [environments._turn(one) for one in waiting] == [None] * len(waiting)
             assert vmdatabase.move(before, "USED", "DELETE")
-            environments._turn(others[-1])  # whoever looks first
+            environments._turn(others[-1])  # no matter who looks first
             assert states() == {"rack-1": ("LOCKED", row.id)}
 
 
@@ -263,7 +263,7 @@ def test_one_whose_data_cannot_be_read_is_broken_and_the_next_one_is_tried(folde
 def test_fifty_builds_that_ask_for_three_environments_at_once_get_one_each_in_turn(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environments, "POLL_SECONDS", 0.3)  # more often, one may starve on a busy machine
+    monkeypatch.setattr(environments, "POLL_SECONDS", 0.3)  # with shorter pauses, one may starve on a busy machine
     load(folder, "rack-1", "rack-2", "rack-3")
     rows = [machine() for _ in range(50)]
     failed: list[Exception] = []
@@ -293,7 +293,7 @@ def test_fifty_builds_that_ask_for_three_environments_at_once_get_one_each_in_tu
 
 
 def most_at_once() -> int:
-    """How many environments were locked at one time; each one was locked and let go in turns."""
+    """Return how many environments were locked at once at most; check that each was let go before its next lock."""
     locked: set[str | None] = set()
     most = 0
     for row in Event.select().where(Event.environment.is_null(False)).order_by(Event.id):
@@ -363,7 +363,7 @@ def test_a_reset_is_run_by_one_process_and_again_if_that_was_killed(folder: Path
     running = killed._running.popitem()[1]
     running.lock.close()  # as the kernel does for a process that is killed
     second.step()
-    assert second._running == {}  # timeout(1) has the lock
+    assert second._running == {}  # timeout(1) still has the lock
     (folder / "hang").unlink()
     running.process.terminate()
     running.process.wait()
@@ -463,7 +463,7 @@ def test_an_unknown_name_is_told_with_the_nearest(folder: Path, name: str) -> No
         environments.named(name)
 
 
-# A vm.db of the version before
+# A vm.db of an older version
 
 
 @pytest.mark.file
@@ -493,14 +493,14 @@ def test_a_vm_db_of_schema_6_goes_on_with_its_counts_and_lets_environments_go(tm
 
 
 def restored(folder: Path, statements: Sequence[str]) -> None:
-    """Have vm.db say what it said before something happened that a file beside it knows of."""
+    """Set vm.db back to before something happened that a file beside it knows of."""
     for statement in statements:
         vmdatabase.database.execute_sql(statement)
 
 
 
 def gone(server: str) -> bool:
-    """The cloud that is asked for a server, and says 404."""
+    """Answer like a cloud that says 404 for every server."""
     return bool(server)
 
 
@@ -529,7 +529,7 @@ def test_what_a_restored_vm_db_takes_for_free_is_given_to_nobody_and_reap_rememb
 def test_one_whose_last_machine_is_over_is_reset_once_the_cloud_or_its_row_says_so(
     folder: Path, provider: str, answer: bool, now: str | None, state: str
 ) -> None:
-    """The list of servers may leave one out, so that what has no row may be in use all the same."""
+    """The cloud's list may leave a server out, so a machine without a row may still be in use."""
     load(folder, "rack-1")
     row = machine()
     vmdatabase.set_columns(row, external_id="server-7")
@@ -574,7 +574,7 @@ def test_one_that_went_on_to_another_machine_since_the_backup_is_that_one_s(fold
 
 
 def killed_before_its_transaction_ended(row: vmdatabase.Machine) -> None:
-    """Have taken a machine, and locked an environment for it, with the notes of that and without the transaction."""
+    """Take a machine, lock an environment for it, and die before the commit: only the notes of that are left."""
     with pytest.raises(KeyboardInterrupt), environments.standing_in_line(row), vmdatabase.database.atomic("IMMEDIATE"):
         take(row)
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Groups of machines: what vm.db does with subnodes, what they know of each other, what reap decides of them."""
+"""Groups of machines: what vm.db does with subnodes, what they know of each other, what reap decides about them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def vm_db(place: Path | str) -> Iterator[None]:
 
 
 def row(state: str, lead: int | None = None, **columns: Any) -> int:
-    """Have a row of a machine, or of a subnode; returns its id."""
+    """Add the row of a machine, or of a subnode of `lead`; return its id."""
     made = Machine.create(base_image=1, state=state, state_time=1, lead_id=lead, **columns)
     vmdatabase.set_columns(made, name=f"devstack-noble-one-{made.id}")
     return int(made.id)
@@ -179,8 +179,8 @@ def test_the_status_page_tells_subnodes_apart_from_machines(vm_db: None) -> None
     ([Need(1, 2, 0, size=3)], 2, []),
     ([Need(1, 2, 0, size=3), Need(2, 4, 0)], 7, [1, 2, 2, 2, 2]),
     ([Need(1, 2, 0, size=3), Need(2, 4, 0)], 8, [1, 1, 2, 2]),
-    ([Need(1, 2, 0, size=3), Need(2, 4, 2, held=2)], 1, []),  # it leaves the group what comes back in time
-    ([Need(1, 2, 0, size=3), Need(2, 4, 2, held=1)], 1, [2]),  # which it would never be enough for
+    ([Need(1, 2, 0, size=3), Need(2, 4, 2, held=2)], 1, []),  # room is kept for the group, which will fit in time
+    ([Need(1, 2, 0, size=3), Need(2, 4, 2, held=1)], 1, [2]),  # no room is kept: the group would never fit
     ([Need(1, 2, 1, size=3), Need(2, 4, 2)], 1, [2])])
 def test_a_plan_counts_servers(needs: list[Need], room: int, plan: list[int]) -> None:
     assert sorted(plan_launches(needs, room)) == plan
@@ -277,7 +277,7 @@ def test_marks_that_name_another_lead_are_set_anew() -> None:
 def test_what_replaces_a_subnode_has_no_more_time_than_the_group_had() -> None:
     group = Group(1, 1)
     group.expect(1, float("inf"))
-    assert group.deadline == float("inf")  # as long as the first ones are asked for
+    assert group.deadline == float("inf")  # while the first ones are being asked for
     group.expect(2, 100.0)
     assert (group.end_of(1, 90.0), group.deadline) == (90.0, 100.0)
     group.expect(3, float("inf"), replaces=True)
@@ -288,7 +288,7 @@ def test_what_replaces_a_subnode_has_no_more_time_than_the_group_had() -> None:
 
 
 def members_of_group(state: str, age: int = 0) -> list[Any]:
-    """A lead with two subnodes, of ids from 1 on, whose servers are s1, s2 and s3."""
+    """Return a lead with two subnodes: ids 1 to 3, servers s1 to s3."""
     lead = machine(state, age, external_id="s1", name="s1")
     return [lead, *(machine(state, age, id=number, name=f"s{number}", external_id=f"s{number}", jenkins_name=None,
                             lead_id=1) for number in (2, 3))]
@@ -378,7 +378,7 @@ def deleted(machines: list[Any], seen: Any) -> list[int]:
 
 def test_subnodes_stay_under_a_build_that_runs_on_their_lead() -> None:
     machines = members_of_group(DELETE)
-    assert deleted(machines, sight(*SERVERS, nodes=BUSY)) == [1]  # whose node the act leaves alone
+    assert deleted(machines, sight(*SERVERS, nodes=BUSY)) == [1]  # the action leaves its node alone
     assert deleted(machines, sight(*SERVERS, nodes=None)) == []
     assert deleted(machines, sight(*SERVERS, nodes=IDLE)) == [1, 2, 3]
 

@@ -1,4 +1,4 @@
-"""In which forms a secret is hidden that is like nothing else, and what of a log stays."""
+"""gate/hidesecrets.py: the forms in which a unique secret is hidden, and what of a log stays."""
 
 import base64
 import html
@@ -89,7 +89,7 @@ def hider(*values: str) -> Hider:
 def test_a_secret_is_hidden_however_it_is_written(secret: str, form: str) -> None:
     text = f"before\nit is {FORMS[form](secret)} there\nafter\n".encode()
     hide = hider("another-0ne", secret)
-    for size in (len(text), 1):  # in one piece, or as it comes
+    for size in (len(text), 1):  # in one piece, or byte by byte
         shown = b"".join(hide.feed(text[at:at + size]) for at in range(0, len(text), size)) + hide.feed(b"", end=True)
         assert b"********" in shown, shown
         assert re.sub(rb"[\s*]", b"", shown).startswith(b"beforeitis")

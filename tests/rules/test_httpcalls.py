@@ -1,4 +1,4 @@
-"""httpcalls.py: what an answer says of when to come again."""
+"""httpcalls.py: when an answer says to ask again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Hours of builds over several clouds that fail, played by the rules of pool/demand.py: bench/day.py."""
+"""Hours of builds on several clouds that fail, played by bench/day.py with the rules of pool/demand.py."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -33,9 +33,9 @@ def expect_limits(story: Story, clouds: list[Cloud], most_ready: int) -> None:
 @pytest.mark.parametrize(("spread", "dies"), [(EVEN, "b"), (PACK, "a")])
 @pytest.mark.parametrize("machines", [True, False])
 def test_waits_are_normal_again_one_boot_after_a_provider_died(spread: str, dies: str, machines: bool) -> None:
-    """At 80 % load: 200 builds of 25 minutes an hour, and 24 ready machines, take 108 of 136 places.
+    """The load is 80 %: 200 builds an hour, of 25 minutes each, and 24 ready machines take 108 of 136 places.
 
-    machines: whether those of the provider die, too, and not its API alone.
+    machines: whether the provider's machines die, too, or only its API.
     """
     began, ended = 2 * HOUR, 3.5 * HOUR
 
@@ -56,7 +56,7 @@ def test_waits_are_normal_again_one_boot_after_a_provider_died(spread: str, dies
 
 @pytest.mark.parametrize("period", [600.0, 60.0, 7.0])
 def test_a_provider_that_answers_every_other_time_does_not_make_the_pool_flap(period: float) -> None:
-    """Each machine that is made serves a build, but for those of the end: none is made to be thrown away."""
+    """Each machine serves a build, except those left at the end: none is made to be thrown away."""
     clouds = [Cloud("a", 60, BOOT, answers=every_other(period)), Cloud("b", 60, BOOT), Cloud("c", 60, BOOT)]
     story = Day(label(24), clouds, OURS).run(builds(200, 6), 6 * HOUR)
 
@@ -77,7 +77,7 @@ def test_two_hundred_builds_at_once_are_served_from_nothing_in_the_time_of_the_c
     story = Day(label(0, 200, demand=QUEUE), clouds, OURS).run(rush, 2 * HOUR)
 
     expect_limits(story, clouds, 200)
-    launched = 600.0  # by the clock
+    launched = 600.0  # by the timer of the job
     fastest = launched + BOOT + 200 / (3 * 2)
     assert max(arrival + wait for arrival, wait in story.waits) - launched <= 1.1 * (fastest - launched)
     assert sum(story.made.values()) == 200
@@ -85,7 +85,7 @@ def test_two_hundred_builds_at_once_are_served_from_nothing_in_the_time_of_the_c
 
 
 def test_each_outage_leaves_the_others_within_their_limits() -> None:
-    """Any two of three clouds down at any times, at a load that one alone cannot bear."""
+    """Each of three clouds is down four times, at random, under a load that one alone cannot bear."""
     for seed in range(3):
         rng = random.Random(seed)
         outages = {name: [(start, start + rng.uniform(60, 5000)) for start in

@@ -1,4 +1,4 @@
-"""What pip is asked for by a build, read from the files of devstack and of projects."""
+"""What a build asks pip for, read from the files of devstack and of projects."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""What holds for any pool and any set of refs: plans of launches, verdicts of reaps, names, and the choice of the code.
+"""What holds for any pool and any set of refs: plans of launch, verdicts of reap, names, and the choice of the code.
 
 The examples are the same in every run.
 """
@@ -42,7 +42,7 @@ ROOMS = st.integers(-5, 40)
 
 
 def after(needs: Sequence[Any], plan: Sequence[int]) -> list[Any]:
-    """What is needed when the machines of a plan are there."""
+    """Return what is needed once the machines of a plan are there."""
     more = Counter(plan)
     return [rules.Need(need.image_id, need.min_ready, need.present + more[need.image_id]) for need in needs]
 
@@ -106,7 +106,7 @@ def shares(needs: Sequence[Any]) -> list[Fraction]:
 
 
 def ties(needs: Sequence[Any], room: int) -> bool:
-    """Whether some step of a plan has a choice."""
+    """Return whether some step of a plan has a choice."""
     now = needs
     for image_id in rules.plan_launches(needs, room):
         lacking = [Fraction(need.present, need.min_ready) for need in now if need.present < need.min_ready]
@@ -309,7 +309,7 @@ NAMES = st.text(max_size=20) | st.text(st.characters(codec=None, categories=["Cs
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A vm.db with one machine, open in this process."""
+    """Open a vm.db with one machine in this process; yield the machine."""
     with vmdatabase.opened(tmp_path_factory.mktemp("pool") / "vm.db"):
         one = vmdatabase.Provider.create(
             name="one", cloud="one", max_servers=1, boot_timeout=1, max_concurrency=1, networks="[]",
@@ -371,7 +371,7 @@ def test_the_start_and_the_end_of_a_build_are_written_down_whatever_its_environm
 
 BRANCHES = ("master", "stable/essex", "unmaintained/essex", "stable/essex-2", "stable/e", "essex", "feature/a-b",
             "feature/a", "feature/c/d.e", "master-2", "stable-essex", "a/stable/essex", "unmaintained/e-eol")
-ZUUL_IDS = ("Zab", "Zabc", "ab", "Z-1")  # of which some are parts of others
+ZUUL_IDS = ("Zab", "Zabc", "ab", "Z-1")  # some are parts of others
 REFS = sorted({*(f"refs/heads/{branch}" for branch in BRANCHES),
                *(f"refs/zuul/{branch}/{ident}" for branch in BRANCHES for ident in ZUUL_IDS),
                *(f"refs/tags/{tag}" for tag in ("essex-eol", "e-eol", "essex-2-eol", "stable/essex-eol", "essex",
@@ -382,7 +382,7 @@ REFS = sorted({*(f"refs/heads/{branch}" for branch in BRANCHES),
 
 @st.composite
 def questions(draw: st.DrawFn) -> tuple[list[str], str, str]:
-    """Refs, a branch that is asked for, and the last part of ZUUL_REF; mostly refs that have to do with the branch."""
+    """Draw refs, most of them related to the branch; the branch that is asked for; and the last part of ZUUL_REF."""
     branch = draw(st.sampled_from(BRANCHES))
     ident = draw(st.sampled_from(["", "Zab", "Zab", "Z-1"]))
     series = branch.removeprefix("stable/").removeprefix("unmaintained/")
@@ -391,7 +391,7 @@ def questions(draw: st.DrawFn) -> tuple[list[str], str, str]:
 
 
 def to_test(refs: Sequence[str], branch: str, ident: str) -> str | None:
-    """The order in which a project's code is chosen, as docs/gate.md tells it."""
+    """Return the ref of a project's code, chosen in the order that docs/gate.md gives; None if there is none."""
     kind, _, series = branch.partition("/")
     other = {"stable": "unmaintained", "unmaintained": "stable"}.get(kind)
     for name in (branch, f"{other}/{series}" if other else branch):
@@ -445,7 +445,7 @@ def test_of_any_refs_the_first_of_the_documented_order_is_chosen(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the project a/b, whose commits have the names of the refs that are to lead to them."""
+    """Make a repository of project a/b; each commit has the name of the ref that will lead to it."""
     folder = tmp_path_factory.mktemp("server") / "a/b"
     folder.mkdir(parents=True)
     git(folder, "init", "--quiet", "--bare")
@@ -456,7 +456,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hold_only(server: Path, refs: Sequence[str]) -> None:
-    """Have just these refs in the project's repository."""
+    """Leave only these refs in the project's repository."""
     there = git(server, "for-each-ref", "--format=%(refname) %(objectname)").splitlines()
     objects = dict(line.split() for line in there)
     orders = [f"delete {ref}" for ref in objects if not ref.startswith("refs/all/")]

@@ -41,26 +41,26 @@ def load(folder: Path, text: str) -> list[dict[str, Any]]:
 
 
 def refusal(folder: Path, text: str) -> str:
-    """What is said against a file, without the file's own path."""
+    """Return the error about a file, without the file's own path."""
     with pytest.raises(ConfigError) as caught:
         load(folder, text)
     return str(caught.value).removeprefix(f"{folder}/providers.yaml")
 
 
 def lines_of(values: dict[str, Any], keys: dict[str, str], indent: str) -> str:
-    """An item of a list: values that are not among the keys, a line each, then the keys (_ for -)."""
+    """Return an item of a list, a line for each key: first values that `keys` does not have, then `keys` (_ for -)."""
     own = {key.replace("_", "-"): value for key, value in keys.items()}
     rest = {key: value for key, value in values.items() if key not in own}
     return f"{indent}- " + f"\n{indent}  ".join(f"{key}: {value}" for key, value in (rest | own).items()) + "\n"
 
 
 def provider_with(**keys: str) -> str:
-    """A file with one provider that has these keys as its last lines, line 5 if it is one that may be left out."""
+    """Return a file with one provider, whose last lines have these keys; a single optional key is in line 5."""
     return "providers:\n" + lines_of(PROVIDER, keys, "  ")
 
 
 def image_with(**keys: str) -> str:
-    """The same for the one image of a provider, whose optional key is in line 9."""
+    """Return the same for the one image of a provider; a single optional key is in line 9."""
     return provider_with(images="") + lines_of(IMAGE, keys, "      ")
 
 
@@ -179,7 +179,7 @@ def test_merge_keys_and_aliases_save_repetition(tmp_path: Path) -> None:
 
 
 def two_images(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """A file with two images, noble in line 5 and large below it."""
+    """Return a file with two images, noble in line 5 and large below it."""
     images = [{"name": "noble", "min-ready": 1, **first}, {"name": "large", "min-ready": 1, **second}]
     return yaml.safe_dump({"providers": [{"cloud": "pocket", "images": images, "max-servers": 10, "name": "one"}]})
 
@@ -524,7 +524,7 @@ WITH_IMAGE = """providers:
 
 
 def with_environment(folder: Path, **keys: str) -> str:
-    """A file with one test environment, in line 8; keys are written as they are (_ for -), empty ones left out."""
+    """Return a file with one test environment, in line 8; keys are written as given (_ for -), empty ones left out."""
     (folder / "rack.json").write_text("{}")
     values = {"name": "rack-1", "images": "[noble]", "data": "rack.json"}
     values |= {key.replace("_", "-"): value for key, value in keys.items()}

@@ -1,4 +1,4 @@
-"""What is left of a cloud's quotas (cloud/quota.py), and who gets it (pool/rules.py)."""
+"""What is left of a cloud's quotas (cloud/quota.py), and which image types get it (pool/rules.py)."""
 
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +19,7 @@ FULL = {"maxTotalInstances": 20, "totalInstancesUsed": 5, "maxTotalCores": 40, "
 
 
 def limits(**change: Any) -> dict[str, Any]:
-    """An answer to GET /limits; None leaves a key out."""
+    """Return an answer to GET /limits; None leaves a key out."""
     absolute = {name: value for name, value in {**FULL, **change}.items() if value is not None}
     return {"limits": {"rate": [], "absolute": absolute}}
 
@@ -74,11 +74,11 @@ BIG, SMALL = Need(1, 2, 0, {"cores": 8}), Need(2, 4, 0, {"cores": 1})
 
 @pytest.mark.parametrize(("needs", "left", "plan"), [
     ([BIG, SMALL], {}, [1, 2, 2, 1, 2, 2]),
-    ([BIG, SMALL], {"cores": 12}, [1, 2, 2, 2, 2]),  # the second big one does not fit: nobody leaves it room
-    ([BIG, SMALL], {"cores": 5}, [2, 2, 2, 2]),  # a big one would never fit: others of the project have the rest
-    ([BIG, replace(SMALL, present=2, held=5)], {"cores": 5}, []),  # it will fit as small ones end: they leave it room
-    ([BIG, replace(SMALL, held=5)], {"cores": 5}, []),  # also if they have none left: a big one's turn is first
-    ([BIG, replace(SMALL, present=2, held=5, takes={"instances": 1})], {"cores": 5}, [2, 2]),  # takes none of it
+    ([BIG, SMALL], {"cores": 12}, [1, 2, 2, 2, 2]),  # the second big one does not fit, and gets no room kept
+    ([BIG, SMALL], {"cores": 5}, [2, 2, 2, 2]),  # a big one never fits: others of the project have the rest
+    ([BIG, replace(SMALL, present=2, held=5)], {"cores": 5}, []),  # it will fit as small ones end, so they wait
+    ([BIG, replace(SMALL, held=5)], {"cores": 5}, []),  # also if there is no small one: a big one is next
+    ([BIG, replace(SMALL, present=2, held=5, takes={"instances": 1})], {"cores": 5}, [2, 2]),  # which take no cores
     ([BIG, SMALL], {"instances": 0}, [1, 2, 2, 1, 2, 2])])
 def test_who_gets_what_is_left(needs: list[Need], left: dict[str, int], plan: list[int]) -> None:
     assert sorted(plan_launches(needs, 99, left)) == sorted(plan)
@@ -94,7 +94,7 @@ LEFT = st.dictionaries(st.sampled_from(RESOURCES), st.integers(0, 40))
 
 
 def taken(needs: list[Need], plan: list[int]) -> Counter[str]:
-    """What the machines of a plan take together, with their subnodes; of servers, too."""
+    """Return what the machines of a plan take together, with their subnodes; servers count, too."""
     found: Counter[str] = Counter()
     for image_id in plan:
         found.update(next(whole(need) for need in needs if need.image_id == image_id))
@@ -155,7 +155,7 @@ def test_whoever_fits_gets_a_machine_in_time_as_machines_end(
 def test_what_a_run_asks_for_is_counted_and_what_is_refused_is_given_back() -> None:
     allowance = Allowance()
     needs = [Need(1, 4, 1), Need(2, 2, 0)]
-    assert allowance.plan(needs, 9) == ([2, 1, 2, 1, 1], {})  # nothing is known
+    assert allowance.plan(needs, 9) == ([2, 1, 2, 1, 1], {})  # no quota is known yet
     allowance.learn(1, {"instances": 1, "cores": 4})
     allowance.learn(2, {"instances": 1, "cores": 2})
     allowance.know({"cores": 9})

@@ -35,7 +35,7 @@ def server(ident: str = "server", status: str = "ACTIVE", age: float = 0, fault:
 
 
 def node(idle: bool = True, offline: str | None = None, label: str = "devstack-noble", cause: str = "UserCause") -> Any:
-    """A node; offline is the message with which it was taken offline, by a person unless the cause is another."""
+    """Return a node; offline is the message with which a person, or another cause, took it offline."""
     away = offline is not None
     return Node("node", "", away, away, idle, cause if away else "", offline or "", frozenset({label, "node"}), "URL")
 
@@ -62,7 +62,7 @@ DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
     (machine("READY"), ALIVE, None),
     (machine("READY", 1000 * HOUR), ALIVE, None),
     (machine("READY"), sight(gone=("server",), nodes={}), ("ERROR", "the server is gone")),
-    (machine("READY"), sight(nodes={}), None),  # not in a list, and nobody has said 404
+    (machine("READY"), sight(nodes={}), None),  # not in the list, but the cloud has not said 404
     (machine("READY"), sight(server(status="ERROR", fault="fire"), nodes={}), ("ERROR", "the server is ERROR fire")),
     (machine("READY"), sight(server(status="SHUTOFF"), nodes={}), ("ERROR", "the server is SHUTOFF")),
     (machine("READY"), sight(server(status="RESCUE"), nodes={}), ("ERROR", "the server is RESCUE")),
@@ -150,21 +150,21 @@ HOLD = {"hold_reason": "bug 1", "hold_until": None}
 
 
 @pytest.mark.parametrize(("one", "seen", "found", "verdict"), [
-    # What a hold leaves, on server and node, wins over any row but one that has known of it.
+    # The marks of a hold, on server and node, win over any row, except one that knew of the hold.
     *((machine(state), held(), found, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")
       for found in (None, node(), TAKEN)),
     *((machine(state), server(), HELD, ("HOLD", "bug 1", HOLD)) for state in ("BUILDING", "READY", "USED", "ERROR")),
-    (machine("DELETE"), held(), None, ("HOLD", "bug 1", HOLD)),  # e.g. inprogress, for its test environment
+    (machine("DELETE"), held(), None, ("HOLD", "bug 1", HOLD)),  # deleted e.g. by inprogress, for its test environment
     (machine("DELETE"), server(), HELD, ("HOLD", "bug 1", HOLD)),
     (machine("DELETE"), server(), node(offline="in use by gate #1", label=USED), None),
-    (machine("DELETE", hold_reason="bug 1"), held(), HELD, None),  # unhold
+    (machine("DELETE", hold_reason="bug 1"), held(), HELD, None),  # after unhold
     (machine("HOLD"), held(), HELD, None),
     (machine("READY"), server(), TAKEN, ("USED", "in use by gate #7", {})),
     (machine("READY"), server(), node(False, "in use by gate #7", USED), ("USED", "in use by gate #7", {})),
     (machine("READY"), server(), node(idle=False), None),  # a build that is just asking for it
     (machine("READY"), server(), node(offline="anna looks"), None),
     (machine("USED"), server(), TAKEN, None),
-    # A node is made after READY.
+    # A node is made only after READY.
     (machine("BUILDING"), server(), node(idle=False), ("USED", "a build runs there", {})),
     (machine("BUILDING"), server(), TAKEN, ("USED", "in use by gate #7", {})),
     (machine("BUILDING", name="server", jenkins_name=None), server(), node(),
@@ -246,13 +246,13 @@ def test_a_template_server_of_a_snapshot_that_vm_db_cannot_know_is_none_of_its_l
 
 
 @pytest.mark.parametrize(("lost", "gone", "silent", "cut_off", "absent", "dead"), [
-    (True, True, False, False, 0, True),  # Jenkins cannot have it, though ssh answers
+    (True, True, False, False, 0, True),  # Jenkins cannot connect, though ssh answers
     (True, False, False, False, 0, True),
     (True, True, True, False, 0, True),
     (False, True, True, False, 0, True),  # nobody can reach it, but others can be reached
     (False, False, True, False, 0, False),  # Jenkins still tries
     (False, True, False, False, 0, False),  # Jenkins is given time
-    (False, True, True, True, 1799, False),  # nobody can reach any of them: that is the network
+    (False, True, True, True, 1799, False),  # nobody can reach any of them, so it is the network
     (True, True, True, True, 1799, False),
     (True, True, True, True, 1800, True),
     (True, True, False, True, 0, True),
@@ -317,7 +317,7 @@ YOUNG, OLD = 899, 900
     (server("s", age=OLD, snapshot=4), {}, True),  # no such row
     (server("s", age=YOUNG, snapshot=4), {}, False),
     (server("s", age=OLD, snapshot=5), {}, False),  # ERROR, kept for a person
-    (server("s", age=OLD, snapshot=6), {}, True),  # no longer
+    (server("s", age=OLD, snapshot=6), {}, True),  # no longer kept
 ])
 def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool) -> None:
     snapshots = {number: vmdatabase.SnapshotImage(id=number, state=state, keep_until=keep_until)
@@ -331,9 +331,9 @@ def test_leaked_servers(one: Any, machines: dict[int, str | None], leaked: bool)
     (1, OLD, False),  # BUILDING
     (2, OLD, True),  # its row knows another image
     (3, OLD, False),  # its row knows this one
-    (4, OLD, False),  # a user made it of a machine of that row
+    (4, OLD, False),  # a user made it from a machine of that row
     (9, OLD, True), (9, YOUNG, False), (None, OLD, True),
-    ("known", OLD, False),  # by its id, though somebody took the mark away
+    ("known", OLD, False),  # known by its id, though somebody took the mark away
 ])
 def test_leaked_images(snapshot: Any, age: int, leaked: bool) -> None:
     rows = {1: vmdatabase.SnapshotImage(id=1, name="name", state="BUILDING", external_id=None),
@@ -359,7 +359,7 @@ def test_leaked_images(snapshot: Any, age: int, leaked: bool) -> None:
     ("ERROR+0 READY READY", False, [0]),
 ])
 def test_old_snapshots(states: str, everything: bool, old: list[int]) -> None:
-    """STATE+N is a template that is kept for N seconds more."""
+    """STATE+N is a template that is kept for N more seconds."""
     rows = []
     for number, word in enumerate(states.split()):
         state, _, kept = word.partition("+")
@@ -400,7 +400,7 @@ def test_a_plan_fills_the_room_or_the_pool_and_is_never_above_either(needs: list
 
 @given(needs=NEEDS, room=st.integers(1, 100))
 def test_no_image_is_starved(needs: list[Any], room: int) -> None:
-    """Whoever still lacks a machine was not passed over for one that is better off by more than that machine."""
+    """No image type got its last machine while its share was above that of one that still lacks machines."""
     planned = Counter(rules.plan_launches(needs, room))
 
     share = {need.image_id: (need.present + planned[need.image_id]) / need.min_ready
@@ -446,7 +446,7 @@ def test_a_volume_in_use_by_no_server_that_is_there_is_told(
 
 
 def rows(*machines: Any, snapshots: tuple[Any, ...] = (), known: int = 99, **values: Any) -> decisions.Rows:
-    """What vm.db says: machines of a provider `one` with an image type `noble` that is to have two ready."""
+    """Return rows of vm.db: machines of provider `one`, whose image type `noble` has min-ready 2."""
     columns = {"name": "one", "boot_timeout": 600, "max_servers": 4}
     settings = {name: values.pop(name) for name in columns.keys() & values.keys()}
     image = {"id": 1, "name": "noble", "active": True, "min_ready": 2} | values.pop("image", {})
@@ -480,11 +480,11 @@ ENDED = (used(1, 2), used(2, 3), used(3, 1))
     (rows(*ENDED, ended={1, 3}), ["m1"]),
     (rows(*ENDED, ended={1, 2, 3}, max_servers=3), ["m2", "m1"]),
     (rows(*ENDED, machine("READY", id=4, name="m4"), ended={1, 2, 3}), ["m2"]),
-    (rows(*ENDED, machine("DELETE", id=4, name="m4"), ended={1, 2, 3}), ["m2"]),  # whose room is its own soon
+    (rows(*ENDED, machine("DELETE", id=4, name="m4"), ended={1, 2, 3}), ["m2"]),  # m4 makes room soon
     (rows(*ENDED, machine("HOLD", id=4, name="m4"), ended={1, 2, 3}, max_servers=5), ["m2"]),
     (rows(*ENDED, snapshots=(snapshot(5, "BUILDING"),), ended={1, 2, 3}, max_servers=5), ["m2"]),
     (rows(*ENDED, image={"active": False, "min_ready": 0}, ended={1, 2, 3}, max_servers=3), []),
-    (rows(*ENDED, image={"min_ready": 0}, ended={1, 2, 3}, max_servers=3, lacking={1: 2}), ["m2", "m1"]),  # a label's
+    (rows(*ENDED, image={"min_ready": 0}, ended={1, 2, 3}, max_servers=3, lacking={1: 2}), ["m2", "m1"]),  # for a label
     (rows(*ENDED, ended={1, 2, 3}, max_servers=3, lacking={1: 0}), []),
 ])
 def test_finished_machines_go_early_only_if_the_pool_has_no_room_to_be_full(

@@ -1,4 +1,4 @@
-"""pool/rows.py: what a person wrote into vm.db by hand is named, table, row and column."""
+"""pool/rows.py names table, row and column of wrong values that a person wrote into vm.db."""
 
 import sqlite3
 from contextlib import closing
@@ -23,7 +23,7 @@ test-environments:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """A vm.db with two providers, a snapshot, and a machine in each state."""
+    """Make a vm.db with two providers, a snapshot, and a machine in each state."""
     (tmp_path / "providers.yaml").write_text(FILE)
     (tmp_path / "rack-1.json").write_text("{}")
     content = providersfile.read(tmp_path / "providers.yaml")
@@ -37,7 +37,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def write(database: Path, statement: str) -> None:
-    """Do what a person does at a prompt of sqlite3, which guards no references."""
+    """Do what a person does at the prompt of sqlite3, which does not check references."""
     with closing(sqlite3.connect(database)) as prompt, prompt:
         prompt.execute(statement)
 

@@ -1,4 +1,4 @@
-"""Which machine gets which test environment, and which kept one gives its own up."""
+"""Which machine gets which test environment, and which kept machine gives up the one that it has."""
 
 from collections.abc import Sequence
 
