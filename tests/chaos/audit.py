@@ -165,7 +165,7 @@ def of_holds(world: World) -> Iterator[Violation]:
 
 
 def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
-    """Check that each environment exists, is LOCKED only by a machine in use, and is with the one that was given it."""
+    """Check that each environment exists, is LOCKED only by a machine in use, and is with the one it was given to."""
     consoles = [one["console"].splitlines() for one in world.jenkins.look()["builds"]]
     for lines in (*(run.lines for run in runs), *consoles):
         world.note_given(lines)

@@ -67,7 +67,7 @@ def draw(world: World, rng: random.Random) -> list[str]:
 
 
 def failing_calls(world: World, rng: random.Random) -> str:
-    """Make some calls of a cloud fail a few times; a change can be carried out all the same."""
+    """Make some calls of a cloud fail a few times; a change can still be carried out."""
     cloud = _cloud(world, rng)
     answers, names = [], []
     for _ in range(rng.randint(2, 6)):

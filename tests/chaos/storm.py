@@ -37,7 +37,7 @@ DAY = 86400
 
 @dataclass
 class Tally:
-    """The figures."""
+    """The figures of a storm."""
 
     rounds: int = 0
     peaces: int = 0
@@ -134,7 +134,7 @@ class Storm:
         waits = world.servers and world.restored  # reap does not find out what is held before `moved`
         if known and len(world.held) > rng.randint(1, HELD) and not waits:
             let_go.append(rng.choice(known))
-        for node in let_go:  # also those of a failed `hold` that held all the same
+        for node in let_go:  # also those that a failed `hold` has held nevertheless
             world.held.pop(node, None)
             world.expect_all([world.wait(world.start(VMDATABASE, "unhold", node))])
         self.back_up_or_restore()
@@ -224,7 +224,7 @@ class Storm:
     def person_holds(self) -> list[Run]:
         """Let a person hold a READY, USED or BUILDING machine; from then on it must stay held.
 
-        That does not count if its server is gone: a restored vm.db can have the row of such a machine.
+        The hold does not count if the server is gone: a restored vm.db can have the row of such a machine.
         """
         node = self.a_machine("READY", "USED", "BUILDING")
         if not node or len(self.world.held) >= HELD:

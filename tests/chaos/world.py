@@ -35,12 +35,12 @@ ENVIRONMENTS = ("rack-1", "rack-2", "rack-3", "rack-4")
 GIVEN = re.compile(r"node=(\S+) test environment (\S+): its data is on the machine")
 MAX_SERVERS = 32
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
-PEACE_SECONDS = 1200  # by which all ages before peace: more than reap's grace for what has no row
+PEACE_SECONDS = 1200  # by which everything ages before peace; longer than reap's grace for what has no row
 RUN_SECONDS = 120.0  # to find a hang
 LONG = 3600.0  # seconds of a build that will be stopped
 DISK_KILOBYTES = 16384  # room for a restored vm.db beside the old one, which runs still have open
 HOST_SECONDS = 240  # by which the clock of one of the two hosts is ahead
-DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
+DEAD_URL = "http://127.0.0.1:1"  # nothing listens there
 # Short time limits for the scripts, so that a round of outages takes seconds. Each is a constant of the product.
 LIMITS = {
     "cloud.nova.CALL_SECONDS": 2, "cloud.nova.RATE_LIMIT_SECONDS": 6,
@@ -124,7 +124,7 @@ class World:
             subprocess.run(["umount", "-l", str(self.disk)], check=False)
 
     def _settle(self) -> None:
-        """Make snapshots, a full pool, and other people's things."""
+        """Make snapshots, a full pool and other people's things."""
         self.calm()
         on_volume = {"boot_from_volume": True, "volume_size": 2}
         images = [image(name, min_ready=0 if name == OF_LABEL else ready, test_environment=name == WITH_ENVIRONMENT,

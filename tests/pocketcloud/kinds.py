@@ -51,7 +51,7 @@ class Kinds:
 
 
 def check_ssh_port(port: int) -> None:
-    """Raise KindError if servers cannot listen for ssh, such as because the host's sshd listens on all addresses."""
+    """Raise KindError if servers cannot listen for ssh, for example because the host's sshd listens everywhere."""
     try:
         socket.create_server((TRIAL_ADDRESS, port)).close()
     except OSError as err:

@@ -79,7 +79,7 @@ class Namespaces:
             machine.pid = int((machine.folder / "pid").read_text())
 
     def apply_ssh(self, server: Guest) -> None:
-        """Start or stop the machine's own sshd, and answer in its place if it must not."""
+        """Start or stop the machine's own sshd, and answer in its place when ssh must be silent or reset."""
         machine = self._machines.get(server.id)
         if machine is None or server.address is None:
             return

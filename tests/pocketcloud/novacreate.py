@@ -1,4 +1,4 @@
-"""Nova: the create of a server, checked as the real one does."""
+"""Nova: creating a server, with the checks of the real one."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from tests.pocketcloud.state import Cloud, QuotaError
 
 UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 ZONES = ("nova", "nova-2")
-WISHES = {  # the fields that a create can have
+WISHES = {  # the fields that a create request can have
     "name", "imageRef", "flavorRef", "networks", "metadata", "key_name", "user_data", "availability_zone",
     "security_groups", "description", "adminPass", "accessIPv4", "accessIPv6", "block_device_mapping",
     "block_device_mapping_v2", "config_drive", "min_count", "max_count", "return_reservation_id", "personality",

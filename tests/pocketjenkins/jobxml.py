@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 from tests.pocketjenkins.plugins import resolves
 
 TRIGGER = "hudson.plugins.parameterizedtrigger."
-DEFAULT_EXCLUDES = ("**/*~", "**/.git", "**/.git/**", "**/.svn/**", "**/.DS_Store")  # of Ant's, those that can match
+DEFAULT_EXCLUDES = ("**/*~", "**/.git", "**/.git/**", "**/.svn/**", "**/.DS_Store")  # those of Ant's that can match
 NO_EFFECT_HERE = {  # about keeping, timing and displaying builds, which tests do not need
     "jenkins.model.BuildDiscarderProperty",
     "hudson.triggers.TimerTrigger",
@@ -52,7 +52,7 @@ class Shell:
 
 @dataclass(frozen=True)
 class Blocking:
-    """The results of the triggered build from which on the step fails, the build is unstable, or the build fails."""
+    """How bad the triggered build's result must be for the step to fail, the build to be unstable, or it to fail."""
 
     step: str | None
     unstable: str | None
@@ -119,7 +119,7 @@ class Timeout:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a matrix; one `by_label` chooses nodes."""
+    """An axis of a matrix; with `by_label`, its values choose nodes."""
 
     name: str
     values: tuple[str, ...]
@@ -162,7 +162,7 @@ class Reader:
     def read(self, text: str) -> JobConfig:
         """Return a JobConfig; raises BadJobError if the text is not XML or the kind of job is unknown."""
         try:
-            # expat knows no XML 1.1, so the declaration is dropped
+            # expat does not know XML 1.1, so the declaration is dropped
             root = ElementTree.fromstring(text.partition("?>")[2] if text.lstrip().startswith("<?xml") else text)
         except ElementTree.ParseError as err:
             raise BadJobError(f"com.thoughtworks.xstream.io.StreamException: {err}") from err

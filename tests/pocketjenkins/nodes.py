@@ -88,7 +88,7 @@ class Node:
     launch: threading.Event | None = None  # the launch under way; set to call it off
     log: list[str] = field(default_factory=list)
     free_at: float = 0.0  # monotonic; a freed executor takes a moment until its next build
-    connect: str | None = None  # how this node connects, if a test says so; as the knob
+    connect: str | None = None  # how this node connects, if not as the knob says
 
     @property
     def offline(self) -> bool:

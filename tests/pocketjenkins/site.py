@@ -1,4 +1,4 @@
-"""Who makes a request to Jenkins, whether they may, and whether its object exists."""
+"""Who makes a request to Jenkins, whether they have the right, and whether its object exists."""
 
 import hashlib
 import secrets

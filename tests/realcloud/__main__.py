@@ -2,7 +2,8 @@
 
 With --volumes, Cinder, too. Prints a clouds.yaml and writes it to ROOT/clouds.yaml; writes ROOT/ready when all services
 answer. Runs until SIGINT or SIGTERM, then stops the services and the machines and removes what it made. The very first
-start takes a few minutes: it installs the services below --cache. See README.md beside this file.
+start takes a few minutes more: it installs the services and makes their databases below --cache. See README.md beside
+this file.
 Exit codes: 0 stopped on request, 1 a service could not be installed or started, or ended (the last lines of its log are
 on stderr), 2 it cannot run here with these options (one line on stderr says why).
 """

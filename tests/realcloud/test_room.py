@@ -1,4 +1,4 @@
-"""What a real Nova, Neutron and Glance refuse, or still show after its end; the pool gets its machines nevertheless.
+"""What a real Nova, Neutron and Glance refuse, or still show after it is gone; the pool gets its machines anyway.
 
 This cloud deletes softly and returns lists in pages of six.
 """

@@ -125,7 +125,7 @@ class Pool:
         return ended
 
     def as_host(self, name: str) -> None:
-        """Run the scripts in new namespaces from now on: mounts, processes, and a host of that name."""
+        """Run the scripts in new namespaces from now on: mounts, processes, and a host name."""
         self.host = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
                      'hostname "$0" && exec "$@"', name]
 
@@ -185,7 +185,7 @@ class Pool:
         nodes: dict[str, dict[str, Any]] = self.jenkins.look()["nodes"]
         return nodes
 
-    # --- what earlier runs, other people and time have done ---
+    # --- what earlier runs, other people and the passing of time have done ---
 
     @property
     def uuid(self) -> str:
@@ -310,7 +310,7 @@ class Pool:
         self.pocket.knobs(cloud, **values)
 
     def pocket_server(self, name: str, cloud: str = "pocket-a", /, **change: Any) -> None:
-        """Let something happen to the server of that name: status (with fault), ssh, vanish."""
+        """Change the server of that name: status (with fault), ssh, vanish."""
         assert self.pocket
         (found,) = [server["id"] for server in self.servers(cloud) if server["name"] == name]
         self.pocket.server(cloud, found, **change)

@@ -110,7 +110,7 @@ class Service:
             client.send(json.dumps({"order": number, "status": status}).encode())
 
     def _give_up(self, client: socket.socket) -> None:
-        """Kill the run of a client that is gone: the run counts as the client's process, which was killed."""
+        """Kill the run of a client that is gone, since the run stands for the client's process, which was killed."""
         for pidfd in [fd for fd, (_, _, orderer) in self._running.items() if orderer is client]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             self._tell_end(pidfd)
