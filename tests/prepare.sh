@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by run-tests.sh and run-demo.sh: install on a bare Debian or Ubuntu machine what they need.
+# Sourced by run-tests.sh and run-demo.sh: installs what they need on a bare Debian or Ubuntu machine.
 
 PROJECT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=$PROJECT/.venv/bin/python
 
-# Print the packages of the arguments that are not installed.
+# Print those of the given packages that are not installed.
 missing_packages() {
     local package
     for package in "$@"; do
@@ -12,7 +12,7 @@ missing_packages() {
     done
 }
 
-# Install Debian packages, as far as they are missing; nothing that they bring is started on this machine.
+# Install the given Debian packages that are missing; their services are not started on this machine.
 install_packages() {
     local missing policy=/usr/sbin/policy-rc.d made=0 rc=0
     mapfile -t missing < <(missing_packages "$@" || true)
@@ -41,15 +41,15 @@ install_packages() {
     fi
 }
 
-# Install the packages of a requirements file into .venv, by their hashes.
+# Install the packages of a requirements file into .venv, checked by their hashes.
 install_locked() {
     local requirements=$1
     shift
     "$PROJECT/.venv/bin/pip" install -q --disable-pip-version-check --require-hashes "$@" -r "$PROJECT/$requirements"
 }
 
-# Print the Python that .venv is made of: the distribution's, if it is new enough. It is the one that a Jenkins host has, and
-# takes a sixth less time than one that was compiled without optimization.
+# Print the Python for .venv: the distribution's, if it is new enough. A Jenkins host has that one, and it takes a sixth
+# less time than one compiled without optimization.
 find_python() {
     local python
     for python in /usr/bin/python3 python3; do
@@ -62,13 +62,13 @@ find_python() {
     return 2
 }
 
-# Make .venv from a requirements file, or bring it up to date when one of the requirements files has changed.
+# Make .venv from a requirements file, or make it again if one of the requirements files has changed.
 make_venv() {
     local requirements=$1 stamp=$PROJECT/.venv/made-from python wanted
     python=$(find_python) || return
     wanted=$(cd -- "$PROJECT" && sha256sum -- requirements*.txt requirements/build.txt; printf '%s\n' "$python" "$requirements")
     if [[ -x $PYTHON && -e $stamp ]]; then
-        # What the tests need contains what the demo needs.
+        # The tests' packages include those of the demo.
         case $(< "$stamp") in
             "$wanted" | "${wanted%"$requirements"}requirements-test.txt") return 0 ;;
         esac

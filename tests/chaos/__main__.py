@@ -2,10 +2,10 @@
 
     tests/chaos/run --rounds 500 --seed 1      many rounds, peace every 5 rounds
     tests/chaos/run --points                   one run for each point between two outside calls
-    tests/chaos/run --restores 50 --seed 1     vm.db is restored, after hours of traffic, from a backup of any moment
+    tests/chaos/run --restores 50 --seed 1     after an hour of traffic, restore vm.db from a backup of a random moment
 
-With --database postgresql the pool is on a server of its own, which dies and fails over to a replica that lags behind.
-Needs root: vm.db lies on a small disk of its own, in a mount namespace of its own. Exit codes: 0 no violation, 1 some.
+With --database postgresql the pool is on its own PostgreSQL server, which dies and fails over to a lagging replica.
+Needs root: vm.db lies on a small disk mounted for it in a new namespace. Exit codes: 0 no violation, 1 violations.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _enter_namespace() -> None:
-    """Start anew in a mount namespace of our own, so that nothing stays mounted however we end."""
+    """Start again in a new mount namespace, so that nothing stays mounted however the program ends."""
     inside = "CHAOS_NAMESPACE"
     if os.environ.pop(inside, None) is None:
         words = [sys.executable, "-m", "tests.chaos", *sys.argv[1:]]

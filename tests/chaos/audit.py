@@ -1,4 +1,4 @@
-"""What must be so at any time, and what must be so after peace; nothing here believes the scripts."""
+"""What must be true at any time, and what must be true after peace; nothing here trusts the scripts."""
 
 import re
 import signal
@@ -16,45 +16,45 @@ STOP_SECONDS = 5.0  # from SIGTERM or SIGINT to the end of a script
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 LIVING = ("READY", "USED", "HOLD")
 SNAPSHOTS_KEPT = 2
-AGENT_SECONDS = 700  # a machine whose agent is away for longer is to be replaced
+AGENT_SECONDS = 700  # a machine whose agent is away for longer must be replaced
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Violation:
-    """Something that must not be; words are the names under which the event log knows the thing."""
+    """Something that must not happen; words are the thing's names in the event log."""
 
     rule: str
     text: str
     words: tuple[str, ...]
 
     def report(self, seed: int, events: Events) -> str:
-        """Return what is wrong, where, and the last events that concern the thing."""
+        """Return what is wrong, in which round, and the last events that concern the thing."""
         story = "\n".join(f"    {line}" for line in events.concerning(self.words))
         return f"VIOLATION seed {seed} round {events.round}: {self.rule}: {self.text}\n{story}"
 
 
 def any_time(world: World, runs: Collection[Run]) -> list[Violation]:
-    """Return what is wrong although anything may be under way."""
+    """Return what is wrong even if things are still under way."""
     return [*of_runs(runs), *of_database(world), *of_limits(world), *of_uses(world), *of_holds(world),
             *of_strangers(world), *of_environments(world, runs), *of_groups(world)]
 
 
 def after_peace(world: World, runs: Collection[Run]) -> list[Violation]:
-    """Return what is wrong now that nothing is under way any more; runs are those that made peace."""
+    """Return what is wrong once nothing is under way any more; runs are those of World.peace."""
     state = State(world)
     found = [*any_time(world, runs), *of_groups_at_peace(world), *of_machines(world, state),
              *of_snapshots(world, state), *of_pool(world, state), *of_nodes(world, state),
              *of_environments_at_peace(world)]
     for cloud in world.providers.values():
         found += [*of_cloud(world, state, cloud), *of_volumes(world, state, cloud)]
-    # Two launches and reaps that have nothing against them say so.
+    # Only the first reap of each provider can fail: nothing obstructs the launch and reap after it.
     return found + [Violation("peace", f"{run.name}: exit code {run.status}", (run.name,)) for run in runs
                     if run.status != 0 and run in list(runs)[len(world.providers):]]
 
 
 class State:
-    """vm.db, clouds and Jenkins as they are, with what is ours told apart."""
+    """vm.db, clouds and Jenkins as they are now; `servers` and `images` hold only the pool's own."""
 
     def __init__(self, world: World) -> None:
         self.machines = _rows(world, "SELECT machine.*, base_image.name AS image, provider.name AS provider, cloud "
@@ -91,7 +91,7 @@ def _words(row: Row) -> tuple[str, ...]:
 
 
 def of_runs(runs: Iterable[Run]) -> Iterator[Violation]:
-    """No traceback, nothing unforeseen, no hang, known exit codes; a signal ends a script soon, with a message."""
+    """Check for tracebacks, unforeseen errors, hangs, unknown exit codes, and slow or silent ends after a signal."""
     for run in runs:
         words = (run.name,)
         for line in run.lines:
@@ -109,7 +109,7 @@ def of_runs(runs: Iterable[Run]) -> Iterator[Violation]:
 
 
 def of_database(world: World) -> Iterator[Violation]:
-    """vm.db is whole; a server sees to that itself."""
+    """Check that vm.db is intact; a PostgreSQL server sees to that itself."""
     if world.servers:
         return
     for pragma in ("integrity_check", "foreign_key_check"):
@@ -119,7 +119,7 @@ def of_database(world: World) -> Iterator[Violation]:
 
 
 def of_limits(world: World) -> Iterator[Violation]:
-    """No provider has more machines than max-servers, no label more than max-ready."""
+    """Check that no provider has more machines than max-servers, and the label no more than max-ready."""
     for provider, count in world.pool.sql("SELECT provider.name, count(*) FROM machine JOIN base_image "
                                           "ON base_image.id = base_image_id JOIN provider ON provider.id = provider_id "
                                           "GROUP BY 1"):
@@ -134,7 +134,7 @@ def of_limits(world: World) -> Iterator[Violation]:
 
 
 def of_uses(world: World) -> Iterator[Violation]:
-    """No machine is given to two, and no node comes back into service once a build was let in."""
+    """Check that no machine is given to two, and that no node is in service once a build was let in."""
     lines = world.let_in.read_text().splitlines()
     for node, count in Counter(line.split()[0] for line in lines).items():
         if count > 1:
@@ -148,24 +148,24 @@ def of_uses(world: World) -> Iterator[Violation]:
 
 
 def in_service(node: Row) -> bool:
-    """Whether Jenkins would start a build of the node's image there."""
+    """Return whether Jenkins would start a build of the node's image there."""
     return not node["temporarilyOffline"] and node["label"] != "devstack-used"
 
 
 def of_holds(world: World) -> Iterator[Violation]:
-    """What a person holds stays as it is."""
+    """Check that machines held by a person stay as they are."""
     there = world.servers_there()
     states = world.pool.machines()
     for node, server_id in world.held.items():
-        goes = node in world.outlived and server_id in world.vanished  # a vm.db that is not the newest may be wrong
-        if states.get(node) != "HOLD" and not world.restored and not goes:  # restored: the next reap puts that right
+        goes = node in world.outlived and server_id in world.vanished  # its server is gone since a restore
+        if states.get(node) != "HOLD" and not world.restored and not goes:  # if restored, the next reap repairs it
             yield Violation("hold", f"{node} is held, but {states.get(node, 'has no row')}", (node, server_id or node))
         if server_id and server_id not in there | world.vanished.keys():
             yield Violation("hold", f"{node} is held, but its server {server_id} is gone", (node, server_id))
 
 
 def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
-    """Each is there; a machine that was given one and is in use has it, and no other has."""
+    """Check that each environment exists, is LOCKED only by a machine in use, and is with the one it was given to."""
     consoles = [one["console"].splitlines() for one in world.jenkins.look()["builds"]]
     for lines in (*(run.lines for run in runs), *consoles):
         world.note_given(lines)
@@ -177,7 +177,7 @@ def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
         if (state == "LOCKED") != (machine_state in ("USED", "HOLD")):
             yield Violation("environments", f"{name} is {state}, by {node} which is {machine_state}", (name,))
     if world.restored:
-        return  # reap is to find out
+        return  # reap must find out first
     holders, states = {name: node for name, _, node, _ in rows}, world.pool.machines()
     for node, name in world.given.items():
         if states.get(node) in ("USED", "HOLD") and holders.get(name) != node:
@@ -186,9 +186,9 @@ def of_environments(world: World, runs: Iterable[Run]) -> Iterator[Violation]:
 
 
 def of_groups(world: World) -> Iterator[Violation]:
-    """A machine with subnodes is READY, and used, with all of them; none is without the other."""
+    """Check that READY and USED leads have all subnodes in their state; a USED one can lack those that vanished."""
     if world.restored:
-        return  # reap is to find out
+        return  # reap must find out first
     counts = world.pool.sql(
         "SELECT machine.id, machine.name, machine.state, (SELECT count(*) FROM machine AS member "
         "WHERE member.lead_id = machine.id AND member.state = machine.state) FROM machine "
@@ -202,7 +202,7 @@ def of_groups(world: World) -> Iterator[Violation]:
 
 
 def of_groups_at_peace(world: World) -> Iterator[Violation]:
-    """Each subnode is in the state of its machine."""
+    """Check that each subnode is in the state of its lead."""
     for name, state, lead, lead_state in world.pool.sql(
             "SELECT machine.name, machine.state, lead.name, lead.state FROM machine "
             "LEFT JOIN machine AS lead ON lead.id = machine.lead_id WHERE machine.lead_id IS NOT NULL"):
@@ -211,7 +211,7 @@ def of_groups_at_peace(world: World) -> Iterator[Violation]:
 
 
 def of_strangers(world: World) -> Iterator[Violation]:
-    """Nobody else's things are touched."""
+    """Check that nobody else's things were touched."""
     seen = world.strangers_seen()
     for place, things in world.strangers.items():
         if things != seen[place]:
@@ -222,7 +222,7 @@ def of_strangers(world: World) -> Iterator[Violation]:
 
 
 def of_environments_at_peace(world: World) -> Iterator[Violation]:
-    """None is being reset any more, and nobody waits for one."""
+    """Check that each environment is FREE or LOCKED, and that no machine waits for one."""
     for name, state in world.pool.sql("SELECT name, state FROM test_environment WHERE state NOT IN ('FREE', 'LOCKED')"):
         yield Violation("environments", f"{name} is still {state}", (name,))
     for (number,) in world.pool.sql("SELECT machine_id FROM environment_waiter"):
@@ -230,7 +230,7 @@ def of_environments_at_peace(world: World) -> Iterator[Violation]:
 
 
 def of_machines(world: World, state: State) -> Iterator[Violation]:
-    """No row without its server, none on its way or on its way out."""
+    """Check that each machine has its own server, and that none is on its way in or out."""
     for row in state.machines:
         server = state.servers[row["cloud"]].get(row["external_id"])
         if row["state"] not in LIVING:
@@ -244,7 +244,7 @@ def of_machines(world: World, state: State) -> Iterator[Violation]:
 
 
 def of_snapshots(world: World, state: State) -> Iterator[Violation]:
-    """Each image type has a snapshot that can be booted, at most two, and no row is without its image."""
+    """Check that each image type has one or two READY snapshots, and that no row lacks its image."""
     ready = Counter((row["provider"], row["image"]) for row in state.snapshots if row["state"] == "READY")
     for provider in world.providers:
         for name in IMAGES:
@@ -259,7 +259,7 @@ def of_snapshots(world: World, state: State) -> Iterator[Violation]:
 
 
 def of_pool(world: World, state: State) -> Iterator[Violation]:
-    """Every pool is full, and not too full."""
+    """Check that every pool is full, and not too full."""
     ready = Counter((row["provider"], row["image"]) for row in state.machines
                     if row["state"] == "READY" and row["lead_id"] is None)
     least, most = world.wanted_of_label()
@@ -275,7 +275,7 @@ def of_pool(world: World, state: State) -> Iterator[Violation]:
 
 
 def of_nodes(world: World, state: State) -> Iterator[Violation]:
-    """A node for each READY machine that leads to it and is in service; none without a machine, none wrongly so."""
+    """Check that each READY lead has its node, with its address, label and agent, and that no other is in service."""
     rows = {row["name"]: row for row in state.machines}
     for name, node in state.nodes.items():
         if name in world.strangers["Jenkins"] or name == "master" or not re.search(
@@ -301,7 +301,7 @@ def of_nodes(world: World, state: State) -> Iterator[Violation]:
 
 
 def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
-    """No server, image, keypair, floating IP or port of ours without a row."""
+    """Check that no server, image, floating IP or port of ours lacks its row or server, and that no keypair is left."""
     truth, uuid = state.truth[cloud], world.uuid
     known = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
     for server in state.servers[cloud].values():
@@ -330,7 +330,7 @@ def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
 
 
 def of_volumes(world: World, state: State, cloud: str) -> Iterator[Violation]:
-    """No volume of ours without its machine or snapshot, no snapshot of a volume without its image."""
+    """Check that no volume of ours lacks its machine or snapshot, and no snapshot of a volume its image."""
     servers = {row["external_id"] for row in state.machines if row["cloud"] == cloud}
     made = {str(row["id"]) for row in state.snapshots}
     for one in state.truth[cloud]["volumes"]:

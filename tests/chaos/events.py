@@ -1,4 +1,4 @@
-"""What happened: what the driver did, what the scripts said, what clouds and Jenkins were asked for."""
+"""The event log: what the driver did, what the scripts printed, what clouds and Jenkins were asked for."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ Event = dict[str, Any]
 
 
 class Events:
-    """A log of JSON lines in a file, the last of them in memory; times are monotonic, as those of the stand-ins."""
+    """A log of JSON lines in a file, the last ones also in memory; times are monotonic, like the stand-ins'."""
 
     def __init__(self, file: Path) -> None:
         self._kept: deque[tuple[float, str]] = deque(maxlen=KEPT_EVENTS)
@@ -23,7 +23,7 @@ class Events:
         self.round = 0
 
     def add(self, what: str, time_of: float | None = None, **facts: object) -> None:
-        """Write down one event, now or of a known time."""
+        """Record one event, which happened now or at a known time."""
         moment = time.monotonic() if time_of is None else time_of
         line = json.dumps({"t": round(moment, 3), "round": self.round, "what": what, **facts}, default=str)
         with self._lock:
@@ -32,13 +32,13 @@ class Events:
             self._stream.flush()
 
     def add_requests(self, whose: str, requests: Collection[Mapping[str, Any]]) -> None:
-        """Write down the requests of a cloud ("time") or of Jenkins ("at")."""
+        """Record the requests to a cloud (with a "time") or to Jenkins (with an "at")."""
         for entry in requests:
             facts = {key: entry.get(key) for key in ("service", "method", "path", "status") if entry.get(key)}
             self.add(whose, entry.get("time", entry.get("at")), **facts)
 
     def concerning(self, words: Collection[str]) -> list[str]:
-        """Return the last events in whose text one of the words is, in the order of their times."""
+        """Return the last events whose text has one of the words, or all if there are no words; ordered by time."""
         with self._lock:
             found = [one for one in self._kept if any(word in one[1] for word in words)] if words else list(self._kept)
         return [line for _, line in sorted(found)[-SHOWN_EVENTS:]]

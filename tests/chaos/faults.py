@@ -1,4 +1,4 @@
-"""The catalogue of faults: what clouds, machines, Jenkins, the disk and the clock do to the scripts of a round."""
+"""The catalogue of faults: what clouds, machines, Jenkins, disk and clock do to the scripts of a round."""
 
 import random
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.chaos.world import World
 
-Fault = Callable[[World, random.Random], str]  # switches it on, returns what it did; World.calm switches it off
+Fault = Callable[[World, random.Random], str]  # switches the fault on, returns what it did; World.calm switches it off
 LISTS_AND_LOOKS = [
     ("compute", "GET /servers/detail"), ("compute", "GET /servers/[^/]+"), ("compute", "GET /flavors/detail"),
     ("compute", "GET /os-keypairs"), ("image", "GET /images"), ("image", "GET /images/.*"),
@@ -31,7 +31,7 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "413 with Retry-After": {"status": 413, "headers": {"Retry-After": "1"}},
     "429 with Retry-After": {"status": 429, "headers": {"Retry-After": "1"}},
 }
-OUTAGES: dict[str, dict[str, Any]] = {  # after these nobody knows whether the call was carried out
+OUTAGES: dict[str, dict[str, Any]] = {  # after these, the caller does not know whether the call was carried out
     "500": {"status": 500},
     "502": {"kind": "html", "status": 502},
     "503": {"status": 503},
@@ -50,7 +50,7 @@ JENKINS_OUTAGES: list[dict[str, Any]] = [{"status": 500}, {"status": 503}, {"sta
 
 
 def draw(world: World, rng: random.Random) -> list[str]:
-    """Switch on what a round has of faults, often none or a few, and return their names."""
+    """Switch on the faults of a round, often few or none, and return what they did."""
     often = ["failing calls", "failing jenkins", "failing boots"]
     catalogue = CATALOGUE
     if world.servers:
@@ -58,8 +58,8 @@ def draw(world: World, rng: random.Random) -> list[str]:
         often.append(rng.choice(list(ON_SERVER)))
     names = dict.fromkeys(rng.choices([*catalogue, *4 * often], k=rng.choice([0, 1, 2, 2, 3, 4])))
     if len(names.keys() & {"dying server", "still server"}) > 1:
-        del names["still server"]  # what is dead does not stand still
-    names = dict(sorted(names.items(), key=lambda one: one[0] in OF_DISK))  # others may write to vm.db themselves
+        del names["still server"]  # a dead server cannot stand still
+    names = dict(sorted(names.items(), key=lambda one: one[0] in OF_DISK))  # the others can write to vm.db
     return [f"{name}: {catalogue[name](world, rng)}" for name in names]
 
 
@@ -67,7 +67,7 @@ def draw(world: World, rng: random.Random) -> list[str]:
 
 
 def failing_calls(world: World, rng: random.Random) -> str:
-    """Some calls of a cloud fail, a few times; a change may be carried out all the same."""
+    """Make some calls of a cloud fail a few times; a change can still be carried out."""
     cloud = _cloud(world, rng)
     answers, names = [], []
     for _ in range(rng.randint(2, 6)):
@@ -102,7 +102,7 @@ def no_quota(world: World, rng: random.Random) -> str:
 
 
 def every_other_list_fails(world: World, rng: random.Random) -> str:
-    """A provider that is down, and well, and down again."""
+    """Make a provider go down, recover, and go down again."""
     fails = {"service": "compute", "match": "GET /servers/detail", "status": 503, "times": 1}
     works = {"service": "compute", "match": "GET /nothing", "times": 1}
     cloud = _cloud(world, rng)
@@ -140,7 +140,7 @@ def slow_deletes(world: World, rng: random.Random) -> str:
 
 
 def failing_boots(world: World, rng: random.Random) -> str:
-    """ERROR while booting, stuck in BUILD, ACTIVE without address, ssh refused or silent, status UNKNOWN."""
+    """Make boots fail: ERROR, stuck in BUILD, ACTIVE without address, ssh refused or silent, status UNKNOWN."""
     how = rng.choice(["error", "stuck", "no-address", "no-ssh", "silent-ssh", "unknown"])
     return _knobs(world, rng, boot_failure=how, boot_failure_rate=rng.choice([0.4, 1.0]),
                   random_seed=rng.randint(1, 10**6))
@@ -151,7 +151,7 @@ def slow_boots(world: World, rng: random.Random) -> str:
 
 
 def broken_servers(world: World, rng: random.Random) -> str:
-    """Later: ERROR, off, gone behind everybody's back, ssh refused, silent, reset or with another host key."""
+    """Break ACTIVE servers: ERROR, off, gone without a delete, ssh refused, silent, reset or with another host key."""
     cloud, done = _cloud(world, rng), []
     ours = [one for one in world.pocket.look(cloud)["servers"]
             if one["metadata"].get("devstack-gate-pool") == world.uuid and one["status"] == "ACTIVE"]
@@ -171,7 +171,7 @@ def failing_snapshots(world: World, rng: random.Random) -> str:
 
 
 def failing_volumes(world: World, rng: random.Random) -> str:
-    """Volumes that become error, are slow, used up, or left behind by their servers."""
+    """Make volumes fail, take long, run out, or stay behind when their servers go."""
     change: dict[str, Any] = rng.choice([
         {"volume_failures": 2}, {"volume_seconds": rng.choice([1.0, 4.0])}, {"volume_quota": rng.randint(0, 4)},
         {"volumes_stay": True}])
@@ -215,7 +215,7 @@ def dying_agents(world: World, rng: random.Random) -> str:
 
 
 def agents_that_never_come(world: World, rng: random.Random) -> str:
-    """Jenkins connects for ever, or has no such credential as the nodes are registered with."""
+    """Make Jenkins connect for ever, or register the nodes with a credential that it does not have."""
     if rng.random() < 0.5:
         world.jenkins.knobs(connect="never")
         return "connecting for ever"
@@ -224,7 +224,7 @@ def agents_that_never_come(world: World, rng: random.Random) -> str:
 
 
 def barred_nodes(world: World, rng: random.Random) -> str:
-    """Jenkins' own monitors take nodes offline."""
+    """Take nodes offline as Jenkins' own monitors do."""
     truth = world.jenkins.look()["nodes"]
     nodes = sorted(name for name in truth.keys() & world.machines().keys() if not truth[name]["temporarilyOffline"])
     chosen = rng.sample(nodes, min(len(nodes), rng.randint(1, 3)))
@@ -282,7 +282,7 @@ CATALOGUE: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault
     dying_agents, agents_that_never_come, barred_nodes,
     full_disk, read_only_disk, clock_set_back)}
 ON_SERVER: dict[str, Fault] = {fault.__name__.replace("_", " "): fault for fault in (
-    dying_server, still_server, lost_connections)}  # in place of those of the disk
+    dying_server, still_server, lost_connections)}  # instead of the faults of the disk
 OF_DISK = ("full disk", "read only disk")
 
 

@@ -1,6 +1,6 @@
-"""One run for each point: a script gets a signal between two outside calls, then peace, then the audit.
+"""One run for each point: a script gets a signal between two outside calls; then peace is made, then the audit.
 
-Points are counted from the start of a run (see points.py); a scenario is over when a run ends before its point comes.
+Points are counted from the start of a run (see points.py); a scenario is over when a run ends before its point.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from tests.chaos.world import (
 from tests.support.pool import await_that
 
 DAY = 86400
-Prepare = Callable[[World], list[str]]  # makes work for the script, returns its arguments
+Prepare = Callable[[World], list[str]]  # makes work for the script and returns its arguments
 
 
 def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namespace) -> int:
-    """Try all points of the scenarios, side by side in lanes; prints the figures, returns the number of violations."""
+    """Try all points of the scenarios, in parallel lanes; prints figures, returns the number of violations."""
     lanes = [f"lane-{number}" for number in range(options.side_by_side)]
     pocket, jenkins = open_site(stack, folder, lanes)
     starter = stack.enter_context(Starter(events))
@@ -58,7 +58,7 @@ def run(stack: ExitStack, folder: Path, events: Events, options: argparse.Namesp
 
 
 class Scenario:
-    """One script in one situation, at all its points."""
+    """One script in one situation, killed at each of its points."""
 
     def __init__(self, name: str, worlds: list[World], signal_number: int, first: int) -> None:
         self.name = name
@@ -72,7 +72,7 @@ class Scenario:
         self.lock = threading.Lock()
 
     def run(self) -> tuple[Counter[str], int]:
-        """Try point after point; returns how many of each kind there were, and the number of violations."""
+        """Try one point after the other; returns the number of points by kind, and the number of violations."""
         with ThreadPoolExecutor(len(self.worlds)) as threads:
             list(threads.map(self.lane, self.worlds))
         return self.tried, self.found
@@ -84,8 +84,8 @@ class Scenario:
             self.try_point(world, number)
 
     def try_point(self, world: World, number: int) -> None:
-        """Signal a run at its point of that number, make peace, and audit."""
-        world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED'", DAY)  # of points before
+        """Signal a run at its point `number`, make peace, and audit."""
+        world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED'", DAY)  # of earlier points
         world.pool.sql("UPDATE machine SET hold_until = 1 WHERE state = 'HOLD'")
         arguments = self.prepare(world)
         stopped = world.wait(world.start(self.script, *arguments, point=number, signal=self.signal_number))
@@ -104,7 +104,7 @@ class Scenario:
                 self.over.set()
 
     def again(self, world: World, stopped: Run, arguments: list[str]) -> list[Run]:
-        """Let a second build want the machine: it may have it only if the first one was not let in."""
+        """Let a second build ask for the machine: it must get it only if the first one was not let in."""
         if self.script != INPROGRESS:
             return []
         second = world.wait(world.start(INPROGRESS, *arguments))
@@ -122,7 +122,7 @@ def nothing_is_ready(world: World) -> list[str]:
 
 
 def a_launch_was_killed(world: World) -> list[str]:
-    """Killed where some of its machines have an id, some none, some no node."""
+    """Kill a launch where some of its machines have a server id, some have none, and some have no node."""
     arguments = nothing_is_ready(world)
     at = 30 + next(LAUNCHES) % 60
     world.wait(world.start(LAUNCH, *arguments, point=at, signal=signal.SIGKILL))
@@ -130,17 +130,17 @@ def a_launch_was_killed(world: World) -> list[str]:
 
 
 def much_to_reap(world: World) -> list[str]:
-    """One of everything that a reap deletes."""
+    """Make one of everything that reap deletes."""
     pool, ((name, cloud),) = world.pool, world.providers.items()
     pool.sql("DELETE FROM machine WHERE id IN (SELECT machine.id FROM machine JOIN base_image ON base_image.id = "
-             "base_image_id WHERE machine.state = 'READY' AND subnodes = 0 LIMIT 1)")  # leaks it
+             "base_image_id WHERE machine.state = 'READY' AND subnodes = 0 LIMIT 1)")  # leaks its server
     for state in ("DELETE", "ERROR", "USED"):
         pool.add_machine(state, provider=name, cloud=cloud, age=DAY + 60)
     pool.add_machine("DELETE", provider=name, cloud=cloud, server=False, node=False)
     client = pool.client(cloud)
     client.compute.create_keypair(name=f"devstack-gate-{pool.uuid}-999999",
                                   public_key=Path(f"{pool.key}.pub").read_text().strip())
-    pool.sql("DELETE FROM machine WHERE name = ?",  # a stray node of a known id; a higher one would be of a newer vm.db
+    pool.sql("DELETE FROM machine WHERE name = ?",  # a stray node; a higher id would mean a newer vm.db
              pool.add_machine("DELETE", provider=name, cloud=cloud, server=False))
     ((image,),) = pool.sql("SELECT id FROM base_image WHERE name = 'noble'")
     template = "devstack-noble-7.template.openstack.org"
@@ -159,7 +159,7 @@ def two_snapshots(world: World) -> list[str]:
 
 
 def a_ready_machine(world: World) -> list[str]:
-    """One that needs no test environment."""
+    """Choose a machine that needs no test environment."""
     return [_one(world, ON_VOLUME)]
 
 
@@ -180,7 +180,7 @@ def a_group_to_hold(world: World) -> list[str]:
 
 
 def a_group_of_which_a_server_died(world: World) -> list[str]:
-    """Seen by reap, which ends all of it."""
+    """Take away a server of a READY group; reap must see it and end the whole group."""
     ((name, cloud),) = world.providers.items()
     (lead,) = a_group(world)
     ((server,),) = world.pool.sql("SELECT external_id FROM machine WHERE lead_id = (SELECT id FROM machine WHERE "
@@ -191,7 +191,7 @@ def a_group_of_which_a_server_died(world: World) -> list[str]:
 
 
 def a_group_that_will_lose_its_lead(world: World) -> list[str]:
-    """Its first server fails in its boot, and a subnode takes its place."""
+    """Let the first server of a group fail while it boots, so that a subnode must take its place."""
     ((name, cloud),) = world.providers.items()
     world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND lead_id IS NULL "
                    "AND base_image_id IN (SELECT id FROM base_image WHERE subnodes > 0)")
@@ -206,13 +206,13 @@ def a_used_machine(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
 
 
 def a_machine_to_hold(world: World, image: str = WITH_ENVIRONMENT) -> list[str]:
-    """A used one: holding it must not shorten the pool."""
+    """Use a machine, then hold it: holding a READY one would leave the pool short."""
     return ["hold", a_used_machine(world, image)[0], "--reason", "chaos", "--hours", "0.1",
             "--ssh-key", f"{world.pool.key}.pub"]
 
 
 def a_machine_whose_environment_is_another_s(world: World) -> list[str]:
-    """There is one environment only, which a machine has that is kept for a look."""
+    """Leave the image one environment only, and let a machine kept after a failure have it."""
     world.pool.sql("UPDATE test_environment SET images = ? WHERE name != ?", f'["{ON_VOLUME}"]', ENVIRONMENTS[0])
     node = a_used_machine(world)[0]
     world.expect_all([world.wait(world.start(DELETE, node, "--result", "FAILURE"))])

@@ -1,7 +1,7 @@
-"""The points of a run at which it can be killed: before and after each outside call, and before each write to vm.db.
+"""The points at which a run can be killed: before and after each outside call, and before each write to vm.db.
 
-Together they are all moments that differ in what the outside and vm.db know. Hooks are put into the libraries that make
-the calls, not into the product.
+Together these are all moments that differ in what vm.db and the outside know. The hooks are in the libraries that make
+the calls, not in the product.
 """
 
 import http.client
@@ -30,7 +30,7 @@ class Points:
         self._lock = threading.Lock()
 
     def reached(self, what: str) -> None:
-        """Count a point; the one that was asked for is the last thing that the thread does before the signal."""
+        """Count a point; at the one asked for, print it and send the signal."""
         with self._lock:
             self._left -= 1
             if self._left == 0:
@@ -39,7 +39,7 @@ class Points:
                 os.kill(os.getpid(), self._signal)
 
     def around(self, owner: Any, name: str, describe: Callable[..., str], *, after: bool = True) -> None:
-        """Make a point before each call of owner's method or function of that name, and one after it."""
+        """Make a point before each call of owner's method or function `name`, and one after it if `after` is true."""
         real = getattr(owner, name)
 
         def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -56,7 +56,7 @@ class Points:
 
 
 def install(number: int, signal_number: int = signal.SIGKILL) -> None:
-    """Let this process get a signal at its point of that number, counted from 1."""
+    """Let this process get a signal at its point `number`, counted from 1."""
     points = Points(number, signal_number)
     points.around(http.client.HTTPConnection, "putrequest", lambda _self, method, url, *_: f"{method} {url}",
                   after=False)

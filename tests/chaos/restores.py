@@ -1,8 +1,8 @@
-"""Restores: an hour of traffic, at a moment of which vm.db is backed up, and in the end the backup takes its place.
+"""Restores: vm.db is backed up at some moment of an hour of traffic; at the end, the backup takes its place.
 
-Builds run and machines are held at that moment. Nothing of these, and nothing of other people, may go, whatever runs
-before a person has said that the restore was on purpose; after that, reap and launch agree with cloud and Jenkins again
-within two runs.
+At that time builds run and machines are held. No script may end them or touch other people's things, whatever runs
+before a person has said that the restore was on purpose. After that, reap and launch must agree with cloud and Jenkins
+again within two runs.
 """
 
 import random
@@ -18,24 +18,24 @@ from tests.chaos.world import IMAGES, INPROGRESS, LAUNCH, POOL, REAP, UPDATE, VM
 from tests.pocketjenkins.client import StandInError
 from tests.support.pool import await_that
 
-STEP_SECONDS = 300  # that go by between two steps of traffic
+STEP_SECONDS = 300  # by which everything ages between two steps of traffic
 STEPS = 12  # an hour
-RUNNING, HELD = 3, 3  # long builds and held machines at most
-SETTLE_SECONDS = 300  # to find a hang: on a busy machine launch waits for boots, and once more for whoever came late
+RUNNING, HELD = 3, 3  # most long builds and most held machines
+SETTLE_SECONDS = 300  # to find a hang; on a busy machine launch waits for boots, and again for late ones
 
 
 class Restores:
-    """Restores over one world, one after the other."""
+    """Restores of one world, one after the other."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self.seed = seed
         self.rng = random.Random(seed)
-        self.named: dict[str, str] = {}  # ids of servers by name: one that comes twice is a fault
+        self.named: dict[str, str] = {}  # server ids by name: a name with two ids is a violation
         self.figures: Counter[str] = Counter()
 
     def run(self, count: int) -> int:
-        """Restore so often; prints violations and figures, returns the number of violations."""
+        """Restore `count` times; prints violations and figures, returns the number of violations."""
         wrong = 0
         for number in range(1, count + 1):
             self.world.events.round = number
@@ -47,7 +47,7 @@ class Restores:
         return wrong
 
     def restore(self) -> list[Violation]:
-        """Let an hour go by, restore, and return what is wrong then."""
+        """Let an hour go by, restore, and return what is wrong afterwards."""
         world, rng = self.world, self.rng
         moment = rng.randrange(STEPS)
         for step in range(STEPS):
@@ -59,7 +59,7 @@ class Restores:
         self.figures["machines in use"] += len(inside)
         self.figures["restores"] += 1
         world.restore()
-        world.age(STEP_SECONDS * rng.choice([0, 4]))  # before or after the grace for what has no row
+        world.age(STEP_SECONDS * rng.choice([0, 4]))  # within or after reap's grace for what has no row
         runs: list[Run] = []
         for script in rng.choices([REAP, REAP, LAUNCH, UPDATE], k=rng.randint(0, 2)):
             runs += world.runs(script)
@@ -78,7 +78,7 @@ class Restores:
         return [*found, *audit.after_peace(world, world.peace()), *self.twice()]
 
     def settle(self) -> None:
-        """Wait until builds that run are past their first step, and those of launch and reap have ended."""
+        """Wait until all running builds are past their first step, and those of launch and reap have ended."""
         def past() -> bool:
             let_in = self.world.let_in.read_text().splitlines()
             return all(f"{one['node']} {one['job']} #{one['number']}" in let_in for one in self.running())
@@ -86,23 +86,23 @@ class Restores:
         await_that("builds to be past their first step", past, SETTLE_SECONDS)
 
     def running(self) -> list[audit.Row]:
-        """The builds that run."""
+        """Return the running builds."""
         return [one for one in self.world.jenkins.look()["builds"] if one["building"]]
 
     def in_use(self) -> dict[str, str]:
-        """{server id: who has it} of all that is under a build or held."""
+        """Return {server id: who has it} of all servers that run a build or are held."""
         by_name = {one["name"]: one["id"] for one in self.servers()}
         used = {by_name[one["node"]]: f"{one['job']} #{one['number']}" for one in self.running()
                 if one["node"] in by_name}
         return used | {by_name[name]: "a person" for name in self.world.held if name in by_name}
 
     def servers(self) -> Iterable[audit.Row]:
-        """The servers of ours that are not being deleted."""
+        """Return our servers that are not being deleted."""
         return [one for cloud in self.world.providers.values() for one in self.world.pocket.look(cloud)["servers"]
                 if one["metadata"].get("devstack-gate-pool") == self.world.uuid and one["task_state"] != "deleting"]
 
     def missing(self, inside: dict[str, str], when: str) -> list[Violation]:
-        """Return which of the servers in use are gone, and which builds have ended."""
+        """Return a violation for each server in use that is gone, and for each of its builds that has ended."""
         there = {one["id"] for one in self.servers()}
         running = {f"{one['job']} #{one['number']}" for one in self.running()}
         gone = [Violation("restore", f"{when}: server {server} of {who} is gone", (server,))
@@ -111,7 +111,7 @@ class Restores:
                        for server, who in inside.items() if who not in running and who != "a person"]
 
     def twice(self) -> list[Violation]:
-        """Return which names have been given to two servers."""
+        """Return a violation for each name that two servers were given."""
         found = []
         for one in self.servers():
             if re.search("-[0-9]+$", one["name"]) and self.named.setdefault(one["name"], one["id"]) != one["id"]:
@@ -121,7 +121,7 @@ class Restores:
     # --- traffic ---
 
     def traffic(self) -> None:
-        """Let five minutes go by, in which something happens."""
+        """Let five minutes go by, and do one to three things."""
         self.world.age(STEP_SECONDS)
         chosen: list[Callable[[], object]] = [
             self.launch, self.launch, self.reap, self.build, self.build, self.long_build, self.take, self.hold,
@@ -141,11 +141,11 @@ class Restores:
         self.world.wait(self.world.start(UPDATE, provider, "--image", image, spared=True, limits={}))
 
     def build(self) -> None:
-        """Have a build that ends well or badly, if there is a machine for it."""
+        """Run a build that succeeds or fails, if there is a machine for it."""
         self.ask(self.rng.choice(["SUCCESS", "FAILURE"]))
 
     def long_build(self) -> None:
-        """Have a build that runs until it is stopped."""
+        """Start a build that runs until it is stopped."""
         if len(self.running()) < RUNNING:
             self.ask("ABORTED")
 

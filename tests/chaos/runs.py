@@ -1,4 +1,4 @@
-"""Runs of scripts by tests/support/starter.py, their output in the event log, signals to them."""
+"""Runs of scripts through tests/support/starter.py: their output goes to the event log, and they can be signalled."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ Order = dict[str, Any]
 
 
 class Run:
-    """One run of a script; ends when the process has ended and nothing holds its output any more."""
+    """One run of a script; it ends when the process has ended and nothing holds its output open any more."""
 
     def __init__(self, number: int, words: list[str], events: Events) -> None:
         self.number = number
@@ -30,13 +30,13 @@ class Run:
         self.ended_at = 0.0
         self.pidfd = -1
         self.forked = threading.Event()
-        self.at_end: Callable[[], None] | None = None  # done before the run counts as ended
-        self.own_signal = int(signal.SIGKILL)  # what it sends itself at a point
+        self.at_end: Callable[[], None] | None = None  # called before the run counts as ended
+        self.own_signal = int(signal.SIGKILL)  # the signal that it sends itself at a point
         self._exited = threading.Event()
         self._pid_lock = threading.Lock()
 
     def read(self, output: int) -> None:
-        """Read what it says to its end."""
+        """Read its output to the end."""
         with open(output, encoding="utf-8", errors="replace") as stream:
             for line in stream:
                 self.lines.append(line.rstrip("\n"))
@@ -49,12 +49,12 @@ class Run:
         self.ended.set()
 
     def began(self, pidfd: int) -> None:
-        """Take note of its process."""
+        """Note its process."""
         self.pidfd = pidfd
         self.forked.set()
 
     def exited(self, status: int) -> None:
-        """Take note of the end of the process."""
+        """Note the end of its process."""
         self.status, self.ended_at = status, time.monotonic()
         self.events.add("ended", run=self.name, status=status)
         with self._pid_lock:
@@ -63,7 +63,7 @@ class Run:
         self._exited.set()
 
     def send(self, number: int) -> bool:
-        """Send it a signal; returns whether it was still there."""
+        """Send it a signal; returns whether it was still running."""
         self.forked.wait(FORK_SECONDS)
         with self._pid_lock:
             if self.pidfd < 0:
@@ -77,12 +77,12 @@ class Run:
         return True
 
     def text(self) -> str:
-        """All that it said."""
+        """Return all its output."""
         return "\n".join(self.lines)
 
 
 class Starter:
-    """Starts runs; the steps of builds get theirs by a command."""
+    """Starts runs; build steps start theirs by `command`."""
 
     def __init__(self, events: Events) -> None:
         self.events = events
@@ -112,7 +112,7 @@ class Starter:
         self._runs.discard(run)
 
     def stop(self) -> None:
-        """End it and what it has running."""
+        """End the starter and all its runs."""
         for run in list(self._runs):
             run.send(signal.SIGKILL)
         self._forks.stop()

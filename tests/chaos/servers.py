@@ -1,4 +1,4 @@
-"""A PostgreSQL server that dies, loses connections, stands still, and is replaced by an older state of itself."""
+"""A PostgreSQL server that dies, loses connections, freezes, and is replaced by an older state of itself."""
 
 import contextlib
 import shutil
@@ -14,16 +14,16 @@ from tests.support import postgres
 from tests.support.postgres import OWNER, Server
 
 PLACES = ("a", "b")  # where the server is, and where its replacement will be
-CUTS_SECONDS = 2.0  # over which connections are lost
+CUTS_SECONDS = 2.0  # the time over which connections are lost
 
 
 class Servers:
-    """The server that a pool is on; its address names both places, as that of a pool with a standby does."""
+    """The server of a pool; the pool's address names both places, as with a standby."""
 
     def __init__(self) -> None:
         self.folder = postgres.new_folder()
         self.current = Server(self.folder / PLACES[0])
-        self.older: Server | None = None  # a copy of its files, as they were then
+        self.older: Server | None = None  # a replica that is not started and falls behind
         self.database = ""
         self._restarts: list[threading.Thread] = []
 
@@ -37,7 +37,7 @@ class Servers:
         shutil.rmtree(self.folder)
 
     def create(self) -> str:
-        """Make a database, and return its address."""
+        """Make a database and return its address."""
         self.database = urllib.parse.urlsplit(self.current.create()).path.removeprefix("/")
         places = ",".join(str(self.folder / place) for place in PLACES)
         return f"postgresql://{OWNER}@/{self.database}?host={places}"
@@ -45,17 +45,17 @@ class Servers:
     # --- faults ---
 
     def die(self, seconds: float) -> None:
-        """Kill the server, all its processes at once; it is back after so many seconds."""
+        """Kill all processes of the server at once, and start it again after some seconds."""
         self.current.kill()
         self._later(seconds, self.current.start)
 
     def stand_still(self, seconds: float) -> None:
-        """Let nothing of the server run for so many seconds."""
+        """Freeze the server for some seconds."""
         self.current.freeze(True)
         self._later(seconds, lambda: self.current.freeze(False))
 
     def cut(self, times: int) -> None:
-        """End all connections of the scripts, so many times."""
+        """End all connections of the scripts, a number of times."""
         def end() -> None:
             for _ in range(times):
                 with contextlib.suppress(psycopg.Error):
@@ -74,21 +74,21 @@ class Servers:
         self._restarts[-1].start()
 
     def calm(self) -> None:
-        """Wait until it is well again."""
+        """Wait until all faults of the server are over."""
         while self._restarts:
             self._restarts.pop().join()
 
     # --- failover ---
 
     def keep_state(self) -> None:
-        """Keep what a replica has that gets no more from now on."""
+        """Make a replica that gets no changes from now on."""
         place = next(self.folder / place for place in PLACES if self.folder / place != self.current.folder)
         shutil.rmtree(place, ignore_errors=True)
         self.older = self.current.standby(place)
         (place / "data" / "postgresql.auto.conf").write_text("")
 
     def fail_over(self) -> None:
-        """Kill the server for good, and have the replica take its place, which lacks what came since."""
+        """Kill the server for good, and replace it by the replica, which lacks all later changes."""
         assert self.older
         dead, self.current, self.older = self.current, self.older, None
         dead.kill()

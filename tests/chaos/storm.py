@@ -1,4 +1,4 @@
-"""Rounds: many scripts at once, with faults and signals, all drawn by one seed; an audit after each and in peace."""
+"""Rounds: many scripts at once, with faults and signals, all drawn from one seed; an audit after each and in peace."""
 
 import contextlib
 import random
@@ -26,18 +26,18 @@ from tests.chaos.world import (
 )
 from tests.pocketjenkins.client import StandInError
 
-ROUND_SECONDS = 2.0  # over which the scripts of a round are started
+ROUND_SECONDS = 2.0  # the time over which the scripts of a round are started
 SIGNALLED = 0.45  # the share of runs that get a signal
-SIGNAL_SECONDS = 0.7  # after its start, on average
+SIGNAL_SECONDS = 0.7  # from a run's start to its signal, on average
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-HELD = 3  # machines at most
-BACKED_UP, RESTORED = 0.3, 0.15  # the share of rounds before which vm.db is
+HELD = 3  # most machines held at once
+BACKED_UP, RESTORED = 0.3, 0.15  # the shares of rounds before which vm.db is backed up or restored
 DAY = 86400
 
 
 @dataclass
 class Tally:
-    """The figures."""
+    """The figures of a storm."""
 
     rounds: int = 0
     peaces: int = 0
@@ -76,7 +76,7 @@ class Storm:
         self.count = 0
 
     def run(self, rounds: int) -> Tally:
-        """Run so many rounds; the last one ends in peace."""
+        """Run a number of rounds; the last one ends in peace."""
         for number in range(1, rounds + 1):
             self.world.events.round = number
             runs = self.round()
@@ -93,7 +93,7 @@ class Storm:
         return self.tally
 
     def report(self, violation: Violation) -> None:
-        """Print a violation with its story, once."""
+        """Print a violation with its events, once."""
         if violation in self.reported:
             return
         self.reported.add(violation)
@@ -104,7 +104,7 @@ class Storm:
     # --- a round ---
 
     def round(self) -> list[Run]:
-        """Faults on, scripts at once, signals to some, faults off; returns the ended runs."""
+        """Switch faults on, run scripts at once, signal some, switch faults off; returns the ended runs."""
         world, rng = self.world, self.rng
         world.set_boot_timeout(STORM_BOOT)
         self.prepare()
@@ -121,7 +121,7 @@ class Storm:
         return runs
 
     def prepare(self) -> None:
-        """Let time go by for machines of failed builds, use many up, and let go of what is held for long."""
+        """Let machines of failed builds age, use up many READY ones, end some holds, and back up or restore vm.db."""
         world, rng = self.world, self.rng
         if rng.random() < 0.7:
             world.pool.sql("UPDATE machine SET state_time = state_time - ? WHERE state = 'USED' AND id % 2 = ? "
@@ -130,17 +130,17 @@ class Storm:
             world.pool.sql("UPDATE machine SET state = 'DELETE' WHERE state = 'READY' AND id % 3 > 0 "
                            "AND lead_id IS NULL")
         let_go = [node for node, state in world.leads().items() if state == "HOLD" and node not in world.held]
-        known = [node for node in world.held if world.machines().get(node) == "HOLD"]  # a restored vm.db may not know
-        waits = world.servers and world.restored  # until a person's word reap does not learn again what is held
+        known = [node for node in world.held if world.machines().get(node) == "HOLD"]  # a restored vm.db can lack it
+        waits = world.servers and world.restored  # reap does not find out what is held before `moved`
         if known and len(world.held) > rng.randint(1, HELD) and not waits:
             let_go.append(rng.choice(known))
-        for node in let_go:  # also what a hold that failed has held all the same
+        for node in let_go:  # also those that a failed `hold` has held nevertheless
             world.held.pop(node, None)
             world.expect_all([world.wait(world.start(VMDATABASE, "unhold", node))])
         self.back_up_or_restore()
 
     def back_up_or_restore(self) -> None:
-        """Make a backup of vm.db now and then, and put one in its place after some rounds."""
+        """Back up vm.db now and then, and sometimes restore the backup."""
         world, rng = self.world, self.rng
         if world.backup.exists() and rng.random() < RESTORED:
             world.restore()
@@ -150,7 +150,7 @@ class Storm:
             world.back_up()
 
     def actions(self) -> list[Callable[[], list[Run]]]:
-        """What happens in a round; each starts something and returns the runs that are to be waited for."""
+        """Draw the actions of a round; each starts something and returns the runs to wait for."""
         rng = self.rng
         providers = list(self.world.providers)
         chosen: list[Callable[[], list[Run]]] = []
@@ -166,7 +166,7 @@ class Storm:
         return chosen
 
     def play(self, plan: list[tuple[float, int, Callable[[], list[Run]]]]) -> list[Run]:
-        """Start what is due, no more than a few at once, send the signals, and wait for all."""
+        """Start what is due while no more than a few scripts run, send the signals, and wait for all runs."""
         runs: list[Run] = []
         signals: list[tuple[float, Run, int]] = []
         begin = time.monotonic()
@@ -190,21 +190,21 @@ class Storm:
     # --- what happens in a round ---
 
     def script(self, script: str, *arguments: str) -> Callable[[], list[Run]]:
-        """Start a script."""
+        """Return an action that starts a script."""
         spared = self.rng.random() < 0.4
         return lambda: [self.world.start(script, *arguments, spared=spared)]
 
     def ask_for_build(self) -> list[Run]:
-        """Ask Jenkins for a build, which it runs where and when it can."""
+        """Ask Jenkins for a build, which it starts where and when it can."""
         self.count += 1
         job = f"gate-{self.rng.choice(list(POOL))}-{self.rng.choice(['SUCCESS', 'FAILURE'])}"
-        with contextlib.suppress(StandInError, OSError):  # Jenkins may be away
+        with contextlib.suppress(StandInError, OSError):  # Jenkins can be away
             self.world.jenkins.build(job, ZUUL_CHANGE=str(self.count))
             self.world.events.add("build asked for", job=job)
         return []
 
     def two_builds_at_once(self) -> list[Run]:
-        """Two builds want the same machine, beside what Jenkins starts there; a delete follows one of them."""
+        """Let two builds ask for one machine, besides what Jenkins starts there; often a delete follows them."""
         node = self.a_machine("READY")
         runs = [self.world.start(INPROGRESS, node) for _ in range(2 if node else 0)]
         for run in runs:
@@ -216,15 +216,15 @@ class Storm:
         return runs
 
     def person_takes(self) -> list[Run]:
-        """A person takes any machine of an image type."""
+        """Let a person take any machine of an image type."""
         run = self.world.start(INPROGRESS, "--image", self.rng.choice(list(POOL)))
         self.note_use(run, "", "a person")
         return [run]
 
     def person_holds(self) -> list[Run]:
-        """A person holds a machine, in whatever state; from then on it is to stay so.
+        """Let a person hold a READY, USED or BUILDING machine; from then on it must stay held.
 
-        A restored vm.db may have the row of one whose server is gone: there is nothing to hold, cloud or not.
+        The hold does not count if the server is gone: a restored vm.db can have the row of such a machine.
         """
         node = self.a_machine("READY", "USED", "BUILDING")
         if not node or len(self.world.held) >= HELD:
@@ -237,13 +237,13 @@ class Storm:
         return [run]
 
     def a_machine(self, *states: str) -> str:
-        """The name of a machine in one of the states, empty if there is none."""
+        """Return the name of a machine in one of the states that is not held, empty if there is none."""
         names = [name for name, state in self.world.leads().items()
                  if state in states and name and name not in self.world.held]
         return self.rng.choice(names) if names else ""
 
     def note_use(self, run: Run, node: str, who: str) -> None:
-        """Write down that a run let somebody in, if it does."""
+        """Record that a run let somebody in, if it does."""
         def note() -> None:
             if run.status == 0:
                 name = node or next(line.split()[0] for line in run.lines if re.fullmatch(r"\S+ \S+@\S+", line))
@@ -253,7 +253,7 @@ class Storm:
         run.at_end = note
 
     def count_round(self, runs: list[Run], before: set[tuple[str, int]]) -> None:
-        """Add a round to the figures."""
+        """Add a round's runs and builds to the figures."""
         for run in runs:
             self.tally.runs[run.name.split()[0]] += 1
             self.tally.codes[str(run.status)] += 1

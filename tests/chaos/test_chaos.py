@@ -1,4 +1,4 @@
-"""A short storm and the points of one script; and that the audit sees what it is to see."""
+"""A short storm, the points of one script, some restores; and a check that the audit sees what it must see."""
 
 import re
 import subprocess
@@ -36,7 +36,7 @@ def test_nothing_is_lost(tmp_path: Path, arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world as a storm begins with it."""
+    """Yield a world as it is when a storm begins."""
     folder = tmp_path_factory.mktemp("world")
     with ExitStack() as stack:
         events = Events(folder / "events.jsonl")
@@ -68,11 +68,11 @@ def test_the_audit_finds_nothing_in_a_world_at_peace_and_every_damage_in_another
 
 
 def plant_damage(world: World) -> dict[str, set[str]]:
-    """Do all that the scripts must never do; returns {a word of the violations: which rules it breaks}."""
+    """Do everything that the scripts must never do; returns {a word of the violations: the rules that are broken}."""
     pool, cloud = world.pool, "pocket-a"
     client = pool.client(cloud)
     held, gone, taken, *_ = (name for name, in pool.sql(
-        "SELECT name FROM machine WHERE name LIKE '%noble-one-%' AND id > 1"))  # a stranger has the name of the first
+        "SELECT name FROM machine WHERE name LIKE '%noble-one-%' AND id > 1"))  # a stranger has the first name
     gone_id, held_id = pool.column(gone, "external_id"), pool.column(held, "external_id")
     world.held[held] = held_id
     world.pocket.server(cloud, gone_id, vanish=True)
@@ -103,7 +103,7 @@ def plant_damage(world: World) -> dict[str, set[str]]:
 
 
 def traceback(world: World) -> Run:
-    """A run that ended with a traceback."""
+    """Return a run that ended with a traceback."""
     run = Run(0, ["script"], world.events)
     run.lines, run.status = ["Traceback (most recent call last):"], 1
     return run

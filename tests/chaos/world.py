@@ -1,4 +1,4 @@
-"""Two clouds, a Jenkins, a pool of two providers, and other people's things beside ours; how peace is made."""
+"""Two clouds, a Jenkins, a pool of two providers, other people's things beside ours; and how peace is made."""
 
 import contextlib
 import re
@@ -25,23 +25,23 @@ from tests.support.pool import Pool, image, make_key, provider
 LAUNCH, REAP, UPDATE = "devstack-vm-launch.py", "devstack-vm-reap.py", "devstack-vm-update-image.py"
 INPROGRESS, DELETE, VMDATABASE = "devstack-vm-inprogress.py", "devstack-vm-delete.py", "vmdatabase.py"
 IMAGES = {"noble": 4, "jammy": 2}  # min-ready
-GROUPS, SUBNODES = {"trio": 1}, 2  # min-ready of machines that have so many subnodes
+GROUPS, SUBNODES = {"trio": 1}, 2  # min-ready of groups; the subnodes of each
 POOL = IMAGES | GROUPS
 ON_VOLUME = "jammy"  # its servers boot from volumes
-OF_LABEL, MOST = "noble", 6  # this one's min-ready is for all providers together; max-ready, for each provider
+OF_LABEL, MOST = "noble", 6  # its min-ready is for all providers together; MOST is max-ready per provider
 HOST = "devstack-gate-host"  # where Jenkins starts launch and reap for builds
 WITH_ENVIRONMENT = "noble"
 ENVIRONMENTS = ("rack-1", "rack-2", "rack-3", "rack-4")
 GIVEN = re.compile(r"node=(\S+) test environment (\S+): its data is on the machine")
 MAX_SERVERS = 32
 STORM_BOOT, PEACE_BOOT = 5, 60  # boot-timeout, seconds
-PEACE_SECONDS = 1200  # that go by before peace is looked at: more than the grace of reap for what has no row
+PEACE_SECONDS = 1200  # by which everything ages before peace; longer than reap's grace for what has no row
 RUN_SECONDS = 120.0  # to find a hang
-LONG = 3600.0  # seconds of a build that is to be stopped
-DISK_KILOBYTES = 16384  # a restored vm.db fits beside the one that runs still have open
-HOST_SECONDS = 240  # that the clock of one of two hosts is ahead
-DEAD_URL = "http://127.0.0.1:1"  # nobody listens there
-# The time limits of the scripts, short, so that a round of outages takes seconds. Each is a constant of the product.
+LONG = 3600.0  # seconds of a build that will be stopped
+DISK_KILOBYTES = 16384  # room for a restored vm.db beside the old one, which runs still have open
+HOST_SECONDS = 240  # by which the clock of one of the two hosts is ahead
+DEAD_URL = "http://127.0.0.1:1"  # nothing listens there
+# Short time limits for the scripts, so that a round of outages takes seconds. Each is a constant of the product.
 LIMITS = {
     "cloud.nova.CALL_SECONDS": 2, "cloud.nova.RATE_LIMIT_SECONDS": 6,
     "jenkinsnodes.CALL_SECONDS": 2, "jenkinsnodes.LOCK_SECONDS": 6,
@@ -68,19 +68,19 @@ CALM_JENKINS: dict[str, Any] = {"answers": [], "latency_seconds": 0.0, "connect"
 
 
 class World:
-    """Everything that a storm goes over. `providers` are name: cloud."""
+    """Everything that a storm affects. `providers` is {name: cloud}."""
 
     def __init__(self, folder: Path, pocket: Pocket, jenkins: StandIn, starter: Starter,  # noqa: PLR0913 - a world
                  events: Events, providers: dict[str, str], floating_ips: str | None = None, *,
                  own_disk: bool = True, servers: Servers | None = None) -> None:
-        """servers: where the pool's database is, if it is not vm.db."""
+        """servers: the PostgreSQL servers of the pool's database, if it is not vm.db."""
         self.folder, self.pocket, self.jenkins, self.starter, self.events = folder, pocket, jenkins, starter, events
         self.providers = providers
         self.floating_ips = floating_ips  # None: every second provider wants them
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
         self.servers = servers
-        self.own_disk = own_disk and not servers  # that can be full or read-only: needs a mount namespace of our own
+        self.own_disk = own_disk and not servers  # it can be made full or read-only; needs a new mount namespace
         if self.own_disk:
             self._mount()
         self.pool = Pool(folder, pocket, jenkins, address=servers.create() if servers else "-")
@@ -88,21 +88,21 @@ class World:
         self.pool.patience = RUN_SECONDS
         self.pool.environment |= {"DEVSTACK_GATE_DB": self.pool.address or str(self.pool.database),
                                   "WORKSPACE": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        self.hosts = 0  # runs that were started so far: each other one on the other host
-        self.let_in = folder / "let-in"  # a line for each build or person that was let in: node, who
+        self.hosts = 0  # runs started so far; they alternate between two hosts
+        self.let_in = folder / "let-in"  # a line for each build or person let in: node, who
         self.let_in.touch()
-        self.given: dict[str, str] = {}  # node: the test environment that it was given, while it is in use
-        self.served: set[str] = set()  # nodes that were given one, each once
+        self.given: dict[str, str] = {}  # node in use: the test environment that it was given
+        self.served: set[str] = set()  # nodes that were ever given one
         self.held: dict[str, str | None] = {}  # node: server id, if it had one when it was held
-        # ids of servers that a fault took away, with the row ids of their leads, empty if they were no subnodes
+        # server ids that a fault took away: row id of the lead, empty if the server was not a subnode's
         self.vanished: dict[str, str] = {}
-        self.providers_file = folder / "providers.yaml"  # as Pool.load writes it
-        self.order: dict[str, Any] = {}  # what faults of this round do to the orders of runs
-        self.unreachable: dict[str, str] = {}  # what faults of this round do to the environment of runs
+        self.providers_file = folder / "providers.yaml"  # written by Pool.load
+        self.order: dict[str, Any] = {}  # changes by this round's faults to the orders of runs
+        self.unreachable: dict[str, str] = {}  # changes by this round's faults to the environment of runs
         self.strangers: dict[str, Any] = {}
-        self.uuid = ""  # of the pool, known also when faults keep vm.db from being read
+        self.uuid = ""  # of the pool; known even if faults make vm.db unreadable
         self.backup = folder / BACKUP_KEPT
-        self.restored = False  # since the last word of a person
+        self.restored = False  # and nobody has said `moved` since
         self.outlived: set[str] = set()  # those of `held` that were held before vm.db was restored
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class World:
             subprocess.run(["umount", "-l", str(self.disk)], check=False)
 
     def _settle(self) -> None:
-        """Have images, a full pool, and strangers."""
+        """Make snapshots, a full pool and other people's things."""
         self.calm()
         on_volume = {"boot_from_volume": True, "volume_size": 2}
         images = [image(name, min_ready=0 if name == OF_LABEL else ready, test_environment=name == WITH_ENVIRONMENT,
@@ -148,11 +148,11 @@ class World:
         self.strangers = self.strangers_seen()
 
     def wanted_of_label(self) -> tuple[int, int]:
-        """Return min-ready and max-ready of the label."""
+        """Return the label's min-ready and max-ready."""
         return IMAGES[OF_LABEL] * len(self.providers), MOST * len(self.providers)
 
     def _add_environments(self) -> None:
-        """Fewer test environments than builds may want; each is reset after use."""
+        """Add fewer test environments than builds can ask for; each is reset after use."""
         data = self.folder / "environment.json"
         data.write_text("{}")
         told = yaml.safe_load(self.providers_file.read_text())
@@ -162,19 +162,19 @@ class World:
         self.expect_all([self.wait(self.start(VMDATABASE, "load", str(self.providers_file)))])
 
     def note_given(self, lines: Iterable[str]) -> None:
-        """Note what devstack-vm-inprogress says of test environments."""
+        """Note which test environments devstack-vm-inprogress says that it gave to nodes."""
         for line in lines:
             if (found := GIVEN.search(line)) and found[1] not in self.served:
                 self.served.add(found[1])
                 self.given[found[1]] = found[2]
 
     def forget_given(self) -> None:
-        """Let go of what machines had that are not in use any more: a restored vm.db may say that they are."""
+        """Drop the notes about machines that are not in use any more: a restored vm.db can say that they are."""
         states = self.machines()
         self.given = {node: name for node, name in self.given.items() if states.get(node) in ("USED", "HOLD")}
 
     def _dead_settings(self) -> None:
-        """Settings with which clouds or Jenkins refuse connections."""
+        """Write settings with which clouds or Jenkins refuse connections, or Jenkins has no such credential."""
         text = self.pocket.clouds_yaml.read_text()
         clouds = yaml.safe_load(text)
         for cloud in clouds["clouds"].values():
@@ -189,9 +189,9 @@ class World:
         wrong.chmod(0o600)
 
     def _add_jobs(self) -> None:
-        """A job for each image whose builds call inprogress and delete as the gate job does, and one that fails.
+        """Add three jobs for each image, which call inprogress and delete as the gate job does.
 
-        The builds of a third one take long. What takes a machine has Jenkins start launch, what gives it back, reap.
+        One succeeds, one fails, one takes long. Taking a machine starts the launch job, giving it back the reap job.
         """
         limits = {name: seconds for name, seconds in LIMITS.items()
                   if name.startswith(("jenkinsnodes.", "pool.environments.", "script.BUSY_"))}
@@ -218,13 +218,13 @@ class World:
                            "--result", result])
 
     def host(self, number: int) -> dict[str, str]:
-        """What the environment of one of two hosts has: where it keeps its notes; nothing if there is one host."""
+        """Return the variables of one of two hosts, which say where it keeps its notes; empty if there is one host."""
         return {"XDG_STATE_HOME": str(self.folder / f"host-{number}")} if self.servers else {}
 
     # --- strangers ---
 
     def _add_strangers(self) -> None:
-        """Things of other people, some of which look like ours."""
+        """Add other people's things, some of which look like ours."""
         uuid = "00000000-0000-4000-8000-000000000000"
         for name, cloud in self.providers.items():
             other = self.pool.marks(name, machine=1) | {"devstack-gate-pool": uuid}
@@ -243,7 +243,7 @@ class World:
                 self.pool.add_node(node, "other", "127.0.0.1", uuid)
 
     def strangers_seen(self) -> dict[str, Any]:
-        """Everything that is not ours, as it is now, without what changes by itself."""
+        """Return everything that is not ours, as it is now, without what changes by itself."""
         seen: dict[str, Any] = {}
         for cloud in self.providers.values():
             truth = self.pocket.look(cloud)
@@ -269,31 +269,31 @@ class World:
     # --- runs ---
 
     def start(self, script: str, *arguments: str, spared: bool = False, **order: Any) -> Run:
-        """Start a script with short limits, and, unless it is spared, with what the faults of this round do to it."""
+        """Start a script with short limits and, unless it is spared, with the changes by this round's faults."""
         wanted = {"limits": LIMITS, **({} if spared else self.order), **order}
         environment = self.pool.environment | ({} if spared else self.unreachable)
-        if self.servers:  # two hosts, with notes and clocks of their own
+        if self.servers:  # two hosts, each with its own notes and clock
             self.hosts += 1
             environment |= self.host(self.hosts % 2)
             wanted.setdefault("clock", HOST_SECONDS * (self.hosts % 2))
         return self.starter.start(script, *arguments, environment=environment, folder=str(self.folder), **wanted)
 
     def machines(self) -> dict[str, str]:
-        """{node name: state} of all machines, none when faults keep vm.db from being read."""
+        """Return {node name: state} of all machines, empty if faults make the database unreadable."""
         try:
             return self.pool.machines()
         except (sqlite3.OperationalError, psycopg.OperationalError):
             return {}
 
     def leads(self) -> dict[str, str]:
-        """The same without the subnodes of others."""
+        """Return the same without subnodes."""
         try:
             return dict(self.pool.sql("SELECT name, state FROM machine WHERE lead_id IS NULL ORDER BY id"))
         except sqlite3.OperationalError:
             return {}
 
     def runs(self, script: str, *arguments: str) -> list[Run]:
-        """Run a script for each provider, side by side, with the limits as they are; returns the ended runs."""
+        """Run a script for all providers at once, with almost no limits shortened; returns the ended runs."""
         runs = [self.start(script, name, *arguments, limits=PEACE_LIMITS) for name in self.providers]
         for run in runs:
             self.wait(run)
@@ -301,7 +301,7 @@ class World:
 
     @staticmethod
     def wait(run: Run) -> Run:
-        """Wait for the end of a run; one that hangs is ended."""
+        """Wait for the end of a run, and return it; a run that hangs is killed."""
         if not run.ended.wait(RUN_SECONDS):
             run.events.add("hangs", run=run.name)
             run.send(9)
@@ -334,7 +334,7 @@ class World:
             self.pause("")
 
     def remount(self, how: str) -> bool:
-        """Let the disk of vm.db be rw or ro; returns False where somebody writes on it."""
+        """Remount vm.db's disk rw or ro; returns False if that fails, as while somebody writes there."""
         command = ["mount", "-o", f"remount,{how}", str(self.disk)]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -345,15 +345,15 @@ class World:
                 ballast.write(b"\0" * 4096)
 
     def set_boot_timeout(self, seconds: int) -> None:
-        """Have machines given up after so many seconds."""
+        """Set the boot-timeout of all providers."""
         self.pool.sql("UPDATE provider SET boot_timeout = ?", seconds)
 
     def pause(self, name: str) -> None:
-        """Let the provider of this name give no new machines, and all others do."""
+        """Pause the provider of this name, and no other."""
         self.pool.sql("UPDATE provider SET paused = CASE WHEN name = ? THEN 1 ELSE 0 END", name)
 
     def end_builds(self) -> None:
-        """Let no build wait, and wait for those that run and for what they start."""
+        """Cancel queued builds, and wait for running ones and for those that they start."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             seen = self.jenkins.look()
@@ -367,21 +367,21 @@ class World:
             time.sleep(0.05)
 
     def stop_builds(self) -> None:
-        """Abort the builds that run."""
+        """Abort all running builds."""
         for one in self.jenkins.look()["builds"]:
             if one["building"]:
                 requests.post(f"{self.jenkins.url}job/{one['job']}/{one['number']}/stop", timeout=30,
                               auth=(self.jenkins.user, self.jenkins.token), allow_redirects=False)
 
     def await_jenkins(self) -> None:
-        """Wait for the end of a restart."""
+        """Wait until Jenkins is back from a restart."""
         deadline = time.monotonic() + RUN_SECONDS
         while (answer := requests.get(f"{self.jenkins.url}login", timeout=30)).status_code >= 500:
             assert time.monotonic() < deadline, f"Jenkins stays away: {answer.status_code}"
             time.sleep(0.05)
 
     def harvest(self) -> None:
-        """Put what clouds and Jenkins were asked for into the event log."""
+        """Move the requests to clouds and Jenkins into the event log."""
         for cloud in self.providers.values():
             self.events.add_requests(cloud, self.pocket.look(cloud)["requests"])
             self.pocket.reset_calls(cloud)
@@ -389,7 +389,7 @@ class World:
         self.jenkins.reset_calls()
 
     def peace(self) -> list[Run]:
-        """Faults off, time goes by, then reap, launch, reap; returns these runs."""
+        """Make peace: switch faults off, let time go by, run reap, launch and reap; returns these runs."""
         self.calm()
         self.await_jenkins()
         self.end_builds()
@@ -403,7 +403,7 @@ class World:
         return runs
 
     def age(self, seconds: int) -> None:
-        """Let all that there is be so much older."""
+        """Make everything older by some seconds."""
         for cloud in self.providers.values():
             self.pocket.age(cloud, seconds)
         for table in ("machine", "snapshot_image"):
@@ -417,7 +417,7 @@ class World:
     # --- backups and restores ---
 
     def back_up(self) -> None:
-        """Make a backup of vm.db, as a nightly job does."""
+        """Back up the database, as a nightly job does; on PostgreSQL, make a replica."""
         self.events.add("backup")
         if self.servers:
             self.servers.keep_state()
@@ -426,7 +426,7 @@ class World:
         self.expect_all([self.wait(self.start(VMDATABASE, "backup", str(self.backup), spared=True))])
 
     def restore(self) -> None:
-        """Put the backup in the place of vm.db, as docs/operations.md says: whoever has the old one open keeps that."""
+        """Replace the database by the backup, see docs/operations.md; a run that has the old vm.db open keeps it."""
         self.events.add("restore")
         for one in self.jenkins.look()["builds"]:
             self.note_given(one["console"].splitlines())
@@ -442,7 +442,7 @@ class World:
         held |= {name for name, node in self.jenkins.look()["nodes"].items()
                  if node["temporarilyOffline"] and node["offlineCauseReason"].startswith("held: ")}
         for name in [name for name in self.held if kept.get(name) != "HOLD" and name not in held]:
-            del self.held[name]  # a fault kept clouds and Jenkins from being told
+            del self.held[name]  # faults kept clouds and Jenkins from learning of it
         there = self.servers_there()
         for name in [name for name, state in kept.items() if state == "HOLD" and name in leads]:
             if self.pool.column(name, "external_id") in there:
@@ -450,7 +450,7 @@ class World:
         self.outlived = set(self.held)
 
     def servers_there(self) -> set[str]:
-        """The ids of all servers that are not on their way out."""
+        """Return the ids of all servers that are not being deleted."""
         return {one["id"] for cloud in self.providers.values() for one in self.pocket.look(cloud)["servers"]
                 if one["task_state"] != "deleting"}
 
@@ -462,13 +462,13 @@ class World:
         copy.replace(self.pool.database)
 
     def say_moved(self) -> None:
-        """Let a person say that the restore was on purpose."""
+        """Say for a person that the restore was on purpose."""
         self.expect_all([self.wait(self.start(VMDATABASE, "moved", spared=True))])
         self.restored = False
 
 
 def open_site(stack: ExitStack, folder: Path, clouds: Iterable[str]) -> tuple[Pocket, StandIn]:
-    """Start clouds and a Jenkins that end with the stack."""
+    """Start clouds and a Jenkins, which end with the stack."""
     pocket = stack.enter_context(Pocket(folder, "--machines", "shared-ssh", "--clouds", ",".join(clouds)))
     credentials = {"nodes": ("jenkins", make_key(folder))}
     return pocket, stack.enter_context(StandIn(folder / "jenkins", credentials=credentials, knobs=CALM_JENKINS))

@@ -1,8 +1,8 @@
-"""A small OpenStack cloud on loopback: Keystone, Nova, Glance and Neutron over HTTP, servers that answer ssh.
+"""A small OpenStack cloud on loopback: Keystone, Nova, Glance, Neutron and Cinder over HTTP; servers answer ssh.
 
-Prints a clouds.yaml, also written to ROOT/clouds.yaml; ROOT/ready is written when connections are accepted. Runs until
+Prints a clouds.yaml and writes it to ROOT/clouds.yaml; writes ROOT/ready when it accepts connections. Runs until
 SIGINT or SIGTERM, then stops the machines and removes what it made. See README.md beside this file.
-Exit codes: 0 stopped as asked, 2 it cannot run like this here (one line on stderr says why).
+Exit codes: 0 stopped on request, 2 it cannot run here with these options (one line on stderr says why).
 """
 
 import argparse
@@ -41,7 +41,7 @@ SERVICES = {"identity": keystone.ROUTES, "compute": nova.ROUTES, "image": glance
 
 
 class UsageError(Exception):
-    """It cannot run like this here."""
+    """It cannot run here with these options."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _raise_file_limit() -> None:
-    """A thousand servers listen on a thousand sockets."""
+    """Raise the limit of open files: a thousand servers listen on a thousand sockets."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

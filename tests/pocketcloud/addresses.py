@@ -1,4 +1,4 @@
-"""Ranges of loopback addresses, so that several clouds and several processes never share one."""
+"""Ranges of loopback addresses, none of which two clouds or two processes ever share."""
 
 import fcntl
 import heapq
@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 LOCKS = Path("/run/lock/pocketcloud")
-FIRST_NET, LAST_NET = 101, 250  # 127.N; below are other people's habits: 127.0.0.1, 127.0.1.1, 127.0.0.53
+FIRST_NET, LAST_NET = 101, 250  # 127.N; lower ones are in common use: 127.0.0.1, 127.0.1.1, 127.0.0.53
 
 
 class NoRangeLeftError(Exception):
-    """Every range is taken by a running pocketcloud."""
+    """Running pocketclouds have taken every range."""
 
 
 class Range:
@@ -25,7 +25,7 @@ class Range:
         self._free: list[int] = []
 
     def take(self) -> str:
-        """Return the lowest free address: like real clouds, this one hands out used addresses again soon."""
+        """Take the lowest free address: like a real cloud, this one soon hands out used addresses again."""
         if self._free:
             place = heapq.heappop(self._free)
         else:
@@ -33,12 +33,12 @@ class Range:
         return f"127.{self.number}.{place // 256}.{place % 256}"
 
     def give_back(self, address: str) -> None:
-        """Make an address free again."""
+        """Free an address."""
         third, fourth = address.split(".")[2:]
         heapq.heappush(self._free, int(third) * 256 + int(fourth))
 
     def release(self) -> None:
-        """Let other processes have the range."""
+        """Release the range for other processes."""
         os.close(self._lock)
 
 

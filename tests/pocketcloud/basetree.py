@@ -18,7 +18,7 @@ from tests.pocketcloud.records import KindError
 log = logging.getLogger(__name__)
 SUITE = "bookworm"
 PACKAGES = "openssh-server,sudo,ca-certificates,git,iproute2,procps,python3,netbase"
-RECIPE_VERSION = 1  # count up when what FINISH or _configure do changes
+RECIPE_VERSION = 1  # increase it when _configure changes; the rest of the recipe is hashed
 FINISH = """set -e
 update-ca-certificates > /dev/null
 apt-get -q -y update
@@ -50,7 +50,7 @@ class Source:
 
 
 def ensure(cache: Path) -> Path:
-    """Return the base tree, made now if it is missing or its recipe has changed; raises BaseTreeError."""
+    """Return the base tree; makes it if it is missing or its recipe has changed. Raises BaseTreeError."""
     tree = cache / f"debian-12-{_version()}"
     cache.mkdir(parents=True, exist_ok=True)
     with _lock(cache / "lock"):
@@ -127,7 +127,7 @@ def _apt_settings() -> str:
 
 
 def debian_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
-    """Return the host's own sources of this suite, the main archive first; raises BaseTreeError when there is none."""
+    """Return the host's own sources for this suite, the main archive first; raises BaseTreeError if there is none."""
     found: list[Source] = []
     for path in [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]:
         if path.suffix == ".sources":
@@ -148,7 +148,7 @@ def debian_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
 
 
 def _host_codename() -> str:
-    """Return the host's suite when it is a Debian, whose mirror then has ours too; else our own suite."""
+    """Return the host's suite if the host is a Debian, whose mirror has SUITE too; else SUITE."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
     return release.get("VERSION_CODENAME", SUITE) if release.get("ID") == "debian" else SUITE
 

@@ -1,4 +1,4 @@
-"""Counts of the calls a cloud got, and its sense of how many are too many."""
+"""A cloud's record of the calls it got, and its rate limit."""
 
 import math
 import threading
@@ -21,7 +21,7 @@ class CallLog:
     _filled: float = 0.0
 
     def add(self, service: str, template: str, method: str, path: str) -> dict[str, Any]:
-        """Count one request; its status is put into the returned entry when it is known."""
+        """Count one request; the caller sets the status in the returned entry once it is known."""
         entry = {"time": time.monotonic(), "service": service, "method": method, "path": path, "status": None}
         with self.lock:
             self.counts.setdefault(service, Counter())[f"{method} {template}"] += 1
@@ -29,18 +29,18 @@ class CallLog:
         return entry
 
     def reset(self) -> None:
-        """Start counting from nothing."""
+        """Reset all counts."""
         with self.lock:
             self.counts.clear()
             self.requests.clear()
 
     def refill(self) -> None:
-        """Let the allowance be full again."""
+        """Fill the allowance again."""
         with self.lock:
             self._filled = 0.0
 
     def refusal_seconds(self, rate: float) -> int:
-        """Take one call from the allowance of `rate` calls a second; 0, or how long to stay away when it is used up."""
+        """Use one call of the allowance of `rate` calls a second; returns 0, or the seconds to wait if it is empty."""
         with self.lock:
             now, most = time.monotonic(), max(1.0, rate)
             self._allowance = min(most, self._allowance + (now - self._filled) * rate)

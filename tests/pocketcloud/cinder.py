@@ -90,7 +90,7 @@ def _zones(_call: Call) -> Answer:
 
 
 def _gigabytes(cloud: Cloud, project: str) -> tuple[int, int]:
-    """Return limit (-1 for none) and use of the quota for sizes, of volumes and snapshots together."""
+    """Return limit (-1 for none) and use of the gigabytes quota, which counts volumes and snapshots together."""
     limit = cloud.knobs.volume_gigabytes_quota
     things: list[Volume | VolumeSnapshot] = [*cloud.volumes.values(), *cloud.volume_snapshots.values()]
     return -1 if limit is None else limit, sum(one.size for one in things if one.project == project)
@@ -112,7 +112,7 @@ def _limits(call: Call) -> Answer:
 
 
 def _source(call: Call, wish: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Return the layers that a volume is made of, and how large it must be at least."""
+    """Return the layers of a volume, and its smallest allowed size in GB."""
     if wish.get("snapshot_id"):
         snapshot = _find_snapshot(call, wish["snapshot_id"])
         return snapshot.layers, snapshot.size

@@ -1,4 +1,4 @@
-"""Start a cloud as a process of its own and turn its knobs: what the tests use."""
+"""The tests' client for a cloud: starts it as a process and turns its knobs."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from typing import Any, Self
 from tests.support.waiting import pause
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_SECONDS = 600.0  # the first start of all makes the base tree, and the services of a real cloud
+START_SECONDS = 600.0  # the very first start makes the base tree, or the real services
 STOP_SECONDS = 30.0
 
 
 class PocketError(Exception):
-    """The cloud did not start, stopped by itself or refused a knob."""
+    """The cloud did not start, ended by itself, or refused a control request."""
 
 
 class CloudProcess:
-    """A running cloud on loopback; leaves nothing behind after `stop`. Raises PocketError when it does not start."""
+    """A running cloud on loopback; leaves nothing behind after `stop`. Raises PocketError if it does not start."""
 
     def __init__(self, module: str, root: Path, log: Path, *options: str) -> None:
         self.root, self.log = root, log
@@ -51,17 +51,17 @@ class CloudProcess:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment for a client process: ours, with OS_CLIENT_CONFIG_FILE and without other OS_ variables."""
+        """The environment for a client: this process's, with OS_CLIENT_CONFIG_FILE and without other OS_ variables."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
         return kept | {"OS_CLIENT_CONFIG_FILE": str(self.clouds_yaml)}
 
     def kill(self) -> None:
-        """End it as `kill -9` does: nothing is cleaned up by itself."""
+        """Kill it as `kill -9` does, so that it cleans nothing up."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
 
     def stop(self) -> None:
-        """End it and wait until everything it made is gone; harmless when it is not running any more."""
+        """End it and wait until everything it made is gone; harmless if it has ended already."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -97,14 +97,14 @@ class Pocket(CloudProcess):
     """A running pocketcloud with its state under `folder`/pocket; leaves nothing behind after `stop`.
 
     `options` are those of `python -m tests.pocketcloud`, for example "--machines", "none", "--set", "boot_seconds=2".
-    The clouds are pocket-a and pocket-b unless the options say otherwise. Raises PocketError when it does not start.
+    The clouds are pocket-a and pocket-b unless the options say otherwise. Raises PocketError if it does not start.
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
         super().__init__("tests.pocketcloud", folder / "pocket", folder / "pocketcloud.log", *options)
 
     def look(self, cloud: str = "pocket-a") -> dict[str, Any]:
-        """What one cloud knows: knobs, calls, calls_total, requests, servers, images, keypairs, floating_ips, ports."""
+        """Return what one cloud knows: knobs, calls, requests, servers, images, volumes and so on, see README.md."""
         return self._control("GET", cloud)
 
     def knobs(self, cloud: str = "pocket-a", /, **values: Any) -> dict[str, Any]:
@@ -113,18 +113,18 @@ class Pocket(CloudProcess):
         return knobs
 
     def reset_calls(self, cloud: str = "pocket-a") -> None:
-        """Set the call counters and the list of requests of one cloud to nothing."""
+        """Reset the call counters and the list of requests of one cloud."""
         self._control("POST", f"{cloud}/reset-calls")
 
     def server(self, cloud: str, server_id: str, /, **change: Any) -> dict[str, Any]:
-        """Change one server behind the clients' back: status, fault, ssh ("up|refused|silent|reset"), vanish=True.
+        """Change one server behind the clients' back: status, fault, ssh (see SSH_MODES), vanish=True.
 
-        Raises PocketError if there is none; one that is to vanish may have gone by itself.
+        Raises PocketError if there is no such server; with vanish=True alone, that is no error.
         """
         return self._control("POST", f"{cloud}/servers/{server_id}", change)
 
     def age(self, cloud: str, seconds: float) -> None:
-        """Let everything of one cloud have been made so much earlier."""
+        """Make everything in one cloud older by some seconds."""
         self._control("POST", f"{cloud}/age", {"seconds": seconds})
 
     def _control(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

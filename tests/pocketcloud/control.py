@@ -53,7 +53,7 @@ def _change_server(cloud: Cloud, server_id: str, wishes: dict[str, Any]) -> Answ
     with cloud.lock:
         server = cloud.servers.get(server_id)
         if server is None and wishes == {"vanish": True}:
-            return Answer(200, {})  # a delete that was under way was quicker
+            return Answer(200, {})  # a delete under way was quicker
         if server is None:
             return Answer(404, {"error": f"no server {server_id}"})
         if "status" in wishes:

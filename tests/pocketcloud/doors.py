@@ -9,13 +9,13 @@ import threading
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.2  # how soon the thread notices that it is to stop
+LOOK_SECONDS = 0.2  # how soon the thread notices that it must stop
 
 Greet = Callable[[str, socket.socket], None]
 
 
 class Doors:
-    """Addresses whose ssh port we answer ourselves; a closed door refuses connections, as the kernel does."""
+    """Addresses whose ssh port this process answers; at a closed door, the kernel refuses connections."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -28,7 +28,7 @@ class Doors:
         self._thread.start()
 
     def open(self, address: str, greet: Greet) -> None:
-        """Let `greet(address, connection)` have every connection from now on; it must be quick."""
+        """Pass every connection from now on to `greet(address, connection)`, which must be quick."""
         with self._lock:
             self._drop_held(address)
             if address in self._doors:
@@ -40,7 +40,7 @@ class Doors:
             self._selector.register(listener, selectors.EVENT_READ, address)
 
     def close(self, address: str) -> None:
-        """Refuse connections from now on; harmless when the door is closed."""
+        """Refuse connections from now on; harmless if the door is closed."""
         with self._lock:
             self._drop_held(address)
             if address in self._doors:
@@ -73,7 +73,7 @@ class Doors:
     def _run(self) -> None:
         while not self._stopping.is_set():
             for key, _ in self._selector.select(LOOK_SECONDS):
-                with contextlib.suppress(OSError, KeyError):  # the door was closed meanwhile
+                with contextlib.suppress(OSError, KeyError):  # the door has been closed meanwhile
                     self._accept(key.data)
 
     def _accept(self, address: str) -> None:

@@ -10,7 +10,7 @@ from tests.pocketcloud.httpd import Answer, Call, RefusalError, Routes, not_foun
 from tests.pocketcloud.records import Image, new_id, stamp
 
 PAGE, LARGEST_PAGE = 25, 1000
-FIELDS = {  # as Glance names them: as Image names them
+FIELDS = {  # Glance's name: Image's name
     "name": "name",
     "visibility": "visibility",
     "disk_format": "disk_format",
@@ -23,12 +23,12 @@ FIELDS = {  # as Glance names them: as Image names them
 }
 VISIBILITIES = ("all", "community", "private", "public", "shared")
 READ_ONLY = {"id", "status", "owner", "size", "checksum", "created_at", "updated_at", "self", "file", "schema"}
-OPERATED = {"id", "name", "status", "container_format", "disk_format"}  # in these a colon ends an operator
+OPERATED = {"id", "name", "status", "container_format", "disk_format"}  # their filters can begin with OPERATOR:
 PAGING = {"limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "os_hidden", "tag"}
 
 
 def describe(image: Image) -> dict[str, Any]:
-    """Return the image as Glance shows it: its properties stand beside its fields."""
+    """Return the image as Glance shows it, with its properties beside its fields."""
     path = f"/v2/images/{image.id}"
     has_data = image.status in ("active", "killed")
     stored = {"stores": "disk"} if has_data else {}
@@ -101,7 +101,7 @@ def _list(call: Call) -> Answer:
 def _sorted(call: Call, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     key, _, direction = (call.first("sort") or call.first("sort_key") or "created_at").partition(":")
     descending = (direction or call.first("sort_dir") or "desc") == "desc"
-    if key == "created_at":  # as they come, which is finer than the seconds that are shown
+    if key == "created_at":  # they come in this order, finer than the seconds shown
         return found if descending else found[::-1]
     return sorted(found, key=lambda i: (str(i.get(key) or ""), i["id"]), reverse=descending)
 
@@ -118,7 +118,7 @@ def _page(call: Call, found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]]
 
 
 def _quoted(text: str) -> list[str]:
-    """Return the values of a list in which those with a comma stand in quotes."""
+    """Return the values of a comma-separated list; values with a comma are in quotes."""
     return next(csv.reader([text]))
 
 

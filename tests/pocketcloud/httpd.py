@@ -1,4 +1,4 @@
-"""HTTP: connections, requests and answers, the tables of what is answered where, and the scripted answers."""
+"""HTTP: connections, requests and answers, tables of routes, and scripted answers."""
 
 import contextlib
 import html
@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests.pocketcloud.state import Cloud, Token
 
 log = logging.getLogger(__name__)
-IDLE_SECONDS = 300  # a kept connection without a request
+IDLE_SECONDS = 300  # after which a kept connection without a request is closed
 HANG_SECONDS = 3600
 NEWEST = (2, 96)  # the highest microversion that novaclient 18 speaks
 TRUNCATED = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4096\r\n\r\n{"servers": ['
@@ -37,12 +37,12 @@ COMPUTE_FAULTS = {
     503: "serviceUnavailable",
 }
 UNAUTHORIZED = "The request you have made requires authentication."
-UNVERIFIED = (  # Glance's own words for the same
+UNVERIFIED = (  # Glance's text for the same
     "This server could not verify that you are authorized to access the document you requested. Either you supplied "
     "the wrong credentials (e.g., bad password), or your browser does not understand how to supply the credentials "
     "required."
 )
-NO_SUCH_PAGE = (  # Keystone's
+NO_SUCH_PAGE = (  # Keystone's page
     "<!doctype html>\n<html lang=en>\n<title>404 Not Found</title>\n<h1>Not Found</h1>\n"
     "<p>The requested URL was not found on the server. "
     "If you entered the URL manually please check your spelling and try again.</p>\n"
@@ -55,7 +55,7 @@ UNEXPECTED = (
 
 @dataclass
 class Answer:
-    """What is sent back; a body that is neither bytes nor text is sent as JSON."""
+    """What is sent back; a body that is not text is sent as JSON."""
 
     status: int = 200
     body: Any = None
@@ -63,7 +63,7 @@ class Answer:
 
 
 class RefusalError(Exception):
-    """The call is refused; shaped as an error of its service when it is answered."""
+    """The call is refused; the answer has the shape of its service's errors."""
 
     def __init__(self, status: int, message: str, kind: str = "", detail: str = "") -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class RefusalError(Exception):
 
 
 def not_found(message: str, kind: str = "") -> RefusalError:
-    """Return the refusal with 404, to be raised."""
+    """Return a refusal with 404, to be raised."""
     return RefusalError(404, message, kind)
 
 
@@ -89,12 +89,12 @@ class Call:
     base: str  # http://127.0.0.1:PORT/CLOUD
     token: Token | None = None
     microversion: tuple[int, int] = (2, 1)
-    negotiated: bool = False  # the microversion has been found in the headers
-    args: dict[str, str] = field(default_factory=dict)  # what the path named
-    unversioned: bool = False  # the service's root: which versions are there?
+    negotiated: bool = False  # whether the microversion was read from the headers
+    args: dict[str, str] = field(default_factory=dict)  # the parts of the path that the template names
+    unversioned: bool = False  # whether the call is to the service's root, which lists versions
 
     def json(self, *path: str) -> Any:
-        """Return the JSON body, or what is at `path` in it; refuses anything else."""
+        """Return the JSON body, or the part of it at `path`; refuses a body without it."""
         try:
             found = json.loads(self.body or b"null")
             for name in path:
@@ -137,14 +137,14 @@ Handler = Callable[[Call], Answer]
 
 
 class Routes:
-    """What a service answers where: method and path template, e.g. `/servers/{id}`."""
+    """A service's routes: method and path template, e.g. `/servers/{id}`, and handler."""
 
     def __init__(self, routes: Iterable[tuple[str, str, Handler]], public: Iterable[str] = ()) -> None:
         self.routes = [(method, template, _pattern(template), handler) for method, template, handler in routes]
         self.public = set(public)  # templates that need no token
 
     def find(self, call: Call) -> tuple[str, Handler | None]:
-        """Return template and handler and put the path's parts into `call.args`; (path, None) when nothing fits."""
+        """Return template and handler, and put the path's parts into `call.args`; (path, None) if nothing matches."""
         for method, template, pattern, handler in self.routes:
             found = pattern.fullmatch(call.path)
             if found and method == call.method:
@@ -211,7 +211,7 @@ class Site:
 
 
 def _is_spoken(call: Call, handler: Handler | None) -> bool:
-    """Find out the microversion of a call to Nova, which looks for it where it has something to answer only."""
+    """Read the microversion of a call to Nova and refuse unknown ones; Nova does so only for paths that it has."""
     if call.service == "compute" and handler is not None:
         call.microversion = _microversion(call)
         call.negotiated = True
@@ -232,7 +232,7 @@ def _no_such_page(call: Call) -> Answer:
 
 
 def authenticate(call: Call, *, needed: bool = True) -> None:
-    """Find out who calls; refuses an unknown or old token with 401 where one is needed."""
+    """Find out who calls; if a token is needed, refuses an unknown or expired one with 401."""
     token = call.cloud.tokens.get(call.headers.get("x-auth-token", ""))
     if token and token.expires > time.time():
         call.token = token
@@ -241,7 +241,7 @@ def authenticate(call: Call, *, needed: bool = True) -> None:
 
 
 def refuse(call: Call, err: RefusalError) -> Answer:
-    """Shape an error as the service does."""
+    """Return an error in the shape that the service gives it."""
     headers = {"WWW-Authenticate": f'Keystone uri="{call.base}/identity/v3"'} if err.status == 401 else {}
     if call.service == "image":
         return Answer(err.status, html_error(err.status, err.message, err.detail), headers)
@@ -291,12 +291,12 @@ def _with_service_headers(call: Call, answer: Answer) -> Answer:
     return answer
 
 
-# Answers that the knobs ask for
+# Answers that the knobs request
 
 
 @dataclass
 class Trick:
-    """An answer that is none: hang, reset, close, or truncate (with the part of a body that is sent)."""
+    """Misbehaviour in place of an answer: hang, reset, close, or truncate (send only a part of a body)."""
 
     kind: str
 
@@ -320,7 +320,7 @@ def _rate_limit(call: Call) -> dict[str, Any] | None:
 def _scripted(call: Call) -> dict[str, Any] | None:
     wanted = [f"{call.method} {call.path}"]
     if call.path.endswith("/action"):
-        with contextlib.suppress(RefusalError, TypeError, StopIteration):  # no JSON object with a name in it
+        with contextlib.suppress(RefusalError, TypeError, StopIteration):  # not a JSON object that names an action
             wanted.append(f"{wanted[0]} {next(iter(call.json()))}")
     with call.cloud.lock:
         for script in call.cloud.knobs.answers:
@@ -352,7 +352,7 @@ def _perform(call: Call, script: dict[str, Any]) -> Answer | Trick:
 
 
 class Server(ThreadingHTTPServer):
-    """One thread a connection."""
+    """Serves each connection in its own thread."""
 
     daemon_threads = True
     request_queue_size = 4096
@@ -363,12 +363,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what broke a connection; clients that go away are no news."""
+        """Log what broke a connection, at debug level: clients often go away."""
         log.debug("connection from %s", client_address, exc_info=True)
 
 
 class Connection(BaseHTTPRequestHandler):
-    """One kept connection."""
+    """One persistent connection."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -376,7 +376,7 @@ class Connection(BaseHTTPRequestHandler):
     server: Server
 
     def handle_one_request(self) -> None:
-        """Read a request and answer it in one send."""
+        """Read a request and answer it with a single send."""
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
@@ -389,7 +389,7 @@ class Connection(BaseHTTPRequestHandler):
             self.wfile.write(self._encode(answer))
 
     def log_message(self, *_args: Any) -> None:
-        """Say nothing: the cloud counts its calls."""
+        """Log nothing: the cloud counts its calls."""
 
     def _read_body(self, headers: dict[str, str]) -> bytes:
         if headers.get("transfer-encoding", "").lower() != "chunked":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The first process of a machine: does what cloud-init does at a first boot, then only reaps.
-# It finds instance-id, hostname, address, public-key, user-data, resolv.conf and sshd.conf beside itself in /run/pocketcloud.
+# The first process of a machine: does what cloud-init does at a first boot, then only reaps dead processes.
+# It reads instance-id, hostname, address, public-key, user-data, resolv.conf and sshd.conf from /run/pocketcloud.
 
 SEED=/run/pocketcloud
 STATE=/var/lib/cloud/data

@@ -1,4 +1,4 @@
-"""Keystone v3: passwords and application credentials into tokens, and the catalogue."""
+"""Keystone v3: tokens for passwords and application credentials, and the catalogue."""
 
 import time
 import uuid
@@ -22,7 +22,7 @@ CATALOGUE = {
 
 
 def application_credential(cloud: Cloud) -> dict[str, str]:
-    """Return id and secret of the application credential of the first user."""
+    """Return id and secret of the first user's application credential."""
     return {"id": uuid.uuid5(uuid.UUID(cloud.user), "application").hex, "secret": f"{PASSWORD}-{cloud.name}"}
 
 

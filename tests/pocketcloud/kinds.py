@@ -1,4 +1,4 @@
-"""The kinds of machines, made for a cloud when it first wants one."""
+"""The kinds of machines; a cloud's kind is made when the cloud first needs it."""
 
 import errno
 import socket
@@ -17,7 +17,7 @@ TRIAL_ADDRESS = "127.255.255.250"  # belongs to no cloud
 
 
 class Kinds:
-    """One instance a process."""
+    """All kinds of all clouds of this process."""
 
     def __init__(self, root: Path, cache: Path, doors: Doors) -> None:
         self._root, self._cache, self._doors = root, cache, doors
@@ -26,14 +26,14 @@ class Kinds:
         self._lock = threading.Lock()
 
     def of(self, cloud: str, knobs: Knobs, name: str) -> Kind:
-        """Return the cloud's kind of that name; raises KindError when this host cannot have it."""
+        """Return the cloud's kind of that name; raises KindError if this host cannot have it."""
         with self._lock:
             if (cloud, name) not in self._made:
                 self._made[cloud, name] = self._make(cloud, knobs, name)
             return self._made[cloud, name]
 
     def stop(self) -> None:
-        """End what the kinds have running."""
+        """End everything that the kinds have running."""
         for stop in self._stops:
             stop()
 
@@ -51,7 +51,7 @@ class Kinds:
 
 
 def check_ssh_port(port: int) -> None:
-    """Raise KindError when servers could not listen for ssh, because something of the host's does on all addresses."""
+    """Raise KindError if servers cannot listen for ssh, for example because the host's sshd listens everywhere."""
     try:
         socket.create_server((TRIAL_ADDRESS, port)).close()
     except OSError as err:

@@ -1,4 +1,4 @@
-"""The folder --root: one cloud at a time, and what a killed one left there is ended and removed first."""
+"""The folder --root: one cloud at a time uses it, after ending and removing what a killed one left there."""
 
 import contextlib
 import fcntl
@@ -21,8 +21,8 @@ class RootError(Exception):
 
 @contextlib.contextmanager
 def owned(root: Path, names: Sequence[str] = OURS, what: str = "pocketcloud") -> Iterator[None]:
-    """Own the folder, in which `names` are ours; leave nothing of ours in it afterwards. Raises RootError."""
-    lock = root / f"{what}.lock"  # also the sign that the folder is ours
+    """Own the folder, in which `names` are ours; remove them before and afterwards. Raises RootError."""
+    lock = root / f"{what}.lock"  # also marks the folder as ours
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not lock.exists())):
         raise RootError(f"--root {root}: expected an empty or a missing folder, or one left by a {what}")
     root.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,10 @@ def _end_processes(root: Path) -> None:
 
 
 def _processes(root: Path) -> list[int]:
-    """Return those in other mount namespaces than ours that have something mounted from below `root`."""
+    """Return the processes in other mount namespaces that have something mounted from below `root`."""
     own, found = Path("/proc/self/ns/mnt").readlink(), []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is a zombie
+        with contextlib.suppress(OSError):  # the process has ended, or is a zombie
             if (folder / "ns/mnt").readlink() != own and f"{root}/" in (folder / "mountinfo").read_text():
                 found.append(int(folder.name))
     return sorted(found)

@@ -2,9 +2,9 @@
 # usage: machine.sh FOLDER LAYERS LOWER READY_FD
 # Makes the root file system of one machine under FOLDER and becomes its init. machines.py runs this as the first
 # process of new mount, PID, UTS and IPC namespaces, so every mount ends with the machine. LAYERS is the folder that
-# the names in LOWER (an overlay's lowerdir) stand in; init.sh writes "ready" to READY_FD. Exit code: 1 something failed.
+# has the names in LOWER (an overlay's lowerdir); init.sh writes "ready" to READY_FD. Exit code: 1 something failed.
 
-# What would reach the host: its devices, its kernel, its clock, its network settings.
+# Capabilities over the host: its devices, its kernel, its clock, its network settings.
 DROPPED=-mknod,-sys_module,-sys_rawio,-sys_time,-net_admin,-syslog,-mac_admin,-mac_override,-audit_control,-bpf,-perfmon
 
 note_pid() {

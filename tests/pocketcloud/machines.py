@@ -1,7 +1,7 @@
-"""Servers of kind namespace: a private root file system, own mount, PID, UTS and IPC namespaces, an own sshd.
+"""Servers of kind namespace: each has its root file system, mount, PID, UTS and IPC namespaces, and sshd.
 
 The network is the host's: each machine's sshd listens on its own loopback address. Root inside is kept from changing
-the host by accident, not by malice.
+the host by accident, not on purpose.
 """
 
 import contextlib
@@ -23,40 +23,40 @@ from tests.pocketcloud.records import BASE_LAYER, BootError, Guest, KindError, S
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
-BOOT_SECONDS = 30.0  # far more than a boot ever takes
+BOOT_SECONDS = 30.0  # far longer than any boot takes
 NAMESPACES = ["--mount", "--propagation", "private", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
-DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]  # with the thread that starts it: one of the pool's
+DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]  # that is, with the starting thread, one of the pool's
 SEARCH_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONSOLE_TAIL = 500
-# For sshd: the key exchange that no quantum computer reads costs a client 60 ms of its processor at each login.
+# For sshd: the post-quantum key exchange costs a client 60 ms of CPU time at each login.
 QUICK_KEYS = "KexAlgorithms -sntrup761*\n"
 
 
 @dataclass
 class Machine:
-    """What runs, or ran, for one server."""
+    """The machine that runs, or ran, for one server."""
 
     folder: Path
     process: subprocess.Popen[bytes] | None = None
-    pid: int = 0  # of its init, as the host counts
-    listening: bool = False  # its own sshd
+    pid: int = 0  # of its init, as the host numbers it
+    listening: bool = False  # whether its own sshd listens
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def inside(self, *command: str) -> list[str]:
-        """Return the words that run a command inside, as limited as everything else there."""
+        """Return the command that runs a command inside, with the same limits as everything else there."""
         enter = ["env", "-i", SEARCH_PATH, "nsenter", f"--target={self.pid}", "--mount", "--pid", "--uts", "--ipc"]
         return [*DIE_WITH_US, *enter, "setpriv", "--bounding-set", dropped_capabilities(), *command]
 
 
 def dropped_capabilities() -> str:
-    """Return what machine.sh takes from every machine, read from there."""
+    """Return the capabilities that machine.sh takes from every machine, read from its text."""
     found = re.search(r"^DROPPED=(\S+)$", (HERE / "machine.sh").read_text(), re.MULTILINE)
     assert found
     return found[1]
 
 
 class Namespaces:
-    """The kind of real machines; one instance a cloud, everything under `folder`."""
+    """The kind of real machines; one instance per cloud, with everything under `folder`."""
 
     def __init__(self, folder: Path, base: Path, doors: Doors) -> None:
         self._folder, self._layers, self._doors = folder, folder / "layers", doors
@@ -79,7 +79,7 @@ class Namespaces:
             machine.pid = int((machine.folder / "pid").read_text())
 
     def apply_ssh(self, server: Guest) -> None:
-        """Start or stop the machine's own sshd and answer for it where it must not."""
+        """Start or stop the machine's own sshd, and answer in its place when ssh must be silent or reset."""
         machine = self._machines.get(server.id)
         if machine is None or server.address is None:
             return
@@ -113,7 +113,7 @@ class Namespaces:
             shutil.rmtree(machine.folder, ignore_errors=True)
 
     def snapshot(self, server: Guest, layer: str) -> bool:
-        """Copy what the machine has changed; it stands still meanwhile. Raises SnapshotError."""
+        """Copy what the machine has changed, while it stands still. Raises SnapshotError."""
         with self.standing_still(server) as folder:
             command = ["cp", "-a", "--reflink=auto", str(folder / "upper"), str(self._layers / layer)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -124,7 +124,7 @@ class Namespaces:
 
     @contextlib.contextmanager
     def standing_still(self, server: Guest) -> Iterator[Path]:
-        """Stop everything in the machine for a while; gives its folder, in which upper/ is what it has changed."""
+        """Freeze everything in the machine; yields its folder, whose upper/ has what the machine has changed."""
         machine = self._machines.get(server.id)
         if machine is None:
             raise SnapshotError("the machine is gone")
@@ -147,7 +147,7 @@ class Namespaces:
             _kill(machine)
 
     def _probe(self) -> None:
-        """Raise KindError when this host has no namespaces or no overlay for us."""
+        """Raise KindError if namespaces or overlays cannot be made on this host."""
         probe = self._folder / "probe"
         for name in ("upper", "work", "root"):
             (probe / name).mkdir(parents=True)
@@ -199,7 +199,7 @@ class Namespaces:
 
 
 def host_name(name: str) -> str:
-    """Return the host name that Nova makes of a server's name."""
+    """Return the host name that Nova makes from a server's name."""
     return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:63] or "server"
 
 
@@ -222,7 +222,7 @@ def _start(machine: Machine, layers: Path, lower: str) -> tuple[subprocess.Popen
 
 
 def _kill(machine: Machine) -> None:
-    """Kill the machine's init, and with it, as the kernel does, everything in its PID namespace."""
+    """Kill the machine's init; the kernel then kills everything in its PID namespace."""
     if machine.process:
         if machine.pid and machine.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -234,7 +234,7 @@ def _kill(machine: Machine) -> None:
 
 
 def _serve(machine: Machine, connection: socket.socket) -> None:
-    """Answer on a floating address as the machine's sshd does on its own."""
+    """Answer on a floating address as the machine's sshd does on its fixed one."""
     with connection, contextlib.suppress(OSError):
         subprocess.Popen(
             machine.inside("/usr/sbin/sshd", "-i"),
@@ -267,7 +267,7 @@ def _processes(machine: Machine) -> list[int]:
     space = Path(f"/proc/{machine.pid}/ns/pid").readlink()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if (folder / "ns/pid").readlink() == space:
                 found.append(int(folder.name))
     return found

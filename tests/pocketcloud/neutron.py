@@ -1,4 +1,4 @@
-"""Neutron v2: two networks, ports, floating IPs, one security group."""
+"""Neutron v2: networks, ports, floating IPs, one security group."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LIST_WORDS = {
 OWNED = {
     "id", "name", "tenant_id", "project_id", "status", "description", "revision_number", "created_at", "updated_at",
 }  # fmt: skip
-KNOWN_FIELDS = {  # what may be filtered by; anything else is refused
+KNOWN_FIELDS = {  # fields to filter by; others are refused
     "networks": OWNED | {
         "admin_state_up", "shared", "router:external", "is_default", "mtu", "provider:network_type",
         "provider:physical_network", "provider:segmentation_id", "ipv4_address_scope", "ipv6_address_scope",
@@ -352,7 +352,7 @@ def _quota_details(call: Call) -> Answer:
 
 
 def _quotas(call: Call) -> dict[str, tuple[int, int]]:
-    """Return limit (-1 for none) and use of what there are quotas of."""
+    """Return limit (-1 for none) and use of each quota."""
     cloud = call.cloud
     with cloud.lock:
         floating = sum(one.project == call.project for one in cloud.floating_ips.values())

@@ -1,4 +1,4 @@
-"""Nova 2.1 to 2.96: lists of servers, what is done with one server, and the table of all calls."""
+"""Nova 2.1 to 2.96: lists of servers, calls on one server, and the table of all routes."""
 
 import json
 import re
@@ -26,7 +26,7 @@ SORT_KEYS: dict[str, Callable[[Server], Any]] = {
     "task_state": lambda server: server.task_state or "",
     "key_name": lambda server: server.key_name or "",
 }
-LIST_WORDS = {  # what 2.75 and later know; anything else is refused there and ignored before
+LIST_WORDS = {  # the parameters of 2.75 and later, which refuse others; earlier versions ignore them
     "limit", "marker", "sort_key", "sort_dir", "all_tenants", "changes-since", "changes-before", "metadata", "deleted",
     "name", "status", "image", "flavor", "ip", "ip6", "tags", "tags-any", "not-tags", "not-tags-any", "locked", "host",
     "reservation_id", "project_id", "tenant_id", "user_id", "availability_zone", "key_name", "uuid", "description",
@@ -104,7 +104,7 @@ def _invalid_query(name: str, value: str, reason: str) -> RefusalError:
 
 
 def _moment(text: str) -> float | None:
-    """Read a time as Unix seconds, UTC if it does not say; None if it is none."""
+    """Return a time as Unix seconds, in UTC if it has no zone; None if it is not a time."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -125,7 +125,7 @@ def _wanted(call: Call, server: Server) -> bool:
         "ip": lambda value: server.address is not None and re.search(value, server.address) is not None,
     }
     if call.microversion >= (2, 26):
-        tests |= {"tags": lambda _: False, "tags-any": lambda _: False}  # nothing here has any
+        tests |= {"tags": lambda _: False, "tags-any": lambda _: False}  # no server here has tags
     if call.microversion >= (2, 73):
         tests["locked"] = lambda value: value.lower() in ("false", "0")
     if call.microversion >= (2, 83):
@@ -134,7 +134,7 @@ def _wanted(call: Call, server: Server) -> bool:
 
 
 def _sorted(call: Call, found: list[Server]) -> list[Server]:
-    """Sort by the keys that are asked for, the last one first; without any it is as they come, newest first."""
+    """Return the servers sorted by the keys asked for; without any, in the order they come in, newest first."""
     keys, ways = call.query.get("sort_key", []), call.query.get("sort_dir", [])
     for place, key in reversed(list(enumerate(keys))):
         way = ways[place] if place < len(ways) else "desc"
@@ -296,7 +296,7 @@ def _console(call: Call, server: Server, wish: Any) -> Answer:
     if wanted is not None and not re.fullmatch("-?[0-9]+", str(wanted)):
         raise invalid_input("length", wanted, f"{wanted!r} does not match '^-?[0-9]+$'")
     _check_host(server)
-    lines = console_text(call.cloud, server).split("\n")  # as Nova does: what is behind the last newline counts, too
+    lines = console_text(call.cloud, server).split("\n")  # as in Nova, the rest after the last newline counts
     length = len(lines) if wanted is None or int(wanted) < 0 else int(wanted)
     return Answer(200, {"output": "\n".join(lines[-length:] if length else [])})
 
@@ -330,7 +330,7 @@ def _create_image(call: Call, server: Server, wish: Any) -> Answer:
 
 
 def _add_volume_snapshot(call: Call, server: Server, image: Image) -> None:
-    """Have the image stand for a snapshot of the server's volume."""
+    """Make a snapshot of the server's volume, and let the image stand for it."""
     volume = call.cloud.volumes[str(server.volume)]
     snapshot = VolumeSnapshot(new_id(), server.project, volume.id, volume.size, f"snapshot for {image.name}", image.id)
     call.cloud.volume_snapshots[snapshot.id] = snapshot

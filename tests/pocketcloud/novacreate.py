@@ -1,4 +1,4 @@
-"""Nova: what a new server may be, checked as the real one does."""
+"""Nova: creating a server, with the checks of the real one."""
 
 import base64
 import binascii
@@ -13,7 +13,7 @@ from tests.pocketcloud.state import Cloud, QuotaError
 
 UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 ZONES = ("nova", "nova-2")
-WISHES = {  # what a create may say about a server
+WISHES = {  # the fields that a create request can have
     "name", "imageRef", "flavorRef", "networks", "metadata", "key_name", "user_data", "availability_zone",
     "security_groups", "description", "adminPass", "accessIPv4", "accessIPv6", "block_device_mapping",
     "block_device_mapping_v2", "config_drive", "min_count", "max_count", "return_reservation_id", "personality",
@@ -25,7 +25,7 @@ USER_DATA_LENGTH = 65535
 
 
 def create_server(call: Call) -> Answer:
-    """Let a server boot, or refuse it."""
+    """Boot a server, or refuse it."""
     wish = call.json("server")
     _check_words(call, wish)
     with call.cloud.lock:
@@ -63,12 +63,12 @@ def create_server(call: Call) -> Answer:
 
 
 def invalid_input(name: str, value: object, reason: str) -> RefusalError:
-    """Return the refusal of an input that does not fit Nova's schema, to be raised."""
+    """Return a refusal of input that does not fit Nova's schema, to be raised."""
     return RefusalError(400, f"Invalid input for field/attribute {name}. Value: {value}. {reason}")
 
 
 def _check_words(call: Call, wish: object) -> None:
-    """Refuse what does not fit the schema of a create."""
+    """Refuse a create that does not fit Nova's schema."""
     if not isinstance(wish, dict):
         raise invalid_input("server", wish, f"{wish} is not of type 'object'")
     needed = ["name", "flavorRef", *(["networks"] if call.microversion >= (2, 37) else [])]
@@ -85,7 +85,7 @@ def _check_words(call: Call, wish: object) -> None:
 
 
 def check_name(name: object) -> None:
-    """Refuse what is no name of a server or keypair."""
+    """Refuse what cannot be the name of a server or keypair."""
     if not isinstance(name, str):
         raise invalid_input("name", name, f"{name} is not of type 'string'")
     if not name.strip():
@@ -106,11 +106,11 @@ def _wish_flavor(cloud: Cloud, wish: dict[str, Any]) -> Flavor:
 
 
 def _wish_volume(call: Call, wish: dict[str, Any]) -> Volume | None:
-    """Return the volume to boot from, None for an image, also one that the `openstack` command names as a device."""
+    """Return the volume to boot from; None for an image, even if the `openstack` command names it as a device."""
     devices = wish.get("block_device_mapping_v2") or []
     if not devices:
         return None
-    device = devices[0]  # no more than one is needed here
+    device = devices[0]  # only one is needed here
     if (device.get("source_type"), device.get("destination_type")) == ("image", "local"):
         wish["imageRef"] = wish.get("imageRef") or device.get("uuid")
         return None
@@ -158,7 +158,7 @@ def _check_sizes(flavor: Flavor, image: Image) -> None:
 
 
 def checked_metadata(metadata: object) -> dict[str, str]:
-    """Return server or image metadata as it was given; refuses what is too long, too much or no text."""
+    """Return a copy of server or image metadata; refuses too many or too long items, and values that are not text."""
     if not isinstance(metadata, dict):
         raise invalid_input("metadata", metadata, f"{metadata} is not of type 'object'")
     if len(metadata) > METADATA_ITEMS:
@@ -200,7 +200,7 @@ def _wish_key(call: Call, wish: dict[str, Any]) -> Keypair | None:
 
 
 def _wish_network(call: Call, wish: dict[str, Any]) -> tuple[list[str], Port | None]:
-    """Return the networks for which ports are to be made, or the port that there is."""
+    """Return the networks that need new ports, or the existing port that the create names."""
     networks, known = wish.get("networks"), call.cloud.networks()
     if isinstance(networks, str):
         if networks not in ("auto", "none") or call.microversion < (2, 37):

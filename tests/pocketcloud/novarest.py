@@ -1,4 +1,4 @@
-"""Nova: flavors, keypairs, limits, quotas, zones and the proxies that older clients call."""
+"""Nova: flavors, keypairs, limits, quotas, zones, and the proxies that older clients call."""
 
 import base64
 import binascii

@@ -20,7 +20,7 @@ Debian GNU/Linux 12 {name} ttyS0
 
 
 def nova_links(call: Call, kind: str, ident: str) -> list[dict[str, str]]:
-    """Return the self and bookmark links of something of Nova's."""
+    """Return the self and bookmark links of one of Nova's resources."""
     return [
         {"rel": "self", "href": f"{call.base}/compute/v2.1/{kind}/{ident}"},
         {"rel": "bookmark", "href": f"{call.base}/compute/{kind}/{ident}"},
@@ -128,7 +128,7 @@ def nova_image(call: Call, image: Image) -> dict[str, Any]:
 
 
 def console_text(cloud: Cloud, server: Server) -> str:
-    """Return the machine's own console log, or an invented one."""
+    """Return the machine's console log, or an invented one if it has none."""
     own = cloud.workshop.kind(server.kind).console(server)
     if own is not None:
         return own

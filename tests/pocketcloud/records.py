@@ -1,4 +1,4 @@
-"""The things a cloud keeps: servers, images, volumes, ports and so on; and what a kind of machine must do."""
+"""The things a cloud keeps: servers, images, volumes, ports and so on; and the interface of a kind of machine."""
 
 import time
 import uuid
@@ -47,29 +47,29 @@ class Server:
     groups: tuple[str, ...] = ("default",)
     description: str | None = None
     config_drive: bool = False
-    volume: str | None = None  # that it boots from
-    network: str = "private"  # the name of the one it is on first
-    others: list["Port"] = field(default_factory=list)  # on further networks; nobody answers there
+    volume: str | None = None  # the one it boots from
+    network: str = "private"  # name of its first network
+    others: list["Port"] = field(default_factory=list)  # on further networks, where nothing answers
     port: str | None = None
-    address: str | None = None  # fixed; None when booted without a network
+    address: str | None = None  # fixed; None if booted without a network
     mac: str = ""
     status: str = "BUILD"
     task_state: str | None = "scheduling"
     fault: dict[str, Any] | None = None
-    failure: str | None = None  # how this boot is going to fail
-    boot_fault: str | None = None  # why it is going to fail whatever the knobs say
+    failure: str | None = None  # how this boot will fail
+    boot_fault: str | None = None  # why this boot will fail, whatever the knobs say
     hosted: bool = False  # a host has taken it
     addresses_shown: bool = False
-    floating: list[str] = field(default_factory=list)  # as far as the server knows them
-    ssh: str = "none"  # none, up, refused, silent, reset
-    booting: bool = True  # a delete waits for the end of that
+    floating: list[str] = field(default_factory=list)  # those that the server knows of
+    ssh: str = "none"  # none, up, refused, silent, reset, stranger
+    booting: bool = True  # a delete waits until the boot has ended
     created: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
     launched: float | None = None
 
     @property
     def vm_state(self) -> str:
-        """Nova's inner state that belongs to the status."""
+        """Nova's internal state for the status."""
         return VM_STATES.get(self.status, "active")
 
 
@@ -111,7 +111,7 @@ class Keypair:
 
 @dataclass
 class Port:
-    """A place on the fixed network; Nova's own ports go with their server."""
+    """A fixed address on a network; ports made by Nova go with their server."""
 
     id: str
     project: str
@@ -141,7 +141,7 @@ class FloatingIP:
 
 @dataclass
 class Volume:
-    """A disk of its own; `layers` make what is on it, topmost first."""
+    """A volume; `layers` make its content, topmost first."""
 
     id: str
     project: str
@@ -152,15 +152,15 @@ class Volume:
     metadata: dict[str, str] = field(default_factory=dict)
     image: str | None = None
     snapshot: str | None = None
-    zone: str | None = None  # that was asked for
-    server: str | None = None  # that it is attached to
+    zone: str | None = None  # the one asked for
+    server: str | None = None  # the one it is attached to
     goes_with_server: bool = False
     created: float = field(default_factory=time.time)
 
 
 @dataclass
 class VolumeSnapshot:
-    """A snapshot of a volume, which an image of a server on a volume stands for."""
+    """A snapshot of a volume; the image of a server on a volume stands for one."""
 
     id: str
     project: str
@@ -173,7 +173,7 @@ class VolumeSnapshot:
 
 
 class Guest(Protocol):
-    """What a machine must be told of the server that it is."""
+    """What a machine must know about its server."""
 
     id: str
     name: str
@@ -182,11 +182,11 @@ class Guest(Protocol):
     user_data: bytes
     address: str | None  # fixed
     floating: list[str]
-    ssh: str  # none, up, refused, silent, reset
+    ssh: str  # none, up, refused, silent, reset, stranger
 
 
 class KindError(Exception):
-    """Servers of this kind cannot be had on this host."""
+    """This host cannot run servers of this kind."""
 
 
 class BootError(Exception):
@@ -198,7 +198,7 @@ class SnapshotError(Exception):
 
 
 class Kind(Protocol):
-    """What stands behind servers of one kind. All calls may be slow and none is made twice at a time for a server."""
+    """What is behind servers of one kind. Calls can be slow; for one server, no call is made twice at once."""
 
     def boot(self, server: Server) -> None:
         """Start the machine, without ssh; raises BootError."""
@@ -213,39 +213,39 @@ class Kind(Protocol):
         """Stop the machine and remove its disk."""
 
     def snapshot(self, server: Server, layer: str) -> bool:
-        """Keep what the machine has changed on its disk as a new layer; False: no disk. Raises SnapshotError."""
+        """Keep the machine's changes to its disk as a new layer; False: there is no disk. Raises SnapshotError."""
 
     def drop_layers(self, unused: set[str]) -> None:
         """Remove the layers that no image and no server uses any more."""
 
     def console(self, server: Server) -> str | None:
-        """Return the console log, or None when the machine has none of its own."""
+        """Return the console log, or None if the machine has none."""
 
 
 class NoMachine:
     """Servers with nothing behind them."""
 
     def boot(self, server: Server) -> None:
-        """Nothing to start."""
+        """Do nothing: there is no machine."""
 
     def apply_ssh(self, server: Server) -> None:
-        """There is no ssh."""
+        """Do nothing: there is no ssh."""
 
     def halt(self, server: Server) -> None:
-        """Nothing to stop."""
+        """Do nothing: no machine runs."""
 
     def remove(self, server: Server) -> None:
-        """Nothing to remove."""
+        """Do nothing: there is no machine and no disk."""
 
     def snapshot(self, server: Server, layer: str) -> bool:
-        """There is no disk."""
+        """Return False: there is no disk."""
         return False
 
     def drop_layers(self, unused: set[str]) -> None:
-        """There are no layers."""
+        """Do nothing: there are no layers."""
 
     def console(self, server: Server) -> str | None:
-        """No console of its own."""
+        """Return None: there is no console."""
         return None
 
 
@@ -255,6 +255,6 @@ def new_id() -> str:
 
 
 def stamp(moment: float, *, micro: bool = False) -> str:
-    """Write a Unix time as OpenStack does, e.g. 2026-11-20T10:22:56Z; with `micro` as in OS-SRV-USG:launched_at."""
+    """Return a Unix time as OpenStack writes it, e.g. 2026-11-20T10:22:56Z; `micro`: as in OS-SRV-USG:launched_at."""
     when = datetime.fromtimestamp(moment, UTC)
     return when.strftime("%Y-%m-%dT%H:%M:%S.000000" if micro else "%Y-%m-%dT%H:%M:%SZ")

@@ -1,9 +1,9 @@
-"""Servers of kind shared-ssh: a real OpenSSH answers for all of them, and whatever it is told, does nothing.
+"""Servers of kind shared-ssh: one real OpenSSH answers for all of them and does nothing, whatever it is told.
 
-What an image build must hear from a template it hears, so that images can be built where no disk is.
+Image builds get the answers that they need from a template, so that images can be built without disks.
 
-It runs in a mount namespace of its own with its own /etc, so that it knows users that the host does not, and nothing
-that happens to those of the host. A forced command reads what the client sends and exits with 0.
+The sshd runs in its own mount namespace with its own /etc, so that it has users that the host does not have, and
+changes to the host's users do not matter. A forced command reads what the client sends and exits with 0.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from tests.pocketcloud.machines import QUICK_KEYS
 from tests.pocketcloud.records import KindError, Server
 
 SSHD = "/usr/sbin/sshd"
-# Drains stdin: until its end, or until 0.2 s of silence, because many clients leave it open. Then says what an image
-# build needs to hear: who it is, a distribution, and the marks that builds wrote, all of them. {{ is { for str.format.
+# Reads stdin to its end, or until 0.2 s of silence, because many clients leave it open. Then prints what an image build
+# asks for: the user, a distribution, or the marks that all builds have written. {{ is { for str.format.
 DRAIN = (
     "exec perl -e 'vec($r, 0, 1) = 1; "
     "1 while select($x = $r, undef, undef, 0.2) > 0 && sysread(STDIN, $in, 65536, length $in); "
@@ -48,15 +48,15 @@ LogLevel ERROR
 """
 ANY_KEY = "AuthorizedKeysCommand /bin/echo %t %k\n"
 CERTAIN_KEYS = "AuthorizedKeysCommand /bin/cat {folder}/keys\n"
-OF_HOST = ("ld.so.cache", "localtime")  # of /etc, what the namespace's own one has as this host does
-# All of /etc: who replaces a file of the host's, as useradd does, would take a mount on that file away.
+OF_HOST = ("ld.so.cache", "localtime")  # files of the host's /etc that are copied to the namespace's
+# Mounts over all of /etc: a mount over one file ends when the host replaces that file, as useradd does.
 ENTER = """mount --bind "$0/etc" /etc && mount -t tmpfs tmpfs /run && mkdir /run/sshd &&
 : > /run/marks && chmod 666 /run/marks && echo ready && exec cat"""
 DIE_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
 
 
 class SharedSsh:
-    """The kind for thousands of servers; one instance a cloud."""
+    """The kind for thousands of servers; one instance per cloud."""
 
     def __init__(self, folder: Path, doors: Doors, knobs: Knobs) -> None:
         self._folder, self._doors, self._knobs = folder, doors, knobs
@@ -73,10 +73,10 @@ class SharedSsh:
         self._holder = self._hold_namespace()
 
     def boot(self, server: Server) -> None:
-        """Nothing to start: the sshd is there."""
+        """Do nothing: the sshd is ready."""
 
     def apply_ssh(self, server: Server) -> None:
-        """Open, close or change the doors of the server's addresses."""
+        """Open, change or close the doors at the server's addresses."""
         for address in [server.address, *server.floating]:
             if address is None:
                 continue
@@ -90,24 +90,24 @@ class SharedSsh:
                 self._close(address)
 
     def halt(self, server: Server) -> None:
-        """Refuse ssh and end its sessions."""
+        """Refuse ssh and end the server's sessions."""
         for address in [server.address, *server.floating]:
             if address is not None:
                 self._close(address)
 
     def remove(self, server: Server) -> None:
-        """Refuse ssh and end its sessions: there is no disk."""
+        """Refuse ssh and end the server's sessions; there is no disk."""
         self.halt(server)
 
     def snapshot(self, server: Server, layer: str) -> bool:
-        """There is no disk."""
+        """Return False: there is no disk."""
         return False
 
     def drop_layers(self, unused: set[str]) -> None:
-        """There are no layers."""
+        """Do nothing: there are no layers."""
 
     def console(self, server: Server) -> str | None:
-        """No console of its own."""
+        """Return None: there is no console."""
         return None
 
     def stop(self) -> None:
@@ -169,7 +169,7 @@ class SharedSsh:
         path.chmod(0o644)
 
     def _hold_namespace(self) -> subprocess.Popen[bytes]:
-        """Start what keeps the namespace; it ends with its standard input, that is with us."""
+        """Start the process that keeps the namespace; it ends with its standard input, so with this process."""
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, str(self._folder)]
         pipe = subprocess.PIPE
         holder = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)

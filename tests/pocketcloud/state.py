@@ -33,17 +33,17 @@ from tests.pocketcloud.records import (
 from tests.support.schedule import Schedule
 
 log = logging.getLogger(__name__)
-BOOT_LOOK_SECONDS = 0.05  # a delete looks so often whether the boot has ended
+BOOT_LOOK_SECONDS = 0.05  # how often a delete checks whether the boot has ended
 SNAPSHOT_FAILED_STATUS = {"queued": "queued", "stuck": "saving", "killed": "killed"}
 
 
 class QuotaError(Exception):
-    """The project has no room; the text is Nova's."""
+    """The project's quota is used up; the text is Nova's."""
 
 
 @dataclass
 class Token:
-    """Who may call with it, until when (Unix time)."""
+    """Who can call with the token, and until when (Unix time)."""
 
     user: str
     project: str
@@ -52,17 +52,17 @@ class Token:
 
 @dataclass
 class Workshop:
-    """What a cloud works with: time, hands, and the kinds of machines."""
+    """What a cloud works with: a schedule, threads, and the kinds of machines."""
 
     schedule: Schedule
     pool: ThreadPoolExecutor
-    kind: Callable[[str], Kind]  # raises KindError when the host cannot have that kind
-    close_door: Callable[[str], None]  # nobody answers at this address any more
+    kind: Callable[[str], Kind]  # raises KindError if the host cannot have that kind
+    close_door: Callable[[str], None]  # nothing answers at this address any more
 
 
 @dataclass
 class Cloud:
-    """One cloud. Whoever reads or changes it holds `lock`."""
+    """One cloud. Hold `lock` to read or change it."""
 
     name: str
     workshop: Workshop
@@ -95,7 +95,7 @@ class Cloud:
     # Knobs
 
     def turn(self, name: str, value: object) -> None:
-        """Set a knob; raises KnobError, or KindError for machines that cannot be had."""
+        """Set a knob; raises KnobError, or KindError for machines that this host cannot run."""
         with self.lock:
             if name == "machines" and value in KINDS:
                 self.workshop.kind(str(value))
@@ -110,13 +110,13 @@ class Cloud:
                 self._stale = (time.monotonic(), self._copies())
 
     def flavors(self) -> list[Flavor]:
-        """Return the sizes that servers may have."""
+        """Return the flavors of servers."""
         return [dataclasses.replace(one, disk=0) if self.knobs.no_disks else one for one in FLAVORS]
 
     # Servers
 
     def quotas(self, project: str) -> dict[str, tuple[int, int]]:
-        """Return limit (-1 for none) and use of what Nova has quotas of."""
+        """Return limit (-1 for none) and use of each of Nova's quotas."""
         mine = [server.flavor for server in self.servers.values() if server.project == project]
         used = {"cores": sum(flavor.vcpus for flavor in mine), "instances": len(mine),
                 "ram": sum(flavor.ram for flavor in mine)}
@@ -124,7 +124,7 @@ class Cloud:
         return {name: (-1 if limits[name] is None else limits[name], used[name]) for name in used}
 
     def check_quota(self, project: str, flavor: Flavor) -> None:
-        """Raise QuotaError when the project has no room for one more server of a flavor."""
+        """Raise QuotaError if the project has no room for one more server of a flavor."""
         wanted = {"cores": flavor.vcpus, "instances": 1, "ram": flavor.ram}
         quotas = self.quotas(project)
         overs = [name for name, (limit, used) in quotas.items() if 0 <= limit < used + wanted[name]]
@@ -135,7 +135,7 @@ class Cloud:
                              f"{words[3]} {words[0]}")
 
     def add_server(self, server: Server, ports: list[Port]) -> None:
-        """Take a new server in and let it boot on these ports."""
+        """Add a new server and boot it on these ports."""
         knobs = self.knobs
         server.failure = "error" if server.boot_fault else self._draw_failure()
         server.hosted = True
@@ -154,29 +154,29 @@ class Cloud:
             self.workshop.schedule.later(seconds, lambda: self._spawn(server))
 
     def delete_server(self, server: Server) -> None:
-        """Let a server go after delete_seconds, and not before its boot has ended."""
+        """Delete a server after delete_seconds, but not before its boot has ended."""
         if self.knobs.delete_ignored or server.task_state == "deleting":
             return
         server.task_state, server.updated = "deleting", time.time()
         self.workshop.schedule.later(self.knobs.delete_seconds, lambda: self._remove(server))
 
     def vanish_server(self, server: Server) -> None:
-        """Let a server be gone at once, as if it had never been; what a boot under way makes goes when that ends."""
+        """Make a server vanish at once; if it is still booting, its machine is removed when the boot ends."""
         if self.servers.pop(server.id, None) and not server.booting:
             self._hand(server, lambda kind: kind.remove(server), then=lambda: self._release(server))
 
     def stop_server(self, server: Server) -> None:
-        """Switch it off."""
+        """Switch a server off."""
         server.task_state = "powering-off"
         self._hand(server, lambda kind: kind.halt(server), then=lambda: self._settle(server, "SHUTOFF", "none"))
 
     def start_server(self, server: Server) -> None:
-        """Switch it on."""
+        """Switch a server on."""
         server.task_state = "powering-on"
         self._hand(server, lambda kind: kind.boot(server), then=lambda: self._settle(server, "ACTIVE", "up"))
 
     def reboot_server(self, server: Server, *, hard: bool) -> None:
-        """Switch it off and on; REBOOT or HARD_REBOOT meanwhile."""
+        """Switch a server off and on; it is REBOOT or HARD_REBOOT meanwhile."""
         server.status, server.task_state = ("HARD_REBOOT", "rebooting_hard") if hard else ("REBOOT", "rebooting")
 
         def restart(kind: Kind) -> None:
@@ -186,12 +186,12 @@ class Cloud:
         self._hand(server, restart, then=lambda: self._settle(server, "ACTIVE", "up"))
 
     def set_ssh(self, server: Server, mode: str) -> None:
-        """Let its ssh be up, refused, silent or reset from now on."""
+        """Make a server's ssh up, refused, silent, reset or stranger from now on."""
         server.ssh = mode
         self._hand(server, lambda kind: kind.apply_ssh(server))
 
     def list_servers(self, project: str) -> list[Server]:
-        """Return the project's servers, newest first, as the knobs let them be seen."""
+        """Return the project's servers, newest first, as far as the knobs show them."""
         if self.knobs.list_empty:
             self.knobs.list_empty -= 1
             return []
@@ -241,7 +241,7 @@ class Cloud:
     def _booted(self, server: Server) -> None:
         with self.lock:
             server.booting, server.launched = False, time.time()
-            if server.id not in self.servers:  # vanished meanwhile
+            if server.id not in self.servers:  # it vanished meanwhile
                 self._hand(server, lambda kind: kind.remove(server), then=lambda: self._release(server))
                 return
             if server.status != "BUILD":
@@ -307,7 +307,7 @@ class Cloud:
     # Volumes
 
     def add_volume(self, volume: Volume) -> None:
-        """Take a new volume in, which is available after a while."""
+        """Add a new volume; after volume_seconds it is available, or error if the knobs say so."""
         self.volumes[volume.id] = volume
         fails = self.knobs.volume_failures > 0
         self.knobs.volume_failures -= fails
@@ -319,7 +319,7 @@ class Cloud:
             volume.status = status
 
     def attach(self, volume: Volume, server: Server, *, goes_with_server: bool) -> None:
-        """Let a server boot from a volume."""
+        """Attach a volume to the server that boots from it."""
         volume.status, volume.server, volume.goes_with_server = "in-use", server.id, goes_with_server
 
     def _detach(self, server: Server) -> None:
@@ -368,7 +368,7 @@ class Cloud:
         self._hand(server, copy_disk)
 
     def _lose_image(self, server: Server, image: Image) -> None:
-        """Nova removes the image of a snapshot that failed."""
+        """Remove the image of a failed snapshot, as Nova does."""
         with self.lock:
             server.task_state = None
             self._drop_image(image)
@@ -435,7 +435,7 @@ class Cloud:
         return {self.private_network: "private", **second}
 
     def add_port(self, project: str, name: str = "", *, network: str = "private", made_by_nova: bool = False) -> Port:
-        """Take a fixed address."""
+        """Add a port with a free fixed address."""
         mac = "fa:16:3e:" + ":".join(f"{self.random.randrange(256):02x}" for _ in range(3))
         port = Port(new_id(), project, self.fixed.take(), mac, name, network, made_by_nova=made_by_nova)
         self.ports[port.id] = port
@@ -458,7 +458,7 @@ class Cloud:
         server.addresses_shown = False
 
     def bind(self, floating: FloatingIP, port: str | None) -> None:
-        """Lead a floating IP to another port or to none; servers notice after floating_seconds."""
+        """Bind a floating IP to another port or to none; servers notice after floating_seconds."""
         old = self.server_of(floating.port)
         floating.port, floating.updated = port, time.time()
         if old:
@@ -478,7 +478,7 @@ class Cloud:
                 self.set_ssh(server, server.ssh)
 
     def age(self, seconds: float) -> None:
-        """Let everything there is have been made so much earlier."""
+        """Make everything in the cloud older by some seconds."""
         with self.lock:
             kept: list[dict[str, Any]] = [
                 self.servers, self.images, self.keypairs, self.ports, self.floating_ips,  # type: ignore[list-item]
@@ -488,7 +488,7 @@ class Cloud:
                     thing.created -= seconds
 
     def truth(self) -> dict[str, Any]:
-        """Everything there is, for the control interface."""
+        """Return everything in the cloud, for the control interface."""
         with self.lock:
             return {
                 "knobs": self.knobs.as_dict(),

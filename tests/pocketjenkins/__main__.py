@@ -1,9 +1,9 @@
 """A stand-in for Jenkins 2.263 on loopback: nodes, queue, builds over ssh, and the JSON API that python-jenkins uses.
 
-It answers as a real one was recorded to (tests/data/jenkins). Under /control, which Jenkins does not have, tests turn
-knobs, look at the truth and let accidents happen. ROOT/ready is written when it accepts connections: {"url", "pid"}.
+Its answers follow recordings of a real one (tests/data/jenkins). Under /control, which Jenkins does not have, tests
+turn knobs, look at the truth and cause accidents. It writes ROOT/ready when it accepts connections: {"url", "pid"}.
 
-Exit codes: 0 stopped by SIGTERM, SIGINT or the end of its standard input (--until-eof); 2 wrong use.
+Exit codes: 0 stopped by SIGTERM, SIGINT or the end of its standard input (--until-eof); 2 wrong usage.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from tests.support.knobs import KnobError
 
 KEPT_REQUESTS = 2000
 HANG_SECONDS = 3600.0
-IDLE_SECONDS = 300.0  # a kept-alive connection without a request
+IDLE_SECONDS = 300.0  # after which a kept-alive connection without a request is closed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def knob(text: str) -> tuple[str, Any]:
 
 
 def wait_for_eof(stopped: threading.Event) -> None:
-    while os.read(0, 4096):  # unbuffered: a thread inside sys.stdin would hold up the end of the process
+    while os.read(0, 4096):  # unbuffered: a thread inside sys.stdin would delay the end of the process
         pass
     stopped.set()
 
@@ -175,7 +175,7 @@ class Server(ThreadingHTTPServer):
             )
 
     def ordered_answer(self, line: str) -> dict[str, Any] | None:
-        """The answer that a test has ordered for this request, counted down; None when Jenkins shall answer."""
+        """Return a copy of the scripted answer for this request, and count it down; None if there is none."""
         with self.model.lock:
             for answer in self.model.knobs.answers:
                 left = answer.get("times")
@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_HEAD = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: requests are kept for GET /control."""
+        """Log nothing: requests are kept for GET /control."""
 
     def _answer(self) -> None:
         began = time.monotonic()
@@ -252,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.site.log_in(request, name, secret)
 
     def _misbehave(self, request: Request, ordered: dict[str, Any]) -> Reply | None:
-        """The answer a test has ordered, or None when the connection goes without one."""
+        """Return the scripted answer, or None if the connection ends without one."""
         kind = ordered.get("kind", "status")
         if "body" in ordered:
             return Reply(int(ordered.get("status", 200)), ordered["body"].encode("latin-1"), "application/octet-stream")
@@ -270,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(reply.wire(send_body=self.command != "HEAD"))
         except ConnectionError:
-            self.close_connection = True  # the client did not wait for it
+            self.close_connection = True  # the client has not waited for the reply
 
 
 if __name__ == "__main__":

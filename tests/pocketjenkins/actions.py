@@ -1,6 +1,6 @@
 """The actions of builds and queue items and the properties of jobs, as Jenkins' JSON API shows them.
 
-The causes of people are as recorded; the rest is from the exported fields in the sources of Jenkins and its plugins.
+The causes of people follow recordings; the rest follows the exported fields in the sources of Jenkins and its plugins.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from tests.pocketjenkins.jobxml import Parameter
 
 
 def causes_of(item: Item) -> list[dict[str, Any]]:
-    """Why a build was asked for."""
+    """Return the action with the causes of a build."""
     return [{"_class": "hudson.model.CauseAction", "causes": [_cause(cause) for cause in item.causes]}]
 
 
@@ -32,14 +32,14 @@ def _cause(cause: Cause) -> dict[str, Any]:
 
 
 def parameters_of(item: Item) -> list[dict[str, Any]]:
-    """The parameters of a build, if it has any."""
+    """Return the action with a build's parameters, if it has any."""
     defined = {one.name: one for one in item.job.config.parameters} if item.job.config else {}
     values = [_value(defined.get(name), name, value) for name, value in item.parameters.items()]
     return [{"_class": "hudson.model.ParametersAction", "parameters": values}] if values else []
 
 
 def _value(defined: Parameter | None, name: str, value: str) -> dict[str, Any]:
-    """A parameter of a build; of a secret one only the name is shown."""
+    """Return a parameter of a build; a secret one shows its name only."""
     kind = (defined.kind if defined else "hudson.model.StringParameter") + "Value"
     kind = "hudson.model.StringParameterValue" if "Choice" in kind else kind
     if defined and defined.secret:
@@ -48,7 +48,7 @@ def _value(defined: Parameter | None, name: str, value: str) -> dict[str, Any]:
 
 
 def definitions_of(parameters: tuple[Parameter, ...]) -> list[dict[str, Any]]:
-    """The parameters of a job, if it has any."""
+    """Return the property with a job's parameters, if it has any."""
     definitions = [
         {
             "_class": one.kind + "Definition",
@@ -65,7 +65,7 @@ def definitions_of(parameters: tuple[Parameter, ...]) -> list[dict[str, Any]]:
 
 
 def tests_of(build: Build) -> list[dict[str, Any]]:
-    """The counts of a build's test reports, if there are any."""
+    """Return the action with the counts of a build's test reports, if there are any."""
     if not build.tests["totalCount"]:
         return []
     counts = {name: build.tests[name] for name in ("failCount", "skipCount", "totalCount")}

@@ -1,4 +1,4 @@
-"""The master's ssh connection to an agent: launch with host key check and retries, and run a build's script over it."""
+"""The master's ssh connection to an agent: launch it with host key check and retries, and run a build's script."""
 
 import base64
 import logging
@@ -32,12 +32,12 @@ class LaunchError(Exception):
 
 
 class RetryError(Exception):
-    """One attempt failed in a way that the plugin tries again."""
+    """One attempt failed in a way that the plugin retries."""
 
 
 @dataclass(frozen=True)
 class Credential:
-    """A user name and private key under an id, as the credentials plugin holds it."""
+    """A user name and private key, which the credentials plugin keeps under an id."""
 
     user: str
     key_file: Path
@@ -45,7 +45,7 @@ class Credential:
 
 @dataclass
 class KeyStore:
-    """What the master knows about itself: credentials, its known_hosts file and the host keys it has come to trust."""
+    """The master's keys: its credentials, its known_hosts file, and the host keys that it has come to trust."""
 
     credentials: dict[str, Credential]
     known_hosts: Path
@@ -57,7 +57,7 @@ def stamp() -> str:
 
 
 def describe(launcher: Launcher) -> str:
-    """The first line of a launch log."""
+    """Return the first line of a launch log."""
     return (
         f"SSHLauncher{{host='{launcher.host or ''}', port={launcher.port}, "
         f"credentialsId='{launcher.credentials_id or ''}', jvmOptions='{launcher.jvm_options or ''}', "
@@ -69,7 +69,7 @@ def describe(launcher: Launcher) -> str:
 
 
 def check_settings(launcher: Launcher, keys: KeyStore) -> None:
-    """Raise LaunchError for what the plugin finds wrong before it connects."""
+    """Raise LaunchError for settings that the plugin refuses before it connects."""
     unknown = bool(keys.credentials) and launcher.credentials_id not in keys.credentials
     if not launcher.host or not launcher.credentials_id or unknown:
         raise LaunchError("ERROR: Launching agent process aborted.\nAlso:   java.lang.Throwable: launched here")
@@ -78,7 +78,7 @@ def check_settings(launcher: Launcher, keys: KeyStore) -> None:
 def connect(
     launcher: Launcher, keys: KeyStore, out: Print, called_off: threading.Event, retry_seconds: float | None
 ) -> paramiko.Transport:
-    """Connect and log in, trying again as the plugin does; LaunchError when it is of no use or has been called off."""
+    """Connect and log in, with the plugin's retries; raises LaunchError if that fails or is called off."""
     out(describe(launcher))
     out(f"{stamp()} Opening SSH connection to {launcher.host}:{launcher.port}.")
     for left in range(launcher.retries, -1, -1):
@@ -86,7 +86,7 @@ def connect(
             return _log_in(_open(launcher, keys, out), launcher, keys, out)
         except RetryError as err:
             out(str(err))
-            # The plugin waits after the last attempt too, within its launch time limit.
+            # The plugin waits after the last attempt, too, within its launch time limit.
             wait_seconds: float = min(launcher.retry_wait_seconds, launcher.launch_timeout_seconds)
             if left:
                 out(
@@ -122,7 +122,7 @@ def _open(launcher: Launcher, keys: KeyStore, out: Print) -> paramiko.Transport:
 
 
 def _prefer_algorithm(transport: paramiko.Transport, launcher: Launcher) -> None:
-    """Ask the server for the kind of key that is expected, so that another kind is not taken for a wrong key."""
+    """Ask the server for the expected kind of key, so that another kind is not taken for a wrong key."""
     expected = (launcher.key or "").partition(" ")[0]
     options = transport.get_security_options()
     first = [name for name in options.key_types if name == expected or (expected == "ssh-rsa" and "rsa" in name)]
@@ -209,7 +209,7 @@ def run_script(
     out: Print,
     stop: threading.Event,
 ) -> int | None:
-    """Run a shell step on the agent, in the workspace; its status, or None when the connection or the build ended."""
+    """Run a shell step in the agent's workspace; returns its status, or None if the connection or the build ended."""
     try:
         channel = transport.open_session(timeout=30)
         channel.set_combine_stderr(True)
@@ -226,14 +226,14 @@ def run_script(
 
 
 def _command(script: str, environment: Mapping[str, str]) -> str:
-    # As Jenkins: a script without #! is traced and stops at the first failure. --norc: only logins read .bashrc.
+    # As in Jenkins, a script without #! is traced and stops at the first failure. --norc: only logins read .bashrc.
     flags = ["--norc"] if script.startswith("#!") else ["--norc", "-xe"]
     step = in_workspace(environment) + "exec " + shlex.join(["bash", *flags, "-c", script]) + " </dev/null"
     return shlex.join(["bash", "-c", step])
 
 
 def in_workspace(environment: Mapping[str, str]) -> str:
-    """The lines of bash before a step: its environment, of which sshd would accept nothing, and its workspace."""
+    """Return the bash lines before a step, which set its environment (sshd would not accept it) and its workspace."""
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n" for name, value in environment.items() if name.isidentifier()
     )
@@ -241,7 +241,7 @@ def in_workspace(environment: Mapping[str, str]) -> str:
 
 
 def copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) -> None:
-    """Print the lines of a channel until its end, or until `stop` is set."""
+    """Print the lines of a channel until it ends or `stop` is set."""
     rest = b""
     silent_since = time.monotonic()
     while not stop.is_set():
@@ -250,7 +250,7 @@ def copy_output(channel: paramiko.Channel, out: Print, stop: threading.Event) ->
             silent_since = time.monotonic()
         except TimeoutError:
             if channel.exit_status_ready() and time.monotonic() - silent_since > LEAK_SECONDS:
-                break  # something in the background has the output open; Jenkins does not wait for it either
+                break  # a background process has the output open; Jenkins does not wait for it, either
             continue
         if not data:
             break

@@ -1,4 +1,4 @@
-"""The objects of Jenkins' JSON API, made from the model, with the keys that the recordings have."""
+"""The objects of Jenkins' JSON API, made from the model, with the keys of the recordings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,8 +36,9 @@ USER_PROPERTIES = (
 
 
 class Api:
-    """Exports for one request: `url` is the address that the client used, `full` whether it may see everything,
-    `sees` whether it may see a job.
+    """Exports for one request.
+
+    `url`: the address that the client used; `full`: whether it may see everything; `sees`: whether it may see a job.
     """
 
     def __init__(self, model: Model, url: str, full: bool, sees: Callable[[str], bool]) -> None:
@@ -328,7 +329,7 @@ class Api:
         )
 
     def _why(self, label: str, nodes: list[Node]) -> str:
-        """Why a buildable item waits, in the words of hudson.model.Queue."""
+        """Return why a buildable item waits, in the words of hudson.model.Queue."""
         if self.model.quieting_down:
             return "Jenkins is about to shut down"
         if not label or (not self.model.nodes and nodes):

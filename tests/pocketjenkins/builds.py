@@ -1,4 +1,4 @@
-"""Jobs, queue items and builds of the Jenkins stand-in, and what a build does from its first step to its last."""
+"""Jobs, queue items and builds of the Jenkins stand-in, and the steps of builds of jobs that tests describe."""
 
 import os
 import re
@@ -21,10 +21,10 @@ STOP_GRACE_SECONDS = 5.0
 
 @dataclass
 class Job:
-    """A job: what its `config` says, or, for one that a test has described, on the Jenkins host `before`, on the node
-    `script` (or just `seconds` of it), on the host `after`.
+    """A job, which does what its `config` says. A cell of a matrix is a job with a `parent`.
 
-    A cell of a matrix is a job with a `parent`.
+    A job that a test describes has no `config`: it runs `before` on the Jenkins host, then `script` on the node (or
+    just takes `seconds`), then `after` on the host.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def display_name(self) -> str:
-        """As people read it: of a cell the matrix and the values of the axes."""
+        """The name for people; a cell's has the matrix and the values of the axes."""
         if self.parent is None:
             return self.name
         values = ",".join(part.partition("=")[2] for part in self.base_name.split(","))
@@ -60,12 +60,12 @@ class Job:
 
     @property
     def path(self) -> str:
-        """Its address below that of Jenkins."""
+        """Its address, relative to that of Jenkins."""
         return f"{self.parent.path}{self.base_name}/" if self.parent else f"job/{self.name}/"
 
     @property
     def workspace(self) -> str:
-        """Its folder below the workspaces of a node."""
+        """Its folder among the workspaces of a node."""
         return self.name.replace("=", "/").replace(",", "/") if self.parent else self.name
 
     @property
@@ -87,7 +87,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why there is a build: a person, or a build of another job, with the causes of that one."""
+    """Why a build was started: by a person, or by a build of another job, with that build's causes."""
 
     user: str = ""
     project: str = ""
@@ -101,14 +101,14 @@ class Cause:
         return f"Started by user {self.user}"
 
     def lines(self, indent: str = "") -> list[str]:
-        """What the console of the build begins with."""
+        """Return the first lines of the build's console."""
         more = [line for cause in self.before for line in cause.lines(indent + " ")]
         return [indent + self.text, *([f"{indent}originally caused by:", *more] if more else [])]
 
 
 @dataclass
 class Item:
-    """A place in the queue, kept after the build has left it. `given` are parameters as asked for, known or not."""
+    """An item of the queue, kept after the build has left it. `given`: the parameters as asked for, known or not."""
 
     id: int
     job: Job
@@ -116,16 +116,16 @@ class Item:
     causes: list[Cause]
     given: dict[str, str] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)
-    number: int | None = None  # of a cell's build, which has that of its matrix
+    number: int | None = None  # of a cell's build: that of its matrix
     since: float = field(default_factory=time.time)
     build: "Build | None" = None
     cancelled: bool = False
-    done: threading.Event = field(default_factory=threading.Event)  # the build has ended, or there will be none
+    done: threading.Event = field(default_factory=threading.Event)  # set when the build has ended or there will be none
 
 
 @dataclass
 class Build:
-    """One build. `forced` is a result that did not wait for the steps, such as of a build whose node was deleted."""
+    """One build. `forced`: a result from outside that does not wait for the steps, as when the node was deleted."""
 
     job: Job
     number: int
@@ -140,7 +140,7 @@ class Build:
     forced: str | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     stepwise: bool = False  # a thread runs its steps, and ends it after the last one
-    crashed: bool = False  # Jenkins went away under it: no further step runs
+    crashed: bool = False  # Jenkins went away during it: no further step runs
     process: subprocess.Popen[bytes] | None = None
     console: list[str] = field(default_factory=list)
     display_name: str = ""
@@ -153,7 +153,7 @@ class Build:
         return f"{self.job.display_name} {self.display_name}"
 
     def folder(self, root: Path) -> Path:
-        """Where Jenkins keeps what is left of it."""
+        """Return the folder in which Jenkins keeps the build's record."""
         return root / "jobs" / self.job.name / "builds" / str(self.number)
 
     def __post_init__(self) -> None:
@@ -166,7 +166,7 @@ class Build:
         return 0 if self.ended_at is None else max(1, round((self.ended_at - self.began_at) * 1000))
 
     def force(self, result: str, *lines: str) -> None:
-        """End it from outside; the first cause wins."""
+        """End the build from outside; the first cause wins."""
         if self.forced is None and self.result is None:
             self.forced = result
             self.console.extend(lines)
@@ -174,9 +174,9 @@ class Build:
 
 
 def run_build(build: Build, transport: paramiko.Transport | None, root: Path, finish: Callable[[str], None]) -> None:
-    """All steps of a build, then `finish` with the result.
+    """Run all steps of a build, then call `finish` with the result.
 
-    A build that was forced to end has its result already; its post-build step runs all the same.
+    A build that was forced to end has its result already, but its post-build step still runs.
     """
     result = _run_steps(build, transport, root)
     if build.job.after and not build.crashed:
@@ -205,9 +205,9 @@ def _run_steps(build: Build, transport: paramiko.Transport | None, root: Path) -
 
 def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[str, str],
                  until: threading.Event | None = None) -> int:
-    """Run a command on the Jenkins host with its output on the console; its exit status.
+    """Run a command on the Jenkins host with its output on the console; returns its exit status.
 
-    Whoever stops the build kills it, once it has begun; `until` says that this was before.
+    Stopping the build kills a command that runs; `until` is set if the build was stopped just before.
     """
     environment = {**os.environ, **build.environment, **extra}
     words = [expand(word, environment) for word in argv]
@@ -237,7 +237,7 @@ def _run_on_host(build: Build, argv: Sequence[str], root: Path, extra: Mapping[s
 
 
 def expand(word: str, environment: Mapping[str, str]) -> str:
-    """Put in $NAME and ${NAME} where there is such a variable; everything else stays."""
+    """Replace $NAME and ${NAME} if the variable exists; everything else stays."""
 
     def value(found: re.Match[str]) -> str:
         return environment.get(found[1] or found[2], found[0])
@@ -246,7 +246,7 @@ def expand(word: str, environment: Mapping[str, str]) -> str:
 
 
 def kill_step(build: Build) -> None:
-    """Kill the command that a build runs on the Jenkins host, with what it has started."""
+    """Kill the command that a build runs on the Jenkins host, and what the command has started."""
     process = build.process
     if process is None or process.poll() is not None:
         return

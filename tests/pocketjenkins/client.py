@@ -1,4 +1,4 @@
-"""Start, turn and read the stand-in for Jenkins from a test."""
+"""The tests' client for the Jenkins stand-in: starts it, turns its knobs, and reads its state."""
 
 import json
 import subprocess
@@ -21,25 +21,25 @@ CALL_SECONDS = 30.0
 
 
 class StandInError(Exception):
-    """The stand-in did not start, or what was waited for did not happen."""
+    """The stand-in did not start, refused a request, or did not reach an awaited state."""
 
 
 class Steps(TypedDict, total=False):
-    """What the builds of a job do. Words may hold $NODE_NAME, $RESULT and the like; no shell reads them."""
+    """What a job's builds do. Words can hold variables such as $NODE_NAME and $RESULT; no shell reads them."""
 
-    before: Sequence[str]  # argv on the Jenkins host, first and blocking; a failure is the build's
+    before: Sequence[str]  # argv on the Jenkins host, run first; if it fails, the build fails
     script: str  # bash on the node, over ssh
-    after: Sequence[str]  # argv on the Jenkins host after any end, with RESULT in its environment
-    seconds: float  # how long the executor is busy when there is no script to run or no machine to run it on
+    after: Sequence[str]  # argv on the Jenkins host, run after any end, with RESULT in its environment
+    seconds: float  # how long the executor is busy if there is no script or no machine to run it on
     environment: Mapping[str, str]
     concurrent: bool
 
 
 class StandIn:
-    """A Jenkins of one's own: a process with its files in `root`, stopped at the end of the `with` block.
+    """A stand-in as a process with its files in `root`, stopped at the end of the `with` block.
 
-    `users` are name -> (password, API token), the first being the one that `user`, `password` and `token` give;
-    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in knobs.py; port 0 is any.
+    `users` are name -> (password, API token); `user`, `password` and `token` are those of the first one;
+    `credentials` are id -> (user name on the nodes, private key file); `knobs` as in knobs.py; port 0: any free one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class StandIn:
         self.stop()
 
     def start(self) -> Self:
-        """Start it and wait until it accepts connections; StandInError with its log when it does not."""
+        """Start it and wait until it accepts connections; if it does not, raises StandInError with its log's end."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "ready").unlink(missing_ok=True)
         with (self.root / "log").open("ab") as log:
@@ -96,7 +96,7 @@ class StandIn:
         return str(json.loads(ready.read_text())["url"]) if ready.exists() else None
 
     def stop(self) -> None:
-        """Stop it; what it started on this host ends with it."""
+        """Stop it, and with it what it started on this host."""
         self._control.close()
         process, self._process = self._process, None
         if process is None:
@@ -111,38 +111,38 @@ class StandIn:
             process.stdin.close()
 
     def knobs(self, **values: Any) -> dict[str, Any]:
-        """Turn knobs; gives all of them back."""
+        """Turn knobs; returns all of them."""
         return self._call("PATCH", "control", values)
 
     def look(self) -> dict[str, Any]:
-        """The truth: knobs, nodes, jobs, builds, queue, calls, requests, and "now" on the clock of their times."""
+        """Return the truth: knobs, nodes, jobs, builds, queue, calls, requests, and "now" on the same clock."""
         return self._call("GET", "control")
 
     def calls(self) -> dict[str, int]:
-        """How often each kind of request came, such as "POST /computer/{name}/toggleOffline"."""
+        """Return how often each kind of request came, such as "POST /computer/{name}/toggleOffline"."""
         return dict(self.look()["calls"])
 
     def reset_calls(self) -> None:
         self._call("POST", "control/calls/reset")
 
     def add_job(self, name: str, label: str, **steps: Unpack[Steps]) -> None:
-        """Add a job, or change the named parts of what an existing one does."""
+        """Add a job, or change the named steps of an existing one."""
         self._call("POST", "control/jobs", {"name": name, "label": label, **steps})
 
     def add_nodes(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Add many nodes in one call; control.py says what each may have."""
+        """Add many nodes in one call; for their keys see control.py."""
         self._call("POST", "control/nodes", [dict(node) for node in nodes])
 
     def node(self, name: str, **what: Any) -> dict[str, Any]:
-        """Let something happen to a node (die, connect, label, temporarilyOffline, barred, launch); gives its truth."""
+        """Change a node (die, connect, label, temporarilyOffline, barred, launch); returns its true state."""
         return self._call("POST", f"control/nodes/{name}", what)
 
     def restart(self) -> None:
-        """Restart Jenkins: builds and sessions end, nodes survive, 503 for the knob restart_seconds."""
+        """Restart Jenkins: builds and sessions end, nodes survive; it answers 503 for restart_seconds (a knob)."""
         self._call("POST", "control/restart")
 
     def build(self, name: str, **parameters: str) -> int:
-        """Ask for a build as a client does; gives the queue item. Equal ones that wait are one item, as in Jenkins."""
+        """Request a build as a client does; returns its queue item, which equal waiting ones share, as in Jenkins."""
         answer = self._post(f"job/{name}/{'buildWithParameters' if parameters else 'build'}?{urlencode(parameters)}")
         if answer.status_code == 400 and not parameters:  # a job with parameters, each of which has a default
             answer = self._post(f"job/{name}/buildWithParameters")
@@ -156,7 +156,7 @@ class StandIn:
         )
 
     def wait_started(self, item: int, seconds: float = 30.0) -> dict[str, Any]:
-        """Wait until a queue item has become a build; gives the build."""
+        """Wait until a queue item has become a build; returns the build."""
 
         def started() -> dict[str, Any] | None:
             builds = self.look()["builds"]
@@ -165,7 +165,7 @@ class StandIn:
         return self._await(f"queue item {item} to become a build", seconds, started)
 
     def wait_build(self, name: str, number: int, seconds: float = 30.0) -> dict[str, Any]:
-        """Wait for the end of a build; gives it: node, result, started, ended, console."""
+        """Wait for the end of a build; returns it: node, result, started, ended, console."""
 
         def ended() -> dict[str, Any] | None:
             builds = self.look()["builds"]
@@ -175,7 +175,7 @@ class StandIn:
         return self._await(f"{name} #{number} to end", seconds, ended)
 
     def wait_node(self, name: str, state: str, seconds: float = 30.0) -> dict[str, Any]:
-        """Wait until a node is online, connecting, disconnected, launch-failed or died; gives its truth."""
+        """Wait until a node is online, connecting, disconnected, launch-failed or died; returns its true state."""
 
         def reached() -> dict[str, Any] | None:
             node = self.look()["nodes"].get(name)

@@ -1,7 +1,7 @@
-"""The script console: what is posted really runs, with groovy, on stubs of Jenkins' classes (tests/groovy/console).
+"""The script console: posted scripts really run, with groovy, on stubs of Jenkins' classes (tests/groovy/console).
 
-The stubs know what the stand-in knows, from a JSON file. They have just what a script of this project asks for, with
-names and types of the real ones, and nothing by which it could change something.
+The stubs know what the stand-in knows, from a JSON file. They have only what this project's scripts use, with the real
+names and types, and nothing that could change anything.
 """
 
 import json
@@ -17,18 +17,18 @@ from tests.pocketjenkins.model import Model
 STUBS = Path(__file__).resolve().parents[1] / "groovy" / "console"
 OF_CREDENTIALS = STUBS.parent / "credentials"  # classes of the plugin
 RUN_SECONDS = 60
-# A Java that runs for a second: what it would optimise and collect side by side costs more than the script.
+# For a Java that runs for a second: full optimisation and parallel garbage collection cost more than the script.
 BRIEF_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 def run_script(script: str, model: Model, users: list[str], url: str) -> str:
-    """What the console prints: the script's output, or a stack trace."""
+    """Return what the console prints: the script's output, or a stack trace."""
     classes = f"{STUBS}:{OF_CREDENTIALS}" if "credentials" in model.installed() else str(STUBS)
     return _run(script, json.dumps(truth(model, users, url), sort_keys=True), classes)
 
 
 def truth(model: Model, users: list[str], url: str) -> dict[str, Any]:
-    """What the stubs know. `departed` users have an account in Jenkins only, not where its users come from."""
+    """Return what the stubs know. `departed` users have an account in Jenkins, but not in its user directory."""
     with model.lock:
         knobs = model.knobs
         return {
@@ -43,7 +43,7 @@ def truth(model: Model, users: list[str], url: str) -> dict[str, Any]:
         }
 
 
-@lru_cache(maxsize=32)  # the same script on the same truth prints the same, and a start of Java takes a while
+@lru_cache(maxsize=32)  # the same script prints the same for the same truth, and Java starts slowly
 def _run(script: str, known: str, classes: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         script_file, truth_file = Path(folder, "script"), Path(folder, "truth.json")

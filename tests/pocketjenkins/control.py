@@ -1,4 +1,4 @@
-"""`/control`: the part of the stand-in that Jenkins does not have - knobs, ground truth, accidents."""
+"""`/control`: the part of the stand-in that Jenkins does not have: knobs, truth, accidents."""
 
 import json
 import re
@@ -15,11 +15,11 @@ JOB_KEYS = {"name", "label", "before", "script", "after", "seconds", "environmen
 
 
 class ControlError(Exception):
-    """A request to /control that makes no sense."""
+    """A wrong request to /control."""
 
 
 def set_knobs(model: Model, values: dict[str, Any]) -> None:
-    """Change knobs; KnobError names what is wrong, and then nothing was changed."""
+    """Change knobs; raises KnobError, which names what is wrong, before anything is changed."""
     with model.lock:
         for name, value in values.items():
             model.knobs.check(name, value)
@@ -29,7 +29,7 @@ def set_knobs(model: Model, values: dict[str, Any]) -> None:
 
 
 class Control:
-    """Answers requests under /control. `look` adds what only the server knows: calls and requests."""
+    """Answers requests under /control. `look` returns what only the server knows: calls and requests."""
 
     def __init__(
         self, model: Model, look: Callable[[], dict[str, Any]], forget: Callable[[], None], restart: Callable[[], None]
@@ -70,7 +70,7 @@ class Control:
         return result
 
     def truth(self) -> dict[str, Any]:
-        """Everything that is so, whatever the API may show."""
+        """Return everything as it really is, whatever the API shows."""
         model = self.model
         with model.lock:
             return {
@@ -109,18 +109,18 @@ class Control:
         }
 
     def put_job(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Add a job, or change what an existing one does."""
+        """Add a job, or change the steps of an existing one."""
         if unknown := value.keys() - JOB_KEYS:
             raise ControlError(f"no such keys of a job: {', '.join(sorted(unknown))}")
         with self.model.lock:
             job = self.model.jobs.setdefault(value["name"], Job(value["name"]))
-            job.config = None  # from now on it does what the test says
+            job.config = None  # from now on it runs the steps that the test gave
             for key in value.keys() - {"name"}:
                 setattr(job, key, value[key])
         return {"name": job.name}
 
     def add_nodes(self, values: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add many nodes: name; perhaps label, description, host, port, credentialsId, temporarilyOffline."""
+        """Add many nodes: name; optional label, description, host, port, credentialsId, temporarilyOffline."""
         for value in values:
             host, credential = value.get("host", "127.0.0.1"), value.get("credentialsId") or self._any_credential()
             launcher = Launcher(host=host, port=value.get("port", 22), credentials_id=credential)
@@ -135,9 +135,9 @@ class Control:
         return next(iter(self.model.keys.credentials), "any")
 
     def change_node(self, node: Node, value: dict[str, Any]) -> dict[str, Any]:
-        """Let something happen to a node: die, connect (how from now on), label, temporarilyOffline, barred, launch.
+        """Change a node: die, connect (how from now on), label, temporarilyOffline, barred, launch.
 
-        barred is the class of a cause for which Jenkins itself takes it offline, message the reason that it gives.
+        barred: the class of the cause for which Jenkins itself takes the node offline; message: the reason it gives.
         """
         if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "barred", "message", "launch"}:
             raise ControlError(f"nothing to do with a node: {', '.join(sorted(unknown))}")
@@ -167,7 +167,7 @@ def _build(build: Build) -> dict[str, Any]:
         "parameters": build.item.parameters,
         "building": build.result is None,
         "result": build.result,
-        "started": build.began_at,  # monotonic, as "now" and the times of the requests
+        "started": build.began_at,  # monotonic, like "now" and the times of the requests
         "ended": build.ended_at,
         "console": "\n".join(build.console),
     }

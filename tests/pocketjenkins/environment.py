@@ -1,6 +1,6 @@
 """The environment of a build's steps, as Jenkins' own page /env-vars.html lists it.
 
-Not set: what plugins beside the modelled ones add, and the cookies by which Jenkins finds leaked processes.
+Not set: what other plugins than the modelled ones add, and the cookies by which Jenkins finds leaked processes.
 """
 
 from collections.abc import Collection
@@ -13,9 +13,10 @@ from tests.pocketjenkins.nodes import Node
 def build_environment(
     item: Item, node: Node, number: int, executor: int, url: str, home: Path, taken: Collection[str]
 ) -> dict[str, str]:
-    """Parameters win over what Jenkins sets; `taken` are the workspaces of the node's running builds.
+    """Return the variables; parameters override those that Jenkins sets.
 
-    url is empty where Jenkins does not know its own address; then there are no variables with addresses.
+    taken: the workspaces of the node's running builds. url: empty if Jenkins does not know its own address; then there
+    are no variables with addresses.
     """
     job = item.job
     addresses = {
@@ -45,7 +46,7 @@ def build_environment(
 
 
 def _workspace(path: str, taken: Collection[str]) -> str:
-    """Concurrent builds of a job on one node have workspaces of their own: path, path@2, ..."""
+    """Return a workspace that no concurrent build of the job on the node has: path, path@2, ..."""
     number, free = 1, path
     while free in taken:
         number += 1

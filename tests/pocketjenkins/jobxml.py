@@ -1,8 +1,8 @@
-"""A job as its config.xml says it, as far as the stand-in for Jenkins runs it.
+"""A job read from its config.xml, as far as the stand-in for Jenkins runs it.
 
-Elements whose plugin is not installed are left out without a word, as Jenkins does when it loads a job. Elements that
-Jenkins would honour and the stand-in does not are kept by name: each build says so on its console. The names of the
-elements and their meaning are from the sources of Jenkins and its plugins; the recordings hold no run of such a job.
+Elements whose plugin is not installed are left out silently, as Jenkins does when it loads a job. Elements that Jenkins
+would honour but the stand-in does not are kept by name: each build reports them on its console. The names and meanings
+of the elements are from the sources of Jenkins and its plugins; the recordings have no run of such a job.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from xml.etree.ElementTree import Element
 from tests.pocketjenkins.plugins import resolves
 
 TRIGGER = "hudson.plugins.parameterizedtrigger."
-DEFAULT_EXCLUDES = ("**/*~", "**/.git", "**/.git/**", "**/.svn/**", "**/.DS_Store")  # of Ant's, what may occur here
-NO_EFFECT_HERE = {  # about keeping, timing and display of builds, which tests do not wait for
+DEFAULT_EXCLUDES = ("**/*~", "**/.git", "**/.git/**", "**/.svn/**", "**/.DS_Store")  # those of Ant's that can match
+NO_EFFECT_HERE = {  # about keeping, timing and displaying builds, which tests do not need
     "jenkins.model.BuildDiscarderProperty",
     "hudson.triggers.TimerTrigger",
     "hudson.plugins.timestamper.TimestamperBuildWrapper",
@@ -52,7 +52,7 @@ class Shell:
 
 @dataclass(frozen=True)
 class Blocking:
-    """From which result of the triggered build on the step fails, the build is unstable, the build failed."""
+    """How bad the triggered build's result must be for the step to fail, the build to be unstable, or it to fail."""
 
     step: str | None
     unstable: str | None
@@ -61,7 +61,7 @@ class Blocking:
 
 @dataclass(frozen=True)
 class Trigger:
-    """A configuration of the parameterized trigger. `given` are property texts, None for the build's own parameters."""
+    """A configuration of the parameterized trigger. `given`: property texts, or None for the build's own parameters."""
 
     projects: str
     condition: str
@@ -79,7 +79,7 @@ class TriggerStep:
 
 @dataclass(frozen=True)
 class PlainTrigger:
-    """Build other projects, the core's own."""
+    """Build other projects (of the core)."""
 
     projects: str
     threshold: str
@@ -119,7 +119,7 @@ class Timeout:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis of a matrix; `by_label` ones choose nodes."""
+    """An axis of a matrix; with `by_label`, its values choose nodes."""
 
     name: str
     values: tuple[str, ...]
@@ -132,7 +132,7 @@ Publisher = Archive | Report | Wipe
 
 @dataclass(frozen=True)
 class JobConfig:
-    """All that a job does."""
+    """Everything that a job does."""
 
     kind: str
     label: str = ""
@@ -140,7 +140,7 @@ class JobConfig:
     disabled: bool = False
     description: str = ""
     parameters: tuple[Parameter, ...] = ()
-    rights: tuple[tuple[str, str], ...] = ()  # user, and "Item.Read"
+    rights: tuple[tuple[str, str], ...] = ()  # user, right such as "Item.Read"
     builders: tuple[Builder, ...] = ()
     publishers: tuple[Publisher, ...] = ()
     triggers: tuple[Trigger | PlainTrigger, ...] = ()
@@ -154,15 +154,15 @@ class JobConfig:
 
 @dataclass
 class Reader:
-    """Reads one config.xml with the plugins that are there."""
+    """Reads one config.xml, with the plugins that are installed."""
 
     installed: Mapping[str, str]
     unmodelled: list[str] = field(default_factory=list)
 
     def read(self, text: str) -> JobConfig:
-        """A JobConfig; BadJobError for what is no XML or a kind of job that is not there."""
+        """Return a JobConfig; raises BadJobError if the text is not XML or the kind of job is unknown."""
         try:
-            # expat knows no XML 1.1, so the declaration is dropped
+            # expat does not know XML 1.1, so the declaration is dropped
             root = ElementTree.fromstring(text.partition("?>")[2] if text.lstrip().startswith("<?xml") else text)
         except ElementTree.ParseError as err:
             raise BadJobError(f"com.thoughtworks.xstream.io.StreamException: {err}") from err
@@ -210,7 +210,7 @@ class Reader:
                 yield _parameter(definition)
 
     def _rights(self, properties: Element | None) -> Iterator[tuple[str, str]]:
-        """Of project-based matrix authorization, for users."""
+        """Yield the users' rights by project-based matrix authorization."""
         for element in self._known(properties):
             for one in element.findall("permission") if element.tag == MATRIX_RIGHTS else ():
                 right, _, user = (one.text or "").removeprefix("USER:").partition(":")

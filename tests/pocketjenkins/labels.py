@@ -7,7 +7,7 @@ TOKENS = re.compile(r'"[^"]*"|&&|\|\||[!()]|[^\s&|!()"]+')
 
 
 def fits(expression: str, labels: Collection[str]) -> bool:
-    """Whether a node with these labels may run it; an empty expression fits every node."""
+    """Return whether an expression allows a node with these labels; an empty one allows every node."""
     if expression in labels:
         return True
     tokens = TOKENS.findall(expression)

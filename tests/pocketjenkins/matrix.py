@@ -1,8 +1,8 @@
-"""The build of a matrix: a build of each combination of its axes, its own result the worst of theirs.
+"""The build of a matrix: a build for each combination of its axes; its result is the worst of theirs.
 
 From the sources of the matrix project plugin 1.18: the parent needs no executor of a node, a cell's builds have the
-parent's number and parameters, label axes choose nodes in place of the parent's label, publishers run for each cell,
-and other jobs are triggered by the parent. Not modelled: combination filters, touchstone builds, aggregation.
+parent's number and parameters, label axes choose nodes instead of the parent's label, publishers run for each cell, and
+the parent triggers other jobs. Not modelled: combination filters, touchstone builds, aggregation.
 """
 
 import itertools
@@ -17,13 +17,13 @@ from tests.pocketjenkins.workplace import NowherePlace
 
 
 class Jenkins(steps.Jenkins, Protocol):
-    """What the build of a matrix needs of Jenkins."""
+    """What the build of a matrix needs from Jenkins."""
 
     def add_cell(self, build: Build, name: str, label: str, axes: Mapping[str, str]) -> Item:
         """Queue the build of a cell."""
 
     def cancel(self, item: Item) -> None:
-        """Take an item from the queue."""
+        """Remove an item from the queue."""
 
     def stop_build(self, build: Build) -> None:
         """Abort a build."""
@@ -39,7 +39,7 @@ class MatrixRun:
         self.last = steps.Run(build, config, NowherePlace(0.0), jenkins)
 
     def run(self) -> None:
-        """From the first cell to the end."""
+        """Run the build, from the first cell to the end."""
         items: list[Item] = []
         for name, label, axes in self._cells():
             if self.build.stop.is_set():
@@ -56,7 +56,7 @@ class MatrixRun:
         self.jenkins.end_build(self.build, self.last.result, self.last.trigger_others)
 
     def _cells(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """Name, label and axes of each combination; the name has the axes in alphabetical order."""
+        """Yield name, label and axes of each combination; the name has the axes in alphabetical order."""
         names = [axis.name for axis in self.config.axes]
         for values in itertools.product(*(axis.values for axis in self.config.axes)):
             axes = dict(zip(names, values, strict=True))
@@ -65,7 +65,7 @@ class MatrixRun:
             yield name, "&&".join(labels) or self.config.label, axes
 
     def _await(self, item: Item) -> None:
-        """Wait for a cell; an aborted matrix takes its cells with it."""
+        """Wait for a cell; if the matrix is aborted, abort the cell, too."""
         while not item.done.wait(steps.POLL_SECONDS):
             if self.build.stop.is_set():
                 self.jenkins.cancel(item)

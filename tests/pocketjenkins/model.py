@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 MASTER = "master"
 WATCH_SECONDS = 0.1  # a lost connection is noticed within this time; the real one took 0.2 s
-END_SECONDS = 8.0  # for the builds when it stops: a step gets 5 s after SIGTERM
+END_SECONDS = 8.0  # for the builds to end when it stops; a step gets 5 s after SIGTERM
 START_SECONDS = 0.01  # from being queued, or from an executor coming up, to the start of a build
 
 
 class Model:
-    """All state, behind one lock. Methods named as Jenkins names what they stand for."""
+    """All state, behind one lock. Methods have the names of Jenkins' actions."""
 
     def __init__(self, root: Path, keys: KeyStore, url: str) -> None:
         self.root = root
@@ -57,7 +57,7 @@ class Model:
         self.items: list[Item] = []
         self.builds: list[Build] = []
         self.running: dict[str, list[Build]] = {}
-        self.warnings: list[str] = []  # of its own log
+        self.warnings: list[str] = []  # from Jenkins' own log
         self.quieting_down = False
         self.up_at = 0.0
         self.schedule = Schedule()
@@ -68,15 +68,15 @@ class Model:
     # Nodes
 
     def address(self) -> str:
-        """Where builds are told that Jenkins is, empty if it does not know."""
+        """Return the address of Jenkins that builds are told, empty if it does not know its own."""
         return self.url if self.knobs.has_address else ""
 
     def installed(self) -> dict[str, str]:
-        """The plugins that are there and on, with their versions."""
+        """Return the active plugins, with their versions."""
         return {name: version for name, version in self.knobs.plugins.items() if name not in self.knobs.inactive}
 
     def rights(self) -> dict[str, list[str]]:
-        """What users may, for all jobs or, as "Item.Build/JOB", for one, by its own configuration, too."""
+        """Return users' rights: to all jobs or, as "Item.Build/JOB", to one; those in the jobs' configurations, too."""
         with self.lock:
             rights = {user: list(some) for user, some in self.knobs.rights.items()}
             for job in self.jobs.values():
@@ -89,7 +89,7 @@ class Model:
         return self.knobs.starting_up or time.monotonic() < self.up_at
 
     def add_node(self, name: str, config: NodeConfig, connect: str | None = None) -> bool:
-        """Add a node and launch its agent; False when there is one of that name."""
+        """Add a node and launch its agent; returns False if there is one of that name."""
         with self.lock:
             taken = name in self.nodes
         if not taken and self.knobs.create_races:
@@ -123,13 +123,13 @@ class Model:
         self.kick()
 
     def bar(self, node: Node, kind: str, reason: str) -> None:
-        """One of Jenkins' own node monitors takes a node offline, as one for free disk space does."""
+        """Take a node offline as one of Jenkins' node monitors does, such as that of free disk space."""
         with self.lock:
             node.temporarily_offline = True
             node.cause = OfflineCause(kind, reason)
 
     def change_offline_cause(self, node: Node, message: str) -> None:
-        """Mark a node offline, whatever it was; the real one was seen to do so, and its sources do since 1.509."""
+        """Mark a node offline, whatever its state; the real one was seen to do so, and its sources do since 1.509."""
         with self.lock:
             node.temporarily_offline, node.kept = True, None
             node.cause = OfflineCause(USER_CAUSE, message.strip())
@@ -141,7 +141,7 @@ class Model:
             self._fail_builds(node, _channel_closed(node.name), at_once=False)
 
     def agent_lost(self, node: Node) -> None:
-        """The agent died: builds on it fail, and it is launched again after a while."""
+        """Handle the death of an agent: its builds fail, and it is launched again after a while."""
         with self.lock:
             self._cut(node, "died")
             if not node.temporarily_offline:
@@ -150,7 +150,7 @@ class Model:
             self.schedule.later(self.knobs.reconnect_seconds, lambda: self._relaunch(node, "died"))
 
     def launch(self, node: Node) -> None:
-        """Start connecting in the background, unless it is connecting or connected already."""
+        """Start connecting in the background, unless the node is connecting or connected already."""
         with self.lock:
             if node.online or node.launch or node.config.launcher.kind == JNLP_LAUNCHER:
                 return
@@ -242,7 +242,7 @@ class Model:
     # Queue and builds
 
     def kick(self) -> None:
-        """Look at the queue soon: something may be able to start."""
+        """Look at the queue soon: perhaps a build can start."""
         if self.queue:
             self.schedule.later(START_SECONDS, self._dispatch)
 
@@ -253,10 +253,10 @@ class Model:
         return self.knobs.minute_seconds
 
     def add_build(self, job: Job, given: Mapping[str, str], cause: Cause) -> Item:
-        """Queue a build; one that is queued already with the same parameters is joined, as Jenkins does."""
+        """Queue a build; as in Jenkins, it joins a queued one with the same parameters. Returns the queue item."""
         parameters = settle(job.config.parameters, given) if job.config else dict(given)
         with self.lock:
-            if cause.project and job.config:  # the real one repeats each, as seen, 32 times
+            if cause.project and job.config:  # the real one was seen to repeat each 32 times
                 self.warnings += [f"Skipped parameter `{name}` as it is undefined on `{job.name}`."
                                   for name in given.keys() - parameters.keys()]
             for item in self.queue:
@@ -268,7 +268,7 @@ class Model:
         return item
 
     def add_cell(self, build: Build, name: str, label: str, axes: Mapping[str, str]) -> Item:
-        """Queue the build of a cell, with the number and the parameters of its matrix's build."""
+        """Queue the build of a cell, with the number and parameters of the matrix's build."""
         job, causes = build.job, [Cause(project=build.job.name, number=build.number, before=tuple(build.item.causes))]
         with self.lock:
             cell = job.cells.setdefault(name, Job(f"{job.name}/{name}", parent=job))
@@ -291,7 +291,7 @@ class Model:
                 item.done.set()
 
     def delete_job(self, job: Job) -> None:
-        """Forget a job with its builds, which are aborted if they run."""
+        """Forget a job and its builds; running builds are aborted."""
         family = [job, *job.cells.values()]
         with self.lock:
             self.jobs.pop(job.name, None)
@@ -307,13 +307,13 @@ class Model:
         return [node for node in self.all_nodes() if fits(label, node.labels())]
 
     def all_nodes(self) -> list[Node]:
-        """The Jenkins host, then the agents."""
+        """Return the Jenkins host, then the agents."""
         self.master.config.label = self.knobs.master_label
         self.master.config.executors = self.knobs.master_executors
         return [self.master, *self.nodes.values()]
 
     def blocked_by(self, job: Job) -> Build | None:
-        """The build that a job without concurrent builds waits for."""
+        """Return the running build that a job without concurrent builds waits for."""
         if job.concurrent:
             return None
         return next((build for build in job.builds if build.result is None), None)
@@ -346,7 +346,7 @@ class Model:
         return not (node.offline or busy or node.free_at > time.monotonic())
 
     def _start(self, item: Item, node: Node, own_executor: bool = False) -> None:
-        """Start a build; the parent of a matrix has an executor of its own, beside those of the Jenkins host."""
+        """Start a build; the parent of a matrix has an extra executor, beside those of the Jenkins host."""
         job = item.job
         number = item.number or (job.builds[-1].number + 1 if job.builds else 1)
         running = self.running.setdefault(node.name, [])
@@ -403,7 +403,7 @@ class Model:
         return AgentPlace(link) if link else NowherePlace(build.job.seconds)
 
     def finish(self, build: Build, result: str, last: Callable[[], None] | None = None) -> None:
-        """A build has ended; the first result stays. `last` is what is still to be done when the result stands."""
+        """Record the end of a build; the first result stays. `last` is called once the result is set."""
         with self.lock:
             if build.result is not None:
                 return
@@ -427,12 +427,12 @@ class Model:
         with self.lock:
             build.force("ABORTED", "Aborted by a person")
             if not build.job.config:
-                kill_step(build)  # a step of a job from config.xml is ended by its own thread, SIGTERM first
+                kill_step(build)  # the build's own thread ends a step of a job from config.xml, first by SIGTERM
             if not build.stepwise:
                 self.finish(build, "ABORTED")
 
     def _fail_builds(self, node: Node, lines: Sequence[str], at_once: bool) -> None:
-        """Builds of a lost node fail; unless the node is gone for good, only after their post-build step."""
+        """Fail a lost node's builds after their post-build step; `at_once`: before it, unless the job has a config."""
         for build in list(self.running.get(node.name, [])):
             build.force("FAILURE", *lines)
             if (at_once and not build.job.config) or not build.stepwise:
@@ -441,9 +441,9 @@ class Model:
     # The whole
 
     def restart(self) -> None:
-        """Nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not.
+        """Restart: nodes, labels, temporarilyOffline, jobs and the queue survive; builds and connections do not.
 
-        As in cores before 2.483 the mark of being temporarily offline is forgotten until the agent is there again.
+        As in cores before 2.483, temporarilyOffline is forgotten until the agent is back.
         """
         with self.lock:
             self.up_at = time.monotonic() + self.knobs.restart_seconds
@@ -464,18 +464,18 @@ class Model:
     def _end_builds(self) -> None:
         for build in [build for build in self.builds if build.result is None]:
             build.crashed = True
-            build.force("FAILURE")  # what Jenkins takes a build for of which it finds no result
+            build.force("FAILURE")  # what Jenkins assumes of a build without a result
             kill_step(build)
             self.finish(build, "FAILURE")
 
     def close(self) -> None:
-        """End what it has started on this host and on the nodes."""
+        """End everything that it has started on this host and on the nodes."""
         with self.lock:
             self.quieting_down = True
             self._end_builds()
             for node in self.nodes.values():
                 self._cut(node, "disconnected")
-        # A build may have been about to start a command when the commands were killed: its thread ends that one.
+        # A build can have started a command just after the commands were killed: its thread ends that one.
         deadline = time.monotonic() + END_SECONDS
         for thread in self._at_work:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -491,7 +491,7 @@ def _channel_closed(name: str) -> tuple[str, ...]:
 
 
 def _takes(node: Node, label: str) -> bool:
-    """Whether a node is for jobs of this label; a job without one runs on what is not exclusive."""
+    """Return whether a node runs jobs of this label; a job without one runs on nodes that are not exclusive."""
     return fits(label, node.labels()) if label else not node.config.exclusive
 
 

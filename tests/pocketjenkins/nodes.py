@@ -1,4 +1,4 @@
-"""Agents as Jenkins keeps them: their settings, read from the create form and from config.xml, and their state."""
+"""Agents as Jenkins keeps them: their settings, read from the create form or config.xml, and their state."""
 
 import json
 import threading
@@ -27,12 +27,12 @@ CHANNEL_LOST_TEXT = (
 
 
 class BadNodeError(Exception):
-    """A form or config.xml that Jenkins would answer with 500."""
+    """A form or config.xml that Jenkins answers with 500."""
 
 
 @dataclass
 class Launcher:
-    """How the master reaches the node; None where the form or XML said nothing."""
+    """How the master reaches the node; fields that the form or XML lacks are None."""
 
     kind: str = SSH_LAUNCHER
     host: str | None = None
@@ -49,13 +49,13 @@ class Launcher:
     tcp_no_delay: bool = False
 
     def verifier(self) -> str:
-        """`NonVerifying`, `ManuallyProvided`, ...; without any the plugin verifies nothing."""
+        """Return `NonVerifying`, `ManuallyProvided`, ...; without a strategy, the plugin verifies nothing."""
         return (self.strategy or "NonVerifying").removeprefix(VERIFIERS).removesuffix("KeyVerificationStrategy")
 
 
 @dataclass
 class NodeConfig:
-    """What config.xml holds."""
+    """The contents of a node's config.xml."""
 
     label: str = ""
     remote_fs: str = ""
@@ -68,7 +68,7 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class OfflineCause:
-    """Why a node is offline, as the API gives it."""
+    """Why a node is offline, as the API shows it."""
 
     kind: str
     reason: str
@@ -76,19 +76,19 @@ class OfflineCause:
 
 @dataclass
 class Node:
-    """One agent. Its labels are in `config`; its builds and connection are the model's business."""
+    """One agent. Its labels are in `config`; its builds and connection are in the model."""
 
     name: str
     config: NodeConfig
     online: bool = False
     temporarily_offline: bool = False
     cause: OfflineCause | None = None
-    kept: OfflineCause | None = None  # of the mark that it gets again when its agent is there, after a restart
+    kept: OfflineCause | None = None  # cause of the mark that it gets again with its agent, after a restart
     down: str = "connecting"  # why there is no channel: connecting, disconnected, launch-failed, died
     launch: threading.Event | None = None  # the launch under way; set to call it off
     log: list[str] = field(default_factory=list)
-    free_at: float = 0.0  # monotonic; an executor that has just been freed takes a moment
-    connect: str | None = None  # a test's own way of connecting for this node
+    free_at: float = 0.0  # monotonic; a freed executor takes a moment until its next build
+    connect: str | None = None  # how this node connects, if not as the knob says
 
     @property
     def offline(self) -> bool:
@@ -103,7 +103,7 @@ class Node:
 
 
 def bad_name(name: str) -> str | None:
-    """Why Jenkins will not have this name, in its words; None when it will."""
+    """Return why Jenkins refuses this name, in its words; None if it accepts it."""
     if not name:
         return "No name is specified"
     if name in {".", ".."}:
@@ -167,7 +167,7 @@ def _number(value: object, default: int) -> int:
 
 
 def config_from_xml(body: bytes) -> NodeConfig:
-    """Read a posted config.xml; expat knows no XML 1.1, so the declaration is dropped."""
+    """Read a posted config.xml; expat does not know XML 1.1, so the declaration is dropped."""
     text = body.decode("utf-8", "replace").strip()
     if text.startswith("<?xml"):
         text = text.partition("?>")[2]
@@ -214,7 +214,7 @@ def _launcher_from_xml(element: ElementTree.Element) -> Launcher:
 
 
 def config_to_xml(node: Node) -> str:
-    """config.xml as Jenkins writes it: XML 1.1, and nothing for what was never set."""
+    """Return config.xml as Jenkins writes it: XML 1.1, without elements that were never set."""
     config = node.config
     lines = [
         '<?xml version="1.1" encoding="UTF-8"?>',

@@ -1,4 +1,4 @@
-"""The pages and answers of Jenkins 2.263 on Jetty 9.4 that are not about any one node or job, worded as recorded."""
+"""The pages and answers of Jenkins 2.263 on Jetty 9.4 that are not about one node or job, worded as recorded."""
 
 import html
 import json
@@ -40,7 +40,7 @@ class Reply:
     headers: Headers = ()
 
     def wire(self, send_body: bool = True) -> bytes:
-        """Status line, headers and body in one piece, for one send."""
+        """Return status line, headers and body in one piece, for one send."""
         lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Status')}", f"Server: {SERVER}"]
         lines += [f"{name}: {_latin(value)}" for name, value in self.headers]
         if self.content_type:
@@ -51,12 +51,12 @@ class Reply:
 
 
 def _latin(value: str) -> str:
-    """What Jetty makes of a header: characters outside Latin-1 become blanks."""
+    """Return a header as Jetty sends it: characters outside Latin-1 become blanks."""
     return "".join(char if ord(char) < 256 else " " for char in value).strip()
 
 
 def quoted(text: str) -> str:
-    """A name in the single quotation marks of Jenkins' messages."""
+    """Return a name in the single quotation marks of Jenkins' messages."""
     return f"\N{LEFT SINGLE QUOTATION MARK}{text}\N{RIGHT SINGLE QUOTATION MARK}"
 
 
@@ -78,7 +78,7 @@ def redirect(url: str) -> Reply:
 
 
 def jetty_error(status: int, message: str, path: str) -> Reply:
-    """An error page of the servlet container, which carries no mark of Jenkins."""
+    """Return an error page of the servlet container, without Jenkins' headers."""
     text = html.escape(message, quote=False)
     page = f"""<html>
 <head>
@@ -105,7 +105,7 @@ def not_found(path: str) -> Reply:
 
 
 def jenkins_page(status: int, title: str, text: str, headers: Iterable[tuple[str, str]] = ()) -> Reply:
-    """A page that Jenkins itself draws, error pages included."""
+    """Return a page that Jenkins itself draws, such as one of its error pages."""
     page = (
         f'\n  \n  <!DOCTYPE html><html class=""><head resURL="{STATIC}" data-rooturl="" data-resurl="{STATIC}" '
         f'data-extensions-available="true" data-unit-test="false" data-imagesurl="{STATIC}/images" '
@@ -134,7 +134,7 @@ def permission_missing(user: str, permission: str) -> Reply:
 
 
 def login_required(path: str) -> Reply:
-    """What a client without a name gets: a page that sends browsers to the login form."""
+    """Return the answer to a client without a name: a page that sends browsers to the login form."""
     target = "/login?from=" + quote(path, safe="")
     page = (
         f"<html><head><meta http-equiv='refresh' content='1;url={target}'/>"
@@ -167,7 +167,7 @@ def starting_up() -> Reply:
 
 
 def canned(status: int, path: str) -> Reply:
-    """The page that goes with a status, for answers that a test has ordered."""
+    """Return the page that goes with a status, for scripted answers."""
     pages = {
         401: lambda: wrong_password("somebody", path),
         403: lambda: permission_missing("somebody", "hudson.model.Hudson.Read"),

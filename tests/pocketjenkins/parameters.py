@@ -1,8 +1,8 @@
-"""What a build gets as parameters, and what one build gives to another.
+"""The parameters of a build, and those that one build passes to another.
 
-From Jenkins' documentation and sources: a job's builds get the defaults and what was given for defined parameters, the
-rest is dropped (SECURITY-170). From the source of the parameterized trigger (2.35.2): predefined parameters are read as
-Java properties first, then $NAME and ${NAME} in each value are replaced.
+From Jenkins' documentation and sources: a job's builds get values for defined parameters only, the defaults or what was
+given; others are dropped (SECURITY-170). From the source of the parameterized trigger (2.35.2): predefined parameters
+are first read as Java properties; then $NAME and ${NAME} are replaced in each value.
 """
 
 import re
@@ -15,16 +15,16 @@ ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 
 
 class IllegalChoiceError(Exception):
-    """A value that a choice parameter does not have."""
+    """A value that is not among a parameter's choices."""
 
 
 def worse(one: str, other: str) -> str:
-    """The worse of two results."""
+    """Return the worse of two results."""
     return max(one, other, key=ORDINALS.__getitem__)
 
 
 def settle(defined: Sequence[Parameter], given: Mapping[str, str]) -> dict[str, str]:
-    """The parameters of a build; IllegalChoiceError in Jenkins' words."""
+    """Return the parameters of a build; raises IllegalChoiceError with Jenkins' words."""
     settled = {}
     for parameter in defined:
         value = given.get(parameter.name, parameter.default)
@@ -37,7 +37,7 @@ def settle(defined: Sequence[Parameter], given: Mapping[str, str]) -> dict[str, 
 
 
 def replace_macros(text: str, environment: Mapping[str, str]) -> str:
-    """$NAME, ${NAME} and $$ replaced; a name that is not there stays as it is."""
+    """Replace $NAME, ${NAME} and $$; an unknown name stays as it is."""
 
     def value(found: re.Match[str]) -> str:
         name = found[1].strip("{}")
@@ -47,7 +47,7 @@ def replace_macros(text: str, environment: Mapping[str, str]) -> str:
 
 
 def read_properties(text: str) -> dict[str, str]:
-    """Java properties: comments, continued lines, = or : or a blank after the name, escapes."""
+    """Read Java properties: comments, continued lines, = or : or a blank after the name, escapes."""
     lines: list[str] = []
     continued = False
     for raw in text.splitlines():
@@ -77,7 +77,7 @@ def _unescape(text: str) -> str:
 
 
 def is_met(condition: str, result: str) -> bool:
-    """Whether a parameterized trigger after the build is due; the conditions of its ResultCondition."""
+    """Return whether a parameterized trigger is due after a build; conditions are those of its ResultCondition."""
     if condition == "ALWAYS":
         return True
     if condition in {"SUCCESS", "UNSTABLE", "FAILED", "ABORTED"}:

@@ -1,7 +1,7 @@
 """The plugins that the stand-in for Jenkins knows, and which elements of a config.xml are theirs.
 
-The default versions are the recorded ones. junit was installed too, in a version that was not recorded; the one here is
-the least that matrix-project 1.18 takes. The long names are those of the plugins' own pages.
+The default versions are the recorded ones. junit was installed, too, in a version that was not recorded; the one here
+is the lowest that matrix-project 1.18 accepts. The long names are those of the plugins' own pages.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,7 +33,7 @@ LONG_NAMES = {
     "workflow-job": "Pipeline: Job",
     "matrix-auth": "Matrix Authorization Strategy Plugin",
 }
-OWNERS = {  # how the elements of a plugin begin; what begins otherwise and with hudson. or jenkins. is of the core
+OWNERS = {  # prefixes of plugins' elements; others that begin as in CORE are the core's
     "hudson.plugins.parameterizedtrigger.": "parameterized-trigger",
     "hudson.plugins.build__timeout.": "build-timeout",
     "hudson.plugins.timestamper.": "timestamper",
@@ -51,7 +51,7 @@ CORE = ("hudson.model.", "hudson.tasks.", "hudson.triggers.", "jenkins.model.", 
 
 
 def resolves(element: str, installed: Mapping[str, str]) -> bool:
-    """Whether Jenkins finds the class of an element; the elements of a plugin that is not there it leaves out."""
+    """Return whether Jenkins finds the class of an element; it leaves out elements of plugins that it lacks."""
     for prefix, plugin in OWNERS.items():
         if element.startswith(prefix):
             return plugin in installed
@@ -59,7 +59,7 @@ def resolves(element: str, installed: Mapping[str, str]) -> bool:
 
 
 def listing(installed: Mapping[str, str], inactive: Collection[str]) -> list[dict[str, Any]]:
-    """What the plugin manager says of each, with the keys that were recorded."""
+    """Return what the plugin manager says of each plugin, with the recorded keys."""
     return [
         {
             "active": name not in inactive,

@@ -33,7 +33,7 @@ Action = Callable[[Site, Request, tuple[str, ...]], Reply]
 
 
 def answer(site: Site, request: Request) -> Reply:
-    """What Jenkins answers, its refusals included."""
+    """Return Jenkins' answer to a request, which can be a refusal."""
     try:
         site.admit(request)
         found = find_route(request.segments)
@@ -50,7 +50,7 @@ def answer(site: Site, request: Request) -> Reply:
 
 
 def _check_target(site: Site, request: Request, template: str, names: tuple[str, ...]) -> None:
-    """A node, job or build that is not there is 404, whatever was to be done with it."""
+    """Refuse with 404 if the node, job or build does not exist, whatever the request is."""
     if template.startswith("/computer/{name}") and names[0] != MASTER:
         site.node(request, names[0])
     elif template == "/job/{name}/{number}/api/json" and "=" in names[1]:
@@ -117,7 +117,7 @@ def show_plugins(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def run_in_console(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    """What a script prints, its errors included: in either case the status is 200."""
+    """Return what a script prints, or its stack trace; the status is 200 in both cases."""
     site.require(request, "Overall.Administer")
     script = request.form().get("script", "")
     return pages.text_reply(run_script(script, site.model, list(site.users), request.url))
@@ -157,7 +157,7 @@ def create_node(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def check_name(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    """Whether a name is good for a node, as the form asks while it is filled in; from the sources, 2.7 to 2.5xx."""
+    """Return whether a name is allowed for a node, as the form asks during input; from the sources, 2.7 to 2.5xx."""
     site.require(request, "Computer.Create")
     refused = bad_name(request.query.get("value", "x") or "x")
     return Reply(200, f"<div class=error>{refused}</div>".encode() if refused else b"<div/>", "text/html;charset=utf-8")
@@ -240,7 +240,7 @@ def node_log(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def progressive(request: Request, lines: list[str], under_way: bool) -> Reply:
-    """A log from `start` on; X-More-Data says that it may still grow."""
+    """Return a log from `start` on; X-More-Data says that it can still grow."""
     text = "".join(line + "\n" for line in lines)
     headers = [("X-Text-Size", str(len(text)))] + ([("X-More-Data", "true")] if under_way else [])
     return pages.text_reply(text[int(request.query.get("start") or 0) :], tuple(headers))
@@ -268,7 +268,7 @@ def create_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def store_job(site: Site, request: Request, job: Job) -> Reply:
-    """Take a posted config.xml; it is kept as it came but for its declaration, as recorded."""
+    """Store a posted config.xml; as in the recordings, it is kept unchanged except for its declaration."""
     text = request.body.decode("utf-8", "replace")
     try:
         config = Reader(site.model.installed()).read(text)
@@ -311,7 +311,7 @@ def show_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def build_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    """Queue a build. What is refused, and how, is from Jenkins' documentation and sources, not recorded."""
+    """Queue a build. The refusals are from Jenkins' documentation and sources, not from recordings."""
     site.require(request, "Item.Build", names[0])
     job = site.job(request, names[0])
     given = {**request.query, **request.form()} if request.segments[-1] == "buildWithParameters" else {}
@@ -330,7 +330,7 @@ def build_job(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
 
 
 def show_build(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
-    """A build, or, as its address looks alike, a cell of a matrix."""
+    """Return a build, or a cell of a matrix, whose address has the same form."""
     with site.model.lock:
         api = site.api(request)
         if len(names) == 2 and "=" in names[1]:
@@ -440,8 +440,8 @@ PATTERNS = [(template, tuple(part for part in template.split("/") if part)) for 
 
 
 def find_route(segments: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-    """The template that fits a path, and what stands in its braces; literal parts win over braces."""
-    if "artifact" in segments[3:5]:  # what comes after it is one path
+    """Return the template that matches a path, and the values of its braces; the first match in ROUTES wins."""
+    if "artifact" in segments[3:5]:  # the rest after it is one path
         number = segments.index("artifact", 3) + 1
         segments = (*segments[:number], "/".join(segments[number:]))
     for template, parts in PATTERNS:

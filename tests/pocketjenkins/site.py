@@ -1,4 +1,4 @@
-"""Who asks Jenkins for something, whether he may, and whether it is there."""
+"""Who makes a request to Jenkins, whether they have the right, and whether its object exists."""
 
 import hashlib
 import secrets
@@ -22,7 +22,7 @@ COOKIE = "JSESSIONID.stand-in"
 
 @dataclass(frozen=True)
 class Account:
-    """A user with both ways of logging in."""
+    """A user's password and API token."""
 
     password: str
     token: str
@@ -30,7 +30,7 @@ class Account:
 
 @dataclass
 class Request:
-    """One request; `user` is None for a client that gave no name."""
+    """One request; `user` is None if the client gave no name."""
 
     method: str
     path: str
@@ -43,12 +43,12 @@ class Request:
     by_token: bool = False
 
     def form(self) -> dict[str, str]:
-        """Fields of a posted form."""
+        """Return the fields of a posted form."""
         return first_values(self.body.decode("utf-8", "replace"))
 
 
 class Refusal(Exception):  # noqa: N818 - an answer rather than an error
-    """Ends a request with an answer."""
+    """Ends a request with a given answer."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.status)
@@ -60,7 +60,7 @@ def first_values(text: str) -> dict[str, str]:
 
 
 class Site:
-    """The model as one request after another sees it."""
+    """The model as requests see it."""
 
     def __init__(self, model: Model, users: Mapping[str, Account]) -> None:
         self.model = model
@@ -71,7 +71,7 @@ class Site:
         self.sessions.clear()
 
     def admit(self, request: Request) -> None:
-        """The filters before any page: crumb, then the right to read at all."""
+        """Apply the filters before any page: crumb, login, then the right to read at all."""
         if request.method == "POST" and not request.by_token and not self._crumb_fits(request):
             raise Refusal(pages.no_crumb(request.path))
         if request.user is None and request.segments[:1] not in {("whoAmI",), ("login",)}:
@@ -82,7 +82,7 @@ class Site:
     # Who is asking
 
     def log_in(self, request: Request, name: str, secret: str) -> None:
-        """Set the user of a request; Refusal 401 when name and secret do not fit."""
+        """Set the user of a request; raises Refusal with 401 if name and secret do not match."""
         account = self.users.get(name)
         if account is None or secret not in {account.password, account.token}:
             raise Refusal(pages.wrong_password(name, request.path))
@@ -110,7 +110,7 @@ class Site:
         return session is not None and given == self.crumb(request, session)
 
     def may(self, request: Request, right: str, job: str = "") -> bool:
-        """Whether the user has a right, everywhere or, as "Item.Build/JOB", on that job."""
+        """Return whether the user has a right, everywhere or, as "Item.Build/JOB", on that job."""
         rights = self.model.rights().get(request.user or "")
         return rights is None or not {right, f"{right}/{job}", "Overall.Administer"}.isdisjoint(rights)
 
@@ -134,14 +134,14 @@ class Site:
         return job
 
     def cell(self, request: Request, names: tuple[str, ...]) -> Job:
-        """The cell of a matrix: names are job and combination."""
+        """Return the cell of a matrix; names are job and combination."""
         cell = self.job(request, names[0]).cells.get(names[1])
         if cell is None:
             raise Refusal(pages.not_found(request.path))
         return cell
 
     def build_of(self, request: Request, names: tuple[str, ...]) -> Build:
-        """A build: names are job and number, with the combination between for a cell's."""
+        """Return a build; names are job and number, for a cell's build with the combination between."""
         cell = "=" in names[1]
         job = self.cell(request, names) if cell else self.job(request, names[0])
         number = names[2] if cell else names[1]
@@ -155,7 +155,7 @@ class Site:
         return Api(self.model, request.url, full, lambda job: self.may(request, "Item.Read", job))
 
     def show(self, request: Request, export: Export) -> Reply:
-        """An object as JSON, cut by depth or tree."""
+        """Return an object as JSON, cut by `depth` or `tree`."""
         tree = request.query.get("tree")
         try:
             if tree:

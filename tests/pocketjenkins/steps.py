@@ -1,11 +1,11 @@
-"""How a build of a job from config.xml goes: wrappers, builders, publishers, and what it triggers after its end.
+"""The build of a job from config.xml: wrappers, builders, publishers, and the jobs triggered after its end.
 
-The order and the messages are from the sources of Jenkins 2.263 and of the plugins, not from recordings:
-- the first builder that fails ends the builders; publishers run after any end of them; other jobs are triggered when
-  the result stands (a build that has triggered others shows its result already);
-- a publisher of the parameterized trigger that has no parameters to give does nothing unless triggerWithNoParameters;
-- "block": a triggered build that is at least as bad as the step's threshold fails the step; otherwise the other two
-  thresholds give the result of the build. An aborted build leaves what it has triggered running.
+The order and the messages are from the sources of Jenkins 2.263 and its plugins, not from recordings:
+- the first builder that fails ends the builders; publishers always run after them; other jobs are triggered once the
+  result is set (a build that has triggered others shows its result already);
+- a publisher of the parameterized trigger without parameters to pass does nothing, unless triggerWithNoParameters;
+- "block": a triggered build at least as bad as the step's threshold fails the step; otherwise the other two thresholds
+  decide the build's result. An aborted build leaves the builds that it has triggered running.
 Not modelled: pipelines, whose builds fail; the quiet period (the recorded Jenkins had none); SCM; other builders and
 publishers; stale test reports; `triggerFromChildProjects`.
 """
@@ -52,25 +52,25 @@ NAMES = {
 
 
 class StepError(Exception):
-    """A step that cannot go on, in the words of the console."""
+    """A step cannot go on; the text is that of the console."""
 
 
 class Jenkins(Protocol):
-    """What a build needs of Jenkins."""
+    """What a build needs from Jenkins."""
 
     root: Path
 
     def find_job(self, name: str) -> Job | None:
-        """The job of that name."""
+        """Return the job of that name, None if there is none."""
 
     def add_build(self, job: Job, given: Mapping[str, str], cause: Cause) -> Item:
-        """Queue a build; IllegalChoiceError for a parameter that cannot be."""
+        """Queue a build; raises IllegalChoiceError for a value that is not among a parameter's choices."""
 
     def minute_seconds(self) -> float:
-        """How long a minute of a time limit is."""
+        """Return the length of a minute of a time limit."""
 
     def end_build(self, build: Build, result: str, last: Callable[[], None]) -> None:
-        """The build has ended; `last` is to be done when its result stands."""
+        """Record the end of a build; `last` is called once its result is set."""
 
 
 class Run:
@@ -85,10 +85,10 @@ class Run:
         self.triggered: list[Build] = []
 
     def run(self) -> None:
-        """From the first builder to the end."""
+        """Run the build, from the first builder to the end."""
         for name in self.config.unmodelled:
             self.build.say(f"The stand-in for Jenkins does not model {name}")
-        if self.config.kind == "flow-definition":  # no test shall take a pipeline that did not run for a good one
+        if self.config.kind == "flow-definition":  # so that no test takes a pipeline that did not run for a success
             self.build.say("ERROR: The stand-in for Jenkins runs no pipelines")
             self._set("FAILURE")
         self._name()
@@ -106,7 +106,7 @@ class Run:
         self.result = worse(self.result, result)
 
     def _name(self) -> None:
-        """The build name setter; of the token macros just variables, and ENV, which gives nothing for an unset one."""
+        """Set the build's name; of the token macros, only variables and ENV work; ENV gives '' for an unset one."""
         template = self.config.display_name
         if template:
             known = self.build.environment
@@ -124,7 +124,7 @@ class Run:
                 return
 
     def _perform(self, builder: Builder) -> bool:
-        """Whether the next builder may run."""
+        """Run a builder; returns whether the next one can run."""
         try:
             done = self._shell(builder) if isinstance(builder, Shell) else self._trigger_step(builder)
         except (StepError, IllegalChoiceError) as err:
@@ -173,7 +173,7 @@ class Run:
         return done
 
     def _jobs(self, trigger: Trigger) -> list[Job]:
-        """The jobs of a trigger, which must all be there."""
+        """Return the jobs of a trigger; raises StepError if one does not exist."""
         names = [name.strip() for name in replace_macros(trigger.projects, self.build.environment).split(",")]
         found = [(name, self.jenkins.find_job(name)) for name in names if name]
         if not found:
@@ -186,7 +186,7 @@ class Run:
         return [job for _, job in found if job is not None]
 
     def _await(self, item: Item, trigger: Trigger, done: bool) -> bool:
-        """Wait for the build of an item and take its result over; whether the step is still good."""
+        """Wait for the build of an item and apply its result; returns whether the step is still good."""
         assert trigger.blocking is not None
         self.build.say(f"Waiting for the completion of {item.job.name}")
         while not item.done.wait(POLL_SECONDS) and not self.build.stop.is_set():
@@ -209,7 +209,7 @@ class Run:
         return True
 
     def _given(self, trigger: Trigger) -> dict[str, str] | None:
-        """The parameters that a trigger gives; None when it has none to give."""
+        """Return the parameters that a trigger passes; None if it has none to pass."""
         given: dict[str, str] | None = None
         for text in trigger.given:
             if text is not None:
@@ -230,7 +230,7 @@ class Run:
 
     def trigger_others(self) -> None:
         """Trigger the jobs that are due after a build with this result."""
-        for trigger in () if self.build.job.parent else self.config.triggers:  # a matrix triggers, not its cells
+        for trigger in () if self.build.job.parent else self.config.triggers:  # only the matrix triggers, not its cells
             if isinstance(trigger, PlainTrigger):
                 due, given = ORDINALS[self.result] <= ORDINALS[trigger.threshold], None
             else:
@@ -243,7 +243,7 @@ class Run:
     def _trigger(self, name: str, given: Mapping[str, str]) -> None:
         job = self.jenkins.find_job(name)
         if job is None:
-            return  # the real one has no such dependency, and says nothing
+            return  # the real one has no such dependency, and prints nothing
         if job.disabled:
             self.build.say(f"{name} is disabled. Triggering skipped")
             return
@@ -286,7 +286,7 @@ class Run:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
             self.build.artifacts.append(name)
-        # As in Jenkins a build that has failed before is not told that it left nothing.
+        # As in Jenkins, a build that has failed already prints nothing about missing artifacts.
         if not names and ORDINALS[self.result] <= ORDINALS["UNSTABLE"]:
             text = f'No artifacts found that match the file pattern "{archive.artifacts}". Configuration error?'
             if not archive.allow_empty:
@@ -320,7 +320,7 @@ class Run:
 
 
 class _TimeLimit:
-    """Ends a build that takes too long for the build timeout plugin."""
+    """Ends a build that takes too long, as the build timeout plugin does."""
 
     def __init__(self, build: Build, timeout: Timeout | None, minute_seconds: float) -> None:
         self._timer: threading.Timer | None = None
@@ -345,7 +345,7 @@ def _reached(result: str, threshold: str | None) -> bool:
 
 
 def triggered_variables(builds: list[Build]) -> dict[str, str]:
-    """What later steps know of the builds that the step before has triggered and waited for."""
+    """Return the variables about builds that earlier steps have triggered and waited for."""
     variables: dict[str, str] = {}
     seen: dict[str, list[Build]] = {}
     for build in builds:

@@ -1,4 +1,4 @@
-"""What Jenkins shows of an object: by depth (`depth=1`) or by selection (`tree=computer[displayName,offline]`)."""
+"""The part of an object that the API shows: by depth (`depth=1`) or by `tree=computer[displayName,offline]`."""
 
 import re
 from collections.abc import Callable
@@ -16,8 +16,8 @@ def nothing() -> Fields:
 class Export:
     """An object as the API shows it.
 
-    `fields` are seen even where another object refers to it, `more` only when it is asked for itself or by depth,
-    `hidden` only when a tree names them. `more` and `hidden` are made when needed: objects refer to one another.
+    `fields` are shown even if another object refers to it; `more` only if it is requested itself or by depth; `hidden`
+    only if a tree names them. `more` and `hidden` are made when needed, since objects refer to one another.
     """
 
     fields: Fields
@@ -27,7 +27,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Inline:
-    """Members that are shown as fully as the object that holds them, such as the computers of the computer set."""
+    """Members that are shown as fully as their container, such as the computers of the computer set."""
 
     members: list[Export]
 
@@ -42,7 +42,7 @@ class Selection:
 
 
 def by_depth(value: Any, level: int) -> Any:
-    """The JSON value of an object asked for with depth=level; what it refers to is one level lower."""
+    """Return the JSON value of an object for depth=level; objects that it refers to are one level lower."""
     if isinstance(value, Export):
         shown = {**value.fields, **value.more()} if level >= 0 else value.fields
         return {name: by_depth(member, level if isinstance(member, Inline) else level - 1)
@@ -57,7 +57,7 @@ def by_depth(value: Any, level: int) -> Any:
 
 
 def by_tree(value: Any, selection: Selection) -> Any:
-    """The JSON value of what a tree parameter selects; `_class` is always shown."""
+    """Return the JSON value of what a tree parameter selects; `_class` is always shown."""
     if isinstance(value, Inline):
         value = value.members
     if isinstance(value, list):
@@ -86,7 +86,7 @@ def _selected(export: Export, selection: Selection) -> Fields:
 
 
 def parse_tree(text: str) -> Selection:
-    """Read a tree parameter; ValueError when it is malformed."""
+    """Read a tree parameter; raises ValueError if it is malformed."""
     tokens = re.findall(r"[\w*$]+|[\[\],{}]", text)
     if "".join(tokens) != re.sub(r"\s", "", text):
         raise ValueError(f"Malformed tree expression: {text}")

@@ -1,8 +1,8 @@
 """Where the steps of a build run: on the Jenkins host, on an agent over its ssh connection, or on no machine at all.
 
-As in Jenkins a shell step is a file: a first line with #! names its interpreter, any other script is for /bin/sh -xe.
-An aborted step gets SIGTERM, and SIGKILL if that is not enough. What a build on the Jenkins host has left running ends
-with it (by process group; the real one looks for a cookie in the environment, and does so on agents, too).
+As in Jenkins, a shell step is a file: a first line with #! names its interpreter, any other script runs by /bin/sh -xe.
+An aborted step gets SIGTERM, and SIGKILL if that is not enough. Processes that a build on the Jenkins host leaves end
+with it (by process group; the real Jenkins finds them by a cookie in their environment, on agents, too).
 """
 
 import contextlib
@@ -33,42 +33,42 @@ WIPE = "find . -mindepth 1 -delete"
 
 
 class PlaceLostError(Exception):
-    """The node, or the way to it, is gone."""
+    """The node, or the connection to it, is gone."""
 
 
 class Place(Protocol):
-    """Where a build has its workspace."""
+    """The place of a build's workspace."""
 
     def run(self, script: str, environment: Mapping[str, str], out: Print, stop: threading.Event) -> int | None:
-        """Run a shell step; its exit status, or None when it was stopped or the node was lost."""
+        """Run a shell step; returns its exit status, or None if it was stopped or the node was lost."""
 
     def capture(self, command: str, environment: Mapping[str, str], given: bytes = b"") -> bytes:
-        """What a command in the workspace prints; PlaceLostError when it cannot run."""
+        """Return what a command in the workspace prints; raises PlaceLostError if it cannot run."""
 
     def close(self) -> None:
-        """End what the build has left running."""
+        """End the processes that the build has left."""
 
 
 def interpreter(script: str) -> list[str]:
-    """The words in front of the script file."""
+    """Return the words before the script file's name."""
     if script.startswith("#!"):
         return script.splitlines()[0][2:].split()
     return ["/bin/sh", "-xe"]
 
 
 def announce(environment: Mapping[str, str], script: str, file: str, out: Print) -> None:
-    """The line of the console that says what runs."""
+    """Print the console line that says what runs."""
     out(f"[{Path(environment['WORKSPACE']).name}] $ {' '.join([*interpreter(script), file])}")
 
 
 def workspace_files(place: Place, environment: Mapping[str, str]) -> list[str]:
-    """The files of a workspace, sorted."""
+    """Return the files of a workspace, sorted."""
     names = place.capture(FIND, environment).decode("utf-8", "surrogateescape").split("\0")
     return sorted(name for name in names if name)
 
 
 def fetch(place: Place, environment: Mapping[str, str], names: Iterable[str]) -> dict[str, bytes]:
-    """Files of a workspace by name."""
+    """Return the contents of a workspace's files, by name."""
     wanted = "".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape")
     if not wanted:
         return {}
@@ -78,7 +78,7 @@ def fetch(place: Place, environment: Mapping[str, str], names: Iterable[str]) ->
 
 
 def ant_pattern(pattern: str) -> re.Pattern[str]:
-    """One of Ant's file patterns: ** for any folders, * and ? within a name."""
+    """Compile one of Ant's file patterns: ** for any folders, * and ? within a name."""
     pattern += "**" if pattern.endswith("/") else ""
     parts = []
     for part in re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?)", pattern):
@@ -88,7 +88,7 @@ def ant_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def chosen(names: Iterable[str], includes: str, excludes: Iterable[str] = ()) -> list[str]:
-    """The names that fit a list of patterns and none of the excluded ones."""
+    """Return the names that match one of the patterns and none of the excluded ones."""
     wanted = [ant_pattern(one) for one in re.split(r"[,\s]+", includes) if one]
     unwanted = [ant_pattern(one) for one in excludes]
     return [name for name in names
@@ -96,7 +96,7 @@ def chosen(names: Iterable[str], includes: str, excludes: Iterable[str] = ()) ->
 
 
 class HostPlace:
-    """The Jenkins host itself. `own` is the environment that every step there has."""
+    """The Jenkins host itself. `own`: variables that every step there gets."""
 
     def __init__(
         self, folder: Path, own: Mapping[str, str], started: Callable[[subprocess.Popen[bytes] | None], None]
@@ -165,7 +165,7 @@ def _read_lines(process: subprocess.Popen[bytes], out: Print) -> None:
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM for a process and what it has started, SIGKILL for what is left after a while."""
+    """Send SIGTERM to a process group, and SIGKILL to what is left after a while."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -189,7 +189,7 @@ class AgentPlace:
         announce(environment, script, file, out)
         self._names.append(file)
         words = shlex.join([*interpreter(script), file])
-        # the group's number is kept beside the script, so that an abort finds it
+        # the process group's number is kept beside the script for an abort
         command = (
             f"cut -d' ' -f5 /proc/$$/stat >{file}.group; cat >{file}; {words} </dev/null 2>&1; status=$?; "
             f"rm -f {file} {file}.group; exit $status"
@@ -221,7 +221,7 @@ class AgentPlace:
         return channel
 
     def _end(self, file: str) -> None:
-        """End a step as on the Jenkins host."""
+        """End a step as on the Jenkins host: SIGTERM, then SIGKILL."""
         tenths = round(TERM_GRACE_SECONDS * 10)
         command = (
             f"group=$(cat {file}.group) && kill -TERM -- -$group; for n in $(seq {tenths}); do kill -0 -- -$group || "
@@ -246,7 +246,7 @@ class AgentPlace:
         return output
 
     def close(self) -> None:
-        """Nothing: a node is used once, and its sshd keeps nothing for the build."""
+        """Do nothing: a node is used once, and its sshd keeps nothing for the build."""
 
 
 class NowherePlace:
@@ -265,4 +265,4 @@ class NowherePlace:
         return b""
 
     def close(self) -> None:
-        """Nothing ran."""
+        """Do nothing: nothing has run."""

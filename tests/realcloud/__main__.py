@@ -1,10 +1,11 @@
 """A real OpenStack control plane on loopback: Keystone, Glance, Placement, Neutron, Nova, with pocketcloud's machines.
 
-With --volumes Cinder, too. Prints a clouds.yaml, also written to ROOT/clouds.yaml; ROOT/ready is written when all
-services answer. Runs until SIGINT or SIGTERM, then stops the services and the machines and removes what it made. What
-it starts from is made once, in a few minutes, below --cache. See README.md beside this file.
-Exit codes: 0 stopped as asked, 1 a service could not be installed or started, or ended (the last lines of its log are
-on stderr), 2 it cannot run like this here (one line on stderr says why).
+With --volumes, Cinder, too. Prints a clouds.yaml and writes it to ROOT/clouds.yaml; writes ROOT/ready when all services
+answer. Runs until SIGINT or SIGTERM, then stops the services and the machines and removes what it made. The very first
+start takes a few minutes more: it installs the services and makes their databases below --cache. See README.md beside
+this file.
+Exit codes: 0 stopped on request, 1 a service could not be installed or started, or ended (the last lines of its log are
+on stderr), 2 it cannot run here with these options (one line on stderr says why).
 """
 
 import argparse
@@ -36,7 +37,7 @@ CHECK_SECONDS = 1.0
 
 
 class StoppedError(Exception):
-    """Somebody wants it to stop."""
+    """SIGINT or SIGTERM asked it to stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # once is enough, cleaning up is not to be disturbed
+        signal.signal(number, signal.SIG_IGN)  # once is enough; cleaning up must not be disturbed
     raise StoppedError
 
 
@@ -106,7 +107,7 @@ def _running(options: argparse.Namespace, made: environment.Environment) -> Iter
             stack.callback(ranges[use].release)
         state = options.root / "state"
         shutil.copytree(made.template, state)
-        shutil.rmtree(state / "log")  # of making the template
+        shutil.rmtree(state / "log")  # from making the template
         if options.logs:
             stack.callback(shutil.copytree, state / "log", options.logs, dirs_exist_ok=True)
         services = Services(
@@ -122,7 +123,7 @@ def _running(options: argparse.Namespace, made: environment.Environment) -> Iter
 
 def _start(options: argparse.Namespace, services: Services, venv: Path, clouds: list[str], cidrs: dict[str, str]
            ) -> None:
-    """Start everything, and have what differs from run to run."""
+    """Start everything, and make what differs from run to run."""
     began = time.time()
     root, state = options.root, options.root / "state"
     configuration.write(state, venv, services.ports, nova=options.nova)

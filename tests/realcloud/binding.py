@@ -1,4 +1,4 @@
-"""Neutron's side of the machines: ports that are bound at once; and for Nova's side, where floating IPs lead."""
+"""Neutron's side of the machines: binds ports at once, and notes for Nova's side where floating IPs lead."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ from neutron_lib.api.definitions import portbindings
 from neutron_lib.callbacks import events, registry, resources
 from neutron_lib.plugins.ml2 import api
 
-FLOATING = Path("floating")  # a file for each bound one, with the fixed address; in the state's folder
+FLOATING = Path("floating")  # has a file for each bound one, with the fixed address; in the state's folder
 NEW = ".new"
 
 
 class BindAtOnce(api.MechanismDriver):  # type: ignore[misc]  # its library has no types
-    """Takes a port's network as it is, with no agent: the port is ACTIVE as soon as it has a host."""
+    """Binds a port to its network without an agent: the port is ACTIVE as soon as it has a host."""
 
     def initialize(self) -> None:
         for event in (events.AFTER_CREATE, events.AFTER_UPDATE, events.AFTER_DELETE):
@@ -30,7 +30,7 @@ class BindAtOnce(api.MechanismDriver):  # type: ignore[misc]  # its library has 
 
 
 def note_floating_ip(_resource: str, event: str, _trigger: Any, payload: Any) -> None:
-    """Write down where a floating IP leads from now on."""
+    """Note where a floating IP leads from now on."""
     floating = payload.latest_state or {}
     if not floating.get("floating_ip_address"):
         return

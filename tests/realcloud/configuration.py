@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-PASSWORD = "realcloud"  # of everybody; all of this listens on loopback only
+PASSWORD = "realcloud"  # of every user; everything listens on loopback only
 REGION = "RegionOne"
 HOST = "loopback"  # the only compute host
-BACKEND = "loopback"  # of volumes, the only one
-SERVICE_USER = "service"  # of all services
+BACKEND = "loopback"  # the only backend for volumes
+SERVICE_USER = "service"  # shared by all services
 MEMBER, SMALL, ADMIN = "real", "real-small", "real-admin"  # clouds; the first two are also users and projects
-DRIVER = "loopback.NamespaceDriver"  # serve.py makes that tests.realcloud.driver
+DRIVER = "loopback.NamespaceDriver"  # serve.py maps this to tests.realcloud.driver
 NO_MACHINES = "fake.FakeDriverWithoutFakeNodes"
 FOLDERS = ("etc/nova", "etc/neutron", "etc/keystone", "etc/glance", "etc/placement", "etc/cinder", "databases",
            "images", "staging", "tasks", "nova", "neutron", "cinder", "lock", "floating", "log")
@@ -19,9 +19,9 @@ Sections = Mapping[str, Mapping[str, object]]
 
 
 def write(state: Path, venv: Path, ports: Mapping[str, int], driver: str = DRIVER, nova: Iterable[str] = ()) -> None:
-    """Write what the services read at their start, which is below `state`/etc.
+    """Write the files below `state`/etc that the services read at their start.
 
-    `driver` is Nova's; `nova` are further settings of nova.conf, SECTION.OPTION=VALUE.
+    `driver`: Nova's; `nova`: further settings of nova.conf, SECTION.OPTION=VALUE.
     """
     for folder in FOLDERS:
         (state / folder).mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def clouds_yaml(port: int, names: Iterable[str]) -> str:
 
 
 def database(name: str) -> str:
-    """Return the URL of a database; relative, as the services run in the state's folder, so that it may be copied."""
+    """Return a database's URL, relative to the state's folder, where the services run, so that it can be copied."""
     return f"sqlite:///databases/{name}.db?timeout=60"
 
 
@@ -86,7 +86,7 @@ def _glance(state: Path, venv: Path, identity: str) -> Sections:
         "disk": {"filesystem_store_datadir": state / "images"},
         "os_glance_staging_store": {"filesystem_store_datadir": state / "staging"},
         "os_glance_tasks_store": {"filesystem_store_datadir": state / "tasks"},
-        "image_format": {"require_image_format_match": "false"},  # of ours, which are tar files, too
+        "image_format": {"require_image_format_match": "false"},  # our images are tar files
         "keystone_authtoken": _token_check(identity),
         "paste_deploy": {"flavor": "keystone", "config_file": venv / "etc/glance/glance-api-paste.ini"},
         "oslo_messaging_notifications": {"driver": "noop"},
@@ -122,7 +122,7 @@ def _nova(state: Path, identity: str, driver: str) -> Sections:
             "sync_power_state_interval": -1,
             "heal_instance_info_cache_interval": -1,
             "report_interval": 2,
-            "service_down_time": 86400,  # it may stand still: see conftest.py
+            "service_down_time": 86400,  # the services can be frozen, see conftest.py
             "rpc_response_timeout": 180,
         },
         "api_database": _database("nova_api"),
@@ -182,7 +182,7 @@ def _cinder(state: Path, venv: Path, identity: str, glance_port: int) -> Section
             "auth_strategy": "keystone",
             "glance_api_servers": f"http://127.0.0.1:{glance_port}",
             "enabled_backends": BACKEND,
-            "service_down_time": 86400,  # there is nobody who would report
+            "service_down_time": 86400,  # nothing reports for the service
             "quota_volumes": -1,
             "quota_snapshots": -1,
             "quota_gigabytes": -1,

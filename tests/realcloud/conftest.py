@@ -1,4 +1,4 @@
-"""The control plane that the tests of a run share; it stands still while a worker runs other tests."""
+"""The control plane that the tests of a run share; it is frozen while a worker runs other tests."""
 
 import os
 import signal
@@ -18,28 +18,28 @@ RUNNING: list[RealCloud] = []
 
 
 def pytest_runtest_setup() -> None:
-    """Let it go on."""
+    """Let the control plane go on."""
     signal_all(signal.SIGCONT)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    """Have it stand still: idle services look for messages many times a second."""
+    """Freeze the control plane before other tests: idle services poll for messages many times a second."""
     if nextitem and HERE not in nextitem.path.parents:
         signal_all(signal.SIGSTOP)
 
 
 def signal_all(number: signal.Signals) -> None:
-    """Send a signal to all its processes, and to its machines'."""
+    """Send a signal to all processes of the control plane and its machines."""
     for real in RUNNING:
         for pid in family(real.process.pid):
-            with suppress(ProcessLookupError):  # it has ended
+            with suppress(ProcessLookupError):  # the process has ended
                 os.kill(pid, number)
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCloud]:
-    """A running control plane; tests clear away what they make there. At its end nothing is left of it."""
+    """A running control plane, which tests leave as they found it. After it ends, nothing of it must be left."""
     with RealCloud(tmp_path_factory.mktemp("realcloud"), "--clouds", "north", "--volumes") as running:
         RUNNING.append(running)
         yield running

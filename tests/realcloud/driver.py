@@ -1,8 +1,8 @@
 """Nova's side of the machines: a hypervisor driver whose servers are pocketcloud's, and a scheduler filter for tests.
 
-Runs inside Nova, in the state's folder. An image is a tar with a folder for each layer that lies over the base tree,
-named 1, 2, 3 from the lowest; so the base image is an empty one. What tests may want of a server is in knobs.json, and
-for a server alone in its metadata.
+Runs inside Nova, in the state's folder. An image is a tar with a folder for each layer above the base tree, named 1, 2,
+3 from the lowest; so the base image is empty. Tests set knobs for all servers in knobs.json, and for one server in its
+metadata.
 """
 
 import base64
@@ -34,7 +34,7 @@ from tests.pocketcloud.records import BASE_LAYER, BootError, SnapshotError
 from tests.realcloud.binding import FLOATING, NEW
 
 log = logging.getLogger(__name__)
-HANDS = 8  # threads that start machines and live as long as they do: a machine dies with the thread that started it
+HANDS = 8  # threads that start machines and outlive them: a machine dies with the thread that started it
 LOOK_SECONDS = 0.1
 KNOBS = Path("knobs.json")
 PREFIX = "real."  # of knobs in a server's metadata
@@ -43,17 +43,17 @@ TAR = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse"]
 
 @dataclass(frozen=True)
 class Knobs:
-    """What tests may want of servers."""
+    """What tests can make servers do."""
 
     boot_seconds: float = 0.0
-    boot_failure: str = ""  # no-host: the scheduler finds none; abort, retry: the host gives up, or has others tried
+    boot_failure: str = ""  # no-host: the scheduler finds none; abort: the host gives up; retry: it asks for another
     delete_seconds: float = 0.0
     snapshot_seconds: float = 0.0
-    snapshot_failure: str = ""  # anything: it fails
+    snapshot_failure: str = ""  # any text: it fails
 
     @classmethod
     def of(cls, metadata: Mapping[str, str] | None) -> "Knobs":
-        """Return what holds for a server."""
+        """Return the knobs that hold for a server."""
         values = json.loads(KNOBS.read_text()) if KNOBS.exists() else {}
         values |= {name.removeprefix(PREFIX): value for name, value in (metadata or {}).items()
                    if name.startswith(PREFIX)}
@@ -63,7 +63,7 @@ class Knobs:
 
 @dataclass
 class Instance:
-    """What a machine must be told of its server."""
+    """What a machine must know about its server."""
 
     id: str
     name: str
@@ -76,12 +76,12 @@ class Instance:
 
 
 class KnobFilter(BaseHostFilter):  # type: ignore[misc]  # Nova has no types
-    """Finds no host for servers whose knob says so."""
+    """Finds no host for servers whose boot_failure is no-host."""
 
     def host_passes(self, _host: Any, spec: Any) -> bool:
         try:
             request = BuildRequest.get_by_instance_uuid(spec._context, spec.instance_uuid)
-        except exception.BuildRequestNotFound:  # it has been booted before
+        except exception.BuildRequestNotFound:  # the server has been booted before
             return True
         return Knobs.of(request.instance.metadata).boot_failure != "no-host"
 
@@ -92,14 +92,14 @@ def filters() -> list[type]:
 
 
 def image_of_volume(block_device_info: Any) -> str:
-    """Return the id of the image that the volume to boot from was made of, as volumes.py tells it."""
+    """Return the id of the image that the boot volume was made from, as volumes.py passes it."""
     (root,) = block_device_info["block_device_mapping"]
     image: str = root["connection_info"]["data"]["image"]
     return image
 
 
 class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  # Nova has no types
-    """Nova's driver in memory, with a machine behind each server."""
+    """Nova's in-memory driver, with a machine behind each server."""
 
     vcpus = 1_000_000
     memory_mb = 2_000_000_000
@@ -158,7 +158,7 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
     def power_on(self, context: Any, instance: Any, network_info: Any, *args: Any, **more: Any) -> None:
         super().power_on(context, instance, network_info, *args, **more)
         guest = self._guests[instance.uuid]
-        self._machines.halt(guest)  # a reboot comes here, too
+        self._machines.halt(guest)  # a reboot calls this, too
         self._boot(guest)
 
     def snapshot(self, context: Any, instance: Any, image_id: str, update_task_state: Any) -> None:
@@ -194,7 +194,7 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
         self._machines.apply_ssh(guest)
 
     def _fetch_layers(self, context: Any, image: str) -> tuple[str, ...]:
-        """Return the layers of an image, topmost first, from Glance when it is wanted for the first time."""
+        """Return the layers of an image, topmost first; they are fetched from Glance at first use."""
         folder = self._layers / image
         with self._fetching:
             if not folder.exists():
@@ -218,12 +218,12 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
             raise exception.ImageUnacceptable(image_id=image, reason=f"it is not a machine's: {done.stderr.strip()}")
 
     def _pack(self, guest: Instance, data: Any) -> None:
-        """Write a machine's image: the layers that it lies on, and over these what it has changed."""
+        """Write a machine's image: the layers below it, and above these its own changes."""
         *below, _base = guest.layers
         own = str(len(below) + 1)
         words = [f"--directory={self._layers}", *below] if below else []
         with self._machines.standing_still(guest) as folder:
-            # Names in the archive: IMAGE/2 becomes 2, and upper the next number. Hard links lead to names, too.
+            # Names in the archive: IMAGE/2 becomes 2, and upper the next number. Targets of hard links change, too.
             rename = [f"--transform=flags=rh;s,^upper,{own},"]
             rename += [f"--transform=flags=rh;s,^{Path(layer).parent}/,," for layer in below[:1]]
             command = [*TAR, *rename, "-cf", "-", f"--directory={folder}", "upper", *words]
@@ -232,7 +232,7 @@ class NamespaceDriver(fake.FakeDriverWithoutFakeNodes):  # type: ignore[misc]  #
             raise SnapshotError(done.stderr)
 
     def _follow_floating_ips(self) -> None:
-        """Answer at floating IPs for the machines that they lead to, as Neutron's side writes it down."""
+        """Answer at floating IPs for the machines that they lead to, according to the notes of Neutron's side."""
         while True:
             time.sleep(LOOK_SECONDS)
             try:

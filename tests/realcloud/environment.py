@@ -1,4 +1,4 @@
-"""What every run starts from, made once: the services in a virtual environment, and their state as a template."""
+"""What every run starts from and is made once: the services in a virtual environment, and a template of their state."""
 
 import fcntl
 import hashlib
@@ -29,14 +29,14 @@ DONE = "complete"
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the services and the state that they start from are."""
+    """The folders of the services and of the state that they start from."""
 
     venv: Path
     template: Path
 
 
 def ensure(cache: Path) -> Environment:
-    """Return the environment, made now as far as it is missing or its recipe has changed; raises ServiceError."""
+    """Return the environment; makes the parts that are missing or whose recipe has changed. Raises ServiceError."""
     cache.mkdir(parents=True, exist_ok=True)
     python = f"{sys.version_info.major}.{sys.version_info.minor} {ENTRY_POINTS}"
     venv = cache / f"venv-{_digest(python, [REQUIREMENTS])}"
@@ -62,7 +62,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _make(what: str, folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder where it will stay, for virtual environments do not like to be moved."""
+    """Make a folder in its final place, since a virtual environment cannot be moved."""
     if (folder / DONE).exists():
         return
     began = time.monotonic()

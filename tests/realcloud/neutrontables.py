@@ -1,4 +1,4 @@
-"""Make Neutron's tables: its migrations change constraints, which SQLite cannot; its models make the same at once."""
+"""Make Neutron's tables from its models: its migrations change constraints, which SQLite cannot."""
 
 import sqlalchemy
 from neutron.db.migration.models import head

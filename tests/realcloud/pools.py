@@ -11,7 +11,7 @@ BOOT_SECONDS = 110
 
 
 def load(pool: Pool, real: RealCloud, *images: dict[str, Any], **keys: Any) -> None:
-    """Have provider one with these image types, which boot from the base image; user data makes the account."""
+    """Load provider one with these image types, which boot from the base image; user data makes the account."""
     script = pool.folder / "account.sh"
     script.write_text(ACCOUNT.format(key=pool.key.with_suffix(".pub").read_text().strip(), name="plain"))
     types = [{**one, "user-data": str(script)} for one in images]

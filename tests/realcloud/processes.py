@@ -1,4 +1,4 @@
-"""What the processes of a control plane, its machines' included, have open."""
+"""The processes, mounts and sockets of a control plane and its machines."""
 
 import re
 import subprocess
@@ -10,10 +10,10 @@ from tests.realcloud.client import RealCloud
 
 
 def family(pid: int) -> set[int]:
-    """Return the process and all that come from it."""
+    """Return the process and all its descendants."""
     children = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             children[int(stat.read_text().rpartition(")")[2].split()[1])].append(int(stat.parent.name))
     found, look = set(), [pid]
     while look:
@@ -24,7 +24,7 @@ def family(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Return those that still run; what only waits to be reaped does not."""
+    """Return the processes that still run; zombies do not."""
     found = set()
     for pid in pids:
         with suppress(OSError):
@@ -34,13 +34,13 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def left(real: RealCloud, pids: set[int]) -> tuple[set[int], list[str]]:
-    """Return those processes of a control plane, and mounts, that are still there."""
+    """Return which of these processes of a control plane still run, and which of its mounts are still there."""
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(real.root) in line]
     return alive(pids), mounts
 
 
 def listening(pids: set[int]) -> list[tuple[str, int]]:
-    """Return the addresses and ports, TCP and UDP, that these receive on."""
+    """Return the addresses and ports, TCP and UDP, that these processes listen on."""
     lines = subprocess.run(["ss", "-Hlntup"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line.split()[4] for line in lines if {int(pid) for pid in re.findall(r"pid=(\d+)", line)} & pids]
     return sorted((address.rpartition(":")[0], int(address.rpartition(":")[2])) for address in ours)

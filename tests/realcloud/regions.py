@@ -1,4 +1,4 @@
-"""A region of a control plane, entered by doors of its own: closing them is how a provider goes down."""
+"""A region of a control plane, reached through its own ports: closing them is how a provider goes down."""
 
 import select
 import socket
@@ -18,7 +18,7 @@ DOWN = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: cl
 
 
 class Door(socketserver.ThreadingTCPServer):
-    """A free port of 127.0.0.1 from which connections go on to a service; while `down`, it answers 503 itself."""
+    """A free port of 127.0.0.1 that forwards connections to a service; while `down`, it answers 503 itself."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -42,7 +42,7 @@ class Visit(socketserver.BaseRequestHandler):
     server: Door
 
     def handle(self) -> None:
-        with suppress(OSError):  # one of the two has gone
+        with suppress(OSError):  # one of the two ends is gone
             if self.server.down:
                 self.request.recv(65536)
                 self.request.sendall(DOWN)
@@ -61,7 +61,7 @@ class Visit(socketserver.BaseRequestHandler):
 
 
 class Region:
-    """A region named after a cloud, whose entry in clouds.yaml leads to it; ends with the `with` block."""
+    """A region named after a cloud, to which the cloud's entry in clouds.yaml leads; ends with the `with` block."""
 
     def __init__(self, real: RealCloud, cloud: str) -> None:
         self._running = ExitStack()
@@ -88,7 +88,7 @@ class Region:
         self._running.close()
 
     def turn(self, *, down: bool) -> None:
-        """Let the whole region answer nothing but 503, or be itself again."""
+        """Make the whole region answer only 503, or work again."""
         for door in self._doors:
             door.down = down
 

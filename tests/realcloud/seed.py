@@ -1,4 +1,4 @@
-"""What a new control plane is filled with, through its own API."""
+"""Fills a new control plane, through its own API."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ SMALL_QUOTA = 2  # servers
 TYPES = {"image": "glance", "placement": "placement", "compute": "nova", "network": "neutron"}
 PATHS = {"compute": "/v2.1"}
 BASE_IMAGE = "Debian 12"
-EMPTY_TAR = bytes(10240)  # an image holds what it adds to the base tree, see driver.py
+EMPTY_TAR = bytes(10240)  # an image has only what it adds to the base tree, see driver.py
 
 
 def connect(clouds: Path, cloud: str = ADMIN) -> Any:
@@ -30,7 +30,7 @@ def endpoints(ports: Mapping[str, int]) -> dict[str, str]:
 
 
 def fill_catalogue(admin: Any, ports: Mapping[str, int]) -> None:
-    """Make the entries of the services that always run but Keystone, and their user."""
+    """Make the entries of the services that always run, except Keystone's, and the services' user."""
     for kind, url in endpoints(ports).items():
         _add_service(admin, TYPES[kind], kind, url)
     add_project(admin, SERVICE_USER, "admin", "service")
@@ -48,7 +48,7 @@ def _add_service(admin: Any, name: str, kind: str, url: str) -> None:
 
 
 def move_endpoints(database: Path, ports: Mapping[str, int]) -> None:
-    """Let the catalogue say where the services are now; Keystone must not run."""
+    """Set the services' present URLs in the catalogue; Keystone must not be running."""
     urls = {**endpoints(ports), "identity": f"http://127.0.0.1:{ports['keystone']}/v3"}
     with sqlite3.connect(database) as keystone:
         for kind, url in urls.items():
@@ -59,7 +59,7 @@ def move_endpoints(database: Path, ports: Mapping[str, int]) -> None:
 
 
 def add_project(admin: Any, name: str, *roles: str) -> None:
-    """Make a project and its user of the same name."""
+    """Make a project, and its user of the same name."""
     identity = admin.identity
     project = identity.create_project(name=name, domain_id="default")
     user = identity.create_user(name=name, password=PASSWORD, domain_id="default", default_project_id=project.id)
@@ -68,7 +68,7 @@ def add_project(admin: Any, name: str, *roles: str) -> None:
 
 
 def fill_compute(admin: Any) -> None:
-    """Make flavors, and the small quota."""
+    """Make the flavors, and the small project's quota."""
     for flavor in FLAVORS:
         admin.compute.create_flavor(
             id=flavor.id, name=flavor.name, ram=flavor.ram, disk=flavor.disk, vcpus=flavor.vcpus
@@ -77,7 +77,7 @@ def fill_compute(admin: Any) -> None:
 
 
 def add_networks(admin: Any, fixed: str, floating: str) -> None:
-    """Make the network of the servers, shared by all projects, the one of floating IPs, and a router between them."""
+    """Make the servers' network, which all projects share, that of floating IPs, and a router between them."""
     private = admin.network.create_network(name="private", is_shared=True)
     subnet = _add_subnet(admin, private, fixed)
     public = admin.network.create_network(
@@ -102,7 +102,7 @@ def _add_subnet(admin: Any, network: Any, cidr: str) -> Any:
         network_id=network.id,
         ip_version=4,
         cidr=cidr,
-        is_dhcp_enabled=False,  # Neutron takes no loopback addresses with DHCP
+        is_dhcp_enabled=False,  # Neutron refuses loopback addresses with DHCP
         gateway_ip=f"{first}.0.1",
         allocation_pools=[{"start": f"{first}.0.10", "end": f"{first}.255.245"}],
     )

@@ -1,4 +1,4 @@
-"""Run one service of the control plane: python -m tests.realcloud.serve NAME FD, FD being its listening socket.
+"""Run one service of the control plane: python -m tests.realcloud.serve NAME FD, where FD is its listening socket.
 
 Runs in the services' own virtual environment. The API is a WSGI application that waitress serves; the other parts of
 Nova (conductor, scheduler, compute) and of Cinder (scheduler, volume) are threads of the same process, so that messages
@@ -36,8 +36,8 @@ UPLOAD_LIMIT = 1 << 40
 def main() -> int:
     """Serve until killed."""
     name, handle = sys.argv[1], int(sys.argv[2])
-    sys.argv = [name]  # the services read it themselves
-    if name == "cinder":  # the only one that reads no OS_NAME_CONFIG_DIR
+    sys.argv = [name]  # the services read sys.argv themselves
+    if name == "cinder":  # the only one that does not read OS_NAME_CONFIG_DIR
         sys.argv += ["--config-file", "etc/cinder/cinder.conf"]
     queue_writers()
     keep_connections()
@@ -47,7 +47,7 @@ def main() -> int:
     if name == "neutron":
         know_all_models()
     if name in WORKERS:
-        # The API answers meanwhile: starting takes services that may not be up yet.
+        # The API answers meanwhile: the start needs services that are perhaps not up yet.
         threading.Thread(target=start_workers_or_end, args=(WORKERS[name],), daemon=True).start()
     waitress.serve(
         application,
@@ -62,9 +62,9 @@ def main() -> int:
 
 
 def queue_writers() -> None:
-    """Let a database's writers come one after the other: SQLite has one at a time, and refuses the others at last.
+    """Let a database's writers take turns: SQLite allows one at a time, and finally refuses those that wait.
 
-    Each database belongs to one process, so a lock here is enough; readers go on beside it.
+    Each database belongs to one process, so a lock in it is enough; it does not stop readers.
     """
     from oslo_db.sqlalchemy import enginefacade
 
@@ -86,7 +86,7 @@ def queue_writers() -> None:
 
 
 def keep_connections() -> None:
-    """Let queries share open connections: oslo.db opens one for each transaction, and each reads the whole schema."""
+    """Keep connections open for later queries: oslo.db opens one per transaction, and each reads the whole schema."""
     from oslo_db.sqlalchemy import engines
     from sqlalchemy import event, pool
 
@@ -95,20 +95,20 @@ def keep_connections() -> None:
             super().__init__(creator, pool_size=2 * THREADS, max_overflow=-1, **more)
 
     def forget_transaction(_connection: Any, record: Any, _state: Any) -> None:
-        record.info.pop("in_transaction", None)  # oslo.db's note, which ends with the connection otherwise
+        record.info.pop("in_transaction", None)  # oslo.db's note, which otherwise ends with the connection
 
     event.listen(Kept, "reset", forget_transaction)
     engines.pool = types.SimpleNamespace(**{**vars(pool), "NullPool": Kept})
 
 
 def know_all_models() -> None:
-    """Without this the first list of ports, if it comes before other queries, is answered with 500."""
+    """Load all of Neutron's models: else a list of ports that comes before other queries is answered with 500."""
     importlib.import_module("neutron.db.models.port_forwarding")
     importlib.import_module("sqlalchemy.orm").configure_mappers()
 
 
 def start_workers_or_end(start_workers: Callable[[], None]) -> None:
-    """Let a failure be the end of the process: what is left of it would look like one that works."""
+    """Start the workers; a failure ends the process, since what is left would look as if it worked."""
     started = False
     try:
         start_workers()
@@ -132,8 +132,8 @@ def start_nova() -> None:
 
     # Nova loads drivers from nova.virt only.
     sys.modules["nova.virt.loopback"] = importlib.import_module("tests.realcloud.driver")
-    # At each boot and delete Nova reads all servers' allocations, one request each, which only drivers with PCI devices
-    # need.
+    # At each boot and delete, Nova reads the allocations of all servers, one request each; only drivers with PCI
+    # devices need that.
     report.SchedulerReportClient.get_allocations_for_provider_tree = lambda *_: {}
     os_brick.setup(nova.conf.CONF)
     os_vif.initialize()

@@ -15,8 +15,8 @@ from tests.pocketcloud.client import REPOSITORY
 from tests.pocketcloud.machines import DIE_WITH_US
 
 NAMES = ("keystone", "glance", "placement", "neutron", "nova")
-VOLUMES = "cinder"  # which starts if volumes are wanted
-READY_SECONDS = 240.0  # many times what it takes, on a machine that has other things to do
+VOLUMES = "cinder"  # starts only with --volumes
+READY_SECONDS = 240.0  # many times what it takes, for a busy machine
 LOOK_SECONDS = 0.2
 LAST_LINES = 15
 DROPPED = ("OS_", "PYTHON", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -27,7 +27,7 @@ class ServiceError(Exception):
 
 
 class Services:
-    """The services whose state is in a folder; every one's output is in log/NAME.log there."""
+    """The services whose state is in a folder; each one's output is in log/NAME.log there."""
 
     def __init__(self, state: Path, venv: Path, **settings: str) -> None:
         self._state = state
@@ -38,7 +38,7 @@ class Services:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, *names: str) -> None:
-        """Start services; each dies with the thread that called this, however that ends."""
+        """Start services; each dies with the thread that calls this, however the thread ends."""
         for name in names:
             with self._sockets.pop(name) as listening, (self._state / f"log/{name}.log").open("ab") as log:
                 handle = listening.fileno()
@@ -51,16 +51,16 @@ class Services:
                     stdout=log,
                     stderr=log,
                     pass_fds=(handle,),
-                    start_new_session=True,  # a Ctrl-C is for us alone
+                    start_new_session=True,  # Ctrl-C must reach this process only
                 )
 
     def wait(self, *names: str) -> None:
-        """Wait until these answer; raises ServiceError."""
+        """Wait until these services answer; raises ServiceError."""
         for name in names:
             self.wait_until(f"an answer of {name}", partial(_answers, self.ports[name]))
 
     def wait_until(self, what: str, look: Callable[[], bool]) -> None:
-        """Wait until something is so while all services live; raises ServiceError with the last lines of a log."""
+        """Wait until `look` is true while all services live; raises ServiceError with the last lines of logs."""
         deadline = time.monotonic() + READY_SECONDS
         while not look():
             self.check()
@@ -70,13 +70,13 @@ class Services:
             time.sleep(LOOK_SECONDS)
 
     def check(self) -> None:
-        """Raise ServiceError when a service has ended."""
+        """Raise ServiceError if a service has ended."""
         for name, process in self._processes.items():
             if process.poll() is not None:
                 raise ServiceError(f"{name} ended with {process.returncode}: {self._last_lines(name)}")
 
     def stop(self) -> None:
-        """Kill all services: their state is to be thrown away, or is safe in files."""
+        """Kill all services: their state will be thrown away, or is safe in files."""
         for process in self._processes.values():
             process.kill()
         for process in self._processes.values():
@@ -85,7 +85,7 @@ class Services:
             sock.close()
 
     def run_side_by_side(self, chains: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Run chains of the services' commands, all chains at the same time; raises ServiceError."""
+        """Run chains of the services' commands, all chains at once; raises ServiceError."""
         running = {}
         try:
             for name, chain in chains.items():

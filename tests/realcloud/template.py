@@ -13,7 +13,7 @@ from tests.realcloud.configuration import MEMBER, PASSWORD, REGION, SMALL, datab
 from tests.realcloud.services import Services
 
 WORKERS = {"nova-conductor", "nova-scheduler", "nova-compute"}
-CLOCK_SECONDS = 2.0  # Nova's reports have whole seconds
+CLOCK_SECONDS = 2.0  # Nova's reports are in whole seconds
 
 
 def make(state: Path, venv: Path) -> None:
@@ -45,7 +45,7 @@ def make(state: Path, venv: Path) -> None:
 
 
 def wait_for_workers(services: Services, admin: Any, since: float) -> None:
-    """Wait until all of Nova has reported since a moment, a Unix time; raises ServiceError."""
+    """Wait until all of Nova has reported since a Unix time; raises ServiceError."""
 
     def reported() -> bool:
         fresh = {one.binary for one in admin.compute.services() if _since(one, since)}
@@ -93,7 +93,7 @@ def _nova(*words: str) -> list[str]:
 
 
 def _let_readers_go_on(state: Path) -> None:
-    """Have all databases write ahead, and their files complete."""
+    """Switch all databases to write-ahead logging, and complete their files."""
     for path in (state / "databases").glob("*.db"):
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")

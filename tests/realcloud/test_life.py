@@ -1,4 +1,4 @@
-"""The scripts against a real OpenStack: image, pool, builds over ssh, deletion, and what its Nova refuses or loses."""
+"""The scripts against a real OpenStack: image, pool, builds over ssh, deletion, and what Nova refuses or loses."""
 
 import signal
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.gatenode import ACCOUNT
 from tests.support.pool import Pool, client, image, make_key, provider
 
 UPDATE, LAUNCH, REAP = "devstack-vm-update-image.py", "devstack-vm-launch.py", "devstack-vm-reap.py"
-BOOT_SECONDS = 90  # time-out: Nova takes its time when the machine has other things to do
+BOOT_SECONDS = 90  # boot-timeout: Nova is slow on a busy machine
 
 
 def at(name: str, cloud: str = MEMBER, **keys: Any) -> dict[str, Any]:
@@ -26,12 +26,12 @@ def at(name: str, cloud: str = MEMBER, **keys: Any) -> dict[str, Any]:
 
 
 def servers(real: RealCloud, cloud: str = MEMBER) -> list[str]:
-    """The names of the servers that Nova has."""
+    """Return the names of the servers that Nova has, sorted."""
     return sorted(server.name for server in client(real.clouds_yaml, cloud).compute.servers())
 
 
 def reap_until_gone(pool: Pool, node: str, real: RealCloud) -> None:
-    """Reap as the timer does: the row goes when a later look shows the server gone."""
+    """Reap as the hourly job does, until the machine is gone: its row goes once a later look shows no server."""
 
     def gone() -> bool:
         pool.run(REAP, "one", expect=0)
@@ -44,7 +44,7 @@ def reap_until_gone(pool: Pool, node: str, real: RealCloud) -> None:
 
 @pytest.fixture(scope="module")
 def pool(real: RealCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """A pool of two machines of an image that was built, with a Jenkins that reaches them by ssh."""
+    """A pool of two machines of a built image, with a Jenkins that reaches them by ssh."""
     folder = tmp_path_factory.mktemp("life")
     with StandIn(folder / "jenkins", credentials={"nodes": ("jenkins", make_key(folder))}) as jenkins:
         pool = Pool(folder, real, jenkins)
@@ -140,14 +140,14 @@ def test_a_server_that_was_deleted_behind_our_back_is_replaced(pool: Pool, real:
 
 @pytest.fixture
 def north(real: RealCloud) -> Iterator[Region]:
-    """A region of its own."""
+    """A region that can go down without the others."""
     with Region(real, "north") as region:
         yield region
 
 
 @pytest.fixture
 def other(real: RealCloud, tmp_path: Path) -> Iterator[Pool]:
-    """A pool of its own without Jenkins, whose machines need no image build and go at the end."""
+    """A separate pool without Jenkins, whose machines need no image build and are deleted at the end."""
     yield Pool(tmp_path, real)
     real.knobs()
     for cloud in (MEMBER, SMALL, "north"):
@@ -160,7 +160,7 @@ def other(real: RealCloud, tmp_path: Path) -> Iterator[Pool]:
 
 
 def load_plain(pool: Pool, real: RealCloud, clouds: dict[str, str], min_ready: int) -> None:
-    """Have providers with an image type that needs no build: the base image, in which user data makes the account."""
+    """Load providers with an image type that needs no build: the base image, in which user data makes the account."""
     script = pool.folder / "account.sh"
     script.write_text(ACCOUNT.format(key=pool.key.with_suffix(".pub").read_text().strip(), name="plain"))
     images = [image("plain", user_data=str(script), min_ready=min_ready)]

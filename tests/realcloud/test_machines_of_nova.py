@@ -20,7 +20,7 @@ from tests.support.pool import SSH_TO_STRANGERS, client, make_key
 
 @dataclass
 class User:
-    """Somebody with a project, and a key for the servers."""
+    """A user with a project and a key for its servers."""
 
     real: RealCloud
     key: Path
@@ -31,17 +31,17 @@ class User:
         return client(self.real.clouds_yaml, self.cloud)
 
     def create(self, name: str, image: str = "Debian 12", **more: Any) -> Any:
-        """Ask for a server."""
+        """Request a server."""
         networks = [{"uuid": self.api.network.find_network("private").id}]
         return self.api.compute.create_server(name=name, image_id=self.api.image.find_image(image).id, flavor_id="1",
                                               networks=networks, key_name="key", **more)
 
     def boot(self, name: str, image: str = "Debian 12", **more: Any) -> Any:
-        """Have a server that is ACTIVE."""
+        """Request a server and wait until it is ACTIVE."""
         return self.in_status(self.create(name, image, **more), "ACTIVE")
 
     def in_status(self, server: Any, status: str) -> Any:
-        """Wait for a status."""
+        """Wait until a server has a status and no task, and return it."""
 
         def look() -> Any:
             got = self.api.compute.get_server(server.id)
@@ -51,7 +51,7 @@ class User:
         return waited(status, look)
 
     def snapshot(self, server: Any, name: str) -> tuple[Any, list[str]]:
-        """Make an image of a server; gives the statuses, too, that it was seen in."""
+        """Make an image of a server; returns it with the statuses that it was seen in."""
         self.api.compute.create_server_image(server, name)
         seen: list[str] = []
 
@@ -76,7 +76,7 @@ class User:
         waited("404", lambda: not self.api.compute.find_server(server.id))
 
     def clear(self) -> None:
-        """Give the project back as it was found."""
+        """Reset the knobs, and delete the project's servers, images and floating IPs."""
         self.real.knobs()
         for server in self.api.compute.servers():
             self.delete(server)
@@ -207,7 +207,7 @@ def test_boots_fail_as_told_for_all_and_for_one(user: User, failure: str, fault:
         got = user.api.compute.get_server(server.id)
         return got if got.status == "ERROR" else None
 
-    def has_no_port(server: Any) -> bool:  # Nova may go on telling its addresses, which it keeps a copy of
+    def has_no_port(server: Any) -> bool:  # Nova can still show its addresses from a cache
         return not list(user.api.network.ports(device_id=server.id))
 
     user.real.knobs(boot_failure=failure)

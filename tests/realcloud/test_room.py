@@ -1,6 +1,6 @@
-"""What a real Nova, Neutron and Glance refuse, or show long after its end; the pool gets its machines all the same.
+"""What a real Nova, Neutron and Glance refuse, or still show after it is gone; the pool gets its machines anyway.
 
-This cloud deletes softly and shows its lists in pages of six.
+This cloud deletes softly and returns lists in pages of six.
 """
 
 import json
@@ -45,7 +45,7 @@ def user(paged: RealCloud) -> Any:
 
 @pytest.fixture
 def pool(paged: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
-    """A pool whose machines need no image build; its servers and floating IPs go at the end."""
+    """A pool whose machines need no image build; its servers and floating IPs are deleted at the end."""
     yield Pool(tmp_path, paged)
     paged.knobs()
     for server in user.compute.servers():
@@ -57,7 +57,7 @@ def pool(paged: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
 
 @contextmanager
 def flavors(admin: Any, *sizes: tuple[str, int, int]) -> Iterator[None]:
-    """Have more flavors for a while: name, MB, GB."""
+    """Add flavors (name, MB, GB) for the length of the context."""
     made = [admin.compute.create_flavor(name=name, ram=ram, vcpus=1, disk=disk) for name, ram, disk in sizes]
     try:
         yield
@@ -68,7 +68,7 @@ def flavors(admin: Any, *sizes: tuple[str, int, int]) -> Iterator[None]:
 
 def test_a_flavor_without_a_disk_is_not_taken_nor_one_missed_on_a_later_page(
         pool: Pool, paged: RealCloud, admin: Any, user: Any) -> None:
-    many = [(f"a{number}", 64, 0) for number in range(PAGE)]  # by their names on the first page
+    many = [(f"a{number}", 64, 0) for number in range(PAGE)]  # their names put them on the first page
     with flavors(admin, *many, ("diskless.512", 512, 0), ("z.768", 768, 1)):
         load(pool, paged, image("noble", min_ready=1, min_ram=512), image("large", min_ready=1, min_ram=700))
 

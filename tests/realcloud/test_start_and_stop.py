@@ -1,4 +1,4 @@
-"""However a control plane ends, nothing of it is left; conftest.py stops one that is well."""
+"""However a control plane ends, nothing of it is left; conftest.py checks a normal stop."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ SECONDS = 90
 
 
 def boot(real: RealCloud) -> None:
-    """Have a server."""
+    """Boot a server, and wait until it is ACTIVE."""
     api = connect(real.clouds_yaml, MEMBER)
     server = api.compute.create_server(
         name="one", image_id=api.image.find_image("Debian 12").id, flavor_id="1",

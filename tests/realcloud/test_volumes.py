@@ -1,4 +1,4 @@
-"""Machines on volumes of a real Cinder: they come with their volumes and go with them, whatever was killed between."""
+"""Machines on volumes of a real Cinder: the volumes come and go with them, whatever is killed in between."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def user(real: RealCloud) -> Any:
 
 @pytest.fixture
 def pool(real: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
-    """A pool whose machines boot from volumes of the base image; what is left of it goes at the end."""
+    """A pool whose machines boot from volumes of the base image; everything left of it is deleted at the end."""
     made = Pool(tmp_path, real)
     load(made, real, image("noble", min_ready=2, boot_from_volume=True, volume_size=2))
     yield made
@@ -36,7 +36,7 @@ def pool(real: RealCloud, user: Any, tmp_path: Path) -> Iterator[Pool]:
 
 
 def of_volumes(user: Any) -> dict[str, tuple[str, list[str]]]:
-    """Return {machine's row id: (status, servers)} of the volumes that carry one."""
+    """Return {machine's row id: (status, servers)} of the volumes that name a machine."""
     return {volume.metadata["devstack-gate-machine"]: (volume.status, [one["server_id"] for one in volume.attachments])
             for volume in user.block_storage.volumes() if "devstack-gate-machine" in volume.metadata}
 

@@ -1,6 +1,7 @@
-"""Cinder's side: a driver whose volumes hold nothing but the id of the image that they were made of.
+"""Cinder's side: a driver whose volumes hold only the id of the image that they were made from.
 
-Runs inside Cinder. The id reaches Nova's driver with the connection; it lies over the base tree what the image holds.
+Runs inside Cinder. The id reaches Nova's driver with the connection; the driver puts the image's layers over the base
+tree.
 """
 
 from typing import Any

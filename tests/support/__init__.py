@@ -1,1 +1,1 @@
-"""What the tests, the demo and the benchmarks share."""
+"""Helpers shared by the tests, the demo and the benchmarks."""

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its remote debugging port: what it says on its console, and where things are."""
+"""A headless Chromium, driven through its remote debugging port: reports its console and the layout of pages."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ BOXES = """
 
 
 class Chromium:
-    """One browser with an empty profile in `folder`, for the length of the `with` block."""
+    """A browser with an empty profile in `folder`, which runs for the length of the `with` block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -104,18 +104,18 @@ class Chromium:
                 return result
 
     def _receive(self) -> dict[str, Any]:
-        """Return what comes next, with what the console says kept."""
+        """Return the next message; console output and errors are added to `console`."""
         answer: dict[str, Any] = json.loads(self._socket.recv())
         if answer.get("method") == "Log.entryAdded":
             entry = answer["params"]["entry"]
             self.console.append(f"{entry['level']}: {entry['text']} {entry.get('url', '')}")
         elif answer.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed") \
-                and not answer["params"].get("canceled"):  # by the next page
+                and not answer["params"].get("canceled"):  # cancelled by the next page
             self.console.append(json.dumps(answer["params"])[:500])
         return answer
 
     def show(self, url: str, width: int, dark: bool) -> dict[str, Any]:
-        """Load a page in a window of that width; returns where its texts and pictures are, see BOXES."""
+        """Load a page in a window of that width; returns the positions of its texts and pictures, see BOXES."""
         self.console.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setDeviceMetricsOverride", self._session, width=width, height=1200, deviceScaleFactor=1,
@@ -129,7 +129,7 @@ class Chromium:
         return found
 
     def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression in the page."""
+        """Evaluate an expression in the page and return its value."""
         answer = self._call("Runtime.evaluate", self._session, expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")

@@ -1,4 +1,4 @@
-"""Two clouds behind one set of methods: pocketcloud, and the real services. What has to be provoked in them differs."""
+"""One set of methods for two clouds: pocketcloud and the real services. They differ in how faults are provoked."""
 
 import contextlib
 import time
@@ -21,56 +21,56 @@ from tests.pocketcloud.client import Pocket
 from tests.pocketcloud.knobs import Knobs
 from tests.support.pool import await_that
 
-HANG_SECONDS = 120.0  # nothing takes so long
-LOOK_SECONDS = 0.25  # at least between two looks, each of which real services need some 50 ms for
+HANG_SECONDS = 120.0  # nothing takes this long
+LOOK_SECONDS = 0.25  # at least this long between two looks; each takes real services some 50 ms
 SECOND_RANGE = "127.95.7.0/24"
 Options = dict[str, Any]
 T = TypeVar("T")
 
 
 class Side(Protocol):
-    """How to provoke what the tests look at; options are given to `Clients.boot`."""
+    """How to provoke what the tests look at; the returned options go to `Clients.boot`."""
 
     def clients(self) -> "Clients":
         """Return the clients of a project without quotas."""
 
     def small(self, instances: int, cores: int = -1, ram: int = -1) -> "contextlib.AbstractContextManager[Clients]":
-        """Give the clients of a project that may have so many servers, cores and MB."""
+        """Yield the clients of a project with this quota of servers, cores and MB."""
 
     def few_floating(self, most: int = 0) -> "contextlib.AbstractContextManager[Clients]":
-        """Give the clients of a project that may have so many floating IPs."""
+        """Yield the clients of a project with this quota of floating IPs."""
 
     def few_volumes(self, volumes: int, gigabytes: int = -1) -> "contextlib.AbstractContextManager[Clients]":
-        """Give the clients of a project that may have so many volumes, and so many GB of them."""
+        """Yield the clients of a project with this quota of volumes, in number and in GB."""
 
     def second_network(self) -> contextlib.AbstractContextManager[tuple[str, str]]:
-        """Let the project have a second network, (id, name), while in the context."""
+        """Give the project a second network for the length of the context; yields its (id, name)."""
 
     def slow_boot(self, seconds: float) -> Options:
-        """Return what makes a boot take so long."""
+        """Return the options that make a boot take this long."""
 
     def slow_delete(self, seconds: float) -> Options:
-        """Return what makes the delete of a server take so long."""
+        """Return the options that make deleting a server take this long."""
 
     def slow_snapshot(self, seconds: float) -> Options:
-        """Return what makes the snapshot of a server take so long."""
+        """Return the options that make a snapshot of a server take this long."""
 
     def failing_snapshot(self) -> Options:
-        """Return what makes the snapshot of a server fail after a second."""
+        """Return the options that make a snapshot of a server fail after a second."""
 
     def failing_boot(self, how: str) -> Options:
-        """Return what makes a boot fail: no-host, abort, retry."""
+        """Return the options that make a boot fail; `how` is no-host, abort or retry."""
 
     def ending_token(self, seconds: int) -> Any:
-        """Return an AccessInfo with a token that ends so soon."""
+        """Return an AccessInfo with a token that expires after this many seconds."""
 
     def clear(self) -> None:
-        """Provoke nothing any more."""
+        """Stop provoking anything."""
 
 
 @dataclass
 class Clients:
-    """The real clients for one project of one cloud."""
+    """The real OpenStack clients for one project of one cloud."""
 
     clouds_yaml: Path
     name: str
@@ -120,31 +120,31 @@ class Clients:
         return self.flavors["m1.tiny"]
 
     def raw(self, service: str, method: str, path: str, **options: Any) -> requests.Response:
-        """Make one call on the session and return the answer, whatever it is."""
+        """Make one call on the session and return the answer, whatever its status."""
         adapter = keystoneauth1.adapter.Adapter(self.session, service_type=service)
         answer: requests.Response = adapter.request(path, method, raise_exc=False, **options)
         return answer
 
     def with_token(self, service: str, path: str, token: str) -> requests.Response:
-        """Make one call with another token than the session's, which does not notice."""
+        """Make one call with a given token; the session keeps its own."""
         return self.raw(service, "GET", path, authenticated=False, headers={"X-Auth-Token": token})
 
     def act(self, server_id: str, action: Mapping[str, Any], **options: Any) -> requests.Response:
-        """Ask for an action on a server."""
+        """Request an action on a server."""
         return self.raw("compute", "POST", f"/servers/{server_id}/action", json=dict(action), **options)
 
     def boot(self, name: str = "one", **options: Any) -> Any:
-        """Ask for a server as novacloud does."""
+        """Request a server as cloud/nova.py does."""
         options = {"nics": [{"net-id": self.network}], "meta": {}, **options}
         flavor, image = options.pop("flavor", self.flavor), options.pop("image", self.base)
         return self.nova.servers.create(name, image, flavor, **options)
 
     def booted(self, name: str = "one", *, status: str = "ACTIVE", **options: Any) -> Any:
-        """Ask for a server and wait until it has a status."""
+        """Request a server and wait until it has the status."""
         return self.in_status(self.boot(name, **options).id, status)
 
     def until(self, server_id: str, look: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """Wait until a server as the cloud shows it is as told, and return that."""
+        """Wait until `look` is true of a server as the cloud shows it, and return that view."""
         return waited(f"a change of {server_id}", partial(self._shown_if, server_id, look))
 
     def _shown_if(self, server_id: str, look: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class Clients:
         return shown if look(shown) else {}
 
     def in_status(self, server_id: str, status: str) -> Any:
-        """Wait until a server has a status."""
+        """Wait until a server has the status and no task, and return it."""
         def look() -> Any:
             server = self.nova.servers.get(server_id)
             return server if server.status == status and not self.task(server) else None
@@ -169,7 +169,7 @@ class Clients:
         return shown
 
     def listed(self, query: str = "", **options: Any) -> list[str]:
-        """Return the names of listed servers in the order they come in."""
+        """Return the names of the servers in a listing, in its order."""
         answer = self.raw("compute", "GET", f"/servers/detail?{query}", **options)
         assert answer.status_code == 200, answer.text
         return [server["name"] for server in answer.json()["servers"]]
@@ -180,7 +180,7 @@ class Clients:
         return shown
 
     def volume_in(self, volume_id: str, status: str) -> dict[str, Any]:
-        """Wait until a volume has a status, and return it."""
+        """Wait until a volume has the status, and return it."""
         return waited(f"{status} of volume {volume_id}", lambda: next(
             (shown for shown in [self.volume(volume_id)] if shown["status"] == status), {}))
 
@@ -192,7 +192,7 @@ class Clients:
         return False
 
     def clear(self) -> None:
-        """Give the project back as it was found."""
+        """Delete the project's servers, volumes and their snapshots, floating IPs, images and keypairs."""
         servers = [server.id for server in self.nova.servers.list()]
         for server_id in servers:
             with contextlib.suppress(novaclient.exceptions.NotFound):
@@ -223,12 +223,12 @@ def read_clouds(clouds_yaml: Path) -> Any:
 
 
 def waited(what: str, look: Callable[[], T]) -> T:
-    """Return what look gives soon after it is true; finds what hangs, and times nothing."""
+    """Wait until `look` returns something true, and return that; the limit catches hangs only."""
     return await_that(what, look, HANG_SECONDS, least=LOOK_SECONDS)
 
 
 class PocketSide:
-    """pocketcloud: its knobs provoke."""
+    """pocketcloud: faults are provoked by its knobs."""
 
     def __init__(self, pocket: Pocket, cloud: str = "pocket-a") -> None:
         self._pocket, self._cloud = pocket, cloud
@@ -294,7 +294,7 @@ class PocketSide:
 
 
 class RealSide:
-    """Real services: the hypervisor driver takes its orders from a server's metadata; the clients do the rest."""
+    """The real services: the hypervisor driver takes orders from a server's metadata; the clients do the rest."""
 
     def __init__(self, clouds_yaml: Path) -> None:
         self._clouds_yaml = clouds_yaml
@@ -341,7 +341,7 @@ class RealSide:
                 name="second-subnet", network_id=made.id, ip_version=4, cidr=SECOND_RANGE, enable_dhcp=False)
             yield str(made.id), "second"
         finally:
-            clients.clear()  # a network in use stays
+            clients.clear()  # a network in use cannot be deleted
             clients.sdk.network.delete_network(made)
 
     def slow_boot(self, seconds: float) -> Options:
@@ -361,11 +361,11 @@ class RealSide:
 
     def ending_token(self, seconds: int) -> Any:
         clients = self.clients()
-        end = datetime.now(UTC) + timedelta(seconds=seconds + 2)  # Keystone drops fractions, and refuses the past
+        end = datetime.now(UTC) + timedelta(seconds=seconds + 2)  # Keystone drops fractions and refuses past times
         made = clients.sdk.identity.create_application_credential(
             clients.session.get_user_id(), name=f"until-{time.time()}", expires_at=end.strftime("%Y-%m-%dT%H:%M:%SZ"))
         login = ApplicationCredential(clients.config.config["auth"]["auth_url"], made.secret, made.id)
         return login.get_access(clients.session)
 
     def clear(self) -> None:
-        """Nothing outlives its server."""
+        """Do nothing: orders in metadata do not outlive their server."""

@@ -1,4 +1,4 @@
-"""A web server on loopback, which the host and its machines can reach: package mirrors, pip index, git, test images."""
+"""A web server on loopback that host and machines reach: package mirrors, pip index, git, test images."""
 
 import posixpath
 import threading
@@ -11,18 +11,18 @@ from pathlib import Path
 
 
 class FileHost:
-    """Serves the files of a folder, and takes more by PUT; some may fail at first, or stop in the middle."""
+    """Serves a folder's files, and accepts more by PUT; can fail the first requests for a path, or stop half-way."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.url = url
-        self.failures: Counter[str] = Counter()  # so many requests for a path are still answered with 503
-        self.broken: set[str] = set()  # of these only the first half comes
+        self.failures: Counter[str] = Counter()  # the next N requests for a path are answered with 503
+        self.broken: set[str] = set()  # only the first half of these is sent
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
 
     def is_to_fail(self, path: str) -> bool:
-        """Count a request and say whether it fails."""
+        """Count a request and return whether it fails."""
         with self.lock:
             self.asked[path] += 1
             self.failures[path] -= 1
@@ -59,12 +59,12 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def file_host(folder: Path) -> Iterator[FileHost]:
-    """Serve a folder while the context lasts."""
+    """Serve a folder for the length of the context."""
     folder.mkdir(parents=True, exist_ok=True)
     site = FileHost(folder, "")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, site=site)) as server:
@@ -79,7 +79,7 @@ def file_host(folder: Path) -> Iterator[FileHost]:
 
 
 def proxy_free(url: str) -> str:
-    """Shell lines for a machine whose programs would otherwise ask a proxy for what is on loopback."""
+    """Return shell lines that keep a machine's programs from using a proxy for a URL on loopback."""
     host = url.split("/")[2].partition(":")[0]
     return (f"echo 'Acquire::http::Proxy::{host} \"DIRECT\";' > /etc/apt/apt.conf.d/99loopback\n"
             f"if grep -q _proxy /etc/environment; then echo 'no_proxy={host},localhost' >> /etc/environment; fi\n")

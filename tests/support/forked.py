@@ -1,8 +1,8 @@
-"""Runs one script by the starter that serves at a name, as if it were this process; see starter.py.
+"""Run one script through the starter that listens at a name, as if the script were this process; see starter.py.
 
     python -I -S tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS
 
-Its own libraries are few, so that it costs less than the script would as a process of its own.
+It imports little, so it costs less than starting the script as a separate process.
 """
 
 import json

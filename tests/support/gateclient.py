@@ -1,4 +1,4 @@
-"""Whoever runs the gate on another machine: a developer, or a job, with a workspace on this one."""
+"""The near side of HOST mode: a developer or a job that runs the gate on another machine."""
 
 import os
 import re
@@ -16,7 +16,7 @@ RUN_SECONDS = 120
 
 
 class Client:
-    """A person, or a job, with a workspace here and an ssh agent that knows the node's key."""
+    """A person or a job with a workspace on this machine and an ssh agent that has the node's key."""
 
     def __init__(self, node: Node, folder: Path, agent: str) -> None:
         self.node = node
@@ -30,13 +30,13 @@ class Client:
             "DEVSTACK_GATE_PROJECTS": "sample/devstack sample/adder sample/adderd"}
 
     def start(self, hooks: str = "", **settings: str) -> "subprocess.Popen[str]":
-        """Start the wrap script for the node."""
+        """Start the wrap script with the node as HOST."""
         command = f"{hooks}\nexec {self.scripts}/devstack-vm-gate-wrap.sh jenkins@{self.node.address}"
         return subprocess.Popen(["bash", "-c", command], env=self.environment | settings, text=True,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def run(self, hooks: str = "", **settings: str) -> tuple[int, str]:
-        """Run it to its end."""
+        """Run the wrap script to its end; returns its exit status and output."""
         process = self.start(hooks, **settings)
         try:
             output = process.communicate(timeout=RUN_SECONDS)[0]
@@ -45,7 +45,7 @@ class Client:
         return process.returncode, output
 
     def change(self, folder: Path, changes: dict[str, str]) -> None:
-        """Go on with a copy of the scripts with other constants, written as `file: NAME=` and what follows."""
+        """From now on, use a copy of the scripts with changed constants: {"file: NAME=": the new value}."""
         self.scripts = folder
         folder.mkdir()
         for name in GATE_FILES:
@@ -58,19 +58,19 @@ class Client:
             (folder / file).write_text(text)
 
     def left(self) -> str:
-        """What still runs here for the node, and what is left of the run's folder."""
+        """Return the processes that still run here for the node, and what is left of the run's folder."""
         words = f"(ssh|bash|python3) .*({re.escape(self.node.address)}|{self.folder}/tmp)"
         found = subprocess.run(["pgrep", "-fa", words], capture_output=True, text=True, check=False)
         return found.stdout + "".join(map(str, self.folder.glob("tmp.*")))
 
     def log(self, name: str) -> str:
-        """What a log that was fetched holds."""
+        """Return the text of a log that was fetched."""
         return (self.workspace / "logs" / name).read_text()
 
 
 @contextmanager
 def client_of(node: Node, folder: Path) -> Iterator[Client]:
-    """Have a client of a machine, with an ssh agent of its own while it is there."""
+    """Yield a client of a machine, with its own ssh agent for the length of the context."""
     agent = folder / "agent"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", str(agent)], stdout=subprocess.DEVNULL)
     try:

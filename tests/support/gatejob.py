@@ -1,4 +1,4 @@
-"""A gate job in Jenkins, as the builds of a pool's machines run it."""
+"""A gate job in Jenkins, whose builds run on a pool's machines."""
 
 from tests.support.pool import Pool, starter
 
@@ -12,9 +12,9 @@ sleep 1
 
 
 def add_gate_job(pool: Pool, name: str, script: str = SCRIPT, *, told: bool = True) -> None:
-    """The gate job as jobs/ defines it: inprogress before, the script on the node, delete after any end.
+    """Add the gate job as jobs/ defines it: inprogress first, then the script on the node, then delete in any case.
 
-    told: whether delete comes, which it does not if Jenkins dies under a build.
+    told: whether delete runs; it does not if Jenkins dies during a build.
     """
     assert pool.jenkins
     variables = {key: value for key, value in pool.environment.items()
@@ -27,7 +27,7 @@ def add_gate_job(pool: Pool, name: str, script: str = SCRIPT, *, told: bool = Tr
 
 
 def build(pool: Pool, name: str, **parameters: str) -> tuple[str, str, str]:
-    """Run a build to its end; returns its result, its node and its console."""
+    """Run a build to its end; returns its result, node and console."""
     assert pool.jenkins
     started = pool.jenkins.wait_started(pool.jenkins.build(name, **parameters))
     ended = pool.jenkins.wait_build(name, started["number"])

@@ -1,4 +1,4 @@
-"""A test node for the gate: a machine of its own with the account that images carry, and our scripts on it."""
+"""A test node for the gate: a machine with the account that images carry, and with our scripts."""
 
 import base64
 import io
@@ -33,20 +33,20 @@ class Node:
     key: Path
 
     def command(self, *words: str) -> list[str]:
-        """The words that run a command there."""
+        """Return the ssh command that runs a command there."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR",
                    "IdentitiesOnly=yes"]
         return ["ssh", "-i", str(self.key), "-F", "none", *[word for one in options for word in ("-o", one)],
                 f"jenkins@{self.address}", *words]
 
     def run(self, script: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-        """Run a script there as jenkins, with stdout and stderr in one."""
+        """Run a script there as jenkins, with stderr merged into stdout."""
         done = subprocess.run(self.command("bash", "-c", shlex.quote(script)), input=stdin, check=False,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=RUN_SECONDS)
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"), "")
 
     def check(self, script: str, stdin: bytes = b"") -> str:
-        """Run a script there that must work; returns its output."""
+        """Run a script there and return its output; fails the test if the script fails."""
         done = self.run(script, stdin)
         assert done.returncode == 0, f"{script}: {done.returncode}\n{done.stdout}"
         return done.stdout
@@ -64,12 +64,12 @@ class Node:
         return self.run(gate_script(hooks=hooks, before=before, **settings))
 
     def file(self, path: str) -> str:
-        """What a file there holds."""
+        """Return the text of a file there."""
         return self.check(f"sudo cat {shlex.quote(path)}")
 
 
 def gate_script(*, hooks: str = "", before: str = "", **settings: str) -> str:
-    """The script of a gate job."""
+    """Return the script of a gate job."""
     defaults = {"WORKSPACE": "/home/jenkins/workspace", "GIT_BASE": "file:///home/jenkins/git",
                 "DEVSTACK_GATE_PROJECTS": "sample/devstack sample/adder sample/adderd"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in (defaults | settings).items()]

@@ -1,4 +1,4 @@
-"""HTTP servers that behave badly, in ways that a web server's library does not offer."""
+"""HTTP servers that behave badly, in ways that web server libraries do not offer."""
 
 import contextlib
 import gzip
@@ -68,7 +68,7 @@ def nest(connection: socket.socket, _: threading.Event) -> None:
 
 
 def flood_values(connection: socket.socket, _: threading.Event) -> None:
-    """15 MB of JSON, which take 500 MB."""
+    """Send 15 MB of JSON that take 500 MB of memory."""
     body = gzip.compress(b"[" + b"{}," * 5_000_000 + b"{}]", 1)
     connection.sendall(HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
@@ -97,7 +97,7 @@ SENSELESS = (nest, date_from_nowhere, lead_in_circles, lead_nowhere)
 
 
 def next_request(connection: socket.socket) -> bytes:
-    """Return a request with its body, which may come later; empty at the end of the connection."""
+    """Return a request with its body, which can arrive later; empty at the end of the connection."""
     request = b""
     while not is_whole(request) and (part := connection.recv(65536)):
         request += part
@@ -105,7 +105,7 @@ def next_request(connection: socket.socket) -> bytes:
 
 
 def is_whole(request: bytes) -> bool:
-    """Whether all of a request has come; a client that begins with TLS gets its answer at once."""
+    """Return whether all of a request has arrived; a client that begins with TLS gets its answer at once."""
     if request.startswith(TLS_HANDSHAKE):
         return True
     head, end, body = request.partition(b"\r\n\r\n")
@@ -115,7 +115,7 @@ def is_whole(request: bytes) -> bool:
 
 @contextlib.contextmanager
 def hostile_http(serve: Serve, asked: list[bytes] | None = None) -> Iterator[tuple[str, list[bytes]]]:
-    """Serve each request so; yields the server's URL and the requests that have come, in the list if one is given."""
+    """Answer each request with `serve`; yields the server's URL and the list of requests seen (`asked`, if given)."""
     stopped = threading.Event()
     seen: list[bytes] = [] if asked is None else asked
     connections: list[socket.socket] = []

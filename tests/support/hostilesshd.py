@@ -1,4 +1,4 @@
-"""An ssh server that lets everybody in and then behaves badly, in ways that a real sshd cannot be told to."""
+"""An ssh server that lets everybody in and then behaves badly, in ways that a real sshd cannot."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ def flood(channel: paramiko.Channel, stopped: threading.Event) -> None:
 
 
 def flood_past_the_window(channel: paramiko.Channel, stopped: threading.Event) -> None:
-    """Send whatever the other side has room for, and end with success."""
+    """Send more than the window that the other side has announced."""
     while not stopped.is_set():
         channel.out_window_size = 1 << 30
         channel.sendall(CHUNK)
@@ -78,7 +78,7 @@ class _Server(paramiko.ServerInterface):
 def hostile_sshd(
     serve: Serve | None = None, stall_at: str = "", address: tuple[str, int] = ("127.0.0.1", 0)
 ) -> Iterator[tuple[str, int]]:
-    """Serve at an address, which is yielded; stall_at: never answer auth, open or exec; serve: what a command does."""
+    """Serve at an address and yield it; serve: what a command does; stall_at: auth, open or exec is never answered."""
     stopped, host_key = threading.Event(), paramiko.ECDSAKey.generate()
     transports: list[paramiko.Transport] = []
 

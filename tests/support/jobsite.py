@@ -1,4 +1,4 @@
-"""The jobs of jobs/ as a site has them: with its own defaults.yaml, rendered or loaded by the real jenkins-jobs."""
+"""The jobs of jobs/ at a site: with the site's own defaults.yaml, rendered or loaded by the real jenkins-jobs."""
 
 import configparser
 import re
@@ -20,12 +20,12 @@ JOBS = PROJECT / "jobs"
 JENKINS_JOBS = Path(sys.executable).with_name("jenkins-jobs")
 RUN_SECONDS = 120
 GATE = "gate-integration-tests-devstack-vm"
-# What `plugins: full` needs beside Jenkins' own.
+# The plugins that `plugins: full` needs in addition to `plugins: core`.
 FULL = {"parameterized-trigger": "2.39", "build-timeout": "1.20", "timestamper": "1.11.8", "build-name-setter": "2.1.0"}
 
 
 def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults: Any) -> Path:
-    """Copy jobs/ and change its defaults.yaml: variables, and keys of the project of gate jobs; returns the copy."""
+    """Copy jobs/ and change defaults and keys of the gate jobs' project in its defaults.yaml; returns the copy."""
     folder.mkdir(exist_ok=True)
     site = folder / "jobs"
     shutil.copytree(JOBS, site, ignore=shutil.ignore_patterns("__pycache__"))
@@ -39,7 +39,7 @@ def make_site(folder: Path, project: Mapping[str, Any] | None = None, **defaults
 
 
 def forking_scripts(folder: Path) -> Path:
-    """Make what jobs take for the checkout: links to the scripts, and a python3 that has the starter run them."""
+    """Make what jobs take for the checkout: links to the scripts, and a python3 that runs them through the starter."""
     scripts = folder / "scripts"
     python = scripts / ".venv/bin/python3"
     python.parent.mkdir(parents=True)
@@ -57,26 +57,26 @@ esac
 
 
 def sample_settings(git_base: str) -> dict[str, Any]:
-    """The variables of a site whose gate runs on the sample projects of a git server."""
+    """Return the defaults of a site whose gate runs on the sample projects of a git server."""
     return {"gate_repository": f"{git_base}/openstack/devstack-gate", "gate_settings":
             f"export GIT_BASE={git_base}\nexport DEVSTACK_GATE_PROJECTS='{' '.join(PROJECTS)}'\n"}
 
 
 def tripleo_settings() -> str:
-    """The gate_settings of the sample job of docs/tripleo.md."""
+    """Return the gate_settings of the sample job in docs/tripleo.md."""
     (shown,) = re.findall(r"```yaml\n(gate_settings.*?)```", (PROJECT / "docs/tripleo.md").read_text(), re.DOTALL)
     return str(yaml.safe_load(shown)["gate_settings"])
 
 
 def render(site: Path, into: Path) -> dict[str, ElementTree.Element]:
-    """The jobs' config.xml by name."""
+    """Render the jobs; returns {job name: its config.xml}."""
     run_jenkins_jobs("test", str(site), "-o", str(into), "--config-xml")
     return {file.parent.name: ElementTree.fromstring(file.read_text()) for file in into.glob("*/config.xml")}
 
 
 def load(site: Path, url: str, user: str, password: str) -> str:
-    """Load the jobs into a Jenkins; returns what jenkins-jobs says."""
-    conf = site.parent / "jenkins_jobs.ini"  # and what jenkins-jobs remembers
+    """Load the jobs into a Jenkins; returns the output of jenkins-jobs."""
+    conf = site.parent / "jenkins_jobs.ini"  # its folder also holds jenkins-jobs' cache
     parser = configparser.ConfigParser(interpolation=None)
     parser["jenkins"] = {"url": url, "user": user, "password": password}
     with conf.open("w") as stream:
@@ -85,9 +85,9 @@ def load(site: Path, url: str, user: str, password: str) -> str:
 
 
 def run_jenkins_jobs(*words: str, conf: Path | None = None) -> str:
-    """Run jenkins-jobs; returns what it says."""
+    """Run jenkins-jobs; returns its output."""
     command = [str(JENKINS_JOBS), "--conf", str(conf or "/dev/null"), *words]
-    if conf:  # what it remembers of the Jenkins that it has loaded jobs into
+    if conf:  # its cache of the jobs that it has loaded into a Jenkins
         command.insert(0, "env")
         command.insert(1, f"XDG_CACHE_HOME={conf.parent}")
     done = subprocess.run(command, check=False, text=True, timeout=RUN_SECONDS, stdout=subprocess.PIPE,

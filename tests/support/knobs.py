@@ -1,4 +1,4 @@
-"""What can be turned at a stand-in while it runs: typed fields of a dataclass, with choices, and scripted answers."""
+"""Knobs: settings of a stand-in that can change while it runs. Typed dataclass fields, choices, scripted answers."""
 
 import dataclasses
 import re
@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 
 
 class KnobError(ValueError):
-    """There is no such knob, or it cannot have that value."""
+    """The knob does not exist, or cannot have that value."""
 
 
 @dataclass
 class Turnable:
-    """Knobs of a stand-in: its fields, no number of which is below 0."""
+    """A stand-in's knobs, which are the fields; numbers are never below 0."""
 
     CHOICES: ClassVar[dict[str, tuple[str | None, ...]]] = {}
-    ANSWER_CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = {}  # what these fields of a scripted answer may be
-    ANSWER_FIELDS: ClassVar[set[str]] = set()  # what else it may have, beside `match`, which it must
+    ANSWER_CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = {}  # allowed values of these fields of a scripted answer
+    ANSWER_FIELDS: ClassVar[set[str]] = set()  # further fields that it can have; `match` is required
 
     def turn(self, name: str, value: object) -> None:
         """Set one knob; raises KnobError, naming the knob and what was expected."""
@@ -27,7 +27,7 @@ class Turnable:
         setattr(self, name, value)
 
     def check(self, name: str, value: object) -> None:
-        """Raise KnobError, naming the knob and what was expected, if it cannot be set to that."""
+        """Raise KnobError, naming the knob and what was expected, if the knob cannot have this value."""
         hints = {field.name: typing.get_type_hints(type(self))[field.name] for field in dataclasses.fields(self)}
         if name not in hints:
             raise KnobError(f"no knob {name!r}; there are {', '.join(sorted(hints))}")
@@ -39,7 +39,7 @@ class Turnable:
             self._check_answers(typing.cast(list[dict[str, Any]], value))
 
     def as_dict(self) -> dict[str, Any]:
-        """All knobs with their values, for JSON."""
+        """Return all knobs with their values, for JSON."""
         return dataclasses.asdict(self)
 
     def _check_answers(self, answers: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""A whole pool for a test: a cloud and a Jenkins on loopback, configuration files, and the scripts run as processes."""
+"""A whole pool for tests: a cloud and a Jenkins on loopback, configuration files, and the scripts run as processes."""
 
 import importlib.util
 import os
@@ -30,8 +30,8 @@ from tests.support.waiting import LEAST_SECONDS, MOST_SECONDS, pause
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT_SECONDS = 300
-HANG_SECONDS = 120  # nothing that a test waits for takes so long, on a busy machine neither
-# User data for a template whose packages play no part: apt-get has nothing to do, and says so at once.
+HANG_SECONDS = 120  # nothing that a test waits for takes this long, even on a busy machine
+# User data for a template if its packages do not matter: replaces apt-get by a script that succeeds at once.
 NO_APT = "#!/bin/sh\nprintf '#!/bin/sh\\nexit 0\\n' > /usr/local/sbin/apt-get\nchmod 755 /usr/local/sbin/apt-get\n"
 ANY_HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIN/jT0PYldlQIIIkUMeA3uOdqjqF3vGDD4A3l8SPPuPT"
 SSH_TO_STRANGERS = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
@@ -39,12 +39,12 @@ T = TypeVar("T")
 
 
 def image(name: str = "noble", **keys: Any) -> dict[str, Any]:
-    """An image type of the providers file; keys are written with _ for -."""
+    """Return an image type of the providers file; keys are written with _ for -."""
     return {"name": name, "image": "Debian 12", "min-ready": 2, "min-ram": 512, "username": "debian", **_kebab(keys)}
 
 
 def provider(name: str = "one", cloud: str = "pocket-a", **keys: Any) -> dict[str, Any]:
-    """A provider of the providers file; keys are written with _ for -."""
+    """Return a provider of the providers file; keys are written with _ for -."""
     return {"name": name, "cloud": cloud, "max-servers": 10, "boot-timeout": 30, "images": [image()], **_kebab(keys)}
 
 
@@ -53,11 +53,11 @@ def _kebab(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Pool:
-    """The scripts with their settings in a folder, against a cloud and, where given, a Jenkins."""
+    """The scripts with their settings in a folder, against a cloud and, if given, a Jenkins."""
 
     def __init__(self, folder: Path, cloud: CloudProcess | None = None, jenkins: StandIn | None = None, *,
                  address: str = "") -> None:
-        """address: of its database on PostgreSQL, - for vm.db; by default as the run of the tests has it."""
+        """address: of its PostgreSQL database, or - for vm.db; the default is the kind that this test run uses."""
         self.folder = folder
         self.pocket = cloud if isinstance(cloud, Pocket) else None
         self.jenkins = jenkins
@@ -65,8 +65,8 @@ class Pool:
         if not address and on_postgresql():
             address = postgres.shared().create()
         self.address = address.removeprefix("-")  # empty: vm.db
-        self.host: list[str] = []  # words that have a script run on a host of its own, see as_host
-        self.patience = 0.0  # seconds for which a server may be away when a test looks into its database
+        self.host: list[str] = []  # command prefix that runs a script as another host, see as_host
+        self.patience = 0.0  # seconds for which `sql` retries if the PostgreSQL server is away
         self.place: Path | str = self.address or self.database  # as vmdatabase.opened takes it
         self.secure_config = folder / "secure.conf"
         self.key = make_key(folder)
@@ -76,7 +76,7 @@ class Pool:
             self.environment.pop(name, None)
         self.environment |= {"DEVSTACK_GATE_DB": self.address or str(self.database), "HOME": str(folder),
                              "DEVSTACK_GATE_SECURE_CONFIG": str(self.secure_config),
-                             # A home of long standing has the entry points of Python packages in a file.
+                             # A host in use has the entry points of Python packages cached in a file.
                              "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")}
         if cloud:
             self.environment["OS_CLIENT_CONFIG_FILE"] = str(cloud.clouds_yaml)
@@ -93,14 +93,14 @@ class Pool:
         self.secure_config.chmod(0o600)
 
     def load(self, *providers: Mapping[str, Any], labels: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Load a providers file that holds these."""
+        """Write a providers file with these providers and labels, and load it."""
         file = self.folder / "providers.yaml"
         told: dict[str, Any] = {"providers": list(providers)}
         file.write_text(yaml.safe_dump(told | ({"labels": list(labels)} if labels else {})))
         self.run("vmdatabase.py", "load", str(file), expect=0)
 
     def seed_snapshots(self) -> None:
-        """Give each image type a READY snapshot without building one: the cloud's base image itself."""
+        """Give each image type a READY snapshot without a build: the cloud's base image itself."""
         assert self.pocket
         for cloud, image_id in self.sql("SELECT cloud, base_image.id FROM base_image JOIN provider ON "
                                         "provider_id = provider.id"):
@@ -125,12 +125,12 @@ class Pool:
         return ended
 
     def as_host(self, name: str) -> None:
-        """Have the scripts run in namespaces of their own from now on: mounts, processes, and a host of that name."""
+        """Run the scripts in new namespaces from now on: mounts, processes, and a host name."""
         self.host = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
                      'hostname "$0" && exec "$@"', name]
 
     def fill(self) -> None:
-        """Have provider one's pool full, and all its agents online."""
+        """Fill provider one's pool, and wait until all its agents are online."""
         self.run("devstack-vm-reap.py", "one")
         self.run("devstack-vm-launch.py", "one", expect=0)
         assert self.jenkins
@@ -145,7 +145,7 @@ class Pool:
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def ssh(self, address: str, *command: str, user: str = "jenkins") -> subprocess.CompletedProcess[str]:
-        """Log in to a machine as Jenkins does, and run a command."""
+        """Log in to a machine as Jenkins does and run a command."""
         options = ["-i", str(self.key), "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
                    *SSH_TO_STRANGERS]
         return subprocess.run(["ssh", *options, f"{user}@{address}", *command], stdin=subprocess.DEVNULL,
@@ -163,47 +163,47 @@ class Pool:
             connection.close()
 
     def columns(self, table: str) -> list[str]:
-        """The columns of a table, in their order."""
+        """Return the names of a table's columns, in order."""
         query = "SELECT name FROM pragma_table_info(?)"
         if self.address:
             query = "SELECT column_name FROM information_schema.columns WHERE table_name = ? ORDER BY ordinal_position"
         return [name for (name,) in self.sql(query, table)]
 
     def machines(self) -> dict[str, str]:
-        """{node name: state} of all machines."""
+        """Return {node name: state} of all machines."""
         return dict(self.sql("SELECT name, state FROM machine ORDER BY id"))
 
     def servers(self, cloud: str = "pocket-a") -> list[dict[str, Any]]:
-        """The servers that the cloud really has."""
+        """Return the servers that the cloud really has."""
         assert self.pocket
         servers: list[dict[str, Any]] = self.pocket.look(cloud)["servers"]
         return servers
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """The nodes that Jenkins really has."""
+        """Return the nodes that Jenkins really has."""
         assert self.jenkins
         nodes: dict[str, dict[str, Any]] = self.jenkins.look()["nodes"]
         return nodes
 
-    # --- what earlier runs, other people and time have done ---
+    # --- what earlier runs, other people and the passing of time have done ---
 
     @property
     def uuid(self) -> str:
-        """The pool's UUID, which marks what it owns."""
+        """Return the pool's UUID, which marks what the pool owns."""
         return str(self.sql("SELECT value FROM setting WHERE name = 'pool'")[0][0])
 
     def marks(self, provider: str = "one", **more: object) -> dict[str, str]:
-        """The metadata of a server or image of ours; machine=7 becomes devstack-gate-machine: "7"."""
+        """Return the metadata of a server or image of ours; machine=7 becomes devstack-gate-machine: "7"."""
         own = {"devstack-gate-pool": self.uuid, "devstack-gate-provider": provider}
         return own | {f"devstack-gate-{name}": str(value) for name, value in more.items()}
 
     def client(self, cloud: str = "pocket-a") -> Any:
-        """The real client for a cloud, with which a user of the same project works."""
+        """Return the real client for a cloud, as a user of the same project has it."""
         assert self.pocket
         return client(self.pocket.clouds_yaml, cloud)
 
     def boot(self, name: str, metadata: Mapping[str, str] | None = None, cloud: str = "pocket-a", **more: Any) -> str:
-        """Have a server that is ACTIVE, as a user of the same project would; returns its id."""
+        """Boot a server as a user of the same project would, wait until it is ACTIVE, and return its id."""
         connection = self.client(cloud)
         image_id = self.pocket_look(cloud)["images"][0]["id"]
         server = connection.compute.create_server(
@@ -216,7 +216,7 @@ class Pool:
 
     def add_machine(self, state: str = "READY", *, server: bool = True, node: bool = True, age: int = 60,
                     provider: str = "one", image: str = "noble", cloud: str = "pocket-a", **columns: Any) -> str:
-        """Have a machine, age seconds in its state, with server and node as launch makes them; returns its name."""
+        """Add a machine, `age` seconds in its state, with server and node as launch makes them; returns its name."""
         ((image_id,),) = self.sql("SELECT base_image.id FROM base_image JOIN provider ON provider_id = provider.id "
                                   "WHERE provider.name = ? AND base_image.name = ?", provider, image)
         ((machine,),) = self.sql("INSERT INTO machine (base_image_id, user, state, state_time) VALUES (?, 'jenkins', "
@@ -236,7 +236,7 @@ class Pool:
 
     def add_ready_machines(self, numbers: Sequence[int], provider: str = "one", cloud: str = "pocket-a", **node: Any
                            ) -> None:
-        """Have READY machines of a provider's image noble with these row ids, their servers, and nodes as told."""
+        """Add READY machines of a provider's image noble, with these row ids, with servers, and with nodes as given."""
         assert self.jenkins
         session = self.client(cloud).session
         url, token = session.get_endpoint(service_type="compute"), {"X-Auth-Token": session.get_token()}
@@ -263,7 +263,7 @@ class Pool:
         self.jenkins.add_nodes([{"name": name, **described} for name in names])
 
     def add_node(self, name: str, label: str, host: str, pool: str | None = None) -> None:
-        """Have a node in Jenkins, with the UUID of a pool in its description, this pool's by default."""
+        """Add a node to Jenkins, with the UUID of a pool in its description, this pool's by default."""
         assert self.jenkins
         server = jenkins.Jenkins(self.jenkins.url, self.jenkins.user, self.jenkins.token)
         server.create_node(name, numExecutors=1, nodeDescription=f"devstack-gate-pool={pool or self.uuid}",
@@ -271,36 +271,36 @@ class Pool:
                            launcher_params={"host": host, "port": "22", "credentialsId": "nodes"})
 
     def column(self, name: str, column: str) -> Any:
-        """One column of a machine."""
+        """Return one column of a machine."""
         ((value,),) = self.sql(f"SELECT {column} FROM machine WHERE name = ?", name)
         return value
 
     def server_names(self, cloud: str = "pocket-a") -> list[str]:
-        """The names of the servers that are not being deleted, sorted."""
+        """Return the names of the servers that are not being deleted, sorted."""
         return sorted(one["name"] for one in self.servers(cloud) if one["task_state"] != "deleting")
 
     def created(self, cloud: str = "pocket-a") -> int:
-        """How many servers the cloud has been asked for and made since its calls were last reset."""
+        """Return how many requests for a server the cloud has accepted since its calls were last reset."""
         assert self.pocket
         return sum((entry["method"], entry["path"], entry["status"]) == ("POST", "/servers", 202)
                    for entry in self.pocket.look(cloud)["requests"])
 
     def calls(self, method: str, path: str, cloud: str = "pocket-a") -> int:
-        """How often a call has come to compute since the cloud's calls were last reset, whatever the answer."""
+        """Return how often compute had a call since the cloud's calls were last reset, whatever the answer."""
         assert self.pocket
         return int(self.pocket.look(cloud)["calls"].get("compute", {}).get(f"{method} {path}", 0))
 
     def compute_calls(self, cloud: str = "pocket-a") -> int:
-        """How many calls compute has had since the cloud's calls were last reset."""
+        """Return how many calls compute had since the cloud's calls were last reset."""
         return sum(self.pocket_look(cloud)["calls"].get("compute", {}).values())
 
     def pocket_look(self, cloud: str = "pocket-a") -> dict[str, Any]:
-        """All that the cloud really has."""
+        """Return everything that the cloud really has."""
         assert self.pocket
         return self.pocket.look(cloud)
 
     def pocket_calls_reset(self, cloud: str = "pocket-a") -> None:
-        """Count the cloud's calls from nothing."""
+        """Reset the counts of the cloud's calls."""
         assert self.pocket
         self.pocket.reset_calls(cloud)
 
@@ -310,20 +310,20 @@ class Pool:
         self.pocket.knobs(cloud, **values)
 
     def pocket_server(self, name: str, cloud: str = "pocket-a", /, **change: Any) -> None:
-        """Let something happen to the server of that name: status (with fault), ssh, vanish."""
+        """Change the server of that name: status (with fault), ssh, vanish."""
         assert self.pocket
         (found,) = [server["id"] for server in self.servers(cloud) if server["name"] == name]
         self.pocket.server(cloud, found, **change)
 
     def back_up(self) -> None:
-        """Make a backup of the database, as a nightly job does."""
+        """Back up the database, as a nightly job does."""
         if self.address:
             (self.folder / "backup.db").write_bytes(postgres.dump(self.address))
         else:
             self.run("vmdatabase.py", "backup", str(self.folder / "backup.db"), expect=0)
 
     def restore(self) -> None:
-        """Put the backup in the place of the database."""
+        """Replace the database by the backup."""
         if self.address:
             postgres.restore(self.address, (self.folder / "backup.db").read_bytes())
             return
@@ -332,7 +332,7 @@ class Pool:
         shutil.copy(self.folder / "backup.db", self.database)
 
     def dump(self) -> list[str]:
-        """All of vm.db as SQL."""
+        """Return all of the database as SQL."""
         if self.address:
             text = postgres.dump(self.address).decode()
             return [line for line in text.splitlines() if not line.startswith(("\\", "--"))]
@@ -343,24 +343,24 @@ class Pool:
             connection.close()
 
     def in_service(self, name: str) -> bool:
-        """Whether Jenkins would start a build of the label on a node."""
+        """Return whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
 
 
 def on_postgresql() -> bool:
-    """Whether the pools of tests are on PostgreSQL: run-tests.sh --database postgresql."""
+    """Return whether the tests' pools are on PostgreSQL: run-tests.sh --database postgresql."""
     return os.environ.get("TEST_DATABASE") == "postgresql"
 
 
 @cache
 def starter() -> Starter:
-    """The starter of this process's runs; it ends with it."""
+    """Return the starter of this process's runs; it ends with the process."""
     return Starter()
 
 
 def host() -> dict[str, Any]:
-    """What a build that went astray would change on this host."""
+    """Return the state of this host that a build gone astray would change."""
     files = ("/etc/passwd", "/etc/group", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/crontab",
              "/etc/pip.conf", "/etc/os-release", "/var/lib/dpkg/status", "/root/.ssh/authorized_keys",
              "/etc/made-by-the-custom-script")
@@ -374,7 +374,7 @@ def host() -> dict[str, Any]:
 
 
 def load_script(name: str) -> Any:
-    """A script as a module: importing it has no effect."""
+    """Return a script as a module; importing it has no effect."""
     spec = importlib.util.spec_from_file_location(name.removesuffix(".py").replace("-", "_"), PROJECT / name)
     assert spec
     assert spec.loader
@@ -386,14 +386,14 @@ def load_script(name: str) -> Any:
 
 @cache
 def client(clouds_yaml: Path, cloud: str) -> Any:
-    """The real client for a cloud."""
+    """Return the real client for a cloud."""
     config = openstack.config.OpenStackConfig(config_files=[str(clouds_yaml)])
     return openstack.connection.Connection(config=config.get_one(cloud=cloud))
 
 
 def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, least: float = LEAST_SECONDS,
                most: float = MOST_SECONDS) -> T:
-    """Return what look gives soon after it is true, see pause; fails the test after seconds."""
+    """Wait until `look` returns something true, and return that; fails the test after `seconds`. See `pause`."""
     began = time.monotonic()
     while not (found := look()):
         waited = time.monotonic() - began
@@ -403,7 +403,7 @@ def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, 
 
 
 def await_line(run: subprocess.Popen[str], pattern: str) -> str:
-    """Read a script's console (stderr, or stdout if it goes there) until a line matches; returns what was read."""
+    """Read a script's console (stderr, or stdout if there is no stderr) until a line matches; returns what was read."""
     console = run.stderr or run.stdout
     assert console
     seen = ""
@@ -420,7 +420,7 @@ def await_line(run: subprocess.Popen[str], pattern: str) -> str:
 
 
 def clear_cloud(pocket: Pocket, cloud: str) -> None:
-    """Give a cloud back as it was found."""
+    """Restore a cloud to its first state."""
     truth = pocket.look(cloud)
     defaults = Knobs().as_dict()
     changed = {name: value for name, value in defaults.items() if name != "machines" and value != truth["knobs"][name]}
@@ -443,7 +443,7 @@ def clear_cloud(pocket: Pocket, cloud: str) -> None:
 
 
 def clear_jenkins(stand_in: StandIn) -> None:
-    """Give a Jenkins back as it was found, but for its jobs."""
+    """Restore a Jenkins to its first state, except for its jobs."""
     defaults = {**vars(JenkinsKnobs()), **stand_in.first_knobs}
     stand_in.knobs(**{name: value for name, value in defaults.items() if value is not None})
     for name in stand_in.look()["nodes"]:
@@ -451,7 +451,7 @@ def clear_jenkins(stand_in: StandIn) -> None:
 
 
 def make_key(folder: Path) -> Path:
-    """Make an ssh key pair in a folder, once, and return the private one's path."""
+    """Make an ssh key pair in a folder if there is none, and return the path of the private key."""
     key = folder / "id_ed25519"
     if not key.exists():
         folder.mkdir(parents=True, exist_ok=True)

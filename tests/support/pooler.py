@@ -1,6 +1,6 @@
-"""A pooler of PostgreSQL for tests: one session of the server for all clients, whose transactions take turns.
+"""A PostgreSQL connection pooler for tests: all clients share one session of the server and take turns by transaction.
 
-As much of the protocol as psycopg speaks when it logs in without a password, and asks.
+It knows as much of the protocol as psycopg needs for a login without a password and for queries.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 
 READY, QUERY, SYNC, TERMINATE = b"Z", b"Q", b"S", b"X"
-OTHER_PROCESS = b"K" + struct.pack("!iii", 12, 77, 77)  # poolers name a process of their own, to cancel by
+OTHER_PROCESS = b"K" + struct.pack("!iii", 12, 77, 77)  # poolers give clients their own key for cancel requests
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -29,7 +29,7 @@ def _message(connection: socket.socket) -> bytes:
 
 
 def _answer(server: socket.socket) -> Iterator[bytes]:
-    """Messages of the server up to the one that says that it is ready."""
+    """Yield the server's messages up to the one that says that it is ready."""
     while True:
         message = _message(server)
         yield message
@@ -53,7 +53,7 @@ class _Pool:
     def greet(self, client: socket.socket) -> None:
         length = struct.unpack("!i", _exactly(client, 4))[0]
         start = _exactly(client, length - 4)
-        if length == 8:  # asks for encryption
+        if length == 8:  # a request for encryption
             client.sendall(b"N")
             self.greet(client)
             return
@@ -66,7 +66,7 @@ class _Pool:
         client.sendall(b"".join(self.welcome))
 
     def transaction(self, client: socket.socket, message: bytes) -> None:
-        """Have one client have the server to the end of its transaction."""
+        """Give one client the server until its transaction ends."""
         if message[:1] == TERMINATE:
             raise ConnectionError
         with self.turn:
@@ -84,7 +84,7 @@ class _Pool:
 
 @contextlib.contextmanager
 def pooling(path: str) -> Iterator[int]:
-    """Pool the sessions of the server at a socket; yields the port of this host where clients come."""
+    """Run a pooler for the server at a socket; yields the local port for clients."""
     pool, listener = _Pool(path), socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:

@@ -1,9 +1,9 @@
-"""A real PostgreSQL server for the tests, on a socket of its own: one for all processes of a test run.
+"""A real PostgreSQL server for the tests, on its own socket; all processes of a test run share it.
 
-    python -m tests.support.postgres FOLDER PID    serve from a new folder until the process of that number has ended
+    python -m tests.support.postgres FOLDER PID    serve from a new folder until process PID has ended
 
-The server runs as the account postgres, which Debian's package makes, since it refuses to run as root. Nothing is
-synced: what a power cut would lose, no test asks for. psycopg is imported where it is used: the demo does without.
+The server runs as the account postgres, which Debian's package makes, since it refuses to run as root. It never
+syncs to disk: no test cuts the power. psycopg is imported where it is used: the demo runs without it.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60
 ACCOUNT = "postgres"
-OWNER = "gate"  # the role of the scripts, which is no superuser
+OWNER = "gate"  # the role of the scripts, which is not a superuser
 SETTINGS = ("listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB", "wal_level=replica",
             "max_wal_senders=4", "unix_socket_permissions=0777", "autovacuum_naptime=20s")
 AS_ACCOUNT = ("setpriv", f"--reuid={ACCOUNT}", f"--regid={ACCOUNT}", "--clear-groups")
 
 
 def programs() -> Path:
-    """The folder of PostgreSQL's programs, which Debian does not put on PATH."""
+    """Return the folder of PostgreSQL's programs, which Debian does not put on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     assert found, "the tests need Debian's package postgresql; run-tests.sh installs it"
     return found[-1].parent
 
 
 class Server:
-    """A server of PostgreSQL in a folder."""
+    """A PostgreSQL server in a folder."""
 
     def __init__(self, folder: Path, *, made: bool = False) -> None:
-        """made: whether its files are there already."""
+        """made: whether its files exist already."""
         self.folder = folder
         self._made = made
         self.data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, program: str, *arguments: str) -> None:
-        """Run one of PostgreSQL's programs as its account."""
+        """Run one of PostgreSQL's programs as the server's account."""
         subprocess.run([*AS_ACCOUNT, str(programs() / program), *arguments], check=True, cwd="/",
                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def make(self) -> None:
-        """Make the server's files, with a role for the scripts."""
+        """Make the server's files, start it, and add a role for the scripts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.chown(self.folder, ACCOUNT, ACCOUNT)
         self.run("initdb", "-D", str(self.data), "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
@@ -67,7 +67,7 @@ class Server:
         self.sql("postgres", f"CREATE ROLE {OWNER} LOGIN")
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         options = [word for setting in SETTINGS for word in ("-c", setting)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Server:
             time.sleep(0.02)
 
     def answers(self) -> bool:
-        """Whether it takes connections."""
+        """Return whether the server accepts connections."""
         import psycopg
 
         with contextlib.suppress(psycopg.OperationalError), self.connect("postgres"):
@@ -88,7 +88,7 @@ class Server:
         return False
 
     def kill(self) -> None:
-        """Kill it, all its processes at once, as a host that dies does."""
+        """Kill all processes of the server at once, as when its host dies."""
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
@@ -100,7 +100,7 @@ class Server:
                 time.sleep(0.01)
 
     def freeze(self, frozen: bool) -> None:
-        """Have all its processes stand still, or go on."""
+        """Freeze all processes of the server, or let them go on."""
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
@@ -108,14 +108,14 @@ class Server:
                 os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it at once."""
+        """Shut the server down without waiting for its clients."""
         if self._process:
             self._process.send_signal(signal.SIGINT)
             self._process.wait()
             self._process = None
 
     def connect(self, database: str, user: str = ACCOUNT) -> psycopg.Connection[Any]:
-        """A connection to a database, as the superuser."""
+        """Return a connection to a database, as the superuser unless `user` is given."""
         import psycopg
 
         return psycopg.connect(host=str(self.folder), dbname=database, user=user, autocommit=True)
@@ -127,17 +127,17 @@ class Server:
             return cursor.fetchall() if cursor.description else []
 
     def address(self, database: str) -> str:
-        """The address by which the scripts know a database."""
+        """Return a database's address, as the scripts take it."""
         return f"postgresql://{OWNER}@/{database}?host={self.folder}"
 
     def create(self) -> str:
-        """Make a new database, and return its address."""
+        """Make a new database and return its address."""
         name = f"pool_{uuid.uuid4().hex[:12]}"
         self.sql("postgres", f"CREATE DATABASE {name} OWNER {OWNER}")
         return self.address(name)
 
     def standby(self, folder: Path) -> Server:
-        """Make a replica of it, which follows it once it runs."""
+        """Make a replica of this server, which follows it once started."""
         folder.mkdir(parents=True)
         shutil.chown(folder, ACCOUNT, ACCOUNT)
         self.run("pg_basebackup", "-h", str(self.folder), "-D", str(folder / "data"), "-X", "stream", "-R", "-c",
@@ -145,7 +145,7 @@ class Server:
         return Server(folder, made=True)
 
     def promote(self) -> None:
-        """Have a replica take changes from now on."""
+        """Promote this replica: it accepts changes from now on."""
         self.run("pg_ctl", "-D", str(self.data), "promote", "-w")
 
     def __enter__(self) -> Self:
@@ -169,7 +169,7 @@ def _state(pid: int) -> str:
 
 
 def new_folder() -> Path:
-    """A folder that the server's account can reach, other than those of a test of root."""
+    """Return a new folder that the server's account can reach; it cannot reach the folders of a test run as root."""
     folder = Path(tempfile.mkdtemp(prefix="devstack-gate-postgres-"))
     folder.chmod(0o755)
     return folder
@@ -177,7 +177,7 @@ def new_folder() -> Path:
 
 @cache
 def shared() -> Server:
-    """The server of this test run, started by whoever of its processes needs it first; a guard ends it."""
+    """Return the server of this test run. The process that needs it first starts it; a guard ends it."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     folder = Path(tempfile.gettempdir(), f"devstack-gate-postgres-{run or os.getpid()}")
     with Path(f"{folder}.lock").open("w") as lock:
@@ -194,7 +194,7 @@ def shared() -> Server:
 
 
 def guard(folder: Path, owner: int) -> None:
-    """Serve until a process has ended, then leave nothing behind."""
+    """Run the server until a process has ended, then remove everything."""
     with contextlib.suppress(KeyboardInterrupt), Server(folder) as server:
         (server.folder / "ready").touch()
         with contextlib.suppress(ProcessLookupError):
@@ -206,13 +206,13 @@ def guard(folder: Path, owner: int) -> None:
 
 
 def statement_of(sql: str) -> str:
-    """A statement of a test, written for SQLite, as psycopg takes it."""
+    """Return a test's statement, written for SQLite, in the form that psycopg takes."""
     sql = re.sub(r"(?<=[ (,])user(?=\s*[,)=])", '"user"', sql.replace("%", "%%")).replace("?", "%s")
     return sql.replace("sqlite_sequence", "last_id")
 
 
 def query(address: str, statement: str, *values: Any, patience: float = 0) -> list[tuple[Any, ...]]:
-    """Run one statement of a test on a database, as a person would: again, for so long, if the server goes away."""
+    """Run one statement of a test as a person would; retries for `patience` seconds while the server is away."""
     import psycopg
 
     deadline = time.monotonic() + patience
@@ -228,13 +228,13 @@ def query(address: str, statement: str, *values: Any, patience: float = 0) -> li
 
 
 def dump(address: str) -> bytes:
-    """All that is in a database, as a backup has it."""
+    """Return a backup of everything in a database."""
     words = [str(programs() / "pg_dump"), "--clean", "--if-exists", "--no-owner", address]
     return subprocess.run(words, capture_output=True, check=True).stdout
 
 
 def restore(address: str, backup: bytes) -> None:
-    """Have a database as it was; whoever is connected is thrown out."""
+    """Restore a database from a backup; all its connections are closed first."""
     import psycopg
 
     with psycopg.connect(address, autocommit=True) as connection:
@@ -248,7 +248,7 @@ def restore(address: str, backup: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(address: str, *statements: str) -> Iterator[Callable[[], None]]:
-    """Have somebody write, in a transaction that ends with this, or when what this yields is called."""
+    """Write in a transaction that stays open for the length of the context; yields a call that rolls it back."""
     import psycopg
 
     with psycopg.connect(address) as connection:
@@ -258,7 +258,7 @@ def writing(address: str, *statements: str) -> Iterator[Callable[[], None]]:
 
 
 def at_once(calls: Sequence[Callable[[], Any]]) -> None:
-    """Make calls at the same time, and wait for all."""
+    """Make calls at the same time, and wait for all of them."""
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
         thread.start()

@@ -14,7 +14,7 @@ ENVIRONMENT = {
 
 
 def git(folder: Path, *words: str) -> str:
-    """Run git in a folder and return its output, without the white space round it."""
+    """Run git in a folder and return its output, stripped."""
     result = subprocess.run(["git", "-C", str(folder), *words], env=os.environ | ENVIRONMENT, capture_output=True,
                             text=True, timeout=GIT_SECONDS, check=False)
     assert result.returncode == 0, f"git {' '.join(words)}: {result.stdout}{result.stderr}"
@@ -22,7 +22,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def write(folder: Path, files: Mapping[str, str]) -> Path:
-    """Write files, {path in the folder: text}, and return the folder."""
+    """Write files, {path in the folder: text}; returns the folder."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -30,7 +30,7 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 def repository(folder: Path, branches: Mapping[str, Mapping[str, str]]) -> Path:
-    """Have a repository with branches, {branch: {path: text}}; the first one is the default. Returns its folder."""
+    """Make a repository with branches, {branch: {path: text}}; the first one is the default. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "--quiet", f"--initial-branch={next(iter(branches))}")
     for branch, files in branches.items():
@@ -40,7 +40,7 @@ def repository(folder: Path, branches: Mapping[str, Mapping[str, str]]) -> Path:
 
 
 def commit(folder: Path, branch: str, files: Mapping[str, str]) -> str:
-    """Make a branch, new or not, hold just these files, and return the commit."""
+    """Commit exactly these files to a branch, new or not, and return the commit."""
     if git(folder, "for-each-ref", f"refs/heads/{branch}"):
         git(folder, "checkout", "--quiet", "--force", branch)
     else:

@@ -1,4 +1,4 @@
-"""The sample projects as git repositories that are made on the fly, with changes as Zuul and Gerrit offer them."""
+"""The sample projects as git repositories made on the fly, with changes as Zuul and Gerrit offer them."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ WHO = ["-c", "user.name=sample", "-c", "user.email=sample@localhost"]
 
 
 def make_projects_with_changes(folder: Path, good: str, breaking: str) -> None:
-    """Make the repositories, with two changes to the library on refs: one is right, one breaks the service."""
+    """Make the repositories, with two changes to the library on refs: one is good, one breaks the service."""
     make_projects(folder)
     adder = folder / "sample/adder"
     add_change(adder, good, "Say it better", "adder.py", "the numbers", "all numbers")
@@ -33,7 +33,7 @@ def make_projects(folder: Path) -> None:
 
 
 def commit_files(tree: Path, source: Path, names: Sequence[str]) -> None:
-    """Make a repository with one commit on master that holds these files and folders of a folder."""
+    """Make a repository with one commit on master: these files and folders of `source`."""
     tree.mkdir(parents=True)
     for name in names:
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
@@ -44,7 +44,7 @@ def commit_files(tree: Path, source: Path, names: Sequence[str]) -> None:
 
 
 def add_change(tree: Path, ref: str, subject: str, file: str, old: str, new: str, *, base: str = "master") -> str:
-    """Put a change that replaces text in a file on a ref, as a commit on `base`; returns its sha1."""
+    """Commit a replacement of text in a file on top of `base`, and point a ref at it; returns its sha1."""
     git(tree, "checkout", "-q", "--detach", base)
     path = tree / file
     text = path.read_text()
@@ -59,7 +59,7 @@ def add_change(tree: Path, ref: str, subject: str, file: str, old: str, new: str
 
 @contextmanager
 def served(folder: Path, good: str, breaking: str) -> Iterator[str]:
-    """Have the sample projects with their changes, and these scripts, on a git server; gives its address."""
+    """Serve the sample projects with their changes, and these scripts, by git; yields the address."""
     make_projects_with_changes(folder, good, breaking)
     commit_files(folder / "openstack/devstack-gate", PROJECT, GATE_FILES)
     with git_server(folder) as url:
@@ -68,7 +68,7 @@ def served(folder: Path, good: str, breaking: str) -> Iterator[str]:
 
 @contextmanager
 def git_server(folder: Path) -> Iterator[str]:
-    """Have the repositories of a folder on a git server, which logs beside it; gives its address."""
+    """Serve the repositories of a folder by git, with a log beside the folder; yields the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,6 +90,6 @@ def _listens(port: int) -> bool:
 
 
 def git(tree: Path, *words: str) -> str:
-    """Run git in a repository; returns what it prints."""
+    """Run git in a repository; returns its output."""
     done = subprocess.run(["git", "-C", str(tree), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()

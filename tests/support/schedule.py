@@ -1,4 +1,4 @@
-"""One thread that calls functions at their time, so that a thousand servers under way need no thread each."""
+"""One thread that calls functions at set times, so that a thousand servers under way do not need a thread each."""
 
 import heapq
 import itertools
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Schedule:
-    """Calls functions later, one after the other; they must be quick."""
+    """Calls functions later, one at a time; they must be quick."""
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -28,7 +28,7 @@ class Schedule:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Call nothing any more."""
+        """Stop the thread; what is still due is not called."""
         with self._wake:
             self._stopped = True
             self._wake.notify()

@@ -1,4 +1,4 @@
-"""A real sshd on loopback, for agents that are no machines of their own."""
+"""A real sshd on loopback, for agents that have no machine."""
 
 import socket
 import subprocess
@@ -8,14 +8,14 @@ STOP_SECONDS = 10.0
 
 
 def free_address() -> tuple[str, int]:
-    """A port on loopback that nobody listens on."""
+    """Return a free address on loopback: host and port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         host, port = probe.getsockname()
         return str(host), int(port)
 
 
 class Sshd:
-    """A real sshd that lets root in with one key, on a port of its own."""
+    """A real sshd on its own port that lets root in with one key."""
 
     def __init__(self, root: Path, authorized: str) -> None:
         self.root = root

@@ -1,12 +1,12 @@
-"""Starts scripts quickly: a process that has the libraries loaded forks for each run.
+"""Start scripts quickly: a process that has loaded the libraries forks for each run.
 
-Each run is a process of its own, with the script's code read from its file, its own environment and signals. What may
-differ from a start by hand comes in the order: shorter time limits, another clock, a point at which it gets a signal.
-Where its output goes comes with the order: one descriptor for all of it, or one each for stdout and stderr.
+Each run is a separate process that reads the script's code from its file and has its own environment and signals.
+The order says what differs from a start by hand: shorter time limits, another clock, a point at which a signal comes.
+Descriptors for the output are sent with the order: one for all of it, or one each for stdout and stderr.
 
-    python -m tests.support.starter FD FD                    serve orders of a socket, and of one that listens
+    python -m tests.support.starter FD FD                    serve orders from a socket, and from a listening one
     python -m tests.support.starter ORDER SCRIPT ARGUMENTS   run one script by an order (JSON) in this process
-    python tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS   the same, forked by the one that serves at the name
+    python tests/support/forked.py NAME ORDER SCRIPT ARGUMENTS   the same, in a fork of the starter that has the name
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 MESSAGE_BYTES = 1 << 16
-# What every run of a script imports sooner or later.
+# Imported by every run of a script sooner or later.
 LIBRARIES = ("novaclient.client", "novaclient.v2.client", "openstack.connection", "openstack.compute.v2._proxy",
              "openstack.image.v2._proxy", "openstack.network.v2._proxy", "keystoneauth1.loading",
              "keystoneauth1.identity.v3", "jenkins", "paramiko", "peewee", "requests", "yaml", "uuid", "difflib")
@@ -47,16 +47,16 @@ def main() -> int:
 
 
 def load_entry_points() -> None:
-    """Have those of logins in memory: on a Jenkins host they are in a file of the home folder; a test has a new one."""
+    """Load the entry points for logins: a Jenkins host caches them in its home folder, but a test's is new."""
     from keystoneauth1.loading import get_plugin_loader
 
     get_plugin_loader("password")
 
 
 class Service:
-    """Forks for each order, and says how each run ended, until the channel is closed.
+    """Forks for each order, and reports how each run ended, until the channel is closed.
 
-    Each connection that comes to the door, a listening socket, is for one order, and its end is that of the run.
+    Each connection to the door, a listening socket, is for one order; if it closes early, the run is killed.
     """
 
     def __init__(self, channel: socket.socket, door: socket.socket) -> None:
@@ -71,11 +71,11 @@ class Service:
             importlib.import_module(name)
         load_entry_points()
         gc.collect()
-        gc.freeze()  # a fork that looked for garbage among all this would copy it
+        gc.freeze()  # else garbage collection in a fork would copy all this memory
         for listened in (self._channel, self._door):
             self._selector.register(listened, selectors.EVENT_READ)
         while True:
-            key, _ = self._selector.select()[0]  # one at a time: it may close what another event is about
+            key, _ = self._selector.select()[0]  # one at a time: it can close the socket of another event
             if key.fd in self._running:
                 self._tell_end(key.fd)
             elif key.fileobj is self._door:
@@ -88,7 +88,7 @@ class Service:
     def _take_order(self, client: socket.socket) -> bool:
         try:
             message, descriptors, _, _ = socket.recv_fds(client, MESSAGE_BYTES, 2)
-        except ConnectionResetError:  # it was killed before it had read what it was told
+        except ConnectionResetError:  # the client was killed before it had read its messages
             return False
         if not message:
             return False
@@ -97,7 +97,7 @@ class Service:
         self._running[pidfd] = order["order"], pid, client
         self._selector.register(pidfd, selectors.EVENT_READ)
         told = json.dumps({"order": order["order"], "pid": pid}).encode()
-        with contextlib.suppress(BrokenPipeError):  # its end is seen next
+        with contextlib.suppress(BrokenPipeError):  # the client is gone, which is seen next
             socket.send_fds(client, [told], [pidfd])
         return True
 
@@ -110,7 +110,7 @@ class Service:
             client.send(json.dumps({"order": number, "status": status}).encode())
 
     def _give_up(self, client: socket.socket) -> None:
-        """Who ordered a run at the name is gone: killed, as the run would have been with it."""
+        """Kill the run of a client that is gone, since the run stands for the client's process, which was killed."""
         for pidfd in [fd for fd, (_, _, orderer) in self._running.items() if orderer is client]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             self._tell_end(pidfd)
@@ -119,10 +119,10 @@ class Service:
 
 
 def _fork(order: Mapping[str, Any], outputs: Sequence[int], own: Sequence[socket.socket]) -> tuple[int, int]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which may be ignored here
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it can be ignored in this process
     pid = os.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs: a start by hand has this moment, too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the script runs, as in a start by hand
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with _ending_as_python_does():
             for one in own:
@@ -145,7 +145,7 @@ def _fork(order: Mapping[str, Any], outputs: Sequence[int], own: Sequence[socket
 
 @contextlib.contextmanager
 def _ending_as_python_does() -> Iterator[None]:
-    """End the process whatever happens; SIGINT before the script is ready for it ends it as a signal does."""
+    """End the process whatever happens; a SIGINT before the script handles it kills the process."""
     try:
         yield
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def _ending_as_python_does() -> Iterator[None]:
 
 
 def run_script(order: Mapping[str, Any]) -> None:
-    """Become the script of an order; does not return."""
+    """Run the script of an order in this process; does not return."""
     import gateprocess
 
     script = PROJECT / order["script"]
@@ -189,7 +189,7 @@ def run_script(order: Mapping[str, Any]) -> None:
 
 
 def _shorten(limits: Mapping[str, float], modules: Sequence[str]) -> None:
-    """Set the time limits, named MODULE.CONSTANT; those of the script itself are SCRIPT's."""
+    """Set time limits, named MODULE.CONSTANT; MODULE is `script` for those of the script itself."""
     for name, seconds in limits.items():
         module, _, constant = name.rpartition(".")
         if module in modules:

@@ -1,4 +1,4 @@
-"""The client's side of starter.py: one process that forks for each run of a script."""
+"""The client's side of starter.py, whose process forks for each run of a script."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from typing import Any, Self
 from tests.support.starter import MESSAGE_BYTES, PROJECT
 
 FORKED = PROJECT / "tests/support/forked.py"
-# What a Python process or its libraries read before the script does: a fork would have the starter's.
+# Variables that Python or its libraries read before the script starts: a fork would have the starter's values.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ")
 
 
@@ -29,7 +29,7 @@ class Starter:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
             door.bind(f"\0{self._name}")
-            door.listen(64)  # before anybody is told the name
+            door.listen(64)  # before anybody knows the name
             handles = [theirs.fileno(), door.fileno()]
             command = [sys.executable, "-m", "tests.support.starter", *map(str, handles)]
             self._process = subprocess.Popen(command, cwd=PROJECT, pass_fds=handles, start_new_session=True)
@@ -40,10 +40,9 @@ class Starter:
 
     def start(self, order: Mapping[str, Any], outputs: Sequence[int], *, forked: Callable[[int], None],
               exited: Callable[[int], None]) -> None:
-        """Start a script by an order as starter.py has it; closes outputs.
+        """Start a script by an order, see starter.py; closes outputs.
 
-        forked is called with the pidfd, which is the caller's to close; exited with the exit code, negative for a
-        signal.
+        forked is called with the pidfd, which the caller must close; exited with the exit code, negative for a signal.
         """
         with self._lock:
             self._count += 1
@@ -55,7 +54,7 @@ class Starter:
 
     def run(self, script: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, seconds: float
             ) -> subprocess.CompletedProcess[str]:
-        """Run a script to its end and that of its output; raises subprocess.TimeoutExpired after seconds."""
+        """Run a script until it and its output have ended; raises subprocess.TimeoutExpired after `seconds`."""
         pidfds: list[int] = []
         codes: list[int] = []
         texts: dict[str, str] = {}
@@ -89,7 +88,7 @@ class Starter:
         return subprocess.CompletedProcess([script, *arguments], codes[0], texts["out"], texts["err"])
 
     def command(self, **order: Any) -> list[str]:
-        """Return what another process starts a script with, before its name; order as in starter.py."""
+        """Return the words that go before a script's name to start it from another process; order: see starter.py."""
         return [sys.executable, "-I", "-S", str(FORKED), self._name, json.dumps(order)]
 
     def _listen(self) -> None:
@@ -108,7 +107,7 @@ class Starter:
                     del self._told[fact["order"]]
 
     def stop(self) -> None:
-        """End the starter; what it has running goes on."""
+        """End the starter; the runs that it has forked go on."""
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         self._process.kill()
@@ -122,7 +121,7 @@ class Starter:
 
 
 def forks_well(script: str, environment: Mapping[str, str]) -> bool:
-    """Return whether a fork of the starter is like a process of its own for this script."""
+    """Return whether this script can run as a fork of the starter with the same result as in a new process."""
     names = {name for name in environment.keys() | os.environ.keys() if name.startswith(READ_AT_START)}
     own = Path(script).suffix == ".py" and Path(script).parent in (Path(), Path("jobs"))
     return own and all(environment.get(name) == os.environ.get(name) for name in names)

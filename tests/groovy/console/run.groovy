@@ -1,5 +1,5 @@
-// Run a posted script as Jenkins' script console does (hudson.util.RemotingDiagnostics): what it prints, or a stack trace.
-// Arguments: the script's file. Property truth: a JSON file with what the stand-in for Jenkins knows; see console.py.
+// Run a posted script as Jenkins' script console does (hudson.util.RemotingDiagnostics); prints its output, or a stack trace.
+// Argument: the script's file. Property truth: a JSON file with what the stand-in for Jenkins knows; see console.py.
 
 import org.codehaus.groovy.control.CompilerConfiguration
 import org.codehaus.groovy.control.customizers.ImportCustomizer

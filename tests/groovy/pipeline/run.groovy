@@ -1,19 +1,19 @@
-// Run a Jenkinsfile with steps that are recorded instead of taken, and print as JSON what was called and how it ended.
-// Arguments: the Jenkinsfile, and a JSON file: params, env (on the node), fail (step, or "build JOB" -> the error it ends with).
-// A step with a block is two calls: its own, and "end STEP". Steps take what the real ones take; another key is an error.
+// Run a Jenkinsfile whose steps are recorded, not executed; print the calls and how it ended as JSON.
+// Arguments: the Jenkinsfile, and a JSON file: params, env, node_env (on the node), fail (step, or "build JOB" -> its error).
+// A step with a block is two calls: STEP and "end STEP". Steps accept the keys of the real ones; any other key is an error.
 
 import groovy.json.JsonOutput
 import groovy.json.JsonSlurper
 import org.codehaus.groovy.control.CompilerConfiguration
 
-/** What Jenkins throws into a step when the build is aborted or runs into a time limit. */
+/** What Jenkins throws into a step if the build is aborted or reaches a time limit. */
 class FlowInterruptedException extends InterruptedException {
     FlowInterruptedException(String message) {
         super(message)
     }
 }
 
-/** What string(...) gives in a pipeline: a description that the step makes a parameter of. */
+/** What string(...) returns in a pipeline: a description from which the step makes a parameter. */
 class Described {
     final String symbol
     final Map arguments
@@ -105,7 +105,7 @@ abstract class Pipeline extends Script {
     }
 }
 
-/** currentBuild: what a pipeline may set of it. */
+/** currentBuild: the properties that a pipeline can set. */
 class CurrentBuild {
     String displayName
     String description

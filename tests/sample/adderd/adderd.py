@@ -1,4 +1,4 @@
-"""A service on a socket: gets numbers on a line, answers their sum, by the library adder."""
+"""A service on a socket: reads numbers, and answers their sum, by the library adder."""
 
 import importlib
 import socket

@@ -1,4 +1,4 @@
-"""Ask the service: ask.py SOCKET NUMBERS."""
+"""Ask the service for a sum: ask.py SOCKET NUMBERS."""
 
 import socket
 import sys

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Asks the running service, which takes its arithmetic from another project, for a sum.
+# Asks the running service for a sum; the service takes its arithmetic from another project.
 set -eu
 top=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=/dev/null

@@ -13,7 +13,7 @@ if [[ ${FAIL_WITH:-} ]]; then
     echo "failing, as told"
     exit "$FAIL_WITH"
 fi
-# It keeps the console open, as services that were not meant to do.
+# It keeps the console open, as some services do by mistake.
 rm -f "$DATA_DIR/adderd.socket"
 setsid python3 adderd.py "$DATA_DIR/adderd.socket" "$DEST/adder" 2>> "$LOGDIR/screen-adderd.log" &
 for _ in {1..100}; do

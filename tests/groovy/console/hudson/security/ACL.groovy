@@ -3,7 +3,7 @@ package hudson.security
 import jenkins.model.Jenkins
 import org.acegisecurity.Authentication
 
-/** The rights knob: those to everything, and those to one job. */
+/** Rights as the knob has them: to everything, or to one job. */
 class ACL {
     static final Authentication SYSTEM = new Authentication('SYSTEM')
     private final String job

@@ -7,7 +7,7 @@ import hudson.security.ACL
 import hudson.security.AccessControlled
 import hudson.security.Permission
 
-/** The stand-in as a script in its console sees it: what other stubs know they have from truth. */
+/** The stand-in as a script in its console sees it; the other stubs get their facts from truth(). */
 class Jenkins implements AccessControlled, ItemGroup {
     static final Permission READ = new Permission('Overall.Read')
     static final Permission ADMINISTER = new Permission('Overall.Administer')
@@ -30,7 +30,7 @@ class Jenkins implements AccessControlled, ItemGroup {
         return name in truth.jobs ? new Item(name) : null
     }
 
-    /** Never null in the console: without an address of its own Jenkins takes that of the request. */
+    /** Never null in the console: if Jenkins does not know its address, it takes that of the request. */
     String getRootUrl() {
         return truth.location ?: truth.request_url
     }
