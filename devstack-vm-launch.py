@@ -59,7 +59,7 @@ from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Ma
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: least, most
 TAKEN_OVER_SECONDS = 60  # least time for a machine that an earlier run left: it may have been up for long
 QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while machines boot
-CALLS_SECONDS = 300  # of a run, beside the boots of its first and its last machine
+CALLS_SECONDS = 300  # for a run, in addition to the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
 
@@ -493,7 +493,7 @@ class Launch:
         return min(image.min_ready, len(self.proven[image.id]) + 1)
 
     def check_right_to_register(self) -> None:
-        """Find each Jenkins that would refuse our nodes; it gets no machines. One that does not answer still may."""
+        """Give no machines to a Jenkins that would refuse our nodes; one that does not answer may take them later."""
         if not self.jenkinses or not self.plan():
             return
         for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
@@ -656,7 +656,7 @@ class Launch:
             group.expect(machine.id, boot.deadline)
 
     def collect(self, until: float) -> bool:
-        """Until then, go on with machines whose worker is done or pause over; returns whether any worker was done."""
+        """Go on until then with machines whose worker is done or pause over; returns whether any worker was done."""
         changed = False
         while self.boots and time.monotonic() < until:
             paused = [boot for boot in self.boots.values()
@@ -734,7 +734,7 @@ class Launch:
                 self.failed[image_id] += 1
                 boot.log.error("%s", end.err)
             if boot.group and machine.id not in self.boots and machine.id in boot.group:
-                boot.group.over = f"{machine.name} has ended"  # moved by somebody else, or the lead
+                boot.group.over = f"{machine.name} has ended"  # somebody else moved it, or it is the lead
         self.go_on_with(boot.group)
 
     def go_on_with(self, group: Group | None) -> None:
@@ -767,7 +767,7 @@ class Launch:
         return min(able, key=lambda one: (not group.is_in(one.machine.id), one.machine.id), default=None)
 
     def hand_over(self, boot: Boot, heir: Boot, end: boots.FailedError) -> None:
-        """Make a subnode the lead of its group in place of one that failed; it is logged in to again, as a lead."""
+        """Make a subnode the lead of its group in place of one that failed; it passes the ssh test again, as a lead."""
         machine, lead, group = boot.machine, heir.machine, heir.group
         if group is None:
             return
@@ -844,7 +844,7 @@ class Launch:
             if boot.is_member or heir:
                 self.replace(boot, str(end))
             else:
-                self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
+                self.failed[boot.machine.base_image_id] += not elsewhere  # else another one is asked for at once
                 if not elsewhere and boot.image.id not in self.came_up:
                     self.note_failing([boot.image])
             if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:

@@ -41,7 +41,7 @@ from vmdatabase import DELETE, ERROR, HOLD, READY, USED, Machine, Provider, Snap
 FORGOTTEN_SECONDS = 300  # a build unknown to Jenkins is over once its machine was taken this long ago
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
 LONGEST_SECONDS = 2 * rules.HOUR  # what a run can take
-AGAIN_SECONDS = 600  # how long a run goes on with runs that were asked for meanwhile
+AGAIN_SECONDS = 600  # how long a run may go on to do the work of others that came meanwhile
 ASKED, BUILDS = "asked", "builds"
 
 
@@ -168,7 +168,7 @@ class Reap:
                 self.jenkinses.learn(machine, lists.node(machine))
 
     def mend_times(self) -> None:
-        """Set times that were written by a clock that was ahead to now."""
+        """Replace times that a clock that was ahead has written by the present time."""
         if count := vmdatabase.mend_times(self.provider, self.look.now(), CLOCK_SECONDS):
             self.log.warning("%d machines are from a time that is still to come, as of a clock that was ahead; their "
                              "ages are counted from now on", count)

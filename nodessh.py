@@ -206,7 +206,7 @@ class Session:
         return StepError(f"{self.login.address}: {name}: {why}{_tail(output.decode(errors='replace'))}")
 
     def _channel(self, name: str, seconds: float) -> paramiko.Channel:
-        """Open a channel for a command; on a slow machine PAM's session often makes this step slow."""
+        """Open a channel for a command; if a login is slow, it is often slow here (PAM's session)."""
         import paramiko
 
         began = time.monotonic()

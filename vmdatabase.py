@@ -290,7 +290,7 @@ class Provider(Model):
     ssh_port = peewee.IntegerField()
     security_groups = peewee.TextField()
     availability_zones = peewee.TextField()
-    priority = peewee.IntegerField(default=0)  # for a label of all providers, the highest launches first
+    priority = peewee.IntegerField(default=0)  # of a label's providers, the highest launches first
     paused = peewee.BooleanField(default=False)  # true: no new machines
     down_since = peewee.IntegerField(null=True)  # since when launch gets no answer from it
     on_trial = peewee.BooleanField(default=False)  # true: it was down; one machine at a time until one is ready
@@ -1370,8 +1370,8 @@ def ready_machines(provider: Provider) -> list[Machine]:
 def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
     """Record for ready machines when their agent was first seen, since when it is away, and that it is back.
 
-    An agent that comes ends the row of deaths, but for machines that Jenkins took offline; one that has stayed for a
-    while ends any row.
+    An agent that comes ends a row of deaths, except one of machines that Jenkins took offline; one that has stayed for
+    a while ends any row.
     """
     came, back, away, lasting = [], [], [], []
     for machine in machines:
@@ -1440,7 +1440,7 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
 
     Result.create(**{
         "base_image": machine.base_image_id, "machine_id": machine.id, "node_name": machine.name,
-        "jenkins_job_name": environ.get("JOB_NAME", "").encode(errors="replace").decode() or None,  # else ? each
+        "jenkins_job_name": environ.get("JOB_NAME", "").encode(errors="replace").decode() or None,  # bad UTF-8: ?
         "jenkins_build_number": number("BUILD_NUMBER"),
         "gerrit_change_number": number("GERRIT_CHANGE_NUMBER", "ZUUL_CHANGE"),
         "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),

@@ -1,4 +1,4 @@
-"""The commands of vmdatabase.py for people: list, load, hold, unhold, backup, moved, forget; the others are added."""
+"""The commands of vmdatabase.py for people: list, load, hold, unhold, backup, moved, forget; other modules add more."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def set_wait(minutes: int) -> list[str]:
 def read_data(path: Path) -> bytes:
     """Return the contents of a data file; raises ValueError, which says what is wrong with it."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # if it is a pipe
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # no wait for a pipe
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ValueError(f"{path}: is no plain file")
             data = stream.read(DATA_BYTES + 1)
@@ -877,7 +877,7 @@ def _take_back(environment: TestEnvironment, machine: Machine, noted: _Noted) ->
 
 
 def _free_again(environment: TestEnvironment, noted: _Noted) -> None:
-    """Have an environment reset, since its last machine is over; so is any that vm.db knew before."""
+    """Have an environment reset, since its last machine is over; so is any earlier one that vm.db shows."""
     columns = {"locks": noted.locks, "machine_id": None}
     why = "a restored vm.db did not know who had it last"
     if environment.state in (FREE, LOCKED):

@@ -258,7 +258,7 @@ def strayed(member: Machine, lead: Machine | None) -> str:
 
 
 def wrong_size(lead: Machine, count: int, wanted: int) -> str:
-    """Return why a machine has not the size that the providers file now wants; empty if it has."""
+    """Return why a machine does not have the size that the providers file now wants; empty if it does."""
     if lead.state == BUILDING or count == wanted:
         return ""
     return f"it has {count} subnode{'s' * (count != 1)}, and the providers file says {wanted}"

@@ -55,7 +55,7 @@ class Jenkinses:
         return self.owner(str(machine.jenkins))
 
     def find(self, machine: Machine) -> Nodes | None:
-        """Return the Nodes of a machine's Jenkins; if its section is gone or renamed, that which has its node, if any.
+        """Return the Nodes of a machine's Jenkins; if its section is gone or renamed, of the one with its node, if any.
 
         Only in that case is any Jenkins asked, and the result recorded. If one does not answer, the others are asked.
         """
