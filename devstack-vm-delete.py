@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def ask_for_verdict(machine: Machine, config: SecureConfig) -> Callable[[bool], Verdict | None]:
-    """Have Jenkins asked for what the build says of itself, while other things are done.
+    """Ask Jenkins for the build's verdict, in another thread while other things are done.
 
-    Returns what waits for that; told whether Jenkins answers by now, and so may be asked once more in another way.
-    None comes for a person's machine, or if the build is not known.
+    Returns a function that waits for the verdict. Its argument says whether Jenkins answers by now, so that it can be
+    asked once more in another way. It returns None for a person's machine, or if the build is not known.
     """
     job, number = build_of(machine, os.environ)
     jenkins = config.jenkins_named(machine.jenkins)
@@ -102,7 +102,7 @@ def ask_for_verdict(machine: Machine, config: SecureConfig) -> Callable[[bool], 
 
 
 def build_of(machine: Machine, environ: Mapping[str, str]) -> tuple[str, int | None]:
-    """Return job and number of the build that has the machine, as vm.db or the caller knows it; "" and None if not."""
+    """Return job and number of the build that has the machine, from vm.db or the environment; else "" and None."""
     taken = vmdatabase.open_result(machine)
     if taken:
         return str(taken.jenkins_job_name or ""), taken.jenkins_build_number if taken.jenkins_job_name else None
@@ -111,9 +111,9 @@ def build_of(machine: Machine, environ: Mapping[str, str]) -> tuple[str, int | N
 
 
 def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
-    """Make sure that the node is out of service before the machine is marked.
+    """Take the node out of service, if it is not, before the machine is marked.
 
-    inprogress has done that, so one look is mostly enough. A build waits for this script.
+    inprogress has usually done that, so one look is enough. A build waits for this script.
     """
     jenkins = config.jenkins_named(machine.jenkins)
     if jenkins is None:
@@ -129,7 +129,7 @@ def take_out_of_service(machine: Machine, config: SecureConfig) -> None:
 def record(machine: Machine, result: str | None, told: Verdict | None) -> Autohold | None:
     """Record the result and, unless the machine is kept for a look, mark it DELETE; HOLD is never overwritten.
 
-    Returns the autohold for which the machine is held now, None if there is none.
+    Returns the autohold for which the machine is now held; None if there is none.
     """
     log = vmdatabase.machine_log(machine)
     with vmdatabase.database.atomic("IMMEDIATE"):
@@ -152,14 +152,14 @@ def record(machine: Machine, result: str | None, told: Verdict | None) -> Autoho
 
 
 def wanted_by(machine: Machine) -> Autohold | None:
-    """Hold the machine of a failed build if an autohold wants it, and return that."""
+    """Hold the machine of a failed build if an autohold wants it; return that autohold, or None."""
     from pool import autohold
 
     return autohold.take(machine)
 
 
 def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
-    """Return whether the named build had a machine that is gone, and its end is recorded."""
+    """Return whether the named build's end is recorded and its machine is gone."""
     job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
     if not job.isprintable() or not job or not re.fullmatch("[0-9]{1,18}", number):
         return False
@@ -169,7 +169,7 @@ def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
 
 
 def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:
-    """Return why the named build does not own this machine, or '' if it does, or if no build is named."""
+    """Return why the named build does not own this machine; '' if it does or no build is named."""
     told = environ.get("GATE_JOB_NAME"), environ.get("GATE_BUILD_NUMBER")
     if not all(told):
         return ""

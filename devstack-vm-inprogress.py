@@ -36,14 +36,14 @@ from pool import environments, script
 from pool.jenkinses import Jenkinses
 from vmdatabase import DELETE, READY, USED, BaseImage, Machine, Provider
 
-# What the job gives, also where it is empty; the last one Jenkins gives to each build.
+# Variables that the job sets, even to nothing; Jenkins itself sets the last one in each build.
 FROM_JENKINS = ("GATE_NODE_NAME", "GATE_JOB_NAME", "GATE_BUILD_NUMBER", "GATE_TAKE_SECRET", "BUILD_TAG")
 
 BUSY_SECONDS, BUSY_POLL_SECONDS = 300, 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Take the machine of a node, or one of an image type."""
+    """Take the machine of a node, or any machine of an image type."""
     options = _parse(argv)
     gateprocess.setup_logging(options.verbosity)
     config = gateconfig.load_secure_config()
@@ -79,12 +79,12 @@ def take_for_build(machine: Machine, jenkinses: Jenkinses | None, config: Secure
 def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
     """Take a machine for the build that runs on it.
 
-    If it cannot, the node must not serve another build either: each would come here and fail.
+    If that fails, the node must not serve other builds either: each would come here and fail.
     """
     looked = False
     if nodes:
         try:
-            nodes.check_login()  # a refusal is found out before anything is changed, an outage is not waited for
+            nodes.check_login()  # so a refusal shows before anything is changed, and an outage is not waited for
             refuse_ended_build(nodes, os.environ)
             node = nodes.look(str(machine.name))
             looked = True
@@ -110,17 +110,17 @@ def take_with_node(machine: Machine, nodes: jenkinsnodes.Nodes | None) -> None:
 
 
 def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError) -> None:
-    """Hold a build that must fail until no other build can start on its node, for some minutes at most.
+    """Delay a build that must fail until no other build can start on its node, for BUSY_SECONDS at most.
 
-    The build waits for this script. Otherwise, while Jenkins refuses everything, each queued build would come to this
-    node and fail.
+    The build waits for this script. Without the delay, while Jenkins refuses everything, each queued build would come
+    to this node and fail.
     """
     told, deadline = False, time.monotonic() + BUSY_SECONDS
     while nodes and machine.jenkins_name and time.monotonic() < deadline:
         try:
             node = nodes.look(machine.jenkins_name)
         except GateError:
-            return  # a Jenkins that is away starts no build either
+            return  # a Jenkins that is down starts no build either
         if node is None or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels:
             return
         if not told:
@@ -131,9 +131,9 @@ def keep_busy(machine: Machine, nodes: jenkinsnodes.Nodes | None, why: GateError
 
 
 def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) -> None:
-    """Raise GateError if the build that GATE_JOB_NAME and GATE_BUILD_NUMBER name is over: it was aborted, say.
+    """Raise GateError if the build that GATE_JOB_NAME and GATE_BUILD_NUMBER name is over, for example aborted.
 
-    Nothing of it can have run, since its first step waits for this script; the next build may have the node.
+    Nothing of it can have run, since its first step waits for this script; the next build can have the node.
     """
     job, number = build_named(environ)
     build = nodes.build(job, number) if number and "GATE_JOB_NAME" in environ else None
@@ -142,16 +142,16 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
 
 
 def build_named(environ: Mapping[str, str]) -> tuple[str, int]:
-    """Return job and number of the build that the machine is for, as the caller says; "" and 0 if it does not."""
+    """Return job and number of the build that the machine is for, from the environment; "" and 0 if it names none."""
     prefix = "GATE_" if "GATE_JOB_NAME" in environ or "GATE_BUILD_NUMBER" in environ else ""
     job, number = environ.get(f"{prefix}JOB_NAME", ""), environ.get(f"{prefix}BUILD_NUMBER", "")
     return (job, int(number)) if job and re.fullmatch("[0-9]{1,9}", number) else ("", 0)
 
 
 def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ: Mapping[str, str]) -> None:
-    """Raise GateError unless a call that comes through Jenkins proves to be of the build on the machine's node.
+    """Raise GateError unless a call that comes through Jenkins proves to belong to the build on the machine's node.
 
-    Whoever may start the job can name any node. Who calls from a command line of this host has vm.db, too.
+    Whoever can start the job can name any node. A caller on this host's command line has access to vm.db anyway.
     """
     if nodes is None or not any(name in environ for name in FROM_JENKINS):
         return
@@ -166,10 +166,10 @@ def refuse_stranger(machine: Machine, nodes: jenkinsnodes.Nodes | None, environ:
 
 
 def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine, taken: bool = False) -> None:
-    """Raise GateError if the node of a machine that is READY, or was when we took it, is out of service.
+    """Raise GateError if a machine is READY, or was when we took it, but its node is out of service.
 
-    vm.db is older than its use then. No build comes to such a node any more: who asks for it began before, or is a
-    person.
+    Then vm.db was restored from before the machine's use. No new build comes to such a node: the caller is a build that
+    began earlier, or a person.
     """
     if node and jenkinsnodes.USED_LABEL in node.labels and (taken or vmdatabase.state_of(machine) == READY):
         raise GateError(f"{machine.name}: vm.db says READY, but its node is out of service already "
@@ -177,15 +177,15 @@ def refuse_used_node(node: jenkinsnodes.Node | None, machine: Machine, taken: bo
 
 
 def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> None:
-    """Take a node out of service that no row of vm.db has.
+    """Take a node out of service that has no row in vm.db.
 
-    Otherwise each queued build would come here and fail. One that is not called as ours are was renamed or copied by a
-    person if a build runs there; else somebody has mistyped a name. pool is the UUID of vm.db, empty if it could not be
-    read.
+    Otherwise each queued build would come here and fail. If its name is not like ours, this happens only if a build
+    runs there: then a person renamed or copied a node; else somebody mistyped a name. pool is the UUID of vm.db, empty
+    if it could not be read.
     """
     prefix = gateconfig.name_prefix()
     ours = name.startswith(f"{prefix}devstack-")
-    local = vmdatabase.folder_of_locks()  # the database may not answer
+    local = vmdatabase.folder_of_locks()  # the database need not answer
     locks = config.path.with_name(f"{config.path.name}.locks") if local is None else local
     log = gateprocess.get_log(node=name)
     for jenkins in config.jenkinses:
@@ -200,10 +200,10 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
 
 
 def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
-    """Return whether builds would come and fail, one after the other, on a node that vm.db does not know.
+    """Return whether builds would come to a node that vm.db does not know and fail, one after the other.
 
     They would if it has a label of the pool, and either carries the pool's mark or runs a build, which then asked for
-    it. Any other node is left alone: somebody may have mistyped a name.
+    that label. Any other node is left alone: somebody may have mistyped a name.
     """
     labels = [label for label in node.labels - {node.name, jenkinsnodes.USED_LABEL}
               if label.startswith(f"{prefix}devstack-")]
@@ -213,8 +213,8 @@ def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
 def take_for_person(
     image: str, provider: str | None, jenkinses: Jenkinses | None, config: SecureConfig
 ) -> None:
-    """Take the READY machine of an image type that has waited longest, and print it; GateError if there is none."""
-    vmdatabase.leave_out_noted_ids()  # which tells whether vm.db was restored
+    """Take the READY machine of an image type that has waited longest, and print it; GateError if none can be had."""
+    vmdatabase.leave_out_noted_ids()  # this shows whether vm.db was restored
     seen = jenkinses.look() if jenkinses else None
     for machine in candidates(image, provider):
         nodes = jenkinses.of(machine) if jenkinses else None
@@ -224,7 +224,7 @@ def take_for_person(
         if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
-            continue  # vm.db is older than its end
+            continue  # it may be gone, and vm.db restored from before
         if give_to_person(machine, jenkinses, config):
             return
     raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")
@@ -233,7 +233,7 @@ def take_for_person(
 def give_to_person(machine: Machine, jenkinses: Jenkinses | None, config: SecureConfig) -> bool:
     """Take a machine for a person, with a test environment if it needs one, and print it.
 
-    Returns False if another one is to be tried; WithoutError says that there was no test environment in time.
+    Returns False if the caller should try another one; raises WithoutError if there was no test environment in time.
     """
     with environments.standing_in_line(machine):
         try:
@@ -252,9 +252,9 @@ def give_to_person(machine: Machine, jenkinses: Jenkinses | None, config: Secure
 
 
 def without_login(machine: Machine, config: SecureConfig) -> bool:
-    """Remove Jenkins' login from a person's machine, if there is one.
+    """Remove the login for Jenkins from a person's machine, if there is one.
 
-    Returns whether none is left; if one is, the machine is given up.
+    Returns whether that worked; otherwise the machine is given up.
     """
     if machine.take_hash is None and not any(jenkins.node_login for jenkins in config.jenkinses):
         return True
@@ -270,7 +270,7 @@ def without_login(machine: Machine, config: SecureConfig) -> bool:
 
 
 def take(machine: Machine, by_person: bool = False) -> Machine:
-    """Move one machine to USED and note who has it; GateError if it is not READY (any more)."""
+    """Move a machine to USED and record who has it; raises GateError if it is not READY (any more)."""
     with vmdatabase.database.atomic("IMMEDIATE"):
         if not vmdatabase.move(machine, READY, USED, vmdatabase.who_takes(os.environ)):
             raise GateError(f"{machine.name}: {why_not(vmdatabase.refreshed(machine))}; this build must not run on it")
@@ -303,7 +303,7 @@ def candidates(image: str, provider: str | None) -> list[Machine]:
 
 
 def take_out_of_service(machine: Machine, nodes: jenkinsnodes.Nodes | None, missing_ok: bool = False) -> None:
-    """Make sure that Jenkins starts nothing more on the node; a machine that never had one needs nothing."""
+    """Take the node out of service, so that Jenkins starts no more builds there; do nothing if there never was one."""
     log = vmdatabase.machine_log(machine)
     if nodes is None:
         log.info("no [jenkins] section in the secure configuration: there is no node to take out of service")

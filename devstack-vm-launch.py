@@ -56,10 +56,10 @@ from pool.groups import REPLACED_MOST, Group, by_lead
 from pool.rules import Need, Room
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
-POLL_SECONDS = (1.0, 5.0)  # between two lists of servers, at least and at most
-TAKEN_OVER_SECONDS = 60  # what a machine that an earlier run left gets at least: it may long be up
-QUEUE_SECONDS = 10  # between two looks at the builds that wait in Jenkins, while machines boot
-CALLS_SECONDS = 300  # what a run may take beside the boots of its first and its last machine
+POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: least, most
+TAKEN_OVER_SECONDS = 60  # least time for a machine that an earlier run left: it may have been up for long
+QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while machines boot
+CALLS_SECONDS = 300  # for a run, in addition to the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
 
@@ -67,8 +67,8 @@ STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", 
 def poll_pause(quiet: float, took: float) -> float:
     """Return how long to wait before the next list of servers, in seconds.
 
-    quiet is how long nothing has happened, of which a boot may be seen a twentieth late; took is what the last list
-    cost, of which no more than a sixth of a run is to be made.
+    quiet: how long nothing has happened; a boot may be noticed a twentieth of that late. took: how long the last list
+    took; at most a sixth of a run should go into lists.
     """
     least, most = POLL_SECONDS
     return min(max(least, quiet / 20, took * 5), most)
@@ -86,7 +86,7 @@ class Launch:
     """One run for one provider. Only the main thread touches vm.db; calls to the outside run in workers."""
 
     def __init__(self, provider: Provider, config: SecureConfig, only_looks: bool = False) -> None:
-        """only_looks: nothing is to be changed, nor written down."""
+        """Prepare a run; only_looks: it changes and records nothing."""
         self.provider = provider
         self.only_looks = only_looks
         self.config = config
@@ -95,33 +95,33 @@ class Launch:
         self.images = {image.id: image for image in vmdatabase.images_of(provider)}
         self.zones = provider.listed("availability_zones")
         self.jenkinses = script.jenkinses_of(config)
-        self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by its name
-        self.refusing: dict[str, GateError] = {}  # the same for those that let us make no nodes
+        self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by name
+        self.refusing: dict[str, GateError] = {}  # the same for those that do not let us make nodes
         self.cloud = script.cloud_of(provider)
         self.workers = gateprocess.Workers(provider.max_concurrency)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
         self.started = time.monotonic()
         self.boots: dict[int, Boot] = {}
-        self.groups: dict[int, Group] = {}  # those on their way, by the id of their lead
+        self.groups: dict[int, Group] = {}  # groups on their way, by the id of their lead
         self.templates: dict[int, Template] = {}
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
-        self.came_up: set[int] = set()  # images of which a machine has become ready in this run
-        self.agents: dict[int, str] = {}  # of ready machines, by machine: HERE, AWAITED or LOST
-        self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # those whose agent was seen, by image
-        self.lost: list[tuple[str, str]] = []  # of these, the names of those that are to be told, and why
-        self.told: set[int] = set()  # images of which was told that only one machine at a time is tried
-        self.no_more: dict[int | None, GateError] = {}  # image (None for all): why this run asks for no more of it
-        self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as far as that was asked
-        self.queue_at = -math.inf  # when that was, on the monotonic clock
+        self.came_up: set[int] = set()  # images with a machine that became ready in this run
+        self.agents: dict[int, str] = {}  # of ready machines, by machine id: HERE, AWAITED or LOST
+        self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # machines whose agent was seen, by image
+        self.lost: list[tuple[str, str]] = []  # names of lost machines still to be reported, and why
+        self.told: set[int] = set()  # images reported as tried with one machine at a time
+        self.no_more: dict[int | None, GateError] = {}  # by image (None: all): why this run asks for no more
+        self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as last asked
+        self.queue_at = -math.inf  # when that was asked, on the monotonic clock
         self.allowance = Allowance()  # of the cloud's quotas
-        self.rooms: dict[int, Room] = {}  # of image types that quotas leave short, as first seen
-        self.full_noted = False  # whether vm.db tells the launches of others of that
-        self.full: set[tuple[int, str | None]] = set()  # image and zone in which no host has room for it
+        self.rooms: dict[int, Room] = {}  # for image types that quotas leave short, as first seen
+        self.full_noted = False  # whether vm.db tells that to launches of other providers
+        self.full: set[tuple[int, str | None]] = set()  # image, and zone where no host has room for it
         self.outcomes: defaultdict[int, dict[int, bool | None]] = defaultdict(dict)  # by image and machine; see rules
         self.consoles: list[Future[None]] = []
-        self.asks_for_more = False  # before the next look: the plan was for more than there were workers, or one failed
+        self.asks_for_more = False  # before the next look: the plan exceeded the workers, or a machine failed
 
     def run(self, wait_for_boots: bool) -> int:
         """Fill the pool, wait for it if asked to, and return the exit code."""
@@ -135,7 +135,7 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run()."""
-        nodes = self.see_nodes()  # first: without Jenkins nothing is begun
+        nodes = self.see_nodes()  # first: nothing is begun without Jenkins
         servers = self.see_servers()
         self.look_at_queue()
         self.leave_out_ids(servers, nodes or {})
@@ -159,7 +159,7 @@ class Launch:
         return self.report()
 
     def see_servers(self) -> list[nova.Server]:
-        """Return the provider's servers; write down whether it answers."""
+        """Return the provider's servers; record whether it answers."""
         try:
             servers = self.cloud.list_servers()
         except GateError:
@@ -170,7 +170,7 @@ class Launch:
         return servers
 
     def see_nodes(self) -> Mapping[str, jenkinsnodes.Node] | None:
-        """Return the nodes of each Jenkins that tells, None in a pool without Jenkins; GateError if none tells."""
+        """Return the nodes of every Jenkins that answers; None in a pool without Jenkins; GateError if none answers."""
         if self.jenkinses is None:
             return None
         seen = self.jenkinses.look()
@@ -181,16 +181,16 @@ class Launch:
         return seen.nodes
 
     def is_silent(self, machine: Machine) -> bool:
-        """Return whether the Jenkins of a machine does not tell what it has."""
+        """Return whether a machine's Jenkins did not answer."""
         nodes = self.jenkinses.of(machine) if self.jenkinses and self.silent else None
         return nodes is not None and nodes.name in self.silent
 
     def label_rows(self) -> list[vmdatabase.LabelRow]:
-        """Return the labels of this provider's image types, of those that have one."""
+        """Return the labels of this provider's image types, as far as they have one."""
         return [label for image in self.images.values() if (label := vmdatabase.label_named(image.name))]
 
     def look_at_queue(self) -> None:
-        """Count the builds that wait for machines, if a label wants so many more for them, every few seconds."""
+        """Count the builds that wait, every QUEUE_SECONDS, if a label or the choice among several Jenkins needs it."""
         if not self.jenkinses or time.monotonic() - self.queue_at < QUEUE_SECONDS:
             return
         self.queue_at = time.monotonic()
@@ -208,7 +208,7 @@ class Launch:
         return [nodes.name for nodes in self.jenkinses or [] if nodes.name not in {*self.silent, *self.refusing}]
 
     def jenkins_for(self, image: BaseImage) -> str:
-        """Return the name of the Jenkins that gets the next machine of an image type, empty without Jenkins."""
+        """Return the name of the Jenkins that gets the next machine of an image type; empty without Jenkins."""
         names = self.starved(image) or self.usable()
         if len(names) <= 1:
             return names[0] if names else ""
@@ -216,12 +216,12 @@ class Launch:
             names, self.waiting_for(str(image.name)), vmdatabase.count_by_jenkins(str(image.name))))
 
     def waiting_for(self, image: str) -> dict[str, int]:
-        """Return how many builds wait for an image type, by Jenkins; none where nobody has looked."""
+        """Return how many builds wait for an image type, by Jenkins; 0 if its queue was not looked at."""
         label = f"{self.prefix}devstack-{image}"
         return {nodes.name: self.waiting.get(nodes.name, Counter())[label] for nodes in self.jenkinses or []}
 
     def settle(self, machine: Machine) -> Machine:
-        """Return a machine of ours with a Jenkins that there is: its own may have gone from the configuration."""
+        """Return a machine, moved to another Jenkins if the configuration no longer has its own."""
         if self.jenkinses and machine.lead_id is None and self.jenkinses.of(machine) is None:
             name = self.jenkins_for(self.images[machine.base_image_id])
             self.log_of(machine).info("belongs to [jenkins %s] now; there is no section [jenkins %s] any more", name,
@@ -234,7 +234,7 @@ class Launch:
     def leave_out_ids(
         self, servers: Iterable[nova.Server], nodes: Mapping[str, jenkinsnodes.Node]
     ) -> None:
-        """Name no machine like one that a restored vm.db does not know any more."""
+        """Skip the ids of machines that a restored vm.db no longer knows, so that no name is used twice."""
         of_nodes = self.jenkinses.by_machine(nodes) if self.jenkinses else {}
         vmdatabase.leave_out_ids("machine", max([0, *of_nodes, *(server.machine_id or 0 for server in servers)]))
 
@@ -248,13 +248,13 @@ class Launch:
                     if machine.lead_id is not None or not self.is_silent(machine)]
         subnodes = by_lead(building)
         for machine in [one for one in building if one.lead_id is None]:
-            if nodes is not None and machine.name in nodes:  # which is made after READY
+            if nodes is not None and machine.name in nodes:  # nodes are made after READY
                 self.log_of(machine).warning("has a node already: vm.db is older than that; left to the next reap")
             else:
                 self.adopt_group(machine, subnodes.get(machine.id, []), by_machine)
         if nodes is None:
             return
-        ready = [machine for machine in vmdatabase.ready_machines(self.provider)  # thousands, maybe: no whole rows
+        ready = [machine for machine in vmdatabase.ready_machines(self.provider)  # perhaps thousands: no whole rows
                  if not self.is_silent(machine)]
         vmdatabase.note_agents(ready, nodes)
         for machine in ready:
@@ -263,7 +263,7 @@ class Launch:
                 if self.jenkinses:
                     self.jenkinses.settle(machine, node)
                 self.note_agent(machine, node)
-            elif vmdatabase.restored_since(machine.state_time):  # it may have had its build, and be on its way out
+            elif vmdatabase.restored_since(machine.state_time):  # its build may be over, and the machine about to go
                 self.log_of(machine).warning("is READY but not in Jenkins, and vm.db was restored; left to reap")
                 self.agents[machine.id] = LOST
             elif unregistered := Machine.get_or_none(id=machine.id, state=READY):
@@ -273,9 +273,9 @@ class Launch:
         self.tell_agents()
 
     def note_agent(self, machine: Machine, node: jenkinsnodes.Node) -> str:
-        """Write down whether the agent of a ready machine is of use, and return that: HERE, AWAITED or LOST.
+        """Record and return whether the agent of a ready machine can be used: HERE, AWAITED or LOST.
 
-        One that was seen before and is away for a moment counts as here: breaks in the network pass.
+        In self.agents, one that was seen before and is away for a moment counts as HERE: network breaks pass.
         """
         now = vmdatabase.now()
         absent = now - machine.absent_time if machine.absent_time else 0
@@ -308,7 +308,7 @@ class Launch:
         self.lost.clear()
 
     def count_orphans(self, servers: Sequence[nova.Server]) -> None:
-        """Count the servers of ours that no row accounts for: leaks, doubles, templates of builds that ended."""
+        """Count our servers that no row accounts for: leaks, doubles, templates of ended builds."""
         rows = dict(vmdatabase.server_ids(self.provider))
         snapshots = {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)}
         self.orphans = len(rules.unaccounted_servers(servers, rows, snapshots, vmdatabase.now()))
@@ -316,7 +316,7 @@ class Launch:
     def adopt_group(
         self, lead: Machine, subnodes: Sequence[Machine], by_machine: Mapping[int | None, nova.Server]
     ) -> None:
-        """Follow a machine that was left BUILDING with its subnodes, and ask for those that it has not got yet."""
+        """Follow a machine that was left BUILDING and its subnodes, and ask for the subnodes that it still lacks."""
         wanted = self.images[lead.base_image_id].subnodes
         if wanted or subnodes:
             self.groups[lead.id] = Group(lead.id, wanted)
@@ -327,7 +327,7 @@ class Launch:
             self.end_group(group, "there is no room for its subnodes")
 
     def adopt(self, machine: Machine, server: nova.Server | None) -> None:
-        """Follow a machine that was left BUILDING; a server whose id was not saved is known by its mark."""
+        """Follow a machine that was left BUILDING; a server whose id was not saved is recognised by its mark."""
         if server and not machine.external_id:
             vmdatabase.set_columns(machine, external_id=server.id)
         age = max(vmdatabase.now() - (machine.create_time or machine.state_time), 0)
@@ -336,7 +336,7 @@ class Launch:
         self.follow(self.settle(machine), BOOT, seconds=left)
 
     def has_room(self, image: BaseImage) -> bool:
-        """Return whether quotas let one more machine be asked for; its floating IP may have been made before."""
+        """Return whether quotas allow one more machine; floating IPs do not count, as its own may exist already."""
         if self.template(image):
             self.look_at_quotas()
         return self.allowance.room(image.id, 1, [nova.FLOATING_IPS]).count > 0
@@ -344,20 +344,20 @@ class Launch:
     # --- asking for machines ---
 
     def ask_for_machines(self) -> None:
-        """Record the missing machines, row by row, and ask the cloud for them; late in a run the next one does.
+        """Record the missing machines and ask the cloud for them; late in a run, leave that to the next run.
 
-        No more at once than workers can ask for, so that after a refusal no queue of creates goes on.
+        Ask for no more at once than there are workers, so that no queue of creates goes on after a refusal.
         """
         self.look_at_queue()
         free = self.provider.max_concurrency - sum(boot.stage == CREATE for boot in self.boots.values())
         if free > 0 and time.monotonic() - self.started < self.provider.boot_timeout:
             self.asks_for_more = bool(self.plan()) and self.start(free)
-        if self.rooms and not self.full_noted:  # others are to make it up
+        if self.rooms and not self.full_noted:  # so that others make up for it
             self.full_noted = True
             vmdatabase.note_room(self.provider, refused=True)
 
     def plan(self, ask: bool = True) -> list[BaseImage]:
-        """Return the image types to launch machines of, one entry for each machine; ask: the cloud may be asked."""
+        """Return the image types to launch, one entry for each machine; ask: whether the cloud may be asked."""
         self.refresh()
         if self.provider.paused:
             return []
@@ -378,11 +378,11 @@ class Launch:
         return [self.images[image_id] for image_id in planned]
 
     def room(self) -> int:
-        """Return how many servers the provider may have more, whatever its quotas; below 0 if it has too many."""
+        """Return how many more servers the provider may have, quotas aside; below 0 if it has too many."""
         return self.provider.max_servers - vmdatabase.count_rows(self.provider) - self.orphans
 
     def look_at_quotas(self) -> None:
-        """Ask the cloud once what the quotas of the project leave, before this run asks for its first machine."""
+        """Ask the cloud once what the project's quotas leave, before this run asks for its first machine."""
         recipes = {image_id: template.recipe for image_id, template in self.templates.items()}
         for image_id in [one for one in recipes if not self.allowance.takes(one)]:
             self.allowance.learn(image_id, self.cloud.takes(recipes[image_id]))
@@ -390,15 +390,15 @@ class Launch:
             self.allowance.know(self.cloud.left(recipes.values()))
 
     def note_short(self, image: BaseImage, room: Room) -> None:
-        """Remember, and tell once, that quotas leave an image type short."""
+        """Remember, and report once, that quotas leave an image type short."""
         if image.id not in self.rooms:
             self.rooms[image.id] = room
             self.log.bind(image=image.name).warning("%s", room)
 
     def share(self, image: BaseImage, present: int, ask: bool) -> int:
-        """Return how many machines of an image type this provider is to have: its min-ready, or its part of a label's.
+        """Return how many machines of an image type this provider should have: its min-ready, or its part of a label.
 
-        A label's machines are counted over all providers. What this one cannot give for want of quota, the others do.
+        A label's machines are counted over all providers. Other providers give what this one lacks the quota for.
         """
         label = vmdatabase.label_named(image.name)
         if label is None or not image.active:
@@ -408,7 +408,7 @@ class Launch:
         wish, parts = self.demand_for(label, present)
         part = self.own(parts)
         if not part.standing.gives and wish.count > sum(one.offer.present for one in parts):
-            self.template(image, ask)  # which says why
+            self.template(image, ask)  # reports why
         if self.allowance.known:
             room = self.allowance.room(image.id, part.adds, size=1 + image.subnodes)
             if room.count < part.adds:
@@ -421,7 +421,7 @@ class Launch:
         return next(part for part in parts if part.standing.provider == self.provider.name)
 
     def starved(self, image: BaseImage) -> list[str]:
-        """Return the names of the Jenkins that have builds waiting for an image type, and no machine of it."""
+        """Return the names of the Jenkins in which builds wait for an image type and that have no machine of it."""
         if len(self.jenkinses or []) <= 1 or not self.waiting:
             return []
         present, waiting = labels.present_by_jenkins(str(image.name)), self.waiting_for(str(image.name))
@@ -430,7 +430,7 @@ class Launch:
     def demand_for(
         self, label: vmdatabase.LabelRow, present: int, quota: int | None = None
     ) -> tuple[demand.Wanted, list[demand.Part]]:
-        """Return how many machines of a label are wanted, and each provider's part: this one as it is seen."""
+        """Return how many machines of a label are wanted, and each provider's part; this one's is as seen now."""
         standings = [self.as_seen(standing, present) if standing.provider == self.provider.name else standing
                      for standing in labels.standings_of(label.name)]
         waiting = self.waiting_for(str(label.name))
@@ -441,14 +441,14 @@ class Launch:
     def as_seen(self, standing: demand.Standing, present: int) -> demand.Standing:
         """Return how this provider stands now that it has answered.
 
-        If its last machines have failed, one is tried of what the others cannot give.
+        If its last machines have failed, it gives only what the others cannot, one machine at a time.
         """
         return replace(standing, ready=present - standing.building, taken=standing.taken + self.orphans,
                        down=False, absent=standing.absent if standing.on_trial else 0, full=False, failing=False,
                        is_last=standing.failing)
 
     def plans(self) -> Iterable[tuple[BaseImage, demand.Wanted, list[demand.Part]]]:
-        """Yield of each label of this provider how many machines it wants, and given by whom."""
+        """Yield, for each label of this provider, its image type, how many machines it wants, and who gives them."""
         counts = vmdatabase.count_machines(self.provider)
         for image in self.images.values():
             label = vmdatabase.label_named(image.name)
@@ -459,11 +459,11 @@ class Launch:
             yield image, *self.demand_for(label, present, room.count if room else None)
 
     def label_lines(self) -> list[str]:
-        """Return a line for each label of this provider: how many it wants, because of what, and given by whom."""
+        """Return a line for each label of this provider: how many machines it wants, why, and who gives them."""
         return [f"label {image.name}: {words_of(wish, parts)}" for image, wish, parts in self.plans()]
 
     def tell_labels(self) -> bool:
-        """Say of which labels no provider has all that they want; returns whether of one that is not for the queue."""
+        """Report the labels that the providers cannot fill; returns whether one lacks more than the queue's share."""
         short = False
         for image, wish, parts in self.plans():
             missing = demand.missing_of(wish, parts)
@@ -476,9 +476,9 @@ class Launch:
         return short
 
     def wanted(self, image: BaseImage) -> int:
-        """Return how many machines of an image type to have: its min-ready, if they are not lost to Jenkins in a row.
+        """Return how many machines of an image type to have: min-ready, unless too many in a row were lost to Jenkins.
 
-        Then it is one more than those that Jenkins has, so that no more than one is tried at a time.
+        Then it is one more than those whose agents were seen, so that only one is tried at a time.
         """
         if image.deaths < vmdatabase.DEATHS_IN_A_ROW:
             return image.min_ready
@@ -493,7 +493,7 @@ class Launch:
         return min(image.min_ready, len(self.proven[image.id]) + 1)
 
     def check_right_to_register(self) -> None:
-        """Ask for no machines that Jenkins would not take; what it does not tell now, it may when they are up."""
+        """Give no machines to a Jenkins that would refuse our nodes; one that does not answer may take them later."""
         if not self.jenkinses or not self.plan():
             return
         for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
@@ -509,7 +509,7 @@ class Launch:
                 self.log.warning("%s", err)
 
     def refresh(self) -> None:
-        """Read the settings again: an image type that was drained since is asked for no more."""
+        """Read the settings again, so that nothing more is asked for of an image type drained meanwhile."""
         fresh = {image.id: image for image in vmdatabase.images_of(self.provider)}
         for image in self.images.values():
             image.active, image.min_ready = False, 0
@@ -519,7 +519,7 @@ class Launch:
         self.provider.paused = bool(provider and provider.paused)
 
     def template(self, image: BaseImage, ask: bool = True) -> Template | None:
-        """Return what to boot for an image type, or None when this run cannot, or would have to ask the cloud first."""
+        """Return what to boot for an image type; None if this run cannot, or would have to ask the cloud first."""
         if {None, image.id} & self.no_more.keys():
             return None
         if image.id not in self.templates and ask:
@@ -536,7 +536,7 @@ class Launch:
         return self.templates.get(image.id)
 
     def ask_no_more(self, image_id: int | None, why: GateError) -> None:
-        """Ask for no more machines of an image type, or of any, in this run."""
+        """Ask for no more machines of an image type (None: of any) in this run."""
         if image_id not in self.no_more:
             self.no_more[image_id] = why
             if not isinstance(why, nova.CapacityError):
@@ -545,13 +545,13 @@ class Launch:
             log.error("no more servers are asked for in this run: %s", why)
 
     def note_failing(self, images: Iterable[BaseImage]) -> None:
-        """Have others make up what this provider is to give of image types, until a machine of them is ready here."""
+        """Have other providers make up for image types until one of their machines is ready here."""
         for image in images:
             if not self.only_looks and vmdatabase.current_snapshot(image):  # one without a snapshot has not failed
                 vmdatabase.note_failing(image)
 
     def run_short(self, boot: Boot, why: GateError) -> None:
-        """Ask for no more of what needs that of which the cloud has no more: this zone, image type, volumes, or all."""
+        """Ask for no more of whatever needs what the cloud has run out of: this zone, image type, volumes, or all."""
         image_id = boot.machine.base_image_id
         vmdatabase.note_room(self.provider, refused=True)
         lack = nova.shortage(str(why))
@@ -567,10 +567,10 @@ class Launch:
             self.ask_no_more(None, why)
 
     def leave_zone(self, boot: Boot, why: GateError) -> bool:
-        """Ask for no more of an image type in the zone of this machine; returns whether others are left to it."""
+        """Ask for no more of an image type in this machine's zone; returns whether other zones are left."""
         image_id = boot.machine.base_image_id
         zone = boot.request.zone if boot.request else None
-        if self.zones and zone is None:  # taken over; those that this run asks for tell more
+        if self.zones and zone is None:  # taken over; machines that this run asks for tell more
             return True
         self.full.add((image_id, zone))
         left = self.zones_left(image_id)
@@ -586,10 +586,10 @@ class Launch:
         return [zone for zone in self.zones if (image_id, zone) not in self.full]
 
     def start(self, most: int) -> bool:
-        """Write a row for each machine of the plan, and ask for the servers named after them; returns if some are left.
+        """Write the rows of planned machines, and ask for their servers; returns whether some of the plan are left.
 
-        No more after so many servers; the last machine has its subnodes with it even so. Plan and rows are one
-        transaction, so that runs of several providers never make too many together.
+        It stops at `most` servers, but the last machine still gets its subnodes. Plan and rows are one transaction, so
+        that runs of several providers never make too many together.
         """
         machines: list[tuple[Machine, Template]] = []
         with vmdatabase.database.atomic("IMMEDIATE"):
@@ -609,7 +609,7 @@ class Launch:
         return bool(planned)
 
     def new_row(self, image: BaseImage, template: Template, lead: Machine | None = None) -> Machine:
-        """Write the row of a machine that is to be asked for, part of a transaction; lead: it is a subnode of that."""
+        """Write the row of a machine to ask for, inside a transaction; lead: the machine whose subnode it is."""
         machine = Machine.create(base_image=image, snapshot_image=template.snapshot, user=self.config.node.user,
                                  state=BUILDING, state_time=vmdatabase.now(), lead_id=lead.id if lead else None,
                                  jenkins=lead.jenkins if lead else self.jenkins_for(image),
@@ -619,7 +619,7 @@ class Launch:
         return machine
 
     def add_member(self, group: Group) -> bool:
-        """Ask for one more subnode of a group on its way; returns False if there is no room for one."""
+        """Ask for one more subnode of a group on its way; returns False if that cannot be."""
         lead: Machine | None = Machine.get_or_none(id=group.lead_id, state=BUILDING)
         if lead is None:
             return False
@@ -637,9 +637,9 @@ class Launch:
         return True
 
     def create(self, machine: Machine, template: Template, *, again: bool = False) -> None:
-        """Have the server of a row made; again: whether an earlier run may have begun to."""
+        """Have the server of a row created; again: an earlier run may have begun to create it."""
         zones = self.zones_left(machine.base_image_id)
-        zone = zones[(machine.lead_id or machine.id) % len(zones)] if zones else None  # a group is to be close together
+        zone = zones[(machine.lead_id or machine.id) % len(zones)] if zones else None  # one zone for a whole group
         self.outcomes[machine.base_image_id][machine.id] = None
         self.allowance.spend(machine.base_image_id)
         self.follow(machine, CREATE, Request(template.recipe, zone, again))
@@ -649,7 +649,7 @@ class Launch:
     def follow(
         self, machine: Machine, stage: str, request: Request | None = None, seconds: float = math.inf
     ) -> None:
-        """Have this machine looked after by the run, from a stage on."""
+        """Follow a machine in this run, from a stage on."""
         image = self.images[machine.base_image_id]
         group = self.groups.get(machine.lead_id or machine.id)
         boot = self.boots[machine.id] = Boot(self.tools, machine, image, stage, request, seconds, group)
@@ -657,7 +657,7 @@ class Launch:
             group.expect(machine.id, boot.deadline)
 
     def collect(self, until: float) -> bool:
-        """Go on with the machines whose workers are done or whose pauses are over, until then; returns whether any."""
+        """Go on until then with machines whose worker is done or pause over; returns whether any worker was done."""
         changed = False
         while self.boots and time.monotonic() < until:
             paused = [boot for boot in self.boots.values()
@@ -675,7 +675,7 @@ class Launch:
         return changed
 
     def look(self) -> bool:
-        """Look at all machines that boot by one list of servers; returns whether any moved on."""
+        """Look at all booting machines with one list of servers; returns whether any moved on."""
         look = Look(listed=False)
         try:
             servers = self.cloud.list_servers()
@@ -689,7 +689,7 @@ class Launch:
         return before != [(boot.machine.id, boot.stage) for boot in self.boots.values()]
 
     def look_at_agents(self) -> bool:
-        """Look at the nodes that this run has registered, by one list; returns whether any agent came or is lost."""
+        """Look at the nodes that this run registered, with one list; returns whether any agent came or is lost."""
         waiting = [boot for boot in self.boots.values() if boot.stage == AGENT]
         try:
             nodes = self.see_nodes() or {}
@@ -699,7 +699,7 @@ class Launch:
         vmdatabase.note_agents([boot.machine for boot in waiting], nodes)
         for machine in [one for image_id in self.told for one in self.proven[image_id].values()]:
             if machine.name in nodes:
-                self.note_agent(machine, nodes[str(machine.name)])  # Jenkins' monitors look a little later
+                self.note_agent(machine, nodes[str(machine.name)])  # Jenkins' monitors check a little later
         for boot in waiting:
             node = nodes.get(str(boot.machine.name))
             self.resume(boot, self.note_agent(boot.machine, node) if node else AWAITED)
@@ -709,16 +709,16 @@ class Launch:
     # --- the ends of their lives ---
 
     def resume(self, boot: Boot, seen: Look | str | None = None) -> None:
-        """Go on with the life of a machine by what was seen, and conclude from its end what to ask for still."""
+        """Go on with a machine's life, given what was seen; if it ends, conclude what else to ask for."""
         machine, image_id = boot.machine, boot.machine.base_image_id
         if self.boots.get(machine.id) is not boot:
-            return  # it has ended with its group
-        self.full_noted = False  # a ready machine has vm.db tell of room
+            return  # it ended with its group
+        self.full_noted = False  # a ready machine makes vm.db say that there is room
         try:
             boot.life.send(seen)
             if machine.state == READY:
                 self.came_up.add(image_id)
-            if boot.stage == LOGIN:  # there is room where it came up
+            if boot.stage == LOGIN:  # its zone had room for it
                 self.outcomes[image_id][machine.id] = True
         except StopIteration:
             del self.boots[machine.id]
@@ -735,11 +735,11 @@ class Launch:
                 self.failed[image_id] += 1
                 boot.log.error("%s", end.err)
             if boot.group and machine.id not in self.boots and machine.id in boot.group:
-                boot.group.over = f"{machine.name} has ended"  # moved by somebody else, or the lead
+                boot.group.over = f"{machine.name} has ended"  # somebody else moved it, or it is the lead
         self.go_on_with(boot.group)
 
     def go_on_with(self, group: Group | None) -> None:
-        """Wake those of a group that wait for each other, as soon as there is something to do for them."""
+        """Wake the machines of a group that wait for each other, as soon as they can go on."""
         lead = self.boots.get(group.lead_id) if group else None
         if group and lead and lead.stage == GATHER and lead.task is None and group.is_whole:
             self.resume(lead)
@@ -748,7 +748,7 @@ class Launch:
                 self.resume(boot)
 
     def replace(self, boot: Boot, why: str) -> None:
-        """Ask for another subnode in the place of one that failed, if there is time and room; else its group goes."""
+        """Ask for another subnode in place of a failed one, if time and room are left; else give up its group."""
         group = boot.group
         if group is None or group.over:
             return
@@ -759,7 +759,7 @@ class Launch:
             self.end_group(group, f"its subnode {boot.machine.name}: {why}")
 
     def heir_of(self, boot: Boot) -> Boot | None:
-        """Return the subnode that can stand for the group of a lead which failed on its way, None if there is none."""
+        """Return the subnode that can replace the lead that failed while its group booted; None if there is none."""
         group = boot.group
         if group is None or boot.is_member or group.is_ready or group.over or group.replaced >= REPLACED_MOST:
             return None
@@ -768,7 +768,7 @@ class Launch:
         return min(able, key=lambda one: (not group.is_in(one.machine.id), one.machine.id), default=None)
 
     def hand_over(self, boot: Boot, heir: Boot, end: boots.FailedError) -> None:
-        """Have a subnode stand for its group in the place of a lead that failed; it is let in anew, as a lead is."""
+        """Make a subnode the lead of its group in place of one that failed; it passes the ssh test again, as a lead."""
         machine, lead, group = boot.machine, heir.machine, heir.group
         if group is None:
             return
@@ -785,7 +785,7 @@ class Launch:
         self.boots[lead.id] = Boot(self.tools, lead, self.images[lead.base_image_id], BOOT, None, left, group)
 
     def end_group(self, group: Group, why: str) -> None:
-        """Give up a group, which moves all of it; a machine that is just asked for ends when its server has an id."""
+        """Give up a group: moving its lead moves all of it; a machine being created ends when its server has an id."""
         lead = self.boots.get(group.lead_id)
         group.over = why
         if lead:
@@ -794,10 +794,10 @@ class Launch:
                 self.failed[lead.machine.base_image_id] += 1
 
     def ask_again(self, boot: Boot) -> None:
-        """Ask for the server that an earlier run did not get to ask for, if it is wanted still.
+        """Ask for the server that an earlier run did not get to ask for, if it is still wanted.
 
-        Should its server show up after all, reap finds two with the mark of one row, and deletes the second. A row of
-        a restored vm.db may have had its server since, whose name is not given to another.
+        If its first server shows up after all, reap finds two with the mark of one row and deletes the second. A row
+        of a restored vm.db may have had its server since then; its name is not used for another.
         """
         machine = boot.machine
         image = self.images[machine.base_image_id]
@@ -817,7 +817,7 @@ class Launch:
                 self.end_group(boot.group, f"its subnode {machine.name}: {why}")
 
     def forget(self, boot: Boot, why: GateError) -> None:
-        """Drop the row of a machine of which the cloud made nothing, and ask for no more of what it refuses."""
+        """Drop the row of a machine that the cloud refused, and ask for no more of what it refuses."""
         machine = boot.machine
         Machine.delete().where((Machine.id == machine.id) & (Machine.state == BUILDING)).execute()
         del self.outcomes[machine.base_image_id][machine.id]
@@ -832,7 +832,7 @@ class Launch:
             self.ask_no_more(machine.base_image_id, why)
 
     def fail(self, boot: Boot, end: boots.FailedError) -> None:
-        """Move a machine to ERROR, with the console log saved where the machine itself can tell more."""
+        """Move a machine to ERROR; save its console log if it booted but did not pass the login."""
         elsewhere = end.fault is not None and self.went_to_error(boot, end.fault)
         if end.err:
             self.ask_no_more(None, end.err)
@@ -845,14 +845,14 @@ class Launch:
             if boot.is_member or heir:
                 self.replace(boot, str(end))
             else:
-                self.failed[boot.machine.base_image_id] += not elsewhere  # another one is asked for at once
+                self.failed[boot.machine.base_image_id] += not elsewhere  # else another one is asked for at once
                 if not elsewhere and boot.image.id not in self.came_up:
                     self.note_failing([boot.image])
             if boot.server and boot.server.status == nova.ACTIVE and boot.stage == LOGIN:
                 self.consoles.append(self.workers.submit(self.save_console, boot.server, str(boot.machine.name)))
 
     def went_to_error(self, boot: Boot, fault: str) -> bool:
-        """Conclude from the fault of a server whether there is room for more; returns whether that is so elsewhere."""
+        """Conclude from a server's fault what to ask for no more; returns whether another zone may have room."""
         image_id = boot.machine.base_image_id
         why = nova.CapacityError(fault)
         if nova.RETRY_FAULTS.search(fault):
@@ -866,11 +866,11 @@ class Launch:
         return False
 
     def save_console(self, server: nova.Server, name: str) -> None:
-        """Run in a worker: keep the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
+        """Run in a worker: save the console log of a machine that did not come up, in $WORKSPACE or beside vm.db."""
         log = self.log.bind(node=name)
         folder = Path(os.environ.get("WORKSPACE") or vmdatabase.own_folder()) / "console-logs"
         try:
-            for path in (folder.parent, folder):  # others could have us write through a link of theirs
+            for path in (folder.parent, folder):  # others could make us write through a link of theirs
                 gateconfig.check_ours(path, "console-logs")
             text = self.cloud.console_log(server.id)
             folder.mkdir(parents=True, exist_ok=True)
@@ -911,7 +911,7 @@ class Launch:
         return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], subnodes: int, short: bool) -> None:
-        """Say by what the provider is full, if that is why the pool is short."""
+        """Report what fills the provider, if that is why the pool is short."""
         taken: Counter[str] = Counter()
         for (_, state), count in counts.items():
             taken[STATE_WORDS[state]] += count
@@ -928,21 +928,21 @@ class Launch:
                            self.provider.max_servers, room, least, used)
 
     def count_agents(self) -> Counter[tuple[int, str]]:
-        """Return how many ready machines have their agents AWAITED or LOST, by (image id, that)."""
+        """Return how many ready machines have their agents HERE, AWAITED or LOST, by (image id, that)."""
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
         return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
                        for machine in vmdatabase.ready_machines(self.provider))
 
 
 def words_of(wish: demand.Wanted, parts: Sequence[demand.Part]) -> str:
-    """Return in words how many machines are wanted, because of what, and given by whom."""
+    """Return in words how many machines are wanted, why, and who gives them."""
     missing = demand.missing_of(wish, parts)
     return f"{wish.count} wanted ({wish.why}); {', '.join(map(str, parts))}" \
         + f": no provider can give {missing} of them now" * bool(missing)
 
 
 def _finished(tasks: Iterable[Future[Any]], until: float) -> set[Future[Any]]:
-    """Return the tasks that are done as soon as one is, or none at a moment of the monotonic clock."""
+    """Wait until a task is done, or until a moment of the monotonic clock; return the tasks that are done."""
     seconds = max(0.0, until - time.monotonic())
     if tasks:
         return wait(tasks, seconds, FIRST_COMPLETED).done

@@ -38,10 +38,10 @@ from pool.sight import CLOCK_SECONDS, GONE, Look, Sight
 from pool.verdict import FAILED_RESULTS, end_words, is_kept
 from vmdatabase import DELETE, ERROR, HOLD, READY, USED, Machine, Provider, SnapshotImage
 
-FORGOTTEN_SECONDS = 300  # for how long a machine is to be taken before its build, unknown to Jenkins, is over
+FORGOTTEN_SECONDS = 300  # a build unknown to Jenkins is over once its machine was taken this long ago
 WATCH_SECONDS = 60  # how long a run waits to see servers gone; the next run looks again
 LONGEST_SECONDS = 2 * rules.HOUR  # what a run can take
-AGAIN_SECONDS = 600  # how long a run goes on for those that were asked for while it was at work
+AGAIN_SECONDS = 600  # how long a run may go on to do the work of others that came meanwhile
 ASKED, BUILDS = "asked", "builds"
 
 
@@ -60,7 +60,7 @@ class Reap:
         self.died: Counter[int] = Counter()  # ready machines whose agent never came or was lost, by image
         self.deleted: Counter[str] = Counter()
         self.going: dict[int, str] = {}  # names of machines whose deletion this run has begun
-        self.waiting: dict[str, Machine | None] = {}  # servers that were asked to go, with the machines of those of one
+        self.waiting: dict[str, Machine | None] = {}  # servers being deleted, each with its machine, if any
         self.gone: set[str] = set()  # ids of servers that this run saw gone
         self.acts: dict[type[Action], Callable[[Any], Iterator[None]]] = {
             actions.AdoptServer: self.adopt_server, actions.RecordEnd: self.record_end,
@@ -87,8 +87,8 @@ class Reap:
     def reap(self) -> int:
         """Do the work of run().
 
-        What is decided depends on what was done before, so that it is decided and done in phases; a dry run does
-        nothing, and so prints what each phase would do to things as they are.
+        Later decisions depend on earlier acts, so this decides and acts in phases. A dry run does nothing, and so each
+        phase prints what it would do to the present state.
         """
         sight = self.see()
         now = self.look.now()
@@ -99,7 +99,7 @@ class Reap:
         self.act(decisions.adoptions(self.rows(), sight, now))
         self.act(self.ended_builds(sight))
         self.act(self.moves(sight))
-        self.act(self.ended_builds(sight))  # also of builds that vm.db has learnt of only now
+        self.act(self.ended_builds(sight))  # also of builds that vm.db has only now learnt of
         self.act(self.marks(sight))
         self.act(decisions.retirements(self.rows(), sight) if self.jenkinses else [])
         self.act(decisions.deletions(self.rows(), sight, now, self.options.all_servers))
@@ -116,7 +116,7 @@ class Reap:
     def act(self, decided: Sequence[Action]) -> None:
         """Do what was decided, or print it in a dry run.
 
-        All acts begin before the first one ends, so that what workers do for them outside goes on side by side.
+        All acts begin before the first one ends, so that the calls that workers make for them run side by side.
         """
         if self.options.dry_run:
             self.show(decided)
@@ -143,7 +143,7 @@ class Reap:
         self.log.warning("%s", text)
 
     def do(self, *steps: Callable[[], object]) -> None:
-        """Do what needs no decision; a dry run does not."""
+        """Do steps that need no decision; in a dry run do nothing."""
         if not self.options.dry_run:
             for step in steps:
                 step()
@@ -151,7 +151,7 @@ class Reap:
     # --- seeing ---
 
     def see(self) -> Sight:
-        """Look at cloud and Jenkins, and only then at vm.db; then look again at what the lists leave open."""
+        """Look at cloud and Jenkins, only then at vm.db, then again at what the lists leave open."""
         lists = self.look.lists()
         if self.look.is_timely:
             self.do(self.mend_times)
@@ -161,14 +161,14 @@ class Reap:
         return self.look.closely(lists, machines)
 
     def settle(self, machines: Iterable[Machine], lists: Sight) -> None:
-        """Have machines belong to the Jenkins that has their nodes, and know these nodes."""
+        """Assign machines to the Jenkins that has their nodes, and learn which nodes these are."""
         if self.jenkinses:
             for machine in machines:
                 self.jenkinses.settle(machine, (lists.nodes or {}).get(str(machine.jenkins_name)))
                 self.jenkinses.learn(machine, lists.node(machine))
 
     def mend_times(self) -> None:
-        """Count what was written while the clock was ahead from now on."""
+        """Replace times that a clock that was ahead has written by the present time."""
         if count := vmdatabase.mend_times(self.provider, self.look.now(), CLOCK_SECONDS):
             self.log.warning("%d machines are from a time that is still to come, as of a clock that was ahead; their "
                              "ages are counted from now on", count)
@@ -183,22 +183,22 @@ class Reap:
             vmdatabase.known_ids("machine"), vmdatabase.known_ids("snapshot_image"))
 
     def leave_out_ids(self, sight: Sight) -> None:
-        """Make no row with an id that a server or a node bears, and know which ids vm.db knows nothing of."""
+        """Skip the ids that servers, nodes and images carry, and record which of them vm.db does not know."""
         seen = [0, *sight.nodes_by_id, *(number or 0 for number in sight.by_machine)]
         vmdatabase.leave_out_ids("machine", max(seen))
         vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
             sight.servers.values(), sight.images or [], sight.keypairs.values()))
 
     def end_dead_builds(self) -> None:
-        """Move snapshots that no running devstack-vm-update-image builds any more to ERROR."""
+        """Move BUILDING snapshots to ERROR if no devstack-vm-update-image of this provider runs."""
         with script.provider_lock("update-image", self.provider.name) as no_build_runs:
             if no_build_runs:
                 vmdatabase.end_dead_builds(self.provider)
 
-    # --- deciding: what the functions of pool/decisions.py are to know, and what they make of it ---
+    # --- deciding: what the functions of pool/decisions.py need to know, and what they conclude ---
 
     def ended_builds(self, sight: Sight) -> list[actions.RecordEnd]:
-        """Ask Jenkins for each build that vm.db has running while its node is idle, as where Jenkins died under it."""
+        """Ask Jenkins about each build that vm.db shows as running on an idle node, as after a crash of Jenkins."""
         if self.jenkinses is None or sight.nodes is None:
             return []
         idle = [machine for machine in vmdatabase.machines_of(self.provider, [USED, HOLD]) if not sight.builds(machine)]
@@ -209,9 +209,9 @@ class Reap:
             running, self.look.builds, self.look.verdicts, self.look.now() - FORGOTTEN_SECONDS, sight)
 
     def moves(self, sight: Sight) -> list[actions.MoveMachine]:
-        """Apply the rules to every machine; ask Jenkins for the builds of those that may be nobody's."""
+        """Apply the rules to every machine; ask Jenkins for the builds of those that may belong to nobody."""
         rows, now = self.rows(), self.look.now()
-        if any(machine.state == USED and machine.id in rows.ended for machine in rows.leads):  # which may make room
+        if any(machine.state == USED and machine.id in rows.ended for machine in rows.leads):  # it may make room
             rows = replace(rows, lacking=self.lacking())
         doubted = decisions.doubted(rows, sight, now) if self.jenkinses else []
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
@@ -223,9 +223,9 @@ class Reap:
         return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
 
     def lacking(self) -> dict[int, int]:
-        """Return how many machines this provider is to have more, where its min-ready does not say it, by image type.
+        """Return how many more machines this provider should have, by image type, if its min-ready does not say it.
 
-        That is so for labels, which builds that wait in Jenkins count for, and while it is paused.
+        That is so for labels, for which builds that wait in Jenkins may count, and while it is paused.
         """
         images = vmdatabase.images_of(self.provider)
         if self.provider.paused:
@@ -240,7 +240,7 @@ class Reap:
         return labels.lacking(self.provider, waiting, prefix)
 
     def marks(self, sight: Sight) -> list[actions.MarkHeld]:
-        """Find the held machines whose servers do not tell so, and tell whose servers are gone."""
+        """Find the held machines whose servers do not say so, and report those whose servers are gone."""
         rows = self.rows()
         for machine in rows.machines:
             if machine.state == HOLD and machine.external_id in sight.gone:
@@ -250,14 +250,14 @@ class Reap:
         return decisions.marks(rows, sight)
 
     def snapshots(self, images: Sequence[nova.Image]) -> list[actions.MarkProved | actions.DeleteSnapshot]:
-        """Find the snapshots that go; ask the cloud for the images that its list does not show."""
+        """Find the snapshots to delete or to mark; ask the cloud for the images that its list does not show."""
         rows, listed = self.rows(), {image.id for image in images}
         gone = self.look.images_gone(row for row in rows.snapshots.values() if row.state == READY
                                      and row.external_id and row.external_id not in listed)
         return decisions.snapshots(rows, images, gone, self.look.now(), self.options.all_images)
 
     def leftovers(self, sight: Sight) -> list[Action]:
-        """Find keypairs, floating IPs and volumes of what is gone, also of what this run has deleted."""
+        """Find keypairs, floating IPs and volumes of servers that are gone, including those that this run deleted."""
         gone = self.gone | sight.gone
         server_ids = (vmdatabase.all_server_ids() | sight.servers.keys()) - gone
         found = decisions.leftovers(self.rows(), sight, server_ids, vmdatabase.machines_to_bind(sight.listed_at),
@@ -266,7 +266,7 @@ class Reap:
                 else self.unless_taken(action) for action in found]
 
     def unless_taken(self, action: actions.Delete) -> Action:
-        """Leave a floating IP that leads to a server which is there though no list has it; each is asked for."""
+        """Return the deletion of a floating IP, or Leave if its server exists though no list has it; asks for each."""
         ip = action.thing
         if not (ip.server_id and self.look.shows(ip.server_id)):
             return action
@@ -277,7 +277,7 @@ class Reap:
                              "description or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
-        """Find the volumes that block storage has in use for servers that are gone; each of these is asked for."""
+        """Find volumes that block storage shows in use by servers that are gone; ask for each of these servers."""
         if not sight.volumes:
             return []
         rows = self.rows()
@@ -288,10 +288,10 @@ class Reap:
                               "it; an administrator of the cloud can free it (openstack volume set --detached)")
                 for volume in gone]
 
-    # --- acting: up to its yield an act begins, then it ends ---
+    # --- acting: an act begins up to its yield, and ends after it ---
 
     def adopt_server(self, action: actions.AdoptServer) -> Iterator[None]:
-        """Write the row of a server that somebody has."""
+        """Write a row for a server that somebody has."""
         server, node = action.server, action.node
         values = {"id": server.machine_id, "base_image": action.image, "external_id": server.id, "name": server.name,
                   "jenkins_name": node.name if node else None, "user": self.config.node.user, "state": action.target,
@@ -300,11 +300,11 @@ class Reap:
         try:
             Machine.insert(**values).execute()
         except vmdatabase.IntegrityError:
-            return  # a row of another provider has its id
+            return  # a row of another provider has that id
         yield from self.tell_forgotten(Machine.get_by_id(server.machine_id), action.why, server)
 
     def move_machine(self, action: actions.MoveMachine) -> Iterator[None]:
-        """Move a machine, and count one that was ready and is of no use to Jenkins, in a row with those before it."""
+        """Move a machine; if it was ready and is lost to Jenkins, count it in a row with earlier ones."""
         machine, source = action.machine, str(action.machine.state)
         if not vmdatabase.move(machine, source, action.target, action.why, **action.columns):
             return
@@ -317,7 +317,7 @@ class Reap:
             yield from self.tell_forgotten(machine, action.why, action.server)
 
     def tell_forgotten(self, machine: Machine, why: str, server: nova.Server | None) -> Iterator[None]:
-        """Report a machine that vm.db did not know to be somebody's, and write down the build that has it."""
+        """Report a machine that vm.db did not know to be in use, and record the build that has it."""
         self.trouble(f"{machine.name}: vm.db did not know that it is {machine.state} ({why}); now it does")
         if machine.state == USED and machine.lead_id is None and not vmdatabase.open_result(machine):
             build = rules.build_named(why)
@@ -328,7 +328,7 @@ class Reap:
             vmdatabase.set_columns(machine, ip=task.result())
 
     def record_end(self, action: actions.RecordEnd) -> Iterator[None]:
-        """Write down how a build has ended; its machine goes on as after devstack-vm-delete."""
+        """Record how a build has ended; its machine goes on as after devstack-vm-delete."""
         machine, told, log = action.machine, action.verdict, self.log_of(action.machine)
         if action.result is None:
             log.warning("Jenkins knows no %s, or the user lacks the right Job/Read on it; its end is not known",
@@ -350,7 +350,7 @@ class Reap:
             log.info("USED -> DELETE: %s", ended)
 
     def mark_held(self, action: actions.MarkHeld) -> Iterator[None]:
-        """Save the id of the server of a held machine, and have it tell that it is held."""
+        """Save the id of a held machine's server, and mark the server as held."""
         machine, server = action.machine, action.server
         vmdatabase.set_columns(machine, external_id=server.id)
         task = self.workers.submit(
@@ -368,7 +368,7 @@ class Reap:
             self.log_of(machine).info("its node is out of service now")
 
     def take_out(self, node: jenkinsnodes.Node, address: str | None, why: str) -> bool:
-        """Run in a worker: take a node out of service if it is ours; returns whether it is."""
+        """Run in a worker: take a node out of service if it is ours; return whether it is."""
         nodes = self.jenkinses.named(node.jenkins) if self.jenkinses else None
         if nodes is None or not nodes.is_ours(node, address):
             return False
@@ -376,10 +376,10 @@ class Reap:
         return True
 
     def delete_machine(self, action: actions.DeleteMachine) -> Iterator[None]:
-        """Ask for the end of a machine's node and server; see_gone drops its row, if there is nothing to wait for."""
+        """Delete a machine's node and server; drop its row if there is no server, else leave that to see_gone."""
         machine = action.machine
         if machine.state == ERROR and not vmdatabase.move(machine, ERROR, DELETE) \
-                and vmdatabase.state_of(machine) != DELETE:  # as a subnode is with its lead
+                and vmdatabase.state_of(machine) != DELETE:  # a subnode follows its lead to DELETE
             return  # a person holds it
         vmdatabase.set_columns(machine, external_id=action.server_id,
                                delete_time=machine.delete_time or vmdatabase.now())
@@ -405,7 +405,7 @@ class Reap:
     def delete_node_and_server(
         self, nodes: jenkinsnodes.Nodes | None, node: str | None, address: str | None, server_id: str | None
     ) -> str:
-        """Run in a worker: remove a node that builds nothing, then ask for the server's end."""
+        """Run in a worker: remove a node that builds nothing, then ask for the deletion of the server."""
         if nodes and node and not nodes.remove(node, jenkinsnodes.GOING, address):
             return BUILDS
         return ASKED if server_id and self.cloud.delete_server(server_id) else GONE
@@ -421,19 +421,19 @@ class Reap:
             self.waiting[action.thing[0]] = None
 
     def delete_leak(self, server: tuple[str, jenkinsnodes.Node | None]) -> None:
-        """Run in a worker: remove the node of a server without a row, if it has one that builds nothing, then that."""
+        """Run in a worker: delete a server without a row, after its node, if any; GateError if a build runs there."""
         server_id, node = server
         if node:
             self.delete_node(node, jenkinsnodes.GOING)
         self.cloud.delete_server(server_id)
 
     def delete_node(self, node: jenkinsnodes.Node, why: str = jenkinsnodes.STRAY) -> None:
-        """Run in a worker: remove a node from Jenkins, but not under a build."""
+        """Run in a worker: remove a node from Jenkins; GateError if a build runs there."""
         if self.jenkinses and not self.jenkinses.named(node.jenkins).remove(node.name, why):
             raise GateError("a build runs there; left for the next run")
 
     def adopt_image(self, action: actions.AdoptImage) -> Iterator[None]:
-        """Write the row of an image that machines boot well from."""
+        """Write a row for an image from which machines boot well."""
         image = action.image
         try:
             SnapshotImage.insert(
@@ -445,7 +445,7 @@ class Reap:
         yield
 
     def mark_proved(self, action: actions.MarkProved) -> Iterator[None]:
-        """Have an image tell that machines boot well from it."""
+        """Mark an image as one from which machines boot well."""
         task = self.workers.submit(self.cloud.mark_proved, action.image_id)
         yield
         task.result()
@@ -465,7 +465,7 @@ class Reap:
         self.deleted["snapshot"] += 1
 
     def delete_image_and_server(self, image_id: str | None, server_id: str | None) -> bool:
-        """Run in a worker: see an image gone, then delete its template server; returns whether that is gone, too."""
+        """Run in a worker: delete an image, then its template server; return whether the server is gone, too."""
         if image_id and self.cloud.delete_image(image_id) and not self.look.image_is_gone(image_id):
             raise GateError("the image is still there")
         return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
@@ -475,7 +475,7 @@ class Reap:
         self.trouble(action.words)
         yield
 
-    # --- what becomes of it ---
+    # --- after the acts ---
 
     def see_gone(self) -> None:
         """Look again until the servers are gone, and drop the rows of their machines; report those that stay."""
@@ -500,7 +500,7 @@ class Reap:
             self.deleted["machine"] += 1
 
     def see_to_environments(self, sight: Sight) -> None:
-        """Put right what a restored vm.db does not know of test environments, and who stands in line for one."""
+        """Mend what a restored vm.db does not know of test environments, and tidy the line for them."""
         for words in environments.remember(
                 self.provider.name, lambda server_id: self.look.look_at(server_id) == GONE, sight.is_unused):
             self.trouble(f"test environment {words}")
@@ -514,7 +514,7 @@ class Reap:
         self.troubles += resets.finish()
 
     def drop_drained(self) -> None:
-        """Delete the rows of images and providers that left the providers file, once nothing of theirs is left."""
+        """Delete the rows of images and providers that left the providers file, once nothing else of them is left."""
         for what in vmdatabase.drop_drained(self.provider):
             self.log.info("drained: %s", what)
 
@@ -537,7 +537,7 @@ class Reap:
 
 
 def stuck(machine: Machine | None) -> str:
-    """Return words for a delete that takes too long, counted from its first attempt."""
+    """Return words for a deletion that takes too long, counted from its first attempt; empty for any other."""
     age = vmdatabase.now() - machine.delete_time if machine and machine.delete_time else 0
     return f"; stuck, the first attempt to delete it was {age // 60} min ago" if age >= vmdatabase.STUCK_SECONDS else ""
 

@@ -27,9 +27,9 @@ from gateprocess import ConfigError, GateError, get_log
 
 HOUR = 3600  # seconds
 HOURS, MOST_HOURS = 24, 31 * 24
-LONG_HOURS = 7 * 24  # of the longer span, if the shorter one is not longer still
-READABLE = 0o644  # a web server and node_exporter run under accounts of their own
-KEEP_SECONDS = HOUR  # of pictures that the page shows no more: a browser may still load them
+LONG_HOURS = 7 * 24  # of the longer span, unless the shorter one is longer
+READABLE = 0o644  # a web server and node_exporter run under other accounts
+KEEP_SECONDS = HOUR  # of pictures no longer on the page: a browser may still load them
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def output_folder(given: Path | None) -> Path:
-    """Return the folder to write into, which is made if it is not there; ConfigError if it cannot be."""
+    """Return the folder to write into, made if it is missing; raises ConfigError if it cannot be made."""
     if given is None and not os.environ.get("WORKSPACE"):
         raise ConfigError("--output: expected a folder, since WORKSPACE is not set")
     folder = gateconfig.expanded(str(given), "--output") if given else Path(os.environ["WORKSPACE"]) / "status"
@@ -77,7 +77,7 @@ def _require_packages() -> None:
 
 
 def _facts(hours: int) -> Any:
-    """Return what the page is made of."""
+    """Return the data for the page."""
     from pool import rows
     from status.facts import Facts, read
 
@@ -92,7 +92,7 @@ def _facts(hours: int) -> Any:
 
 
 def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return what Jenkins tells of builds that wait, as arguments of Facts; labels is {node: label}."""
+    """Return what Jenkins says about waiting builds, as arguments of Facts; labels is {node: label}."""
     from status.facts import Waiting, waiting_builds
 
     if config is None or not config.jenkinses:
@@ -111,11 +111,11 @@ def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) ->
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace files, each at once and in this order; GateError if one cannot be written."""
+    """Replace files, each in one step and in this order; raises GateError if one cannot be written."""
     for name, content in files.items():
         draft = folder / f".{name}.{secrets.token_hex(8)}.new"
         try:
-            try:  # others may write to the folder: what is there already is nothing of ours
+            try:  # others may write to the folder: never open a file that is already there
                 with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW), "wb") as stream:
                     stream.write(content)
                     os.fchmod(stream.fileno(), READABLE)
@@ -127,7 +127,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def remove_old_pictures(folder: Path, kept: Mapping[str, bytes]) -> None:
-    """Remove the pictures, and drafts of runs that were killed, which no page of the last hour shows."""
+    """Remove pictures that no page of the last hour shows, and drafts that killed runs left an hour ago."""
     for file in (*folder.glob("*-*-*-????????.svg"), *folder.glob(".*.new")):
         try:
             if file.name not in kept and time.time() - file.lstat().st_mtime > KEEP_SECONDS:

@@ -39,21 +39,21 @@ from image.template import FORGET, MARKS, Plan, Template, steps_of
 from pool import script
 from vmdatabase import BUILDING, ERROR, READY, BaseImage, Provider, SnapshotImage
 
-FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried when the providers file names no username
+FIRST_LOGINS = ("root", "ubuntu", "debian")  # tried if the providers file names no username
 LOCK_SECONDS = 10  # reap holds the same lock for a moment
-LONGEST_SECONDS = 24 * 3600  # what a run can take: then the next day's is due
+LONGEST_SECONDS = 24 * 3600  # limit for a run: then the next day's is due
 POLL_SECONDS = 1
 STEP_SECONDS = 3600  # for a step on the template
-SNAPSHOT_BOOTS = 4  # a snapshot may take so many times boot-timeout to become active
+SNAPSHOT_BOOTS = 4  # a snapshot may take this many boot-timeouts to become active
 GONE_SECONDS = 60
-UNSEEN_SECONDS = 30  # how long parts of a cloud may not know of what was just made
-KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a template, as long as a failed build's machine stays
+UNSEEN_SECONDS = 30  # how long parts of a cloud may not know a new server or image
+KEEP_SECONDS = 24 * 3600  # how long --keep-failed keeps a server: as long as a failed build's machine stays
 FAILED_IMAGE = ("killed", "error", "deleted", "pending_delete", "deactivated")
-ANY_HOST_KEY = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"  # addresses are used again
+ANY_HOST_KEY = "-o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no"  # clouds reuse addresses
 
 
 class Build:
-    """The making of one snapshot; ConfigError, before there is a row, for what the provider does not have."""
+    """The building of one snapshot; raises ConfigError, before there is a row, if the provider lacks something."""
 
     def __init__(self, cloud: nova.Cloud, image: BaseImage, plan: Plan) -> None:
         import paramiko
@@ -63,10 +63,10 @@ class Build:
         self.image = image
         self.plan = plan
         self.log = get_log(provider=self.provider.name, image=image.name)
-        self.login: nodessh.Login | None = None  # of the server that runs, once it has let us in
+        self.login: nodessh.Login | None = None  # of the running server, once it has let us in
         self.zones = self.provider.listed("availability_zones")
         self.stopping = False
-        self.cleared = False  # whether the template accepts no login any more
+        self.cleared = False  # whether the template no longer accepts logins
         self.base_recipe = cloud.recipe(image, cloud.find_base_image(image.external_id))
         cloud.network.attached()
         version = vmdatabase.next_version(image)
@@ -78,7 +78,7 @@ class Build:
         self.keypair = cloud.keypair_name(self.row.id)
 
     def run(self) -> None:
-        """Build the snapshot, READY in the end; on any failure the row is ERROR and the rest is gone."""
+        """Build the snapshot and move it to READY; on any failure move it to ERROR and clean up."""
         try:
             self.wait_for_room()
             self.cloud.create_keypair(self.keypair, f"{self.key.get_name()} {self.key.get_base64()}")
@@ -104,7 +104,7 @@ class Build:
             self.log.info("BUILDING -> ERROR: %s", self.row.name)
 
     def stop(self) -> None:
-        """Clean up a build that another thread works on: the process ends right after."""
+        """Clean up a build that another thread works on; the process ends right after this."""
         self.stopping = True
         if self.row.state != BUILDING:
             return
@@ -114,9 +114,9 @@ class Build:
 
     @contextmanager
     def server(self, what: str, recipe: nova.Recipe, keypair: str | None) -> Iterator[tuple[str, str]]:
-        """Boot a server for the build, yield its id and address, and see that it does not outlive its use.
+        """Boot a server for the build, yield its id and address, and delete it after use.
 
-        After a failure it stays for a while if that was asked for.
+        After a failure it is kept for a while if --keep-failed was given and it still accepts logins.
         """
         self.login, server_id = None, ""
         try:
@@ -141,7 +141,7 @@ class Build:
             self.clean_up(self.delete_server)
 
     def keep_server(self, what: str) -> None:
-        """Keep the server of a failed build for a person, who may log in with the node's key, and say how."""
+        """Keep the server of a failed build for a person, who can log in with the node's key, and log how."""
         until = vmdatabase.now() + KEEP_SECONDS
         vmdatabase.set_columns(self.row, keep_until=until)
         self.clean_up(lambda: self.cloud.mark_held(
@@ -182,10 +182,10 @@ class Build:
                     self.cloud.network.release(ip)
 
     def wait_for_room(self) -> None:
-        """Return when the provider has room for the template; launch leaves it free once our row is there.
+        """Wait until the provider has room for the template; launch leaves it free once our row is there.
 
-        Builds go in the order of their rows. A build that has a server may take as long as it likes; for all else
-        this waits boot-timeout.
+        Builds go in the order of their rows. While a build that has a server runs, this waits without limit; for all
+        else it waits boot-timeout.
         """
         deadline, said = time.monotonic() + self.provider.boot_timeout, False
         while True:
@@ -205,7 +205,7 @@ class Build:
             time.sleep(POLL_SECONDS)
 
     def see_gone(self, server_id: str) -> None:
-        """Return when a deleted server is gone, or after a while: the next one may need its room."""
+        """Wait until a deleted server is gone, for GONE_SECONDS at most: the next server may need its room."""
         deadline = time.monotonic() + GONE_SECONDS
         try:
             while time.monotonic() < deadline:
@@ -250,7 +250,7 @@ class Build:
         self.cleared = True
 
     def first_login(self, address: str) -> nodessh.Login:
-        """Return the first login with which the base image runs commands."""
+        """Return the first login that can run commands on the base image."""
         users = (self.image.username,) if self.image.username else FIRST_LOGINS
         logins = [nodessh.Login(address, self.provider.ssh_port, user, self.key) for user in users]
         deadline = time.monotonic() + self.provider.boot_timeout
@@ -266,7 +266,7 @@ class Build:
             return nodessh.wait_for_session(logins, deadline, test)
 
     def marks(self) -> str:
-        """Return what /etc/devstack-gate/image says, one KEY=VALUE on each line; commas separate lists."""
+        """Return the contents of /etc/devstack-gate/image: one KEY=VALUE a line, with lists separated by commas."""
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.row.version))
         branches, sha1s = self.plan.branches, []
         if self.plan.checkout:
@@ -275,7 +275,7 @@ class Build:
                 f"IMAGE_DEVSTACK={','.join(sha1s)}\n")
 
     def prove(self, address: str) -> None:
-        """Log in to a machine booted from the snapshot as builds will; see that sudo works and the marks are there."""
+        """Log in to a machine booted from the snapshot as builds will; check that sudo works and its marks exist."""
         node = self.plan.node
         login = nodessh.Login(address, self.provider.ssh_port, node.user, node.ssh_key)
         seen = {}
@@ -311,7 +311,7 @@ class Build:
 
 
 def refuse_gone(err: GateError, seen: bool, began: float) -> None:
-    """Raise the error of a look that says that a thing is gone, unless it may only be too new for all of the cloud.
+    """Raise an error that says that a server or image is gone, unless parts of the cloud may not know it yet.
 
     seen: whether it was seen before; began: when it was made, on the monotonic clock.
     """
@@ -320,7 +320,7 @@ def refuse_gone(err: GateError, seen: bool, began: float) -> None:
 
 
 def is_shell(session: nodessh.Session) -> bool:
-    """Return whether the login gives a shell: cloud images let root in only to say who else to log in as."""
+    """Return whether the login gives a shell: cloud images let root in only to name the user to log in as."""
     outcome = session.attempt("first login", ["id", "-un"], seconds=5)
     return outcome.status == 0 and outcome.output.strip() == session.login.user
 
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _what(options: argparse.Namespace) -> tuple[dict[str, dict[str, list[str]]], bool]:
-    """Return what would be cached for a distribution, by branch, and whether that is complete."""
+    """Return what would be cached for a distribution, by branch, and whether the list is complete."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.what):
         raise ConfigError(f"--what: expected a distribution such as noble, bookworm or rhel9, got {options.what!r}")
     checkout = _checkout(options)
@@ -379,7 +379,7 @@ def _update(provider: Provider, options: argparse.Namespace) -> int:
 
 
 def _images(provider: Provider, name: str | None) -> list[BaseImage]:
-    """Return the image types to build: the named one, or all that do not use the snapshot of another one."""
+    """Return the image types to build: the named one, or all that do not use another one's snapshot."""
     active = [image for image in vmdatabase.images_of(provider) if image.active]
     images = [image for image in active if name in (None, image.name)]
     if name is not None and not images:
@@ -434,7 +434,7 @@ def _build_all(provider: Provider, images: Sequence[BaseImage], plan: Plan) -> i
 
 
 def _build(cloud: nova.Cloud, image: BaseImage, plan: Plan, builds: list[Build]) -> int:
-    """Build one image and return an exit code; one that fails stops no other."""
+    """Build one image and return an exit code; a failure does not stop other builds."""
     log = get_log(provider=cloud.provider.name, image=image.name)
     try:
         build = gateprocess.guarded(vmdatabase.connected()(Build), cloud, image, plan)

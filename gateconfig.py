@@ -20,13 +20,13 @@ from gateprocess import LOGIN, ConfigError, nearest, one_line
 PACKAGE_NAME = re.compile(r"[A-Za-z0-9@/][A-Za-z0-9.+:_@/()-]*")  # also an rpm group, file or capability
 PREFIX_PATTERN = re.compile(r"[A-Za-z0-9-]*")
 
-# Named tuples here and in jenkinsnodes, for builds wait for these imports: a dataclass takes four times as long.
+# Named tuples here and in jenkinsnodes: builds wait for these imports, and a dataclass takes four times as long.
 
 
 class JenkinsConfig(NamedTuple):
     """How to reach Jenkins, and the credential with which Jenkins reaches the nodes.
 
-    node_login is USER:APIKEY for builds that call Jenkins from their node, empty where none do.
+    node_login is USER:APIKEY for builds that call Jenkins from their node, empty if none do.
     """
 
     server: str
@@ -37,7 +37,7 @@ class JenkinsConfig(NamedTuple):
     name: str = ""  # of its section, [jenkins NAME]; empty for [jenkins]
 
     def __repr__(self) -> str:
-        return f"JenkinsConfig({self.server!r}, {self.user!r}, ...)"  # the others are secrets, or lead to one
+        return f"JenkinsConfig({self.server!r}, {self.user!r}, ...)"  # the others are secrets or lead to one
 
 
 class NodeConfig(NamedTuple):
@@ -49,7 +49,7 @@ class NodeConfig(NamedTuple):
 
 
 class ImageConfig(NamedTuple):
-    """What every image is made of; packages are empty for the distribution's default, puppet_repo for no puppet."""
+    """What every image is made of; empty packages mean the distribution's default, an empty puppet_repo no puppet."""
 
     packages: tuple[str, ...]
     branches: tuple[str, ...]  # shell patterns
@@ -59,7 +59,7 @@ class ImageConfig(NamedTuple):
 
 
 class SecureConfig(NamedTuple):
-    """The secure configuration; without a [jenkins] section there are no jenkinses, else those in their order."""
+    """The secure configuration; jenkinses has the [jenkins] sections in their order, and may be empty."""
 
     path: Path
     jenkinses: tuple[JenkinsConfig, ...]
@@ -67,9 +67,9 @@ class SecureConfig(NamedTuple):
     image: ImageConfig
 
     def jenkins_named(self, name: str) -> JenkinsConfig | None:
-        """Return the Jenkins of a section, None if there is none of that name.
+        """Return the Jenkins whose section has that name; None if there is none.
 
-        Machines that were made while there was only [jenkins] belong to the first one.
+        Machines made while there was only [jenkins] have an empty name; they belong to the first Jenkins.
         """
         found = [jenkins for jenkins in self.jenkinses if jenkins.name == name] or self.jenkinses * (not name)
         return found[0] if found else None
@@ -82,7 +82,7 @@ SECURE_KEYS = {
 }
 SECRET_QUERIES = {"password", "sslpassword", "oauth_client_secret"}  # of the address of a PostgreSQL database
 DEFAULT_SSH_KEY = "~/.ssh/id_ed25519"
-# What devstack, a Jenkins agent and the gate scripts cannot do without.
+# What devstack, a Jenkins agent and the gate scripts require.
 DEB_PACKAGES = ("build-essential", "python3-dev", "python3-pip", "python3-venv", "git", "curl", "rsync",
                 "default-jre-headless")
 RPM_PACKAGES = ("gcc", "gcc-c++", "make", "python3-devel", "python3-pip", "git", "curl", "rsync", "java-headless",
@@ -91,17 +91,14 @@ DEFAULT_BRANCHES = "master stable/*"
 
 
 def database_place() -> Path | str:
-    """Return where the pool's database is: the path of vm.db, or the address of a PostgreSQL database.
-
-    It is $DEVSTACK_GATE_DB, or ~/vm.db.
-    """
+    """Return $DEVSTACK_GATE_DB, or ~/vm.db: the path of vm.db, or the address of a PostgreSQL database."""
     return place_of_database(os.environ.get("DEVSTACK_GATE_DB") or "~/vm.db", "DEVSTACK_GATE_DB")
 
 
 def place_of_database(text: str, what: str) -> Path | str:
-    """Return a path, or an address postgresql://...; ConfigError names what it is the setting of.
+    """Return a path, or an address postgresql://...; a ConfigError begins with `what`, the name of the setting.
 
-    An address with a password in it is refused: everybody on this host can see the words of a process.
+    An address that contains a password is refused: everybody on this host can see a process's arguments.
     """
     scheme, found, _ = text.partition("://")
     if not text.isprintable():
@@ -125,7 +122,7 @@ def place_of_database(text: str, what: str) -> Path | str:
 
 
 def expanded(path: str, what: str) -> Path:
-    """Return a path with ~ and ~user resolved; ConfigError names what it is the setting of."""
+    """Return a path with ~ and ~user resolved; a ConfigError begins with `what`, the name of the setting."""
     try:
         return Path(path).expanduser()
     except RuntimeError as err:
@@ -133,7 +130,7 @@ def expanded(path: str, what: str) -> Path:
 
 
 def name_prefix() -> str:
-    """Return $DEVSTACK_GATE_PREFIX, which goes before server, image, label and node names; ConfigError if it cannot."""
+    """Return $DEVSTACK_GATE_PREFIX, which begins server, image, label and node names; ConfigError if it is invalid."""
     prefix = os.environ.get("DEVSTACK_GATE_PREFIX", "")
     if not PREFIX_PATTERN.fullmatch(prefix):
         raise ConfigError(f"DEVSTACK_GATE_PREFIX: {prefix!r} may hold letters, digits and - only")
@@ -147,17 +144,17 @@ def secure_config_path() -> Path:
 
 
 def load_secure_config() -> SecureConfig:
-    """Read the secure configuration; ConfigError names file and key."""
+    """Read the secure configuration; raises ConfigError, which names file and key."""
     path = secure_config_path()
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        with path.open(encoding="utf-8-sig") as stream:  # editors of other systems put a byte order mark first
+        with path.open(encoding="utf-8-sig") as stream:  # some editors write a byte order mark
             parser.read_file(stream)
     except (OSError, UnicodeDecodeError) as err:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: secure configuration cannot be read ({reason}); "
                           "set DEVSTACK_GATE_SECURE_CONFIG or create it") from err
-    except configparser.ParsingError as err:  # its own words would show the line, and so perhaps a secret
+    except configparser.ParsingError as err:  # its own message would show the line, and perhaps a secret
         raise ConfigError(f"{path}: not an INI file: {line_of(err)}") from err
     except configparser.Error as err:
         raise ConfigError(f"{path}: not an INI file: {one_line(err)}") from err
@@ -170,13 +167,13 @@ def load_secure_config() -> SecureConfig:
 
 
 def line_of(err: configparser.ParsingError) -> str:
-    """Return which line is none of an INI file's, without showing it."""
+    """Return the number of the line that does not belong in an INI file, without its text."""
     number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
     return f"line {number}: expected key = value in a [section]"
 
 
 def check_private(path: Path) -> None:
-    """Warn if others than its owner can read a file of secrets; ConfigError if they can write it."""
+    """Warn if others than its owner can read a file of secrets; raise ConfigError if they can write it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -189,14 +186,14 @@ def check_private(path: Path) -> None:
 
 
 def check_clouds_yaml() -> None:
-    """Do that for clouds.yaml and secure.yaml."""
+    """Call check_private for clouds.yaml and secure.yaml."""
     for path in cloud_files().values():
         if path:
             check_private(path)
 
 
 def cloud_files() -> dict[str, Path | None]:
-    """Return clouds.yaml and secure.yaml, each as it is in the first of the places where OpenStack's clients look."""
+    """Return the paths of clouds.yaml and secure.yaml, each in the first place where OpenStack's clients find one."""
     folders = [Path(), Path("~/.config/openstack").expanduser(), Path("/etc/openstack")]
     found: dict[str, Path | None] = {}
     for variable, name in (("OS_CLIENT_CONFIG_FILE", "clouds"), ("OS_CLIENT_SECURE_FILE", "secure")):
@@ -207,7 +204,7 @@ def cloud_files() -> dict[str, Path | None]:
 
 
 def check_ours(folder: Path, what: str) -> None:
-    """Raise ConfigError, which begins with `what`, for a folder that others than this account own or can write."""
+    """Raise ConfigError, which begins with `what`, if another account owns a folder or others can write to it."""
     try:
         seen = folder.stat()
     except OSError:
@@ -220,7 +217,7 @@ def check_ours(folder: Path, what: str) -> None:
 
 
 def load_image_config() -> ImageConfig:
-    """Return section [image] of the secure configuration, with all defaults where there is no such file."""
+    """Return section [image] of the secure configuration, all defaults if there is no such file."""
     path = secure_config_path()
     return load_secure_config().image if path.exists() else _image_config(path, configparser.ConfigParser())
 
@@ -236,7 +233,7 @@ def _refuse_unknown(path: Path, parser: configparser.ConfigParser) -> None:
 
 
 def _kind_of(section: str) -> str:
-    """Return a section's name without that of the Jenkins that it is about."""
+    """Return a section's name without the name of its Jenkins."""
     return "jenkins" if re.fullmatch(r"jenkins [A-Za-z0-9._-]{1,60}", section) else section
 
 
@@ -253,7 +250,7 @@ def _secure_value(
 
 
 def _jenkins_configs(path: Path, parser: configparser.ConfigParser) -> tuple[JenkinsConfig, ...]:
-    """Return each Jenkins; of two sections about one, each would take the nodes of the other for strays."""
+    """Return each Jenkins; two sections for one are refused, as each would take the other's nodes for strays."""
     found: list[tuple[str, JenkinsConfig]] = []
     for section in [section for section in parser.sections() if _kind_of(section) == "jenkins"]:
         jenkins = _jenkins_config(path, parser, section)
@@ -279,7 +276,7 @@ def _jenkins_config(path: Path, parser: configparser.ConfigParser, section: str)
 
 
 def is_same_url(one: str, other: str) -> bool:
-    """Return whether two addresses of a Jenkins are the same, however host, port and the last slash are written."""
+    """Return whether two addresses of a Jenkins are the same, however host, port and final slash are written."""
     def parts(url: str) -> tuple[str, str | None, int | None, str]:
         split = urlsplit(url)
         return (split.scheme, split.hostname, split.port or {"http": 80, "https": 443}.get(split.scheme),
@@ -329,7 +326,7 @@ def _image_config(path: Path, parser: configparser.ConfigParser) -> ImageConfig:
 
 
 def require_ssh_key(config: SecureConfig) -> str:
-    """Return the public key beside [node] ssh_key, one line; ConfigError when a file is missing or is no such key."""
+    """Return the public key beside [node] ssh_key, one line; ConfigError if a file is missing or holds no such key."""
     public = Path(f"{config.node.ssh_key}.pub")
     for path in (config.node.ssh_key, public):
         if not path.is_file():
@@ -344,5 +341,5 @@ def require_ssh_key(config: SecureConfig) -> str:
 
 
 def is_public_key(text: str) -> bool:
-    """Whether a text is one OpenSSH public key: type, base64, perhaps a comment."""
+    """Return whether a text is one OpenSSH public key: type, base64, perhaps a comment."""
     return bool(re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\n]*)?", text))

@@ -32,29 +32,29 @@ T = TypeVar("T")
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 STOPPING: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-STOP_SECONDS = 4  # what tidying up may take after one of these, so that a script ends within 5 s
+STOP_SECONDS = 4  # the limit for tidying up after one of these, so that a script ends within 5 s
 RECORDED = "what is under way is recorded and the next run goes on with it"
 NAMES_SHOWN = 10  # in a message
-TEXT_LENGTH = 1000  # of what others say, in a message or in vm.db
-CALL_LENGTH = 160  # of what the libraries say of a call before they tell why it failed
-LINE_LENGTH = 10_000  # of a message of ours
+TEXT_LENGTH = 1000  # of foreign text, in a message or in vm.db
+CALL_LENGTH = 160  # of what the libraries say about a call before the reason of its failure
+LINE_LENGTH = 10_000  # of our own messages
 HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
 
-_stopped_by: list[int] = []  # those of STOPPING that came
-_at_stop: list[Callable[[], str]] = []  # what tells, and tidies up, if one comes; the innermost last
-_ending = _thread.allocate_lock()  # of the thread that ends the process
+_stopped_by: list[int] = []  # the signals of STOPPING that came
+_at_stop: list[Callable[[], str]] = []  # called if one comes: each tidies up and says what is left; innermost last
+_ending = _thread.allocate_lock()  # held by the thread that ends the process
 
 TIMED_OUT = (124, 137)  # exit status of timeout(1), the second when it had to kill
 
 
-# What reading an answer raises that is not as promised: of wrong types, cut short, with infinite numbers.
+# What reading a malformed answer raises: wrong types, cut short, infinite numbers.
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 MOST_VALUES = 500_000  # in an answer in JSON; each takes some 100 bytes. A list of 1,000 servers has some 100,000
 
-# The login of a URL: what is before the last @ ahead of the first /; or a password with a / in it, which is no port.
+# The login in a URL: all before the last @ ahead of the first /; or a password that contains a / and is no port.
 LOGIN = re.compile(r"://(?:[^/\s]*@|[^/\s?#@:\[\]]{0,200}:(?![0-9]{1,5}(?:[/?#,\s]|$))\S{0,500}@)")
 
-# Errors of the system that an operator can mend, and hints.
+# System errors that an operator can mend, with hints.
 EXHAUSTED = {
     errno.EMFILE: "; see ulimit -n", errno.ENFILE: "; see fs.file-max", errno.ENOSPC: "", errno.EDQUOT: "",
     errno.EIO: "; is the disk broken?", errno.EROFS: "", errno.ENOMEM: "", errno.EAGAIN: "",
@@ -74,22 +74,22 @@ class ConfigError(GateError):
 
 
 def make_private(path: Path) -> None:
-    """Take all rights on a file or folder of ours from others than its owner, as far as they have any."""
-    with contextlib.suppress(OSError):  # another's, or gone
+    """Remove the rights of everybody but the owner on a file or folder of ours, if they have any."""
+    with contextlib.suppress(OSError):  # somebody else's, or gone
         mode = stat.S_IMODE(path.lstat().st_mode)
         if mode & (stat.S_IRWXG | stat.S_IRWXO) and not path.is_symlink():
             path.chmod(mode & stat.S_IRWXU)
 
 
 def give_to_owner(path: Path) -> None:
-    """Have what root made in somebody's folder be theirs, so that a run of root keeps nobody out."""
+    """Give what root made in somebody's folder to the folder's owner, so that a run as root locks nobody out."""
     if os.geteuid() != 0:
         return
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             owner, seen = path.parent.stat(), os.fstat(descriptor)
-            linked = stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1  # to a file of root's elsewhere, maybe
+            linked = stat.S_ISREG(seen.st_mode) and seen.st_nlink > 1  # perhaps to a file of root elsewhere
             if seen.st_uid == 0 != owner.st_uid and not linked:
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
         finally:
@@ -97,7 +97,7 @@ def give_to_owner(path: Path) -> None:
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """Return '; did you mean X?' for the nearest known word, or the list of what is known."""
+    """Return '; did you mean X?' for the nearest known word, or the list of known words if none is near."""
     import difflib
 
     close = difflib.get_close_matches(word, list(known), 1)
@@ -111,7 +111,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     """A logger that puts provider, image, machine id and node name before each message."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Give the record what is known of the subject."""
+        """Add the subject to the log record."""
         kwargs["extra"] = {"subject": "".join(f"{key}={value} " for key, value in (self.extra or {}).items())}
         return msg, kwargs
 
@@ -147,7 +147,7 @@ def setup_logging(verbosity: int) -> None:
     handler.setFormatter(_Lines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("devstack-gate").setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
-    # These repeat in tracebacks and warnings what the scripts report in their own words.
+    # These repeat, in tracebacks and warnings, what the scripts report in their own words.
     for name in ("paramiko", "urllib3", "keystoneauth", "openstack", "novaclient"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -161,7 +161,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser(docstring: str | None) -> argparse.ArgumentParser:
-    """Return a parser that prints the docstring as help, says what is wrong in one line, and knows -v and -q."""
+    """Return a parser that prints the docstring as help, reports an error in one line, and knows -v and -q."""
     parser = _Parser(description=docstring, formatter_class=partial(
         argparse.RawDescriptionHelpFormatter, width=HELP_COLUMNS))
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
@@ -175,7 +175,7 @@ def run(body: Callable[[], int]) -> NoReturn:
     """Run a script's body and end the process with its exit code; errors become one line on stderr.
 
     The process ends at once, threads included, also on SIGINT (130) and SIGTERM (143): every step is recorded in vm.db
-    before it is taken, so that the next run goes on from there. What `telling` names for a stop has STOP_SECONDS.
+    before it is taken, so the next run goes on from there. On a stop, what was given to `telling` has STOP_SECONDS.
     """
     os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
     _obey_stops()
@@ -186,7 +186,7 @@ def run(body: Callable[[], int]) -> NoReturn:
 
 
 def _run_to_end(body: Callable[[], int]) -> int:
-    """Run a script's body and return its exit code, with every error told in one line."""
+    """Run a script's body and return its exit code; every error is reported in one line."""
     try:
         code = _code_of(body)
         if sys.stdout:
@@ -195,7 +195,7 @@ def _run_to_end(body: Callable[[], int]) -> int:
     except GateError as err:
         return _told(str(err), err.exit_code)
     except BrokenPipeError:
-        return EXIT_FAILED  # whoever read our output has left
+        return EXIT_FAILED  # the reader of our output is gone
     except ModuleNotFoundError as err:
         return _told(without_package(err), EXIT_CONFIG)
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
@@ -218,7 +218,7 @@ def _told(message: str, code: int) -> int:
 
 
 def clock_ahead(date: str | None) -> float | None:
-    """Return how many seconds our clock is ahead of a server that sent this Date header, None if it tells no time."""
+    """Return how many seconds our clock is ahead of a server's Date header; None if that holds no time."""
     import email.utils
 
     try:
@@ -228,7 +228,7 @@ def clock_ahead(date: str | None) -> float | None:
 
 
 def has_too_many_values(body: bytes) -> bool:
-    """Return whether an answer in JSON would need many times its size in memory: each value has one of these signs."""
+    """Return whether a JSON answer would need many times its size in memory: each value has a comma or bracket."""
     return body.count(b",") + body.count(b"[") + body.count(b"{") > MOST_VALUES
 
 
@@ -238,19 +238,19 @@ def one_line(err: BaseException) -> str:
 
 
 def plain(text: str, length: int = TEXT_LENGTH) -> str:
-    """Return a text from outside in one line of at most so many characters that can be shown and stored anywhere."""
+    """Return foreign text as one line of at most `length` characters that can be shown and stored anywhere."""
     return printable(" ".join(text[:10 * length].split()))[:length].strip()
 
 
 def printable(line: str) -> str:
-    """Return a line without what steers a terminal, and without the logins of URLs."""
+    """Return a line without terminal control characters and without the logins in URLs."""
     if "://" in line:
         line = LOGIN.sub("://", line)
     return line if line.isprintable() else "".join(char if char.isprintable() else "?" for char in line.expandtabs())
 
 
 def innermost(text: str) -> str:
-    """Return a connection error's text without the layer that names the call again and hides the reason at its end."""
+    """Return a connection error's text without the layer that repeats the call and hides the reason at its end."""
     before, found, cause = text.partition("(Caused by ")
     layer = max(before.find("HTTPConnectionPool("), before.find("HTTPSConnectionPool("))
     if not found or layer < 0:
@@ -260,21 +260,21 @@ def innermost(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a message of several lines, each printable and of a length that can be read."""
+    """Return a message with every line printable and cut to a readable length."""
     lines = [printable(line[:LINE_LENGTH]) + "..." * (len(line) > LINE_LENGTH) for line in text.splitlines()]
     return "\n".join(lines)
 
 
 def say(message: str) -> None:
-    """Write a script's last words in one piece, since scripts of several providers share a console."""
+    """Write a script's last words in one call, since scripts of several providers share a console."""
     sys.stderr.write(f"{Path(sys.argv[0]).name}: {shown(message)}\n")
 
 
 def _obey_stops() -> None:
-    """Have SIGTERM and SIGINT end the process, wherever it is; nothing is raised into what runs.
+    """Have SIGTERM and SIGINT end the process, whatever it is doing; nothing is raised into the running code.
 
     The interpreter writes a signal's number into a pipe at once, whichever thread the kernel gives the signal to, and
-    whatever the main thread waits for, such as SQLite for a lock. A thread of its own reads that.
+    whatever the main thread waits for, such as SQLite for a lock. A separate thread reads the pipe.
     """
     import threading
 
@@ -298,7 +298,7 @@ def _stop_when_told(awake: int) -> None:
     limit = threading.Timer(STOP_SECONDS, _end, (
         code, f"stopped without tidying up, which took more than {STOP_SECONDS} s; {RECORDED}"))
     limit.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread is to be had any more: then without a limit
+    with contextlib.suppress(RuntimeError):  # no more threads can be started: then without a limit
         limit.start()
     left = [_left(tell) for tell in reversed(_at_stop)]
     _end(code, f"stopped; {'; '.join(filter(None, left)) or RECORDED}")
@@ -313,7 +313,7 @@ def _left(tell: Callable[[], str]) -> str:
 
 
 def _end(code: int, words: str = "") -> NoReturn:
-    """End the process once, with its last words; whoever comes second waits for that."""
+    """Log the last words and end the process, once; a second caller waits for that end."""
     if not _ending.acquire(blocking=False):
         _wait_for_end()
     if words:
@@ -330,9 +330,9 @@ def _wait_for_end() -> NoReturn:
 
 @contextlib.contextmanager
 def telling(left: Callable[[], str]) -> Iterator[None]:
-    """Have a run that gets SIGTERM or SIGINT meanwhile say what it leaves to the next one, empty for nothing.
+    """Call `left` if SIGTERM or SIGINT comes meanwhile: it returns what the run leaves to the next one, or empty.
 
-    `left` may tidy up first. It is called in a thread of its own, while the run still goes on.
+    `left` may tidy up first. It is called in another thread, while the run still goes on.
     """
     _at_stop.append(left)
     try:
@@ -342,16 +342,16 @@ def telling(left: Callable[[], str]) -> Iterator[None]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return names for a message, not all of very many."""
+    """Return names for a message, at most NAMES_SHOWN of them."""
     return ", ".join(names[:NAMES_SHOWN]) + f" and {len(names) - NAMES_SHOWN} more" * (len(names) > NAMES_SHOWN)
 
 
 def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
     """Run this script once for each provider, side by side, and return one exit code for all.
 
-    Each provider has a process of its own, so that one which hangs or fails never stops the others. argv is the
-    command line (None: the process's) whose first word `all` stands for a provider. Returns 0 if all did, 2 if all were
-    wrong use or configuration, else 1.
+    Each provider has its own process, so that one that hangs or fails never stops the others. argv is the command line
+    (None: the process's); its first word `all` stands for a provider. Returns 0 if all returned 0, 2 if all returned 2
+    (wrong use or configuration), else 1.
     """
     import subprocess
 
@@ -367,7 +367,7 @@ def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
         for child in children:
             child.terminate()
         for child in children:
-            child.wait()  # each ends soon, and says what it leaves
+            child.wait()  # each ends soon and says what it leaves
         return ""
 
     with telling(stop):
@@ -378,7 +378,7 @@ def run_each(providers: Sequence[str], argv: Sequence[str] | None) -> int:
 
 
 class Workers:
-    """Threads for calls to the outside, so many at once; whatever goes wrong in one comes out as a GateError."""
+    """Threads for calls to the outside, at most `count` at once; any error in one becomes a GateError."""
 
     def __init__(self, count: int) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -386,12 +386,12 @@ class Workers:
         self._executor = ThreadPoolExecutor(count)
 
     def submit(self, call: Callable[..., T], *arguments: Any, **keywords: Any) -> Future[T]:
-        """Have a call made by a worker."""
+        """Have a worker make a call."""
         return self._executor.submit(guarded, call, *arguments, **keywords)
 
 
 def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
-    """Make a call for one item of many; an error that nobody foresaw is this item's failure, not that of the rest."""
+    """Make a call for one item of many; an unforeseen error becomes a GateError, so that only this item fails."""
     try:
         return call(*arguments, **keywords)
     except GateError:
@@ -402,13 +402,13 @@ def guarded(call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
 
 
 def without_package(err: ModuleNotFoundError) -> str:
-    """Return in one line what to do where a Python package is missing."""
+    """Return in one line what to do if a Python package is missing."""
     return f"there is no Python package {err.name} here; activate the virtual environment of the set-up, or make it: " \
            "pip install -r requirements.txt"
 
 
 def reason_of(err: Exception) -> str:
-    """Return in one line why something failed that no rule foresees; what this host has no more of is no riddle."""
+    """Return in one line why something unforeseen failed; if the host has run out of something, say of what."""
     if isinstance(err, MemoryError):
         return "this host, or the limit of this process, has no more memory"
     if isinstance(err, RuntimeError) and "start new thread" in str(err):
@@ -420,11 +420,11 @@ def reason_of(err: Exception) -> str:
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]:
-    """Hold an exclusive lock on a file, and yield whether it was had within wait_seconds.
+    """Hold an exclusive lock on a file, and yield whether it was obtained within wait_seconds.
 
-    With a name it is a lock of that name only, of which one file has as many as there are names. The kernel drops it
-    with the process, however that ends; the file itself stays. File and folder are for their owner only: who can open
-    the file can hold the lock.
+    With a name, only that name is locked; one file serves any number of names. The kernel releases the lock when the
+    process ends, however that happens; the file stays. File and folder are private to their owner: whoever can open the
+    file can hold the lock.
     """
     deadline = time.monotonic() + wait_seconds
     try:
@@ -445,7 +445,7 @@ def file_lock(path: Path, wait_seconds: float, name: str = "") -> Iterator[bool]
 
 
 class Holder(NamedTuple):
-    """The process that holds a lock, and since when it runs (Unix seconds); host: where, if that is not known here."""
+    """The process that holds a lock, and since when it runs (Unix seconds); host: where, if that may be elsewhere."""
 
     pid: int
     since: float
@@ -457,7 +457,7 @@ class Holder(NamedTuple):
 
 
 def lock_holder(path: Path) -> Holder | None:
-    """Return who holds the lock of a whole file, as the kernel has it; None if that is nobody who is seen from here."""
+    """Return who holds the lock of a whole file, according to the kernel; None if no holder is visible from here."""
     try:
         inode = str(path.stat().st_ino)
         locks = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
@@ -475,7 +475,7 @@ def lock_holder(path: Path) -> Holder | None:
 def _started(pid: str) -> float:
     """Return when a process was started, in Unix seconds; OSError if it is gone."""
     fields = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc_pid_stat(5): the 22nd, of which 2 are cut off
+    after_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # see proc_pid_stat(5): field 22, with 2 cut off before
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot)
 
 
@@ -484,12 +484,12 @@ def _try_lock(descriptor: int, name: str) -> bool:
     import zlib
 
     try:
-        if name:  # the byte whose number stands for the name, which need not be there
+        if name:  # lock the byte whose offset is the name's hash; the file need not be that long
             wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, zlib.crc32(name.encode()), 1, 0)
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wanted)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # as POSIX allows both for locks
+    except (BlockingIOError, PermissionError):  # POSIX allows both for locks
         return False
     return True
 
@@ -510,6 +510,6 @@ def phase(log: Log, name: str) -> Iterator[None]:
 
 
 def phase_of(err: BaseException) -> str:
-    """Return "name: " of the innermost phase that an error ended, empty if there was none or the message says so."""
+    """Return "name: " of the innermost phase that an error ended; empty if there was none or the message names it."""
     name = getattr(err, "phase", "")
     return f"{name}: " if name and name not in str(err) else ""

@@ -1,7 +1,7 @@
-"""HTTP calls with one time limit for the whole call and a limit in bytes, which stay with their server.
+"""HTTP calls with a time limit for the whole call and a limit in bytes; no call leaves its server.
 
-The time limits of the libraries count for each wait on the socket, so that a server which sends a byte now and then
-holds a script for ever. And the libraries pass a login on to wherever a redirect leads.
+The libraries apply their time limits to each wait on the socket, so a server that sends a byte now and then holds a
+script for ever. And they send a login to wherever a redirect leads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import requests.adapters
 from gateprocess import MOST_VALUES, NONSENSE, ConfigError, has_too_many_values
 
 CALL_SECONDS = 60  # if the caller gives no limit
-ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes has some 3 MB
-CHUNK_BYTES = 16 << 10  # small, since each may be packed a thousandfold
+ANSWER_BYTES = 16 << 20  # a list of 1,000 servers or 3,000 nodes takes about 3 MB
+CHUNK_BYTES = 16 << 10  # small: each may be compressed a thousandfold
 REDIRECTS = 5
 REDIRECT_STATUSES = (301, 302, 303, 305, 307, 308)
 
@@ -41,11 +41,11 @@ class LateError(requests.exceptions.ReadTimeout):
 
 
 def limit(session: requests.Session, *, forms: bool = False) -> None:
-    """Limit all calls of a session; forms: a redirect after a change leads to a page for people, and means success.
+    """Limit all calls of a session; forms: a redirect after a change leads to a page for people and means success.
 
-    Raises ConfigError if the environment names certificates that are not there.
+    Raises ConfigError if the environment names certificates that do not exist.
     """
-    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # no call would get as far as its server
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # no call would reach its server
         if (path := os.environ.get(variable)) and not Path(path).exists():
             raise ConfigError(f"{variable}: there is no file {path}")
     for prefix, adapter in tuple(session.adapters.items()):
@@ -53,9 +53,9 @@ def limit(session: requests.Session, *, forms: bool = False) -> None:
 
 
 def in_time(call: Callable[[], T], seconds: float) -> T:
-    """Return the result of a call; LateError if it takes longer, and the call then goes on unwatched.
+    """Return the result of a call; raises LateError if it takes longer, and the call then goes on unwatched.
 
-    It runs in its own thread: nothing else ends everything that a call can hang at, from the resolver to the last byte.
+    The call runs in another thread: no other limit covers all that it can hang in, from the resolver to the last byte.
     """
     done: Future[T] = Future()
 
@@ -75,7 +75,7 @@ def in_time(call: Callable[[], T], seconds: float) -> T:
 
 
 class LimitedAdapter(requests.adapters.BaseAdapter):
-    """Sends with another adapter, reads the whole answer, and follows redirects within the same server itself."""
+    """Sends with another adapter, reads the whole answer, and itself follows redirects within the same server."""
 
     def __init__(self, inner: requests.adapters.BaseAdapter, forms: bool) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, verify: Any = True,
         cert: Any = None, proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send a request and return its answer, read to the end; timeout is the limit for the whole call, in seconds.
+        """Send a request and return its answer, read to the end; timeout is the limit for the whole call in seconds.
 
         Raises LateError, AnswerError, and the exceptions of requests.
         """
@@ -106,13 +106,13 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
             response = self._ask(request, deadline, settings)
             if response.status_code in REDIRECT_STATUSES:
                 if self._forms and request.method != "GET" and _is_page(request, response):
-                    response.headers.pop("Location", None)  # Jenkins draws all nodes there, which takes long
+                    response.headers.pop("Location", None)  # there Jenkins draws all nodes, which is slow
                     return response
                 request = _led_on(request, response)
                 continue
             pause = seconds_of(response.headers.get("Retry-After"), response.headers.get("Date"))
             if pause is not None:
-                response.headers["Retry-After"] = str(math.ceil(pause))  # which of the clients only some take as a date
+                response.headers["Retry-After"] = str(math.ceil(pause))  # only some clients accept a date
             if response.status_code == 503 and request.method == "GET" and pause is not None \
                     and time.monotonic() + pause < deadline and turn < REDIRECTS - 1:  # noqa: PLR2004
                 time.sleep(pause)
@@ -133,21 +133,21 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
             if len(body) > ANSWER_BYTES:
                 response.close()
                 raise AnswerError(f"more than {ANSWER_BYTES >> 20} MB came as an answer")
-            if time.monotonic() > deadline:  # nobody waits for it any more
+            if time.monotonic() > deadline:  # nobody waits for it now
                 response.close()
                 break
         response._content = bytes(body)
         if has_too_many_values(response._content):
             raise AnswerError(f"more than {MOST_VALUES} values came as an answer")
         response._content = with_next_page_here(response._content, str(request.url))
-        response.encoding = response.encoding or "utf-8"  # otherwise it is guessed, from all of the text
+        response.encoding = response.encoding or "utf-8"  # else it is guessed from the whole text
         return response
 
 
 def with_next_page_here(body: bytes, url: str) -> bytes:
-    """Return a page of a list, whose link to the next page leads to the server of this one.
+    """Return a page of a list with its link to the next page changed to lead to the server of this one.
 
-    The libraries follow it with the login, wherever it leads: also to http, if a proxy speaks https for a service.
+    The libraries follow the link with the login wherever it leads, even to http if a proxy speaks https for a service.
     """
     if b'"next"' not in body:
         return body
@@ -158,7 +158,7 @@ def with_next_page_here(body: bytes, url: str) -> bytes:
         moved = [(holder, key, _moved(holder[key], url)) for holder, key in places
                  if isinstance(holder.get(key), str)]
     except (*NONSENSE, requests.RequestException):
-        return body  # whoever reads it says so
+        return body  # whoever reads it reports that
     if all(holder[key] == address for holder, key, address in moved):
         return body
     for holder, key, address in moved:
@@ -177,9 +177,9 @@ def _moved(target: str, url: str) -> str:
 
 
 def seconds_of(retry_after: str | None, date: str | None) -> float | None:
-    """Return how many seconds an answer says to stay away, as a number or a moment; None if it does not say.
+    """Return how many seconds an answer's Retry-After, a number or a date, asks to wait; None if it does not say.
 
-    date is the answer's Date, by which the moment counts: our own clock may be another.
+    A date counts from `date`, the answer's Date header: our own clock may differ.
     """
     if retry_after is None:
         return None
@@ -199,19 +199,19 @@ def _target(request: requests.PreparedRequest, response: requests.Response) -> s
 
 
 def _is_page(request: requests.PreparedRequest, response: requests.Response) -> bool:
-    """Return whether an answer to a change shows another page, and not the same change at another address."""
+    """Return whether the redirect after a change leads to another page, not to the same path at another address."""
     return urlsplit(_target(request, response)).path != urlsplit(str(request.url)).path \
         or "Location" not in response.headers
 
 
 def _led_on(request: requests.PreparedRequest, response: requests.Response) -> requests.PreparedRequest:
-    """Return the request that follows a redirect; AnswerError if it leads to another server."""
+    """Return the request that follows a redirect; raises AnswerError if it leads to another server."""
     if "Location" not in response.headers:
         raise AnswerError(f"{response.status_code} {response.reason}, a redirect without an address")
     target = _target(request, response)
     following = request.copy()
     following.prepare_url(target, None)
-    # The address as it will be used: of http://a\@b/ one parser says that it leads to b, and another goes to a.
+    # Compare the address as it will be used: for http://a\@b/ one parser says b, and another goes to a.
     if requests.Session().should_strip_auth(str(request.url), str(following.url)):
         raise AnswerError(f"leads to another server, {target}, to which no login is carried")
     if response.status_code == 303:  # noqa: PLR2004

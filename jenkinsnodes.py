@@ -1,9 +1,8 @@
 """Jenkins nodes: add, look at, take out of service, remove.
 
-Everything that is treacherous about Jenkins' REST API and python-jenkins is dealt with here and nowhere else. Only a
-404 means "missing". A node is marked offline by a change of its offline cause, which works whatever the node was, and
-not by Jenkins' toggle, which a second caller undoes. It is relabelled first, so that no queued build can reach it even
-if the mark is lost.
+All traps of Jenkins' REST API and python-jenkins are dealt with here and nowhere else. Only a 404 means "missing". A
+node is marked offline by changing its offline cause, which works in any state of the node, and not by Jenkins' toggle,
+which a second caller undoes. It is relabelled first, so that no queued build can reach it even if the mark is lost.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
     import jenkins
     import requests
 
-CALL_SECONDS = 30  # for all of a call
-QUICK_SECONDS = 5  # the same where a build waits, and another way is left or one call has been in vain
-LOOK_BYTES = 1 << 20  # of the answer to a look at one node
+CALL_SECONDS = 30  # for a whole call
+QUICK_SECONDS = 5  # the same if a build waits, and there is another way or one call was in vain
+LOOK_BYTES = 1 << 20  # of the answer about one node
 HEAD_BYTES = 16 << 10  # of an answer before its body
-TEXT_LENGTH = 400  # of what Jenkins says, in a message
+TEXT_LENGTH = 400  # of Jenkins' text, in a message
 LOCK_SECONDS = 60
 USED_LABEL = "devstack-used"
 DESCRIPTION = "devstack-gate-pool="
@@ -49,10 +48,10 @@ HERE, CONNECTING, GONE, BARRED = "here", "connecting", "gone", "barred"  # see N
 AWAITED, LOST = "awaited", "lost"  # see Node.prospect
 RECONNECT_SECONDS = 150
 AGENT_SECONDS = 600
-# Jenkins says after 20 s that it cannot launch an agent, after 165 s with its own 10 retries every 15 s; it begins anew
-# each minute or two in either case.
+# So Jenkins says after 20 s that it cannot launch an agent; after 165 s with its own 10 retries every 15 s. It starts
+# again each minute or two in either case.
 LAUNCH_RETRIES, RETRY_SECONDS = 3, 5
-# Why a node is out of service: the offline message that people see, and that tells what vm.db may have forgotten.
+# Why a node is out of service: the offline message, which people see and which tells what vm.db may have forgotten.
 IN_USE_BY, HELD = "in use by ", "held: "  # the build or person, the reason
 UNKNOWN, UNANSWERED = "vm.db does not know it", "vm.db did not answer"
 GOING, STRAY = "its machine is being deleted", "there is no machine of this name"
@@ -60,26 +59,26 @@ GIVEN_UP = (UNKNOWN, UNANSWERED, GOING, STRAY)  # nobody has the machine
 NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*],offlineCauseReason," \
               "assignedLabels[name]"
 EXECUTOR_FIELDS = "executors[currentExecutable[url]],oneOffExecutors[currentExecutable[url]]"
-QUEUE = "queue/api/json?tree=items%5Bwhy,buildable,pending,inQueueSince%5D"  # where queued() finds what it reads
-IN_ENGLISH = {"Accept-Language": "en"}  # what an item waits for stands there in words only
-QUOTES = "[\u2018\u2019'\"]"  # round ones, or straight ones in Jenkins of other languages
+QUEUE = "queue/api/json?tree=items%5Bwhy,buildable,pending,inQueueSince%5D"  # read by queued()
+IN_ENGLISH = {"Accept-Language": "en"}  # what an item waits for is told in words only
+QUOTES = "[\u2018\u2019'\"]"  # curly, or straight in Jenkins of other languages
 WAITED_FOR = re.compile(f"(?:label|executor on) {QUOTES}(.+){QUOTES}|^{QUOTES}(.+){QUOTES} is offline$")
-# The words of label expressions; - is a letter but in ->. Who binds least comes first.
+# The words of label expressions; - is a letter except in ->. BINDING begins with the operator that binds least.
 EXPRESSION = re.compile(r'<->|->|&&|\|\||[!()]|"[^"]*"|(?:[^\s()!&|<>"-]|-(?!>))+')
 BINDING = ("<->", "->", "||", "&&")
 OPERATORS = {*BINDING, "!", "(", ")"}
 BUILD_FIELDS = "builtOn,building,result,actions[causes[upstreamProject,upstreamBuild]]"
 
 T = TypeVar("T")
-Locks = Callable[[str, float, str], AbstractContextManager[bool]]  # of a kind and a name, waited for so many seconds
+Locks = Callable[[str, float, str], AbstractContextManager[bool]]  # kind, seconds to wait, name
 
 
 class JenkinsError(GateError):
-    """Jenkins did not answer, or not as expected; the state of the thing asked about is unknown."""
+    """Jenkins did not answer, or not as expected; the state of the node or build is unknown."""
 
 
 class JenkinsConfigError(ConfigError):
-    """Jenkins refuses the user, the API key, or a right that is needed."""
+    """Jenkins refuses the user or the API key, or the user lacks a right."""
 
 
 class NodeConflictError(GateError):
@@ -97,32 +96,32 @@ class Node(NamedTuple):
     cause: str  # the last part of the class of the reason for being offline, such as UserCause; empty if none
     reason: str
     labels: frozenset[str]
-    url: str = ""  # of its page in Jenkins
-    jenkins: str = ""  # in which it is, see JenkinsConfig
+    url: str = ""  # its page in Jenkins
+    jenkins: str = ""  # name of its Jenkins, see JenkinsConfig
 
     @property
     def out_of_service(self) -> bool:
-        """Return whether no build can start here: it is marked offline, and lacks the label that builds ask for."""
+        """Return whether no build can start here: it is marked offline and lacks the label that builds ask for."""
         return self.temporarily_offline and USED_LABEL in self.labels
 
     @property
     def spent(self) -> bool:
-        """Return whether our scripts began to take it out of service, maybe without getting as far as all its marks.
+        """Return whether our scripts began to take it out of service, perhaps without setting all marks.
 
-        A person who takes a node offline leaves its label alone, and has other words.
+        A person who takes a node offline leaves its label alone and gives another reason.
         """
         return USED_LABEL in self.labels or (self.temporarily_offline and self.reason in GIVEN_UP)
 
     @property
     def by_person(self) -> bool:
-        """Return whether a person took it offline, or a script of ours, which Jenkins takes for a person."""
+        """Return whether a person took it offline, or one of our scripts, which Jenkins takes for a person."""
         return self.offline and (self.cause in PERSON_CAUSES or (self.temporarily_offline and not self.cause))
 
     def serves(self, machine: str, image: str) -> bool:
-        """Return whether builds come here that ask for the label of its machine's image type.
+        """Return whether builds that ask for the label of its machine's image type can come here.
 
-        The label is what the machine's name begins with. A node that was taken out of service has another one, as
-        it should.
+        The machine's name begins with that label. A node that was taken out of service has another one, rightly, and
+        counts as serving.
         """
         if USED_LABEL in self.labels or f"devstack-{image}-" not in machine:
             return True
@@ -130,10 +129,10 @@ class Node(NamedTuple):
 
     @property
     def agent(self) -> str:
-        """Return the state of the agent, whatever a person does: HERE, CONNECTING, GONE or BARRED by Jenkins.
+        """Return the state of the agent: HERE (also if a person took the node offline), CONNECTING, GONE or BARRED.
 
-        Jenkins' own monitors, as of free disk space, mark a node offline like a person; only the class of the reason
-        tells them apart.
+        BARRED means by Jenkins. Its monitors, as of free disk space, mark a node offline as a person does; only the
+        class of the cause tells them apart.
         """
         if not self.offline or self.by_person:
             return HERE
@@ -144,8 +143,8 @@ class Node(NamedTuple):
     def prospect(self, ready: float, came: bool, absent: float) -> str:
         """Return whether the agent of a ready machine is HERE, AWAITED or LOST.
 
-        ready is for how long the machine has been ready, absent for how long runs have seen the agent away, in seconds;
-        came says whether it was ever seen. Jenkins takes 31 to 118 s (measured) to have an agent back.
+        ready: how many seconds the machine has been ready; absent: for how many seconds runs have seen the agent away;
+        came: whether it was ever seen. Jenkins takes 31 to 118 s (measured) to get an agent back.
         """
         if self.agent in (HERE, BARRED):
             return HERE if self.agent == HERE else LOST
@@ -154,27 +153,27 @@ class Node(NamedTuple):
         return LOST if self.agent == GONE or ready >= AGENT_SECONDS else AWAITED
 
     def loss(self, came: bool) -> str:
-        """Return in one line why the agent cannot be used, as Jenkins says it, and where its log is."""
+        """Return in one line why the agent cannot be used, in Jenkins' words, and where its log is."""
         what = "Jenkins took it offline" if self.agent == BARRED else "its agent is gone" if came else \
             "its agent never came"
         said = plain(self.reason.strip().partition("\n")[0], 200) or self.cause or "Jenkins still connects"
         return f"{what}: {said}; log: {self.url}/log"
 
     def mislabelled(self) -> str:
-        """Return in one line that a person gave it labels by which no build of its image type comes."""
+        """Return in one line that a person gave it labels that bring no build of its image type."""
         return f"a person changed its labels in Jenkins: {plain(self.told_labels, 200)}; log: {self.url}/log"
 
     @property
     def told_labels(self) -> str:
-        """Return its labels in words, without its own name, which each node has for one."""
+        """Return its labels in words, without its own name, which every node has as a label."""
         return " ".join(sorted(self.labels - {self.name})) or "none"
 
 
 class Build(NamedTuple):
-    """A build as Jenkins last showed it: where it ran, how it ended, which builds it followed.
+    """A build as Jenkins last showed it: where it ran, how it ended, which builds triggered it.
 
     result is None while it runs: what Jenkins shows until then may still get worse. node is empty for Jenkins' own
-    node, and for a pipeline, of which Jenkins does not tell where it ran: then tells_node is false.
+    node and for a pipeline; Jenkins does not tell where a pipeline ran, and tells_node is then false.
     """
 
     node: str
@@ -190,13 +189,13 @@ class Build(NamedTuple):
 class Nodes:
     """The nodes of one Jenkins, and builds.
 
-    Every method raises JenkinsError or JenkinsConfigError if Jenkins does not tell.
+    Every method raises JenkinsError or JenkinsConfigError if Jenkins does not give the information.
     """
 
     def __init__(self, config: JenkinsConfig, locks: Path | Locks, pool: str) -> None:
-        """Take the settings, a folder for lock files or who gives locks, and the pool's UUID, which marks our nodes.
+        """Take the settings, a folder for lock files or a function that gives locks, and the UUID that marks our nodes.
 
-        Nothing is asked of Jenkins yet.
+        This sends nothing to Jenkins yet.
         """
         import jenkins
 
@@ -209,8 +208,8 @@ class Nodes:
             lambda kind, seconds, name: file_lock(locks / kind, seconds, name))
         self._jenkins = jenkins.Jenkins(config.server, config.user, config.apikey, timeout=CALL_SECONDS)
         httpcalls.limit(self._jenkins._session, forms=True)
-        self._jenkins.crumb = False  # API tokens need none; see _ask
-        self.clock_ahead: float | None = None  # seconds that our clock is ahead of Jenkins', None: not told
+        self._jenkins.crumb = False  # an API token needs none; see _ask
+        self.clock_ahead: float | None = None  # seconds that our clock is ahead of Jenkins'; None: unknown
         self._jenkins._session.hooks["response"].append(self._watch_clock)
 
     def _watch_clock(self, answer: requests.Response, *_: Any, **__: Any) -> None:
@@ -218,16 +217,16 @@ class Nodes:
         self.clock_ahead = clock_ahead(answer.headers.get("Date"))
 
     def hurry(self) -> None:
-        """Give each further call a few seconds only: one call got no answer within the full time limit."""
+        """Give every further call a few seconds only, after one got no answer within the full time limit."""
         self._jenkins.timeout = min(QUICK_SECONDS, CALL_SECONDS)
 
     # --- calls ---
 
     def _ask(self, what: str, call: Callable[[jenkins.Jenkins], T]) -> T | None:
-        """Make a call and return its result, None only for a 404.
+        """Make a call and return its result; None only for a 404.
 
-        A password in place of an API token needs a crumb, which python-jenkins keeps for ever: this fetches it anew
-        when Jenkins misses it.
+        A password in place of an API token needs a crumb, which python-jenkins keeps for ever: this fetches a new one
+        if Jenkins rejects the old one.
         """
         import jenkins
         import requests
@@ -274,7 +273,7 @@ class Nodes:
         return self._mark in node.description
 
     def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
-        """Return the nodes that carry this pool's mark by the machine id that their names end with."""
+        """Return the nodes that carry this pool's mark, keyed by the machine id at the end of their names."""
         found = {name: re.search("-([0-9]{1,18})$", name) for name, node in nodes.items() if self.is_marked(node)}
         return {int(match[1]): nodes[name] for name, match in found.items() if match}
 
@@ -283,7 +282,7 @@ class Nodes:
         return DESCRIPTION in node.description and not self.is_marked(node)
 
     def is_ours(self, node: Node, address: str | None) -> bool:
-        """Return whether a node with a name of ours is ours: by its mark, or, without any mark, by its address."""
+        """Return whether a node with one of our names is ours: by its mark, or by its address if it has no mark."""
         if self.is_marked(node) or self.is_others(node) or not address:
             return self.is_marked(node)
         config = self._ask(f"read node {node.name}", lambda server: server.get_node_config(node.name))
@@ -296,7 +295,7 @@ class Nodes:
         self._ask("log in", self._request("GET", "api/json", params={"tree": "mode"}))
 
     def check_create(self) -> None:
-        """Raise JenkinsConfigError if the user may not make nodes; Jenkins checks the right before the name."""
+        """Raise JenkinsConfigError if the user may not make nodes; Jenkins checks the right before the (empty) name."""
         self._ask("create nodes", self._request("GET", "computer/checkName", params={"value": ""}))
 
     def all(self) -> dict[str, Node]:
@@ -308,17 +307,17 @@ class Nodes:
         return {node.name: node for node in nodes}
 
     def all_but_others(self) -> dict[str, Node]:
-        """Return all nodes by name, without those that bear the mark of another pool, in one call."""
+        """Return all nodes by name, except those that carry the mark of another pool, in one call."""
         return {name: node for name, node in self.all().items() if not self.is_others(node)}
 
     def look(self, name: str) -> Node | None:
-        """Return a node, or None if Jenkins says 404."""
+        """Return a node; None if Jenkins says 404."""
         return self._fetch(f"look at node {name}", f"computer/{quote(name)}/api/json", NODE_FIELDS, self._node)
 
     def waiting(self, labels: Mapping[str, str]) -> Counter[str]:
-        """Return how many builds wait for a node, by the label that they wait for, in one call; see queued().
+        """Return how many builds wait for each label, in one call; see queued().
 
-        Builds in their quiet period, or that wait for another build of their job, want no node yet.
+        Builds in their quiet period, or waiting for another build of their job, do not want a node yet.
         """
         request = self._request("GET", QUEUE, headers=IN_ENGLISH)
         found = self._ask("look at the queue", lambda server: queued(request(server), labels))
@@ -331,15 +330,15 @@ class Nodes:
         return node._replace(url=f"{self.config.server.rstrip('/')}/computer/{quote(node.name)}", jenkins=self.name)
 
     def build(self, job: str, number: int) -> Build | None:
-        """Return a build of a job, whose name may lead through folders, or None if Jenkins says 404."""
+        """Return a build of a job, whose name may include folders; None if Jenkins says 404."""
         return self._fetch(f"look at {job} #{number}", f"{build_path(job, number)}api/json", BUILD_FIELDS, _build)
 
     def text(self, what: str, path: str) -> str | None:
-        """Return what Jenkins has at a path, such as an artifact, or None if it says 404."""
+        """Return the text at a path of Jenkins, such as an artifact; None if it says 404."""
         return self._ask(what, self._request("GET", path))
 
     def runs_on(self, node: str, job: str, number: int) -> bool:
-        """Return whether a build, freestyle or pipeline, runs on a node now, as far as this user may see."""
+        """Return whether a freestyle or pipeline build runs on a node now, as far as this user may see."""
         paths = self._fetch(f"look at node {node}", f"computer/{quote(node)}/api/json", EXECUTOR_FIELDS, _running)
         return f"{job}/{number}" in (paths or ())
 
@@ -350,10 +349,10 @@ class Nodes:
     # --- adding ---
 
     def add(self, name: str, *, label: str, address: str, port: int, host_key: str, remote_fs: str) -> None:
-        """Make a node with one executor, for builds that ask for the label only.
+        """Make a node with one executor, only for builds that ask for the label.
 
-        Jenkins will connect to it only if it shows the host key. A node with the same name and address is taken as it
-        is. Raises NodeConflictError if it leads elsewhere or is another pool's.
+        Jenkins will connect to it only if it shows the host key. An existing node with the same name and address is
+        accepted as it is. Raises NodeConflictError if the existing one has another address or belongs to another pool.
         """
         import jenkins
 
@@ -372,11 +371,11 @@ class Nodes:
             },
         }
         error: GateError | None = None
-        try:  # not create_node, which asks twice whether the node exists, and takes any failure for "no"
+        try:  # not create_node, which asks twice whether the node exists and takes any failure for "no"
             self._ask(f"create node {name}", self._request("POST", "computer/doCreateItem", data={
                 "name": name, "type": jenkins.NODE_TYPE, "json": json.dumps(form)}))
         except JenkinsError as err:
-            error = err  # it may have been made all the same, by this call or by another client
+            error = err  # the node may exist all the same, made by this call or by another client
         config = self._ask(f"read node {name}", lambda server: server.get_node_config(name))
         if config is None:
             raise error or JenkinsError(f"Jenkins {self.config.server}: node {name} was created but is not there")
@@ -389,11 +388,11 @@ class Nodes:
     # --- taking out of service and removing ---
 
     def take_out_of_service(self, name: str, message: str, missing_ok: bool = False) -> Node | None:
-        """Make sure that no build can start on a node any more, and return it as it then is.
+        """Take a node out of service, so that no build can start there any more, and return its new state.
 
-        A build that runs goes on. Returns None if there is no such node, and that is allowed. Raises JenkinsError if
-        Jenkins does not show the node out of service in the end. If Jenkins refuses to relabel it, it is marked offline
-        all the same before this raises: either alone keeps builds off.
+        A running build goes on. Returns None if there is no such node and missing_ok is given. Raises JenkinsError if
+        Jenkins does not show the node out of service in the end. If Jenkins refuses to relabel it, it is still marked
+        offline before this raises: either alone keeps builds off.
         """
         with self._lock("nodes", LOCK_SECONDS, name) as mine:
             if not mine:
@@ -430,14 +429,14 @@ class Nodes:
         self._ask(f"relabel node {name}", lambda server: server.reconfig_node(name, changed))
 
     def _mark_offline(self, node: Node, message: str) -> Node | None:
-        """Mark a node offline, and look at it; a node that a person has marked keeps that message."""
+        """Mark a node offline and return its new state; a node that a person has marked keeps that message."""
         if not (node.temporarily_offline and node.by_person):
             self._ask(f"take node {node.name} out of service", self._request(
                 "POST", f"computer/{quote(node.name)}/changeOfflineCause", params={"offlineMessage": message}))
         return self.look(node.name)
 
     def remove(self, name: str, message: str, address: str | None = None) -> bool:
-        """Remove a node of ours that builds nothing; returns False, with the node out of service, while it builds.
+        """Remove one of our nodes if it builds nothing; otherwise return False, with the node out of service.
 
         A node of that name that is not ours is left alone, as if there were none. For address see is_ours.
         """
@@ -457,9 +456,9 @@ class Nodes:
 
 
 def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
-    """Return whether Jenkins shows a node as out of service, by one request; False also if Jenkins does not tell.
+    """Return whether Jenkins shows a node as out of service, with one request; False also if Jenkins does not answer.
 
-    A build waits for devstack-vm-delete, and this answers its common case: an HTTP library would take longer to import
+    A build waits for devstack-vm-delete, and this serves its common case: importing an HTTP library would take longer
     than everything else that the script does. After False, ask Nodes.
     """
     try:
@@ -470,12 +469,11 @@ def is_out_of_service(config: JenkinsConfig, name: str) -> bool:
 
 
 def quick_get(config: JenkinsConfig, path: str, most: int, head: str = "") -> tuple[int, bytes]:
-    """Return status and body of what Jenkins has at a path, by one request that takes no HTTP library.
+    """Return status and body of the answer at a path of Jenkins, with one request and without an HTTP library.
 
-    head is more lines of the request's head, each with its end.
-    Raises OSError, ValueError or IndexError if there is no whole answer in QUICK_SECONDS, or one of more than `most`
-    bytes and its head, or of too many values. It runs in its own thread: a resolver, or one address after the other,
-    takes its own time.
+    head: further header lines, each with its line end. Raises OSError, ValueError or IndexError if there is no whole
+    answer within QUICK_SECONDS, or if its body has more than `most` bytes or too many values. The request runs in
+    another thread, because a resolver, or trying one address after the other, keeps no time limit.
     """
     import threading
 
@@ -499,7 +497,7 @@ def quick_get(config: JenkinsConfig, path: str, most: int, head: str = "") -> tu
 
 
 def _get(config: JenkinsConfig, path: str, most: int, head: str, deadline: float) -> tuple[int, bytes]:
-    """Do what quick_get does, until about the deadline, on the monotonic clock."""
+    """Make quick_get's request; it gives up at about the deadline, on the monotonic clock."""
     import base64
 
     parts = urlsplit(config.server)
@@ -516,9 +514,9 @@ def _get(config: JenkinsConfig, path: str, most: int, head: str, deadline: float
 
 
 def build_path(job: str, number: int) -> str:
-    """Return the path of a build below Jenkins' address; the name of its job may lead through folders.
+    """Return the path of a build below Jenkins' address; the name of its job may include folders.
 
-    The last part of one like gate/label=noble is a combination of a matrix job, which is no job of a folder.
+    The last part of a name like gate/label=noble is a combination of a matrix job, not a job in a folder.
     """
     *folders, last = job.split("/")
     own = "" if folders and "=" in last else "job/"
@@ -531,7 +529,7 @@ def build_url(config: JenkinsConfig, job: str, number: int) -> str:
 
 
 def _read_all(stream: socket.socket, deadline: float, most: int) -> bytes:
-    """Read to the end of an answer; OSError after the deadline, on the monotonic clock, or if it is too long."""
+    """Read an answer to its end; raises OSError after the deadline (monotonic clock) or if the answer is too long."""
     answer = bytearray()
     while True:
         stream.settimeout(max(0.01, deadline - time.monotonic()))
@@ -554,7 +552,7 @@ def _stream(scheme: str, host: str, port: int | None) -> socket.socket:
 
 
 def _node(raw: dict[str, Any]) -> Node:
-    labels = [label for label in raw.get("assignedLabels") or [] if label]  # of some kinds of nodes they have no names
+    labels = [label for label in raw.get("assignedLabels") or [] if label]  # some kinds have no names
     cause = raw.get("offlineCause") or {}
     return Node(
         name=str(raw["displayName"]),
@@ -571,8 +569,8 @@ def _node(raw: dict[str, Any]) -> Node:
 def queued(body: str | bytes, labels: Mapping[str, str]) -> dict[str, list[int]]:
     """Return since when builds in Jenkins' queue wait for a node (Unix milliseconds), by the label they wait for.
 
-    body is what Jenkins has at QUEUE. labels is {node: label}: if only one node has the label, Jenkins names the node
-    alone. Raises one of NONSENSE if the body is none of Jenkins'.
+    body is Jenkins' answer at QUEUE. labels is {node: label}: if only one node has a label, Jenkins names that node
+    instead. Raises one of NONSENSE if the body is not such an answer.
     """
     found: dict[str, list[int]] = {}
     for item in json.loads(body)["items"]:
@@ -582,10 +580,10 @@ def queued(body: str | bytes, labels: Mapping[str, str]) -> dict[str, list[int]]
 
 
 def awaited_label(item: Mapping[str, Any]) -> str:
-    """Return what a build in Jenkins' queue waits for, empty if that is no node: a label, or the only node of one.
+    """Return the label, or the only node of a label, that an item in Jenkins' queue waits for; empty if it is neither.
 
     Jenkins says it in words only: no nodes with the label X, all nodes of label X are offline, no free executor on X,
-    node Y is offline, no free executor on Y. A pending build has its node already, and is about to start there.
+    node Y is offline, no free executor on Y. A pending build has its node already and is about to start there.
     """
     if not item.get("buildable") or item.get("pending"):
         return ""
@@ -594,10 +592,10 @@ def awaited_label(item: Mapping[str, Any]) -> str:
 
 
 def label_that_serves(expression: str) -> str:
-    """Return the label of a node that a label expression of Jenkins wants, such as a||b or a&&!(b c); else all of it.
+    """Return one label that satisfies a label expression of Jenkins, such as a||b or a&&!(b c); else the expression.
 
-    Of several that would do one of a pool comes first, then the first. Our nodes have one label each, so that one which
-    wants two labels of its node is for others.
+    If several do, a label of a pool is preferred, then the first. Our nodes have one label each, so an expression that
+    needs two labels on a node is for other nodes.
     """
     words = EXPRESSION.findall(expression)
     names = list(dict.fromkeys(word.strip('"') for word in words if word not in OPERATORS))
@@ -606,12 +604,12 @@ def label_that_serves(expression: str) -> str:
     try:
         return next((name for name in sorted(names, key=lambda name: "devstack-" not in name)
                      if _Expression(words).holds(name)), expression)
-    except (IndexError, RecursionError):  # no expression of Jenkins'
+    except (IndexError, RecursionError):  # not a valid expression
         return expression
 
 
 class _Expression:
-    """A label expression, which is read once."""
+    """A label expression, which can be evaluated once."""
 
     def __init__(self, words: list[str]) -> None:
         """Take its words."""
@@ -619,7 +617,7 @@ class _Expression:
         self._label = ""
 
     def holds(self, label: str) -> bool:
-        """Whether a node with this one label does."""
+        """Return whether a node with only this label satisfies it; raises IndexError for an invalid expression."""
         self._label = label
         found = self._read(0)
         if self._words != [""]:
@@ -627,7 +625,7 @@ class _Expression:
         return found
 
     def _read(self, level: int) -> bool:
-        """Return whether what comes next holds, up to an operator that binds less."""
+        """Evaluate the next words, up to an operator that binds less than those of this level."""
         if level == len(BINDING):
             return self._read_one()
         left = self._read(level + 1)
@@ -663,14 +661,14 @@ def _build(raw: dict[str, Any]) -> Build:
 
 
 def _running(raw: dict[str, Any]) -> list[str]:
-    """Return JOB/NUMBER of the builds that run on a node."""
+    """Return JOB/NUMBER of each build that runs on a node."""
     executors = [*raw.get("executors", []), *raw.get("oneOffExecutors", [])]
     return [_build_path(str(one["currentExecutable"].get("url") or "")) for one in executors
             if one.get("currentExecutable")]
 
 
 def _build_path(url: str) -> str:
-    """Return JOB/NUMBER of a build's address, with the folders of the job: http://jenkins/ci/job/team/job/gate/7/."""
+    """Return JOB/NUMBER from a build's address, with the job's folders: http://jenkins/ci/job/team/job/gate/7/."""
     below = urlsplit(url).path.partition("/job/")[2].strip("/")
     return unquote(below.replace("/job/", "/"))
 
@@ -684,7 +682,7 @@ def _element(config: str, tag: str) -> str:
 
 
 def response_of(err: BaseException) -> requests.Response | None:
-    """Return the answer behind an exception of python-jenkins, which hides the status in its text."""
+    """Return the HTTP response behind an exception of python-jenkins, which has the status only in its text."""
     seen: BaseException | None = err
     while seen is not None:
         response: requests.Response | None = getattr(seen, "response", None)

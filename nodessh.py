@@ -1,7 +1,7 @@
 """ssh to nodes: log in with the one key, pin the host key, run named steps.
 
-Addresses in clouds are used again and again, so neither the user's known_hosts nor an ssh agent plays a part: the host
-key seen at the first login is kept with the machine and required from then on.
+Clouds reuse addresses, so neither the user's known_hosts nor an ssh agent plays a part: the host key seen at the first
+login is kept with the machine and required from then on.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from gateprocess import TIMED_OUT, ConfigError, GateError, get_log, plain, print
 if TYPE_CHECKING:
     import paramiko
 
-CONNECT_SECONDS = 10  # for the TCP connection; in a first try also for all of the login, and for the first command
-LOGIN_SECONDS = 120  # for each of these if there is one try only, as much as sshd itself gives a login
-SLOWER = 3  # how many times as long the next try may take after one that was too slow
-SLOW_SHARE = 0.9  # of its time that a try must have used up to count as too slow
-SETTLE_SECONDS = 120  # how long we wait for cloud-init to be done with the host keys
+CONNECT_SECONDS = 10  # for the TCP connection; in a first try also for the whole login, and for the first command
+LOGIN_SECONDS = 120  # for each of these if there is one try only; sshd itself gives a login as much
+SLOWER = 3  # factor for the limit of the next try after one that was too slow
+SLOW_SHARE = 0.9  # share of its time that a try must have used to count as too slow
+SETTLE_SECONDS = 120  # how long to wait until cloud-init is done with the host keys
 STEP_SECONDS = 60
-LATE_SECONDS = 2  # after the end of a step, until the connection ends with it: what hangs inside the library ends so
+LATE_SECONDS = 2  # after a step's deadline, until its connection is cut: that ends what hangs in the library
 OUTPUT_BYTES = 16 << 20  # of a step; an image's steps print some 100 KB each
 WELCOME_BYTES = 4 << 20  # the same at the ssh test of a new machine
 LOGIN_BYTES = 1 << 20  # of a login
-KILL_SECONDS = 10  # what a command that takes too long is given to end before it is killed
-BACKGROUND_SECONDS = 5  # how long we listen on to what a command that has ended left running
+KILL_SECONDS = 10  # between asking an overdue command to end and killing it
+BACKGROUND_SECONDS = 5  # how long to read on from what an ended command left running
 LINE_LENGTH = 500  # of output, in the error
 KEEPALIVE_SECONDS = 30  # a step may be silent for longer than firewalls remember a connection
-PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one again and again
+PAUSES_SECONDS = (0.2, 0.5, 1.0, 2.0, 3.0)  # between tries; the last one repeats
 OUTPUT_LINES = 20  # of a failed step, in the error
 
 Key: TypeAlias = "paramiko.PKey | Path"
 
 
 class NotYetError(GateError):
-    """No login to the machine was possible now; a machine that boots is tried again."""
+    """No login to the machine is possible now; while it boots, another try follows."""
 
 
 class HostKeyError(GateError):
-    """Another machine answers at the address: its host key is not the one that was kept."""
+    """Another machine answers at the address: its host key is not the kept one."""
 
 
 class StepError(GateError):
@@ -59,11 +59,11 @@ class StepError(GateError):
 
 
 class TooSlowError(NotYetError, StepError):
-    """The machine answered, but not within the time of this try; a longer one may succeed."""
+    """The machine answered, but not within the time of this try; a longer try may succeed."""
 
 
 class ReadyScriptError(GateError):
-    """The ready-script of an image type failed, or took too long; it is not run again."""
+    """The ready-script of an image type failed or took too long; it is not run again."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a session: for the login and for the start of a command; until when; how many bytes of a step."""
+    """The limits of a session: seconds for login and start of a command, its end, and bytes of output per step."""
 
     patience: float = LOGIN_SECONDS  # seconds
     deadline: float = math.inf  # monotonic
@@ -103,19 +103,19 @@ class Outcome:
 
 
 class _Wire(socket.socket):
-    """A connection that ends itself: at a moment of the monotonic clock, and if it brings too many bytes.
+    """A connection that ends itself at a moment of the monotonic clock, or if it brings too many bytes.
 
-    The library asks it to receive or to send at least ten times a second, whatever it waits for. So none of its waits
-    outlasts the connection.
+    The library calls recv or send at least ten times a second, whatever it waits for, so none of its waits outlasts the
+    connection.
     """
 
     def __init__(self, connected: socket.socket, seconds: float, most: int) -> None:
         super().__init__(fileno=connected.detach())
-        self.why = ""  # it was ended
+        self.why = ""  # it has ended
         self.limit(time.monotonic() + seconds, most)
 
     def limit(self, until: float, most: int) -> None:
-        """Set the end of the connection, and how many bytes may come from now on."""
+        """Set the time when the connection ends, and how many bytes may come from now on."""
         self._until, self._left, self._most = until, most, most
 
     def recv(self, size: int, flags: int = 0) -> bytes:
@@ -128,7 +128,7 @@ class _Wire(socket.socket):
         return data
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send as much as goes through now."""
+        """Send as much as possible now."""
         self._end_in_time()
         return super().send(data, flags)
 
@@ -142,7 +142,7 @@ class _Wire(socket.socket):
 
 
 class Session:
-    """An open login that runs steps one after the other; none of them goes on after the deadline."""
+    """An open login that runs steps one after the other; no step goes on after the deadline."""
 
     def __init__(self, client: paramiko.SSHClient, wire: _Wire, login: Login, limits: Limits) -> None:
         self._client = client
@@ -154,7 +154,7 @@ class Session:
     def run(
         self, name: str, words: Sequence[str], seconds: float = STEP_SECONDS, stdin: str | bytes = ""
     ) -> str:
-        """Run a command as a named step and return its output; StepError if it fails or takes longer."""
+        """Run a command as a named step and return its output; raises StepError if it fails or takes longer."""
         return self._output(name, self.attempt(name, words, seconds, stdin))
 
     def run_as_root(self, name: str, words: Sequence[str], seconds: int, stdin: str | bytes = "") -> str:
@@ -175,8 +175,8 @@ class Session:
     ) -> Outcome:
         """Run a command and return its outcome, whatever its status.
 
-        Raises StepError if it takes longer, from the request to the exit status, prints more than the session takes, or
-        is cut off.
+        Raises StepError if it takes longer from request to exit status, prints more than the session allows, or is cut
+        off.
         """
         import paramiko
 
@@ -206,7 +206,7 @@ class Session:
         return StepError(f"{self.login.address}: {name}: {why}{_tail(output.decode(errors='replace'))}")
 
     def _channel(self, name: str, seconds: float) -> paramiko.Channel:
-        """Open a channel for a command; a slow login is often slow here (PAM's session)."""
+        """Open a channel for a command; if a login is slow, it is often slow here (PAM's session)."""
         import paramiko
 
         began = time.monotonic()
@@ -223,17 +223,17 @@ class Session:
             raise StepError(f"{self.login.address}: {name}: {why}") from err
 
     def as_root(self, words: Sequence[str]) -> list[str]:
-        """Return the command with sudo before it, unless the login is root's."""
+        """Return the command with sudo before it, unless the login is that of root."""
         return list(words) if self.login.user == "root" else ["sudo", "-n", *words]
 
     def put(self, name: str, path: str, text: str | bytes, mode: str = "0644") -> None:
-        """Write a file as root on the machine as a named step, and make its folder."""
+        """Write a file on the machine as root, in a named step, and make its folder."""
         script = 'umask 022; mkdir -p -- "$(dirname -- "$1")" && cat > "$1" && chmod "$2" "$1"'
         self.run(name, self.as_root(["sh", "-c", script, "sh", path, mode]), stdin=text)
 
 
 def _start(channel: paramiko.Channel, words: Sequence[str], stdin: str | bytes, deadline: float) -> None:
-    """Start a command, and give it all of its input; TimeoutError after the deadline."""
+    """Start a command and send all of its input; raises TimeoutError after the deadline."""
     channel.set_combine_stderr(True)
     channel.exec_command(shlex.join(words))
     text = stdin.encode() if isinstance(stdin, str) else stdin
@@ -248,7 +248,7 @@ def _start(channel: paramiko.Channel, words: Sequence[str], stdin: str | bytes, 
 
 
 def _chunks(channel: paramiko.Channel, deadline: float) -> Iterator[bytes]:
-    """Yield output until the command closes it, or has ended and prints no more; TimeoutError after the deadline."""
+    """Yield output until the command closes it or has ended and is silent; raises TimeoutError after the deadline."""
     ended = None
     while True:
         if ended is None and channel.exit_status_ready():
@@ -288,12 +288,12 @@ def session(
 ) -> Iterator[Session]:
     """Log in once and yield the session, whose login carries the host key that was seen.
 
-    patience is the limit in seconds for the whole login, from the connection on, and again for the start of a command.
-    Nothing goes on after the deadline, on the monotonic clock; most is how many bytes a step may print. A certificate
-    beside the private key is tried first, then the key alone, as OpenSSH does. Raises NotYetError
-    for all that a booting machine does (refusal, reset, no banner, key not yet installed, an address where another
-    machine answers), TooSlowError if it may only need more time, HostKeyError if a host key was kept and another one is
-    shown, and ConfigError for a private key that cannot be read.
+    patience: the limit in seconds for the whole login, connection included, and again for the start of a command.
+    Nothing goes on after the deadline, on the monotonic clock; most: how many bytes a step may print. A certificate
+    beside the private key is tried first, then the key alone, as OpenSSH does. Raises NotYetError for everything that a
+    booting machine does (refusal, reset, no banner, key not yet installed, an address where another machine answers),
+    TooSlowError if it may only need more time, HostKeyError if a host key was kept and another one is shown, and
+    ConfigError for a private key that cannot be read.
     """
     limits = Limits(patience, deadline, most)
     client, wire = _connected(login, limits)
@@ -310,9 +310,9 @@ def session(
 
 
 def _connected(login: Login, limits: Limits) -> tuple[paramiko.SSHClient, _Wire]:
-    """Return a logged-in client, with the first of our identities that the machine accepts, and its connection.
+    """Return a client, logged in with the first of our identities that the machine accepts, and its connection.
 
-    Each identity has the time of a login.
+    Each identity has the full time of a login.
     """
     import paramiko
 
@@ -340,7 +340,7 @@ def _connected(login: Login, limits: Limits) -> tuple[paramiko.SSHClient, _Wire]
 
 
 def _open_socket(login: Login, seconds: float) -> _Wire:
-    """Connect, for a login that may take that many seconds."""
+    """Connect for a login that may take `seconds`."""
     until = time.monotonic() + seconds
     try:
         connected = socket.create_connection((login.address, login.port), min(seconds, CONNECT_SECONDS))
@@ -350,7 +350,7 @@ def _open_socket(login: Login, seconds: float) -> _Wire:
 
 
 def _identities(key: paramiko.PKey) -> list[paramiko.PKey]:
-    """Return a key with its certificate, if it has one, and then the key alone."""
+    """Return the key with its certificate, if it has one, then the key alone."""
     if key.public_blob is None:
         return [key]
     alone = copy.copy(key)
@@ -359,7 +359,7 @@ def _identities(key: paramiko.PKey) -> list[paramiko.PKey]:
 
 
 class _LoginRefusedError(NotYetError):
-    """The machine does not accept this key, or not yet."""
+    """The machine does not accept this key now, and perhaps never."""
 
 
 def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
@@ -367,7 +367,7 @@ def _pinned(host_key: str | None) -> paramiko.MissingHostKeyPolicy:
 
     class Pinned(paramiko.MissingHostKeyPolicy):
         def missing_host_key(self, _client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
-            """Accept any key at first contact, later only the one that was kept."""
+            """Accept any key at first contact, later only the kept one."""
             if host_key not in (None, f"{key.get_name()} {key.get_base64()}"):
                 raise HostKeyError(f"{hostname}: shows another host key ({key.get_name()} {key.fingerprint}) "
                                    "than at first contact; the login is refused")
@@ -393,7 +393,7 @@ def _explained(login: Login, seconds: float) -> Iterator[None]:
 
 @functools.cache
 def load_key(key: Key) -> paramiko.PKey:
-    """Return the private key in a file, with the certificate beside it (KEY-cert.pub); ConfigError if there is none."""
+    """Return the private key in a file, with a certificate beside it (KEY-cert.pub); ConfigError if there is no key."""
     import paramiko
 
     if isinstance(key, paramiko.PKey):
@@ -410,7 +410,7 @@ def load_key(key: Key) -> paramiko.PKey:
 
 
 def _key_alone(path: Path) -> paramiko.PKey | None:
-    """Return the private key in a file, whatever lies beside it; None if there is none."""
+    """Return the private key in a file, whatever is beside it; None if there is none."""
     import paramiko
 
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
@@ -426,15 +426,15 @@ def check_key_pair(path: Path, public_key: str) -> None:
 
 
 def next_patience(patience: float, outcome: Exception) -> float:
-    """Return how many seconds the next try may take, after one of `patience` seconds that ended with this error."""
+    """Return how many seconds the next try may take after one with a limit of `patience` ended with this error."""
     return patience * SLOWER if isinstance(outcome, TooSlowError) else patience
 
 
 def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[Session], bool]) -> Login:
-    """Try the logins in turn until one passes the test; returns it with its host key.
+    """Try the logins in turn until one passes the test; return it with its host key.
 
     deadline is on the monotonic clock. A login that is too slow gets more time in the next turn. Raises NotYetError
-    with the last thing seen.
+    with the last failure.
     """
     tries = 0
     last = NotYetError("no time to log in")
@@ -450,7 +450,7 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
                         return connection.login
                     last = NotYetError(f"{login.user}@{login.address}: let in, but cannot run commands")
             except (NotYetError, StepError) as err:
-                if not tries or left >= patience[login]:  # what a try in the last moments meets tells less
+                if not tries or left >= patience[login]:  # a try in the last moments tells less
                     last = NotYetError(str(err))
                 patience[login] = next_patience(patience[login], err)
         time.sleep(min(PAUSES_SECONDS[min(tries, len(PAUSES_SECONDS) - 1)], max(0.0, deadline - time.monotonic())))
@@ -459,7 +459,7 @@ def wait_for_session(logins: Sequence[Login], deadline: float, test: Callable[[S
 
 WRITE_MARKS = """umask 022; mkdir -p /etc/devstack-gate && cat > /etc/devstack-gate/node || exit 1
 chmod 0644 /etc/devstack-gate/node"""
-# Prints how many seconds ago cloud-init was done with the host keys, "busy" before, nothing where it plays no part.
+# Prints how many seconds ago cloud-init finished with the host keys; "busy" before; nothing if it is not in use.
 CLOUD_INIT = """[ -d /run/cloud-init ] && [ ! -e /run/cloud-init/disabled ] || exit 0
 for done in /var/lib/cloud/instance/sem/config_ssh /run/cloud-init/result.json; do
     [ ! -e "$done" ] || { echo $(( $(date +%s) - $(stat -c %Y "$done") )); exit 0; }
@@ -468,17 +468,17 @@ echo busy"""
 
 
 def settle(connection: Session, until: float) -> None:
-    """Return if cloud-init replaces no host keys any more, and has replaced none since the session began.
+    """Raise NotYetError if cloud-init may still replace host keys, or has done so since the session began.
 
-    Otherwise raises NotYetError: the host key that was seen is not the one to keep. After `until`, on the monotonic
-    clock, this waits for cloud-init no more.
+    The host key that was seen is then not the one to keep. After `until`, on the monotonic clock, cloud-init no longer
+    matters.
     """
     outcome = connection.attempt("look at cloud-init", connection.as_root(["sh", "-c", CLOUD_INIT]))
     _refuse_unsettled(connection, outcome.output.strip(), until)
 
 
 def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
-    """Raise NotYetError as settle does, from the output of CLOUD_INIT."""
+    """Raise NotYetError as settle does, given the output of CLOUD_INIT."""
     if time.monotonic() > until:
         return
     where = f"{connection.login.user}@{connection.login.address}"
@@ -489,7 +489,7 @@ def _refuse_unsettled(connection: Session, text: str, until: float) -> None:
 
 
 def settle_until(deadline: float) -> float:
-    """Return until when to wait for cloud-init on a machine that has time until the deadline, both monotonic."""
+    """Return until when to wait for cloud-init on a machine with this deadline, both on the monotonic clock."""
     now = time.monotonic()
     return now + min(SETTLE_SECONDS, (deadline - now) / 2)
 
@@ -498,9 +498,9 @@ def settle_until(deadline: float) -> float:
 class Welcome:
     """What the ssh test leaves on a new machine.
 
-    marks go into /etc/devstack-gate/node; jenkins_login, if there is one, into the account's ~/.devstack-gate-jenkins,
-    readable by that account only; group_key, a public key, lets the lead of a subnode in; ready_script, if there is
-    one, runs last, as root.
+    marks go into /etc/devstack-gate/node; jenkins_login, if any, into the account's ~/.devstack-gate-jenkins, readable
+    by that account only; group_key, a public key, lets a subnode's lead log in; ready_script, if any, runs last, as
+    root.
     """
 
     marks: str
@@ -509,7 +509,7 @@ class Welcome:
     group_key: str = ""
 
 
-GROUP_KEY = "devstack-gate-group"  # the comment of a group's key; the one of an earlier run goes
+GROUP_KEY = "devstack-gate-group"  # the comment of a group's key; a key of an earlier run is removed
 LET_GROUP_IN = f"""umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys || exit 1
 grep -v ' {GROUP_KEY}$' ~/.ssh/authorized_keys > ~/.ssh/authorized_keys.new; cat >> ~/.ssh/authorized_keys.new &&
 mv -f ~/.ssh/authorized_keys.new ~/.ssh/authorized_keys"""
@@ -524,8 +524,8 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
     """Log in to a new machine once, write its marks and logins there, and return the login with its host key.
 
     This is the ssh test: it proves the login, sudo and a writable disk. deadline and settled_by are on the monotonic
-    clock (for settled_by see settle), patience is how many seconds the login may take. Raises NotYetError if another
-    try may succeed, TooSlowError if one with more patience may, ReadyScriptError if the script failed.
+    clock (settled_by is the `until` of settle); patience: how many seconds the login may take. Raises NotYetError if
+    another try may succeed, TooSlowError if one with more patience may, ReadyScriptError if the script failed.
     """
     deadline = max(deadline, time.monotonic() + 1)
     try:
@@ -548,7 +548,7 @@ def welcome(login: Login, gift: Welcome, deadline: float, patience: float, settl
 
 
 def answers(login: Login, seconds: float = LOGIN_SECONDS) -> bool:
-    """Return whether ssh answers at all, even by refusing the login or with another host key: the network works."""
+    """Return whether ssh answers at all, even if it refuses the login or shows another host key: the network works."""
     import paramiko
 
     try:
@@ -561,7 +561,7 @@ def answers(login: Login, seconds: float = LOGIN_SECONDS) -> bool:
 
 
 def run_ready_script(connection: Session, script: bytes, deadline: float) -> None:
-    """Run the ready-script as root until the deadline, on the monotonic clock; ReadyScriptError if it fails."""
+    """Run the ready-script as root, until the deadline (monotonic clock) at most; ReadyScriptError if it fails."""
     seconds = max(1, int(deadline - time.monotonic()))
     try:
         connection.run_as_root("ready-script", ["sh", "-c", RUN_READY_SCRIPT], seconds, script)
@@ -569,7 +569,7 @@ def run_ready_script(connection: Session, script: bytes, deadline: float) -> Non
         raise ReadyScriptError(str(err)) from err
 
 
-# Overwrites the file before it goes; what stands in its place and is no plain file has never been ours.
+# Overwrites the file before removing it; anything else than a plain file at its place has never been ours.
 WIPE_JENKINS_LOGIN = ("remove ~/.devstack-gate-jenkins", ["sh", "-c", """file=~/.devstack-gate-jenkins
 if [ ! -f "$file" ] || [ -L "$file" ]; then exit 0; fi
 dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null; rm -f -- "$file"
@@ -577,13 +577,13 @@ dd if=/dev/zero of="$file" bs=4096 count=1 conv=notrunc,fsync 2> /dev/null; rm -
 
 
 def wipe_jenkins_login(login: Login) -> None:
-    """Remove Jenkins' login from a machine before a person gets it; GateError if that fails."""
+    """Remove the login for Jenkins from a machine before a person gets it; raises GateError if that fails."""
     with session(login, deadline=time.monotonic() + LOGIN_SECONDS) as connection:
         connection.run(*WIPE_JENKINS_LOGIN)
 
 
 def authorize(login: Login, public_key: str, seconds: float = LOGIN_SECONDS) -> None:
-    """Let a person in, within the time limit: wipe Jenkins' login, add a public key to authorized_keys, once."""
+    """Let a person in within the time limit: wipe the login for Jenkins, add a public key to authorized_keys once."""
     script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
               'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
     with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gateprocess
 from gateprocess import ConfigError, GateError, get_log
 
-DRIVERS = ("psycopg", "psycopg2", "psycopg2cffi", "pymysql", "MySQLdb")  # which peewee would load, if they are there
+DRIVERS = ("psycopg", "psycopg2", "psycopg2cffi", "pymysql", "MySQLdb")  # peewee would load these if they are installed
 try:
     unloaded = {name: None for name in DRIVERS if name not in sys.modules}
     sys.modules.update(unloaded)  # type: ignore[arg-type]  # a build waits for this: pool/postgres.py loads what it needs
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 BUILDING, READY, USED, ERROR, HOLD, DELETE = "BUILDING", "READY", "USED", "ERROR", "HOLD", "DELETE"
 FREE, LOCKED, RESETTING, BROKEN = "FREE", "LOCKED", "RESETTING", "BROKEN"
 
-# What is true of row, server and node of a machine in each state.
+# What is true of a machine's row, server and node in each state.
 MACHINE_STATES = {
     BUILDING: "The server is being asked for, boots, or is tested; it may not exist yet. There is no node.",
     READY: "The server has passed the ssh test. Its node is in Jenkins, or the next launch puts it there; no build has "
@@ -92,7 +92,7 @@ class Move(NamedTuple):
     when: str
 
 
-# Every move that there is. `move` refuses any other, whoever asks for it.
+# Every move that exists. `move` refuses any other, whoever asks for it.
 MACHINE_MOVES = (
     Move(None, BUILDING, "launch", "the pool is short; the row is there before the server is asked for"),
     Move(None, HOLD, "reap", "its node or server is in use, and a restored vm.db has no row of it"),
@@ -151,17 +151,17 @@ ENVIRONMENT_MOVES = (
     Move(BROKEN, None, "load", "it left the providers file"),
 )
 BUSY_SECONDS = 30
-COUNTED = ("machine", "snapshot_image")  # tables whose ids are in the names and marks of things outside
-SPARE_IDS = 1000  # left out after a restore, beside one for each second since the backup
+COUNTED = ("machine", "snapshot_image")  # tables whose ids appear in names and marks outside vm.db
+SPARE_IDS = 1000  # skipped after a restore, plus one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
-DEATHS_IN_A_ROW = 3  # from then on one machine of an image type is tried at a time
-LASTING_SECONDS = 1800  # an agent that has been there for so long is one of use
+DEATHS_IN_A_ROW = 3  # from then on launch tries one machine of the image type at a time
+LASTING_SECONDS = 1800  # an agent that has stayed this long is a usable one
 ERROR_LENGTH = 4000  # of a machine or a snapshot
-FILES = 4  # that SQLite opens for one database: it, its log, the index of that, its folder
-FULL_BYTES = 1 << 20  # less room than this is none
+FILES = 4  # that SQLite opens for one database: the database, its log, the log's index, the folder
+FULL_BYTES = 1 << 20  # a disk with less free space counts as full
 CHUNK = 500  # ids in one statement
-STUCK_SECONDS = 3600  # a delete that takes longer, from its first attempt, is told to people
-FULL_SECONDS = 1200  # how long a provider that refused a machine for lack of room is not counted on: two launches
+STUCK_SECONDS = 3600  # a delete that is not done this long after its first attempt is reported
+FULL_SECONDS = 1200  # how long not to count on a provider that refused a machine for lack of room: two launches
 FAILING_SECONDS = 1200  # the same for one whose last machines of an image type have failed
 # Columns that do not change what a machine is made of.
 OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_until", "deaths", "death", "death_of",
@@ -174,36 +174,36 @@ class DatabaseError(GateError):
 
 
 class SqliteDatabase(peewee.SqliteDatabase):
-    """vm.db, a file of this host; pool/postgres.py has the other kind of database, which can do the same."""
+    """vm.db, a file on this host; pool/postgres.py has the other kind of database, with the same methods."""
 
     errors = (peewee.DatabaseError, sqlite3.Error)
-    ids_table = "sqlite_sequence"  # in which it counts the ids that were given
+    ids_table = "sqlite_sequence"  # where the database keeps the last id of each table
     shared = False  # whether several hosts work on it
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The path of the file."""
         return Path(str(self.database))
 
     def clock(self) -> float:
-        """Return the time in Unix seconds that the times in the database are told by."""
+        """Return the time, in Unix seconds, by the clock that sets the times in the database."""
         return time.time()
 
     @property
     def notes(self) -> Path:
-        """The folder beside vm.db with locks, and with what a restored vm.db would not know."""
+        """The folder beside vm.db for locks, and for notes that a restored vm.db would lack."""
         return Path(f"{self.database}.locks")
 
     def home(self) -> dict[str, str]:
-        """Return what tells this database from a copy of it, and how people call that."""
+        """Return what tells this database from a copy of it: the host's id and name, and the path."""
         return {"host": this_host(), "host-name": os.uname().nodename, "path": str(self.database)}
 
     def era(self) -> int:
-        """Return how often the database may have been put back so far, at least 1."""
+        """Return how often the database may have been restored so far, at least 1."""
         return 1
 
     def of_another_home(self, known: Mapping[str, str | None]) -> str:
-        """Return why this database may be a copy or an older state, empty if it is the one that it was."""
+        """Return why this database may be a copy or an older state; empty if it is still the same one."""
         home = self.home()
         if (known["host"], known["path"]) == (home["host"], home["path"]):
             return ""
@@ -211,11 +211,11 @@ class SqliteDatabase(peewee.SqliteDatabase):
         return f"is the vm.db of {where}, and may be at work there"
 
     def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
-        """Hold the lock of a name, and yield whether it was had within so many seconds."""
+        """Hold the lock of a kind and name; yield whether it was obtained within `seconds`."""
         return gateprocess.file_lock(self.notes / kind, seconds, name)
 
     def holder(self, kind: str) -> gateprocess.Holder | None:
-        """Return who holds a lock, None if that is nobody who is seen from here."""
+        """Return who holds a lock; None if no holder is visible from here."""
         return gateprocess.lock_holder(self.notes / kind)
 
     def leave_word(self, name: str) -> None:
@@ -229,11 +229,11 @@ class SqliteDatabase(peewee.SqliteDatabase):
             raise GateError(f"{path}: cannot be written ({err.strerror})") from err
 
     def has_word(self, name: str) -> bool:
-        """Whether word was left."""
+        """Return whether word was left."""
         return (self.notes / name).exists()
 
     def take_word(self, name: str) -> None:
-        """Take note of the word that was left, if any."""
+        """Remove the word that was left, if any."""
         (self.notes / name).unlink(missing_ok=True)
 
     def explained(self, err: BaseException) -> tuple[str, bool]:
@@ -251,7 +251,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
 
 database = peewee.DatabaseProxy()
 database.initialize(SqliteDatabase(None))
-IntegrityError = peewee.IntegrityError  # there is a row of that id
+IntegrityError = peewee.IntegrityError  # a row with that id exists
 
 
 class Model(peewee.Model):
@@ -290,15 +290,15 @@ class Provider(Model):
     ssh_port = peewee.IntegerField()
     security_groups = peewee.TextField()
     availability_zones = peewee.TextField()
-    priority = peewee.IntegerField(default=0)  # the highest gives first what a label wants of all providers
+    priority = peewee.IntegerField(default=0)  # of a label's providers, the highest launches first
     paused = peewee.BooleanField(default=False)  # true: no new machines
-    down_since = peewee.IntegerField(null=True)  # since when launch finds that it does not answer
+    down_since = peewee.IntegerField(null=True)  # since when launch gets no answer from it
     on_trial = peewee.BooleanField(default=False)  # true: it was down; one machine at a time until one is ready
-    full_until = peewee.IntegerField(null=True)  # it refused a machine for lack of room: the others are asked
+    full_until = peewee.IntegerField(null=True)  # it refused a machine for lack of room: until then others are asked
     active = peewee.BooleanField(default=True)  # false: gone from the providers file, being drained
 
     def listed(self, column: str) -> list[str]:
-        """Return one of the columns that hold a list."""
+        """Return the list that a column holds."""
         values: list[str] = json.loads(getattr(self, column))
         return values
 
@@ -322,16 +322,16 @@ class BaseImage(Model):
     volume_size = peewee.IntegerField(null=True)  # GB
     template = peewee.TextField(null=True)  # the image type of the same provider whose snapshot is used
     ready_script = peewee.TextField(null=True)  # path
-    test_environment = peewee.BooleanField(default=False)  # true: who has a machine of it gets a test environment first
+    test_environment = peewee.BooleanField(default=False)  # true: its machines get a test environment before use
     subnodes = peewee.IntegerField(default=0)  # servers that belong to each machine, see pool/groups.py
-    deaths = peewee.IntegerField(default=0)  # ready machines lost to Jenkins in a row, of the same
-    death = peewee.TextField(null=True)  # what of
+    deaths = peewee.IntegerField(default=0)  # ready machines lost to Jenkins in a row, for one reason
+    death = peewee.TextField(null=True)  # that reason
     death_of = peewee.TextField(null=True)  # what these machines were made of, see recipe
     active = peewee.BooleanField(default=True)
 
 
 class LabelRow(Model):
-    """What all providers together are to have of an image type; see pool/demand.py."""
+    """What all providers together should have of an image type; see pool/demand.py."""
 
     name = peewee.TextField(primary_key=True)
     min_ready = peewee.IntegerField()
@@ -353,7 +353,7 @@ class SnapshotImage(Model):
     base_image = peewee.ForeignKeyField(BaseImage)
     base_image_id: int
     name = peewee.TextField()
-    version = peewee.IntegerField()  # Unix seconds of its making
+    version = peewee.IntegerField()  # when it was made, Unix seconds
     external_id = peewee.TextField(null=True)
     server_external_id = peewee.TextField(null=True)
     state = peewee.TextField()
@@ -363,12 +363,12 @@ class SnapshotImage(Model):
     keep_until = peewee.IntegerField(null=True)
 
     def has_server(self, clock: float) -> bool:
-        """Whether its template server should exist: the build runs, or a failed one is kept for a person to inspect."""
+        """Return whether its template server should exist: the build runs, or a person may inspect the failed one."""
         return self.state == BUILDING or (self.keep_until or 0) > clock
 
 
 class Machine(Model):
-    """One virtual machine, from before it was asked for until after it was seen to be gone."""
+    """One virtual machine, from before it is asked for until after it is seen to be gone."""
 
     id = peewee.AutoField()
     base_image = peewee.ForeignKeyField(BaseImage)
@@ -387,7 +387,7 @@ class Machine(Model):
     state_time = peewee.IntegerField()
     create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
     online_time = peewee.IntegerField(null=True)  # when its agent was first seen online
-    absent_time = peewee.IntegerField(null=True)  # since when its agent was seen away
+    absent_time = peewee.IntegerField(null=True)  # since when its agent is seen to be away
     error = peewee.TextField(null=True)
     state_reason = peewee.TextField(null=True)  # of its last move
     hold_reason = peewee.TextField(null=True)
@@ -423,25 +423,25 @@ class Result(Model):
 
 
 class Event(Model):
-    """A row that came, moved or went; a trigger writes it."""
+    """The coming, moving or going of a row; a trigger writes it."""
 
     id = peewee.AutoField()
     time = peewee.IntegerField()
     machine_id = peewee.IntegerField(null=True)
     snapshot_id = peewee.IntegerField(null=True)
-    node_name = peewee.TextField(null=True)  # of a snapshot its name
+    node_name = peewee.TextField(null=True)  # of a snapshot: its name
     provider = peewee.TextField()
     image = peewee.TextField()
     from_state = peewee.TextField(null=True)  # none: the row is new
     to_state = peewee.TextField(null=True)  # none: the row is gone
-    seconds = peewee.IntegerField(null=True)  # that it was in from_state
+    seconds = peewee.IntegerField(null=True)  # spent in from_state
     reason = peewee.TextField(null=True)
-    environment = peewee.TextField(null=True)  # the name of the test environment that moved; node_name: for whom
+    environment = peewee.TextField(null=True)  # name of the test environment that moved; node_name: for whom
     lead_id = peewee.IntegerField(null=True)  # of a subnode's move: the machine that it belongs to
 
 
 class TestEnvironment(Model):
-    """What one machine at a time may use beside itself, such as bare-metal boxes behind a network."""
+    """What a test needs beside its machine, such as bare-metal boxes behind a network; one machine at a time has it."""
 
     id = peewee.AutoField()
     name = peewee.TextField()
@@ -452,13 +452,13 @@ class TestEnvironment(Model):
     state = peewee.TextField()
     state_time = peewee.IntegerField()
     state_reason = peewee.TextField(null=True)  # of its last move
-    machine_id = peewee.IntegerField(null=True)  # that has it
+    machine_id = peewee.IntegerField(null=True)  # the machine that has it
     locks = peewee.IntegerField(default=0)  # how often it was locked
     active = peewee.BooleanField(default=True)  # false: it has left the providers file, and goes when it is free
 
 
 class EnvironmentWaiter(Model):
-    """A machine that waits for a test environment; who has the lower id is before the others."""
+    """A machine that waits for a test environment; lower ids come before higher ones."""
 
     id = peewee.AutoField()
     machine_id = peewee.IntegerField()
@@ -470,9 +470,9 @@ class EnvironmentWaiter(Model):
 
 @contextlib.contextmanager
 def opened(place: Path | str, migrations: Sequence[str] = MIGRATIONS) -> Iterator[None]:
-    """Open the database for the duration, made or migrated if need be; its errors come out as one line.
+    """Open the database, made or migrated if need be; its errors become one line.
 
-    It is vm.db if place is a path, else that of the PostgreSQL server at an address. Raises ConfigError if it can never
+    A path is that of vm.db, a string the address of a PostgreSQL database. Raises ConfigError if the database can never
     be used as it is, DatabaseError if trying again may help.
     """
     if isinstance(place, str):
@@ -512,7 +512,7 @@ def _explaining() -> Iterator[None]:
 
 
 def _make_private(path: Path) -> None:
-    """See that vm.db, its copies and its locks are for the owner only: who can read the file can hold its lock."""
+    """Make vm.db, its copies and its locks private to their owner: whoever can read such a file can lock it."""
     copies = path.parent.glob(f"{glob.escape(path.name)}.schema-*")
     locks = _lock_folder_of(path)
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), *copies, locks, *locks.glob("*")):
@@ -524,7 +524,7 @@ def _init(path: Path) -> None:
 
 
 def new_file(path: Path) -> SqliteDatabase:
-    """Return a vm.db that is being made beside the open database."""
+    """Return the database of a vm.db that is made beside the open one."""
     return SqliteDatabase(str(path), timeout=BUSY_SECONDS, pragmas={"foreign_keys": 1})
 
 
@@ -535,13 +535,13 @@ def _empty(path: Path) -> ConfigError:
 
 @contextlib.contextmanager
 def connected() -> Iterator[None]:
-    """Open what `opened` has opened already for the thread that calls this; errors of the database as one line."""
+    """Open the database, which `opened` has opened, for the calling thread too; its errors become one line."""
     with _explaining(), database.connection_context():
         yield
 
 
 def _exhausted(path: Path) -> str:
-    """Return what this host, or this process, has no more of for opening a file; empty if it is something else."""
+    """Return what this host or process lacks to open another file; empty if the failure has another cause."""
     with contextlib.ExitStack() as opened_files:
         try:
             for _ in range(FILES):
@@ -552,7 +552,7 @@ def _exhausted(path: Path) -> str:
 
 
 def _first(err: BaseException) -> BaseException:
-    """Return the database's error that came before others: after a COMMIT that fails the rollback fails as well."""
+    """Return the first of the database's errors: after a COMMIT that fails, the rollback fails as well."""
     first = seen = err
     while (before := seen.__cause__ or seen.__context__) is not None:
         seen = before
@@ -562,7 +562,7 @@ def _first(err: BaseException) -> BaseException:
 
 
 def _disk(path: Path, err: BaseException) -> str:
-    """Return what SQLite leaves unsaid of a disk that fails."""
+    """Return what SQLite does not say about a failing disk; empty for any other error."""
     name = getattr(err, "sqlite_errorname", "")
     if not name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
         return ""
@@ -576,7 +576,7 @@ def _disk(path: Path, err: BaseException) -> str:
 
 
 def _make(path: Path, migrations: Sequence[str]) -> None:
-    """Make a new vm.db beside its place and put it there whole, so that nobody ever sees an empty one."""
+    """Make a new vm.db under another name and rename it when it is whole, so that nobody ever sees an empty one."""
     with _schema_lock(path):
         if os.path.lexists(path):
             return  # another process was faster
@@ -606,7 +606,7 @@ def _migrate(path: Path, migrations: Sequence[str]) -> None:
         try:
             _run(path, migrations, version)
         except BaseException:
-            copy.unlink()  # nothing was changed, and each next run would leave one more
+            copy.unlink()  # nothing was changed, and every further run would leave another copy
             raise
 
 
@@ -619,7 +619,7 @@ def _schema_lock(path: Path) -> Iterator[None]:
 
 
 def _run(path: Path, migrations: Sequence[str], version: int) -> None:
-    """Run the migrations from a version on, in one transaction, and have the file belong to this host and path."""
+    """Run the migrations that follow a version, in one transaction; a new file then belongs to this host and path."""
     database.execute_sql("PRAGMA journal_mode = WAL")
     with database.atomic("IMMEDIATE"):
         for number, script in enumerate(migrations[version:], version + 1):
@@ -630,7 +630,7 @@ def _run(path: Path, migrations: Sequence[str], version: int) -> None:
 
 
 def _begin_pool(path: str | None = None) -> None:
-    """Give a new pool its UUID and home; one that has them keeps them. path: where it will lie."""
+    """Give a new pool its UUID and home; one that has them keeps them. path: where the file will be."""
     _make_pool_uuid()
     if setting("path") is None:
         _belong(path)
@@ -638,7 +638,7 @@ def _begin_pool(path: str | None = None) -> None:
 
 
 def statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script of MIGRATIONS, of which triggers hold several."""
+    """Yield the statements of a script of MIGRATIONS; a trigger is one, although it contains several."""
     statement = ""
     for part in script.split(";"):
         statement += f"{part};"
@@ -673,7 +673,7 @@ def _schema_version(path: Path, migrations: Sequence[str]) -> int:
 
 
 def _copy(to: Path) -> None:
-    """Copy the database to a new file; FileExistsError if others have put something there meanwhile."""
+    """Copy the database to a new file; raises FileExistsError if somebody has put something there meanwhile."""
     os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
     target = sqlite3.connect(to)
     with contextlib.closing(target):
@@ -686,26 +686,26 @@ def pool_uuid() -> str:
 
 
 def notes_folder() -> Path:
-    """Return this host's folder for what a restored database would not know; beside vm.db, with its locks."""
+    """Return this host's folder for notes that a restored database would lack; that of vm.db also holds its locks."""
     folder: Path = database.notes
     return folder
 
 
 def own_folder() -> Path:
-    """Return the folder of this host for what belongs to the pool: that of vm.db, or of notes where there is none."""
+    """Return this host's folder for files of the pool: that of vm.db, or the notes folder if there is no vm.db."""
     return database.path.parent if isinstance(database.obj, SqliteDatabase) else notes_folder()
 
 
 def folder_of_locks() -> Path | None:
-    """Return the folder with the lock files of vm.db, None if no vm.db was opened."""
+    """Return the folder with the lock files of vm.db; None if no vm.db was opened."""
     known = isinstance(database.obj, SqliteDatabase) and database.database is not None
     return notes_folder() if known else None
 
 
 def lock(kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
-    """Hold a lock of the pool, of a kind and perhaps a name; yields whether it was had within so many seconds.
+    """Hold a lock of the pool, of a kind and perhaps a name; yields whether it was obtained within `seconds`.
 
-    It ends with the process, however that ends, on whatever host.
+    It is released when the process ends, however that happens and on whatever host.
     """
     held: contextlib.AbstractContextManager[bool] = database.lock(kind, seconds, name)
     return held
@@ -719,13 +719,13 @@ def _lock_folder_of(path: Path) -> Path:
 
 
 def setting(name: str) -> str | None:
-    """Return a value that belongs to the file itself, None if it has none of that name."""
+    """Return the setting of that name in the database; None if there is none."""
     row: Setting | None = Setting.get_or_none(Setting.name == name)
     return str(row.value) if row else None
 
 
 def set_setting(name: str, value: str | None) -> None:
-    """Write such a value; None removes it."""
+    """Write a setting into the database; None removes it."""
     if value is None:
         Setting.delete().where(Setting.name == name).execute()
     else:
@@ -734,13 +734,13 @@ def set_setting(name: str, value: str | None) -> None:
 
 
 def settings_of(beginning: str) -> dict[str, str]:
-    """Return the values whose names begin so, by the rest of their names."""
+    """Return the settings whose names have this beginning, keyed by the rest of the name."""
     rows = Setting.select().where(Setting.name.startswith(beginning))
     return {row.name.removeprefix(beginning): row.value for row in rows}
 
 
 def this_host() -> str:
-    """Return what tells this host from others, empty where it has no machine-id."""
+    """Return this host's machine-id; empty if it has none."""
     try:
         return MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -753,15 +753,15 @@ def _belong(path: str | None = None) -> None:
 
 
 def why_not_home() -> str:
-    """Return why this database may be a copy or an older state of one that is at work, empty if it is not."""
+    """Return why this database may be a copy or an older state of one that is at work; empty if it is not."""
     why: str = database.of_another_home({name: setting(name) for name in ("host", "host-name", "path")})
     return why
 
 
 def require_home() -> None:
-    """Raise ConfigError unless this vm.db was made, or said to be moved, where it lies: of two copies one is at work.
+    """Raise ConfigError unless this vm.db was made here, or a person has said that it was moved here.
 
-    What one of them knows nothing of, because the other has made it since, would be deleted as a leak.
+    Of two copies, each would delete as leaks what the other has made since.
     """
     if why := why_not_home():
         raise ConfigError(f"{database.database}: {why}; if it was moved or restored here on purpose, say so first: "
@@ -769,7 +769,7 @@ def require_home() -> None:
 
 
 def backup(file: Path) -> None:
-    """Write a consistent copy of vm.db to a file, which is replaced at once; ConfigError if that cannot be."""
+    """Write a consistent copy of vm.db to a file, replaced in one step; raises ConfigError if that is impossible."""
     if not isinstance(database.obj, SqliteDatabase):
         raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
                           f"vmdatabase.py copy {file}")
@@ -794,9 +794,9 @@ def backup(file: Path) -> None:
 
 
 def moved() -> dict[str, int]:
-    """Have vm.db belong to this host and path, and go on with ids that nothing made since it was written can bear.
+    """Have vm.db belong to this host and path, and skip all ids that may have been used since it was last written.
 
-    Returns the highest id of each table that is not used any more: a pool makes less than one machine a second.
+    Returns the highest skipped id of each table; a pool makes less than one machine a second.
     """
     with database.atomic("IMMEDIATE"):
         _belong()
@@ -820,7 +820,7 @@ def _last_written() -> int:
 
 
 def last_id(table: str) -> int:
-    """Return the highest id that a table has had, or leaves out."""
+    """Return the highest id that a table has used or skipped."""
     row = database.execute_sql(f"SELECT seq FROM {database.ids_table} WHERE name = ?", (table,)).fetchone()
     return int(row[0]) if row else 0
 
@@ -831,16 +831,16 @@ def _set_last_id(table: str, number: int) -> None:
 
 
 class KnownIds(NamedTuple):
-    """Which ids of a table vm.db may know: those up to last, but for those that it was found to know nothing of.
+    """Which ids of a table vm.db may know: those up to `last`, except the ones found to be unknown.
 
-    What bears another id was made by a newer vm.db than this one, which is then a restored one.
+    A server, node or image with any other id was made by a newer vm.db, so this one was restored.
     """
 
     last: int
     unknown: range = range(0)
 
     def knows(self, number: int) -> bool:
-        """Whether a row of that id may have been in this vm.db."""
+        """Return whether a row with that id may have been in this vm.db."""
         return number <= self.last and number not in self.unknown
 
 
@@ -851,20 +851,20 @@ def known_ids(table: str) -> KnownIds:
 
 
 def restored_since(moment: int) -> bool:
-    """Whether vm.db is known to have been restored, or moved, since a moment that it tells of (Unix seconds)."""
+    """Return whether vm.db is known to have been restored or moved since a moment that it records (Unix seconds)."""
     return bool(known_ids("machine").unknown) or moment < int(setting("moved") or 0)
 
 
 def node_of(machine: Machine) -> str | None:
-    """Return the name of the node that a machine has, or may have got before vm.db was restored; None: it has none."""
+    """Return the name of the node that a machine has, or may have got before vm.db was restored; None if neither."""
     may_have = machine.state == BUILDING and restored_since(machine.state_time)
     return machine.jenkins_name or (machine.name if may_have else None)
 
 
 def leave_out_ids(table: str, seen: int) -> None:
-    """Make no row with an id up to one that was seen outside, which a restored vm.db may know nothing of.
+    """Skip the ids up to one that was seen outside and that a restored vm.db may not know.
 
-    The names of servers and nodes are made of ids, so one that is used twice would name two machines.
+    Names of servers and nodes contain the id, so an id used twice would name two machines.
     """
     if seen <= last_id(table):
         return
@@ -877,10 +877,10 @@ def leave_out_ids(table: str, seen: int) -> None:
 
 
 def note_ids() -> None:
-    """Write the highest ids into a file beside vm.db, which a restored vm.db can be compared with."""
+    """Write the highest ids into a file beside vm.db, so that a restored vm.db can be compared with it."""
     noted = {"pool": pool_uuid(), **{table: last_id(table) for table in COUNTED}}
     file = notes_folder() / "ids"
-    with contextlib.suppress(OSError):  # it is no more than a help: marks in the cloud and Jenkins tell, too
+    with contextlib.suppress(OSError):  # it only helps: marks in the cloud and Jenkins tell the same
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_name("ids.new")
         draft.write_text(json.dumps(noted), encoding="ascii")
@@ -889,13 +889,13 @@ def note_ids() -> None:
 
 
 def leave_out_noted_ids() -> None:
-    """Use no id again that was noted beside vm.db, which a restored vm.db knows nothing of."""
+    """Skip the ids that were noted beside vm.db and that a restored vm.db does not know."""
     for table, number in _noted_ids().items():
         leave_out_ids(table, number)
 
 
 def _noted_ids() -> dict[str, int]:
-    """Return the highest id of each table that was noted of this pool beside vm.db, nothing if none was."""
+    """Return the highest ids of this pool that were noted beside vm.db, by table; empty if none were."""
     try:
         noted = json.loads((notes_folder() / "ids").read_text(encoding="ascii"))
         return {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
@@ -907,12 +907,12 @@ def _noted_ids() -> dict[str, int]:
 
 
 def now() -> int:
-    """Return the time as it is stored, integer Unix seconds; of a pool of several hosts that of its database."""
+    """Return the time as stored, integer Unix seconds; if several hosts share the pool, by the database's clock."""
     return int(database.clock())
 
 
 def clock() -> float:
-    """Return the same with its fractions."""
+    """Return the same time with its fractions."""
     return float(database.clock())
 
 
@@ -924,10 +924,10 @@ def whose_clock() -> str:
 def move(
     row: Machine | SnapshotImage | TestEnvironment, source: str, target: str, reason: str | None = None, **columns: Any
 ) -> bool:
-    """Move a row from one state to another in one UPDATE, other columns with it; reason is for the history.
+    """Move a row from one state to another and write other columns, in one UPDATE; reason is for the history.
 
-    Returns whether it was still in the source state, and so moved; the row object then shows what was written. Raises
-    ValueError for a move that MACHINE_MOVES, SNAPSHOT_MOVES or ENVIRONMENT_MOVES does not have.
+    Returns whether the row was still in the source state, and so moved; the row object then shows what was written.
+    Raises ValueError for a move that MACHINE_MOVES, SNAPSHOT_MOVES or ENVIRONMENT_MOVES does not have.
     """
     if not any((source, target) == (one.source, one.target) for one in moves_of(type(row))):
         raise ValueError(f"a {type(row).__name__} does not go from {source} to {target}")
@@ -954,20 +954,20 @@ def set_columns(row: Machine | SnapshotImage, **columns: Any) -> None:
 
 
 def _storable(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return columns whose error, which others have had a say in, is one line that a terminal can show."""
+    """Return columns with their errors, which may hold foreign text, made one line that a terminal can show."""
     return {name: _error_line(value) if name in ("error", "state_reason") and isinstance(value, str) else value
             for name, value in columns.items()}
 
 
 def _error_line(text: str) -> str:
-    """Return an error in one line; of very much output the beginning, which names the step, and the end."""
+    """Return an error in one line; a very long one keeps its beginning, which names the step, and its end."""
     line = gateprocess.printable(" | ".join(filter(None, map(str.strip, text.splitlines()))))
     half = ERROR_LENGTH // 2
     return line if len(line) <= ERROR_LENGTH else f"{line[:half]} ... {line[-half:]}"
 
 
 def provider_named(name: str) -> Provider:
-    """Return a provider; ConfigError names what is known if there is none."""
+    """Return the provider of that name; if there is none, raise a ConfigError that suggests a known one."""
     provider = Provider.get_or_none(Provider.name == name) if name.isprintable() else None
     if provider is None:
         known = provider_names()
@@ -977,17 +977,17 @@ def provider_named(name: str) -> Provider:
 
 
 def printable(name: str) -> str:
-    """Return a name from a command line as it can be shown in a message."""
+    """Return a name from a command line in a form that a message can show."""
     return name if name.isprintable() and name == name.strip() and name else ascii(name)
 
 
 def provider_names() -> list[str]:
-    """Return the names of all providers, also of those being drained."""
+    """Return the names of all providers, including those being drained."""
     return [row.name for row in Provider.select().order_by(Provider.name)]
 
 
 def machine_named(name: str) -> Machine:
-    """Return the machine of a node or server name; ConfigError if there is none, or if it is a subnode of another."""
+    """Return the machine with a node or server name; raises ConfigError if there is none or if it is a subnode."""
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider)
     query = query.where((Machine.name == name) | (Machine.jenkins_name == name))
     machine: Machine | None = query.first() if name.isprintable() else None
@@ -1002,13 +1002,13 @@ def machine_named(name: str) -> Machine:
 
 
 def state_of(machine: Machine) -> str | None:
-    """Return the state that a machine is in by now, None if its row is gone."""
+    """Return the present state of a machine; None if its row is gone."""
     row = database.execute_sql("SELECT state FROM machine WHERE id = ?", (machine.id,)).fetchone()
     return row[0] if row else None
 
 
 def refreshed(machine: Machine) -> Machine:
-    """Return a machine's row as it is now; GateError if it is gone."""
+    """Return a machine's row as it is now; raises GateError if it is gone."""
     row: Machine | None = Machine.get_or_none(Machine.id == machine.id)
     if row is None:
         raise GateError(f"{machine.name}: is gone")
@@ -1016,7 +1016,7 @@ def refreshed(machine: Machine) -> Machine:
 
 
 def machine_log(machine: Machine) -> gateprocess.Log:
-    """Return a logger that names a machine with all that is known of it."""
+    """Return a logger that names a machine, its provider, its image type and its node."""
     image = machine.base_image
     return get_log(provider=image.provider.name, image=image.name, machine=machine.id, node=machine.name)
 
@@ -1028,12 +1028,12 @@ def machines_of(provider: Provider, states: Sequence[str] = STATES) -> list[Mach
 
 
 def count_machines(provider: Provider) -> Counter[tuple[int, str]]:
-    """Return how many machines a provider has, by (image id, state); those that are subnodes of others left out."""
+    """Return how many machines a provider has, by (image id, state); subnodes do not count."""
     return _counted(provider, Machine.lead_id.is_null())
 
 
 def count_servers(provider: Provider) -> Counter[tuple[int, str]]:
-    """Return how many servers the machines of a provider stand for, by (image id, state): their subnodes counted."""
+    """Return how many servers the machines of a provider stand for, by (image id, state); subnodes count."""
     return _counted(provider)
 
 
@@ -1045,26 +1045,26 @@ def _counted(provider: Provider, *which: Any) -> Counter[tuple[int, str]]:
 
 
 def members_of(machine: Machine) -> list[Machine]:
-    """Return the subnodes of a machine that go with it, oldest first; one that failed in its boot does not any more."""
+    """Return the subnodes that move with a machine, oldest first; one that failed in its boot no longer does."""
     query = Machine.select(Machine, BaseImage).join(BaseImage).where(
         (Machine.lead_id == machine.id) & (Machine.state == machine.state))
     return list(query.order_by(Machine.id))
 
 
 def give_to_jenkins(machine: Machine, name: str) -> None:
-    """Have a machine, with its subnodes, belong to the Jenkins of that name from now on."""
+    """Assign a machine and its subnodes to the Jenkins of that name."""
     Machine.update(jenkins=name).where((Machine.id == machine.id) | (Machine.lead_id == machine.id)).execute()
     machine.jenkins = name
 
 
 def make_lead(heir: Machine, lead: Machine) -> None:
-    """Have a subnode stand for its group, and its lead be a subnode of it; part of a transaction."""
+    """Make a subnode the lead of its group, and the old lead its subnode; call this inside a transaction."""
     Machine.update(lead_id=heir.id).where((Machine.lead_id == lead.id) | (Machine.id == lead.id)).execute()
     Machine.update(lead_id=None).where(Machine.id == heir.id).execute()
 
 
 def count_absent(image: BaseImage) -> int:
-    """Return how many ready machines of an image type Jenkins has been seen to have lost."""
+    """Return how many ready machines of an image type have an agent that is seen to be away."""
     query = Machine.select().where((Machine.base_image == image) & (Machine.state == READY)
                                    & Machine.absent_time.is_null(False))
     return int(query.count())
@@ -1088,9 +1088,9 @@ def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
 
 
 def machines_to_bind(since: int) -> set[int]:
-    """Return the ids of the machines, of all providers, that were still to get their floating IP at a moment.
+    """Return the ids of the machines of all providers that may still have lacked their floating IP at a moment.
 
-    These are the ones that are BUILDING, or have left that state since then (Unix seconds).
+    These are BUILDING, or have changed their state since then (Unix seconds).
     """
     rows: Iterable[Any] = Machine.select(Machine.id).where(
         (Machine.state == BUILDING) | (Machine.state_time >= since)).tuples()
@@ -1098,14 +1098,14 @@ def machines_to_bind(since: int) -> set[int]:
 
 
 def all_server_ids() -> set[str]:
-    """Return the ids of all servers that a machine, or a snapshot that is to have one, of any provider has."""
+    """Return the ids of the servers of all machines, and of all snapshots that should have one, of all providers."""
     machines: Iterable[Any] = Machine.select(Machine.external_id).tuples()
     templates = [(row.server_external_id,) for row in SnapshotImage.select() if row.has_server(now())]
     return {server_id for rows in (machines, templates) for (server_id,) in rows if server_id}
 
 
 def owners_of_nodes() -> dict[str, str]:
-    """Return the Jenkins that each machine belongs to, by the name of its node."""
+    """Return the name of the Jenkins that each machine belongs to, keyed by the machine's name."""
     rows: Iterable[Any] = Machine.select(Machine.name, Machine.jenkins).where(
         Machine.name.is_null(False) & Machine.lead_id.is_null()).tuples()
     return dict(rows)
@@ -1138,12 +1138,12 @@ def machines_with_ended_builds() -> set[int]:
 
 
 def images_of(provider: Provider) -> list[BaseImage]:
-    """Return the image types of a provider, also those being drained, by name."""
+    """Return the image types of a provider, including those being drained, in the order of their names."""
     return list(BaseImage.select().where(BaseImage.provider == provider).order_by(BaseImage.name))
 
 
 def drop_drained(provider: Provider) -> list[str]:
-    """Delete the rows of images that are being drained and have nothing left, then their provider; returns which."""
+    """Delete the rows of drained images that have nothing left, then of a drained provider; returns which."""
     dropped: list[str] = []
     with database.atomic("IMMEDIATE"):
         for image in images_of(provider):
@@ -1155,7 +1155,7 @@ def drop_drained(provider: Provider) -> list[str]:
 
 
 def drain_image(image: BaseImage, changes: list[str]) -> None:
-    """Delete the row of an image type that has nothing left, or want no more of it; adds in words what changed."""
+    """Delete the row of an image type that has nothing left, or else drain it; adds to `changes` what was done."""
     what = f"image {image.provider.name}/{image.name}"
     machines = Machine.select().where(Machine.base_image == image).count()
     snapshots = SnapshotImage.select().where(SnapshotImage.base_image == image).count()
@@ -1168,7 +1168,7 @@ def drain_image(image: BaseImage, changes: list[str]) -> None:
 
 
 def drain_provider(provider: Provider, changes: list[str]) -> None:
-    """Delete the row of a provider that has no image types left, or want no more of it; adds what changed."""
+    """Delete the row of a provider that has no image types left, or else drain it; adds to `changes` what was done."""
     if not BaseImage.select().where(BaseImage.provider == provider).count():
         changes.append(f"delete provider {provider.name}")
         provider.delete_instance()
@@ -1178,7 +1178,7 @@ def drain_provider(provider: Provider, changes: list[str]) -> None:
 
 
 def forget(provider: Provider) -> None:
-    """Delete a provider's rows with all that belongs to it; the results of its builds stay."""
+    """Delete a provider's row and all rows that belong to it; the results of its builds stay."""
     with database.atomic("IMMEDIATE"):
         images = BaseImage.select(BaseImage.id).where(BaseImage.provider == provider)
         for model in (Machine, SnapshotImage):
@@ -1188,37 +1188,37 @@ def forget(provider: Provider) -> None:
 
 
 def label_named(name: str) -> LabelRow | None:
-    """Return what the providers file says of an image type for all providers together, None if it says nothing."""
+    """Return what the providers file wants of an image type from all providers together; None if it says nothing."""
     row: LabelRow | None = LabelRow.get_or_none(LabelRow.name == name)
     return row
 
 
 def images_named(name: str) -> list[BaseImage]:
-    """Return an image type as each provider has it, with the providers, in the order of their names."""
+    """Return the image types of that name, each with its provider, in the order of the providers' names."""
     query = BaseImage.select(BaseImage, Provider).join(Provider).where(BaseImage.name == name)
     return list(query.order_by(Provider.name))
 
 
 def labels_of_nodes(prefix: str) -> dict[str, str]:
-    """Return the label in Jenkins of each machine of each provider, by the machine's name; prefix as in its nodes'."""
+    """Return the Jenkins label of each machine of all providers, keyed by its name; prefix is that of the labels."""
     rows: Iterable[Any] = Machine.select(Machine.name, BaseImage.name).join(BaseImage).where(
         Machine.lead_id.is_null()).tuples()
     return {name: f"{prefix}devstack-{image}" for name, image in rows if name}
 
 
 def note_last_image(image: BaseImage) -> None:
-    """Write down to which image type of its provider the last machine went."""
+    """Record this image type as the one that got its provider's last machine."""
     set_setting(f"last image of {image.provider_id}", str(image.id))
 
 
 def last_image(provider: Provider) -> int | None:
-    """Return the id of the image type of a provider to which the last machine went, None if there was none."""
+    """Return the id of the image type that got a provider's last machine; None if there was none."""
     found = setting(f"last image of {provider.id}")
     return int(found) if found else None
 
 
 def note_answer(provider: Provider, answers: bool) -> None:
-    """Write down whether a provider answers; one that does again is on trial until a machine of it is ready."""
+    """Record whether a provider answers; one that answers again is on trial until one of its machines is ready."""
     if answers:
         Provider.update(down_since=None, on_trial=True).where(
             (Provider.id == provider.id) & Provider.down_since.is_null(False)).execute()
@@ -1228,9 +1228,9 @@ def note_answer(provider: Provider, answers: bool) -> None:
 
 
 def check_place(provider: Provider, project: str, region: str) -> None:
-    """Raise ConfigError if what vm.db has of a provider was made in another project or region than this.
+    """Raise ConfigError if a provider's machines or images were made in another project or region than this one.
 
-    There the cloud would answer 404 for all of it, and each machine would count as gone that somebody uses.
+    Here the cloud would answer 404 for all of them, and machines in use would count as gone.
     """
     place = setting(f"place of {provider.id}")
     if place is None or is_place(place, project, region):
@@ -1248,20 +1248,20 @@ def check_place(provider: Provider, project: str, region: str) -> None:
 
 
 def is_place(place: str, project: str, region: str) -> bool:
-    """Whether a project and a region are those that were written down; a region that is not known may be any."""
+    """Return whether project and region are the recorded ones; an unknown region matches any."""
     known_project, _, known_region = place.partition(" ")
     return project == known_project and (region == known_region or not (region and known_region))
 
 
 def note_place(provider: Provider, project: str, region: str) -> None:
-    """Write down in which project and region a provider's things are made."""
+    """Record the project and region in which a provider's servers and images are made."""
     name, place = f"place of {provider.id}", f"{project} {region}"
     if setting(name) != place:
         set_setting(name, place)
 
 
 def note_room(provider: Provider, refused: bool) -> None:
-    """Write down that a provider refused a machine for lack of room, or that one of its machines is ready."""
+    """Record that a provider refused a machine for lack of room, or that one of its machines is ready."""
     query = Provider.update(full_until=now() + FULL_SECONDS)
     if not refused:
         query = Provider.update(full_until=None, on_trial=False).where(Provider.full_until.is_null(False)
@@ -1270,19 +1270,19 @@ def note_room(provider: Provider, refused: bool) -> None:
 
 
 def note_failing(image: BaseImage) -> None:
-    """Write down that the last machines of an image type have failed, if others make up what its provider lacks."""
+    """Record that the last machines of an image type have failed, if other providers can make up for them."""
     if label_named(str(image.name)):
         set_setting(f"failing {image.id}", str(now() + FAILING_SECONDS))
 
 
 def note_well(image_id: int) -> None:
-    """Write down that a machine of an image type is ready."""
+    """Record that a machine of an image type is ready."""
     if failing_until(image_id) is not None:
         set_setting(f"failing {image_id}", None)
 
 
 def failing_until(image_id: int) -> int | None:
-    """Return until when others make up all machines of an image type; None if its last one has not failed."""
+    """Return until when other providers make up for an image type; None if its last machines have not failed."""
     found = setting(f"failing {image_id}")
     return int(found) if found and found.isdecimal() else None
 
@@ -1294,14 +1294,14 @@ def snapshots_of(provider: Provider) -> list[SnapshotImage]:
 
 
 def end_dead_builds(provider: Provider) -> None:
-    """Move the snapshots of a provider that are being built to ERROR: who calls this has the lock of those builds."""
+    """Move the snapshots of a provider that are BUILDING to ERROR; the caller holds the lock of these builds."""
     for snapshot in snapshots_of(provider):
         if move(snapshot, BUILDING, ERROR, error="its build ended early"):
             get_log(provider=provider.name).info("snapshot %s: BUILDING -> ERROR, its build ended early", snapshot.name)
 
 
 def current_snapshot(image: BaseImage) -> SnapshotImage | None:
-    """Return the newest READY snapshot of an image type, or of its template, or None if there is none yet."""
+    """Return the newest READY snapshot of an image type, or of its template; None if there is none yet."""
     query = SnapshotImage.select().join(BaseImage).where(
         (BaseImage.provider == image.provider_id) & (BaseImage.name == (image.template or image.name))
         & (SnapshotImage.state == READY) & SnapshotImage.external_id.is_null(False))
@@ -1310,16 +1310,16 @@ def current_snapshot(image: BaseImage) -> SnapshotImage | None:
 
 
 def next_version(image: BaseImage) -> int:
-    """Return the version of an image type's next snapshot: now, but above all there are, whatever the clock was."""
+    """Return the version of an image type's next snapshot: the time now, but always above all existing versions."""
     newest: int | None = SnapshotImage.select(peewee.fn.MAX(SnapshotImage.version)).where(
         SnapshotImage.base_image == image).scalar()
     return max(now(), (newest or 0) + 1)
 
 
 def mend_times(provider: Provider, present: float, spare: float) -> int:
-    """Have what machines of a provider say to be more than `spare` seconds after the present be then; returns how many.
+    """Set times of a provider's machines that are over `spare` seconds in the future to `present`; returns how many.
 
-    A clock that was ahead wrote that: until it came, nothing of theirs would ever be over.
+    A clock that was ahead wrote them: until they came, nothing about these machines would expire.
     """
     mended: set[int] = set()
     images = BaseImage.select(BaseImage.id).where(BaseImage.provider == provider)
@@ -1334,7 +1334,7 @@ def mend_times(provider: Provider, present: float, spare: float) -> int:
 
 
 def building_snapshot_ids() -> set[int]:
-    """Return the ids of the snapshots of all providers that are being built."""
+    """Return the ids of the BUILDING snapshots of all providers."""
     rows: Iterable[Any] = SnapshotImage.select(SnapshotImage.id).where(SnapshotImage.state == BUILDING).tuples()
     return {snapshot_id for (snapshot_id,) in rows}
 
@@ -1359,7 +1359,7 @@ def hold(machine: Machine, reason: str, until: int | None) -> str:
 
 
 def ready_machines(provider: Provider) -> list[Machine]:
-    """Return the READY machines of a provider, oldest first, with what the look at their agents needs and no more."""
+    """Return the READY machines of a provider, oldest first, with only the columns that a look at agents needs."""
     query = Machine.select(Machine.id, Machine.name, Machine.jenkins, Machine.jenkins_name, Machine.base_image,
                            Machine.external_id, Machine.state, Machine.state_time, Machine.online_time,
                            Machine.absent_time).join(BaseImage)
@@ -1368,9 +1368,10 @@ def ready_machines(provider: Provider) -> list[Machine]:
 
 
 def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
-    """Write down of ready machines when their agents were first seen, since when they are away, and that they are back.
+    """Record for ready machines when their agent was first seen, since when it is away, and that it is back.
 
-    An agent that comes ends the row of those that did not; one that has stayed for a while any row of deaths.
+    An agent that comes ends a row of deaths, except one of machines that Jenkins took offline; one that has stayed for
+    a while ends any row.
     """
     came, back, away, lasting = [], [], [], []
     for machine in machines:
@@ -1397,14 +1398,14 @@ def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
 
 
 def forget_deaths(image_ids: Iterable[int], of_any: bool = True) -> None:
-    """End the row of deaths of image types; of_any: also of machines that Jenkins took offline after they had come."""
+    """End the row of deaths of image types; of_any: even of machines that Jenkins took offline after they had come."""
     ended = BaseImage.update(deaths=0, death=None, death_of=None).where(
         BaseImage.id.in_(list(image_ids)) & (BaseImage.deaths > 0))
     (ended if of_any else ended.where(~BaseImage.death.startswith("barred"))).execute()
 
 
 def count_death(machine: Machine, kind: str, recipe_of: str) -> None:
-    """Count a ready machine that was lost to Jenkins, in a row with those lost before it of the same."""
+    """Count a ready machine that was lost to Jenkins, in a row with earlier ones of the same kind and recipe."""
     with database.atomic("IMMEDIATE"):
         image = BaseImage.get_by_id(machine.base_image_id)
         same = (image.death, image.death_of) == (kind, recipe_of)
@@ -1415,7 +1416,7 @@ def count_death(machine: Machine, kind: str, recipe_of: str) -> None:
 
 
 def recipe(provider: Provider, image: BaseImage, snapshot_id: int | None, config: SecureConfig) -> str:
-    """Return what tells whether a machine would be made as another one was: settings, snapshot, credential."""
+    """Return a hash of what a machine is made of: settings, snapshot, credential; the same for machines made alike."""
     import hashlib
 
     rows = [{name: value for name, value in row.__data__.items() if name not in OF_NO_RECIPE}
@@ -1430,7 +1431,7 @@ def recipe(provider: Provider, image: BaseImage, snapshot_id: int | None, config
 
 
 def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -> None:
-    """Write down which build has the machine, as far as Jenkins' environment says.
+    """Record which build has the machine, as far as Jenkins' environment says.
 
     The change is Gerrit's (GERRIT_CHANGE_NUMBER, ...) or Zuul's (ZUUL_CHANGE, ...).
     """
@@ -1439,7 +1440,7 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
 
     Result.create(**{
         "base_image": machine.base_image_id, "machine_id": machine.id, "node_name": machine.name,
-        "jenkins_job_name": environ.get("JOB_NAME", "").encode(errors="replace").decode() or None,  # not UTF-8: ?
+        "jenkins_job_name": environ.get("JOB_NAME", "").encode(errors="replace").decode() or None,  # bad UTF-8: ?
         "jenkins_build_number": number("BUILD_NUMBER"),
         "gerrit_change_number": number("GERRIT_CHANGE_NUMBER", "ZUUL_CHANGE"),
         "gerrit_patchset_number": number("GERRIT_PATCHSET_NUMBER", "ZUUL_PATCHSET"),
@@ -1448,26 +1449,26 @@ def record_start(machine: Machine, environ: Mapping[str, str], **columns: Any) -
 
 
 def who_takes(environ: Mapping[str, str]) -> str:
-    """Return JOB #NUMBER of the build whose environment it is, otherwise that it is a person."""
+    """Return JOB #NUMBER of the build whose environment this is, or "a person" outside a build."""
     job, number = environ.get("JOB_NAME", "").encode(errors="replace").decode(), environ.get("BUILD_NUMBER", "")
     return f"{job} #{number}" if job else "a person"
 
 
 def secret_hash(secret: str) -> str:
-    """Return what is kept of a machine's secret: it is long and drawn, so that its plain hash tells nothing of it."""
+    """Return the hash that vm.db keeps of a machine's secret; that is long and random, so a plain hash will do."""
     import hashlib
 
     return hashlib.sha256(secret.encode(errors="surrogateescape")).hexdigest()
 
 
 def last_result(machine: Machine) -> Result | None:
-    """Return the row of the build, or the person, that had the machine last, or has it; None if nobody ever did."""
+    """Return the row of the build or person that has the machine, or had it last; None if nobody ever had it."""
     found: Result | None = Result.select().where(Result.machine_id == machine.id).order_by(Result.id.desc()).first()
     return found
 
 
 def open_result(machine: Machine) -> Result | None:
-    """Return the row of the build, or the person, that has the machine now; None if nobody has it."""
+    """Return the row of the build or person that has the machine now; None if nobody has it."""
     found: Result | None = Result.select().where(_is_open(machine)).order_by(Result.id.desc()).first()
     return found
 
@@ -1477,7 +1478,7 @@ def _is_open(machine: Machine) -> Any:
 
 
 def note_of_build(machine: Machine, **columns: Any) -> None:
-    """Write columns of the row of the build, or the person, that has the machine now."""
+    """Write columns of the row of the build or person that has the machine now."""
     Result.update(**columns).where(_is_open(machine)).execute()
 
 
@@ -1487,9 +1488,9 @@ def build_of(result: Result) -> str:
 
 
 def record_end(machine: Machine, environ: Mapping[str, str], result: str | None, **columns: Any) -> None:
-    """Write down how the build on the machine ended; one whose start nobody wrote down gets a row all the same.
+    """Record how the build on the machine ended; one whose start was not recorded gets a row all the same.
 
-    What inprogress has said of a build that could not begin stays: the build has left no other verdict.
+    What inprogress has said of a build that could not begin stays: such a build leaves no other verdict.
     """
     end = {"end_time": now(), "result": result}
     if Result.update(**end).where(_is_open(machine) & Result.kind.is_null(False)).execute():

@@ -1,1 +1,1 @@
-"""What the scripts that keep the pool share: their rules, how they begin, and the commands of vmdatabase.py."""
+"""Code shared by the scripts that keep the pool: their rules, how they begin, and the commands of vmdatabase.py."""

@@ -1,6 +1,6 @@
-"""What a run of reap may do: it decides on a list of these, then does what the list says, or prints it.
+"""The actions of a run of reap: it decides on a list of them, then carries the list out, or prints it.
 
-Nothing here does anything. WORDS say what an action does, after "would"; SUBJECT names what a failure is told of.
+Nothing here acts. WORDS say what an action does, after "would"; SUBJECT names what a failure is reported of.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Action:
 
     @property
     def words(self) -> str:
-        """What it does."""
+        """What the action does."""
         return self.WORDS.format(self)
 
     @property
     def subject(self) -> str:
-        """What it does that to."""
+        """What the action is applied to."""
         return self.SUBJECT.format(self)
 
 
@@ -48,7 +48,7 @@ class MoveMachine(Action):
 
 @dataclass(frozen=True)
 class AdoptServer(Action):
-    """Give a row to a server that has none though somebody has it."""
+    """Give a row to a server that has none although somebody uses it."""
 
     WORDS = "take over {0.server.name} as {0.target}: {0.why}"
     SUBJECT = "{0.server.name}"
@@ -62,7 +62,7 @@ class AdoptServer(Action):
 
 @dataclass(frozen=True)
 class RecordEnd(Action):
-    """Write down how a build has ended that devstack-vm-delete was not called for; result None: nobody knows how."""
+    """Record the end of a build for which devstack-vm-delete was not called; result None: its outcome is unknown."""
 
     WORDS = "record the end of {0.build} on {0.machine.name}"
     machine: Machine
@@ -73,7 +73,7 @@ class RecordEnd(Action):
 
 @dataclass(frozen=True)
 class MarkHeld(Action):
-    """Have the server of a held machine tell so, for a vm.db that may be restored some day, and save its id."""
+    """Mark the server of a held machine as held, in case vm.db is restored some day, and save its id."""
 
     WORDS = "mark the server of {0.machine.name} as held"
     machine: Machine
@@ -82,7 +82,7 @@ class MarkHeld(Action):
 
 @dataclass(frozen=True)
 class RetireNode(Action):
-    """Take a node out of service that is not to serve a build any more, but was left in it by an outage."""
+    """Take a node out of service that should serve no more builds, but that an outage left in service."""
 
     WORDS = "take node {0.node.name} out of service"
     machine: Machine
@@ -96,12 +96,12 @@ class DeleteMachine(Action):
     WORDS = "delete machine {0.machine.name} ({0.machine.state})"
     machine: Machine
     server_id: str | None
-    may_have_server: bool  # whether the list of servers that shows none for it may have left one out
+    may_have_server: bool  # the list shows no server for it, but may have left one out
 
 
 @dataclass(frozen=True)
 class Delete(Action):
-    """Delete what has no row: what is `leaked server`, `keypair` and so on, thing what its deletion is given."""
+    """Delete something that has no row; what: `leaked server`, `keypair` and so on; thing: the deletion's argument."""
 
     WORDS = "delete {0.what} {0.name}"
     SUBJECT = "{0.what} {0.name}"
@@ -112,7 +112,7 @@ class Delete(Action):
 
 @dataclass(frozen=True)
 class AdoptImage(Action):
-    """Give a row to an image that machines boot well from."""
+    """Give a row to an image from which machines boot well."""
 
     WORDS = "take over image {0.image.name}"
     SUBJECT = "snapshot {0.image.name}"
@@ -123,7 +123,7 @@ class AdoptImage(Action):
 
 @dataclass(frozen=True)
 class MarkProved(Action):
-    """Have an image tell that machines boot well from it, for a vm.db that may be restored some day."""
+    """Mark an image as one from which machines boot well, in case vm.db is restored some day."""
 
     WORDS = "mark image {0.snapshot.name} as good"
     SUBJECT = "snapshot {0.snapshot.name}"
@@ -143,7 +143,7 @@ class DeleteSnapshot(Action):
 
 @dataclass(frozen=True)
 class ResetEnvironment(Action):
-    """Run the reset of a test environment that its machine has let go."""
+    """Run the reset of a test environment that its machine has released."""
 
     WORDS = "reset test environment {0.name}"
     SUBJECT = "test environment {0.name}"
@@ -152,7 +152,7 @@ class ResetEnvironment(Action):
 
 @dataclass(frozen=True)
 class Leave(Action):
-    """Do nothing about what a person or the next run must see to, and say so."""
+    """Leave something to a person or the next run, and report it."""
 
     WORDS = SUBJECT = "{0.text}"
     text: str

@@ -1,4 +1,4 @@
-"""What the quotas of a cloud still let a launch make, while it makes it."""
+"""What a cloud's quotas still allow a launch to make, while it runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pool.rules import SERVERS, Need, Room, lacks, plan_launches, room_for, whol
 class Allowance:
     """What is left of quotas, asked for once and counted down as machines are asked for; image types by id.
 
-    The answer counts all servers that there were. Until it is known, and for resources that have no known limit,
-    nothing is limited.
+    The cloud's answer covers all servers that existed then. Until it is known, and for resources without a known
+    limit, nothing is limited.
     """
 
     def __init__(self) -> None:
@@ -27,15 +27,15 @@ class Allowance:
         return self._left is not None
 
     def know(self, left: Mapping[str, int]) -> None:
-        """Be told what is left, before the first machine of this run is asked for."""
+        """Save what is left before this run asks for its first machine."""
         self._left = left
 
     def takes(self, image_id: int) -> bool:
-        """Whether it is known what a machine of an image type takes."""
+        """Return whether it is known what a machine of an image type takes."""
         return image_id in self._takes
 
     def learn(self, image_id: int, takes: Mapping[str, int]) -> None:
-        """Be told what a machine of an image type takes."""
+        """Save what a machine of an image type takes."""
         self._takes[image_id] = takes
 
     def spend(self, image_id: int) -> None:
@@ -43,7 +43,7 @@ class Allowance:
         self._spent.update(self._takes.get(image_id, {}))
 
     def give_back(self, image_id: int) -> None:
-        """Count no more a machine that the cloud refused."""
+        """Stop counting a machine that the cloud refused."""
         self._spent.subtract(self._takes.get(image_id, {}))
 
     @property
@@ -52,17 +52,17 @@ class Allowance:
         return {name: number - self._spent[name] for name, number in (self._left or {}).items()}
 
     def room(self, image_id: int, most: int, besides: Sequence[str] = (), size: int = 1) -> Room:
-        """Return for how many machines of an image type there is room, at most so many; besides: what they have.
+        """Return for how many machines of an image type there is room, up to `most`.
 
-        size is of how many servers each consists.
+        besides: resources that they have already; size: how many servers each machine consists of.
         """
         takes = {name: amount * size for name, amount in self._takes.get(image_id, {}).items() if name not in besides}
         return room_for(takes, self.rest, most)
 
     def plan(self, needs: Sequence[Need], servers: int, last: int | None = None) -> tuple[list[int], dict[int, Room]]:
-        """Return the ids of the image types to launch a machine of, and the room of those that quotas leave short.
+        """Return the image types to launch, an id for each machine, and the room of those that quotas leave short.
 
-        servers is how many machines the provider may have more, whatever its quotas; last as in plan_launches.
+        servers: how many more servers the provider may have, quotas aside; last as in plan_launches.
         """
         needs = [replace(need, takes=self._takes.get(need.image_id, {})) for need in needs]
         plan = plan_launches(needs, servers, self.rest, last)
@@ -77,7 +77,7 @@ class Allowance:
         short = {}
         for need in needs:
             missing = need.min_ready - need.present - counts[need.image_id]
-            if missing > 0 and rest[SERVERS] >= need.size:  # also where it is left to one that has no machine yet
+            if missing > 0 and rest[SERVERS] >= need.size:  # even if that is left for a type without machines
                 found = [name for name in room_for(need.takes, rest, missing).short if name != SERVERS] or kept
                 if found:
                     short[need.image_id] = Room(counts[need.image_id], found)

@@ -1,6 +1,6 @@
-"""Autoholds: the machines of the next builds of a job that fail are held, and a person is let in.
+"""Autoholds: the machines of a job's next failed builds are held, and a person is let in.
 
-A build uses one count of one autohold, in the transaction that records how it ended, so that counts are exact however
+A failed build uses one count of one autohold, in the transaction that holds its machine, so counts are exact however
 many builds end at once.
 """
 
@@ -23,7 +23,7 @@ MOST = 10**6  # machines of one autohold
 
 
 class Autohold(NamedTuple):
-    """A row of the table: whose failed builds' machines are held, how many more, for how long, and who is let in."""
+    """A row of the table: which failed builds' machines are held, how many more, for how long, and who is let in."""
 
     id: int
     job: str
@@ -37,12 +37,12 @@ class Autohold(NamedTuple):
 
     @property
     def hold_reason(self) -> str:
-        """What the hold of a machine says."""
+        """The reason that a machine's hold shows."""
         return f"autohold {self.id}: {self.reason}"
 
 
 def add_parser(commands: Any, hours: Callable[[str], float], public_key: Callable[[str], str]) -> None:
-    """Add the command autohold to those of vmdatabase.py; hours and public_key read what `hold` takes, too."""
+    """Add the command autohold to vmdatabase.py; hours and public_key parse the options that `hold` has, too."""
     command = commands.add_parser(
         "autohold", help="hold the machines of the next builds of a job that fail",
         usage="vmdatabase.py autohold --job JOB [--change N] [--count K] [--hours N] --reason TEXT "
@@ -70,7 +70,7 @@ def _number(value: str) -> int:
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser, public_key: Callable[[str], str]) -> int:
-    """Do what the words say; returns the exit code."""
+    """Run the command; return the exit code."""
     given = [name for name in ("job", "change", "count", "hours", "reason", "ssh_key") if getattr(options, name)]
     if options.words and given:
         parser.error(f"--{given[0].replace('_', '-')} does not go with {options.words[0]}")
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser, public_key
 
 
 def show() -> int:
-    """Print all autoholds, also those that are used up."""
+    """Print all autoholds, including those that are used up."""
     from pool.commands import print_table
 
     columns = [name for name in COLUMNS if name not in ("ssh_key", "made")]
@@ -114,9 +114,9 @@ def delete(text: str) -> int:
 
 
 def take(machine: Machine) -> Autohold | None:
-    """Hold the machine of a build that has failed, and whose end is recorded, if an autohold wants it.
+    """Hold the machine of a failed build whose end is recorded, if an autohold wants it.
 
-    Returns the autohold, None if there is none. One for the build's change goes before those for all changes, an older
+    Returns the autohold; None if none wants it. One for the build's change goes before those for all changes, an older
     one before a newer.
     """
     result = vmdatabase.last_result(machine)
@@ -138,7 +138,7 @@ def take(machine: Machine) -> Autohold | None:
 
 
 def let_in(machine: Machine, wanted: Autohold, config: SecureConfig) -> None:
-    """Put the person's key on a held machine; GateError says how to do it by hand if that fails."""
+    """Put the person's key on a held machine; if that fails, raise a GateError that says how to do it by hand."""
     if wanted.ssh_key is None:
         return
     import nodessh

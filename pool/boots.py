@@ -1,7 +1,7 @@
 """The life of a machine on its way into the pool, and how it ends: `Boot.live`, and what that calls, top to bottom.
 
-Nothing here knows of any other machine, or how many are wanted: the run that has the boots (devstack-vm-launch) plans,
-resumes each life when what it waits for has come, and concludes from its end what to ask for still.
+Nothing here knows other machines, beyond its group, or how many are wanted. The run that has the boots
+(devstack-vm-launch) plans, resumes each life when its event has come, and concludes from its end what else to ask for.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from vmdatabase import READY, BaseImage, Machine, Provider, SnapshotImage
 
 T = TypeVar("T")
 
-ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a server itself, and how often
-UNSEEN_BEFORE_SECONDS = 5  # how long a server may stay out of the list whose id an earlier run did not save
-NEW_SECONDS = 10  # how long parts of a cloud may not know of a server that they have just made
+ABSENT_SECONDS, ASK_AGAIN_SECONDS = 2, 10  # lists lag behind: when to ask for a single server, and how often
+UNSEEN_BEFORE_SECONDS = 5  # how long a server whose id was not saved may be missing from the list
+NEW_SECONDS = 10  # how long parts of a cloud may not know a new server
 UNSEEN_SECONDS = 30  # the same after a create whose answer was lost
 REGISTER_SECONDS = 15  # how long Jenkins may fail to take a node before the machine is given up
-ONLINE_SECONDS = 30  # how long a run waits to see the agent of a node that it has registered online; most take 2 to 6 s
-LATE_SECONDS = 3  # after its time, until a machine is given up though a worker is still busy with it
-SECRET_BYTES = 32  # of what a build shows to take its machine
+ONLINE_SECONDS = 30  # how long a run waits for the agent of a node that it registered; most take 2 to 6 s
+LATE_SECONDS = 3  # after a machine's deadline, until it is given up even if a worker is busy with it
+SECRET_BYTES = 32  # of the secret with which a build takes its machine
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 3.0)  # pauses between tries of a login or a registration
 
 # The stages of a life; GATHER and JOIN are those of a group, see pool/groups.py.
@@ -55,13 +55,13 @@ class Tools:
     cloud: nova.Cloud
     jenkinses: Jenkinses | None
     workers: gateprocess.Workers
-    patient: gateprocess.Workers  # for what takes long and must keep nobody waiting
+    patient: gateprocess.Workers  # for calls that take long and must not delay others
     log: gateprocess.Log
 
 
 @dataclass(frozen=True)
 class Look:
-    """A look at all servers by one list; listed is false if the cloud did not answer."""
+    """A look at all servers with one list; listed is false if the cloud did not answer."""
 
     servers: Mapping[str, nova.Server] = field(default_factory=dict)  # by their ids
     by_machine: Mapping[int | None, nova.Server] = field(default_factory=dict)
@@ -70,20 +70,20 @@ class Look:
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask the cloud for; again: whether an earlier run may have begun to."""
+    """What to ask the cloud for; again: whether an earlier run may have begun to ask."""
 
     recipe: nova.Recipe
     zone: str | None
     again: bool = False
 
 
-# A life waits where it yields. It is resumed with a look at the servers (BOOT, LOGIN), with what is seen of the agent
-# (AGENT), or with None if its worker is done, or its pause over.
+# A life waits at each yield. It is resumed with a look at the servers (COMING), with the state of the agent (AGENT), or
+# with None if its worker is done or its pause over.
 Life = Generator[None, Look | str | None, T]
 
 
 class LifeEnd(Exception):  # noqa: N818
-    """A life is over before its time. err is what failed, if that concerns more than this machine."""
+    """A life ends early. err is the failure, if it concerns more than this machine."""
 
     def __init__(self, why: str = "", err: GateError | None = None) -> None:
         super().__init__(why)
@@ -91,11 +91,11 @@ class LifeEnd(Exception):  # noqa: N818
 
 
 class RefusedError(LifeEnd):
-    """The cloud has made no server: the row goes."""
+    """The cloud has made no server: the row is deleted."""
 
 
 class FailedError(LifeEnd):
-    """The machine is an ERROR; fault is the server's own, columns are written with the move."""
+    """The machine has to go to ERROR; fault is the server's fault text, columns are written with the move."""
 
     def __init__(self, why: str, err: GateError | None = None, fault: str | None = None, **columns: Any) -> None:
         super().__init__(why, err)
@@ -104,7 +104,7 @@ class FailedError(LifeEnd):
 
 
 class TakenError(LifeEnd):
-    """Somebody else has moved the machine, and it is left to them."""
+    """Somebody else has moved the machine; it is left to them."""
 
 
 class NeverAskedError(LifeEnd):
@@ -112,13 +112,13 @@ class NeverAskedError(LifeEnd):
 
 
 class Boot:
-    """A machine on its way, with what the run looks at: the stage, and the task or the moment that it waits for."""
+    """A machine on its way, with what the run looks at: its stage, and the task or moment that it waits for."""
 
     def __init__(
         self, tools: Tools, machine: Machine, image: BaseImage, stage: str, request: Request | None = None,
         seconds: float = math.inf, group: groups.Group | None = None,
     ) -> None:
-        """Take a machine at a stage; request is for CREATE, seconds is what it has left in BOOT."""
+        """Take a machine at a stage; request is for CREATE, seconds is the time left in BOOT."""
         self.tools = tools
         self.machine = machine
         self.image = image
@@ -130,26 +130,26 @@ class Boot:
         self.tries = 0
         self.deadline = time.monotonic() + seconds
         self.group = group
-        self.is_member = machine.lead_id is not None  # a subnode, of which Jenkins does not know
-        self.give_up_at = time.monotonic() + UNSEEN_BEFORE_SECONDS  # until when a server without a saved id is sought
+        self.is_member = machine.lead_id is not None  # a subnode, unknown to Jenkins
+        self.give_up_at = time.monotonic() + UNSEEN_BEFORE_SECONDS  # until when to look for a server without a saved id
         self.new_until = time.monotonic() + NEW_SECONDS
-        self.ask_at: float | None = None  # when to ask for a server by itself that the list leaves out
-        self.sent_at: float | None = None  # when the create went out, after all waiting for the rate
-        self.settled_by = 0.0  # until when cloud-init is waited for
-        self.patience: float = nodessh.CONNECT_SECONDS  # what each wait of the next login may take
+        self.ask_at: float | None = None  # when to ask for a single server that the list leaves out
+        self.sent_at: float | None = None  # when the create was sent, after waiting for the rate
+        self.settled_by = 0.0  # until when to wait for cloud-init
+        self.patience: float = nodessh.CONNECT_SECONDS  # limit of each wait in the next login, seconds
         self.server: nova.Server | None = None
         self.last_seen = "nothing yet"
-        # That of the Jenkins which it belongs to; a subnode belongs to none.
+        # The nodes of its Jenkins; a subnode has none.
         self.nodes = tools.jenkinses.of(machine) if tools.jenkinses and not self.is_member else None
         login = self.nodes.config.node_login if self.nodes else ""
         self.secret = secrets.token_urlsafe(SECRET_BYTES) if login else ""
-        # What a build calls Jenkins with from this node: a line for the login and one for the machine's secret.
+        # For builds that call Jenkins from this node: a line with the login and one with the machine's secret.
         self.jenkins_login = f"{login}\n{self.secret}" if login else ""
         self.life = self.live()
         next(self.life)
 
     def live(self) -> Life[None]:
-        """Lead a machine from being asked for to an agent in Jenkins, or from the stage at which it was taken over.
+        """Lead a machine from its create, or from the stage at which it was taken over, to its agent in Jenkins.
 
         Raises RefusedError, FailedError, TakenError or NeverAskedError if it ends earlier.
         """
@@ -170,7 +170,7 @@ class Boot:
     # --- asked for ---
 
     def be_made(self, request: Request) -> Life[None]:
-        """Have the server made and save its id; a lost answer may have made one all the same."""
+        """Have the server created and save its id; if the answer was lost, there may be a server all the same."""
         self.log.info("asking for a server")
         self.sent_at = None
         self.task = self.tools.workers.submit(self.make_server, request)
@@ -186,7 +186,7 @@ class Boot:
         except (nova.CapacityError, nova.RefusedError, ConfigError) as err:
             raise RefusedError(str(err), err) from err
         except GateError as err:
-            if self.sent_at is None:  # it failed at what the server needs before
+            if self.sent_at is None:  # it failed before the create was sent
                 raise RefusedError(str(err), err) from err
             self.log.warning("%s; looking whether there is a server all the same", err)
             self.last_seen = str(err)
@@ -194,7 +194,7 @@ class Boot:
         self.new_until = time.monotonic() + NEW_SECONDS
 
     def make_server(self, request: Request) -> str:
-        """Run in a worker: have what the server needs, ask for it, and return its id."""
+        """Run in a worker: reserve what the server needs, create it, and return its id."""
         cloud, machine_id = self.tools.cloud, self.machine.id
         marks = {nova.MACHINE_KEY: str(machine_id)}
         if self.is_member:
@@ -208,7 +208,7 @@ class Boot:
             raise
 
     def sent(self) -> None:
-        """Be told by a worker that the create goes out now."""
+        """Note, called by a worker, that the create is sent now."""
         self.sent_at = time.monotonic()
 
     # --- the server is there, and comes up ---
@@ -225,7 +225,7 @@ class Boot:
         return server
 
     def watch(self, look: Look | str | None) -> nova.Server | None:
-        """Judge a machine by a look: ERROR and gone are final, and so is the end of its time; returns its server."""
+        """Judge a machine by a look and return its server; ERROR, a missing server and the deadline are final."""
         if self.group and self.group.over:
             raise TakenError
         if not isinstance(look, Look):
@@ -244,13 +244,13 @@ class Boot:
         return server
 
     def check_time(self, grace: float = 0) -> None:
-        """Raise FailedError if the time of the machine has been over for so many seconds."""
+        """Raise FailedError if the machine's deadline passed at least `grace` seconds ago."""
         if time.monotonic() > self.deadline + grace:
             raise FailedError(f"not ready after {self.tools.provider.boot_timeout} s (boot-timeout); last seen: "
                               f"{self.last_seen}")
 
     def find(self, look: Look) -> nova.Server | None:
-        """Return the server as a look shows it, also that of a create whose answer was lost, by its mark."""
+        """Return the server as a look shows it; if the answer to its create was lost, find it by its mark."""
         if self.machine.external_id:
             return look.servers.get(self.machine.external_id) or self.ask_for_it()
         server = look.by_machine.get(self.machine.id)
@@ -264,9 +264,9 @@ class Boot:
         return server
 
     def ask_for_it(self) -> nova.Server | None:
-        """Ask for a server that the list left out, if it does so for long; only a 404 means that it is gone.
+        """Ask for a server that lists have left out for some time; only a 404 means that it is gone.
 
-        One that nobody has seen since it was asked for may still be on its way to all parts of the cloud.
+        A new server that was never seen may not be known in all parts of the cloud yet.
         """
         now = time.monotonic()
         if self.ask_at is None:
@@ -288,7 +288,7 @@ class Boot:
     # --- address, ssh test, ready-script ---
 
     def be_let_in(self, server: nova.Server) -> Life[nodessh.Login]:
-        """Try the ssh test, which leaves the marks on the machine, until it passes; the server is watched meanwhile."""
+        """Repeat the ssh test, which leaves the marks on the machine, until it passes; watch the server meanwhile."""
         self.stage = LOGIN
         snapshot = SnapshotImage.get_or_none(SnapshotImage.id == self.machine.snapshot_image_id)  # reap may delete it
         marks = {"NODE_PROVIDER": self.tools.provider.name, "NODE_IMAGE": self.image.name,
@@ -299,7 +299,7 @@ class Boot:
             workers = self.tools.patient if slow else self.tools.workers
             try:
                 return (yield from self.done_by(workers, self.log_in, server, text))
-            except (ConfigError, nova.CapacityError) as err:  # settings, or floating IPs that are used up
+            except (ConfigError, nova.CapacityError) as err:  # settings, or no more floating IPs
                 raise FailedError(str(err), err) from err
             except nodessh.ReadyScriptError as err:
                 raise FailedError(str(err)) from err
@@ -310,7 +310,7 @@ class Boot:
             yield from self.pause()
 
     def log_in(self, server: nova.Server, marks: str) -> nodessh.Login:
-        """Run in a worker: find the address and make the ssh test."""
+        """Run in a worker: find the address and run the ssh test."""
         address = self.tools.cloud.network.reachable_address(server)
         if address is None:
             raise nodessh.NotYetError("active, but without an address")
@@ -323,13 +323,13 @@ class Boot:
     # --- a group ---
 
     def gather(self, group: groups.Group, login: nodessh.Login, server: nova.Server) -> Life[None]:
-        """Wait for the others of the group; the lead then has them know each other, and the rest wait for it."""
+        """Wait for the others of the group; the lead then introduces them to each other, and subnodes wait for that."""
         self.stage, self.tries = GATHER, 0
         vmdatabase.set_columns(self.machine, ip=login.address, host_key=login.host_key)
         group.let_in(self.machine.id, groups.place_of(self.machine, server, login))
         while not group.is_ready:
             self.stage = GATHER
-            # A subnode that is late says so itself; the lead gives up after it.
+            # A late subnode fails by itself; the lead gives up after it.
             self.deadline = math.inf if self.is_member else group.deadline + LATE_SECONDS
             if self.is_member or not group.is_whole:
                 self.last_seen = "ready, but not all of its group"
@@ -338,7 +338,7 @@ class Boot:
                 return
 
     def join(self, group: groups.Group) -> Life[bool]:
-        """Have the machines of a group that is whole know each other; returns whether they do, and all are there."""
+        """Introduce the machines of a whole group to each other; returns whether that worked and all still belong."""
         self.stage, places = JOIN, group.places
         try:
             yield from self.done_by(self.tools.patient, self.introduce, group, places)
@@ -352,7 +352,7 @@ class Boot:
         return group.is_whole and group.places == places
 
     def introduce(self, group: groups.Group, places: Sequence[groups.Place]) -> None:
-        """Run in a worker: have clouds and machines know who belongs to whom; a lead may have changed on the way."""
+        """Run in a worker: tell cloud and machines who belongs to whom; the lead may have changed on the way."""
         for server_id, lead_id in group.marks_to_set():
             self.tools.cloud.mark_lead(server_id, lead_id)
         groups.introduce(places, group.keys, self.deadline)
@@ -371,7 +371,7 @@ class Boot:
             self.group.is_ready = True
 
     def join_jenkins(self, nodes: jenkinsnodes.Nodes) -> Life[None]:
-        """Have Jenkins take the machine as a node."""
+        """Register the machine in Jenkins as a node."""
         self.stage, self.tries, self.deadline = REGISTER, 0, time.monotonic() + REGISTER_SECONDS
         while True:
             try:
@@ -393,7 +393,7 @@ class Boot:
         self.take_back(nodes)
 
     def take_back(self, nodes: jenkinsnodes.Nodes) -> None:
-        """See to the node of a machine that was taken, or deleted, while it was registered; raises TakenError."""
+        """Remove or disable the node of a machine that left READY while it was registered, and raise TakenError."""
         state = vmdatabase.state_of(self.machine)
         if state == READY:
             return
@@ -407,7 +407,7 @@ class Boot:
         raise TakenError
 
     def show_agent(self) -> Life[None]:
-        """Wait until Jenkins has the machine's agent, or has lost it, or for long enough."""
+        """Wait until Jenkins has the machine's agent or has lost it, for ONLINE_SECONDS at most."""
         self.stage, self.deadline = AGENT, time.monotonic() + ONLINE_SECONDS
         while (yield) == AWAITED and time.monotonic() <= self.deadline:
             pass
@@ -415,7 +415,7 @@ class Boot:
     # --- what all stages need ---
 
     def move(self, target: str, **columns: Any) -> None:
-        """Move the machine on; raises TakenError if somebody else has moved it, which leaves it to them."""
+        """Move the machine to another state; raises TakenError if somebody else has moved it."""
         source = self.machine.state
         if not vmdatabase.move(self.machine, source, target, **columns):
             self.log.info("is no longer %s; left alone", source)
@@ -425,7 +425,7 @@ class Boot:
     def done_by(
         self, workers: gateprocess.Workers, call: Callable[..., T], *arguments: Any, **keywords: Any
     ) -> Life[T]:
-        """Have a worker make a call, and return what it returns."""
+        """Have a worker make a call, and return its result."""
         self.task = task = workers.submit(call, *arguments, **keywords)
         while not task.done():
             self.watch((yield))
@@ -441,7 +441,7 @@ class Boot:
 
 
 def read_ready_script(path: str | None) -> bytes | None:
-    """Return the ready-script of an image type; ReadyScriptError if the file is not there any more."""
+    """Return the ready-script of an image type; raises ReadyScriptError if its file cannot be read."""
     try:
         return Path(path).read_bytes() if path else None
     except OSError as err:

@@ -1,4 +1,4 @@
-"""The commands of vmdatabase.py for people: list, load, hold, unhold, forget, backup, moved."""
+"""The commands of vmdatabase.py for people: list, load, hold, unhold, backup, moved, forget; other modules add more."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _run_list(options: argparse.Namespace) -> int:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their columns' names, numbers to the right."""
+    """Print rows under the names of their columns, with numbers aligned to the right."""
     cells = [[str("" if value is None else value) for value in row] for row in rows]
     widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
     for row in [list(columns), *cells]:
@@ -173,9 +173,9 @@ def _run_hold(options: argparse.Namespace) -> int:
 
 
 def _mark_held(machine: vmdatabase.Machine, one: vmdatabase.Machine, reason: str, until: int | None) -> bool:
-    """Have the cloud know of the hold, too, for a vm.db that may be restored some day; reap does it otherwise.
+    """Mark the server in the cloud as held, too, in case vm.db is restored some day; if this fails, reap does it.
 
-    one is the machine or a subnode of it. Returns False if there is no server to hold.
+    one: the machine or one of its subnodes. Returns False if there is no server to hold.
     """
     from cloud import nova
 
@@ -192,7 +192,7 @@ def _mark_held(machine: vmdatabase.Machine, one: vmdatabase.Machine, reason: str
 
 
 def _checked_nodes(config: SecureConfig, machine: vmdatabase.Machine) -> jenkinsnodes.Nodes | None:
-    """Return a machine's Jenkins once it has let us in; an outage does not stop a person from holding the machine."""
+    """Return a machine's Jenkins, with the login checked; an outage does not stop a person from holding the machine."""
     nodes = script.nodes_of(config, machine)
     if nodes:
         with contextlib.suppress(jenkinsnodes.JenkinsError):
@@ -237,7 +237,7 @@ def _run_moved(_options: argparse.Namespace) -> int:
 
 
 def _run_forget(options: argparse.Namespace) -> int:
-    """Drop the rows and Jenkins nodes of a provider without asking its cloud, and list what may still be there."""
+    """Drop the rows and Jenkins nodes of a provider without asking its cloud, and list what may still exist there."""
     provider = vmdatabase.provider_named(options.provider)
     if provider.active:
         raise ConfigError(f"{provider.name}: is in the providers file; take it out there, and load the file, first")
@@ -268,7 +268,7 @@ def _run_forget(options: argparse.Namespace) -> int:
 
 
 def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Machine]) -> list[str]:
-    """Return in words the servers and images that vm.db knows of a provider."""
+    """Return in words the servers and images of a provider that vm.db knows."""
     left = [f"server {machine.name} {machine.external_id or '(id not known)'}" for machine in machines]
     for snapshot in vmdatabase.snapshots_of(provider):
         if snapshot.server_external_id and snapshot.has_server(vmdatabase.now()):
@@ -279,7 +279,7 @@ def _left_behind(provider: vmdatabase.Provider, machines: Sequence[vmdatabase.Ma
 
 
 def _remove_nodes(machines: Sequence[vmdatabase.Machine]) -> list[str]:
-    """Remove the Jenkins nodes of machines; returns the names of those that still build, which stay."""
+    """Remove the Jenkins nodes of machines; return the names of those that still build, which stay."""
     in_jenkins = [one for one in machines if one.jenkins_name]
     jenkinses = script.jenkinses_of(gateconfig.load_secure_config()) if in_jenkins else None
     return [str(one.jenkins_name) for one in in_jenkins if jenkinses and (nodes := jenkinses.of(one))

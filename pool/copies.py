@@ -1,7 +1,7 @@
 """`vmdatabase.py copy`: takes a pool from vm.db to a PostgreSQL database, or back, and checks each row.
 
-What is copied is written in one transaction, or into a file that takes its name at the end: a copy that fails, or is
-stopped, leaves nothing. Nobody writes into the old database meanwhile, and launch and reap do not use it afterwards.
+The copy is written in one transaction, or into a file that gets its name at the end: a copy that fails or is stopped
+leaves nothing. Nobody writes into the old database meanwhile, and launch and reap refuse it afterwards.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ OF_POOL = f"name NOT IN ({', '.join(repr(name) for name in OWN)}) AND name NOT L
 
 
 class Table(NamedTuple):
-    """A table: its columns, and those of its key."""
+    """A table: its columns and the columns of its key."""
 
     name: str
     columns: tuple[str, ...]
     key: tuple[str, ...]
-    counts: bool  # whether its ids are counted, and never used again
+    counts: bool  # whether an id is never used twice
 
     def select(self, server: bool) -> str:
-        """Return the query of its rows in the order of their keys."""
+        """Return the query for its rows, in the order of their keys."""
         columns = ", ".join(f'"{column}"' for column in self.columns)
         order = ", ".join(f'"{column}"' + ' COLLATE "C"' * (server and column != "id") for column in self.key)
         where = f" WHERE {OF_POOL}" if self.name == "setting" else ""
@@ -50,14 +50,14 @@ class Table(NamedTuple):
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command copy to those of vmdatabase.py."""
+    """Add the command copy to vmdatabase.py."""
     command = commands.add_parser("copy", help="take the pool to a PostgreSQL database, or back to a file")
     command.add_argument("target", metavar="TARGET", help="postgresql://HOST/DATABASE, or the path of a new vm.db")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Copy the pool to where nothing is yet, check it row by row, and have it belong there."""
+    """Copy the pool to an empty place, compare it row by row, and have it belong there."""
     target = gateconfig.place_of_database(options.target, "TARGET")
     source = vmdatabase.database.obj
     if isinstance(target, str) != isinstance(source, SqliteDatabase):
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     with _nobody_at_work(), source.atomic("IMMEDIATE"):
         tables = _to_server(source, target) if isinstance(target, str) else _to_file(source, target)
         for name, value in {**source.home(), "path": _shown(target)}.items():
-            vmdatabase.set_setting(name, value)  # launch and reap refuse the old one from now on
+            vmdatabase.set_setting(name, value)  # from now on launch and reap refuse the old one
         if not isinstance(source, SqliteDatabase):
             vmdatabase.set_setting("host", "")
     for table, count in tables.items():
@@ -87,7 +87,7 @@ def _shown(target: Path | str) -> str:
 
 @contextlib.contextmanager
 def _nobody_at_work() -> Iterator[None]:
-    """Hold the locks of all providers; GateError if a script is at work on one."""
+    """Hold the locks of all providers; raises GateError if a script is at work on one."""
     with contextlib.ExitStack() as locks:
         for provider, kind in itertools.product(vmdatabase.provider_names(), KINDS):
             if not locks.enter_context(script.provider_lock(kind, provider)):
@@ -97,7 +97,7 @@ def _nobody_at_work() -> Iterator[None]:
 
 
 def _to_server(source: SqliteDatabase, address: str) -> dict[str, int]:
-    """Copy vm.db to an empty database of a server; returns how many rows each table has."""
+    """Copy vm.db to an empty database of a server; return how many rows each table has."""
     from pool import postgres
 
     server = postgres.Database(address)
@@ -122,7 +122,7 @@ def _to_server(source: SqliteDatabase, address: str) -> dict[str, int]:
 
 
 def _to_file(server: Server, path: Path) -> dict[str, int]:
-    """Copy the database of a server to a new vm.db; returns how many rows each table has."""
+    """Copy the database of a server to a new vm.db; return how many rows each table has."""
     if os.path.lexists(path):
         raise ConfigError(f"{path}: is there already; name a path where nothing is")
     if not path.parent.is_dir():
@@ -159,7 +159,7 @@ def _to_file(server: Server, path: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _told(database: Any) -> Iterator[None]:
-    """Raise an error of the target in one line: it is not the database that is open."""
+    """Raise errors of the target, which is not the open database, as GateError with one line."""
     try:
         yield
     except database.errors as err:
@@ -168,7 +168,7 @@ def _told(database: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(table: Table) -> Iterator[None]:
-    """Say of an error which table's rows cannot be copied."""
+    """Raise any error as a GateError that names the table whose rows cannot be copied."""
     try:
         yield
     except Exception as err:
@@ -177,7 +177,7 @@ def _naming(table: Table) -> Iterator[None]:
 
 
 def _tables(file: SqliteDatabase) -> list[Table]:
-    """Return the tables of a vm.db, each after those that it refers to."""
+    """Return the tables of a vm.db, each after the tables that it refers to."""
     names = [name for (name,) in file.execute_sql(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name")]
     texts = dict(file.execute_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
@@ -201,7 +201,7 @@ def _fill(file: SqliteDatabase, table: Table, rows: Iterable[Sequence[Any]]) -> 
 
 
 def _compare(table: Table, file: SqliteDatabase, server: Server) -> int:
-    """Return how many rows a table has in both; GateError if they are not the same rows."""
+    """Return how many rows a table has in both databases; raises GateError if any row differs."""
     count = 0
     for one, other in itertools.zip_longest(file.execute_sql(table.select(False)), server.stream(table.select(True))):
         if one is None or other is None or tuple(one) != tuple(other):
@@ -212,7 +212,7 @@ def _compare(table: Table, file: SqliteDatabase, server: Server) -> int:
 
 
 def _copy_ids(tables: Iterable[Table], source: Any, target: Any) -> None:
-    """Go on with the ids of the source."""
+    """Have the target go on with the ids of the source."""
     last = dict(source.execute_sql(f"SELECT name, seq FROM {source.ids_table}").fetchall())
     target.execute_sql(f"DELETE FROM {target.ids_table}")
     for table in [table for table in tables if table.counts and table.name in last]:
@@ -220,13 +220,13 @@ def _copy_ids(tables: Iterable[Table], source: Any, target: Any) -> None:
 
 
 def _belong(target: Any, path: str | None = None) -> None:
-    """Have the target belong where it is."""
+    """Have the target belong to its own place."""
     for name, value in {**target.home(), **({"path": path} if path else {})}.items():
         target.execute_sql("INSERT INTO setting (name, value) VALUES (?, ?)", (name, value))
 
 
 def _copy_notes(source: Path, target: Path) -> None:
-    """Take along what this host has noted."""
+    """Copy the notes of this host."""
     with contextlib.suppress(OSError):
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in [source / "ids", *source.glob("environment-*")]:

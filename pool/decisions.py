@@ -1,6 +1,7 @@
 """What reap does about what it saw: pure functions of vm.db's rows, a sight and a clock, which return actions.
 
-They stand in the order in which a run decides; pool/rules.py has the rules for one thing, these go through all.
+They are in the order in which a run decides. pool/rules.py has the rules for a single machine or server; these
+functions go through all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pool.sight import Sight
 from pool.verdict import Verdict
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, Provider, Result
 
-UNCLAIMED_SECONDS = 900  # how long a machine is kept that was taken, but by no build and no person
+UNCLAIMED_SECONDS = 900  # how long a taken machine that no build and no person has is kept
 NO_IDS = KnownIds(0)
 SERVER, IMAGE, KEYPAIR, FLOATING_IP, VOLUME, NODE = (
     "leaked server", "leaked image", "keypair", "floating IP", "volume", "stray node")
@@ -30,7 +31,7 @@ SERVER, IMAGE, KEYPAIR, FLOATING_IP, VOLUME, NODE = (
 
 @dataclass(frozen=True)
 class Rows:
-    """What vm.db says of a provider, read after the sight."""
+    """A provider's rows in vm.db, read after the sight."""
 
     provider: Provider
     machines: Sequence[Machine]  # oldest first
@@ -38,14 +39,14 @@ class Rows:
     snapshots: Mapping[int, vmdatabase.SnapshotImage]  # by id, newest first
     ended: Container[int] = ()  # ids of machines whose build has ended
     moved: int = 0  # when a person last said that vm.db was restored or moved on purpose, Unix seconds
-    machine_ids: KnownIds = NO_IDS  # which vm.db may know
+    machine_ids: KnownIds = NO_IDS  # ids that vm.db may know
     snapshot_ids: KnownIds = NO_IDS
-    # How many machines are to come, by the ids of image types whose min-ready does not say it.
+    # How many more machines should come, by the ids of image types for which min-ready alone does not say it.
     lacking: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def leads(self) -> list[Machine]:
-        """The machines that are no subnodes of others."""
+        """The machines that are not subnodes."""
         return [machine for machine in self.machines if machine.lead_id is None]
 
     @cached_property
@@ -55,7 +56,7 @@ class Rows:
 
     @cached_property
     def subnodes(self) -> dict[int, list[Machine]]:
-        """The subnodes by the ids of their leads, also those that failed in their boots."""
+        """The subnodes by the ids of their leads, including those that failed in their boots."""
         return groups.by_lead(self.machines)
 
     def members(self, lead: Machine) -> list[Machine]:
@@ -64,19 +65,19 @@ class Rows:
 
     @cached_property
     def server_ids(self) -> dict[int, str | None]:
-        """The ids of the machines' servers, by the ids of their rows; None where none was saved."""
+        """The ids of the machines' servers, by the ids of their rows; None if none was saved."""
         return {machine.id: machine.external_id for machine in self.machines}
 
     def leaks(self, sight: Sight, now: float) -> list[nova.Server]:
-        """Return the servers of ours that no row accounts for."""
+        """Return our servers that no row accounts for."""
         return rules.leaked_servers(sight.servers.values(), self.server_ids, self.snapshots, now)
 
 
-# --- rows for what a restored vm.db does not know ---------------------------------------------------------------------
+# --- rows that a restored vm.db lacks ---------------------------------------------------------------------------------
 
 
 def adoptions(rows: Rows, sight: Sight, now: float) -> list[actions.AdoptServer]:
-    """Return the servers without a row that somebody has, but for those of unknown image types."""
+    """Return the servers without a row that somebody has, except those of unknown image types."""
     found = []
     for server in rows.leaks(sight, now):
         number = server.machine_id
@@ -92,7 +93,7 @@ def adoptions(rows: Rows, sight: Sight, now: float) -> list[actions.AdoptServer]
 
 
 def use_with_lead(server: nova.Server, rows: Rows, sight: Sight, now: float) -> rules.Use | None:
-    """Return who has the machine whose subnode a server is, and so the server, None if nobody has it."""
+    """Return who has the lead of a subnode's server, and so the server; None if nobody has it."""
     lead = rows.by_id.get(server.lead_id or 0)
     if lead and lead.state in (HOLD, USED):
         return rules.Use(str(lead.state), f"with {lead.name}", lead.hold_until)
@@ -109,11 +110,11 @@ def ended_builds(
     running: Iterable[tuple[Machine, Result]], builds: Mapping[int, jenkinsnodes.Build | None],
     verdicts: Mapping[int, Verdict], forgotten: float, sight: Sight,
 ) -> list[actions.RecordEnd]:
-    """Return the builds that have ended, of those that vm.db has running while their nodes are idle.
+    """Return the ends of builds that vm.db shows as running while their nodes are idle.
 
-    builds and verdicts are what Jenkins says, by machine. One that it does not know is over if its machine was taken
-    before `forgotten` (Unix seconds), unless it does not know the machine's node either: then it may be another Jenkins
-    than the one that runs the build. One that ran on another node is nobody's, see why_unclaimed.
+    builds and verdicts are Jenkins' answers, by machine. A build that Jenkins does not know is over if its machine was
+    taken before `forgotten` (Unix seconds), unless Jenkins does not know the machine's node either: then another
+    Jenkins may run the build. A build that ran on another node is not the machine's, see why_unclaimed.
     """
     found = []
     for machine, row in running:
@@ -129,22 +130,22 @@ def ended_builds(
 
 
 def doubted(rows: Rows, sight: Sight, now: float) -> list[Machine]:
-    """Return the machines that were taken a while ago and where no build runs: they may be nobody's."""
+    """Return the machines that were taken a while ago and on which no build runs: perhaps nobody has them."""
     return [machine for machine in rows.leads if machine.state == USED and not sight.is_untold(machine)
             and now - machine.state_time >= UNCLAIMED_SECONDS and not sight.builds(machine)]
 
 
 def is_named(last: Result | None) -> bool:
-    """Whether somebody took a machine as a build that Jenkins can be asked for."""
+    """Return whether a machine was taken by a build that Jenkins can be asked about."""
     return bool(last and last.jenkins_job_name and last.jenkins_build_number is not None)
 
 
 def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None, has_node: bool) -> str:
-    """Return why a machine that was taken is nobody's, empty if it is somebody's or that is not known.
+    """Return why nobody has a machine that was taken; empty if somebody has it or that is not known.
 
-    last is the row of who took it, build what Jenkins says of that; has_node: whether it knows the node, and so is the
-    one that would know of the build. A build that Jenkins does not know, or that ran
-    elsewhere, has no use for the machine; somebody may have named it to take the machine away from the pool.
+    last: the row of whoever took it; build: what Jenkins says about that build; has_node: whether this Jenkins knows
+    the node, and so would know the build. A build that Jenkins does not know, or that ran elsewhere, has no use for the
+    machine; somebody may have named it to take the machine away from the pool.
     """
     if last and (last.by_person or last.result):
         return ""
@@ -157,9 +158,9 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
 
 
 def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
-    """Return the moves of machines by the rules; unclaimed says of some why they are nobody's.
+    """Return the moves of machines by the rules; unclaimed says why nobody has some of them.
 
-    Subnodes move with their lead, but for those that have lost it.
+    Subnodes move with their lead, except those that have lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
@@ -178,7 +179,7 @@ def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], al
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
-    """Return that a machine is held with a subnode that a person put on HOLD by hand: hold takes all of a group."""
+    """Return the move to HOLD of a lead with a subnode that a person put on HOLD: a hold is for whole groups."""
     held = next((one for one in rows.subnodes.get(lead.id, ()) if one.state == HOLD), None)
     if held is None or lead.state not in (BUILDING, READY, USED):
         return None
@@ -187,7 +188,7 @@ def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
 
 
 def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
-    """Return what becomes of a machine by what was seen of its subnodes, None: nothing."""
+    """Return the move of a lead that follows from what was seen of its subnodes; None if there is none."""
     members = rows.members(lead)
     for member in members:
         if lead.state not in (HOLD, DELETE) and (name := sight.renamed(member)):
@@ -206,9 +207,9 @@ def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
 
 
 def stray(member: Machine, rows: Rows, sight: Sight, going: AbstractSet[int]) -> str:
-    """Return why a subnode goes without its lead, empty if it does not; going are the leads that are moved.
+    """Return why a subnode goes without its lead, empty if it does not; going: the leads that are moved.
 
-    What is left of a machine whose build is over is kept for a look, as it would be with all of its servers.
+    If only the subnode's server is gone and no build runs, the rest of the group is kept for a look, as a whole one is.
     """
     lead = rows.by_id.get(member.lead_id or 0)
     if why := groups.strayed(member, lead):
@@ -218,9 +219,9 @@ def stray(member: Machine, rows: Rows, sight: Sight, going: AbstractSet[int]) ->
 
 
 def completed(move: MoveMachine, sight: Sight) -> MoveMachine:
-    """Return a move by the rules with all that is written down with it.
+    """Return a move with everything that is recorded with it.
 
-    The loss of a ready machine is told of its image type, but not if the cloud or a person took the server away.
+    The loss of a ready machine counts for its image type, but not if the cloud or a person took the server away.
     """
     machine, node = move.machine, sight.node(move.machine)
     columns = dict(move.columns)
@@ -234,7 +235,7 @@ def completed(move: MoveMachine, sight: Sight) -> MoveMachine:
 
 
 def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: float) -> list[MoveMachine]:
-    """Return which finished machines go before their 24 hours because the pool has no room to be full."""
+    """Return the finished machines that go before their 24 hours because the pool lacks room for what is missing."""
     staying = [machine for machine in staying if machine.state not in (DELETE, ERROR)]
     coming = Counter(machine.base_image_id for machine in staying if machine.state in (READY, BUILDING))
     lacks = {image.id: rows.lacking.get(image.id, max(0, image.min_ready - coming[image.id]))
@@ -249,7 +250,7 @@ def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: fl
 
 
 def marks(rows: Rows, sight: Sight) -> list[actions.MarkHeld]:
-    """Return the held machines whose servers do not tell so, or whose servers' ids were not saved."""
+    """Return the held machines whose servers do not say so, or whose servers' ids were not saved."""
     found = []
     for machine in rows.machines:
         server = sight.server(machine) if machine.state == HOLD else None
@@ -260,7 +261,7 @@ def marks(rows: Rows, sight: Sight) -> list[actions.MarkHeld]:
 
 
 def retirements(rows: Rows, sight: Sight) -> list[actions.RetireNode]:
-    """Return the nodes in service whose machines somebody has."""
+    """Return the nodes still in service although somebody has their machines."""
     nodes = [(machine, (sight.nodes or {}).get(str(machine.jenkins_name))) for machine in rows.machines
              if machine.state in (USED, HOLD)]
     return [actions.RetireNode(machine, node) for machine, node in nodes if node and not node.out_of_service]
@@ -270,14 +271,14 @@ def retirements(rows: Rows, sight: Sight) -> list[actions.RetireNode]:
 
 
 def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[Action]:
-    """Return the machines that are over and the servers without a row that go, and what is left and told."""
+    """Return the deletions of machines and of servers without a row, and a Leave for each one that stays."""
     found: list[Action] = []
     for machine in rows.machines:
         if machine.state not in (DELETE, ERROR) or (sight.is_untold(machine) and machine.jenkins_name):
             continue
         lead = rows.by_id.get(machine.lead_id or 0)
         if lead and lead.state in (DELETE, ERROR) and sight.builds(lead):
-            continue  # what runs there still uses it
+            continue  # the build there still uses it
         held = [one.name for one in rows.subnodes.get(machine.id, ()) if one.state == HOLD]
         if held:
             found.append(Leave(f"{machine.name}: its subnode {held[0]} was put on HOLD by hand, and would go with it; "
@@ -308,10 +309,10 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
 
 
 def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_servers: bool) -> str:
-    """Return why a server without a row is no leak but somebody's; empty if it is one."""
+    """Return why a server without a row is not a leak; empty if it is one."""
     template = rows.snapshots.get(server.snapshot_id or 0)
     if template and template.keep_until:
-        return ""  # a template server whose hours are over, as vm.db knows better than the server's marks
+        return ""  # a template server whose hours are over; here vm.db is right, not the server's marks
     number = server.machine_id
     node = None if number is None or number in rows.server_ids else sight.nodes_by_id.get(number)
     if use := rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None):
@@ -326,7 +327,7 @@ def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_serv
 
 
 def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_images: bool) -> list[Action]:
-    """Return what becomes of images without a row: good ones get one, others that a newer vm.db has made are left."""
+    """Return what to do about images without a row: good ones get one, others made by a newer vm.db are left."""
     found: list[Action] = []
     for image in rules.leaked_images(images, rows.snapshots, now):
         base_image, version = made_for(image, rows.images.values())
@@ -343,7 +344,7 @@ def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_imag
 
 
 def made_for(image: nova.Image, base_images: Iterable[BaseImage]) -> tuple[BaseImage | None, int]:
-    """Return the image type and the version that an image's name tells of, None and 0 if it tells of none."""
+    """Return the image type and the version in an image's name; None and 0 if it has none."""
     found = re.fullmatch(rf"(.*)-([0-9]+){re.escape(nova.TEMPLATE_SUFFIX)}", image.name)
     of_it = [one for one in base_images if found and found[1].endswith(f"devstack-{one.name}")]
     return (of_it[0], int(found[2])) if found and of_it else (None, 0)
@@ -352,9 +353,9 @@ def made_for(image: nova.Image, base_images: Iterable[BaseImage]) -> tuple[BaseI
 def snapshots(
     rows: Rows, images: Sequence[nova.Image], gone: Container[str], now: float, all_images: bool
 ) -> list[MarkProved | DeleteSnapshot]:
-    """Return the snapshots that are old, failed, drained or without their image, and which images are to tell more.
+    """Return the snapshots that are old, failed, drained or without their image, and those whose images need a mark.
 
-    gone are the ids of images that the cloud, asked one by one, has no more.
+    gone: the ids of images that the cloud, asked one by one, no longer has.
     """
     by_id = {image.id: image for image in images}
     by_name = {(image.snapshot_id, image.name): image.id for image in images}
@@ -378,8 +379,8 @@ def leftovers(
 ) -> list[Delete]:
     """Return the keypairs, floating IPs and volumes that belong to nothing.
 
-    server_ids are those that there still are, to_bind the machines that may get a floating IP, building the snapshots
-    that are being built, all of any provider.
+    server_ids: the servers that still exist; to_bind: the machines that may get a floating IP; building: the snapshots
+    that are BUILDING; each of all providers.
     """
     keypairs = [Delete(KEYPAIR, name, name) for name, number in sight.keypairs.items() if number not in building]
     floating_ips = [Delete(FLOATING_IP, ip.address, ip) for ip in sight.floating_ips
@@ -394,10 +395,10 @@ def leftovers(
 def stray_nodes(
     rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
 ) -> list[Delete]:
-    """Return the nodes that carry this pool's UUID but have no machine; names are those of all machines.
+    """Return the nodes that carry this pool's UUID but have no machine; names: those of all machines.
 
-    Those whose server is there go with that, or stay with it, and those of another provider are its own reap's. One
-    that somebody has stays while vm.db does not know its id: a list of servers may leave out one of them.
+    A node with an existing server goes or stays with the server; one of another provider is left to that provider's
+    reap. One in use stays while vm.db does not know its id: a list of servers may have left its server out.
     """
     found = []
     for number, node in sight.nodes_by_id.items():

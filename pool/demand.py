@@ -20,7 +20,7 @@ NONE, QUEUE = "none", "queue"
 
 @dataclass(frozen=True)
 class Label:
-    """What the providers file says of an image type for all providers together."""
+    """What the providers file wants of an image type from all providers together."""
 
     name: str
     min_ready: int
@@ -32,55 +32,55 @@ class Label:
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many machines of a label are to be ready or on their way, and why so many."""
+    """How many machines of a label should be ready or on their way, and why."""
 
     count: int
     why: str
-    most: int  # how many there may be, those of which nobody knows whether they are any good included
-    least: int = 0  # of them, without builds that wait
+    most: int  # how many there may be, doubtful ones included
+    least: int = 0  # how many without waiting builds
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What one provider has of a label, and could give."""
+    """What one provider has of a label and could give."""
 
     provider: str
     priority: float
     present: int  # machines ready or on their way, as far as they count
-    room: int  # machines that it may have more, 0 if it can give none now
-    capacity: int  # machines that it may have in all
+    room: int  # how many more machines it may have, 0 if it can give none now
+    capacity: int  # how many machines it may have in all
     doubtful: int = 0  # machines that do not count, but may come back
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a provider stands with a label's image type: by its own launch, or for the launches of others by vm.db."""
+    """The state of a label's image type at a provider, as its own launch sees it, or as vm.db tells other launches."""
 
     provider: str
     priority: int
     ready: int  # machines
     building: int
-    taken: int  # servers that its rows stand for, of all image types
+    taken: int  # servers that its rows account for, of all image types
     max_servers: int
     gives: bool = True  # its image type is active and has a snapshot
     paused: bool = False
-    down: bool = False  # it did not answer when it was asked last
+    down: bool = False  # it did not answer when last asked
     down_minutes: int = 0  # for how long
-    absent: int = 0  # ready machines of which Jenkins has lost the agents
+    absent: int = 0  # ready machines whose agents Jenkins has lost
     full: bool = False  # it refused a machine, or has no quota for one
     on_trial: bool = False  # it was down, or its last machines failed, and none has become ready since
     failing: bool = False  # its last machines failed a moment ago, and none has become ready since
-    is_last: bool = False  # the same, as its own launch sees it: one is tried if the others cannot give it
-    size: int = 1  # servers of each machine, its subnodes counted
+    is_last: bool = False  # the same in its own launch: it tries one if the others cannot give it
+    size: int = 1  # servers per machine, subnodes included
 
     @property
     def serves(self) -> bool:
-        """Whether it gives machines as far as it has room."""
+        """Whether it gives machines if it has room."""
         return self.gives and not (self.paused or self.down or self.failing)
 
     @property
     def trouble(self) -> str:
-        """Why it gives no machines now, or one at a time, in words; empty if it gives what it has."""
+        """Why it gives no machines now, or only one at a time, in words; empty if nothing limits it."""
         if self.paused:
             return "paused"
         if not self.gives:
@@ -94,7 +94,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Part:
-    """What a provider has of a label, and what it is to add."""
+    """What a provider has of a label, and what it should add."""
 
     standing: Standing
     offer: Offer
@@ -107,10 +107,10 @@ class Part:
 
 
 def offer_of(standing: Standing, quota: int | None = None) -> Offer:
-    """Return what a provider has of a label and could give; quota, if known, is for how many its cloud has room.
+    """Return what a provider has of a label and could give; quota: for how many its cloud has room, if known.
 
-    Of one that is down, or whose last machines have failed, nothing that is on the way counts, nor a ready machine that
-    Jenkins has lost. One that comes back is tried with one machine.
+    If it is down or on trial, its machines on the way do not count, nor its ready machines that Jenkins has lost. One
+    on trial gets one machine at a time.
     """
     doubtful = standing.building + standing.absent if standing.down or standing.on_trial else 0
     room = max(0, standing.max_servers - standing.taken) // standing.size
@@ -124,7 +124,7 @@ def offer_of(standing: Standing, quota: int | None = None) -> Offer:
 
 
 def days_of(text: str) -> set[int]:
-    """Return the days of a schedule entry, 0 for Monday: mon-fri, sat,sun, fri-mon; ValueError for other words."""
+    """Return the days of a schedule entry such as mon-fri, sat,sun or fri-mon, 0 for Monday; ValueError for others."""
     found: set[int] = set()
     for part in text.lower().replace(" ", "").split(","):
         first, dash, last = part.partition("-")
@@ -134,7 +134,7 @@ def days_of(text: str) -> set[int]:
 
 
 def hours_of(text: str) -> tuple[time, time]:
-    """Return begin and end of a schedule entry, HH:MM-HH:MM; ValueError for another text."""
+    """Return begin and end of a schedule entry, HH:MM-HH:MM; raises ValueError for any other text."""
     found = re.fullmatch(r"([0-9]{1,2}:[0-9]{2})-([0-9]{1,2}:[0-9]{2})", text)
     if not found:
         raise ValueError(text)
@@ -143,7 +143,7 @@ def hours_of(text: str) -> tuple[time, time]:
 
 
 def is_schedule(value: object) -> bool:
-    """Whether a value is a schedule: a list of entries with days, hours, min-ready and a zone that is known here."""
+    """Return whether a value is a schedule: a list of entries with days, hours, min-ready and a zone known here."""
     return isinstance(value, list) and all(map(_is_entry, value))
 
 
@@ -160,9 +160,9 @@ def _is_entry(value: object) -> bool:
 
 
 def fits(entry: Mapping[str, Any], moment: datetime) -> bool:
-    """Whether a schedule entry holds at a moment (with a time zone).
+    """Return whether a schedule entry holds at a moment (with a time zone).
 
-    Hours are those of clocks on the wall of the entry's zone; if they go past midnight, the day is that of their begin.
+    Hours are local time in the entry's zone; if they pass midnight, the day is the one on which they begin.
     """
     local = moment.astimezone(ZoneInfo(entry["zone"]))
     (begin, end), days = hours_of(entry["hours"]), days_of(entry["days"])
@@ -173,9 +173,9 @@ def fits(entry: Mapping[str, Any], moment: datetime) -> bool:
 
 
 def wanted(label: Label, moment: datetime, waiting: int, elsewhere: int = 0) -> Wanted:
-    """Return how many machines of a label to have; waiting is how many builds wait in Jenkins for one.
+    """Return how many machines of a label to have; waiting: how many builds in Jenkins wait for one.
 
-    elsewhere is how many machines there are beside those that these builds can get: they belong to another Jenkins.
+    elsewhere: how many machines exist that these builds cannot get, because they belong to another Jenkins.
     """
     entry = next((entry for entry in label.schedule if fits(entry, moment)), None)
     least = int(entry["min-ready"]) if entry else label.min_ready
@@ -189,11 +189,11 @@ def wanted(label: Label, moment: datetime, waiting: int, elsewhere: int = 0) -> 
 
 
 def shares(count: int, offers: Sequence[Offer], spread: str, most: int | None = None) -> dict[str, int]:
-    """Return how many machines each provider is to add, for so many in all, and no more than `most` with doubtful ones.
+    """Return how many machines each provider should add to reach `count`, but at most `most` if doubtful ones count.
 
-    One after the other goes to the provider of the highest priority that has room; among equals, and among all if
-    spread is EVEN and they are equal, to the one of which the smallest part is taken by the label, so that each run of
-    each provider comes to the same end whoever is first.
+    Each machine goes to the provider of the highest priority that has room. Among equals PACK takes the first name,
+    EVEN the one with the smallest part of its capacity taken by the label. So each run of each provider comes to the
+    same result, whoever is first.
     """
     added = {offer.provider: 0 for offer in offers}
     missing = count - sum(offer.present for offer in offers)
@@ -215,14 +215,14 @@ def shares(count: int, offers: Sequence[Offer], spread: str, most: int | None = 
 
 
 def missing_of(wish: Wanted, parts: Sequence[Part]) -> int:
-    """Return how many machines nobody has or can give now, beside those that may come back."""
+    """Return how many wanted machines nobody has or can give now; doubtful ones are not missing."""
     return max(0, wish.count - sum(part.offer.present + part.offer.doubtful + part.adds for part in parts))
 
 
 def lacking(wish: Wanted, parts: Sequence[Part], spread: str, finished: Mapping[str, int]) -> dict[str, int]:
-    """Return how many machines each provider is to have more for a label, those for which it must make room included.
+    """Return how many more machines of a label each provider should have, including those that it must make room for.
 
-    finished is for how many each has room once the machines of ended builds are gone that it keeps.
+    finished: for how many each has room once the machines of ended builds that it keeps are gone.
     """
     offers = [Offer(part.offer.provider, part.offer.priority, part.offer.present + part.adds,
                     min(finished.get(part.offer.provider, 0), part.offer.capacity) if part.standing.serves else 0,
@@ -238,8 +238,8 @@ def plan(
 ) -> tuple[Wanted, list[Part]]:
     """Return how many machines of a label are wanted at a moment, and the part of each provider.
 
-    waiting is how many builds wait in Jenkins; quotas is for how many machines clouds have room, as far as known;
-    elsewhere as in wanted.
+    waiting: how many builds wait in Jenkins; quotas: for how many machines clouds have room, as far as known; elsewhere
+    as in wanted.
     """
     wish = wanted(label, moment, waiting, elsewhere)
     offers = [offer_of(standing, (quotas or {}).get(standing.provider)) for standing in standings]

@@ -1,7 +1,7 @@
-"""The schema of vm.db for PostgreSQL: the scripts of MIGRATIONS, which SQLite runs as they are, put in its words.
+"""The schema of vm.db for PostgreSQL: the scripts of MIGRATIONS, which SQLite runs as they are, translated.
 
-There is one schema. What the two databases say differently is listed here, and all of it: whoever writes a migration
-keeps to what both understand, or adds the difference. The rules, and why, are in docs/several-hosts.md.
+There is one schema. This file lists all differences in the SQL of the two databases: whoever writes a migration uses
+only what both understand, or adds the difference here. The rules, and why, are in docs/several-hosts.md.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# Before all: what PostgreSQL has no word for.
-# - An id is never used again, also if the row that had it is gone, or its transaction has failed: like SQLite's
-#   AUTOINCREMENT, and unlike a sequence, of which a replica may be ahead of its own rows.
-# - Whoever writes, a person with psql too, waits until no one else writes, like in SQLite: what is read in a
-#   transaction that writes stays true until it ends.
+# Runs first: what PostgreSQL has no equivalent for.
+# - The id of a committed row is never used again, even after the row is gone: like SQLite's AUTOINCREMENT, and unlike
+#   a sequence, which on a replica may be ahead of the rows.
+# - Every writer, even a person with psql, waits until nobody else writes, as in SQLite: what a writing transaction
+#   reads stays true until it ends.
 PRELUDE = """
 CREATE TABLE last_id (name TEXT PRIMARY KEY, seq BIGINT NOT NULL);
 CREATE FUNCTION number_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -43,7 +43,7 @@ DIFFERENCES = (
     (r"\bDO UPDATE SET count = count \+ 1, total = total \+", "DO UPDATE SET count = tally.count + 1, total = "
                                                                "tally.total +"),
     (r"\bSELECT RAISE\(ABORT, ('[^']*')\)", r"RAISE EXCEPTION \1 USING ERRCODE = 'integrity_constraint_violation'"),
-    (r"\bDROP TRIGGER (\w+)", r"DROP FUNCTION \1 CASCADE"),  # each trigger has a function of its name
+    (r"\bDROP TRIGGER (\w+)", r"DROP FUNCTION \1 CASCADE"),  # each trigger has a function with its name
 )
 TRIGGER = re.compile(
     r"\s*CREATE TRIGGER (?P<name>\w+) (?P<event>(?:BEFORE|AFTER) (?:INSERT|DELETE|UPDATE(?: OF [\w, ]+?)?)) "
@@ -52,7 +52,7 @@ TABLE = re.compile(r"\s*CREATE TABLE (\w+)")
 
 
 def translated(statement: str, writer: int) -> Iterator[str]:
-    """Yield the statements by which PostgreSQL does what one of MIGRATIONS does; writer is the key of the lock."""
+    """Yield the PostgreSQL statements for one statement of MIGRATIONS; writer is the key of the writers' lock."""
     text = statement
     for pattern, words in DIFFERENCES:
         text = re.sub(pattern, words, text)
@@ -69,7 +69,7 @@ def translated(statement: str, writer: int) -> Iterator[str]:
 
 
 def _trigger(found: re.Match[str]) -> Iterator[str]:
-    """Yield the function of a trigger, and the trigger: its condition may look at other rows, so it stands inside."""
+    """Yield a trigger's function, then the trigger; the condition may look at other rows, so the function has it."""
     row = "OLD" if "DELETE" in found["event"] else "NEW"
     body = f"IF {found['when']} THEN {found['body']} END IF;" if found["when"] else found["body"]
     yield f"CREATE FUNCTION {found['name']}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN {row}; END $$"
@@ -78,7 +78,7 @@ def _trigger(found: re.Match[str]) -> Iterator[str]:
 
 
 def _scalar_max(text: str) -> str:
-    """Return a statement with max of several values, as SQLite has it, as greatest; max of a column stays."""
+    """Return a statement with SQLite's max of several values written as greatest; max of a column stays."""
     for found in reversed(list(re.finditer(r"\bmax\(", text))):
         inside = text[found.end():_end_of(text, found.end())]
         if re.search(",", re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", inside)))):
@@ -87,7 +87,7 @@ def _scalar_max(text: str) -> str:
 
 
 def _named_subqueries(text: str) -> str:
-    """Return a statement whose subqueries after FROM have names, as PostgreSQL before 16 demands."""
+    """Return a statement whose subqueries after FROM have names, which PostgreSQL before 16 requires."""
     for found in reversed(list(re.finditer(r"\bFROM \((?=\s*SELECT\b)", text))):
         end = _end_of(text, found.end()) + 1
         if not re.match(r"\s+AS\b", text[end:]):
@@ -96,7 +96,7 @@ def _named_subqueries(text: str) -> str:
 
 
 def _end_of(text: str, start: int) -> int:
-    """Return where the parenthesis closes that was opened just before start."""
+    """Return the position of the parenthesis that closes the one opened just before start."""
     depth, place = 1, start
     while depth:
         depth += {"(": 1, ")": -1}.get(text[place], 0)

@@ -1,7 +1,7 @@
-"""Locked test environments: one is given to one machine at a time, in turn, and is reset before the next one has it.
+"""Locked test environments: each serves one machine at a time, in turn, and is reset before the next one gets it.
 
-The lock is the row of vm.db, which triggers let go with the machine. Who waits holds a lock of the kernel for as long
-as it lives, so that one that was killed keeps nobody waiting.
+The lock is the row of vm.db, which triggers release with the machine. A waiting process holds another lock (see
+`standing_in_line`) as long as it lives, so that a killed one delays nobody.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ DEFAULT_WAIT = 60  # minutes
 MINUTE = 60  # seconds
 WAIT_SETTING = "environment-wait"
 POLL_SECONDS = 2
-CLAIM_SECONDS = 2  # for a lock that others hold for moments only, to see whether it is held
+CLAIM_SECONDS = 2  # for a lock that others hold only for a moment, to see whether it is held
 WRITE_SECONDS = 120  # for the data to reach the machine
-RESET_SECONDS = 600  # a reset that takes longer has failed; the job that runs it is given 20 minutes
+RESET_SECONDS = 600  # a reset that takes longer has failed; the job that runs it has 20 minutes
 KILL_SECONDS = 10
 OUTPUT_BYTES = 64 << 20  # of a reset, on the disk
-TOLD_BYTES = 2000  # of what a reset printed last
+TOLD_BYTES = 2000  # of the end of a reset's output
 DATA_BYTES = 1 << 20
 SECRET_KEYS = re.compile("pass|pwd|secret|token|key|credential|auth|community|pin$", re.IGNORECASE)
-SECRET_LENGTH = 4  # shorter texts are left: they would be found in any word
+SECRET_LENGTH = 4  # shorter texts are not hidden: any word may contain them
 HIDDEN = "***"
-END_LOOK_SECONDS = 30  # between two looks at the builds that have what is waited for
+END_LOOK_SECONDS = 30  # between two looks at builds that have a wanted environment
 END_SECONDS = 900  # for what devstack-vm-delete does, a reset included
-RESULT_OF = {"NOT_BUILT": "ABORTED"}  # Jenkins' words for devstack-vm-delete, where they differ
+RESULT_OF = {"NOT_BUILT": "ABORTED"}  # results in Jenkins' words -> in those of devstack-vm-delete
 IN_USE = (USED, HOLD)
-# Settings of hosts that share a database, by host: that it gives environments, that it has not told its notes since a
-# restore; and by environment what was told.
+# Settings of hosts that share a database. By host: that it gives environments; that it has not published its notes
+# since a restore. By environment: what was published.
 HOST, DOUBT, PUBLISHED = "notes of ", "notes in doubt of ", "noted "
-DOUBT_SECONDS = 86400  # as long as the machine of a failed build is kept; and no build takes so long
+DOUBT_SECONDS = 86400  # as long as a failed build's machine is kept; no build takes so long
 
 
 class WithoutError(GateError):
-    """A machine got no test environment; kind is what the build's result is recorded as."""
+    """A machine got no test environment; kind is recorded with the build's result."""
 
     def __init__(self, message: str, kind: str = "infrastructure") -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ def wait_minutes() -> int:
 
 
 def set_wait(minutes: int) -> list[str]:
-    """Make that number what a providers file says; returns one line for each change."""
+    """Set that number to what a providers file says; return one line for each change."""
     before = wait_minutes()
     if minutes == before:
         return []
@@ -98,9 +98,9 @@ def set_wait(minutes: int) -> list[str]:
 
 
 def read_data(path: Path) -> bytes:
-    """Return the content of a data file; ValueError says what is wrong with it."""
+    """Return the contents of a data file; raises ValueError, which says what is wrong with it."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # of a pipe, too
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # no wait for a pipe
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ValueError(f"{path}: is no plain file")
             data = stream.read(DATA_BYTES + 1)
@@ -112,7 +112,7 @@ def read_data(path: Path) -> bytes:
     except UnicodeDecodeError as err:
         raise ValueError(f"{path}: is no UTF-8 text") from err
     try:
-        json.loads(text, parse_constant=_refuse_constant, parse_int=str)  # of a number any length
+        json.loads(text, parse_constant=_refuse_constant, parse_int=str)  # numbers of any length
     except RecursionError as err:
         raise ValueError(f"{path}: is no JSON: nested too deep") from err
     except json.JSONDecodeError as err:
@@ -123,14 +123,14 @@ def read_data(path: Path) -> bytes:
 
 
 def _refuse_constant(word: str) -> None:
-    """Raise ValueError for NaN and Infinity, which Python reads and most others do not."""
+    """Raise ValueError for NaN and Infinity, which Python accepts and most other parsers do not."""
     raise ValueError(f"{word} is no number there")
 
 
 def secrets_in(data: str) -> list[str]:
-    """Return the texts in the JSON of a data file that a message may not show: all below a key that speaks of secrets.
+    """Return the texts in a data file's JSON that no message may show: all below a key that suggests a secret.
 
-    The longest come first, so that none is left in part.
+    The longest come first, so that replacing them leaves no part of one.
     """
     found: set[str] = set()
 
@@ -154,9 +154,9 @@ def secrets_in(data: str) -> list[str]:
 
 @contextlib.contextmanager
 def standing_in_line(machine: Machine) -> Iterator[None]:
-    """Show, as long as this lasts, that the process lives which waits for a machine; one that needs none shows nothing.
+    """Hold a lock that shows that the process waiting for a machine lives; do nothing if the machine needs none.
 
-    Surrounds queue_up and hand_over. If another process shows it already, that one has taken the machine, or will.
+    Surrounds queue_up and hand_over. If another process holds it already, that one has taken the machine, or will.
     """
     if not machine.base_image.test_environment:
         yield
@@ -171,9 +171,9 @@ def _line(machine_id: int, seconds: float) -> contextlib.AbstractContextManager[
 
 
 def queue_up(machine: Machine) -> None:
-    """Put a machine that has just been taken at the end of the line, and lock an environment if its turn is now.
+    """Put a machine that is being taken at the end of the line, and lock an environment if its turn has come.
 
-    Part of the transaction that takes it.
+    Part of the transaction that takes the machine.
     """
     if machine.base_image.test_environment:
         EnvironmentWaiter.create(machine_id=machine.id, since=vmdatabase.now())
@@ -181,10 +181,10 @@ def queue_up(machine: Machine) -> None:
 
 
 def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | None) -> None:
-    """Wait until a machine that was taken has its test environment, and write the data on it.
+    """Wait until a taken machine has its test environment, and write the environment's data on the machine.
 
-    Raises WithoutError if that cannot be had, GateError if the machine is not in use any more. In the first case, and
-    if the process is stopped, the machine is marked for deletion, and its build as one that could not begin.
+    Raises WithoutError if there is none in time, GateError if the machine is no longer in use. In the first case, and
+    if the process is stopped, the machine is marked for deletion and its build recorded as one that could not begin.
     """
     if not machine.base_image.test_environment:
         return
@@ -211,9 +211,9 @@ def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | Non
 
 
 def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes] | None:
-    """Return the environment of a machine, as soon as it has one whose data can be read, and the data.
+    """Wait until a machine has an environment whose data can be read; return the environment and the data.
 
-    None: the providers file says by now that it needs none.
+    Returns None if the providers file, changed meanwhile, says that it needs none.
     """
     minutes = wait_minutes()
     deadline = time.monotonic() + minutes * MINUTE
@@ -246,13 +246,13 @@ def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -
 
 
 def _of(machine: Machine) -> TestEnvironment | None:
-    """Return the environment that a machine has."""
+    """Return the environment that a machine has; None if it has none."""
     found: TestEnvironment | None = TestEnvironment.get_or_none(TestEnvironment.machine_id == machine.id)
     return found
 
 
 def _turn(machine: Machine) -> TestEnvironment | None:
-    """Return the environment of a machine if its turn has come; raises GateError if it is not in use any more."""
+    """Return the environment of a machine if its turn has come; raises GateError if it is no longer in use."""
     while True:
         if not _may_move(machine):
             return None
@@ -265,7 +265,7 @@ def _turn(machine: Machine) -> TestEnvironment | None:
 
 
 def _may_move(machine: Machine) -> bool:
-    """Whether anything is to be had: looked at without holding up others."""
+    """Return whether there may be an environment to get; this look does not delay others."""
     _refuse_unused(machine)
     waiter = _waiter(machine)
     return any(place.fits(waiter) for place in (*_places(FREE), *(one.place for one in _kept())))
@@ -278,7 +278,7 @@ def _refuse_unused(machine: Machine) -> None:
 
 
 def _lock_in_turn(machine: Machine) -> TestEnvironment | None:
-    """Lock an environment for a machine if its turn is now, and for those before it; part of a transaction."""
+    """Lock an environment for a machine if its turn has come, and for those before it; part of a transaction."""
     for machine_id, place in turns.grants(_waiters(machine), _places(FREE)).items():
         if machine_id == machine.id:
             return _lock(TestEnvironment.get_by_id(place), machine)
@@ -304,7 +304,7 @@ def _waiter(machine: Machine) -> turns.Waiter:
 
 
 def _waiters(machine: Machine) -> list[turns.Waiter]:
-    """Return who stands in line; of those before this machine, one whose process has ended is out of it."""
+    """Return the line; waiters before this machine whose process has ended are removed from it."""
     rows = vmdatabase.database.execute_sql(
         "SELECT environment_waiter.machine_id, base_image.name, provider.name FROM environment_waiter "
         "JOIN machine ON machine.id = environment_waiter.machine_id JOIN base_image ON base_image.id = base_image_id "
@@ -322,20 +322,20 @@ def _waiters(machine: Machine) -> list[turns.Waiter]:
 
 
 def tidy_line() -> None:
-    """Take those out of the line whose process has ended, for whoever looks at it."""
+    """Remove from the line the waiters whose process has ended, so that the line shows the truth."""
     for waiter in list(EnvironmentWaiter.select()):
         if not _stands(waiter.machine_id):
             waiter.delete_instance()
 
 
 def _stands(machine_id: int) -> bool:
-    """Whether the process lives that waits for a machine."""
+    """Return whether the process that waits for a machine lives."""
     with _line(machine_id, 0) as nobody:
         return not nobody
 
 
 def _places(*states: str) -> list[turns.Place]:
-    """Return the environments in these states that may be given to machines."""
+    """Return the environments in these states that can be given to machines."""
     rows = TestEnvironment.select().where(TestEnvironment.state.in_(states) & (TestEnvironment.active == 1))
     return [_place(row) for row in rows if not _is_forgotten(row)]
 
@@ -346,7 +346,7 @@ def _place(row: TestEnvironment) -> turns.Place:
 
 
 def _names(environment: str, column: str, text: str) -> list[str]:
-    """Return a list of names that a column holds; ConfigError if a person wrote something else there."""
+    """Return the list of names in a column; raises ConfigError if a person wrote something else there."""
     try:
         names = json.loads(text)
     except ValueError:
@@ -359,7 +359,7 @@ def _names(environment: str, column: str, text: str) -> list[str]:
 
 
 def _kept() -> list[turns.Kept]:
-    """Return the machines of ended builds that are kept with an environment: a build that waits is worth more."""
+    """Return the machines of ended builds that are kept with an environment; a waiting build comes before them."""
     rows = vmdatabase.database.execute_sql(
         "SELECT test_environment.id, machine.id, result.end_time FROM test_environment "
         "JOIN machine ON machine.id = test_environment.machine_id AND machine.state = 'USED' "
@@ -371,7 +371,7 @@ def _kept() -> list[turns.Kept]:
 
 
 def _make_one_free(machine: Machine) -> bool:
-    """Have a kept machine give way if no environment comes to this one soon; returns whether one did."""
+    """Mark a kept machine DELETE if this one would get no environment soon otherwise; returns whether it did."""
     if machine.id in turns.grants(_waiters(machine), _places(FREE, RESETTING)):
         return False
     gone = turns.gives_way(_waiter(machine), _kept())
@@ -386,9 +386,9 @@ def _make_one_free(machine: Machine) -> bool:
 
 
 def _end_builds(machine: Machine, jenkinses: Jenkinses, log: gateprocess.Log) -> None:
-    """Call devstack-vm-delete for builds that have ended with what the first in the line waits for.
+    """Call devstack-vm-delete for ended builds that have an environment that the first in line can use.
 
-    Their own call may wait for an executor of this host, all of which may be taken by builds that wait here.
+    Their own call may wait for an executor of this host; builds that wait here may occupy all of them.
     """
     if _before(machine):
         return
@@ -406,7 +406,7 @@ def _end_builds(machine: Machine, jenkinses: Jenkinses, log: gateprocess.Log) ->
 
 
 def _builds_in_the_way(machine: Machine) -> list[tuple[str, str, str, int]]:
-    """Return node, Jenkins, job and number of the builds that run, by vm.db, with what a machine waits for."""
+    """Return node, Jenkins, job and number of the builds that, by vm.db, run with what a machine waits for."""
     rows = vmdatabase.database.execute_sql(
         "SELECT machine.name, machine.jenkins, jenkins_job_name, jenkins_build_number, test_environment.id "
         "FROM test_environment JOIN machine ON machine.id = test_environment.machine_id "
@@ -419,7 +419,7 @@ def _builds_in_the_way(machine: Machine) -> list[tuple[str, str, str, int]]:
 
 
 def _delete(node: str, job: str, number: int, result: str, log: gateprocess.Log) -> None:
-    """Do what the job devstack-vm-delete does for a build; what fails is left to that, and to reap."""
+    """Run devstack-vm-delete.py for a build, as the job does; if it fails, job and reap try again."""
     import subprocess
 
     script = Path(__file__).resolve().parent.parent / "devstack-vm-delete.py"
@@ -433,7 +433,7 @@ def _delete(node: str, job: str, number: int, result: str, log: gateprocess.Log)
 
 
 def _data_of(environment: TestEnvironment, log: gateprocess.Log) -> bytes | None:
-    """Return the data of a locked environment; None if it cannot be read, and the environment is BROKEN."""
+    """Return the data of a locked environment; if it cannot be read, make the environment BROKEN and return None."""
     try:
         return read_data(Path(environment.data))
     except ValueError as err:
@@ -443,7 +443,7 @@ def _data_of(environment: TestEnvironment, log: gateprocess.Log) -> bytes | None
 
 
 def _why_not(machine: Machine) -> str:
-    """Return in words who has what a machine waits for, and how many are before it."""
+    """Return in words who has the environments that a machine waits for, and how many are before it."""
     waiter = _waiter(machine)
     fitting = [row for row in TestEnvironment.select().order_by(TestEnvironment.name) if _place(row).fits(waiter)]
     if not fitting:
@@ -456,18 +456,18 @@ def _why_not(machine: Machine) -> str:
 
 
 def _before(machine: Machine) -> list[turns.Waiter]:
-    """Return who stands in line before a machine."""
+    """Return the waiters before a machine."""
     return list(itertools.takewhile(lambda one: one.machine_id != machine.id, _waiters(machine)))
 
 
-# The account of the node gets the data, and nobody else may read it.
+# The node's account owns the data, and nobody else may read it.
 WRITE_DATA = """folder=/etc/devstack-gate; file=$folder/test-environment.json; umask 022
 mkdir -p "$folder" && printf '%s\\n' "$2" > "$folder/test-environment" && rm -f "$file.new" || exit 1
 umask 077; cat > "$file.new" && chown -- "$1:" "$file.new" && chmod 0600 "$file.new" && mv -f "$file.new" "$file\""""
 
 
 def _write(machine: Machine, config: SecureConfig, environment: TestEnvironment, data: bytes) -> None:
-    """Write the data of its environment on a machine."""
+    """Write the data of a machine's environment on the machine."""
     import nodessh
 
     login = nodessh.Login.of_machine(machine, config.node)
@@ -483,7 +483,7 @@ def _write(machine: Machine, config: SecureConfig, environment: TestEnvironment,
 
 
 def _give_up(machine: Machine, err: WithoutError) -> None:
-    """Mark the machine of a build that cannot begin for deletion, and record that the change is not to blame."""
+    """Mark the machine of a build that cannot begin for deletion, and record why, so that no change is blamed."""
     with vmdatabase.database.atomic("IMMEDIATE"):
         vmdatabase.note_of_build(machine, kind=err.kind, phase="devstack-vm-inprogress",
                                  reason=gateprocess.plain(str(err), 500))
@@ -505,10 +505,10 @@ class _Running:
 
 
 class Resets:
-    """Resets that are due: each is run by one process of all, outside of any transaction, with a time limit.
+    """Resets that are due: only one process runs each, outside any transaction and with a time limit.
 
-    The lock of a reset is held by timeout(1), too, which ends with it even if this process is killed; the next process
-    finds the environment RESETTING then, and runs its reset again.
+    timeout(1) also holds the lock of a reset, until the reset ends, even if this process is killed. The next process
+    then finds the environment RESETTING and runs its reset again.
     """
 
     def __init__(self) -> None:
@@ -520,39 +520,39 @@ class Resets:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for those that run, unless the process is to stop."""
+        """Wait for running resets, unless the process has to stop."""
         if kind is None or issubclass(kind, Exception):
             self.finish()
 
     def step(self, waiter: turns.Waiter | None = None) -> None:
-        """Begin with what is due, of what fits a waiter if there is one, and write down what has ended."""
+        """Begin the resets that are due, only those that fit a waiter if one is given, and record those that ended."""
         for environment in TestEnvironment.select().where(TestEnvironment.state == RESETTING):
             if waiter is None or _place(environment).fits(waiter):
                 self._begin(environment)
         self._note_ends()
 
     def begin(self, name: str) -> None:
-        """Begin with the reset of an environment, if it is due and no other process is at it."""
+        """Begin the reset of an environment, if it is due and no other process runs it."""
         environment = TestEnvironment.get_or_none(
             (TestEnvironment.name == name) & (TestEnvironment.state == RESETTING))
         if environment:
             self._begin(environment)
 
     def finish_some(self) -> bool:
-        """Wait for those that this process runs; returns whether there were any."""
+        """Wait for the resets that this process runs; return whether there were any."""
         any_run = bool(self._running)
         self.finish()
         return any_run
 
     def finish(self) -> int:
-        """Wait for those that this process runs; returns how many environments are BROKEN now."""
+        """Wait for the resets that this process runs; return how many of its resets failed."""
         while self._running:
             time.sleep(0.1)
             self._note_ends()
         return self.failed
 
     def _begin(self, environment: TestEnvironment) -> None:
-        import subprocess  # most runs have none to run, and a build waits for their start
+        import subprocess  # most runs have no reset, and a build waits for their start
         import tempfile
 
         if environment.id in self._running or _is_forgotten(environment):
@@ -563,23 +563,23 @@ class Resets:
         lock, descriptor = _reset_lock(environment)
         if descriptor is None:
             lock.close()
-            return  # another process is at it
+            return  # another process runs it
         if TestEnvironment.get_or_none(
                 (TestEnvironment.id == environment.id) & (TestEnvironment.state == RESETTING)) is None:
             lock.close()
             return
         get_log().info("test environment %s: its reset begins", environment.name)
         output = tempfile.TemporaryFile()  # noqa: SIM115 - _end closes it
-        # The shell lets go of the lock, so that nothing which the command leaves running holds it.
+        # The shell closes the lock file, so that nothing that the command leaves running holds the lock.
         words = ["timeout", "-k", str(KILL_SECONDS), str(RESET_SECONDS), "bash", "-c",
                  f"exec {descriptor}>&-; exec bash -c \"$1\"", "bash", environment.reset]
-        if vmdatabase.database.shared:  # other hosts do not see that it runs on once this process is gone
+        if vmdatabase.database.shared:  # if this process is gone, other hosts cannot see that the reset goes on
             words = ["setpriv", "--pdeathsig", "TERM", *words]
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(descriptor,),
                 cwd=Path(environment.data).parent, env=_environment_of(environment))
-        except OSError as err:  # no such folder any more, or this host has no more of something
+        except OSError as err:  # the folder is gone, or this host has run out of something
             with lock, output:
                 self._break(environment, f"reset: {err.filename or 'bash'}: {err.strerror}")
             return
@@ -597,7 +597,7 @@ class Resets:
             self._write_end(one)
 
     def _write_end(self, one: _Running) -> None:
-        """Write down how a reset has ended."""
+        """Record how a reset ended."""
         status, environment = one.process.returncode, one.environment
         if status == 0:
             vmdatabase.move(environment, RESETTING, FREE, "its reset has succeeded")
@@ -616,22 +616,22 @@ class Resets:
 
 
 def due() -> list[str]:
-    """Return the names of the environments that are to be reset."""
+    """Return the names of the environments whose reset is due."""
     rows = TestEnvironment.select().where(TestEnvironment.state == RESETTING).order_by(TestEnvironment.name)
     return [row.name for row in rows if not _is_forgotten(row)]
 
 
 def run_resets() -> int:
-    """Run the resets that are due to their ends; returns how many environments are BROKEN now."""
+    """Run the resets that are due to their end; return how many failed."""
     resets = Resets()
     resets.step()
     return resets.finish()
 
 
 def _reset_lock(environment: TestEnvironment) -> tuple[contextlib.ExitStack, int | None]:
-    """Return what ends the lock of a reset, and the file that has it, which is None if another process does.
+    """Return a stack that releases the lock of a reset, and the locked file; None for the file if another has the lock.
 
-    On this host it lasts for as long as anyone has the file open; between hosts, for as long as this process lives.
+    On this host the lock lasts as long as anyone has the file open; between hosts, as long as this process lives.
     """
     lock = contextlib.ExitStack()
     if vmdatabase.database.shared and not lock.enter_context(vmdatabase.lock("reset", 0, environment.name)):
@@ -651,18 +651,18 @@ def _environment_of(environment: TestEnvironment) -> dict[str, str]:
 
 
 def _keep_small(output: IO[bytes]) -> None:
-    """Give back the disk that an output takes which has no end; what comes next is written behind a hole."""
+    """Free the disk space of an endless output; later output is written behind a hole."""
     if os.fstat(output.fileno()).st_blocks * 512 > OUTPUT_BYTES:
         os.ftruncate(output.fileno(), 0)
 
 
 def _last_of(output: IO[bytes], environment: TestEnvironment) -> str:
-    """Return the end of what a reset printed, as the end of a line, without the secrets of its data.
+    """Return the end of a reset's output, as the end of a line, without the secrets of its data.
 
-    If the data cannot be read, nobody can tell them from the rest, and nothing is returned.
+    If the data cannot be read, secrets cannot be recognised, and nothing is returned.
     """
     size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - 2 * TOLD_BYTES))  # a secret may begin before what is told
+    output.seek(max(0, size - 2 * TOLD_BYTES))  # a secret may begin before the part that is shown
     text = output.read().replace(b"\0", b"").decode("utf-8", "replace")
     try:
         secrets = secrets_in(read_data(Path(environment.data)).decode())
@@ -678,17 +678,17 @@ def _last_of(output: IO[bytes], environment: TestEnvironment) -> str:
 
 
 class _Noted(NamedTuple):
-    """Who has an environment, or had it last, as a file beside vm.db tells, which may be newer than vm.db."""
+    """Who has an environment, or had it last, from a file beside vm.db, which may be newer than vm.db."""
 
     locks: int
     machine_id: int
     provider: str
     server: str | None  # its id
-    when: float  # each note of a host has a greater one than those before it
+    when: float  # greater in each later note of a host
 
 
 def _note(environment: TestEnvironment, machine: Machine, locks: int) -> None:
-    """Write beside vm.db who gets an environment, as which one; a vm.db that is restored some day may not know it."""
+    """Write beside vm.db which machine gets an environment, and as which lock: a restored vm.db may not know."""
     noted = {"pool": vmdatabase.pool_uuid(), "locks": locks, "machine": machine.id,
              "provider": machine.base_image.provider.name, "server": machine.external_id, "when": _next_moment()}
     file = _note_of(environment)
@@ -701,7 +701,7 @@ def _note(environment: TestEnvironment, machine: Machine, locks: int) -> None:
 
 
 def _next_moment() -> float:
-    """Return a Unix time after those of all notes that this host has, though its clock may have been set back."""
+    """Return a Unix time after those of all notes of this host, even if its clock was set back."""
     last = max((noted.when for noted in map(_own_note, TestEnvironment.select()) if noted), default=0.0)
     return max(vmdatabase.clock(), last + 0.001)
 
@@ -711,9 +711,9 @@ def _note_of(environment: TestEnvironment) -> Path:
 
 
 def tidy_notes() -> None:
-    """Remove what is beside vm.db of environments that are gone: a new one of such a name has had nobody.
+    """Remove the notes of environments that are gone: a new one of the same name has served nobody.
 
-    One that was renamed while a machine has it gets its note under the new name.
+    One that was renamed while a machine has it gets a note under its new name.
     """
     names = set()
     for row in TestEnvironment.select():
@@ -728,10 +728,10 @@ def tidy_notes() -> None:
 
 
 def _noted(environment: TestEnvironment) -> _Noted | None:
-    """Return who had an environment as vm.db does not know it: it was restored since. None if vm.db knows.
+    """Return who had an environment if vm.db, which was restored since, does not know it; None if vm.db knows.
 
-    A note is written before the transaction that it tells of has ended. If that was killed, another environment that
-    the same machine got later says so: it has one at a time.
+    A note is written before its transaction ends. If that was killed, a later note of another environment for the same
+    machine shows it: a machine has one at a time.
     """
     noted = max((one for one in _told(environment) if one.locks > environment.locks), default=None)
     if noted is None:
@@ -743,17 +743,17 @@ def _noted(environment: TestEnvironment) -> _Noted | None:
 
 
 def _told(environment: TestEnvironment) -> list[_Noted]:
-    """Return who had an environment last, as this host has noted it, and as others have published it."""
+    """Return who had an environment last, from this host's note and from what hosts have published."""
     return [one for one in (_own_note(environment), _published(environment)) if one]
 
 
 def _published(environment: TestEnvironment) -> _Noted | None:
-    """Return what hosts that share the database have told of an environment, None if nothing."""
+    """Return what hosts that share the database have published about an environment; None if nothing."""
     return _parsed(vmdatabase.setting(f"{PUBLISHED}{environment.name}") or "") if vmdatabase.database.shared else None
 
 
 def _parsed(text: str) -> _Noted | None:
-    """Return what a note says, None if it is none of this pool."""
+    """Return the contents of a note; None if it is not a note of this pool."""
     try:
         noted = json.loads(text)
         found = _Noted(int(noted["locks"]), int(noted["machine"]), str(noted["provider"]), noted["server"],
@@ -764,7 +764,7 @@ def _parsed(text: str) -> _Noted | None:
 
 
 def _own_note(environment: TestEnvironment) -> _Noted | None:
-    """Return what this host has noted, None if nothing."""
+    """Return this host's note; None if it has none."""
     return _parsed(_own_text(environment))
 
 
@@ -775,11 +775,11 @@ def _own_text(environment: TestEnvironment) -> str:
 
 
 def _is_forgotten(environment: TestEnvironment) -> bool:
-    """Whether a machine has had it since vm.db was backed up: until reap has found out, nobody else gets it."""
+    """Return whether a machine may have got it since vm.db's backup: then nobody gets it before reap knows more."""
     return _noted(environment) is not None or _in_doubt()
 
 
-# Hosts that share a database: each has notes of its own, which the others learn of if the database was restored.
+# Hosts that share a database: each has its own notes, which the others learn of if the database was restored.
 
 
 def _this_host() -> str:
@@ -787,18 +787,18 @@ def _this_host() -> str:
 
 
 def _in_doubt() -> bool:
-    """Whether another host may have given away what a restored database takes for free."""
+    """Return whether another host may have given away what a restored database takes for free."""
     if not vmdatabase.database.shared:
         return False
     if vmdatabase.why_not_home():
         return True
-    since = vmdatabase.now() - DOUBT_SECONDS  # a host that has not come by then is gone
+    since = vmdatabase.now() - DOUBT_SECONDS  # a host that has not published by then is gone
     doubts = vmdatabase.settings_of(DOUBT)
     return any(int(moment) > since for name, moment in doubts.items() if name != _this_host())
 
 
 def doubt_notes() -> None:
-    """Have nobody get an environment before each host that has ever given one has told what it noted."""
+    """Let nobody get an environment before every host that has ever given one has published its notes."""
     if vmdatabase.database.shared:
         for name in vmdatabase.settings_of(HOST):
             vmdatabase.set_setting(f"{DOUBT}{name}", str(vmdatabase.now()))
@@ -806,7 +806,7 @@ def doubt_notes() -> None:
 
 
 def publish_notes() -> None:
-    """Tell the other hosts, through a database that was restored, what this one has noted and it does not know."""
+    """Publish, in a database that was restored, this host's notes that the database does not know."""
     if not vmdatabase.database.shared or vmdatabase.why_not_home():
         return
     own = _this_host()
@@ -821,7 +821,7 @@ def publish_notes() -> None:
 
 
 def _is_news(environment: TestEnvironment) -> bool:
-    """Whether this host has noted what neither the database knows nor another host has told."""
+    """Return whether this host has a note that neither the database knows nor another host has published."""
     own, told = _own_note(environment), _published(environment)
     return own is not None and own.locks > max(environment.locks, told.locks if told else 0)
 
@@ -829,12 +829,11 @@ def _is_news(environment: TestEnvironment) -> bool:
 def remember(
     provider: str, is_gone: Callable[[str], bool], is_unused: Callable[[Machine], bool] = lambda _: False
 ) -> list[str]:
-    """Put right what a restored vm.db does not know of environments; returns in words what was.
+    """Correct what a restored vm.db does not know of environments; return the corrections in words.
 
-    Called by reap when it has given a row to each machine of a provider that it has seen somebody have. Since a list
-    may leave out a server, is_gone asks the cloud for the one of an id: only that it is gone means that it is over.
-    is_unused says whether builds can start on the node of a READY machine, so that none has begun there: who wanted to
-    take it was killed.
+    Reap calls this after giving rows to all machines of a provider that it saw in use. A list may leave out a server,
+    so is_gone asks the cloud for a single one: only if that is gone is its use over. is_unused says whether builds can
+    start on the node of a READY machine: then none has begun there, and the process that wanted to take it was killed.
     """
     changed = []
     for environment in list(TestEnvironment.select()):
@@ -854,7 +853,7 @@ def remember(
 
 def _is_over(machine: Machine | None, noted: _Noted, provider: str, is_gone: Callable[[str], bool],
              is_unused: Callable[[Machine], bool]) -> bool:
-    """Whether it is known that the machine which had an environment last has no use for it any more."""
+    """Return whether the machine that had an environment last is known to have no more use for it."""
     if machine:
         return machine.state in (DELETE, ERROR) or (machine.state == READY and is_unused(machine))
     if noted.provider not in vmdatabase.provider_names():
@@ -878,7 +877,7 @@ def _take_back(environment: TestEnvironment, machine: Machine, noted: _Noted) ->
 
 
 def _free_again(environment: TestEnvironment, noted: _Noted) -> None:
-    """Have an environment reset whose last machine is over; what vm.db knew of it before is over as well."""
+    """Have an environment reset, since its last machine is over; so is any earlier one that vm.db shows."""
     columns = {"locks": noted.locks, "machine_id": None}
     why = "a restored vm.db did not know who had it last"
     if environment.state in (FREE, LOCKED):
@@ -891,7 +890,7 @@ def _free_again(environment: TestEnvironment, noted: _Noted) -> None:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command environments to those of vmdatabase.py."""
+    """Add the command environments to vmdatabase.py."""
     command = commands.add_parser(
         "environments", help="show the locked test environments: who has which, since when",
         usage="vmdatabase.py environments [--json] | release NAME")
@@ -901,7 +900,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Do what the words say; returns the exit code."""
+    """Run the command; return the exit code."""
     if not options.words:
         return show(options.json)
     if options.words[0] != "release" or len(options.words) != 2 or options.json:  # noqa: PLR2004
@@ -910,7 +909,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def table() -> list[dict[str, Any]]:
-    """Return the environments by name, one dict each, with the build or person that has it, or had it last."""
+    """Return the environments by name, one dict each; reason of a locked one is the build or person that has it."""
     rows = vmdatabase.database.execute_sql("""
         SELECT test_environment.name, test_environment.state, test_environment.state_time,
             test_environment.state_reason, machine.name, images, providers, test_environment.active
@@ -922,7 +921,7 @@ def table() -> list[dict[str, Any]]:
 
 
 def show(as_json: bool) -> int:
-    """Print the environments; times in UTC."""
+    """Print the environments, with times in UTC."""
     rows = table()
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -941,7 +940,7 @@ def show(as_json: bool) -> int:
 
 
 def named(name: str) -> TestEnvironment:
-    """Return the environment of a name; ConfigError names what is known if there is none."""
+    """Return the environment of that name; if there is none, raise a ConfigError that suggests a known one."""
     row = TestEnvironment.get_or_none(TestEnvironment.name == name) if name.isprintable() else None
     if row is None:
         known = [one.name for one in TestEnvironment.select().order_by(TestEnvironment.name)]
@@ -951,7 +950,7 @@ def named(name: str) -> TestEnvironment:
 
 
 def release(environment: TestEnvironment) -> int:
-    """Have an environment free again: one that is BROKEN, or that of a machine which is only kept for a look."""
+    """Free an environment by a reset: one that is BROKEN, or whose machine is only kept for a look."""
     if environment.state == FREE:
         raise ConfigError(f"{environment.name}: is FREE")
     if environment.state == LOCKED:

@@ -1,7 +1,7 @@
-"""Groups of machines: a machine, the lead, with subnodes that are booted with it and are of use only together.
+"""Groups of machines: a machine, the lead, with subnodes that are booted with it and are useful only together.
 
-Jenkins knows the lead alone. Its subnodes are rows of vm.db that name it; triggers move them with it, so that whoever
-takes, holds or ends the lead does so with all of them. Nothing here asks the cloud or writes into vm.db.
+Jenkins knows only the lead. Its subnodes are rows of vm.db that name it; triggers move them with it, so whoever takes,
+holds or ends the lead does so with the whole group. Nothing here asks the cloud or writes into vm.db.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cloud import nova
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, Machine
 
 PRIMARY, SUBNODE = "primary", "subnode"  # the roles in NODES_FILE
-NONE = "-"  # what stands there for no address
-REPLACED_MOST = 3  # subnodes of one group that fail and are asked for again, in one run
+NONE = "-"  # stands there for a missing address
+REPLACED_MOST = 3  # failed subnodes of one group that a run replaces
 REACH_SECONDS = 60  # for the lead to log in to all of its subnodes
 
 FOLDER = "/etc/devstack-gate"
@@ -33,7 +33,7 @@ SSH_FILE = "/etc/ssh/ssh_config.d/devstack-gate.conf"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a machine of a group is found; login is the pool's own, with the host key that was seen."""
+    """Where a machine of a group can be reached; login is the pool's, with the host key that was seen."""
 
     name: str
     role: str
@@ -41,7 +41,7 @@ class Place:
     public: str | None
     login: nodessh.Login
     server_id: str = ""
-    lead_id: int | None = None  # as its server is marked, None for no subnode's
+    lead_id: int | None = None  # from its server's mark, None if that is not a subnode's
 
     @property
     def address(self) -> str:
@@ -50,7 +50,7 @@ class Place:
 
 
 def place_of(machine: Machine, server: nova.Server, login: nodessh.Login) -> Place:
-    """Return the place of a machine that was let in; its server, as seen last, may lack a new floating IP."""
+    """Return the place of a machine that has passed the ssh test; its server, as last seen, may lack a floating IP."""
     private = nova.choose_address(server.addresses, "private-v4", set())
     public = nova.choose_address(server.addresses, "public-v4", set())
     if public is None and login.address != private:
@@ -60,16 +60,16 @@ def place_of(machine: Machine, server: nova.Server, login: nodessh.Login) -> Pla
 
 
 class Group:
-    """A lead and its subnodes on their way, as one run of launch has them. Moments are on the monotonic clock."""
+    """A lead and its subnodes on their way, in one run of launch. Moments are on the monotonic clock."""
 
     def __init__(self, lead_id: int, subnodes: int) -> None:
-        """Begin with a lead that is to have so many subnodes."""
+        """Begin with a lead that should have this number of subnodes."""
         self.lead_id = lead_id
         self.subnodes = subnodes
-        self.over = ""  # why nothing becomes of it any more
+        self.over = ""  # why it was given up
         self.is_ready = False
         self.replaced = 0
-        self._ends: dict[int, float] = {}  # when the time of those that it began with is over
+        self._ends: dict[int, float] = {}  # deadlines of the machines that it began with
         self._places: dict[int, Place | None] = {}  # of each machine, once it was let in
 
     def __str__(self) -> str:
@@ -77,17 +77,17 @@ class Group:
         return gateprocess.some([place.name for place in self.places[1:]])
 
     def __contains__(self, machine_id: int) -> bool:
-        """Whether a machine is in the group."""
+        """Return whether a machine is in the group."""
         return machine_id in self._places
 
     def expect(self, machine_id: int, end: float, replaces: bool = False) -> None:
-        """Have a machine in the group, whose time is over at a moment; what replaces another gets no more time."""
+        """Add a machine, with its deadline; a machine that replaces another adds no time."""
         if not (replaces or machine_id in self._places):
             self._ends[machine_id] = end
         self._places.setdefault(machine_id, None)
 
     def end_of(self, machine_id: int, end: float) -> float:
-        """Return when the time of a machine is over that alone would have until `end`."""
+        """Return the deadline in this group of a machine that alone would have until `end`."""
         if machine_id not in self._ends:
             return min(end, self.deadline)
         self._ends[machine_id] = end
@@ -95,20 +95,20 @@ class Group:
 
     @property
     def deadline(self) -> float:
-        """When the time of the group is over: that of those which it began with, as long as one is being asked for."""
+        """The group's deadline: the latest of those of the machines that it began with."""
         return max(self._ends.values(), default=math.inf)
 
     def let_in(self, machine_id: int, place: Place | None) -> None:
-        """Note that a machine has passed the ssh test, or that it is to pass it once more."""
+        """Record that a machine has passed the ssh test, or (None) that it has to pass it again."""
         self._places[machine_id] = place
 
     def lose(self, machine_id: int) -> None:
-        """Have a machine in the group no more."""
+        """Remove a machine from the group."""
         self._places.pop(machine_id, None)
 
     @property
     def missing(self) -> int:
-        """How many subnodes have still to be asked for."""
+        """How many subnodes still have to be asked for."""
         return max(0, self.subnodes + 1 - len(self._places))
 
     @property
@@ -118,22 +118,22 @@ class Group:
 
     @property
     def places(self) -> list[Place]:
-        """Where those are that have passed the ssh test, the lead first."""
+        """The places of the machines that have passed the ssh test, the lead first."""
         return [place for _, place in sorted(self._places.items(), key=lambda item: (item[0] != self.lead_id, item[0]))
                 if place]
 
     def is_in(self, machine_id: int) -> bool:
-        """Whether a machine of the group has passed the ssh test."""
+        """Return whether a machine of the group has passed the ssh test."""
         return self._places.get(machine_id) is not None
 
     def marks_to_set(self) -> list[tuple[str, int | None]]:
-        """Return the ids of servers whose marks name another lead than theirs, with the row of the one to name."""
+        """Return the ids of servers whose marks name the wrong lead, each with the id of the right lead's row."""
         leads = [(place, None if place.role == PRIMARY else self.lead_id) for place in self.places]
         return [(place.server_id, lead) for place, lead in leads if place.lead_id != lead]
 
     @cached_property
     def keys(self) -> Keys:
-        """The key pair of this group, made anew for it; no copy of it is kept outside of its machines."""
+        """The key pair of this group, made for it; no copy is kept outside its machines."""
         return make_keys()
 
 
@@ -142,7 +142,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Keys:
-    """A key pair as OpenSSH writes it."""
+    """A key pair in OpenSSH's format."""
 
     private: str
     public: str
@@ -163,12 +163,12 @@ def make_keys() -> Keys:
 
 
 def nodes_text(places: Iterable[Place]) -> str:
-    """Return the content of NODES_FILE: one line for each machine, NAME ROLE PRIVATE PUBLIC."""
+    """Return the contents of NODES_FILE: a line for each machine, NAME ROLE PRIVATE PUBLIC."""
     return "".join(f"{one.name} {one.role} {one.private or NONE} {one.public or NONE}\n" for one in places)
 
 
 def known_hosts(places: Iterable[Place]) -> str:
-    """Return the host keys of the subnodes, as they were seen at their ssh tests, for ssh on the lead."""
+    """Return the host keys of the subnodes, as seen at their ssh tests, for ssh on the lead."""
     return "".join(f"{','.join(_host_names(one))} {one.login.host_key}\n" for one in places if one.role == SUBNODE)
 
 
@@ -184,7 +184,7 @@ def _addresses(place: Place) -> list[str]:
 
 
 def ssh_config(places: Iterable[Place]) -> str:
-    """Return what lets `ssh NAME` and `ssh ADDRESS` on the lead reach its subnodes, with the group's key alone."""
+    """Return the configuration with which `ssh NAME` and `ssh ADDRESS` on the lead use the group's key alone."""
     return "# The subnodes of this machine, see /etc/devstack-gate/nodes.\n" + "".join(
         f"Host {' '.join([one.name, *_addresses(one)])}\n    HostName {one.address}\n    Port {one.login.port}\n"
         f"    User {one.login.user}\n    IdentityFile {KEY_FILE}\n    IdentitiesOnly yes\n"
@@ -193,7 +193,7 @@ def ssh_config(places: Iterable[Place]) -> str:
 
 
 def introduction(places: Sequence[Place], keys: Keys) -> str:
-    """Return the script, for root's sh on the lead, that writes all of this there, and logs in to the subnodes."""
+    """Return the script, for root's sh on the lead, that writes these files there and logs in to the subnodes."""
     user = shlex.quote(places[0].login.user)
     lines = ["set -e", "umask 022", f"mkdir -p {FOLDER} /etc/ssh/ssh_config.d",
              f"rm -f {KEY_FILE}", f"(umask 077; printf %s {shlex.quote(keys.private)} > {KEY_FILE})",
@@ -208,8 +208,8 @@ def introduction(places: Sequence[Place], keys: Keys) -> str:
     return "\n".join([*lines, f"exec {shlex.join(words)} < /dev/null"]) + "\n"
 
 
-# Run on the lead by the account of the node; its words are the command that becomes root there, and the names. All
-# subnodes are reached side by side; what keeps one from it is printed.
+# Run on the lead by the node's account; its arguments are the command that becomes root on a subnode, and the names.
+# It logs in to all subnodes side by side, and prints those that it does not reach.
 REACH = f"""become=$1; shift; failed=
 for name; do
     ssh -o BatchMode=yes -o ConnectTimeout=20 "$name" \
@@ -221,7 +221,7 @@ for one in $pids; do wait "${{one%%:*}}" || failed="$failed ${{one#*:}}"; done
 
 
 def introduce(places: Sequence[Place], keys: Keys, deadline: float) -> None:
-    """Run in a worker: have the lead know its subnodes, and show that it reaches each, which then know of all as well.
+    """Run in a worker: tell the lead about its subnodes, and have it reach each of them and tell it about all.
 
     deadline is on the monotonic clock. Raises GateError if that fails.
     """
@@ -234,7 +234,7 @@ def introduce(places: Sequence[Place], keys: Keys, deadline: float) -> None:
 
 
 def by_lead(machines: Iterable[Machine]) -> dict[int, list[Machine]]:
-    """Return the subnodes among machines, by the id of their lead."""
+    """Return the subnodes among these machines, by the id of their lead."""
     found: dict[int, list[Machine]] = defaultdict(list)
     for machine in machines:
         if machine.lead_id is not None:
@@ -243,22 +243,22 @@ def by_lead(machines: Iterable[Machine]) -> dict[int, list[Machine]]:
 
 
 def members(lead: Machine, subnodes: Mapping[int, Sequence[Machine]]) -> list[Machine]:
-    """Return the subnodes that go with a lead: those in its state; one that failed in its boot does not any more."""
+    """Return the subnodes that move with a lead, those in its state; one that failed in its boot no longer does."""
     return [one for one in subnodes.get(lead.id, ()) if one.state == lead.state]
 
 
 def strayed(member: Machine, lead: Machine | None) -> str:
-    """Return why a subnode is nobody's though its row does not say so, empty if it is somebody's, or going."""
+    """Return why nobody has a subnode although its row does not say so; empty if somebody has it or it is going."""
     if member.state in (DELETE, ERROR):
         return ""
     if lead is None:
         return "the machine that it belongs to is gone"
-    # What a person has put on HOLD by hand stays, whatever its lead is.
+    # A subnode that a person has put on HOLD by hand stays, whatever the state of its lead.
     return "" if member.state in (lead.state, HOLD) else f"{lead.name}, to which it belongs, is {lead.state}"
 
 
 def wrong_size(lead: Machine, count: int, wanted: int) -> str:
-    """Return why a machine is not of the size that the providers file has now, empty if it is."""
+    """Return why a machine does not have the size that the providers file now wants; empty if it does."""
     if lead.state == BUILDING or count == wanted:
         return ""
     return f"it has {count} subnode{'s' * (count != 1)}, and the providers file says {wanted}"

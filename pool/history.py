@@ -1,6 +1,7 @@
-"""What has happened in the pool: `vmdatabase.py history`, and what reap prunes of it.
+"""What has happened in the pool: `vmdatabase.py history`, and its pruning by reap.
 
-Each line is a move of a machine or a snapshot, or a build that began or ended; both outlive the rows that they tell of.
+Each line is a move of a machine, snapshot or test environment, or the begin or end of a build; both outlive the rows
+that they are about.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gateprocess import ConfigError, get_log
 
 DAY = 86400  # seconds
 DEFAULT_DAYS = 90
-PRUNED_AT_ONCE = 5000  # events in one transaction: others wait for it
+PRUNED_AT_ONCE = 5000  # events in one transaction, for which others wait
 UNITS = {"m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
 TIME_EXPECTED = "expected a time as 2026-12-31, 2026-12-31T23:59Z or Unix seconds, or how long ago, as 90m, 24h or 7d"
 
@@ -29,7 +30,7 @@ EVENTS = """
     SELECT time, node_name AS node, provider, image, machine_id, snapshot_id, environment, from_state, to_state,
         seconds, reason
     FROM event WHERE {where} ORDER BY {order}"""
-# Of each row of result its start and its end: what is told at either time.
+# Start and end of each row of result, each with what is known at that time.
 BUILDS = """
     SELECT start_time AS time, node_name AS node, provider, image, machine_id, 'start' AS build,
         jenkins_job_name AS job, jenkins_build_number AS number, gerrit_change_number AS change,
@@ -45,7 +46,7 @@ BUILDS = """
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command history to those of vmdatabase.py."""
+    """Add the command history to vmdatabase.py."""
     command = commands.add_parser("history", help="tell what happened to a node, also to one long gone")
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("node", metavar="NODE", nargs="?", help="a node; or a snapshot or test environment by its name")
@@ -57,7 +58,7 @@ def add_parser(commands: Any) -> None:
 
 
 def moment(text: str) -> int:
-    """Return a time in Unix seconds; ArgumentTypeError if it is none."""
+    """Return a time in Unix seconds; raises ArgumentTypeError if the text is not a time."""
     try:
         if ago := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
             return int(time.time()) - int(ago[1]) * UNITS[ago[2]]
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def is_known(column: str, name: str) -> bool:
-    """Whether any event or build has this name in a column."""
+    """Return whether any event or build has this name in a column."""
     return name.isprintable() and any(
         vmdatabase.database.execute_sql(f"SELECT 1 FROM {table} WHERE {column} = ? LIMIT 1", (name,)).fetchone()
         for table in ("event", "result"))
@@ -96,10 +97,10 @@ def is_known(column: str, name: str) -> bool:
 def story(column: str, name: str, since: int = 0) -> Iterator[dict[str, Any]]:
     """Yield events and builds by time, as dicts of their columns.
 
-    Of one second: ends of builds, then moves, then starts, as they come about.
+    Within a second, ends of builds come first, then moves, then starts, as they happen.
     """
     where = f"{column} = ? AND {{}} >= ?"
-    # Unary plus: one node's few rows are sorted, rather than all of the time since then looked at.
+    # Unary plus: sort one node's few rows rather than scan everything since then.
     order = "time, id" if column in ("provider", "image") else "+time, id"
     events = rows(EVENTS.format(where=where.format("time"), order=order), name, since)
     builds = rows(BUILDS.format(where=where.format("coalesce(end_time, start_time)")), name, since, name, since)
@@ -116,7 +117,7 @@ def rows(query: str, *values: object) -> Iterator[dict[str, Any]]:
 
 
 def print_json(found: Iterator[Mapping[str, Any]]) -> None:
-    """Print the rows as a JSON list, as they come: there may be millions."""
+    """Print the rows as a JSON list, one by one: there may be millions."""
     end = "["
     for row in found:
         sys.stdout.write(f"{end}\n{json.dumps(dict(row))}")
@@ -125,7 +126,7 @@ def print_json(found: Iterator[Mapping[str, Any]]) -> None:
 
 
 def tell(found: Iterator[Mapping[str, Any]], of: str) -> None:
-    """Print the rows in words, with what they concern unless all concern the one column; times in UTC."""
+    """Print the rows in words, each with its node or image unless all are of one node; times in UTC."""
     for row in found:
         when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(row["time"]))
         node = "" if of == "node_name" else f"{shown(row['node'] or row['image'])}  "
@@ -164,12 +165,12 @@ def build_words(row: Mapping[str, Any]) -> str:
 
 
 def shown(text: str | None) -> str:
-    """Return a text from vm.db in one line that a terminal can show."""
+    """Return a text from vm.db as one line that a terminal can show."""
     return gateprocess.plain(text or "")
 
 
 def lasted(seconds: float | None) -> str:
-    """Return a time in words."""
+    """Return a duration in words."""
     if seconds is None:
         return "?"
     for unit, length in (("days", DAY), ("h", 3600), ("min", 60)):
@@ -187,7 +188,7 @@ def days() -> int:
 
 
 def set_days(wanted: int) -> list[str]:
-    """Make that number what a providers file says; returns one line for each change."""
+    """Set that number to what a providers file says; return one line for each change."""
     before = days()
     if wanted == before:
         return []
@@ -196,7 +197,7 @@ def set_days(wanted: int) -> list[str]:
 
 
 def prune(now: float) -> int:
-    """Delete events that are older than history-days, by parts so that nobody waits for long; returns how many."""
+    """Delete events older than history-days, in parts so that nobody waits for long; return how many."""
     before = int(now) - days() * DAY
     pruned = 0
     while True:

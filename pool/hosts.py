@@ -1,6 +1,6 @@
-"""What must be the same on all hosts that work on one pool, noted in its database by jobs/check.py on each of them.
+"""What must be the same on all hosts of one pool; jobs/check.py on each host notes it in the pool's database.
 
-Of what is secret there is no more than a code, made with the nodes' private key, which the database does not have.
+Secrets are noted only as a code, made with the nodes' private key, which the database does not have.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from gateconfig import SecureConfig
 from pool.migrations import MIGRATIONS
 from vmdatabase import BaseImage, TestEnvironment
 
-NOTED = "what is on host "  # begins the names of such settings
-OFF_SECONDS = 300  # by which a host's clock may differ from the database's: log lines, and demand by the hour
+NOTED = "what is on host "  # the names of these settings begin with it
+OFF_SECONDS = 300  # a host's clock may differ from the database's by this: log lines, schedules
 DAY = 86400
 
 
 class Host(NamedTuple):
-    """What a host has: a code, or what can be shown, of each thing that must be the same; when it was noted."""
+    """What a host has: of each thing that must be the same its value, or a code if it is secret; when it was noted."""
 
     name: str
     time: int
     has: dict[str, str]
 
     def differences(self, other: Host) -> list[str]:
-        """Return in words what another host has not like this one."""
+        """Return the names of the things in which another host differs from this one."""
         if self.has["ssh key of the nodes"] != other.has.get("ssh key of the nodes"):
-            return ["ssh key of the nodes"]  # with which the codes of the rest are made
+            return ["ssh key of the nodes"]  # the codes of the rest depend on it
         return sorted(name for name in self.has.keys() | other.has.keys() if self.has.get(name) != other.has.get(name))
 
 
@@ -58,7 +58,7 @@ def here(config: SecureConfig) -> Host:
 
 
 def _files() -> Iterator[Path]:
-    """Yield the files that the pool names."""
+    """Yield the files that providers file and test environments name."""
     for image in BaseImage.select().where(BaseImage.active == 1):
         yield from (Path(path) for path in (image.user_data, image.ready_script) if path)
     yield from (Path(environment.data) for environment in TestEnvironment.select())
@@ -72,16 +72,16 @@ def _content(path: Path | None) -> bytes:
 
 
 def note(host: Host) -> None:
-    """Write down what this host has, for the others."""
+    """Record what this host has, for the others."""
     vmdatabase.set_setting(f"{NOTED}{host.name}", json.dumps({"time": host.time, "has": host.has}))
 
 
 def others(host: Host) -> list[Host]:
-    """Return the other hosts, by name, as they were noted."""
+    """Return the other hosts as recorded, in the order of their names."""
     told = {name: json.loads(value) for name, value in sorted(vmdatabase.settings_of(NOTED).items())}
     return [Host(name, one["time"], one["has"]) for name, one in told.items() if name != host.name]
 
 
 def clock_off() -> float:
-    """Return by how many seconds this host's clock is ahead of the database's."""
+    """Return how many seconds this host's clock is ahead of the database's."""
     return time.time() - vmdatabase.clock()

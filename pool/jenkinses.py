@@ -1,4 +1,4 @@
-"""Every Jenkins that the pool serves, by the sections of the secure configuration. Each machine belongs to one."""
+"""All Jenkins that the pool serves, one for each section of the secure configuration. A machine belongs to one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from vmdatabase import BUILDING, READY, Machine
 
 
 class Seen(NamedTuple):
-    """The nodes that are somewhere, without those of other pools."""
+    """The nodes of all Jenkins, without those of other pools."""
 
     nodes: Mapping[str, Node]  # by name
-    silent: Mapping[str, GateError]  # why a Jenkins does not tell, by its name
-    misplaced: Sequence[Node]  # of machines that belong to another Jenkins by now
+    silent: Mapping[str, GateError]  # why a Jenkins did not answer, by name
+    misplaced: Sequence[Node]  # of machines that now belong to another Jenkins
 
 
 class Jenkinses:
     """One Nodes for each section [jenkins] or [jenkins NAME]."""
 
     def __init__(self, config: SecureConfig, locks: Path | Locks, pool: str) -> None:
-        """Take the settings, a folder for lock files or who gives locks, and the pool's UUID; nothing is asked yet."""
+        """Take the settings, a folder for lock files or a function that gives locks, and the pool's UUID."""
         self._config = config
         self._locks = locks
         self._pool = pool
         self._nodes: dict[str, Nodes] = {}
 
     def __iter__(self) -> Iterator[Nodes]:
-        """Return each, in the order of the sections."""
+        """Iterate over each Nodes, in the order of the sections."""
         return iter([self.named(jenkins.name) for jenkins in self._config.jenkinses])
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Jenkinses:
         return len(self._config.jenkinses)
 
     def named(self, name: str) -> Nodes:
-        """Return that of a section; KeyError if there is none of that name."""
+        """Return the Nodes of a section; raises KeyError if there is no section of that name."""
         if name not in self._nodes:
             config = next((one for one in self._config.jenkinses if one.name == name), None)
             if config is None:
@@ -51,13 +51,13 @@ class Jenkinses:
         return self._nodes[name]
 
     def of(self, machine: Machine) -> Nodes | None:
-        """Return that which a machine belongs to, None if its section was taken out of the secure configuration."""
+        """Return the Nodes of a machine's Jenkins; None if its section left the secure configuration."""
         return self.owner(str(machine.jenkins))
 
     def find(self, machine: Machine) -> Nodes | None:
-        """Return that which a machine belongs to; if its section is gone or renamed, the one that has its node, if any.
+        """Return the Nodes of a machine's Jenkins; if its section is gone or renamed, of the one with its node, if any.
 
-        What was found so is written down. Jenkins is asked only then; if one does not answer, the others are.
+        Only in that case is any Jenkins asked, and the result recorded. If one does not answer, the others are asked.
         """
         own = self.of(machine)
         if own or not machine.jenkins_name:
@@ -74,35 +74,35 @@ class Jenkinses:
         return None
 
     def settle(self, machine: Machine, node: Node | None) -> None:
-        """Have a machine whose section is gone or was renamed belong to the Jenkins that has its node."""
+        """Assign a machine whose section is gone or was renamed to the Jenkins that has its node."""
         if node and self.of(machine) is None and self.named(node.jenkins).is_marked(node):
             get_log(node=machine.name).info("belongs to [jenkins %s] now, which has its node; there is no section "
                                             "[jenkins %s] any more", node.jenkins, machine.jenkins)
             vmdatabase.give_to_jenkins(machine, node.jenkins)
 
     def learn(self, machine: Machine, node: Node | None) -> None:
-        """Write down the node of a machine that is out of the pool and, as far as a restored vm.db knows, has none."""
+        """Record the node of a machine that is out of the pool and that, by a restored vm.db, has none."""
         if node and machine.jenkins_name is None and machine.state not in (BUILDING, READY) \
                 and self.named(node.jenkins).is_marked(node):
             vmdatabase.set_columns(machine, jenkins_name=node.name)
 
     def owner(self, name: str) -> Nodes | None:
-        """Return that which machines belong to that bear a name in vm.db, None if it is there no more."""
+        """Return the Nodes of the Jenkins to which vm.db's name leads; None if there is no such section any more."""
         config = self._config.jenkins_named(name)
         return self.named(config.name) if config else None
 
     def at(self, url: str) -> Nodes | None:
-        """Return that which calls itself so, as in a build's JENKINS_URL; the only one in any case."""
+        """Return the Nodes of the Jenkins with that URL, as in a build's JENKINS_URL; a single one whatever the URL."""
         found = [nodes for nodes in self if gateconfig.is_same_url(nodes.config.server, url)]
         found = found or list(self) * (len(self) == 1)
         return found[0] if found else None
 
     def look(self) -> Seen:
-        """Return all nodes, in one call to each Jenkins.
+        """Return all nodes, with one call to each Jenkins.
 
-        Raises JenkinsError or JenkinsConfigError if none of them tells.
+        Raises JenkinsError or JenkinsConfigError if none of them answers.
         """
-        owners = vmdatabase.owners_of_nodes() if len(self) > 1 else {}  # one alone has no other's nodes
+        owners = vmdatabase.owners_of_nodes() if len(self) > 1 else {}  # a single one has no nodes of others
         found: dict[str, Node] = {}
         silent: dict[str, GateError] = {}
         misplaced = []
@@ -123,11 +123,11 @@ class Jenkinses:
         return Seen(found, silent, misplaced)
 
     def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
-        """Return the nodes that carry this pool's mark by the machine id that their names end with."""
+        """Return the nodes that carry this pool's mark, keyed by the machine id at the end of their names."""
         return next(iter(self)).by_machine(nodes)
 
     def clock_ahead(self) -> float | None:
-        """Return how many seconds our clock is ahead of theirs, at least; None if none has told."""
+        """Return how many seconds our clock is ahead of theirs, at least; None if no Jenkins has sent its time."""
         told = [nodes.clock_ahead for nodes in self._nodes.values() if nodes.clock_ahead is not None]
         return min(told, default=None)
 
@@ -144,12 +144,12 @@ class Part(NamedTuple):
 def next_one(parts: Sequence[Part]) -> str:
     """Return which Jenkins gets the next machine.
 
-    That is where most builds wait for one that is not on its way, else the one that has the fewest; of equals, the
-    first.
+    It is the one with the most waiting builds for which no machine is on its way; among equals the one with the fewest
+    machines; then the first.
     """
     return max(parts, key=lambda part: (max(0, part.waiting - part.coming), -part.ready - part.coming)).name
 
 
 def parts_of(names: Sequence[str], waiting: Mapping[str, int], counts: Counter[tuple[str, str]]) -> list[Part]:
-    """Return the part of each Jenkins; counts is by Jenkins and state."""
+    """Return the part of each Jenkins; counts has machines by (Jenkins, state)."""
     return [Part(name, waiting.get(name, 0), counts[name, BUILDING], counts[name, READY]) for name in names]

@@ -19,7 +19,7 @@ from vmdatabase import BUILDING, ERROR, READY, USED, BaseImage, LabelRow, Provid
 
 
 def label_of(row: LabelRow) -> Label:
-    """Return a label of vm.db; ConfigError if a person wrote a schedule there that is none."""
+    """Return a label of vm.db; raises ConfigError if a person wrote an invalid schedule there."""
     try:
         schedule = json.loads(row.schedule)
     except ValueError:
@@ -32,12 +32,12 @@ def label_of(row: LabelRow) -> Label:
 
 
 def standings_of(name: str) -> list[Standing]:
-    """Return how each provider stands with a label, by vm.db, in the order of their names."""
+    """Return each provider's standing for a label, from vm.db, in the order of their names."""
     return [standing_of(image) for image in vmdatabase.images_named(name)]
 
 
 def standing_of(image: BaseImage) -> Standing:
-    """Return how a provider stands with an image type, by vm.db."""
+    """Return a provider's standing for an image type, from vm.db."""
     provider, now = image.provider, vmdatabase.now()
     counts = vmdatabase.count_machines(provider)
     since, failing = provider.down_since, vmdatabase.failing_until(image.id)
@@ -52,10 +52,10 @@ def standing_of(image: BaseImage) -> Standing:
 
 
 def elsewhere(present: Callable[[], Mapping[str, int]], waiting: Mapping[str, int]) -> int:
-    """Return how many machines of an image type builds that wait cannot get, since they belong to another Jenkins.
+    """Return how many machines of an image type waiting builds cannot get, since they belong to another Jenkins.
 
-    waiting is how many builds wait in each Jenkins; present tells how many machines each has ready or on their way, and
-    is not asked where there is one Jenkins.
+    waiting: how many builds wait in each Jenkins; present: returns how many machines each has ready or on their way; it
+    is not called if there is only one Jenkins.
     """
     if len(waiting) <= 1:
         return 0
@@ -63,7 +63,7 @@ def elsewhere(present: Callable[[], Mapping[str, int]], waiting: Mapping[str, in
 
 
 def present_by_jenkins(name: str) -> Counter[str]:
-    """Return how many machines of an image type are ready or on their way, by the Jenkins that they belong to."""
+    """Return how many machines of an image type are ready or on their way, by their Jenkins."""
     present: Counter[str] = Counter()
     for (jenkins, state), count in vmdatabase.count_by_jenkins(name).items():
         present[jenkins] += count * (state in (READY, BUILDING))
@@ -71,10 +71,10 @@ def present_by_jenkins(name: str) -> Counter[str]:
 
 
 def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix: str) -> dict[int, int]:
-    """Return how many machines a provider, which answers, is to have more for labels, by id of the image type.
+    """Return how many more machines a provider, which answers, should have for labels, by id of the image type.
 
-    Those are counted for which machines of ended builds, that are kept for a look, would have to go: here, or at the
-    others, which do the same. waiting is how many builds wait, by Jenkins and label.
+    This includes machines that need the room of kept machines, whose builds have ended; the other providers do the
+    same. waiting: how many builds wait, by Jenkins and label.
     """
     found: dict[int, int] = {}
     ended = vmdatabase.machines_with_ended_builds()
@@ -89,13 +89,13 @@ def lacking(provider: Provider, waiting: Mapping[str, Mapping[str, int]], prefix
         wish, parts = demand.plan(label, datetime.now(UTC), sum(counts.values()), standings,
                                   elsewhere=elsewhere(partial(present_by_jenkins, image.name), counts))
         room = {part.offer.provider: max(0, _room_without(ended, part)) // part.standing.size for part in parts} \
-            if demand.missing_of(wish, parts) else {}  # else each has room as it is
+            if demand.missing_of(wish, parts) else {}  # else they have room as they are
         found[image.id] = demand.lacking(wish, parts, label.spread, room)[provider.name]
     return found
 
 
 def _room_without(ended: Container[int], part: demand.Part) -> int:
-    """Return how many servers a provider may have more, beside those that it adds, without those of ended builds."""
+    """Return how many more servers a provider may have, after its adds, once those of ended builds are gone."""
     standing = part.standing
     used = vmdatabase.machines_of(vmdatabase.provider_named(standing.provider), [USED])
     kept = sum(machine.id in ended or machine.lead_id in ended for machine in used)
@@ -103,9 +103,9 @@ def _room_without(ended: Container[int], part: demand.Part) -> int:
 
 
 def note_down(provider: Provider, config: SecureConfig) -> None:
-    """Write down that a provider does not answer, if others make up what it cannot give, and what Jenkins has lost.
+    """Record that a provider with labels, for which others can make up, does not answer, and what Jenkins has lost.
 
-    Ready machines that stay away, and boots that are over, are given up: they count for max-ready until then.
+    Ready machines whose agents stay away, and boots past their time, are given up: until then they count for max-ready.
     """
     if not any(vmdatabase.label_named(image.name) for image in vmdatabase.images_of(provider)):
         return

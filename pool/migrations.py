@@ -1,7 +1,7 @@
-"""The schema of vm.db, as one script for each of its versions; PRAGMA user_version counts those that have run.
+"""The schema of vm.db, one script for each version; PRAGMA user_version counts the scripts that have run.
 
-A released one never changes: what it makes is in databases that there are. PostgreSQL runs them in the words of
-dialect.py. Machine ids are never used again (AUTOINCREMENT), because the names of servers and nodes are made of them.
+A released script never changes: databases exist that it has made. PostgreSQL runs them as dialect.py translates them.
+Machine ids are never used again (AUTOINCREMENT), because the names of servers and nodes contain them.
 """
 
 from pool import triggers
@@ -59,11 +59,11 @@ MIGRATIONS = (
                   JOIN provider ON base_image.provider_id = provider.id)
         ORDER BY provider, image, id;
     """,
-    # Until then the server of a failed image build is kept for a person.
+    # Until when the server of a failed image build is kept for a person.
     "ALTER TABLE snapshot_image ADD COLUMN keep_until INTEGER",
     # How an image type boots, whose snapshot it uses, and when the create of a machine's server was sent. When Jenkins
-    # was first seen to have the agent of a machine, and since when it was seen without; how many ready machines of an
-    # image type were lost in a row, of what, and what they were made of.
+    # was first seen to have a machine's agent, and since when it lacks the agent; how many ready machines of an image
+    # type were lost in a row, why, and what they were made of.
     """
     ALTER TABLE base_image ADD COLUMN config_drive INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE base_image ADD COLUMN boot_from_volume INTEGER NOT NULL DEFAULT 0;
@@ -77,15 +77,15 @@ MIGRATIONS = (
     ALTER TABLE base_image ADD COLUMN death TEXT;
     ALTER TABLE base_image ADD COLUMN death_of TEXT;
     """,
-    # What tells the secret of a machine, with which its build takes it; and who has a machine without being a build. Of
-    # those that somebody has already it is not known any more whether they are a person's.
+    # The hash of a machine's secret, with which its build takes it; and whether a person has a machine. Open results
+    # without a job, from before this column, count as a person's.
     """
     ALTER TABLE machine ADD COLUMN take_hash TEXT;
     ALTER TABLE result ADD COLUMN by_person INTEGER;
     UPDATE result SET by_person = 1 WHERE jenkins_job_name IS NULL AND end_time IS NULL;
     """,
-    # What has happened: triggers write it, so that it is in the transaction of the move and nobody can forget it, not
-    # even a person with sqlite3. Names as text outlive the rows; tally counts on when old events are pruned.
+    # What has happened: triggers write it in the transaction of the move, so nobody can forget it, not even a person
+    # with sqlite3. Names as text outlive the rows; tally keeps its counts when old events are pruned.
     f"""
     CREATE TABLE event (
         id INTEGER PRIMARY KEY, time INTEGER NOT NULL, machine_id INTEGER, snapshot_id INTEGER, node_name TEXT,
@@ -127,7 +127,7 @@ MIGRATIONS = (
     {triggers.of_events("snapshot_image", "snapshot_id", "NULL")}
     {triggers.of_tally()}
     """,
-    # What all providers together are to have of an image type, and which of them can give something now.
+    # What all providers together should have of an image type, and which of them can give machines now.
     """
     CREATE TABLE label (
         name TEXT PRIMARY KEY, min_ready INTEGER NOT NULL CHECK (min_ready >= 0), max_ready INTEGER NOT NULL,
@@ -138,8 +138,8 @@ MIGRATIONS = (
     ALTER TABLE provider ADD COLUMN on_trial INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE provider ADD COLUMN full_until INTEGER;
     """,
-    # Test environments, who waits for one in which order, and which build had which. The lock is the row: triggers let
-    # it go with the machine, whoever moves or deletes that.
+    # Test environments, who waits for one in which order, and which build had which. The lock is the row: triggers
+    # release it with the machine, whoever moves or deletes that.
     f"""
     CREATE TABLE test_environment (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, images TEXT NOT NULL, providers TEXT NOT NULL,
@@ -155,10 +155,10 @@ MIGRATIONS = (
     CREATE INDEX event_environment ON event (environment) WHERE environment IS NOT NULL;
     {triggers.of_environments()}
     """,
-    # Several Jenkins: which of them a machine belongs to, the NAME of its section [jenkins NAME].
+    # Several Jenkins: the one that a machine belongs to, by the NAME of its section [jenkins NAME].
     "ALTER TABLE machine ADD COLUMN jenkins TEXT NOT NULL DEFAULT ''",
     # Groups of machines: the subnodes of a machine are rows that name it as their lead, and triggers move them with it.
-    # For people they are shown beside it, and counted nowhere as machines that a build could have.
+    # The views show them beside it, and never count them as machines that a build could have.
     f"""
     ALTER TABLE base_image ADD COLUMN subnodes INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE machine ADD COLUMN lead_id INTEGER;
@@ -190,7 +190,7 @@ MIGRATIONS = (
                   LEFT JOIN machine AS lead ON lead.id = machine.lead_id)
         ORDER BY provider, image, "group", id;
     """,
-    # For `vmdatabase.py history --provider` and `--image`, which would look at each row of years.
+    # For `vmdatabase.py history --provider` and `--image`, which would otherwise scan the rows of years.
     """
     CREATE INDEX event_image ON event (image, time);
     CREATE INDEX result_provider ON result (provider);

@@ -1,8 +1,8 @@
-"""A pool whose database lies on a PostgreSQL server, so that several hosts can work on it.
+"""A pool whose database is on a PostgreSQL server, so that several hosts can work on it.
 
-Loaded for an address postgresql://... only; psycopg is needed then, and by nobody else. One who writes is alone, as in
-SQLite: see dialect.py. Named locks belong to one connection of the process, and end with it on whatever host; a
-process whose connection is lost ends at once.
+Loaded for an address postgresql://... only; nothing else needs psycopg. There is one writer at a time, as in SQLite:
+see dialect.py. Named locks belong to one connection of the process and end with it, on any host; a process that holds
+locks ends at once if it loses that connection.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ except ImportError as err:
     raise ConfigError("DEVSTACK_GATE_DB: an address postgresql://... needs the Python package psycopg "
                       f"({gateprocess.one_line(err)}): pip install -r requirements-postgresql.txt") from err
 
-BUSY_SECONDS = 30  # for a lock: who writes is done long before
+BUSY_SECONDS = 30  # for a lock: a writer is done long before
 STATEMENT_SECONDS = 60
-IDLE_SECONDS = 60  # in a transaction, in which no call to the outside is made
-SILENT_SECONDS = STATEMENT_SECONDS + 10  # after which a server that does not answer is given up
+IDLE_SECONDS = 60  # in a transaction, which makes no calls to the outside
+SILENT_SECONDS = STATEMENT_SECONDS + 10  # after that, a server that does not answer is given up
 HEARTBEAT_SECONDS = 5  # between two looks at the connection that holds the locks
-ANSWER_SECONDS = 10  # that a look may take; so the process knows of a loss after 15 s at most
-LET_GO_SECONDS = 60  # before which the server does not give the locks of a host that is silent to others
+ANSWER_SECONDS = 10  # limit of such a look; so a loss is noticed after 15 s at most
+LET_GO_SECONDS = 60  # until the server gives the locks of a silent host to others
 POLL_SECONDS = 0.05
 ROWS_AT_ONCE = 5000
-REQUIRES_AUTH = 160000  # the version of the client's library that can be told how it may log in
-NAME_LENGTH = 63  # of an application, as PostgreSQL keeps it
-# Time limits of a connection; those that the address has go before.
+REQUIRES_AUTH = 160000  # the first version of the client's library that has require_auth
+NAME_LENGTH = 63  # PostgreSQL's limit for application_name
+# Settings of a connection, mostly time limits; those in the address take precedence.
 CONNECTION = {"connect_timeout": 10, "keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5,
               "keepalives_count": 3, "tcp_user_timeout": 20_000, "target_session_attrs": "read-write",
               "client_encoding": "UTF8"}
@@ -55,19 +55,19 @@ SESSION = {"statement_timeout": f"{STATEMENT_SECONDS}s", "lock_timeout": f"{BUSY
            "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s", "tcp_keepalives_idle": LET_GO_SECONDS // 2,
            "tcp_keepalives_interval": LET_GO_SECONDS // 6, "tcp_keepalives_count": 3,
            "tcp_user_timeout": LET_GO_SECONDS * 1000,
-           "jit": "off"}  # which takes longer than any of our queries
-# What must be so, whatever a role, a database or the address has set: a transaction that has waited for the one lock
-# sees what the one before it has written; what was committed is there after a crash; a connection may be idle while
-# machines boot.
+           "jit": "off"}  # compiling takes longer than any of our queries
+# These hold whatever a role, a database or the address sets: a transaction that has waited for the writers' lock sees
+# what the one before it wrote; a connection may be idle while machines boot. SETTINGS also sees to it that what was
+# committed survives a crash.
 RULES = {"default_transaction_isolation": "read committed", "standard_conforming_strings": "on",
          "idle_session_timeout": "0", "transaction_timeout": "0"}
-# Servers know more settings or fewer. Those of an address, a service file or PGOPTIONS count as the client's.
+# Servers differ in the settings that they know. Those of an address, a service file or PGOPTIONS count as the client's.
 SETTINGS = """SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[], %s::bool[])
     AS ours (name, value, rules) JOIN pg_settings USING (name) WHERE rules OR source <> 'client'
     UNION ALL SELECT set_config(name, 'on', false) FROM pg_settings
         WHERE name = 'synchronous_commit' AND setting = 'off'"""
-ENCODINGS = ("UTF8", "SQL_ASCII")  # of databases in which each text can be kept
-# Which server and database it is, and the timeline of the server's past: another after each failover or restore.
+ENCODINGS = ("UTF8", "SQL_ASCII")  # of databases that can store any text
+# Which server and database it is, and the server's timeline, which changes with each failover or restore.
 HOME = """SELECT (pg_control_system()).system_identifier::text,
     (SELECT oid::text FROM pg_database WHERE datname = current_database()),
     substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"""
@@ -81,7 +81,7 @@ HINTS = {
     "25006": "takes no changes (it is a replica, or read-only); name the primary",
     "53100": "its disk is full",
 }
-# Of no use to try again: password, database, rights, schema, settings.
+# Errors for which trying again is useless: password, database, rights, schema, settings.
 LASTING = {"28P01", "28000", "3D000", "25006", "42501", "3F000", "22023", "42704", "08P01"}
 LASTING_WORDS = re.compile(
     r"password authentication failed|no password supplied|does not exist|session is read-only|no pg_hba.conf entry|"
@@ -90,7 +90,7 @@ LASTING_WORDS = re.compile(
 
 
 def key_of(name: str) -> int:
-    """Return the key of an advisory lock by its name."""
+    """Return the key of the advisory lock of that name."""
     return int.from_bytes(hashlib.sha256(f"devstack-gate {name}".encode()).digest()[:8], "big", signed=True)
 
 
@@ -99,17 +99,17 @@ WRITER = key_of("writer")
 
 @lru_cache(4096)
 def _parameters(sql: str) -> str:
-    """Return a statement with psycopg's %s for ?, which stand outside of its texts."""
+    """Return a statement with psycopg's %s in place of each ? outside quotes, and with % doubled."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|\?|%", lambda found: {"?": "%s"}.get(found[0], found[0].replace("%", "%%")), sql)
 
 
 def shown(address: str) -> str:
-    """Return an address as it may be shown."""
+    """Return an address in a form that may be shown, without login and parameters."""
     return gateprocess.printable(address).partition("?")[0]
 
 
 class Database(peewee.PostgresqlDatabase):
-    """The database at an address, as vmdatabase knows one: see its SqliteDatabase."""
+    """The database at an address, with the methods of vmdatabase's SqliteDatabase."""
 
     param = "?"
     errors = (peewee.DatabaseError, peewee.InterfaceError, psycopg.Error)
@@ -117,7 +117,7 @@ class Database(peewee.PostgresqlDatabase):
     shared = True
 
     def __init__(self, address: str) -> None:
-        """Take the address; nothing is asked of the server yet."""
+        """Take the address; this does not connect yet."""
         try:
             self.address = conninfo.conninfo_to_dict(address)
         except psycopg.ProgrammingError as err:
@@ -125,15 +125,15 @@ class Database(peewee.PostgresqlDatabase):
                               f"({gateprocess.one_line(err)})") from err
         super().__init__(shown(address))
         self._locks = _Locks(self._connect, shown(address))
-        self._watched: dict[int, tuple[float, Any]] = {}  # by thread: until when its statement may take, and where
+        self._watched: dict[int, tuple[float, Any]] = {}  # by thread: deadline of its statement, and connection
         self._watcher: threading.Thread | None = None
         self._notes: Path | None = None
-        self._begun = 0.0  # the server's clock when the monotonic one was nothing
+        self._begun = 0.0  # the server's clock when the monotonic one was 0
 
     # --- peewee ---
 
     def init(self, database: str | None, **_: Any) -> None:  # type: ignore[override]  # peewee's are of its adapters
-        """Take the name that messages show."""
+        """Set the name that messages show."""
         peewee.Database.init(self, database)
 
     def _connect(self) -> Any:
@@ -151,17 +151,18 @@ class Database(peewee.PostgresqlDatabase):
         self.server_version = conn.pgconn.server_version
 
     def _initialize_connection(self, conn: Any) -> None:
-        """Learn the server's clock: those of the hosts may differ."""
+        """Learn the server's clock, as the clocks of the hosts may differ."""
         self._refuse_shared_sessions(conn)
         before = time.monotonic()
         (seconds,) = conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
         self._begun = seconds - (before + time.monotonic()) / 2
 
     def _refuse_shared_sessions(self, first: Any) -> None:
-        """Raise ConfigError if a pooler gives the sessions of the server to whoever has a transaction at the moment.
+        """Raise ConfigError if a pooler shares the server's sessions among clients, one transaction at a time.
 
-        Then a lock is whose session it comes to, and no time limit holds. A pooler shows itself, since the process that
-        it names is none of the server's; and this way of pooling, if two connections are seen to have one process.
+        Then locks and time limits belong to no client. A pooler is recognised because the process id that it reports is
+        not that of the server's process, and this way of pooling because two connections get the same process, or one
+        connection gets two.
         """
         own = _process_of(first)
         if own == first.info.backend_pid:
@@ -176,7 +177,7 @@ class Database(peewee.PostgresqlDatabase):
                               "or have the pooler keep a session for each client (pool_mode = session)")
 
     def begin(self, lock_type: str | None = None) -> None:
-        """Begin a transaction: IMMEDIATE one that writes, alone; any other sees one moment of the database."""
+        """Begin a transaction: IMMEDIATE is the only writing one; any other sees the database at one moment."""
         self.execute_sql(f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({WRITER})" if lock_type
                              else "BEGIN ISOLATION LEVEL REPEATABLE READ")
 
@@ -187,7 +188,7 @@ class Database(peewee.PostgresqlDatabase):
 
     @contextlib.contextmanager
     def _as_peewee_s(self) -> Iterator[None]:
-        """Raise psycopg's errors as peewee's, which those who catch one know."""
+        """Raise psycopg's errors as peewee's, which callers catch."""
         try:
             yield
         except psycopg.IntegrityError as err:
@@ -196,13 +197,13 @@ class Database(peewee.PostgresqlDatabase):
             raise peewee.OperationalError(str(err)) from err
 
     def execute_sql(self, sql: str, params: Sequence[Any] | None = None) -> Any:
-        """Run a statement, whose parameters are ?, and return its cursor."""
+        """Run a statement, with ? for parameters, and return its cursor."""
         with self._limited(), self._as_peewee_s():
             return self.cursor().execute(_parameters(sql), params) if params else self.cursor().execute(sql)
 
     @contextlib.contextmanager
     def _limited(self) -> Iterator[None]:
-        """Cut the connection if the server does not answer at all: its own time limits need one that runs."""
+        """Cut the connection if the server does not answer at all: the server's own time limits do not work then."""
         me = threading.get_ident()
         self._watched[me] = time.monotonic() + SILENT_SECONDS, self.connection()
         if self._watcher is None:
@@ -221,36 +222,36 @@ class Database(peewee.PostgresqlDatabase):
                     with contextlib.suppress(OSError, psycopg.Error):
                         socket.socket(fileno=os.dup(connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    # --- what vmdatabase asks of either database ---
+    # --- what vmdatabase needs from either database ---
 
     def clock(self) -> float:
-        """Return the server's time in Unix seconds, which all hosts go by."""
+        """Return the server's time in Unix seconds, which all hosts use."""
         return self._begun + time.monotonic() if self._begun else time.time()
 
     @property
     def notes(self) -> Path:
-        """The folder of this host in which it notes what a restored database would not know."""
+        """The folder of this host for notes that a restored database would lack."""
         if self._notes is None:
-            own = os.environ.get("XDG_STATE_HOME", "")  # one that is relative does not count, as is the rule for it
+            own = os.environ.get("XDG_STATE_HOME", "")  # its rule: a relative path does not count
             state = gateconfig.expanded(own if own[:1] in "/~" and own else "~/.local/state", "XDG_STATE_HOME")
             (pool,) = self.execute_sql("SELECT value FROM setting WHERE name = 'pool'").fetchone()
             self._notes = state / "devstack-gate" / pool
-            with contextlib.suppress(OSError):  # who needs it says so
+            with contextlib.suppress(OSError):  # whoever needs the folder reports it
                 self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._notes
 
     def home(self) -> dict[str, str]:
-        """Return what tells this database from a copy or an older state of it, and how people call that."""
+        """Return what tells this database from a copy or an older state of it, with names for people."""
         system, oid, timeline = self.execute_sql(HOME).fetchone()
         return {"host": f"{system} {oid} {timeline}", "host-name": f"timeline {int(timeline, 16)}",
                 "path": str(self.database)}
 
     def era(self) -> int:
-        """Return how often the database may have been put back so far, at least 1: each failover begins a timeline."""
+        """Return how often the database may have been restored, at least 1: each failover begins a timeline, too."""
         return int(self.home()["host"].split()[2], 16)
 
     def of_another_home(self, known: dict[str, str | None]) -> str:
-        """Return why this database may be a copy or an older state, empty if it is the one that it was."""
+        """Return why this database may be a copy or an older state; empty if it is still the same one."""
         home = self.home()
         if known["host"] == home["host"]:
             return ""
@@ -261,11 +262,11 @@ class Database(peewee.PostgresqlDatabase):
         return f"is the pool of another database ({known['path']}), and may be at work there"
 
     def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
-        """Hold the lock of a name, and yield whether it was had within so many seconds."""
+        """Hold the lock of a kind and name; yield whether it was obtained within `seconds`."""
         return self._locks.held(f"{kind} {name}".strip(), seconds)
 
     def holder(self, kind: str) -> Holder | None:
-        """Return who holds a lock, None if nobody does, or it cannot be seen."""
+        """Return who holds a lock; None if nobody does or the holder is not visible."""
         key = key_of(kind) & 0xffff_ffff_ffff_ffff
         row = self.execute_sql(
             "SELECT application_name, extract(epoch FROM backend_start)::float8 FROM pg_locks "
@@ -280,11 +281,11 @@ class Database(peewee.PostgresqlDatabase):
         self.execute_sql("INSERT INTO setting (name, value) VALUES (?, '') ON CONFLICT DO NOTHING", (f"word {name}",))
 
     def has_word(self, name: str) -> bool:
-        """Whether word was left."""
+        """Return whether word was left."""
         return bool(self.execute_sql("SELECT 1 FROM setting WHERE name = ?", (f"word {name}",)).fetchone())
 
     def take_word(self, name: str) -> None:
-        """Take note of the word that was left, if any."""
+        """Remove the word that was left, if any."""
         if self.has_word(name):
             self.execute_sql("DELETE FROM setting WHERE name = ?", (f"word {name}",))
 
@@ -304,7 +305,7 @@ class Database(peewee.PostgresqlDatabase):
 
     def opened(self, migrations: Sequence[str], split: Callable[[str], Iterator[str]],
                begin: Callable[[], None]) -> None:
-        """See that the connected database has the present schema; begin makes what a new pool has."""
+        """Make or migrate the schema of the connected database if need be; begin fills in a new pool's settings."""
         version = self.schema_version()
         if version is not None and version > len(migrations):
             raise ConfigError(f"{self.database}: has schema version {version}, newer than the {len(migrations)} known "
@@ -327,7 +328,7 @@ class Database(peewee.PostgresqlDatabase):
             begin()
 
     def schema_version(self) -> int | None:
-        """Return the version of the schema, None if there is nothing yet."""
+        """Return the version of the schema; None if there is none yet."""
         ours, others = self.execute_sql(
             "SELECT to_regclass('setting') IS NOT NULL AND to_regclass('last_id') IS NOT NULL, "
             "EXISTS (SELECT 1 FROM pg_tables WHERE schemaname = current_schema())").fetchone()
@@ -339,7 +340,7 @@ class Database(peewee.PostgresqlDatabase):
         return int(row[0]) if row else None
 
     def stream(self, query: str) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows of a query part by part, of which there may be millions; in a transaction."""
+        """Yield the rows of a query, of which there may be millions, part by part; call this in a transaction."""
         with self.connection().cursor(name=f"rows_{time.monotonic_ns()}") as cursor:
             cursor.itersize = ROWS_AT_ONCE
             cursor.execute(query)
@@ -353,7 +354,7 @@ class Database(peewee.PostgresqlDatabase):
                 copy.write_row(row)
 
     def go_on_with_ids(self) -> None:
-        """Have the ids that the server counts itself go on after those of rows that were copied."""
+        """Set the server's identity counters above the ids of the copied rows."""
         for table, column in self.execute_sql("SELECT table_name, column_name FROM information_schema.columns "
                                               "WHERE is_identity = 'YES' AND table_schema = current_schema()"
                                               ).fetchall():
@@ -370,10 +371,10 @@ class Database(peewee.PostgresqlDatabase):
 
 
 def _guarded(address: Mapping[str, Any]) -> dict[str, str]:
-    """Return the setting that keeps a password from whoever answers at the address, in the place of the server.
+    """Return the setting that keeps the password secret if somebody else answers in place of the server.
 
-    The client's library would tell it in clear text, if it is asked so. Where only the server itself can listen, by TLS
-    or on a socket of this host, it may be asked.
+    If asked, the client's library would send it in clear text. That is allowed if only the server itself can listen:
+    with verified TLS, or on a socket of this host.
     """
     mode = address.get("sslmode") or os.environ.get("PGSSLMODE", "")
     host = str(address.get("host") or address.get("hostaddr") or os.environ.get("PGHOST") or "/")
@@ -383,7 +384,7 @@ def _guarded(address: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _process_of(connection: Any) -> int:
-    """Return the number of the server's process that does what a connection asks for."""
+    """Return the id of the server process that serves a connection."""
     (number,) = connection.execute("SELECT pg_backend_pid()").fetchone()
     return int(number)
 
@@ -395,7 +396,7 @@ def _application() -> str:
 
 
 def _first(err: BaseException) -> BaseException:
-    """Return the database's error that came before others: after a COMMIT that fails the rollback fails as well."""
+    """Return the first of the database's errors: after a COMMIT that fails, the rollback fails as well."""
     first = seen = err
     while (before := seen.__cause__ or seen.__context__) is not None:
         seen = before
@@ -405,7 +406,7 @@ def _first(err: BaseException) -> BaseException:
 
 
 class _Flag(IntDumper):
-    """Sends True and False as the integers that flags are."""
+    """Sends True and False as integers, as flags are stored."""
 
     def dump(self, obj: bool) -> bytes:
         """Return 1 or 0."""
@@ -413,7 +414,7 @@ class _Flag(IntDumper):
 
 
 class _Locks:
-    """The named locks of this process: advisory locks of one connection, which is looked at all the time."""
+    """The named locks of this process: advisory locks of one connection, which a thread watches."""
 
     def __init__(self, connect: Callable[[], Any], where: str) -> None:
         self._connect = connect
@@ -424,7 +425,7 @@ class _Locks:
 
     @contextlib.contextmanager
     def held(self, name: str, seconds: float) -> Iterator[bool]:
-        """Hold a lock, and yield whether it was had within so many seconds."""
+        """Hold a lock, and yield whether it was obtained within `seconds`."""
         key, deadline, pause = key_of(name), time.monotonic() + seconds, POLL_SECONDS
         while not (mine := self._try(key)) and time.monotonic() < deadline:
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
@@ -457,7 +458,7 @@ class _Locks:
         threading.Thread(target=self._watch, args=(self._connection,), name="locks", daemon=True).start()
 
     def _ask(self, sql: str) -> bytes | None:
-        """Return the one value of a query; psycopg.Error if the server does not give it in time."""
+        """Return the single value of a query; raises psycopg.Error if the server does not send it in time."""
         connection = self._connection.pgconn
         deadline = time.monotonic() + ANSWER_SECONDS
         try:
@@ -481,7 +482,7 @@ class _Locks:
             raise
 
     def _lost(self, err: psycopg.Error) -> None:
-        """End this process if it holds locks, which others may have by now: all that it has begun is recorded."""
+        """End this process if it holds locks, which others may have by now; all that it has begun is recorded."""
         self._connection = None
         if self._held:
             gateprocess.say(f"{self._where}: the connection that holds the locks of this run is lost "
@@ -489,7 +490,7 @@ class _Locks:
             os._exit(gateprocess.EXIT_FAILED)
 
     def _watch(self, connection: Any) -> None:
-        """Look at the connection as long as it is the one in use: at once if the server ends it, else now and then."""
+        """Check the connection while it is in use: at once if the server ends it, else every HEARTBEAT_SECONDS."""
         while True:
             with contextlib.suppress(OSError, ValueError, psycopg.Error):
                 select.select([connection.fileno()], [], [], HEARTBEAT_SECONDS)

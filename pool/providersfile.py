@@ -1,7 +1,7 @@
 """The providers file: the YAML from which `vmdatabase.py load` fills provider, base_image, label, test_environment.
 
-Keys are written as in nodepool. Whatever is wrong is reported with file, line, key, what was expected and the nearest
-known key. What is no longer in the file is drained.
+Keys are written as in nodepool. Errors are reported with file, line, key, what was expected and the nearest known key.
+Providers, images and test environments that are no longer in the file are drained.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from vmdatabase import (
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
 NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 FILE_KEYS = ("user-data", "ready-script", "data")
-MOST_SUBNODES = 50  # of one machine: the first one logs in to each of them before any is READY
-MOST_MINUTES = 24 * 60  # of environment-wait: reap takes a machine for forgotten that was taken a day ago
+MOST_SUBNODES = 50  # of one machine: the lead logs in to each of them before any is READY
+MOST_MINUTES = 24 * 60  # of environment-wait: after a day reap takes a used machine for forgotten
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a key of the providers file takes; default None means that it may be left out or null."""
+    """What a key of the providers file accepts; default None means that it may be left out or null."""
 
     expected: str
     valid: Callable[[Any], bool]
@@ -153,7 +153,7 @@ class Content:
 
 
 def read(path: Path) -> Content:
-    """Return what a file says, with the images of a provider under "images".
+    """Return the contents of a file, with the images of a provider under "images".
 
     Raises ConfigError with file, line, key, what was expected and the nearest known key.
     """
@@ -188,19 +188,19 @@ def read(path: Path) -> Content:
 
 
 class _ProvidersReader:
-    """Walks the nodes of the YAML, which know their lines, where plain values would not."""
+    """Walks the nodes of the YAML, which know their lines; plain values would not."""
 
     def __init__(self, path: Path, loader: Any) -> None:
         self.path = path
         self.loader = loader
-        self.flat: set[int] = set()  # mappings whose merge keys are resolved; an alias comes here again
+        self.flat: set[int] = set()  # mappings whose merge keys are resolved; an alias leads here again
 
     def fail(self, node: Any, message: str) -> ConfigError:
         line = node.start_mark.line + 1 if node is not None else 1
         return ConfigError(f"{self.path}:{line}: {message}")
 
     def mapping(self, node: Any, keys: dict[str, Key], where: str) -> dict[str, Any]:
-        """Return {key: YAML node} of a mapping, with unknown and doubled keys refused."""
+        """Return {key: YAML node} of a mapping; raises ConfigError for unknown and doubled keys."""
         if node is None or node.id != "mapping":
             needed = [key for key, rule in keys.items() if where or rule.required]
             raise self.fail(node, f"{where or 'top level: '}expected a mapping with {', '.join(needed)}")
@@ -212,7 +212,7 @@ class _ProvidersReader:
         return {key: value_node for key, (_, value_node) in merged.items()}
 
     def flatten(self, node: Any, where: str) -> None:
-        """Refuse keys that are given twice, then resolve YAML's merge key (<<)."""
+        """Raise ConfigError for keys that are given twice, then resolve YAML's merge key (<<)."""
         if id(node) in self.flat:
             return
         self.flat.add(id(node))
@@ -225,13 +225,13 @@ class _ProvidersReader:
         self.loader.flatten_mapping(node)
 
     def key(self, node: Any, where: str) -> str:
-        """Return a key, also one that a merge brought here."""
+        """Return a key, which may come from a merge."""
         if node.id != "scalar":
             raise self.fail(node, f"{where}expected a key, got a {node.id}")
         return str(node.value)
 
     def items(self, node: Any, keys: dict[str, Key], kind: str, of: str = "") -> list[dict[str, Any]]:
-        """Return the providers, or the images of one provider, names unique among them."""
+        """Return the items of a list, such as providers or the images of one; raises ConfigError for a doubled name."""
         if node.id != "sequence":
             raise self.fail(node, f"{of}{kind}s: expected a list")
         found: dict[str, dict[str, Any]] = {}
@@ -243,7 +243,7 @@ class _ProvidersReader:
         return list(found.values())
 
     def labels(self, node: Any, providers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the labels; each is that of an image type which some provider has."""
+        """Return the labels; raises ConfigError for one whose image type no provider has."""
         found = self.items(node, LABEL_KEYS, "label")
         names = {image["name"] for provider in providers for image in provider["images"]}
         for item, label in zip(node.value, found, strict=True):
@@ -259,7 +259,7 @@ class _ProvidersReader:
         return found
 
     def environments(self, node: Any, providers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the test environments; each names image types and providers that the file has, and a JSON file."""
+        """Return the test environments; raises ConfigError if an image type, provider or JSON file does not exist."""
         found = self.items(node, ENVIRONMENT_KEYS, "test-environment")
         known = {"images": sorted({image["name"] for provider in providers for image in provider["images"]}),
                  "providers": sorted(provider["name"] for provider in providers)}
@@ -277,7 +277,7 @@ class _ProvidersReader:
         return found
 
     def item(self, node: Any, keys: dict[str, Key], kind: str, of: str) -> dict[str, Any]:
-        """Return one provider or image with every key set."""
+        """Return one item, such as a provider or image, with every key set."""
         nodes = self.mapping(node, keys, f"{of}{kind}: ")
         name = nodes["name"].value if "name" in nodes else "?"
         where = f"{of}{kind} {name if isinstance(name, str) and name.isprintable() else '?'}"
@@ -296,7 +296,7 @@ class _ProvidersReader:
         return values
 
     def check_images(self, node: Any, images: list[dict[str, Any]], where: str) -> None:
-        """Refuse images whose keys do not go together; one with a template is made of its template's base image."""
+        """Raise ConfigError for images whose keys do not fit together; give those with a template its base image."""
         by_name = {image["name"]: image for image in images}
         for item, image in zip(node.value, images, strict=True):
             wrong = _wrong_keys(image, by_name)
@@ -318,11 +318,11 @@ class _ProvidersReader:
         return value
 
     def file(self, node: Any, where: str, key: str) -> str:
-        """Return the path of a file that is named from the folder of the providers file."""
+        """Return the path of a file; a relative one is relative to the folder of the providers file."""
         try:
             file = self.path.absolute().parent / Path(node.value).expanduser()
             found = file.is_file()
-        except (OSError, RuntimeError) as err:  # too long a name, or a home folder that is not there
+        except (OSError, RuntimeError) as err:  # too long a name, or a missing home folder
             raise self.fail(node, f"{where}: {key}: there is no file {node.value}") from err
         if not found:
             raise self.fail(node, f"{where}: {key}: there is no file {file}")
@@ -330,7 +330,7 @@ class _ProvidersReader:
 
 
 def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what is wrong with the keys of an image taken together, None if nothing is."""
+    """Return what is wrong with the keys of an image taken together; None if nothing is."""
     name = image["template"]
     if not image["image"] and not name:
         return f"image is missing; expected {IMAGE_KEYS['image'].expected}"
@@ -351,8 +351,8 @@ def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any
 
 
 def warnings_of(provider: Mapping[str, Any], labels: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Return what cannot work, or has no effect, in the settings of a provider as they were loaded."""
-    names = {label["name"] for label in labels}  # of image types whose min-ready counts for all providers together
+    """Return what cannot work, or has no effect, in the loaded settings of a provider."""
+    names = {label["name"] for label in labels}  # of image types for which a label's min-ready counts, not their own
     own = [image for image in provider["images"] if image["name"] not in names]
     wanted = sum(image["min-ready"] * (1 + image["subnodes"]) for image in own)
     room = provider["max-servers"]
@@ -436,10 +436,10 @@ def _warnings_of_image(image: Mapping[str, Any]) -> list[str]:
 
 
 def load(providers: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Make provider, base_image and label equal to what a file says; returns one line for each change.
+    """Make provider, base_image and label equal to what a file says; return one line for each change.
 
-    What is no longer in the file is deleted when it has neither machines nor snapshots; otherwise it is drained: no
-    machine is launched for it any more, and reap removes what is left of it.
+    A row that is no longer in the file is deleted if it has neither machines nor snapshots; otherwise it is drained:
+    launch makes no more machines for it, and reap removes the rest.
     """
     changes: list[str] = []
     for wanted in providers:
@@ -493,9 +493,9 @@ def _make_equal(
 
 
 def _renamed(environment: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> TestEnvironment | None:
-    """Return the row of a test environment that has another name in the file now, None if there is none.
+    """Return the row of a test environment whose name has changed in the file; None if there is none.
 
-    It is known by its data file. A second row would be given to a second machine while the first still has it.
+    It is recognised by its data file. A second row would go to a second machine while the first still has the first.
     """
     names = [one["name"] for one in wanted]
     found: TestEnvironment | None = TestEnvironment.select().where(
@@ -505,9 +505,9 @@ def _renamed(environment: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]
 
 
 def load_environments(wanted: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Make test_environment equal to what a file says; returns one line for each change.
+    """Make test_environment equal to what a file says; return one line for each change.
 
-    One that has left the file goes when it is free; a trigger sees to that.
+    One that has left the file goes when it is free or broken; a trigger deletes it.
     """
     changes: list[str] = []
     for environment in wanted:

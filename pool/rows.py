@@ -1,6 +1,6 @@
-"""What a person may have written into the database by hand, which the scripts could not work with.
+"""Checks for values that a person wrote into the database by hand and with which the scripts could not work.
 
-SQLite takes any value in any column, and at its prompt guards no row that others refer to.
+SQLite accepts any value in any column, and its prompt does not protect rows that others refer to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateprocess import ConfigError, plain
 from pool.providersfile import ENVIRONMENT_KEYS, IMAGE_KEYS, LABEL_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
 from vmdatabase import BaseImage, LabelRow, Provider, TestEnvironment
 
-# What a column of a kind holds: as typeof() of SQLite says it, in Python, and in words.
+# What a column of each type holds: by SQLite's typeof(), in Python, and in words.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...], str]] = {
     "INTEGER": (("integer",), (int,), "a whole number"),
     "REAL": (("real", "integer"), (int, float), "a number"),
@@ -24,8 +24,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...], str]] = {
 TABLES = ("provider", "base_image", "snapshot_image", "machine", "label", "test_environment")
 NUMBERS = ("moved", "made", "history-days", "environment-wait")  # settings
 PARENTS = {"machine": "base_image", "snapshot_image": "base_image", "base_image": "provider"}
-COLUMNS = {"image": "external_id"}  # of keys that are called otherwise there
-ROWS = "images"  # the key of a provider that is rows of another table
+COLUMNS = {"image": "external_id"}  # of keys whose column has another name
+ROWS = "images"  # the key of a provider that is stored as rows of another table
 JSON_COLUMNS = (*LIST_COLUMNS, "schedule", "images", "providers")
 
 
@@ -37,7 +37,7 @@ def check() -> None:
 
 
 def check_kinds() -> None:
-    """Raise ConfigError for the first value that is none of its column's, or row that refers to none."""
+    """Raise ConfigError for the first value of a wrong type, or the first row that refers to a missing row."""
     if not vmdatabase.database.shared:
         _refuse(_wrong_kinds())
         _refuse(_orphans())
@@ -50,7 +50,7 @@ def _refuse(problems: Iterator[str]) -> None:
 
 
 def _wrong_kinds() -> Iterator[str]:
-    """Yield values that are of another kind than their column, such as text in the place of a number."""
+    """Yield values of another type than their column's, such as text instead of a number."""
     for table in TABLES:
         columns = [(row[1], row[2]) for row in vmdatabase.database.execute_sql(f"PRAGMA table_info({table})")]
         wrong = {column: f"typeof({column}) NOT IN {('null', *KINDS[kind][0])}" for column, kind in columns}
@@ -64,7 +64,7 @@ def _wrong_kinds() -> Iterator[str]:
 
 
 def _orphans() -> Iterator[str]:
-    """Yield rows whose provider or image type is gone: what they stand for would be taken for leaks."""
+    """Yield rows whose provider or image type is gone: their servers and images would be taken for leaks."""
     for table, parent in PARENTS.items():
         lost = vmdatabase.database.execute_sql(
             f"SELECT name, {parent}_id FROM {table} WHERE {parent}_id NOT IN (SELECT id FROM {parent}) ORDER BY id")
@@ -74,7 +74,7 @@ def _orphans() -> Iterator[str]:
 
 
 def _nameless() -> Iterator[str]:
-    """Yield machines without a name, which each has from the transaction on that made it."""
+    """Yield machines without a name: the transaction that makes a machine names it."""
     for (number,) in vmdatabase.database.execute_sql("SELECT id FROM machine WHERE name IS NULL ORDER BY id LIMIT 1"):
         yield f"table machine, id {number}: name: expected that of its server and node, got nothing"
 
@@ -87,7 +87,7 @@ def _wrong_settings() -> Iterator[str]:
 
 
 def _wrong_keys() -> Iterator[str]:
-    """Yield what `load` would have refused."""
+    """Yield values that `load` would have refused."""
     for provider in Provider.select():
         yield from _wrong_of(provider, PROVIDER_KEYS, f"provider {_shown(provider.name)}")
     for image in BaseImage.select(BaseImage, Provider).join(Provider):

@@ -1,4 +1,4 @@
-"""The pool's rules: how many machines to launch, what goes and why, and what nobody accounts for.
+"""The pool's rules: how many machines to launch, what goes and why, and what no row accounts for.
 
 Pure functions of rows, of what was seen of cloud and Jenkins, and of a clock; nothing here asks, waits or writes.
 """
@@ -19,11 +19,11 @@ from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Kn
 
 HOUR = 3600  # seconds
 KEEP_FAILED = 24 * HOUR
-GRACE = 900  # seconds that a server without a row may be young: its row may be newer than our look at vm.db
+GRACE = 900  # seconds: the row of a younger server or image may be newer than our look at vm.db
 SNAPSHOTS_KEPT = 2  # current and previous
-SERVERS = "servers"  # the resource of which a provider has max-servers
+SERVERS = "servers"  # the resource that max-servers limits
 STUCK_STATUSES = ("in-use", "reserved", "attaching", "detaching")  # of volumes that only an administrator can free
-FEW_LEAKS = 3  # so many servers without a row need nobody's word, however few rows there are
+FEW_LEAKS = 3  # so many servers without a row need no confirmation, however few rows there are
 
 
 # --- what to launch -------------------------------------------------------------------------------------------------
@@ -36,14 +36,14 @@ class Need:
     image_id: int
     min_ready: int
     present: int  # machines ready, on their way, or failed in this run
-    takes: Mapping[str, int] = field(default_factory=dict)  # of each quota of the cloud's, for one server
-    held: int = 0  # machines that there are, in whatever state: what they take comes back
-    size: int = 1  # servers of one machine, its subnodes counted
+    takes: Mapping[str, int] = field(default_factory=dict)  # of each of the cloud's quotas, for one server
+    held: int = 0  # existing machines, in any state: what they take comes back
+    size: int = 1  # servers of one machine, subnodes included
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many more machines of an image type the cloud's quotas let be made, and what is short, empty for nothing."""
+    """How many more machines of an image type the cloud's quotas allow, and which resources are short, if any."""
 
     count: int
     short: Sequence[str]
@@ -54,7 +54,7 @@ class Room:
 
 
 def room_for(takes: Mapping[str, int], left: Mapping[str, int], most: int) -> Room:
-    """Return how many machines there is room for, at most so many; left is of each resource that has a known limit."""
+    """Return for how many machines there is room, at most `most`; left: of each resource with a known limit."""
     counts = {name: left[name] // amount for name, amount in takes.items() if amount and name in left}
     count = min([most, *counts.values()])
     return Room(count, [name for name, found in counts.items() if found == count] if count < most else [])
@@ -63,12 +63,12 @@ def room_for(takes: Mapping[str, int], left: Mapping[str, int], most: int) -> Ro
 def plan_launches(
     needs: Sequence[Need], room: int, left: Mapping[str, int] | None = None, last: int | None = None
 ) -> list[int]:
-    """Return the ids of the image types to launch a machine of, in this order.
+    """Return the ids of the image types to launch, one for each machine, in this order.
 
-    With room servers at most, and no more than what is left of the cloud's quotas. Each next one goes to the image type
-    that then has the smallest share of its min-ready, so that none starves another; last is the one that got the last
-    machine, after which those with equal shares take turns. If one has no machine at all and needs more than is left,
-    those after it leave what it lacks, if that comes back in time from machines of the pool.
+    They take at most `room` servers, and no more than is left of the cloud's quotas. Each machine goes to the image
+    type that has the smallest share of its min-ready, so that none starves another. Among equals they take turns after
+    `last`, the image type that got the last machine. If a type has no machine at all and needs more than is left, those
+    after it leave what it lacks, if existing machines of the pool will give that back in time.
     """
     rest = {**(left or {}), SERVERS: room}
     needs = [replace(need, takes=whole(need)) for need in needs]
@@ -92,7 +92,7 @@ def plan_launches(
 
 
 def whole(need: Need) -> dict[str, int]:
-    """Return what a machine takes with its subnodes, of servers as of the cloud's quotas."""
+    """Return what a machine takes with its subnodes, of servers and of the cloud's quotas."""
     return {SERVERS: need.size, **{name: amount * need.size for name, amount in need.takes.items()}}
 
 
@@ -118,7 +118,7 @@ def lacks(need: Need, left: Mapping[str, int]) -> set[str]:
 
 @dataclass(frozen=True)
 class Use:
-    """Who has a machine, as its server and its node tell: a build or a person (USED), or a person for long (HOLD)."""
+    """Who has a machine, by its server and node: a build or a person (USED), or a person who holds it (HOLD)."""
 
     state: str
     why: str
@@ -126,15 +126,15 @@ class Use:
 
     @property
     def columns(self) -> dict[str, object]:
-        """What is written into the machine's row with the state."""
+        """The columns to write into the machine's row with the state."""
         return {"hold_reason": self.why, "hold_until": self.hold_until} if self.state == HOLD else {}
 
 
 def use_of(server: nova.Server | None, node: jenkinsnodes.Node | None, now: float) -> Use | None:
-    """Return who has a machine, whatever vm.db says, which may be older than this; None if nobody has it.
+    """Return who has a machine, whatever vm.db says, which may be older; None if nobody has it.
 
-    The marks are those that hold, inprogress and delete leave on server and node. A node that a person took offline by
-    hand, and that has its label still, is none of a build's: whoever did that is to say when it may go.
+    This reads the marks that hold, inprogress and delete leave on server and node. A node that a person took offline by
+    hand, and that still has its label, does not belong to a build: that person says when it can go.
     """
     if server and server.hold and now < (server.hold[1] or math.inf):
         return Use(HOLD, *server.hold)
@@ -153,11 +153,11 @@ def use_of(server: nova.Server | None, node: jenkinsnodes.Node | None, now: floa
 def forgotten_use(
     machine: Machine, server: nova.Server | None, node: jenkinsnodes.Node | None, now: float
 ) -> Use | None:
-    """Return who has a machine whose row does not say so, because vm.db is older than that; None if that is not so.
+    """Return who has a machine whose row does not say so, because vm.db is older than the use; None if nobody.
 
-    A node is made after its machine is READY, so that one of a BUILDING machine tells for sure. Of other rows only the
-    marks do that hold and inprogress leave after they have written their state into vm.db. The mark of a hold outlives
-    the hold, and so does the reason in its row: one that is DELETE without a reason was moved by who knew of no hold.
+    A node is made after its machine is READY, so the node of a BUILDING machine is proof. For other rows only the marks
+    count that hold and inprogress leave after writing their state into vm.db. The mark of a hold outlives the hold, and
+    so does the reason in its row: a row in DELETE without a reason was moved by somebody who did not know of the hold.
     """
     use = use_of(server, node, now)
     if use is None or machine.state == HOLD:
@@ -171,13 +171,13 @@ def forgotten_use(
 
 
 def build_named(text: str) -> dict[str, str]:
-    """Return the build that an offline message such as "in use by JOB #7" names, as Jenkins' environment does."""
+    """Return the build named in an offline message such as "in use by JOB #7", as Jenkins' environment variables."""
     found = re.fullmatch(rf"{jenkinsnodes.IN_USE_BY}(.+) #([0-9]{{1,9}})", text)
     return {"JOB_NAME": found[1], "BUILD_NUMBER": found[2]} if found else {}
 
 
 def why_taken(machine: Machine, taken: Result | None) -> str:
-    """Return the offline message of the node of a machine that somebody has, as build_named and use_of read it."""
+    """Return the offline message for the node of a machine that somebody has; build_named and use_of read it."""
     if machine.state == HOLD:
         return f"{jenkinsnodes.HELD}{machine.hold_reason or ''}"
     who = (vmdatabase.build_of(taken) or "a person") if taken else ""
@@ -187,10 +187,10 @@ def why_taken(machine: Machine, taken: Result | None) -> str:
 def judge(
     machine: Machine, image: BaseImage, boot_timeout: int, sight: Sight, now: int, moved: int = 0, unclaimed: str = ""
 ) -> MoveMachine | None:
-    """Return what becomes of one machine by its state, its age and what was seen of it; None: nothing.
+    """Return the move that one machine's state, age and sight demand; None if it stays.
 
-    moved is when vm.db was last said to have been restored or moved on purpose: what it says of before may be old.
-    unclaimed says why a used machine is nobody's, empty if it is somebody's.
+    moved: when a person last said that vm.db was restored or moved on purpose; rows from before may be out of date.
+    unclaimed: why nobody has a used machine, empty if somebody has it.
     """
     age = now - machine.state_time
     if verdict := judge_old_row(machine, sight, now, moved):
@@ -214,7 +214,7 @@ def judge(
 
 
 def judge_ready(machine: Machine, image: BaseImage, sight: Sight, age: int) -> MoveMachine | None:
-    """Return what becomes of a machine that is READY for so many seconds, None: nothing."""
+    """Return the move of a machine that has been READY for `age` seconds; None if it stays."""
     if death := sight.death(machine):
         return MoveMachine(machine, ERROR, death)
     if sight.builds(machine):
@@ -235,7 +235,7 @@ def judge_ready(machine: Machine, image: BaseImage, sight: Sight, age: int) -> M
 
 
 def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> MoveMachine | None:
-    """Return what becomes of a machine of which a person or a newer vm.db has made something else than its row says."""
+    """Return the move of a machine that a person or a newer vm.db has changed, unknown to its row; None if none."""
     if use := forgotten_use(machine, sight.server(machine), sight.node(machine), now):
         return MoveMachine(machine, use.state, use.why, use.columns)
     if machine.state not in (HOLD, DELETE) and (name := sight.renamed(machine)):
@@ -254,9 +254,9 @@ def judge_old_row(machine: Machine, sight: Sight, now: int, moved: int) -> MoveM
 def make_room(
     finished: Sequence[Machine], missing: int, room: int, sizes: Mapping[int, int] | None = None
 ) -> list[MoveMachine]:
-    """Return the machines of ended builds, oldest first, that must go early for the pool to be full, and no more.
+    """Return the machines of ended builds, oldest first, that must go early so that the pool can be full, and no more.
 
-    missing and room are servers; sizes says of how many a machine consists, by its id, one if it does not say.
+    missing and room count servers; sizes has the number of servers of each machine, by its id; 1 if it is not there.
     """
     going: list[MoveMachine] = []
     lacking = missing - max(0, room)
@@ -271,7 +271,7 @@ def leaked_servers(
     servers: Iterable[nova.Server], machines: Mapping[int, str | None], snapshots: Mapping[int, SnapshotImage],
     now: float,
 ) -> list[nova.Server]:
-    """Return the servers of ours that no row accounts for, but for those whose row may be newer than our look at it."""
+    """Return our servers that no row accounts for, except those whose row may be newer than our look at vm.db."""
     return [server for server in unaccounted_servers(servers, machines, snapshots, now)
             if now - server.created >= GRACE or server.snapshot_id in snapshots or server.machine_id in machines]
 
@@ -280,11 +280,11 @@ def unaccounted_servers(
     servers: Iterable[nova.Server], machines: Mapping[int, str | None], snapshots: Mapping[int, SnapshotImage],
     now: float,
 ) -> list[nova.Server]:
-    """Return the servers of ours that take room beside what the rows stand for.
+    """Return our servers that take room in addition to those that rows account for.
 
-    machines is {row id: server id or None}. Besides those without any row it is one beside the server that its row
-    knows, and a template server whose snapshot is no longer built, nor kept for a person. What a row knows by its id is
-    its own, whatever somebody wrote into the marks.
+    machines is {row id: server id or None}. They are servers without a row, second servers of a row, and template
+    servers whose snapshot is neither BUILDING nor kept for a person. A server whose id a row has belongs to that row,
+    whatever somebody wrote into its marks.
     """
     found = []
     known = set(machines.values())
@@ -301,11 +301,11 @@ def unaccounted_servers(
 def unlikely_leaks(
     servers: Sequence[nova.Server], machines: KnownIds, snapshots: KnownIds, rows: int, moved: int
 ) -> str:
-    """Return why so many or such servers without a row are none of a pool's that knows itself, empty if they may be.
+    """Return why these servers without a row cannot be plain leaks, so that vm.db may be old; empty if they can be.
 
-    A row is written before its server is asked for and deleted after that is gone, so that leaks are few. rows is how
-    many machines vm.db has of the provider; moved is when a person last said that vm.db was restored or moved on
-    purpose (Unix seconds, 0 for never): it may have forgotten any number of servers that are older.
+    A row is written before its server is asked for and deleted after the server is gone, so leaks are few. rows: how
+    many machines vm.db has of the provider; moved: when a person last said that vm.db was restored or moved on purpose
+    (Unix seconds, 0 for never): it may have forgotten any number of older servers.
     """
     newer = [server for server in servers
              if not machines.knows(server.machine_id or 0) or not snapshots.knows(server.snapshot_id or 0)]
@@ -318,10 +318,10 @@ def unlikely_leaks(
 def leaked_images(
     images: Iterable[nova.Image], snapshots: Mapping[int, SnapshotImage], now: float
 ) -> list[nova.Image]:
-    """Return the images of ours that no row accounts for.
+    """Return our images that no row accounts for.
 
-    One without a row is left its grace; a second one of the name that a row has goes at once. An image that a user made
-    of one of our machines inherits the mark of a row, but not its name. What a row knows by its id is its own.
+    One without a row counts only after GRACE; a second one with a row's name at once. An image that a user made of one
+    of our machines inherits the mark of a row, but not its name. An image whose id a row has belongs to that row.
     """
     leaked = []
     known = {row.external_id for row in snapshots.values()}
@@ -340,11 +340,11 @@ def leaked_images(
 def leaked_volumes(
     volumes: Iterable[nova.Volume], machines: Mapping[int, str], snapshots: Container[int]
 ) -> list[nova.Volume]:
-    """Return the volumes of ours that belong to no server and are not about to.
+    """Return our volumes that belong to no server and are not about to.
 
-    machines is {row id: state}, snapshots the ids of those that are being built or used. The volume of a machine that
-    boots, or was held while it did, is left alone; so is any that a server has, with which it goes, and the one that
-    a snapshot was made of, from which some clouds cannot part while there is the snapshot.
+    machines: {row id: state}; snapshots: the ids of those that are being built or used. The volume of a machine that
+    boots, or was held while it did, is left alone. So is a volume that a server has, as it goes with the server, and
+    the volume that a snapshot was made of, since some clouds cannot delete it while the snapshot exists.
     """
     return [volume for volume in volumes if volume.unattached
             and machines.get(volume.machine_id or 0) not in (BUILDING, HOLD) and volume.snapshot_id not in snapshots]
@@ -353,10 +353,10 @@ def leaked_volumes(
 def stuck_volumes(
     volumes: Iterable[nova.Volume], machines: Container[int], snapshots: Container[int], servers: Container[str]
 ) -> list[nova.Volume]:
-    """Return the volumes of ours that are held by no server that is there, and that cannot be deleted like that.
+    """Return our volumes that block storage shows as in use though no existing server has them; we cannot delete them.
 
-    Such are left by a server whose end block storage was not told of. machines and snapshots are the ids of all rows,
-    servers those of the servers that there are.
+    They remain if block storage was not told of their server's deletion. machines and snapshots: the ids of all rows;
+    servers: the ids of all existing servers.
     """
     return [volume for volume in volumes if volume.status in STUCK_STATUSES
             and volume.machine_id not in machines and volume.snapshot_id not in snapshots
@@ -364,9 +364,10 @@ def stuck_volumes(
 
 
 def old_snapshots(snapshots: Sequence[SnapshotImage], everything: bool, now: float) -> list[SnapshotImage]:
-    """Return which snapshots of one image type go, of a list with the newest first.
+    """Return which snapshots of one image type go, given all of them, newest first.
 
-    The failed ones and those beyond current and previous; everything: all but those being built or kept for a person.
+    These are the failed ones and those older than current and previous; everything: all but those being built or kept
+    for a person.
     """
     ready = [row for row in snapshots if row.state == READY]
     kept = [] if everything else ready[:SNAPSHOTS_KEPT]

@@ -1,4 +1,4 @@
-"""How the scripts that work on a provider begin: its row, its lock, and Jenkins if there is one."""
+"""How the scripts that work on a provider begin: with its row, its lock, and Jenkins if there is one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from jenkinsnodes import Nodes
     from pool.jenkinses import Jenkinses
 
-PACED_CALLS = 10  # that a run makes for each server, at most, at the provider's pace
+PACED_CALLS = 10  # at most so many for each server in one run, at the provider's pace
 
 
 def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Provider], int]) -> int:
-    """Open vm.db and do a script's work for the provider of that name, or for `all`; returns the exit code."""
+    """Open vm.db and do a script's work for the provider of that name, or for `all`; return the exit code."""
     with vmdatabase.opened(gateconfig.database_place()):
         check_database()
         vmdatabase.leave_out_noted_ids()
@@ -38,7 +38,7 @@ def run_for_provider(name: str, argv: Sequence[str] | None, work: Callable[[Prov
 
 
 def check_database() -> None:
-    """Raise ConfigError if the database is a copy of one at work, or holds what a person has written there amiss."""
+    """Raise ConfigError if the database may be a copy of one at work, or holds wrong values that a person wrote."""
     from pool import rows
 
     vmdatabase.require_home()
@@ -49,17 +49,16 @@ def run_alone(
     kind: str, provider: Provider, work: Callable[[], int], longest: float, wait_seconds: float = 0,
     again_seconds: float = 0,
 ) -> int:
-    """Do work under the provider's lock of that kind, or leave it to the run that has it; returns the exit code.
+    """Do work under the provider's lock of that kind, or leave it to the run that has the lock; return the exit code.
 
-    again_seconds: for so long after its start a run does the work once more for those that left it to it meanwhile,
-    who may have come after its last look. longest is how many seconds the work can take, beside those that the
-    provider's pace adds: a run that is older has gone wrong, and as long as it stays nothing of the kind gets done
-    here. Then the exit code is 1.
+    again_seconds: until so long after its start, a run repeats the work for other runs that left it to this one
+    meanwhile, perhaps after its last look. longest: how many seconds the work can take, beside what the provider's pace
+    adds. If the run that has the lock is older, it has gone wrong and blocks this kind of work: the exit code is 1.
     """
     began = time.monotonic()
     database, asked = vmdatabase.database, _lock_of(f"again-{kind}", provider.name)
     codes: list[int] = []
-    if again_seconds:  # before the lock is tried: who has that one looks after having let go
+    if again_seconds:  # before the lock is tried: its holder looks for the word after releasing it
         database.leave_word(asked)
     while not codes or (database.has_word(asked) and time.monotonic() - began < again_seconds):
         with provider_lock(kind, provider.name, wait_seconds) as mine:
@@ -84,7 +83,7 @@ def run_alone(
 
 @contextlib.contextmanager
 def _hint_of_forget(provider: Provider) -> Iterator[None]:
-    """Say how to be rid of a provider that left the providers file, if nothing can be done there any more."""
+    """Add to an error how to drop a provider that left the providers file, in case its cloud is gone."""
     try:
         yield
     except GateError as err:
@@ -94,12 +93,12 @@ def _hint_of_forget(provider: Provider) -> Iterator[None]:
 
 
 def provider_lock(kind: str, provider: str, wait_seconds: float = 0) -> contextlib.AbstractContextManager[bool]:
-    """Hold the lock of one kind of work (launch, reap, update-image) on a provider; yields False if another has it."""
+    """Hold the lock for launch, reap or update-image on a provider; yields False if another process has it."""
     return vmdatabase.lock(_lock_of(kind, provider), wait_seconds)
 
 
 def lock_holder(kind: str, provider: str) -> gateprocess.Holder | None:
-    """Return which process has the lock of one kind of work on a provider, None if none can be seen that has it."""
+    """Return which process has the lock of one kind of work on a provider; None if none is visible from here."""
     holder: gateprocess.Holder | None = vmdatabase.database.holder(_lock_of(kind, provider))
     return holder
 
@@ -109,7 +108,7 @@ def _lock_of(kind: str, provider: str) -> str:
 
 
 def cloud_of(provider: Provider) -> nova.Cloud:
-    """Return the cloud of a provider, logged in; ConfigError if it is not the one where the provider's machines are."""
+    """Return the cloud of a provider, logged in; raises ConfigError if the provider's machines are in another one."""
     from cloud import nova
 
     cloud = nova.Cloud(provider, vmdatabase.pool_uuid())
@@ -118,7 +117,7 @@ def cloud_of(provider: Provider) -> nova.Cloud:
 
 
 def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
-    """Return every Jenkins of this pool, None where there is no [jenkins] section."""
+    """Return every Jenkins of this pool; None if there is no [jenkins] section."""
     if not config.jenkinses:
         return None
     from pool.jenkinses import Jenkinses
@@ -127,7 +126,7 @@ def jenkinses_of(config: SecureConfig) -> Jenkinses | None:
 
 
 def lost_section(config: SecureConfig, provider: Provider) -> str:
-    """Return that machines have nodes though the secure configuration knows no Jenkins; empty if that is not so."""
+    """Return in words that machines have nodes although no Jenkins is configured; empty if that is not so."""
     if config.jenkinses:
         return ""
     count = sum(machine.jenkins_name is not None for machine in vmdatabase.machines_of(provider))
@@ -137,6 +136,6 @@ def lost_section(config: SecureConfig, provider: Provider) -> str:
 
 
 def nodes_of(config: SecureConfig, machine: Machine) -> Nodes | None:
-    """Return the Jenkins that a machine belongs to, None if there is none, or not any more."""
+    """Return the Nodes of a machine's Jenkins; None if there is none, or none any more."""
     jenkinses = jenkinses_of(config)
     return jenkinses.find(machine) if jenkinses else None

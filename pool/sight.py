@@ -1,6 +1,6 @@
-"""What reap sees of a provider: lists of cloud and Jenkins, then second looks at what they leave out.
+"""What reap sees of a provider: lists of cloud and Jenkins, then second looks at what the lists leave out.
 
-Nothing here is written down or changed.
+Nothing here records or changes anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 CLOCK_SECONDS = 300  # how far this host's clock may be ahead of others
 CUT_OFF_SECONDS = 1800  # how long all machines of a provider may be silent at once
 DEAD_NODE_SECONDS = 20  # between two looks at a ready machine whose agent is away
-CONFIRMED = 10  # servers that are asked for one by one when a list shows none at all
+CONFIRMED = 10  # servers to ask for one by one if a list shows none at all
 GONE = "gone"
 UNTOLD = jenkinsnodes.Build(node="", result=None, upstream=(), tells_node=False)  # Jenkins did not answer
 
@@ -37,16 +37,16 @@ UNTOLD = jenkinsnodes.Build(node="", result=None, upstream=(), tells_node=False)
 class Suspect:
     """A ready machine whose agent is away."""
 
-    lost: bool  # whether it has been away for longer than Jenkins takes to have it back, or never came
-    gone: bool  # whether Jenkins has given up for the moment, rather than still connecting
+    lost: bool  # it has been away for longer than Jenkins takes to get it back, or never came
+    gone: bool  # Jenkins has given up for the moment, rather than still connecting
     absent: int  # seconds since a run first saw it away
 
 
 def is_dead(suspect: Suspect, silent: bool, cut_off: bool) -> bool:
-    """Whether a machine whose agent stayed away for another look is to be replaced.
+    """Return whether a machine whose agent stayed away for another look should be replaced.
 
-    silent: it does not answer by ssh either. cut_off: no ready machine of the provider does, nor has its agent; that is
-    the network rather than all of them, for some time.
+    silent: it does not answer by ssh either. cut_off: no ready machine of the provider answers or has its agent; for
+    CUT_OFF_SECONDS that is taken for a fault of the network, not of all machines.
     """
     if silent and cut_off and suspect.absent < CUT_OFF_SECONDS:
         return False
@@ -55,85 +55,85 @@ def is_dead(suspect: Suspect, silent: bool, cut_off: bool) -> bool:
 
 @dataclass(frozen=True)
 class Sight:
-    """What was seen of cloud and Jenkins, before vm.db was read; None where they did not tell."""
+    """What was seen of cloud and Jenkins, before vm.db was read; None if they did not answer."""
 
     servers: Mapping[str, nova.Server]
     gone: frozenset[str]  # ids of servers for which the cloud, asked one by one, answered 404
     list_is_whole: bool  # False: the list left out servers of ours that the cloud shows when asked for them
     nodes: Mapping[str, jenkinsnodes.Node] | None
     dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
-    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # those of ours, by the id in their name
+    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # our nodes, by the id in their name
     listed_at: int = 0  # Unix seconds, before the first list
     images: Sequence[nova.Image] | None = None
     keypairs: Mapping[str, int] = field(default_factory=dict)  # name: snapshot id
     floating_ips: Sequence[nova.FloatingIP] = ()
     volumes: Sequence[nova.Volume] = ()
-    silent: frozenset[str] = frozenset()  # names that machines bear of each Jenkins that does not tell
-    misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins that their machines do not belong to any more
-    disowned: frozenset[str] = frozenset()  # ids of servers that are there, but from which somebody took our marks
+    silent: frozenset[str] = frozenset()  # names in machines' rows of each Jenkins that did not answer
+    misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins to which their machines no longer belong
+    disowned: frozenset[str] = frozenset()  # ids of existing servers from which somebody removed our marks
 
     @cached_property
     def by_machine(self) -> dict[int | None, nova.Server]:
-        """The servers by the row id of their mark."""
+        """The servers by the row id in their mark."""
         return {server.machine_id: server for server in self.servers.values()}
 
     def server(self, machine: Machine) -> nova.Server | None:
-        """Return the server of a machine."""
+        """Return the server of a machine; None if none was seen."""
         return self.servers.get(str(machine.external_id)) or (
             None if machine.external_id else self.by_machine.get(machine.id))
 
     def server_id(self, machine: Machine) -> str | None:
-        """Return the id of the server of a machine, also of one that is known by its mark alone; None: it has none."""
+        """Return the id of a machine's server, which may be known only by its mark; None if it has none."""
         marked = None if machine.external_id else self.by_machine.get(machine.id)
         return marked.id if marked else machine.external_id
 
     def node(self, machine: Machine) -> jenkinsnodes.Node | None:
-        """Return the node of a machine, also of one that was never in Jenkins as far as vm.db knows."""
+        """Return the node of a machine, even if vm.db knows of none."""
         return (self.nodes or {}).get(str(machine.jenkins_name or machine.name))
 
     def knows_node(self, machine: Machine) -> bool:
-        """Whether the node of a machine is in Jenkins, or the machine never had one."""
+        """Return whether the node of a machine is in Jenkins, or the machine never had one."""
         return machine.jenkins_name is None or self.node(machine) is not None
 
     def renamed(self, machine: Machine) -> str:
-        """Return the name that a person gave to the server of a machine, empty if it has its own."""
+        """Return the name that a person gave to the server of a machine; empty if it has its own name."""
         server = self.server(machine)
         return server.name if server and machine.name and server.name != machine.name else ""
 
     def is_disowned(self, machine: Machine) -> bool:
-        """Whether somebody took our marks from the server of a machine, which is theirs then."""
+        """Return whether somebody removed our marks from the server of a machine; the server is then theirs."""
         return machine.external_id in self.disowned
 
     def builds(self, machine: Machine) -> bool:
-        """Whether a build may be running on the machine; a node that nobody could ask about counts as building."""
+        """Return whether a build may run on the machine; a node whose Jenkins did not answer counts as building."""
         if self.is_untold(machine):
             return machine.jenkins_name is not None
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and not node.idle
 
     def is_untold(self, machine: Machine) -> bool:
-        """Whether the Jenkins of a machine does not tell what it has."""
+        """Return whether the Jenkins of a machine did not answer."""
         return self.nodes is None or machine.jenkins in self.silent
 
     @property
     def is_whole(self) -> bool:
-        """Whether every Jenkins has told what it has."""
+        """Whether every Jenkins has answered."""
         return self.nodes is not None and not self.silent
 
     def spent(self, machine: Machine) -> bool:
-        """Whether no build can start on its node any more: our scripts began to take it out of service."""
+        """Return whether our scripts began to take its node out of service, so that no build can start there."""
         node = (self.nodes or {}).get(str(machine.jenkins_name))
         return node is not None and node.spent
 
     def is_unused(self, machine: Machine) -> bool:
-        """Whether its node shows that nobody has taken a machine: it is idle, and a build could start there."""
+        """Return whether its node shows that nobody has taken a machine: it is idle, and a build could start there."""
         node = None if self.is_untold(machine) else self.node(machine)
         return node is not None and node.idle and not node.temporarily_offline and not node.spent
 
     def relabelled(self, machine: Machine, image: str) -> str:
-        """Return the labels that a person gave to the node of a machine, by which no build of its image type comes.
+        """Return the labels of a node if a person changed them so that no build of its image type can come.
 
-        Empty if it has its own.
+        Otherwise return an empty text.
         """
         node = self.node(machine)
         if node is None or not machine.name or node.serves(str(machine.name), image):
@@ -141,7 +141,7 @@ class Sight:
         return node.told_labels
 
     def server_death(self, machine: Machine) -> str | None:
-        """Return what became of the server of a machine, None if it lives."""
+        """Return in words how the server of a machine died; None if it lives."""
         server = self.servers.get(str(machine.external_id))
         if machine.external_id in self.gone:
             return "the server is gone"
@@ -150,7 +150,7 @@ class Sight:
         return None
 
     def death(self, machine: Machine) -> str | None:
-        """Return what a machine died of, None if it lives."""
+        """Return in words what a machine died of; None if it lives."""
         if why := self.server_death(machine):
             return why
         node = self.node(machine)
@@ -162,7 +162,7 @@ class Sight:
 
 
 class Look:
-    """The looks of one run; calls to the outside run in workers. What cannot be seen is told to trouble."""
+    """The looks of one run; calls to the outside run in workers. What cannot be seen is reported to trouble."""
 
     def __init__(self, provider: Provider, config: SecureConfig, trouble: Callable[[object], None]) -> None:
         self.provider = provider
@@ -172,19 +172,19 @@ class Look:
         self.jenkinses = script.jenkinses_of(config)
         self.cloud = script.cloud_of(provider)
         self.workers = gateprocess.Workers(provider.max_concurrency)
-        self.builds: dict[int, jenkinsnodes.Build | None] = {}  # what Jenkins was asked for, by machine; see ask_for
-        self.verdicts: dict[int, Verdict] = {}  # of those of them that have ended
-        self.is_timely = True  # whether the clock is not far behind theirs
-        self.clock_ahead = 0.0  # seconds that the clock is ahead of the cloud's and of Jenkins'
+        self.builds: dict[int, jenkinsnodes.Build | None] = {}  # Jenkins' answers, by machine; see ask_for
+        self.verdicts: dict[int, Verdict] = {}  # of those that have ended
+        self.is_timely = True  # our clock is not far behind the cloud's and Jenkins'
+        self.clock_ahead = 0.0  # seconds that our clock is ahead of both
 
     def now(self) -> float:
-        """Return the time by which ages are counted, in Unix seconds."""
+        """Return the time from which ages are counted, in Unix seconds."""
         return vmdatabase.clock() - self.clock_ahead
 
     # --- the first look: lists ---
 
     def lists(self) -> Sight:
-        """List what cloud and Jenkins have, before vm.db is read: what is launched meanwhile is no leak."""
+        """List what cloud and Jenkins have, before vm.db is read, so that what is launched meanwhile is not a leak."""
         listed_at = vmdatabase.now()
         images = self.answer(self.cloud.list_snapshots)
         keypairs = self.answer(self.cloud.list_keypairs) or {}
@@ -202,7 +202,7 @@ class Look:
                        misplaced=seen.misplaced)
 
     def answer(self, call: Callable[[], T]) -> T | None:
-        """Return what a call returns, or None, reported, if it fails; the rest of the run can do without it."""
+        """Return the result of a call; if it fails, report that and return None: the run can do without it."""
         try:
             return call()
         except GateError as err:
@@ -210,7 +210,7 @@ class Look:
             return None
 
     def see_volumes(self) -> list[nova.Volume]:
-        """Return the volumes of ours; if no image type boots from one, silence of the cloud is no trouble."""
+        """Return our volumes; if no image type boots from one, a failing list is no trouble."""
         if any(image.boot_from_volume for image in vmdatabase.images_of(self.provider)):
             return self.answer(self.cloud.list_volumes) or []
         try:
@@ -220,7 +220,7 @@ class Look:
             return []
 
     def see_nodes(self) -> Seen | None:
-        """Return the nodes, or None if no Jenkins tells: then machines that may have a node are left alone."""
+        """Return the nodes; None if no Jenkins answers: then machines that may have a node are left alone."""
         if self.jenkinses is None:
             return self.without_jenkins()
         try:
@@ -233,20 +233,20 @@ class Look:
         return seen
 
     def without_jenkins(self) -> Seen | None:
-        """Return no nodes, or None if machines have some: then a section was lost, and builds may go on."""
+        """Return no nodes; None if machines have some: then a section was lost, and builds may still run."""
         if why := script.lost_section(self.config, self.provider):
             self.trouble(f"{why}, where builds may run; they are left alone until the section is there again")
             return None
         return Seen({}, {}, [])
 
     def names_of(self, silent: Collection[str]) -> frozenset[str]:
-        """Return the names that machines bear of these."""
+        """Return the names in machines' rows that lead to these Jenkins."""
         owners = {name: self.jenkinses.owner(name) for name in ("", *silent)} if self.jenkinses else {}
         return frozenset(name for name, owner in owners.items() if owner and owner.name in silent)
 
     def see_clock(self) -> None:
-        """Compare the clock with the cloud's and Jenkins': one that has jumped ahead ends no hold."""
-        ours = vmdatabase.clock() - time.time()  # that of the database, which may be ahead of this host's
+        """Compare our clock with the cloud's and Jenkins', so that one that has jumped ahead ends no hold."""
+        ours = vmdatabase.clock() - time.time()  # the database's clock may be ahead of this host's
         told = {"the cloud's": self.cloud.clock_ahead,
                 "Jenkins'": self.jenkinses.clock_ahead() if self.jenkinses else None}
         known = {whose: seconds for whose, seconds in told.items() if seconds is not None}
@@ -263,7 +263,7 @@ class Look:
     # --- the second look: one by one ---
 
     def closely(self, lists: Sight, machines: Sequence[Machine]) -> Sight:
-        """Look again at machines whose server is in no list, and at ready ones whose agent is away."""
+        """Look again at machines whose server is not in the list, and at ready ones whose agent is away."""
         servers = lists.servers
         suspects = [str(machine.external_id) for machine in machines
                     if machine.external_id and machine.external_id not in servers
@@ -287,7 +287,7 @@ class Look:
             dead_nodes=self.see_dead_nodes(ready, lists.nodes))
 
     def look_at(self, server_id: str) -> nova.Server | str | None:
-        """Run in a worker: return the server, GONE for a 404, None when the cloud does not tell."""
+        """Run in a worker: return the server, GONE for a 404, None if the cloud does not answer."""
         try:
             return self.cloud.get_server(server_id)
         except nova.GoneError:
@@ -297,12 +297,12 @@ class Look:
             return None
 
     def shows(self, server_id: str) -> bool:
-        """Return whether the cloud shows a server, in whatever state, or does not tell."""
+        """Return whether the cloud shows a server, in any state, or does not answer."""
         found = self.answer(lambda: self.cloud.shows(server_id))
         return found is not False
 
     def has_own(self, server_id: str) -> bool:
-        """Return whether the cloud has a server that carries our marks, as a look at it shows."""
+        """Return whether the cloud, asked for a server, shows it with our marks."""
         try:
             return self.cloud.is_own(self.cloud.get_server(server_id))
         except nova.GoneError:
@@ -311,7 +311,7 @@ class Look:
     def see_dead_nodes(
         self, machines: Sequence[Machine], nodes: Mapping[str, jenkinsnodes.Node] | None
     ) -> frozenset[str]:
-        """Return the nodes of ready machines whose agent is lost, after a second look and logins of our own."""
+        """Return the nodes of ready machines whose agent is lost, after a second look and logins by ssh."""
         if nodes is None:
             return frozenset()
         watched = {str(machine.jenkins_name): machine for machine in machines if machine.jenkins_name in nodes}
@@ -332,7 +332,7 @@ class Look:
         return frozenset(dead)
 
     def suspect(self, machine: Machine, node: jenkinsnodes.Node) -> Suspect:
-        """Return what is to be known of a ready machine whose agent may be lost."""
+        """Return the facts about a ready machine whose agent may be lost."""
         now = int(self.now())
         absent = now - machine.absent_time if machine.absent_time else 0
         state = node.prospect(now - machine.state_time, machine.online_time is not None, absent)
@@ -348,7 +348,7 @@ class Look:
         return {name for name, task in tasks.items() if not task.result()}
 
     def stay_away(self, names: Sequence[str]) -> set[str]:
-        """Look at nodes for a while; returns those whose agents did not show themselves meanwhile."""
+        """Look at nodes for DEAD_NODE_SECONDS; return those whose agents stayed away."""
         away = set(names)
         deadline = time.monotonic() + DEAD_NODE_SECONDS
         while away and time.monotonic() < deadline:
@@ -361,7 +361,7 @@ class Look:
         return away
 
     def images_gone(self, snapshots: Iterable[SnapshotImage]) -> set[str]:
-        """Return the ids of the images of snapshots that the cloud, asked one by one, has no more."""
+        """Return the ids of snapshots' images that the cloud, asked one by one, no longer has."""
         tasks = [(row, self.workers.submit(self.image_is_gone, str(row.external_id))) for row in snapshots]
         gone = [row for row, task in tasks if self.answer(task.result)]
         for row in gone:
@@ -369,19 +369,19 @@ class Look:
         return {str(row.external_id) for row in gone}
 
     def image_is_gone(self, image_id: str) -> bool:
-        """Return whether a look shows an image gone."""
+        """Return whether the cloud shows that an image is gone."""
         try:
             return self.cloud.image_status(image_id) in ("deleted", "pending_delete")
         except nova.GoneError:
             return True
 
-    # --- builds, and servers that are to go ---
+    # --- builds, and servers being deleted ---
 
     def ask_for(self, rows: Mapping[int, Result]) -> None:
-        """Ask Jenkins for builds, {row id of the machine: row of its build}, each once in a run; fills self.builds.
+        """Ask Jenkins for builds, {row id of the machine: row of its build}, each once in a run; fill self.builds.
 
-        A build that Jenkins does not know is None there, UNTOLD one for which it did not answer. A pool without Jenkins
-        has none to ask.
+        There a build that Jenkins does not know is None, and one for which it did not answer is UNTOLD. Verdicts of
+        ended builds go into self.verdicts. Without Jenkins this does nothing.
         """
         if self.jenkinses is None:
             return
@@ -403,9 +403,9 @@ class Look:
         self.verdicts.update({number: task.result() for number, task in verdicts.items()})
 
     def seen_gone(self, server_ids: Sequence[str]) -> list[str]:
-        """Return which servers one more look shows gone.
+        """Return which of these servers another list shows to be gone.
 
-        A list without any server is believed only if the last few, asked for one by one, are gone, too.
+        An empty list is believed only if the last few servers, asked for one by one, are gone, too.
         """
         try:
             listed = {server.id for server in self.cloud.list_servers()}

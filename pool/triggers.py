@@ -1,21 +1,21 @@
-"""The triggers of vm.db that write down what happens: in the transaction of the move, whoever makes it.
+"""The triggers of vm.db: they record what happens, in the transaction of the move, whoever makes it.
 
-They belong to the schema version that made them: whoever changes them writes a migration that drops and makes them.
+They belong to the schema version that made them: to change one, write a migration that drops and makes it again.
 """
 
 from collections.abc import Sequence
 
 NOW = "CAST(strftime('%s', 'now') AS INTEGER)"
-# Upper bounds of what is counted in tally: seconds from asked for to READY, minutes of builds.
+# Upper bounds of the buckets in tally: seconds from the row to READY, minutes of builds.
 READY_SECONDS = (10, 20, 30, 45, 60, 90, 120, 180, 300, 600, 900, 1800)
 BUILD_MINUTES = (1, 5, 10, 15, 20, 30, 40, 50, 60, 75, 90, 120, 180)
 
 
 def of_events(table: str, id_column: str, hold_reason: str, more: str = "") -> str:
-    """Return the triggers that write an event when a row of a table comes, moves, gets its name, or goes.
+    """Return the triggers that write an event when a row of a table appears, moves, or goes, and later its name.
 
-    The reason is state_reason if that came with the move; otherwise what the row tells of its new state. more is a
-    column of the row that the event has, too.
+    The reason is state_reason if the move wrote that, else the row's error or hold_reason. more: a further column to
+    copy from the row into the event.
     """
     def event(row: str, from_state: str, to_state: str, seconds: str, reason: str) -> str:
         return f"""INSERT INTO event (
@@ -47,7 +47,7 @@ def of_events(table: str, id_column: str, hold_reason: str, more: str = "") -> s
 def of_tally() -> str:
     """Return the triggers that count moves, times to READY, and builds with their minutes.
 
-    These counts only grow, also when old events are pruned: metrics.prom is made of them.
+    These counts only grow, even when old events are pruned: metrics.prom is made of them.
     """
     ended = "NEW.end_time IS NOT NULL AND NEW.by_person IS NOT 1"
     timed = f"{ended} AND NEW.start_time IS NOT NULL"
@@ -68,10 +68,10 @@ def of_tally() -> str:
 
 
 def of_environments() -> str:
-    """Return the triggers of test environments, and the one that counts events as it is since there are these.
+    """Return the triggers of test environments, and the trigger that counts events, in its form since then.
 
-    They let an environment go with its machine, refuse one to a machine that nobody uses, write an event of each move,
-    and end what has left the providers file.
+    They release an environment with its machine, refuse one to a machine that is not in use, write an event for each
+    move, and delete environments that have left the providers file.
     """
     let_go = f"""UPDATE test_environment SET state = CASE WHEN reset IS NULL THEN 'FREE' ELSE 'RESETTING' END,
             state_time = {NOW}, machine_id = NULL, state_reason = {{reason}} WHERE machine_id = {{row}}.id;
@@ -119,10 +119,10 @@ def of_environments() -> str:
 
 
 def of_groups() -> str:
-    """Return the triggers that move subnodes with their lead, and those that write and count events as since then.
+    """Return the triggers that move subnodes with their lead, and those that write and count events, in their new form.
 
-    A subnode that is not in the state of its lead failed in its boot, and goes on alone. What a subnode does is no move
-    of a machine that a build could have, and is counted as what it is.
+    A subnode in another state than its lead failed in its boot, and goes on alone. A subnode's moves are counted apart,
+    since no build could have it.
     """
     dropped = [f"machine_{what}" for what in ("came", "named", "moved", "went")] + ["event_counted", "ready_counted"]
     return "".join(f"DROP TRIGGER {name};\n" for name in dropped) + f"""
@@ -149,12 +149,12 @@ def of_groups() -> str:
 
 
 def _bucket(value: str, bounds: Sequence[int]) -> str:
-    """Return SQL for the first bound that a value does not exceed, as text; +Inf beyond the last."""
+    """Return SQL for the first bound that a value does not exceed, as text; '+Inf' beyond the last one."""
     return f"CASE {' '.join(f'''WHEN {value} <= {bound} THEN '{bound}' ''' for bound in bounds)} ELSE '+Inf' END"
 
 
 def _counter(name: str, when: str, what: str, key: str, total: str = "0") -> str:
-    """Return a trigger that counts a row in tally: under what and key, which are SQL, with total summed up."""
+    """Return a trigger that counts a row in tally, under what and key, and adds up total; these three are SQL."""
     return f"""
     CREATE TRIGGER {name} {when} BEGIN
         INSERT INTO tally (what, provider, image, key, count, total)

@@ -1,6 +1,6 @@
-"""Whose turn it is: which of the machines that wait gets which test environment, and which kept machine gives one up.
+"""Whose turn it is: which waiting machine gets which test environment, and which kept machine gives one up.
 
-Pure functions of rows as they are at one moment.
+Pure functions of the rows at one moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Waiter:
 
 @dataclass(frozen=True)
 class Place:
-    """A test environment as far as turns go; since is when it came into its state, Unix seconds."""
+    """A test environment, as the rules of turns see it; since: when it came into its state, Unix seconds."""
 
     id: int
     images: frozenset[str]
@@ -28,13 +28,13 @@ class Place:
     since: int
 
     def fits(self, waiter: Waiter) -> bool:
-        """Whether it is for machines of that image type and provider."""
+        """Return whether it is for machines of the waiter's image type and provider."""
         return waiter.image in self.images and (not self.providers or waiter.provider in self.providers)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A machine whose build has ended, that is kept for a look and has a test environment."""
+    """A machine whose build has ended, but that is kept for a look and has a test environment."""
 
     machine_id: int
     ended: int  # Unix seconds
@@ -42,10 +42,10 @@ class Kept:
 
 
 def grants(waiters: Sequence[Waiter], places: Iterable[Place]) -> dict[int, int]:
-    """Return {machine id: id of the test environment} for those whose turn it is; waiters stand in their order.
+    """Return {machine id: id of the test environment} for the machines whose turn it is; waiters are in their order.
 
-    Each in turn gets, of those that fit, the one that fits the fewest of all who wait, so that the others find one,
-    too; of these, the one that has been free for longest.
+    Each waiter in turn gets the fitting environment that fits the fewest of all waiters, so that the others find one,
+    too; among equals, the one that has been free for longest.
     """
     left = list(places)
     given: dict[int, int] = {}
@@ -59,6 +59,6 @@ def grants(waiters: Sequence[Waiter], places: Iterable[Place]) -> dict[int, int]
 
 
 def gives_way(waiter: Waiter, kept: Iterable[Kept]) -> Kept | None:
-    """Return the kept machine that goes, so that a waiter gets its test environment: the one that ended first."""
+    """Return the kept machine that goes so that a waiter gets its test environment: the one whose build ended first."""
     fitting = [one for one in kept if one.place.fits(waiter)]
     return min(fitting, key=lambda one: (one.ended, one.machine_id), default=None)

@@ -1,7 +1,7 @@
-"""What a build says of itself: logs/verdict.json, which its job archives (gate/verdict.py describes it).
+"""A build's own verdict: logs/verdict.json, which its job archives (gate/verdict.py describes it).
 
-The file comes from a machine on which the change under test was root: its size, schema and characters are checked, and
-a build without a good one is recorded as that, of kind `unknown` with the reason.
+The file comes from a machine on which the change under test was root, so its size, schema and characters are checked.
+A build without a valid file is recorded as of kind `unknown`, with the reason.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_PHASES, MAX_KNOWN, MAX_NAMES = 100, 20, 20
 MAX_NUMBER = 10**9
 MAX_MINUTES = 10**6
 MAX_STATUS = 255
-FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of such builds are kept for a look
-NOT_THE_CHANGES = ("infrastructure", "machine")  # kinds that leave nothing worth a look
+FAILED_RESULTS = ("FAILURE", "UNSTABLE", "TIMEOUT")  # machines of builds with these results are kept for a look
+NOT_THE_CHANGES = ("infrastructure", "machine")  # kinds of failures that are not worth a look
 UNKNOWN = "unknown"
 KINDS = ("passed", "test", "source", "configuration", "machine", "infrastructure", "timeout", "aborted")
 
 
 class Verdict(NamedTuple):
-    """What is recorded of a build; the fields are columns of the table result."""
+    """What is recorded about a build; the fields are columns of the table result."""
 
     kind: str
     phase: str | None
@@ -43,22 +43,22 @@ class Verdict(NamedTuple):
 
 
 class WrongVerdictError(ValueError):
-    """The file is not what it should be; the message says where."""
+    """The file is not valid; the message says where."""
 
 
 def is_kept(result: str | None, verdict: Verdict | None) -> bool:
-    """Whether the machine of a build that ended so is kept for whoever wants to look."""
+    """Return whether the machine of a build with this end is kept for whoever wants to look."""
     return result in FAILED_RESULTS and not (verdict and verdict.kind in NOT_THE_CHANGES)
 
 
 def end_words(result: str | None, verdict: Verdict | None) -> str:
-    """Return in words how a build ended, for the history of its machine."""
+    """Return in words how a build ended, for its machine's history."""
     words = f"its build has ended {result or ''}".strip()
     return words + (f", of kind {verdict.kind}: {verdict.reason}" if verdict and result in FAILED_RESULTS else "")
 
 
 def fetch(config: JenkinsConfig, job: str, number: int) -> Verdict | None:
-    """Return the verdict of a build by one quick request; None if Jenkins is to be asked in another way."""
+    """Return the verdict of a build with one quick request; None if Jenkins should be asked in the usual way."""
     url = jenkinsnodes.build_url(config, job, number)
     try:
         status, body = jenkinsnodes.quick_get(config, artifact_of(job, number), MAX_BYTES)
@@ -70,7 +70,7 @@ def fetch(config: JenkinsConfig, job: str, number: int) -> Verdict | None:
 
 
 def fetch_slowly(nodes: jenkinsnodes.Nodes, job: str, number: int) -> Verdict:
-    """Return the verdict of a build, asked for as everything else is asked of Jenkins."""
+    """Return the verdict of a build, with a request of Nodes, the usual way to ask Jenkins."""
     url = jenkinsnodes.build_url(nodes.config, job, number)
     try:
         body = nodes.text(f"read {FILE} of {job} #{number}", artifact_of(job, number))
@@ -85,22 +85,22 @@ def artifact_of(job: str, number: int) -> str:
 
 
 def without(url: str, why: str) -> Verdict:
-    """Return what is recorded of a build that left no good verdict."""
+    """Return what is recorded about a build that left no valid verdict."""
     return Verdict(UNKNOWN, None, gateprocess.plain(f"no {FILE}: {why}", MAX_TEXT), None, None, url)
 
 
 def checked(body: bytes, url: str) -> Verdict:
-    """Return what a file says, as far as it is as described; otherwise of kind `unknown`."""
+    """Return the verdict in a file if it is valid, else one of kind `unknown`."""
     try:
         return read(body, url)
     except WrongVerdictError as err:
         return without(url, str(err))
-    except gateprocess.NONSENSE as err:  # the end of a build is recorded, whatever its node has sent
+    except gateprocess.NONSENSE as err:  # the end of a build is recorded, whatever its node sent
         return without(url, f"it makes no sense ({err})")
 
 
 def read(body: bytes, url: str) -> Verdict:
-    """Return what a file says; WrongVerdictError if anything in it is not as described."""
+    """Return the verdict in a file; raises WrongVerdictError if anything in it is not as described."""
     if len(body) > MAX_BYTES:
         raise WrongVerdictError(f"it has more than {MAX_BYTES >> 10} KB")
     try:
@@ -162,7 +162,7 @@ def _minutes(content: dict[str, Any]) -> float:
     if len(phases) > MAX_PHASES or not all(map(_is_text, phases)):
         raise WrongVerdictError(f"minutes: expected at most {MAX_PHASES} phases")
     for value in phases.values():
-        if type(value) not in (int, float) or not 0 <= value <= MAX_MINUTES:  # nor what is no number
+        if type(value) not in (int, float) or not 0 <= value <= MAX_MINUTES:  # refuses NaN, too
             raise WrongVerdictError(f"minutes: expected numbers from 0 to {MAX_MINUTES}")
     return round(math.fsum(phases.values()), 1)
 
