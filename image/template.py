@@ -119,7 +119,7 @@ class Template:
         self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
 
     def clone_projects(self) -> None:
-        """Clone the gate's projects and what devstack may clone, with all branches; copy those that are on this host."""
+        """Clone the gate's projects and what devstack may clone, with all branches; copy those that this host has."""
         missing = self.clone(self.plan.projects)
         for line in missing:
             self.log.warning("%s: could not get %s", self.step, line)
