@@ -45,8 +45,8 @@ link_cache() {
 }
 
 # pip compares versions, not places: of two files of one version it takes the one from the index that was named last. So
-# the cache becomes an index, named after the real one, from which pip then downloads only what the cache lacks. If the
-# real one does not answer, the cache is the only one: to ask in vain for each package would take longer than the build.
+# the cache becomes an index that is named last, and only what it lacks is downloaded from the real one. If the real one
+# does not answer, the cache is the only index: to ask in vain for each package would take longer than the build.
 use_pip_cache() {
     local cache=$BASE/cache/pip index=file://$BASE/cache/pip/simple mode=add more
     if ! compgen -G "$cache/*-*" > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then return 0; fi

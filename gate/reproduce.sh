@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: what the run was given and what it tested, kept in memory from the start. At the
-# end gate/reproduce.py makes logs/reproduce.sh of it; until then, secrets are looked for in it.
+# end gate/reproduce.py makes logs/reproduce.sh of it. Secrets to hide are looked for in it, too.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 TESTED=''      # lines: each project with branch, sha1 and subject
