@@ -22,7 +22,7 @@ EOT
 SCRIPTS=(devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gate)
 MARK=/etc/devstack-gate/node
 ENVIRONMENT=/etc/devstack-gate/test-environment # the name of the machine's test environment; .json beside it has its data
-PHASE=''     # the one that is running
+PHASE=''     # the phase that is running
 MINUTES=''   # how long each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
 FAILED_PHASE='' # the phase that failed
@@ -65,14 +65,12 @@ run_gate() {
     fi
 }
 
-# Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh checks by
-# itself.
+# Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
     as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
 }
 
-# Note what was not tested because it is installed nowhere. devstack-vm-gate.sh has done so already if the hook called
-# it.
+# Note what was not tested because it is installed nowhere, unless the hook called devstack-vm-gate.sh, which does so.
 note_nowhere() {
     local notes
     if [[ -s $BASE/gate/step ]]; then return 0; fi
@@ -145,8 +143,7 @@ run_settings_file() {
     PHASE=gate_settings
     if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
     for name in "${!OVERRIDE_@}" "${DECIDED[@]}"; do before[$name]=${!name:-}; done
-    # This works whatever the file does to its shell: the names are in the code, and the trap runs if the file ends its
-    # shell.
+    # This works whatever the file does to its shell: the names are in the code, and the trap runs if the shell ends.
     JOB_FUNCTIONS[gate_settings_keep]="() { local name; for name in ${SETTINGS[*]}; do
         if [[ -v \$name ]]; then export \"\$name\"; fi; done; command -p env -0 > \"\$GATE_ENVIRONMENT\"; }"
     # shellcheck disable=SC2016  # the job's shell expands it
@@ -330,8 +327,7 @@ find_home() {
     export HOME=${entry##*:}
 }
 
-# Remove the login with which the job's first step may have called Jenkins, if it is still there: it is not for the
-# change.
+# Remove the login with which the job's first step may have called Jenkins, if it is still there: no change may see it.
 wipe_jenkins_login() {
     local file=~/.devstack-gate-jenkins
     if [[ -f $file && ! -L $file ]]; then

@@ -354,8 +354,7 @@ choose_tempest_tests() {
     fi
 }
 
-# Run tempest in the environment that devstack has made, and so with its constraints: with others, tox would make it
-# anew.
+# Run tempest in the environment that devstack has made, and so with its constraints: with others, tox makes it anew.
 run_tempest() {
     choose_tempest_tests
     local constraints failed

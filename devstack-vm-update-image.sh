@@ -32,8 +32,7 @@ set_up_git() {
         GIT_CONFIG_KEY_1=core.hooksPath GIT_CONFIG_VALUE_1=/dev/null GIT_CONFIG_KEY_2=core.fsmonitor GIT_CONFIG_VALUE_2=false
 }
 
-# Fill URL, without an http login, which git reads from a file: everybody on this host can see the arguments of
-# commands.
+# Fill URL, without an http login, which git reads from a file: everybody on this host can see commands' arguments.
 hide_login() {
     local file=$WORKSPACE/devstack.login
     URL=$1
@@ -46,8 +45,7 @@ hide_login() {
         GIT_CONFIG_VALUE_3="store --file='${file//\'/\'\\\'\'}'"
 }
 
-# check_is_ours PATH KIND: refuse what somebody else could have put into the workspace, for us to write through or to
-# run.
+# check_is_ours PATH KIND: refuse what others could have put into the workspace, for us to write through or to run.
 check_is_ours() {
     local path=$1 kind=$2 loose
     if [[ ! -e $path && ! -L $path ]]; then return 0; fi

@@ -58,8 +58,7 @@ printable() {
     gate_tool console printable 3< <(print_secrets || true)
 }
 
-# Print what secrets are looked for in: the settings and functions that the run was given, and devstack's settings so
-# far.
+# Print what secrets are looked for in: the settings and functions that the run was given, and devstack's settings.
 print_secrets() {
     if (( ${#GIVEN[@]} )); then printf '%s\0' "${GIVEN[@]}"; fi
     if [[ ${BASE:-} && ${RUN:-} ]]; then

@@ -5,9 +5,9 @@
 MACHINE_LOCK=/run/devstack-gate.lock
 GRACE_SECONDS=30 # between TERM and KILL
 
-# Read GATE_RUN, which the script that we were before exec has left for us. It begins with our pid, which exec keeps, so
-# it is nothing that a job exports. Fills ADOPTS (1: adopt_orphans is done) and, if we go on with another script's run,
-# GATE_STARTED and RE_EXEC.
+# Read GATE_RUN, left for us by the script that exec replaced. It begins with our pid, which exec keeps, so no job has
+# exported it. Fills ADOPTS (1: adopt_orphans is done) and, if we go on with another script's run, GATE_STARTED and
+# RE_EXEC.
 # shellcheck disable=SC2034  # the wrap script and gate/source.sh read them
 take_over() {
     local pid adopts started rest
@@ -57,8 +57,7 @@ run_processes() {
 }
 
 # Start a watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends the whole run if we are killed or
-# stopped. It locks the machine: two runs would use each other's trees, so the later one ends before it touches
-# anything.
+# stopped. It locks the machine: two runs would use each other's trees, so the later one ends before it touches any.
 start_watcher() {
     local rc=0
     local -a lock=()

@@ -152,8 +152,7 @@ signal_words() {
     if (( $1 > 128 )); then printf ' (SIG%s)' "$(kill -l "$1" || true)"; fi
 }
 
-# fetch TREE URL REFSPEC...: to git, a pattern that matches nothing is no error, so a failure is the server's or the
-# disk's.
+# fetch TREE URL REFSPEC...: to git, a pattern without a match is no error, so a failure is the server's or the disk's.
 fetch() {
     local tree=$1 url=$2
     shift 2

@@ -65,8 +65,7 @@ find "$base/logs" "$base/new/logs" "$base/new/devstacklog.txt" "${@/#/var/log/}"
     tar --null --no-recursion --format=ustar --owner=0 --group=0 --hard-dereference \
         --transform "s,^$base/new/,," --transform "s,^$base/,," --transform "s,^$journal/,," --transform "s,^var/log/,," -cf - -T -'
 
-# Fetch the logs of all subnodes side by side, into folders in the logs with their names, within their share of the
-# time.
+# Fetch the logs of all subnodes side by side, within their share of the time, into folders of their names in the logs.
 fetch_subnode_logs() {
     local name seconds
     local -a pids=()

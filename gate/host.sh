@@ -152,8 +152,7 @@ start_syslog_afresh() {
     fi
 }
 
-# Add swap if there is none: a file on the root disk, as large as the memory, at most 8 GB and a quarter of the free
-# space.
+# Add swap if there is none: a file on the root disk, as large as memory, at most 8 GB and a quarter of the free space.
 add_swap() {
     local swaps free megabytes memory
     swaps=$(wc -l < /proc/swaps)

@@ -23,8 +23,8 @@ read_variables() {
     done < "$HERE/gate/variables.txt"
 }
 
-# Take the functions that the job exports out of this shell, in which they could replace commands or be replaced by
-# ours. restore_functions gives them to what runs for the job.
+# Take the functions that the job exports out of this shell: here they could replace commands, or be replaced by ours.
+# restore_functions gives them to what runs for the job.
 read_functions() {
     local entry name where
     while IFS= read -r -d '' entry; do
@@ -135,8 +135,7 @@ make_lines_plain() {
     done
 }
 
-# strip_blanks NAME...: remove the blanks and line breaks that YAML and browsers add around the values of these
-# variables.
+# strip_blanks NAME...: remove the blanks and line breaks that YAML and browsers add around these variables' values.
 strip_blanks() {
     local name value
     for name in "$@"; do
@@ -203,7 +202,7 @@ check_workspace() {
     check_addresses
 }
 
-# Check that BASE and WORKSPACE do not overlap: the stack user gets BASE, and both have folders that are made anew.
+# Check that BASE and WORKSPACE do not collide: the stack user gets BASE, and both have folders that are made anew.
 check_apart() {
     local base workspace name
     base=$(realpath -m -- "$BASE")

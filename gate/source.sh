@@ -128,8 +128,7 @@ project_url() {
     printf '%s/%s\n' "${base%"${base##*[!/]}"}" "$1"
 }
 
-# given_changes PROJECT: print branch:ref for each of its Gerrit changes, a line each, in order; the triggering one is
-# last.
+# given_changes PROJECT: print a line branch:ref for each of its Gerrit changes, in order; the triggering one is last.
 given_changes() {
     local change trigger=''
     local -a changes=()
@@ -327,8 +326,7 @@ has_change() {
     [[ $changes || ( $id && $'\n'$3$'\n' == *$'\n'"refs/zuul/$2/${id##*/}"$'\n'* ) ]]
 }
 
-# check_choice PROJECT BRANCH OWN REF TREE REFS: whether the chosen REF can be the one that was meant. SAID tells why
-# not.
+# check_choice PROJECT BRANCH OWN REF TREE REFS: whether the chosen REF can have been meant. SAID tells why not.
 check_choice() {
     local project=$1 run=$2 own=$3 chosen=$4 branch=${3:-$2} name changes what='a change of GERRIT_CHANGES' url
     url=$(project_url "$project")
@@ -567,8 +565,7 @@ forget_trees() {
     done
 }
 
-# check_branch_is_there new|old BRANCH PROJECT...: check that at least one project has the branch; else its name is
-# wrong.
+# check_branch_is_there new|old BRANCH PROJECT...: check that some project has the branch; else its name is wrong.
 check_branch_is_there() {
     local side=$1 branch=$2 project ref own asked=''
     shift 2

@@ -43,8 +43,7 @@ has() {
 
 # --- the machine ---
 
-# Switch off automatic upgrades for good. Let one that is under way end: if killed, it would leave packages half
-# installed.
+# Switch off automatic upgrades for good. Let one that is under way end: killed, it would leave packages half installed.
 stop_upgrades() {
     local deadline=$(( SECONDS + LOCK_SECONDS ))
     mask_upgrades || return
@@ -522,8 +521,8 @@ ASK_STACKRC='HOST_IP=SKIP; exec 3>&1 1>&2
 trap '\''printf "%s\n" "${IMAGE_URLS:-}" >&3; printf "extra %s\n" "${EXTRA_CACHE_URLS:-}" >&3'\'' EXIT
 source ./stackrc'
 
-# ask_devstack FOLDER NAME ARGUMENTS...: run bash in the tree of a devstack, print the lines with URLs that it prints,
-# and return its status.
+# ask_devstack FOLDER NAME ARGUMENTS...: run bash in the tree of a devstack. Prints the lines of its output that hold
+# URLs, and returns its status.
 ask_devstack() {
     local folder=$1 name=$2 output rc=0 last
     shift 2
