@@ -1,4 +1,4 @@
-"""The floor of devstack-vm-inprogress: a process that imports what it imports and makes its transaction and its calls.
+"""The floor of devstack-vm-inprogress: a bare process with the same imports, transaction and calls.
 
 Called by latency.py: floor_inprogress.py STEP DATABASE NODE SERVER USER TOKEN JOB NUMBER, where STEP says how far to
 go: imports, database, or jenkins for everything.

@@ -480,7 +480,7 @@ class Cloud:
         self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
 
     def mark_lead(self, server_id: str, lead_id: int | None) -> None:
-        """Mark a server as a subnode of the machine of that row, or as no subnode; see Server.lead_id."""
+        """Mark a server as a subnode of the machine with this row id, or as no subnode; see Server.lead_id."""
         mark = {LEAD_KEY: str(lead_id or "")}
         self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, mark))
 
@@ -528,7 +528,7 @@ class Cloud:
     # --- quotas ---
 
     def takes(self, recipe: Recipe) -> dict[str, int]:
-        """Return what a server of a recipe takes of each quota of the project."""
+        """Return how much of each of the project's quotas a server of this recipe takes."""
         return takes(recipe.flavor, recipe.gigabytes, self.network.will_need_one()) if recipe.flavor else {}
 
     def left(self, recipes: Iterable[Recipe]) -> dict[str, int]:

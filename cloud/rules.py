@@ -77,7 +77,7 @@ def choose_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Sourc
 
 
 def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> str:
-    """Return a description of the flavor that was looked for, for the message that there is none."""
+    """Return a description of the flavor that was looked for, for the message that none was found."""
     if image.flavor:
         return f"named {image.flavor}"
     ram = f"with {image.min_ram} MB or more (min-ram)"

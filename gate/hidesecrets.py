@@ -36,7 +36,7 @@ MAX_TEXT = 4 << 20  # bytes of a settings file that are searched
 MIN_BASE64 = 8  # the least characters that a value has in base64
 MIN_ANCHOR = 3  # the least characters of the part of a value that is looked for first
 WRAPPED = re.compile(rb"(?:[^\n]*[^\nA-Za-z0-9+/=_-])?[A-Za-z0-9+/=_-]{40,200}\r?\n")  # may go on in the next line
-WRAPPED_BYTES = 4096  # at most, of such lines that are held back
+WRAPPED_BYTES = 4096  # of such lines that are held back, at most
 NAMED = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",), "'": ("apos",)}  # in XML
 MAX_VALUES = 1000  # values that a Hider knows
 FIND_SECONDS = 5.0  # for finding secrets in all texts of a process

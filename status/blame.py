@@ -96,7 +96,7 @@ def exact_p(failed: int, strata: Sequence[tuple[int, int, int]]) -> float:
 
 @lru_cache(maxsize=1000)
 def hypergeometric(own: int, bad: int, builds: int) -> tuple[int, Any]:
-    """Return the least number of failures that can fall on `own` of the builds, and the chances of it and each more."""
+    """Return the least number of failures that `own` of the builds can have, and the chances of it and of all above."""
     least, most = max(0, own + bad - builds), min(own, bad)
     logs = [_log_choose(bad, number) + _log_choose(builds - bad, own - number) for number in range(least, most + 1)]
     return least, np.exp(np.array(logs) - _log_choose(builds, own))
