@@ -1,7 +1,7 @@
 """How much is left of a project's quotas: the limits of compute, block storage and network, less what is in use.
 
-The cloud counts all users of the project. A cloud that does not tell its limits sets none here, but may still refuse a
-create.
+The cloud tells the use of everybody in the project. One that does not tell its limits sets none here, but may still
+refuse a create.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def _match(file: str, rest: bytes) -> dict[str, Any]:
 
 
 def _run(grep: list[str], folder: str, until: float, source: list[str] | None = None) -> bytes:
-    """Return what a grep prints until the time is up; it reads the output of the command `source`, if there is one."""
+    """Return the first lines that a grep prints, b"" if the time is up; it reads the output of `source`, if given."""
     left = until - time.monotonic()
     if left <= 0:
         return b""

@@ -121,7 +121,7 @@ class Logs:
         self._folder = folder
         self._files = 0
         self._bytes = 0
-        self.others = 0  # entries that are no plain files, or whose names lead elsewhere, too deep, or are too long
+        self.others = 0  # entries that are no plain files, or whose names lead elsewhere, go too deep or are too long
         self.full = ""
 
     def take(self, stream: Stream) -> None:
