@@ -21,32 +21,32 @@ EOT
 
 SCRIPTS=(devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gate)
 MARK=/etc/devstack-gate/node
-ENVIRONMENT=/etc/devstack-gate/test-environment # name of the machine's test environment; the file .json beside it has its data
-PHASE=''     # what is running
-MINUTES=''   # what each phase took, for the last line
+ENVIRONMENT=/etc/devstack-gate/test-environment # the name of the machine's test environment; .json beside it has its data
+PHASE=''     # the phase that is running
+MINUTES=''   # how long each phase took, for the last line
 STOPPED=''   # what ended the run early: timeout, or the name of a signal
-FAILED_PHASE='' # what failed
+FAILED_PHASE='' # the phase that failed
 NODE_LINES=''   # what the machine's mark says of it
 FOLLOWER=''  # process that shows the phase's output
 WATCHER=''   # process that watches the clock, and us
-# What a file of settings comes too late for, beside OVERRIDE_<PROJECT>_...
+# Settings for which a file of settings comes too late, beside OVERRIDE_<PROJECT>_...
 DECIDED=(PROJECTS DEVSTACK_GATE_PROJECTS DEVSTACK_GATE_PROJECTS_OVERRIDE BRANCH_OVERRIDE GIT_BASE DEVSTACK_GATE_GRENADE
     GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT)
-NOT_TRIED=75   # the status of a hook that says that the test could not be tried
-KIND_HINT=''   # infrastructure, if one did
+NOT_TRIED=75   # the status by which a hook says that the test could not be tried
+KIND_HINT=''   # infrastructure, if a hook said so
 
 # --- settings, before anything is touched ---
 
-# No machine is changed that somebody may still need.
+# Refuse to change a machine that somebody may still need.
 check_machine() {
     if [[ -e $MARK || ${DEVSTACK_GATE_THIS_HOST:-} == 1 ]]; then return; fi
-    # Each build has these; JENKINS_URL people have in their shells, too.
+    # Each build has these; JENKINS_URL is not asked, since people have it in their shells, too.
     if [[ ${BUILD_TAG:-} || ${BUILD_URL:-} || ${BUILD_NUMBER:-} ]]; then return; fi
     die 2 "DEVSTACK_GATE_THIS_HOST: expected 1 to have this machine changed for good: it has no single-use mark ($MARK)" \
         "and Jenkins did not start this"
 }
 
-# A test environment that the job brings along is one that this machine can read.
+# Check that this machine can read a test environment that the job brings along.
 check_environment() {
     if [[ ${TEST_ENVIRONMENT_FILE:-} && ! -r $TEST_ENVIRONMENT_FILE ]]; then
         die 2 "TEST_ENVIRONMENT_FILE: expected a file that can be read on the machine under test, not '$TEST_ENVIRONMENT_FILE'"
@@ -65,13 +65,12 @@ run_gate() {
     fi
 }
 
-# What a gate_hook has installed may be anything: is the change in it? devstack-vm-gate.sh looks for itself.
+# Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
     as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
 }
 
-# What is installed nowhere was not tested by anything that devstack runs. devstack-vm-gate.sh, if the hook called it, has
-# noted that.
+# Note what was not tested because it is installed nowhere, unless the hook called devstack-vm-gate.sh, which does so.
 note_nowhere() {
     local notes
     if [[ -s $BASE/gate/step ]]; then return 0; fi
@@ -79,7 +78,8 @@ note_nowhere() {
     printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
 }
 
-# Tests may be what hooks run, with trees that they name; but a tempest that was asked for and ran none has tested nothing.
+# Leave out of the note what hooks make untrue: they may run tests, with trees that they name. But if tempest was to run
+# and ran no test, nothing was tested.
 note_no_test() {
     local words='s/tempest ran no test/no test was run/' project name hooks="${JOB_FUNCTIONS[*]}"
     if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='s/(; )?no test was run//; s/^; //'; fi
@@ -99,7 +99,7 @@ run_hook() {
     return "$rc"
 }
 
-# as_job NAME [SECONDS]: become a function of the job, with the job's own functions and what is left of the time limit.
+# as_job NAME [SECONDS]: become a function of the job, with the job's own functions, in the time that is left.
 as_job() {
     now
     local seconds=$(( GATE_DEADLINE > NOW ? GATE_DEADLINE - NOW : 0 )) clock
@@ -113,8 +113,8 @@ as_job() {
     exec bash -c "$1"
 }
 
-# The test environment of this machine, unless the job brings one along. What runs for the job is told of it, and nothing
-# else: whoever runs this again elsewhere has another one, or none.
+# Export the test environment of this machine, unless the job brings one along. Only what runs for the job gets it:
+# whoever runs this again elsewhere has another one, or none.
 use_environment() {
     if [[ ! ${TEST_ENVIRONMENT_FILE:-} && -r $ENVIRONMENT.json ]]; then
         export TEST_ENVIRONMENT_FILE=$ENVIRONMENT.json TEST_ENVIRONMENT
@@ -122,7 +122,7 @@ use_environment() {
     fi
 }
 
-# Whatever happened, for what the hooks have taken from somewhere; its status changes nothing.
+# Run cleanup_hook, whatever happened, so that hooks can give back what they have taken; its status changes nothing.
 run_cleanup_hook() {
     if [[ ! ${JOB_FUNCTIONS[cleanup_hook]:-} ]]; then return 0; fi
     now
@@ -132,8 +132,8 @@ run_cleanup_hook() {
     run_phase cleanup_hook "$LOGS/cleanup_hook.txt" as_job cleanup_hook "$seconds" || log "cleanup_hook ended with $?" 2>&1
 }
 
-# Source a file of the job and take over what it exports, and the settings that it assigns, as if the job had exported
-# them; but not what was decided already.
+# Source a file of the job, and take over the variables that it exports and the settings that it assigns, as if the job
+# had exported them; but refuse those that come too late.
 run_settings_file() {
     local -a words
     local name
@@ -143,7 +143,7 @@ run_settings_file() {
     PHASE=gate_settings
     if [[ ! -f ${words[0]} ]]; then die 2 "DEVSTACK_GATE_SETTINGS: there is no file ${words[0]}"; fi
     for name in "${!OVERRIDE_@}" "${DECIDED[@]}"; do before[$name]=${!name:-}; done
-    # Whatever the file does to its shell: the names stand in the code, and the trap is for one that ends it.
+    # This works whatever the file does to its shell: the names are in the code, and the trap runs if the shell ends.
     JOB_FUNCTIONS[gate_settings_keep]="() { local name; for name in ${SETTINGS[*]}; do
         if [[ -v \$name ]]; then export \"\$name\"; fi; done; command -p env -0 > \"\$GATE_ENVIRONMENT\"; }"
     # shellcheck disable=SC2016  # the job's shell expands it
@@ -165,7 +165,7 @@ run_settings_file() {
     check_tests
 }
 
-# take_environment FILE: what a file of settings exports, ended by NULs; what it has unset is not set any more.
+# take_environment FILE: take over what a file of settings exports, ended by NULs, and unset what it has unset.
 take_environment() {
     local entry name
     local -A seen=()
@@ -186,7 +186,7 @@ take_environment() {
     done
 }
 
-# Whether a file of settings may set a variable: none of this script's own, nor of the shell's, nor what names the change.
+# Whether a file of settings may set a variable: not this script's own, nor the shell's, nor those that name the change.
 may_be_set() {
     case $1 in
         WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | TEST_ENVIRONMENT* | SUBNODE* | PRIMARY_* | ZUUL_* | GERRIT_*) return 1 ;;
@@ -211,7 +211,7 @@ run_local() {
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
     start_watcher
-    # An earlier run's logs would be taken for ours.
+    # Remove an earlier run's logs, which would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
         rm -rf -- "$LOGS"
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
@@ -278,7 +278,7 @@ finish() {
         words+=${note:+ ($note)}
     fi
     rm -f -- "$LOGS/.room"
-    # For people, and for the signature of a known failure: no log could say it.
+    # For people, and for the signature of a known failure: with a full disk no log could say it.
     if [[ $full ]]; then printf '%s\n' "$full" | tee -a -- "$LOGS/cleanup-host.txt"; fi
     run_cleanup_hook "$rc" "$words"
     finish_logs "$rc" "$step" "$words"
@@ -288,7 +288,7 @@ finish() {
     exit "$rc"
 }
 
-# The first line of a file that the test may have written, for one of our lines.
+# Print the first line of a file that the test may have written, fit for one of our lines.
 first_words() {
     local words=''
     if [[ -f $1 ]]; then words=$(head -c 300 -- "$1" | head -n 1 | printable); fi
@@ -303,8 +303,8 @@ full_disks() {
     done
 }
 
-# Fills HERE, the folder of our other scripts: this one's, or the checkout beside a copy of this one, which is what the
-# gate job runs, since the run may change the checkout.
+# Fill HERE, the folder of our other scripts: this one's, or the checkout beside a copy of this one. The gate job runs
+# such a copy, since the run may change the checkout.
 find_scripts() {
     local own folder
     own=$(readlink -f -- "${BASH_SOURCE[0]}")
@@ -319,7 +319,7 @@ find_scripts() {
     exit 2
 }
 
-# HOME is ours: sudo without -H, or a service's environment, gives another one or none.
+# Set HOME to ours: sudo without -H, or a service's environment, gives another one or none.
 find_home() {
     local entry
     if [[ ${HOME:-} && -O $HOME ]] || ! entry=$(getent passwd "$EUID"); then return 0; fi
@@ -327,7 +327,7 @@ find_home() {
     export HOME=${entry##*:}
 }
 
-# With what the job's first step may have called Jenkins, and what is left of it by now is not for the change.
+# Remove the login with which the job's first step may have called Jenkins, if it is still there: no change may see it.
 wipe_jenkins_login() {
     local file=~/.devstack-gate-jenkins
     if [[ -f $file && ! -L $file ]]; then

@@ -16,16 +16,16 @@ EOT
 }
 
 declare -gA SECRETS=()
-SETTINGS_FILES=()  # of devstack, as they are written
+SETTINGS_FILES=()  # of devstack, those written so far
 SUDOERS=/etc/sudoers.d/50_stack_sh
 PROXIES=(http_proxy https_proxy ftp_proxy all_proxy no_proxy) # and in capital letters
-BEGIN='# devstack-gate: begin' # of what this script writes into devstack's settings
+BEGIN='# devstack-gate: begin' # around what this script writes into devstack's settings
 END='# devstack-gate: end'
 TEMPEST_CONSTRAINTS=tempest-constraints.txt # in the folder of the trees
 
 check_devstack() {
     : "${DEVSTACK_GATE_GRENADE:=0}" "${DEVSTACK_GATE_UNSTACK:=0}" "${LIBS_FROM_GIT:=}" "${DEVSTACK_PROJECT_FROM_GIT:=}"
-    # What is added to devstack's settings must not also reach it by the environment, where it would replace them.
+    # What is added to devstack's settings must not also reach it by the environment: there it would replace them.
     export -n ENABLED_SERVICES OVERRIDE_ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG DEVSTACK_LOCALCONF LIBS_FROM_GIT
     if [[ ! -x $DEVSTACK/stack.sh ]]; then
         die 2 "PROJECTS: expected a devstack among them, there is no $DEVSTACK/stack.sh"
@@ -40,7 +40,7 @@ check_devstack() {
     fi
 }
 
-# exercise.sh where there is one; else, if the job has chosen nothing at all, tempest.
+# Choose exercise.sh if there is one; else tempest, if the job has chosen nothing at all.
 choose_tests() {
     local name chosen=''
     for name in DEVSTACK_GATE_EXERCISES "${!DEVSTACK_GATE_TEMPEST@}"; do chosen+=${!name:-}; done
@@ -53,7 +53,7 @@ choose_tests() {
     : "${DEVSTACK_GATE_EXERCISES:=0}" "${DEVSTACK_GATE_TEMPEST:=0}" "${DEVSTACK_GATE_TEMPEST_NOTESTS:=0}"
 }
 
-# Until now the trees belonged to the job's user, whose hooks may have changed them.
+# Give the trees to the stack user. Until now they belonged to the job's user, whose hooks may have changed them.
 give_trees_to_stack() {
     local tree
     for tree in "$NEW" "$BASE/old"; do
@@ -61,7 +61,7 @@ give_trees_to_stack() {
     done
 }
 
-# Go on as devstack's owner, with the documented settings and what it takes to reach package indexes.
+# Go on as devstack's owner, with the documented settings and those that it takes to reach package indexes.
 become_owner() {
     local owner=$1 script=$2 name
     # shellcheck disable=SC2016,SC2119  # the owner's bash expands it; no filter
@@ -74,7 +74,8 @@ become_owner() {
     } | as_user "$owner" bash -c 'set -e; eval "$(cat)"; exec bash "$1" < /dev/null' bash "$script"
 }
 
-# The job's own settings of pip hide those of /etc/pip.conf, in which the image's cache is (see use_pip_cache).
+# Print the job's own pip settings, with the image's cache in them: they hide /etc/pip.conf, which names the cache (see
+# use_pip_cache).
 print_pip_settings() {
     local name value mode=''
     if [[ -r $BASE/gate/pip ]]; then mode=$(< "$BASE/gate/pip"); fi
@@ -86,10 +87,10 @@ print_pip_settings() {
         esac
         if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
     done
-    # Trees are installed in place by a path instead of a finder, which Python asks last: in an environment that sees the
-    # system's packages, a library that came with one of them would be used in place of the tree.
+    # Have trees installed in place by a path instead of a finder. Python asks finders last: in an environment that sees
+    # the system's packages, a library that came with one of them would be used instead of the tree.
     if [[ ! ${PIP_CONFIG_SETTINGS:-} ]]; then printf 'export PIP_CONFIG_SETTINGS=editable_mode=compat\n'; fi
-    # For a pip before 20.3, which of equal versions takes the one that it finds first.
+    # For pip before 20.3, which takes the first that it finds of equal versions.
     if [[ -d $BASE/cache/pip ]]; then printf 'export PIP_FIND_LINKS=%q\n' "$BASE/cache/pip"; fi
 }
 
@@ -108,7 +109,7 @@ as_user() {
 
 # --- devstack's settings ---
 
-# The settings file that a devstack reads: local.conf, unless it knows only localrc.
+# Print the settings file that a devstack reads: local.conf, unless it knows only localrc.
 settings_file() {
     local devstack=$1
     if grep -rqsF local.conf -- "$devstack"/{stack.sh,stackrc,functions,functions-common,inc,lib,tools} \
@@ -123,7 +124,7 @@ random() {
     od -An -v -N 12 -t x1 /dev/urandom | tr -d ' \n'
 }
 
-# One set for the run: an upgrade goes on with what the old cloud was given.
+# Make one set of secrets for the run: an upgrade goes on with those of the old cloud.
 make_secrets() {
     local name
     for name in ADMIN_PASSWORD DATABASE_PASSWORD RABBIT_PASSWORD SERVICE_PASSWORD SERVICE_TOKEN SWIFT_HASH; do
@@ -132,7 +133,7 @@ make_secrets() {
     SECRETS[MYSQL_PASSWORD]=${SECRETS[DATABASE_PASSWORD]}  # older devstacks' name for it
 }
 
-# Tempest is master's, and so are its constraints. devstack would have tox download them for that: the trees have them.
+# Save master's constraints for tempest, which is always master's: tox would download what the trees have.
 save_tempest_constraints() {
     local requirements=$1/requirements ref=refs/remotes/origin/master
     rm -f -- "$1/$TEMPEST_CONSTRAINTS"
@@ -144,8 +145,8 @@ save_tempest_constraints() {
     }
 }
 
-# write_settings DEVSTACK DEST: what devstack is told, in the one file that it reads, for no other eyes than the stack
-# user's: what is there already, from hooks or an earlier run, then ours.
+# write_settings DEVSTACK DEST: write devstack's settings into the one file that it reads, which only the stack user can
+# read: first those that are there already, from hooks or an earlier run, then ours.
 write_settings() {
     local devstack=$1 dest=$2 file theirs ours
     file=$(settings_file "$devstack")
@@ -158,9 +159,9 @@ write_settings() {
     log "settings of devstack: $file"
 }
 
-# Print what people left in local.conf and localrc, without what this script wrote there before. devstack reads the
-# localrc section of local.conf only if there is no localrc, and no line of local.conf before the first section: here one
-# file holds all of it, in sections.
+# Print what others left in local.conf and localrc, without what this script wrote there before. devstack reads the
+# localrc section of local.conf only if there is no localrc, and no line of local.conf before the first section. So one
+# file gets all of it, in sections.
 collect_theirs() {
     local devstack=$1 file=$2 name text
     for name in local.conf localrc; do
@@ -181,7 +182,7 @@ collect_theirs() {
     done
 }
 
-# What is to be added: our settings but for those that are there, then the job's.
+# Print what is to be added: our settings except those that are there, then the job's.
 print_block() {
     local theirs=$1 dest=$2 file=$3 text
     printf '\n%s\n' "$BEGIN"
@@ -222,8 +223,8 @@ print_localrc() {
     if [[ ${DEVSTACK_GATE_LIBVIRT_TYPE:-} ]]; then printf 'LIBVIRT_TYPE=%s\n' "$DEVSTACK_GATE_LIBVIRT_TYPE"; fi
 }
 
-# print_services BEGINNING LIST: as devstack's own parsers of localrc like it best, bare, and without blanks, which would be
-# part of a name there.
+# print_services BEGINNING LIST: print the list as devstack's own parsers of localrc like it best: unquoted and without
+# blanks, which they would take as part of a name.
 print_services() {
     local -a names
     local list
@@ -232,9 +233,9 @@ print_services() {
     if [[ $list =~ ^[A-Za-z0-9_.,:+-]+$ ]]; then printf '%s%s\n' "$1" "$list"; else printf '%s%q\n' "$1" "$list"; fi
 }
 
-# What must hold whatever the job's own settings say, which may begin both lists anew. devstack takes a library from the
-# package index unless it is told to take the tree: those with the change in them, and those that the job names. Tempest,
-# if it is to run, must be set up.
+# Print what must hold whatever the job's own settings say, which may set both lists anew. devstack takes a library from
+# the package index unless it is told to take the tree: it must take the trees with the change, and those that the job
+# names. If tempest is to run, it must be set up.
 print_last() {
     local dest=$1 file=$2 names
     names=$(list_libraries "$dest")
@@ -245,8 +246,8 @@ print_last() {
     if [[ $names ]]; then printf 'if [[ ${LIBS_FROM_GIT:-} != ALL ]]; then LIBS_FROM_GIT=${LIBS_FROM_GIT:+$LIBS_FROM_GIT,}%s; fi\n' "$names"; fi
 }
 
-# Print names separated by commas. A devstack until 2023 fails for a name that it does not install, so that it is told
-# only what it or a plug-in knows.
+# list_libraries DEST: print names separated by commas. devstack until 2023 fails for a name that it does not install,
+# so it is told only names that it or a plug-in knows.
 list_libraries() {
     local dest=$1 change name
     local -a names=()
@@ -270,7 +271,7 @@ localrc_of() {
     awk 'BEGIN { ours = 1 } /^\[\[.+\|.*\]\]/ { ours = /^\[\[local\|localrc\]\]/; next } ours'
 }
 
-# A localrc that bash cannot read would leave devstack without a part of its settings.
+# Refuse a localrc that bash cannot read, which would leave devstack without a part of its settings.
 check_localrc() {
     local file=$1 said
     if ! said=$(localrc_of < "$file" | bash -n 2>&1); then
@@ -280,13 +281,13 @@ check_localrc() {
 
 # --- parts of the run ---
 
-# step NAME: what runs now, for the last line of the wrap script.
+# step NAME: record what runs now, for the last line of the wrap script.
 step() {
     log "$1"
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
-# note WORDS: what is to be said of the run beside that it passed; notes are told in one line.
+# note WORDS: record what to say about the run besides that it passed; all notes are told in one line.
 note() {
     local file=$BASE/gate/note
     if [[ -w $file ]]; then
@@ -295,15 +296,15 @@ note() {
     fi
 }
 
-# part NAME FILE FOLDER COMMAND...: run it there; the script ends with its status if that is not 0. Its output goes to the
-# file, and without secrets to the console: services that it starts may keep the file open.
+# part NAME FILE FOLDER COMMAND...: run it there; if its status is not 0, the script ends with that. Its output goes to
+# the file, and from there to the console without secrets: services that it starts may keep the file open.
 part() {
     local name=$1 file=$2 folder=$3 pid rc=0
     shift 3
     step "$name"
     rm -f -- "$file"
     (umask 077; : > "$file")
-    set -m  # a process group of its own, to which SIGINT is as usual
+    set -m  # gives the command a process group of its own, with SIGINT as usual
     (cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
     pid=$!
     set +m
@@ -316,7 +317,7 @@ part() {
     fi
 }
 
-# The tests must pass without the rights that installing takes.
+# Take sudo away from the stack user: the tests must pass without the rights that installing takes.
 revoke_sudo() {
     if [[ ${DEVSTACK_GATE_REMOVE_STACK_SUDO:-1} == 0 ]]; then
         log 'the tests run with sudo: DEVSTACK_GATE_REMOVE_STACK_SUDO is 0'
@@ -328,7 +329,7 @@ revoke_sudo() {
     fi
 }
 
-# Fills TEMPEST_ENVIRONMENT, tox's, and TEMPEST_ARGUMENTS.
+# Fill TEMPEST_ENVIRONMENT, which is tox's, and TEMPEST_ARGUMENTS.
 choose_tempest_tests() {
     local expression
     local -a tests
@@ -353,7 +354,7 @@ choose_tempest_tests() {
     fi
 }
 
-# In the environment that devstack has made, and so with its constraints: with others tox would make it anew.
+# Run tempest in the environment that devstack has made, and so with its constraints: with others, tox makes it anew.
 run_tempest() {
     choose_tempest_tests
     local constraints failed
@@ -374,7 +375,7 @@ run_tempest() {
     fi
 }
 
-# Of tests that the job names, one that tempest does not know is run by nobody.
+# Note each test that the job names and that tempest did not run, since it does not know it.
 note_missing_tests() {
     local name
     local -a names
@@ -386,7 +387,7 @@ note_missing_tests() {
     done
 }
 
-# The constraints file of tempest's environment, as devstack tells tox; nothing for a devstack that has no such setting.
+# Print the constraints file of tempest's environment, as devstack tells tox; nothing if devstack has no such setting.
 tempest_constraints() {
     local named
     named=$(devstack_setting TEMPEST_VENV_UPPER_CONSTRAINTS)
@@ -394,8 +395,8 @@ tempest_constraints() {
     printf '%s\n' "$named"
 }
 
-# count_tests FILE ran|failed: as the summaries of stestr, or of testr and unittest, have them, of all that tempest ran. Who
-# says nothing has run none.
+# count_tests FILE ran|failed: print how many of tempest's tests did, by the summaries of stestr, or of testr and
+# unittest; 0 if there is no summary.
 count_tests() {
     awk -v what="$2" '
         /^Ran: [0-9]+ tests? in / { stestr = 1 }
@@ -478,7 +479,7 @@ main() {
     fi
 }
 
-# Nothing is believed: what stands in devstack's environments must come from the trees with the change.
+# Check, believing nobody, that what is installed in devstack's environments comes from the trees with the change.
 check_installed() {
     local venv
     local -a libraries=()
@@ -490,8 +491,8 @@ check_installed() {
     note_not_installed
 }
 
-# A change to what this run does not install, a service that is not on, has passed nothing. What devstack itself reads
-# as it lies there has, be it a plug-in of another name than its project.
+# Note each change that was not installed, such as that of a service that is not on: it has passed nothing. What
+# devstack itself reads in its tree has passed, such as a plug-in, even one with another name than its project's.
 note_not_installed() {
     local words name blank='[[:blank:]]+' plugin
     while IFS= read -r words; do
@@ -503,7 +504,7 @@ note_not_installed() {
         < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
 }
 
-# devstack_setting NAME: its value as devstack itself reads its settings; nothing if it has no such setting.
+# devstack_setting NAME: print its value as devstack itself reads its settings; nothing if it has no such setting.
 devstack_setting() {
     local value=''
     value=$(bash -c 'cd -- "$1" && . ./stackrc > /dev/null 2>&1; printf "\n%s\n" "${!2:-}"' bash "$DEVSTACK" "$1" 2> /dev/null) || true

@@ -20,10 +20,11 @@ LOCK_SECONDS=1800  # two jobs may share a workspace
 URL=''    # of devstack
 LOGIN=''  # the file with the login for it, if there is one
 
-# No questions, no transfer that stands still, checkouts whoever owns them, no repository above a damaged one, and no hook.
+# Have git ask no questions, give up transfers that stand still, accept checkouts whoever owns them, find no repository
+# above a damaged one, and run no hooks.
 set_up_git() {
     local name
-    for name in $(git rev-parse --local-env-vars); do unset "$name"; done  # with these git would look elsewhere
+    for name in $(git rev-parse --local-env-vars); do unset "$name"; done  # with these set, git would look elsewhere
     GIT_CEILING_DIRECTORIES=$(readlink -f -- "$WORKSPACE")
     export GIT_CEILING_DIRECTORIES
     export GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=60
@@ -31,11 +32,11 @@ set_up_git() {
         GIT_CONFIG_KEY_1=core.hooksPath GIT_CONFIG_VALUE_1=/dev/null GIT_CONFIG_KEY_2=core.fsmonitor GIT_CONFIG_VALUE_2=false
 }
 
-# Fills URL, without a login for http in it, which git reads from a file: arguments of commands are seen by everybody here.
+# Fill URL, without an http login, which git reads from a file: everybody on this host can see commands' arguments.
 hide_login() {
     local file=$WORKSPACE/devstack.login
     URL=$1
-    rm -f -- "$file"  # of a run that was killed
+    rm -f -- "$file"  # left by a run that was killed
     if [[ ! $URL =~ ^(https?://)([^/]+@)([^/@]+.*)$ ]]; then return 0; fi
     URL=${BASH_REMATCH[1]}${BASH_REMATCH[3]}
     LOGIN=$file
@@ -44,7 +45,7 @@ hide_login() {
         GIT_CONFIG_VALUE_3="store --file='${file//\'/\'\\\'\'}'"
 }
 
-# What somebody else could have put into the workspace, for us to write through or to run, is refused.
+# check_is_ours PATH KIND: refuse what others could have put into the workspace, for us to write through or to run.
 check_is_ours() {
     local path=$1 kind=$2 loose
     if [[ ! -e $path && ! -L $path ]]; then return 0; fi
@@ -57,8 +58,8 @@ check_is_ours() {
     fi
 }
 
-# Of a checkout that is there only objects and refs count. Its settings may name commands that git would run, and hold the
-# login of GIT_BASE, which is for nobody else's eyes.
+# write_git_settings URL FOLDER: keep only objects and refs of an existing checkout. Its settings may name commands that
+# git would run, and hold the login of GIT_BASE, which nobody else may see.
 write_git_settings() {
     local url=$1 git=$2/.git
     if [[ -L $git || ! -d $git ]]; then return 1; fi
@@ -70,7 +71,7 @@ write_git_settings() {
     git config --file "$git/config" remote.origin.fetch '+refs/heads/*:refs/remotes/origin/*'
 }
 
-# Make a checkout equal to its remote: every branch, none that is gone there, no local change, no stray file.
+# Make a checkout equal to its remote: all branches, none that is gone there, no local changes, no stray files.
 update_checkout() {
     local url=$1 folder=$2 head
     write_git_settings "$url" "$folder" || return
@@ -100,7 +101,7 @@ choose_head() {
     printf '%s\n' "$ref"
 }
 
-# Clone beside the old checkout, and put the new one in its place only when it is whole.
+# Clone beside the old checkout, and put the new one in its place only when it is complete.
 clone_afresh() {
     local url=$1 folder=$2
     retry 3 "$GIT_SECONDS" git clone --quiet --no-checkout --origin origin --template= -- "$url" "$folder.new" || return
@@ -109,12 +110,12 @@ clone_afresh() {
     mv -- "$folder.new" "$folder"
 }
 
-# Bring the checkout up to date; one that is damaged is replaced.
+# Bring the checkout up to date; replace a damaged one.
 have_devstack() {
     local url=$1 folder=$2 loose
     rm -rf -- "$folder.new" || return  # a run that was killed left it
     if [[ -d $folder/.git ]]; then
-        chmod go-rwx -- "$folder" || return  # what git writes anew keeps the modes that it had
+        chmod go-rwx -- "$folder" || return  # files that git rewrites keep their old modes
         if ! loose=$(find "$folder" ! -type l -perm /022 -print -quit) || [[ $loose ]]; then
             log "$folder holds what others than you could write; cloning it afresh"
         elif update_checkout "$url" "$folder"; then

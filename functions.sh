@@ -5,7 +5,7 @@
 GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
 GATE_TOOLS=${GATE_TOOLS%/*}/gate
 # shellcheck disable=SC2034  # both gate scripts read it
-NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are read as they lie there, not installed
+NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are used as they are, not installed
 GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
 
 # --- messages ---
@@ -15,7 +15,7 @@ log() {
     printf '%s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ || true)" "$*" >&2
 }
 
-# Say why in one line, whatever the words hold, and exit with a status.
+# die STATUS WORDS...: say why in one line, whatever the words hold, and exit with that status.
 die() {
     local status=$1 words
     shift
@@ -27,28 +27,28 @@ die() {
     exit "$status"
 }
 
-# Print NAME and the version of the project, which stands in gateprocess.py.
+# Print the script's name and the project's version, which gateprocess.py has.
 print_version() {
     sed -n "s/^VERSION = \"\([0-9.]*\)\".*/${0##*/} \1/p" -- "${GATE_TOOLS%/gate}/gateprocess.py"
 }
 
-# start_plainly ARGUMENT...: begin again without what an exported SHELLOPTS, BASHOPTS or POSIXLY_CORRECT makes of bash and
-# other tools: a trace with secrets in it, another language.
+# start_plainly ARGUMENT...: begin again without an exported SHELLOPTS, BASHOPTS or POSIXLY_CORRECT, which would change
+# bash and other tools: a trace with secrets in it, another language.
 start_plainly() {
     if [[ ${SHELLOPTS@a} == *x* || ${BASHOPTS@a} == *x* || -v POSIXLY_CORRECT ]]; then
         exec env -u SHELLOPTS -u BASHOPTS -u POSIXLY_CORRECT bash "$0" "$@"
     fi
 }
 
-# gate_tool NAME ARGUMENT...: one of our Python programs; nothing of the environment changes what it does.
+# gate_tool NAME ARGUMENT...: run one of our Python programs; nothing in the environment changes what it does.
 gate_tool() {
     local name=$1
     shift
     python3 -B -E -s -S "$GATE_TOOLS/$name.py" "$@"
 }
 
-# Put the time (UTC) before each line of stdin that does not begin with it, as soon as it is there; without the secrets
-# of the run and without what is no printable text.
+# Copy stdin without delay, with the time (UTC) before each line that does not begin with it, and without the run's
+# secrets and anything that is not printable text.
 stamp() {
     gate_tool console stamp 3< <(print_secrets || true)
 }
@@ -58,7 +58,7 @@ printable() {
     gate_tool console printable 3< <(print_secrets || true)
 }
 
-# What secrets are found in: the settings and functions that the run was given, and what devstack is told by now.
+# Print what secrets are looked for in: the settings and functions that the run was given, and devstack's settings.
 print_secrets() {
     if (( ${#GIVEN[@]} )); then printf '%s\0' "${GIVEN[@]}"; fi
     if [[ ${BASE:-} && ${RUN:-} ]]; then
@@ -73,15 +73,15 @@ hide_logins() {
     gate_tool hidesecrets logins
 }
 
-# hide_secrets FILE...: hide the secrets that settings files hold in a text.
+# hide_secrets FILE...: copy stdin without the secrets that these settings files hold.
 hide_secrets() {
     gate_tool hidesecrets stream "$@"
 }
 
 # --- what was tested ---
 
-# list_untested LINES NEW: from the lines of gate/installed.py, what to say of trees with a change that were not tested, one
-# note a line: they are installed nowhere, read by nothing, or belong to what this run does without.
+# list_untested LINES NEW: print a note on each tree with a change that was not tested, by the lines of
+# gate/installed.py: it is installed nowhere, read by nothing, or part of something that this run does not use.
 list_untested() {
     local lines=$1 new=$2 name
     sed -n '/^NOT /d; s/: is installed nowhere: .*//p' "$lines" | grep -vxE "$NO_PACKAGES" | sed 's/$/ was not installed/' || true

@@ -20,7 +20,7 @@ Exit code: 0 all passed, 1 something failed.
 EOF
 }
 
-# Checks that take no machine; each says what it is about when it fails.
+# Run the checks that need no machine; each one that fails says what is wrong.
 run_checkers() {
     local -a scripts
     local rc=0 list shell
@@ -35,7 +35,7 @@ run_checkers() {
     return "$rc"
 }
 
-# The tests of what is kept in the database, and, of these, some that reach all of its rules in little time.
+# The tests of what is kept in the database, and some of these that cover all of its rules in little time.
 OF_THE_POOL=(tests/test_{autohold,delete,demand,environments,forget,groups,history,inprogress,kill,launch,launch_room,life,reap,several_jenkins,status,vmdatabase}.py
     tests/rules/test_{environments,groups}.py)
 ON_BOTH=(tests/rules/test_{environments,groups}.py tests/test_history.py tests/test_autohold.py)
@@ -93,7 +93,7 @@ main() {
     fi
     if (( clouds )); then "$PYTHON" -m tests.pocketcloud --base-only; fi
     if (( real )); then "$PYTHON" -m tests.realcloud --prepare-only; fi
-    # First: the output is to end with the closing line of all tests.
+    # Before the others, so that the output ends with the closing line of all tests.
     if (( again )); then TEST_DATABASE=postgresql "$PYTHON" -m pytest "${ON_BOTH[@]}" "$@" || failed=1; fi
     "$PYTHON" -m pytest "${tests[@]}" "$@" || rc=$?
     if (( rc == 0 && failed )); then

@@ -22,7 +22,7 @@ BENCHMARKS = ("fill", "groups", "refill", "steady", "reap", "idle", "latency", "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one benchmark; returns the exit code."""
+    """Run one benchmark and return the exit code."""
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(title="benchmarks", metavar="", required=True, dest="name")
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         command.set_defaults(run=module.run)
         module.add_arguments(command)
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clouds and folders go with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clouds and folders are cleaned up
     try:
         rows = options.run(options)
     except measure.BenchError as err:

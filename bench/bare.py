@@ -1,4 +1,4 @@
-"""Bare loops: a fill, a reap and the original's way of launching, with nothing but their calls.
+"""Bare loops for a fill, a reap and the original's way of launching: the calls and nothing else.
 
     python -m bench.bare LOOP SETTINGS       run as a process of its own; SETTINGS is the JSON of Settings
 
@@ -87,14 +87,14 @@ class Compute:
 
 
 class Pace:
-    """Lets one caller after the other go, so many a second."""
+    """Lets one caller after the other go, at most so many a second."""
 
     def __init__(self, calls_per_second: float | None) -> None:
         self.gap = 1 / calls_per_second if calls_per_second else 0.0
         self.next = time.monotonic()
 
     def run(self, workers: ThreadPoolExecutor, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a worker make a call at its moment."""
+        """Have a worker make a call when its turn has come."""
         self.next = max(self.next + self.gap, time.monotonic())
         time.sleep(max(0.0, self.next - time.monotonic()))
         return workers.submit(call, *arguments)

@@ -1,7 +1,7 @@
 """A pool of one label over several clouds, simulated by the rules that launch follows, with a clock of its own.
 
-Nothing here sleeps or asks. What scripts and clouds take is given in seconds; which provider gives how many machines is
-decided by pool/demand.py, as devstack-vm-launch does, each time that one of its runs would look.
+Nothing here sleeps or calls a service. How long scripts and clouds take is given in seconds. As in devstack-vm-launch,
+pool/demand.py decides which provider gives how many machines, each time that a launch would look.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPOCH = 1_790_000_000
 
 
 def always(_: float) -> bool:
-    """Return that a cloud answers, or lives."""
+    """Return that a cloud always answers, or always lives."""
     return True
 
 
@@ -37,12 +37,12 @@ class Cloud:
     creates_per_second: float = 5.0
     boot_timeout: float = 900.0
     answers: Callable[[float], bool] = always  # whether it answers a launch or reap that begins at a moment
-    lives: Callable[[float], bool] = always  # whether its machines do
+    lives: Callable[[float], bool] = always  # whether its machines live at a moment
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the pool follows its builds; seconds, None where only the clock starts the script."""
+    """How the pool follows its builds; seconds, None if only the clock starts the script."""
 
     take: float = 0.0  # from a build's start on the machine until inprogress lets it go on
     launch: float | None = 0.0  # from there until the replacement is asked for
@@ -73,7 +73,7 @@ class Story:
     end: float = 0.0
 
     def mean_wait(self, since: float = 0.0, until: float = float("inf")) -> float:
-        """Return the mean wait of the builds that arrived in a time."""
+        """Return the mean wait of the builds that arrived between two moments."""
         found = [wait for arrival, wait in self.waits if since <= arrival < until]
         return sum(found) / len(found) if found else 0.0
 
@@ -89,7 +89,7 @@ class Day:
         self.waiting: deque[tuple[float, float]] = deque()  # arrival and length of builds
         self.down: set[str] = set()
         self.on_trial: set[str] = set()
-        self.requested: set[str] = set()  # providers of which a launch is to run
+        self.requested: set[str] = set()  # providers whose next launch is scheduled
         self.free_at: dict[str, float] = dict.fromkeys(self.clouds, 0.0)  # when the next create may go out
         self.story = Story()
         self.now = 0.0
@@ -97,11 +97,11 @@ class Day:
         self._order = itertools.count()
 
     def at(self, moment: float, what: Callable[[], None]) -> None:
-        """Have something happen at a moment."""
+        """Schedule something for a moment."""
         heapq.heappush(self._events, (moment, next(self._order), what))
 
     def run(self, builds: Iterable[tuple[float, float]], until: float) -> Story:
-        """Let builds, (arrival, length), come and go until a moment; returns what happened. The pool begins full."""
+        """Let builds, (arrival, length), come and go until a moment; return what happened. The pool begins full."""
         for name in self.clouds:
             self._plan(name, full=True)
         for build in builds:
@@ -146,7 +146,7 @@ class Day:
         self._serve()
 
     def _serve(self) -> None:
-        """Give ready machines whose cloud lives to builds that wait, the longest ready first."""
+        """Give ready machines whose cloud lives to builds that wait, the oldest machine first."""
         if not self.waiting or not self._count("READY"):
             return
         for machine in self.machines:
@@ -160,7 +160,7 @@ class Day:
                 self._request(self.way.take)
 
     def _request(self, after: float) -> None:
-        """Have a launch of each provider run, unless one is about to."""
+        """Schedule a launch for each provider, unless one is scheduled already."""
         for name in self.clouds if self.way.launch is not None else ():
             if name not in self.requested:
                 self.requested.add(name)
@@ -204,7 +204,7 @@ class Day:
                 self._fail(machine)
 
     def _plan(self, name: str, *, full: bool = False) -> None:
-        """Have a provider give its part; full: its machines are ready at once."""
+        """Have a provider create its share of machines; full: they are ready at once."""
         moment = datetime.fromtimestamp(EPOCH + self.now, UTC)
         _, parts = demand.plan(self.label, moment, len(self.waiting), [self._standing(one) for one in self.clouds])
         for _ in range(next(part.adds for part in parts if part.standing.provider == name)):
@@ -229,7 +229,7 @@ class Day:
         self._move(machine, "READY")
         self.on_trial.discard(cloud.name)
         self._serve()
-        self._plan(cloud.name)  # the run that waited for it goes on while it has boots under way
+        self._plan(cloud.name)  # the launch that waited for this boot goes on while it has boots under way
 
     def _fail(self, machine: Machine) -> None:
         self._move(machine, "ERROR")
@@ -241,7 +241,7 @@ class Day:
             self._reap(name)
 
     def _reap(self, name: str) -> None:
-        """Ask for the end of what is over, if the cloud answers."""
+        """Delete the machines that are done, if the cloud answers."""
         cloud = self.clouds[name]
         if not cloud.answers(self.now):
             return

@@ -21,7 +21,7 @@ LAUNCH = "devstack-vm-launch.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which sizes and which cloud."""
+    """Add the options for sizes and cloud."""
     parser.add_argument("--machines", type=int, nargs="+", default=[10, 100, 500], metavar="N")
     parser.add_argument("--serial", type=int, nargs="*", default=[100], metavar="N",
                         help="of these sizes the serial baseline, too (100)")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cloud_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which cloud."""
+    """Add the options for the cloud."""
     parser.add_argument("--boot", type=float, default=20.0, metavar="SECONDS", help="that a machine takes to boot (20)")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each call to the cloud (0)")
     parser.add_argument("--max-concurrency", type=int, default=16, metavar="N", help="of the provider (16)")
@@ -73,6 +73,6 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def note(row: Row, at: Site, peak_mb: float, machines: int) -> None:
-    """Write down what a run needed beside time."""
+    """Note what a run needed besides time."""
     row.peak_mb.append(peak_mb)
     row.calls.append(at.pool.compute_calls() / machines)

@@ -1,4 +1,4 @@
-"""The floor of devstack-vm-delete: a process that imports what it imports and makes its transaction and its calls.
+"""The floor of devstack-vm-delete: a bare process with the same imports, transaction and calls.
 
 Called by latency.py: floor_delete.py STEP DATABASE NODE HOST PORT USER TOKEN JOB NUMBER, where STEP says how far to go:
 imports, database, or jenkins for everything.
@@ -19,7 +19,7 @@ FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCause[*
 
 
 def give_back(path: str, node: str) -> None:
-    """Write down the result and mark the machine, in one transaction."""
+    """Record the result and mark the machine, in one transaction."""
     database = peewee.SqliteDatabase(path, timeout=30)
     now = int(time.time())
     with database.connection_context(), database.atomic("IMMEDIATE"):
@@ -32,7 +32,7 @@ def give_back(path: str, node: str) -> None:
 
 
 def get(path: str, host: str, port: str, login: str) -> tuple[bytes, bytes]:
-    """Return head and body of what Jenkins has at a path."""
+    """Return head and body of Jenkins' answer for a path."""
     request = (f"GET {path} HTTP/1.0\r\nHost: {host}:{port}\r\n"
                f"Authorization: Basic {base64.b64encode(login.encode()).decode()}\r\n\r\n")
     with socket.create_connection((host, int(port)), 30) as stream:
@@ -44,7 +44,7 @@ def get(path: str, host: str, port: str, login: str) -> tuple[bytes, bytes]:
 def main() -> None:
     """Go as far as STEP says."""
     step, path, node, host, port, user, token, job, number = sys.argv[1:]
-    if step == "jenkins":  # whether the node is out of service, and what the build says of itself: nothing
+    if step == "jenkins":  # ask whether the node is out of service, and for the build's verdict, which it lacks
         server = host, port, f"{user}:{token}"
         assert json.loads(get(f"/computer/{node}/api/json?tree={quote(FIELDS)}", *server)[1])["temporarilyOffline"]
         assert b" 404 " in get(f"/job/{job}/{number}/artifact/logs/verdict.json", *server)[0]

@@ -1,4 +1,4 @@
-"""The least that a launch with nothing to do asks for: a login, all servers, all nodes, all machines.
+"""The least that a launch with nothing to do must read: a login, all servers, all nodes, all machines.
 
 Called by idle.py: floor_idle.py CLOUD DATABASE SERVER USER TOKEN; prints how many of each there are.
 """
@@ -20,7 +20,7 @@ NODE_FIELDS = "displayName,description,offline,temporarilyOffline,idle,offlineCa
 def count_nodes(url: str, user: str, token: str) -> int:
     """Return how many nodes Jenkins has, by the one call that lists them."""
     server = jenkins.Jenkins(url, user, token, timeout=30)
-    server.crumb = False  # API tokens need none
+    server.crumb = False  # API tokens need no crumb
     request = requests.Request("GET", f"{url}computer/api/json", params={"tree": f"computer[{NODE_FIELDS}]"})
     return len(json.loads(server.jenkins_open(request))["computer"])
 

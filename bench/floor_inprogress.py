@@ -1,4 +1,4 @@
-"""The floor of devstack-vm-inprogress: a process that imports what it imports and makes its transaction and its calls.
+"""The floor of devstack-vm-inprogress: a bare process with the same imports, transaction and calls.
 
 Called by latency.py: floor_inprogress.py STEP DATABASE NODE SERVER USER TOKEN JOB NUMBER, where STEP says how far to
 go: imports, database, or jenkins for everything.
@@ -37,7 +37,7 @@ def ask(server: jenkins.Jenkins, method: str, path: str, **query: str) -> str:
 
 
 def stay(answer: requests.Response, **_arguments: object) -> None:
-    """Do not follow to a page for people."""
+    """Do not follow a redirect to a page for people."""
     answer.headers.pop("Location", None)
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         take(path, node, job, number)
     if step == "jenkins":
         server = jenkins.Jenkins(url, user, token, timeout=30)
-        server.crumb = False  # API tokens need none
+        server.crumb = False  # API tokens need no crumb
         ask(server, "GET", "api/json", tree="mode")
         ask(server, "GET", f"job/{job}/{number}/api/json", tree=BUILD_FIELDS)
         look = f"computer/{node}/api/json"

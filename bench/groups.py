@@ -16,7 +16,7 @@ from tests.support.pool import image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which sizes and which cloud."""
+    """Add the options for sizes and cloud."""
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 30], metavar="N")
     parser.add_argument("--subnodes", type=int, default=2, metavar="N", help="of each group (2)")
     add_cloud_arguments(parser)

@@ -31,7 +31,7 @@ AT_ONCE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the size of the pool, and how many calls a run is."""
+    """Add the options for the size of the pool and the number of calls in a run."""
     latency.add_arguments(parser)
     parser.add_argument("--machines", type=int, default=MACHINES, metavar="N", help=f"in all ({MACHINES})")
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _fill(pool: Pool, machines: int, calls: int) -> list[list[str]]:
-    """Have ready machines at two providers, and some more for builds, in two halves; returns the names of these."""
+    """Add ready machines at two providers, and some more for builds; return the names of these, in two halves."""
     half = machines // 2
     pool.load(*(provider(name, cloud, max_servers=half + calls, images=[image(min_ready=half)])
                 for name, cloud in CLOUDS.items()))
@@ -83,7 +83,7 @@ def _idle(server: Pool, file: Pool, machines: int, runs: int) -> Row:
     """Measure a launch with nothing to do."""
     row = Row(f"launch, nothing to do, {machines // 2} of {machines}")
     for pool in (server, file):
-        _launch(pool, "one", machines, row)  # warms what there is to warm
+        _launch(pool, "one", machines, row)  # warms the caches
     pairs(row, runs, lambda: _launch(server, "one", machines, row), lambda: _launch(file, "one", machines, row))
     return row
 
@@ -108,7 +108,7 @@ def _latency(script: str, arguments: tuple[str, ...], server: Pool, file: Pool, 
 
 
 def _two(hosts: list[Pool], machines: int, runs: int) -> Row:
-    """Measure launches at two providers by two hosts at once, beside one alone."""
+    """Measure two hosts that launch at once, each at a provider, beside one host alone."""
     row = Row("two hosts launch at once")
     single: list[float] = []
 

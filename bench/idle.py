@@ -29,7 +29,7 @@ AT_ONCE = 1000  # machines that are made between two writes of vm.db
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the sizes of the pool."""
+    """Add the option for the sizes of the pool."""
     parser.add_argument("--machines", type=int, nargs="+", default=SIZES, metavar="N",
                         help=f"so many, each more than the one before ({' '.join(map(str, SIZES))})")
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 class Compute:
-    """The cloud's compute API, for a client that does no more than it must."""
+    """The cloud's compute API, for a client that does only what it must."""
 
     def __init__(self, pool: Pool) -> None:
         session = pool.client(CLOUD).session
@@ -63,7 +63,7 @@ class Compute:
         self.headers = {"X-Auth-Token": session.get_token()}
 
     def seconds_of_pages(self) -> float:
-        """Return how long it takes to read all pages of the list of servers, their parsing left out."""
+        """Return how long it takes to read all pages of the list of servers, without parsing them."""
         seconds = 0.0
         url: str | None = f"{self.url}/servers/detail?limit=1000"
         while url:
@@ -95,7 +95,7 @@ def _measure(pool: Pool, cloud: Compute, size: int, runs: int) -> Row:
 
     def limit() -> float:
         used = run_process(floor, pool.environment, pool.folder)
-        _expect(used.output, f"{size + 1} {size} {size}\n")  # Jenkins' own node, too
+        _expect(used.output, f"{size + 1} {size} {size}\n")  # and Jenkins' own node
         pages.append(cloud.seconds_of_pages())
         return used.seconds
 

@@ -34,7 +34,7 @@ BOOT_SECONDS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There is nothing to choose but --runs."""
+    """Add no options: there is only --runs."""
 
 
 def run(options: argparse.Namespace) -> list[Row]:
@@ -68,14 +68,14 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _clear(pool: Pool) -> None:
-    """Give the cloud back as it was found, once what is being deleted is gone."""
+    """Wait until all servers are gone, then clear the cloud."""
     await_that("the servers to be gone", lambda: not pool.servers(CLOUD), BOOT_SECONDS)
     assert pool.pocket
     clear_cloud(pool.pocket, CLOUD)
 
 
 def _build(pool: Pool, steps: dict[str, list[float]]) -> tuple[float, float]:
-    """Build an image; returns its seconds and MB, and adds those of each step."""
+    """Build an image; return its seconds and MB, and add the seconds of each step to `steps`."""
     lines = []
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, PROJECT / UPDATE, "-v", "one"], env=pool.environment, text=True,
@@ -98,7 +98,7 @@ def _build(pool: Pool, steps: dict[str, list[float]]) -> tuple[float, float]:
 
 
 def _steps(lines: Sequence[tuple[float, str]]) -> Iterator[tuple[str, float]]:
-    """Yield the steps whose begin and end are among log lines, and their seconds."""
+    """Yield name and seconds of each step whose begin and end are in the log lines."""
     begun: dict[str, float] = {}
     for at, line in lines:
         if found := BEGINS.search(line):
@@ -108,7 +108,7 @@ def _steps(lines: Sequence[tuple[float, str]]) -> Iterator[tuple[str, float]]:
 
 
 def _boot_and_snapshot(pool: Pool, steps: dict[str, list[float]]) -> float:
-    """Boot a machine, make its snapshot and boot that; returns the seconds, and adds those of each."""
+    """Boot a machine, make its snapshot and boot that; return the seconds, and add those of each part to `steps`."""
     connection = pool.client(CLOUD)
     connection.compute.create_keypair(name="bench", public_key=pool.key.with_suffix(".pub").read_text())
     base = connection.image.find_image("Debian 12").id
@@ -129,7 +129,7 @@ def _boot_and_snapshot(pool: Pool, steps: dict[str, list[float]]) -> float:
 
 
 def _boot(pool: Pool, connection: Any, image_id: str) -> str:
-    """Boot a machine until ssh lets in and runs a command; returns its id."""
+    """Boot a machine, wait until ssh runs a command there, and return its id."""
     server = connection.compute.create_server(
         name="bench", image_id=image_id, flavor_id="1", key_name="bench",
         networks=[{"uuid": connection.network.find_network("private").id}])

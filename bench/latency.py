@@ -36,13 +36,13 @@ class Case:
 
     script: str
     arguments: tuple[str, ...]
-    modules: str  # what the script imports in the end
+    modules: str  # all that the script imports
     floor: str
     floor_arguments: tuple[str, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take how many pairs a run is."""
+    """Add the option for the number of pairs in a run."""
     parser.add_argument("--pairs", type=int, default=PAIRS_A_RUN, metavar="N",
                         help=f"of inprogress and delete in each run, at least 1 ({PAIRS_A_RUN})")
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def start_build(stand_in: StandIn) -> None:
-    """Have the build that the machines are taken for run, on a node of its own."""
+    """Start the build that the machines are taken for, on a node that is not one of them."""
     stand_in.add_job(JOB, "any", seconds=86400)
     stand_in.add_nodes([{"name": "any", "label": "any"}])
     stand_in.wait_started(stand_in.build(JOB))
@@ -80,7 +80,7 @@ def _cases(stand_in: StandIn) -> list[Case]:
 
 
 def _measure(pool: Pool, case: Case, machines: list[str], count: int) -> Row:
-    """Measure so many pairs, and the parts after each; a third of the machines is for each."""
+    """Measure `count` pairs, and the parts after each; a third of the machines each for script, floor and database."""
     row = Row(case.script.removesuffix(".py"))
     environment = pool.environment | BUILD | {"PYTHONPATH": str(PROJECT)}
     ours, floors, others = (iter(machines[number::3]) for number in range(3))
@@ -128,4 +128,4 @@ def _requests(pool: Pool, call: Callable[[], float]) -> list[str]:
     sent = pool.jenkins.look()["requests"]
     names = dict.fromkeys(pool.machines(), "NODE")
     return sorted(f"{one['method']} {'/'.join(names.get(part, part) for part in one['path'].split('/'))} "
-                  f"{one['query']} {one['status']}" for one in sent)  # some are under way at once
+                  f"{one['query']} {one['status']}" for one in sent)  # sorted, since some are sent at the same time

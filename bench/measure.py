@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-# Between the command and this process, which is big: a process's peak memory counts from before its exec.
+# Runs between the command and this process, which is big: a process's peak memory counts from before its exec.
 MEASURE = """
 import json, os, pathlib, subprocess, sys, time
 began = time.perf_counter()
@@ -41,9 +41,9 @@ class Usage:
 
 def run_process(command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, *,
                 stdin: str | None = None, check: bool = True) -> Usage:
-    """Run a command to its end and return what it needed; with check, BenchError, with its stderr, if that is not 0.
+    """Run a command to its end and return what it needed; with check, BenchError with its stderr unless it exits 0.
 
-    Python may keep what it compiles, as on a Jenkins host: else each run would compile the project anew.
+    Python may keep what it compiles, as on a Jenkins host: otherwise each run would compile the project again.
     """
     variables = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
     words = [sys.executable, "-I", "-c", MEASURE, str(folder / "usage"), *map(str, command)]
@@ -56,7 +56,7 @@ def run_process(command: Sequence[str | Path], environment: Mapping[str, str], f
 
 
 def run_script(script: str, *arguments: str, environment: Mapping[str, str], folder: Path) -> Usage:
-    """Run a script of the project to its end; as run_process."""
+    """Run a script of the project to its end; see run_process."""
     return run_process([sys.executable, PROJECT / script, *arguments], environment, folder)
 
 
@@ -66,7 +66,7 @@ class Row:
 
     case: str
     ours: list[float] = field(default_factory=list)  # seconds
-    limit: list[float] = field(default_factory=list)  # seconds; empty where there is no limit to compare with
+    limit: list[float] = field(default_factory=list)  # seconds; empty if there is no limit to compare with
     peak_mb: list[float] = field(default_factory=list)
     calls: list[float] = field(default_factory=list)  # compute calls for each machine
     more: dict[str, Any] = field(default_factory=dict)  # further figures, in seconds unless their name says otherwise
@@ -85,7 +85,7 @@ class Row:
 
 
 def pairs(row: Row, runs: int, ours: Callable[[], float], limit: Callable[[], float] | None = None) -> None:
-    """Measure so many times, ours and the limit in turn, and tell about each on stderr."""
+    """Measure `runs` times, ours and the limit in turn, and report each on stderr."""
     for _ in range(runs):
         row.ours.append(ours())
         if limit:

@@ -1,4 +1,4 @@
-"""Write a history into a vm.db: days of builds on many providers, always the same for a seed."""
+"""Write a history into a vm.db: days of builds on many providers, always the same for the same seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = 20_000
 
 @dataclass(frozen=True)
 class Past:
-    """What to write; fails is the share of builds that fail, by provider where it is not `chance`."""
+    """What to write; fails is the share of builds that fail, for each provider where that is not `chance`."""
 
     days: int = 90
     builds_a_day: int = 4000
@@ -36,7 +36,7 @@ class Past:
 
 
 def write(path: Path, past: Past, now: int | None = None) -> None:
-    """Make a vm.db with this past; machines of the last hours are still there."""
+    """Make a vm.db with this past; the machines of the last hours still exist."""
     now = now or int(time.time())
     with vmdatabase.opened(path):
         pass
@@ -78,7 +78,7 @@ def _fill(connection: sqlite3.Connection, past: Past, names: list[str], now: int
     _flush(connection, events, results)
     connection.executemany("INSERT INTO machine (id, base_image_id, name, state, state_time) VALUES (?, ?, ?, ?, ?)",
                            machines)
-    connection.execute("CREATE TEMP TABLE sorted AS SELECT * FROM event ORDER BY time")  # as it would have come
+    connection.execute("CREATE TEMP TABLE sorted AS SELECT * FROM event ORDER BY time")  # as it would have come in
     connection.execute("DELETE FROM event")
     columns = "time, machine_id, node_name, provider, image, from_state, to_state, seconds, reason"
     connection.execute(f"INSERT INTO event ({columns}) SELECT {columns} FROM sorted ORDER BY time")
@@ -97,7 +97,7 @@ def _flush(connection: sqlite3.Connection, events: list[tuple[Any, ...]], result
 
 
 def _lives(past: Past, names: list[str], now: int) -> Iterator[tuple[list[Any], Any, Any]]:
-    """Yield of each machine its events, the row of its build if that has ended, its own row if it is still there."""
+    """Yield for each machine its events, the row of its build if that has ended, and its own row if it still exists."""
     random_ = random.Random(past.seed)
     fails = dict(past.fails)
     step = 86400 / past.builds_a_day
@@ -155,7 +155,7 @@ def _result(random_: random.Random, where: tuple[Any, ...], started: int, ended:
 
 
 def _tally(connection: sqlite3.Connection) -> None:
-    """Count what the triggers would have counted, but for the histograms."""
+    """Count what the triggers would have counted, except for the histograms."""
     connection.execute("INSERT INTO tally SELECT 'move', provider, image, coalesce(from_state, '') || '>' || "
                        "coalesce(to_state, ''), count(*), 0 FROM event GROUP BY 2, 3, 4")
     connection.execute("INSERT INTO tally SELECT 'build', provider, image, result, count(*), 0 FROM result "

@@ -16,7 +16,7 @@ REAP = "devstack-vm-reap.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how many, and at which rate."""
+    """Add the options for how many, and at which rate."""
     parser.add_argument("--machines", type=int, default=500, metavar="N", help="so many (500)")
     parser.add_argument("--calls-per-second", type=float, default=25.0, metavar="N", help="of the provider (25)")
     parser.add_argument("--max-concurrency", type=int, default=16, metavar="N", help="of the provider (16)")

@@ -16,7 +16,7 @@ READY, USED = 100, 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which cloud."""
+    """Add the options for the cloud."""
     fill.add_cloud_arguments(parser)
 
 

@@ -37,7 +37,7 @@ class Site:
         return measure.run_script(script, *arguments, environment=self.pool.environment, folder=self.folder)
 
     def run_bare(self, loop: str, machines: int) -> Usage:
-        """Run a loop of bench.bare over so many machines."""
+        """Run a loop of bench.bare over a number of machines."""
         base = next(one for one in self.pocket.look()["images"] if one["name"] == "Debian 12")
         settings = Settings(str(self.pocket.clouds_yaml), "pocket-a", machines, base["id"], str(self.pool.key),
                             self.settings.get("max_concurrency", 8), self.settings.get("calls_per_second"))
@@ -46,7 +46,7 @@ class Site:
                                    environment, self.folder)
 
     def expect(self, **states: int) -> None:
-        """Raise BenchError unless so many machines are in these states, and none in another."""
+        """Raise BenchError unless these are the numbers of machines in each state, with none in any other."""
         seen = dict(self.pool.sql("SELECT state, count(*) FROM machine GROUP BY state"))
         if seen != states:
             raise BenchError(f"expected {states}, there are {seen}")
@@ -57,7 +57,7 @@ Opened: TypeAlias = AbstractContextManager[Site]
 
 @contextmanager
 def opened(machines: int, *, knobs: dict[str, Any] | None = None, **settings: Any) -> Iterator[Site]:
-    """Yield a site of its own for one run; settings are keys of the provider, with _ for -."""
+    """Yield a new site for one run; settings are keys of the provider, with _ for -."""
     if os.geteuid():
         raise BenchError("needs root: machines listen on port 22 of addresses of their own")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:

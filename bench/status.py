@@ -20,7 +20,7 @@ from tests.support.pool import Pool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how much there is."""
+    """Add the options for how much history there is."""
     parser.add_argument("--days", type=int, default=90, metavar="N", help="of history (90)")
     parser.add_argument("--builds", type=int, default=4000, metavar="N", help="a day (4,000)")
     parser.add_argument("--providers", type=int, default=14, metavar="N", help="14")
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _shown_files(page: Path) -> list[Path]:
-    """Return the files of the page as it is now, without pictures that it does not show any more."""
+    """Return the files of the page as it is now, without pictures that it no longer shows."""
     text = (page / "index.html").read_text()
     return [file for file in page.iterdir() if file.suffix != ".svg" or file.name in text]
 

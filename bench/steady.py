@@ -59,7 +59,7 @@ class Hour:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how many builds, and how fast."""
+    """Add the options for how many builds, and how fast."""
     parser.add_argument("--builds", type=int, default=120, metavar="N", help="that arrive in the hour (120)")
     parser.add_argument("--times", type=float, default=30.0, metavar="N", help="as fast (30: the hour takes 2 minutes)")
 
@@ -164,7 +164,7 @@ class Real:
         self.made = self.machines_made()
 
     def play(self, builds: list[Build]) -> Hour:
-        """Let the hour go by; returns what happened."""
+        """Let the hour go by and return what happened."""
         self.began = time.monotonic()
         threads = [threading.Thread(target=self.build, args=(build,)) for build in builds]
         threads += [threading.Thread(target=self.again, args=(*what, name)) for name in PROVIDERS for what in (
@@ -186,7 +186,7 @@ class Real:
         time.sleep(max(0.0, (moment - self.now()) / self.times))
 
     def again(self, script: str, first: float, every: float, name: str) -> None:
-        """Run a script at a moment and then every so many simulated seconds."""
+        """Run a script at a moment and then at a fixed interval, in simulated seconds."""
         for moment in range(int(first), int(SECONDS), int(every)):
             self.sleep_until(moment)
             self.script(script, name)
@@ -207,13 +207,13 @@ class Real:
         self.script("devstack-vm-delete.py", node, "--result", build.result)
 
     def note(self, waited: float, served: int) -> None:
-        """Write down what a build has waited, in simulated seconds."""
+        """Note how long a build has waited, in simulated seconds."""
         with self.lock:
             self.hour.waits.append(waited)
             self.hour.served += served
 
     def take(self) -> str:
-        """Return the node that a build may have, empty if there is none now."""
+        """Take a machine for a build and return its node, or '' if there is none now."""
         if not self.pool.sql("SELECT 1 FROM machine WHERE state = 'READY' LIMIT 1"):
             return ""
         return self.script("devstack-vm-inprogress.py", "--image", "noble").partition(" ")[0]

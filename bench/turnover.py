@@ -34,12 +34,12 @@ PROVIDERS = ("one", "two", "three")
 QUIET_SECONDS = 1.0  # as in jobs/
 BUILD_SECONDS = (900.0, 2100.0)
 MAX_SERVERS = 80  # of each provider: the clock alone keeps spent machines for up to an hour
-BOOT_SECONDS = 2.0  # of the machines by which the scripts are measured
+BOOT_SECONDS = 2.0  # of the machines with which the scripts are measured
 AWAIT_SECONDS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how many builds, for how long, and which pools."""
+    """Add the options for how many builds, for how long, and which pools."""
     parser.add_argument("--builds", type=int, default=200, metavar="N", help="that arrive in an hour (200)")
     parser.add_argument("--hours", type=float, default=8.0, metavar="N", help="that each run lasts (8)")
     parser.add_argument("--min-ready", type=int, nargs="+", default=[20, 12, 30], metavar="N",
@@ -117,7 +117,7 @@ def measured() -> dict[str, float]:
 
 
 def start(pool: Site, script: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a script, with nobody measuring it; Python may keep what it compiles."""
+    """Start a script without measuring it; Python may keep what it compiles."""
     environment = {name: value for name, value in pool.pool.environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, str(measure.PROJECT / script), *arguments]
     return subprocess.Popen(command, env=environment, cwd=pool.folder, stdin=subprocess.DEVNULL, text=True,
@@ -132,13 +132,13 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def seen(pool: Site, state: str) -> float:
-    """Return when a machine is in a state, on the monotonic clock."""
+    """Wait until a machine is in a state, and return that moment on the monotonic clock."""
     await_that(state, lambda: state in pool.pool.machines().values(), AWAIT_SECONDS, most=LEAST_SECONDS)
     return time.monotonic()
 
 
 def requests(pool: Site, method: str, path: str) -> list[float]:
-    """Return when the cloud was asked for something, in the order of the times, on the monotonic clock."""
+    """Return when the cloud was asked for something, in the order of its requests, on the monotonic clock."""
     found: list[dict[str, Any]] = [one for one in pool.pocket.look()["requests"]
                                    if one["method"] == method and one["path"].startswith(path)]
     return [float(one["time"]) for one in found]

@@ -43,7 +43,7 @@ HISTORY_BEGAN = 1_700_000_000  # the first commit's date
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say how big the projects are."""
+    """Add the options for how big the projects are."""
     parser.add_argument("--megabytes", type=float, default=20.0, metavar="N", help="of a project, the mean (20)")
     parser.add_argument("--commits", type=int, default=300, metavar="N", help="on a project's master branch (300)")
 
@@ -64,7 +64,7 @@ class Bench:
     cpu: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, case: str, runs: int) -> Row:
-        """Return the row of a case; BenchError unless both ways end with the same code."""
+        """Return the row of a case; BenchError unless both ways end with the same commits."""
         row = Row(f"14 projects, {case}")
         cpu: dict[str, list[float]] = {"gate": [], case: []}
 
@@ -91,15 +91,15 @@ class Bench:
         return row
 
     def set_up(self, way: str, case: str) -> Usage:
-        """Have the projects' code in a folder that is named after the way, and not there before."""
+        """Set up the projects' code in a new folder that is named after the way."""
         folder = self.folder / way
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "workspace").mkdir(parents=True)
-        os.sync()  # what was written before is not this run's to write
+        os.sync()  # so that this run need not write what was written before
         return measure.run_process(["bash", SCRIPT, way], self.environment(way, case), folder)
 
     def environment(self, way: str, case: str) -> dict[str, str]:
-        """Return what the gate job gives its script, and git settings that are nobody's."""
+        """Return the environment that the gate job gives its script, with no user's git settings."""
         return {
             "PATH": os.environ["PATH"], "HOME": str(self.folder / f"home-{case}"), **ENVIRONMENT,
             "GIT_TERMINAL_PROMPT": "0", "WORKSPACE": str(self.folder / way / "workspace"),
@@ -108,7 +108,7 @@ class Bench:
             "ZUUL_REF": ZUUL_REF}
 
     def commits(self, way: str) -> dict[str, str]:
-        """Return {project: the commit that is checked out}; BenchError if one is not as it was committed."""
+        """Return {project: the commit that is checked out}; BenchError if a checkout differs from its commit."""
         found = {}
         for project in SIZES:
             tree = self.folder / way / "new" / project.rpartition("/")[2]
@@ -120,14 +120,14 @@ class Bench:
 
 @contextmanager
 def _bench(folder: Path, scale: float, commits: int) -> Iterator[Bench]:
-    """Have the servers run, and clones that are a day old."""
+    """Run the servers, with clones beside them that are a day old."""
     homes = [folder / "home-cold", folder / "home-cached"]
     for home in homes:
         home.mkdir()
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(_make, [folder / "git/base" / project for project in SIZES],
                          [size * scale for size in SIZES.values()], [commits] * len(SIZES)))
-    (folder / "git/zuul").symlink_to("base")  # another address, and so another fetch
+    (folder / "git/zuul").symlink_to("base")  # another address, so another fetch
     with git_server(folder / "git") as url:
         bench = Bench(folder, url)
         measure.run_process(["bash", PROJECT / "image/steps.sh", "clone_projects", f"{url}/base"],
@@ -142,7 +142,7 @@ def _bench(folder: Path, scale: float, commits: int) -> Iterator[Bench]:
 
 
 def _make(folder: Path, size: float, commits: int) -> None:
-    """Make a server's repository of a size."""
+    """Make a server's repository with a given size."""
     folder.mkdir(parents=True)
     git(folder, "init", "-q", "--bare", "-b", "master")
     _import(folder, _history(random.Random(folder.name), size, commits))
@@ -159,7 +159,7 @@ def _import(folder: Path, stream: Iterable[bytes]) -> None:
 
 
 def _history(source: random.Random, size: float, commits: int) -> Iterator[bytes]:
-    """Yield all commits but those of the last day, as git fast-import takes them."""
+    """Yield all commits except those of the last day, in the format of git fast-import."""
     words = [f"word{number}" for number in range(2000)]
     lines = [" ".join(source.choices(words, k=9)) for _ in range(5000)]
     yield _commit("refs/heads/master", "All files", 0)
@@ -182,7 +182,7 @@ def _history(source: random.Random, size: float, commits: int) -> Iterator[bytes
 def _day(commits: int) -> Iterator[bytes]:
     """Yield the commits of one day."""
     for number in range(commits, commits + NEW_COMMITS):
-        parent = "refs/heads/master^0" if number == commits else ""  # later ones know theirs
+        parent = "refs/heads/master^0" if number == commits else ""  # git knows the parents of later ones
         yield _commit("refs/heads/master", f"Change {number}", number, parent)
         yield _file(f"module{number % 40}/{number}.py", f"changed in {number}\n".encode())
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: workspace.sh gate|cold|cached, with the settings of devstack-vm-gate-wrap.sh in the environment
-# One run of bench/workspace.py: have the code of all projects in $BASE/new, as the gate does it (gate), or with bare git
-# commands (cold, cached), four projects at once either way. Exit code: 0 done, other than that something failed.
+# One run of bench/workspace.py: put the code of all projects into $BASE/new, as the gate does (gate) or with bare git
+# commands (cold, cached), four projects at once either way. Exit code: 0 done, anything else: something failed.
 
 HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
 HERE=${HERE%/*/*}

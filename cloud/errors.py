@@ -8,11 +8,10 @@ from collections.abc import Iterator
 
 from gateprocess import NONSENSE, ConfigError, GateError, innermost, plain
 
-TEXT_LENGTH = 400  # of what a client library says, in a message
-WHOLE_LENGTH = 10_000  # of what is looked through for it
+TEXT_LENGTH = 400  # characters of a client library's message that go into ours
+WHOLE_LENGTH = 10_000  # characters of it that are searched
 
-# What clouds say when there is no more room. That a server "exceeded maximum number of retries" may as well mean that
-# one host failed.
+# What clouds say when there is no more room. "exceeded maximum number of retries" can also mean that one host failed.
 CAPACITY_FAULTS = re.compile(
     r"no valid host|quota|insufficient|limit ?exceeded|no more ip addresses|"
     r"maximum number of (ports|volumes|instances|floating)", re.IGNORECASE)
@@ -21,7 +20,7 @@ RETRY_FAULTS = re.compile(
 
 
 class CloudError(GateError):
-    """A call failed; the state of the thing it was about is unknown, and trying again may help."""
+    """A call failed; the state of what it was about is unknown, and trying again can help."""
 
 
 class GoneError(CloudError):
@@ -75,7 +74,7 @@ def explained(what: str, cloud: str) -> Iterator[None]:
     except (keystoneauth1.exceptions.ClientException, openstack.exceptions.SDKException) as err:
         raise CloudError(f"{what}: {short_text(err)}") from err
     except NONSENSE as err:
-        # The clients raise these for answers that are cut short or are not what the API promises.
+        # The clients raise these for answers that are truncated or break the API's promises.
         raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {short_text(err)})") from err
 
 

@@ -1,4 +1,4 @@
-"""clouds.yaml: a connection as a provider's entry says in full, and messages for entries that are wrong."""
+"""clouds.yaml: connect as a provider's entry says, and explain what is wrong with an entry."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cloud.errors import CloudConfigError, CloudError, short_text
 from gateprocess import NONSENSE, get_log
 
 PROFILE_SECONDS = 10  # for a profile that an entry names by a URL
-PROFILE_PATH = "/.well-known/openstack/api"  # where the client's library looks for it
+PROFILE_PATH = "/.well-known/openstack/api"  # where openstacksdk looks for it
 
-# What we set unless the entry does: fewer hidden repeats, since every caller here has its own time limit.
+# Set unless the entry sets them: fewer hidden retries, since every caller here has its own time limit.
 RETRIES = {"image_status_code_retries": 1, "network_status_code_retries": 1, "block_storage_status_code_retries": 1}
 AUTH_TYPES = {"application_credential_id": "v3applicationcredential",
               "application_credential_name": "v3applicationcredential",
@@ -28,7 +28,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
     """Return an openstacksdk connection for a provider, not yet logged in.
 
     call_seconds is the time limit of a call if the entry has no api_timeout. CloudConfigError says what is wrong
-    with the entry; CloudError if the profile that the entry names cannot be fetched now.
+    with the entry; CloudError means that the profile named by the entry cannot be fetched now.
     """
     import keystoneauth1.exceptions
     import openstack
@@ -66,7 +66,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
 
 
 def _check_clouds_yaml(where: str) -> None:
-    """Say what is wrong with the file as a whole: the client may pass it over, as if there were none."""
+    """Raise CloudConfigError if the file as a whole is wrong: openstacksdk might silently ignore it."""
     import yaml
 
     path = gateconfig.cloud_files()["clouds.yaml"]
@@ -85,7 +85,7 @@ def _check_clouds_yaml(where: str) -> None:
 
 
 def _checked_profile(clouds: Any, name: str, entry: str) -> str:
-    """Return the vendor profile that an entry names, empty for none; CloudConfigError if the entry is no mapping."""
+    """Return the vendor profile that an entry names, or ''; CloudConfigError if the entry is malformed."""
     known = clouds.cloud_config.get("clouds") or {}
     if name in known:
         settings = known[name]
@@ -103,9 +103,9 @@ def _checked_profile(clouds: Any, name: str, entry: str) -> str:
 
 
 def _fetch_profile(profile: str, what: str, seconds: float) -> None:
-    """Give the client's library the profile at a URL, which it would otherwise fetch itself, however long that is.
+    """Fetch the profile at a URL for openstacksdk, which would otherwise fetch it itself without a limit.
 
-    CloudError if it cannot be fetched now, CloudConfigError if it is none.
+    CloudError if it cannot be fetched now; CloudConfigError if the URL is wrong (a status below 500) or has no profile.
     """
     import requests
     from openstack.config import _util, vendors
@@ -151,7 +151,7 @@ def _complete(config: dict[str, Any], call_seconds: float, entry: str) -> None:
 
 
 def _check_files(config: Mapping[str, Any], entry: str) -> None:
-    """Refuse what the client would stumble over without saying where it stands."""
+    """Refuse missing files and passwords: openstacksdk would fail without naming the entry."""
     for key in ("cacert", "cert", "key"):
         if config.get(key) and not Path(str(config[key])).expanduser().exists():
             raise CloudConfigError(f"{entry}: {key}: there is no file {config[key]}")
@@ -161,7 +161,7 @@ def _check_files(config: Mapping[str, Any], entry: str) -> None:
 
 
 def _where_looked() -> str:
-    """Return words for a variable that names no file, or for there being no clouds.yaml; empty if there is one."""
+    """Return a hint if OS_CLIENT_CONFIG_FILE names no file or there is no clouds.yaml, else ''."""
     named = os.environ.get("OS_CLIENT_CONFIG_FILE")
     if named and not Path(named).is_file():
         return f"; OS_CLIENT_CONFIG_FILE names {named}, and there is no such file"
@@ -171,7 +171,7 @@ def _where_looked() -> str:
 
 
 def _unknown_profile(profile: str) -> str:
-    """Return words for a profile that nobody knows: the client leaves it out, and then misses what it would hold."""
+    """Return a hint if openstacksdk does not know a profile, else ''; it ignores that and then lacks its values."""
     from openstack.config import vendors
 
     if not profile or profile.startswith("http") or vendors.get_profile(profile):
@@ -180,7 +180,7 @@ def _unknown_profile(profile: str) -> str:
 
 
 def _wrong_auth(entry: str, err: TypeError) -> str:
-    """Return words for a key under auth that does not belong to the auth_type, which is password by default."""
+    """Return a hint for a key under auth that does not belong to the auth_type (by default, password), else ''."""
     found = re.search(r"unexpected keyword argument '(\w+)'", str(err))
     if not found:
         return ""

@@ -1,9 +1,8 @@
-"""The networks of a provider: those that servers are attached to, and the floating IPs that lead to servers.
+"""The networks that a provider's servers are attached to, and the floating IPs that lead to servers.
 
-If a server will need a floating IP, that is made before the server: if there are no more, no server is made that nobody
-could reach. A floating IP carries our mark in its description, first with the machine that it is for, then with the
-server that it is bound to. If no floating IP can be made, a free one of the project without a description is borrowed,
-and given back in the end.
+If a server will need a floating IP, that is made first; if there are no more, no unreachable server is made. A floating
+IP's description holds our mark with the machine that it is for, and later with the server that it is bound to. If no
+floating IP can be made, we borrow a free one of the project that has no description, and give it back in the end.
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ class Caller(Protocol):
         """Make a call."""
 
     def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
-        """Make a call for a list, to its end."""
+        """Make a call for a list and return all of it."""
 
 
 @dataclass(frozen=True)
 class FloatingIP:
-    """A floating IP of ours; server_id: the server it was bound to, machine_id: the row it is kept for until then."""
+    """A floating IP of ours; server_id: the server it was bound to; machine_id: the row it is kept for until then."""
 
     id: str
     address: str
@@ -82,7 +81,7 @@ class Network:
         self._external: dict[str, str] | None = None  # {name: id}, asked for when first needed
         self._way_out: str | None = None  # the external network on which a floating IP was bound
         self._needed: bool | None = None  # whether servers here turned out to need floating IPs
-        self._no_way = False  # from outside to the networks of servers, which do not need one
+        self._no_way = False  # True: no external network leads to the servers, and they need none
         self._lock = threading.Lock()
 
     @property
@@ -104,7 +103,7 @@ class Network:
             return [network_id for _, network_id in self._attached]
 
     def _find(self, name: str) -> tuple[str, str]:
-        """Return name and id of a network; the client's own look would take a name for a part of an address."""
+        """Return name and id of a network; openstacksdk's own search would put a name into the URL."""
         import openstack.exceptions
 
         found: list[Any] = []
@@ -119,9 +118,9 @@ class Network:
         return str(found[0].name), str(found[0].id)
 
     def external(self) -> dict[str, str]:
-        """Return the networks that floating IPs come from, {name: id}; none if there is no network service.
+        """Return the networks that floating IPs come from, {name: id}; empty if there is no network service.
 
-        The first is one on which a floating IP has led to a server; then comes the cloud's default one.
+        First comes one on which a floating IP was bound to a server, then the cloud's default.
         """
         with self._lock:
             if self._external is None:
@@ -165,7 +164,7 @@ class Network:
         return None
 
     def _chosen(self, server: AnyServer) -> str | None:
-        """Choose first without the external networks: most clouds need not be asked for them."""
+        """Choose an address; ask for the external networks only if none is found without them."""
         addresses = dict(self._in_order(server))
         found = choose_address(addresses, self._provider.address, set())
         if found is None and server.addresses:
@@ -218,9 +217,9 @@ class Network:
         return self._needed
 
     def _bind(self, server: AnyServer) -> str | None:
-        """Bind a floating IP to a server and return its address; finds one that is bound already.
+        """Bind a floating IP to a server, unless one is bound already, and return its address.
 
-        Returns None if no network leads to the server from outside and floating-ips is auto.
+        Returns None if no external network leads to the server and floating-ips is auto.
         """
         self._needed = True
         ours = self.list_ours()
@@ -246,7 +245,7 @@ class Network:
     def _bind_kept(
         self, kept: Sequence[FloatingIP], server: AnyServer, places: Sequence[Place], refusals: list[CloudError]
     ) -> str | None:
-        """Bind the floating IP that was reserved for this server; release it if it can lead to none of the ports."""
+        """Bind the floating IP that was reserved for this server; release it if it can be bound to no port."""
         for ip in kept:
             mark = self._mark(f"server={server.id}{BORROWED * ip.borrowed}")
             for place in places:
@@ -265,7 +264,7 @@ class Network:
     def _bind_new(
         self, networks: dict[str, str], server: AnyServer, places: Sequence[Place], refusals: list[CloudError]
     ) -> str | None:
-        """Make a floating IP that leads to a port of a server, in one call, or borrow one."""
+        """Make a floating IP bound to a port of a server, in one call, or borrow one."""
         mark = self._mark(f"server={server.id}")
         for network_id in networks.values():
             for place in places:
@@ -282,7 +281,7 @@ class Network:
     def _bound_in_vain(
         self, server: AnyServer, networks: dict[str, str], refusals: Sequence[CloudError]
     ) -> str | None:
-        """Say why no floating IP leads to a server: by quota, by settings, or for a reason that may pass."""
+        """Raise the reason why no floating IP could be bound; return None if the server turned out to need none."""
         short = next((err for err in refusals if isinstance(err, CapacityError)), None)
         if short:
             raise short
@@ -299,22 +298,22 @@ class Network:
     @staticmethod
     @contextlib.contextmanager
     def _collected(refusals: list[CloudError]) -> Iterator[None]:
-        """Collect the error of a try, so that another one may follow."""
+        """Collect the error of one attempt, so that another can follow."""
         try:
             yield
         except (GoneError, RefusedError, CapacityError) as err:
             refusals.append(err)
 
     def _create(self, network_id: str, mark: str, place: Place | None = None) -> Any:
-        """Make a floating IP, bound to a place if there is one."""
+        """Make a floating IP, bound to a place if one is given."""
         where = {"port_id": place.port_id, "fixed_ip_address": place.address} if place else {}
         return self._calls.ask("create floating IP", lambda: self._api.create_ip(
             floating_network_id=network_id, description=mark, **where))
 
     def _borrow(self, mark: str) -> FloatingIP | None:
-        """Mark a floating IP of the project that is bound to nothing and has no description.
+        """Borrow a floating IP of the project that is bound to nothing and has no description, by marking it.
 
-        If two want the same one, the revision number lets only the first have it.
+        If two runs want the same one, its revision number lets only the first have it.
         """
         for ip in self._free():
             with contextlib.suppress(RefusedError, GoneError):
@@ -325,7 +324,7 @@ class Network:
         return None
 
     def _free(self) -> list[Any]:
-        """Return the floating IPs that may be borrowed."""
+        """Return the floating IPs that can be borrowed."""
         networks = self.external().values()
         project = self._calls.connection.current_project_id
         return [ip for ip in self._calls.listed("list floating IPs", lambda: self._api.ips(project_id=project))
@@ -333,7 +332,7 @@ class Network:
                 and ip.floating_network_id in networks]
 
     def count_free(self) -> int:
-        """Return how many floating IPs may be borrowed."""
+        """Return how many floating IPs can be borrowed."""
         return len(self._free())
 
     def _mark(self, whose: str) -> str:

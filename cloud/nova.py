@@ -1,9 +1,9 @@
 """One provider: an OpenStack cloud, region and project, as the scripts use it.
 
-Compute goes through python-novaclient; clouds.yaml, images, networks, volumes and floating IPs through openstacksdk;
-all over one keystoneauth session; they are imported where they are used, since that takes long and a script must be
-able to say that it was stopped. Every call has a time limit and keeps the provider's pace. Whatever goes wrong comes
-out as one of the classes of cloud/errors.py, and only a 404 is ever taken to mean that something is gone.
+Compute goes through python-novaclient; clouds.yaml, images, networks, volumes and floating IPs through openstacksdk.
+Both share one keystoneauth session. They are imported where they are used, because the import is slow and a script
+must be able to report a stop meanwhile. Every call has a time limit, and calls to compute keep the provider's pace.
+Every failure is raised as a class of cloud/errors.py, and only a 404 means that something is gone.
 """
 
 from __future__ import annotations
@@ -66,25 +66,25 @@ __all__ = [
 ]
 
 CALL_SECONDS = 60  # time limit of a call as a whole, unless clouds.yaml has api_timeout
-RATE_LIMIT_SECONDS = 300  # how long one call may be kept waiting by rate limits
+RATE_LIMIT_SECONDS = 300  # how long rate limits may delay one call
 MICROVERSION = "2.1"
-LISTED = 20_000  # things in a list, at most; each takes some 5 KB
+LISTED = 20_000  # the most items in a list; each takes some 5 KB
 LIST_SECONDS = 600  # for all pages of a list
-LISTS_ANEW = 3  # how often a list is begun anew because the end of a page was deleted meanwhile
+LISTS_ANEW = 3  # how often a list is started again because the last item of a page was deleted meanwhile
 
 PROVIDER_KEY = "devstack-gate-provider"
 MACHINE_KEY = "devstack-gate-machine"
 LEAD_KEY = "devstack-gate-lead"  # of a subnode: the row id of the machine that it belongs to
 SNAPSHOT_KEY = "devstack-gate-snapshot"
 PROVED_KEY = "devstack-gate-proved"  # of an image: a machine booted from it has passed the ssh test
-HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes it where vm.db has forgotten
+HOLD_KEY = "devstack-gate-hold"  # why a person holds the machine; reap believes it if vm.db has forgotten
 HOLD_UNTIL_KEY = "devstack-gate-hold-until"  # Unix seconds, 0 for no end
 TEMPLATE_SUFFIX = ".template.openstack.org"
 TEMPLATE_NAME = re.compile(rf"devstack-[A-Za-z0-9._-]+-[0-9]+{re.escape(TEMPLATE_SUFFIX)}$")
 
 ACTIVE, SERVER_ERROR = "ACTIVE", "ERROR"
 DEAD_STATUSES = ("ERROR", "SHUTOFF", "SUSPENDED", "PAUSED", "RESCUE", "SHELVED", "SHELVED_OFFLOADED")
-GONE_STATUSES = ("DELETED", "SOFT_DELETED")  # a cloud may show a server for days after its end
+GONE_STATUSES = ("DELETED", "SOFT_DELETED")  # a cloud may show a server for days after its deletion
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class Server:
 
     @property
     def lead_id(self) -> int | None:
-        """The row of the machine whose subnode it is, None if it is nobody's."""
+        """The row of the machine whose subnode it is, None if it is not a subnode."""
         return _row_id(self.metadata.get(LEAD_KEY, ""))
 
     @property
@@ -165,7 +165,7 @@ class Recipe:
 
 
 class _LostPlaceError(Exception):
-    """The last thing of a page was deleted before the next page was asked for."""
+    """The last item of a page was deleted before the next page was asked for."""
 
 
 class Pace:
@@ -179,7 +179,7 @@ class Pace:
         self._turn = threading.Condition()
 
     def wait(self, *, first: bool = False) -> None:
-        """Return when the next call may go out; first: before all others that wait, as looks go before creates."""
+        """Wait until the next call may go out; first: ahead of all others that wait, as reads go before creates."""
         with self._turn:
             ticket = (not first, next(self._numbers))
             heapq.heappush(self._line, ticket)
@@ -194,7 +194,7 @@ class Pace:
                 self._turn.notify_all()
 
     def hold_back(self, seconds: float) -> None:
-        """Let no call out for so many seconds."""
+        """Hold all calls back for this many seconds."""
         with self._turn:
             self._next = max(self._next, time.monotonic() + seconds)
 
@@ -203,7 +203,7 @@ class Cloud:
     """The calls that the scripts make to one provider; safe to use from several threads."""
 
     def __init__(self, provider: ProviderSettings, pool: str) -> None:
-        """Read clouds.yaml and log in; CloudConfigError or CloudError if that cannot be done."""
+        """Read clouds.yaml and log in; CloudConfigError or CloudError if that fails."""
         import novaclient.client
 
         self.provider = provider
@@ -226,13 +226,13 @@ class Cloud:
         self._quota = Quota(self, lambda: self.compute("show limits", lambda: self._get("/limits"), first=True))
         self._flavors: list[Flavor] | None = None
         self._lock = threading.Lock()
-        self.clock_ahead: float | None = None  # seconds that our clock is before the cloud's, None: not told
+        self.clock_ahead: float | None = None  # seconds that our clock is ahead of the cloud's, None: unknown
         self._watch_clock()
         self.ask("log in", self._log_in)
 
     def _log_in(self) -> None:
         self.connection.session.get_token()
-        if self.clock_ahead is None:  # something between us and the cloud may drop the Date
+        if self.clock_ahead is None:  # a proxy on the way may drop the Date header
             issued = self.connection.session.auth.get_access(self.connection.session).issued
             self.clock_ahead = time.time() - issued.timestamp()
         config = self.connection.config
@@ -247,7 +247,7 @@ class Cloud:
                                    f"compute service in region {region or 'of its own'}{also}")
 
     def _watch_clock(self) -> None:
-        """Learn the cloud's time from the Date of its answers."""
+        """Learn the cloud's time from the Date header of its answers."""
         def look(answer: Any, *_: Any, **__: Any) -> None:
             self.clock_ahead = clock_ahead(answer.headers.get("Date"))
 
@@ -263,10 +263,10 @@ class Cloud:
 
     def compute(self, what: str, call: Callable[[], T], *, first: bool = False,
                 sent: Callable[[], None] | None = None) -> T:
-        """Make a compute call at the provider's pace; a rate limit is obeyed, and the call made again.
+        """Make a compute call at the provider's pace; obey rate limits, then call again.
 
-        first: it goes before other calls that wait for the pace. sent is called each time right before the call goes
-        out, after all waiting.
+        first: go ahead of other calls that wait for the pace. sent is called right before each attempt, after all
+        waiting.
         """
         deadline = time.monotonic() + RATE_LIMIT_SECONDS
         pause = 1.0
@@ -281,7 +281,7 @@ class Cloud:
                 self._pace.hold_back(pause)
 
     def ask(self, what: str, call: Callable[[], T]) -> T:
-        """Make a call to another service; a rate limit is obeyed, and the call made again."""
+        """Make a call to another service; obey rate limits, then call again."""
         deadline = time.monotonic() + RATE_LIMIT_SECONDS
         pause = 1.0
         while True:
@@ -292,12 +292,12 @@ class Cloud:
                 time.sleep(pause)
 
     def _asked(self, what: str, call: Callable[[], T]) -> T:
-        """Make a call; whatever goes wrong comes out as one of our classes, with the provider and what in words."""
+        """Make a call; raise every failure as one of our classes, with the provider and the call named."""
         with explained(f"provider {self.provider.name}: {what}", self.provider.cloud):
             return call()
 
     def _pause(self, what: str, err: RateLimitedError, last: float, deadline: float) -> float:
-        """Return for how long to stay away, in seconds; last is for how long the last time. CloudError if too long."""
+        """Return how many seconds to pause; last is the previous pause. CloudError if that would pass the deadline."""
         pause = err.retry_after or min(last * 2, 60.0)
         if time.monotonic() + pause > deadline:
             raise CloudError(f"{err}, for more than {RATE_LIMIT_SECONDS} s") from err
@@ -305,9 +305,9 @@ class Cloud:
         return pause
 
     def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
-        """Make a call for a list and return all of it, whatever pages the cloud sends.
+        """Make a call for a list and return all pages of it.
 
-        CloudError if a page comes again. Where the last thing of a page was deleted meanwhile, the list is made anew.
+        CloudError if a page comes again. If the last item of a page was deleted meanwhile, the list is started again.
         """
         for turn in itertools.count(1):
             found: dict[str, T] = {}
@@ -322,7 +322,7 @@ class Cloud:
 
     def _to_the_end(self, what: str, call: Callable[[], Iterable[Any]], found: dict[str, Any]) -> None:
         deadline = time.monotonic() + LIST_SECONDS
-        found.clear()  # of a try before this one
+        found.clear()  # from an earlier try
         for item in call():
             if str(item.id) in found:
                 raise self._same_page(what)
@@ -330,7 +330,7 @@ class Cloud:
             self._refuse_endless(what, found, deadline)
 
     def _refuse_endless(self, what: str, found: Mapping[str, Any], deadline: float) -> None:
-        """Raise CloudError if a list is too long, or its pages go on after the deadline, on the monotonic clock."""
+        """Raise CloudError if a list is too long, or its pages go on after the deadline (monotonic clock)."""
         if len(found) > LISTED or time.monotonic() > deadline:
             raise CloudError(f"provider {self.provider.name}: {what}: no end after {len(found)} things")
 
@@ -338,7 +338,7 @@ class Cloud:
         return CloudError(f"provider {self.provider.name}: {what}: the cloud sends the same page again")
 
     def _pages(self, what: str, path: str, key: str) -> list[Mapping[str, Any]]:
-        """Return all of a list of compute, read page by page."""
+        """Return a whole list from compute, read page by page."""
         last: Exception | None = None
         for _ in range(LISTS_ANEW):
             found: dict[str, Mapping[str, Any]] = {}
@@ -378,8 +378,8 @@ class Cloud:
     def list_servers(self) -> list[Server]:
         """Return every server that carries our pool's UUID and this provider's name, in one call per 1,000 servers.
 
-        The metadata is looked at here: real clouds ignore such a filter for members. What is gone is left out, though
-        a cloud may go on to show it.
+        The metadata is filtered here: real clouds ignore such a filter from ordinary members. Deleted servers, which
+        a cloud may still show, are left out.
         """
         found = self._pages("list servers", "/servers/detail", "servers")
         servers = self.ask("list servers", lambda: list(map(_server, found)))
@@ -400,7 +400,7 @@ class Cloud:
         return server
 
     def shows(self, server_id: str) -> bool:
-        """Return whether the cloud shows a server, also one that it keeps for a while after its deletion."""
+        """Return whether the cloud shows a server, even one that it keeps for a while after its deletion."""
         try:
             self.compute("show server", lambda: self._nova.servers.get(server_id))
         except GoneError:
@@ -418,11 +418,11 @@ class Cloud:
         volume_id: str | None = None,
         sent: Callable[[], None] | None = None,
     ) -> str:
-        """Ask for a server and return its id; the metadata is completed with our marks.
+        """Ask for a server and return its id; our marks are added to the metadata.
 
-        volume_id is the volume to boot from, which then goes with the server. sent is called when the create goes
-        out. CapacityError, RefusedError and CloudConfigError mean that nothing was made; after any other CloudError
-        the server may exist and is to be looked for by its metadata.
+        volume_id is the volume to boot from, which is later deleted with the server. sent is called when the create
+        goes out. CapacityError, RefusedError and CloudConfigError mean that nothing was made; after any other
+        CloudError the server may exist, so look for it by its metadata.
         """
         root = {"boot_index": 0, "uuid": volume_id, "source_type": "volume", "destination_type": "volume",
                 "delete_on_termination": True}
@@ -448,7 +448,7 @@ class Cloud:
         zone: str | None = None,
         sent: Callable[[], None] | None = None,
     ) -> str:
-        """Do what create_server does, after the volume was made that the recipe may want."""
+        """Do what create_server does, but first make the volume if the recipe wants one."""
         volume_id = None
         if recipe.gigabytes and recipe.source:
             volume_id = self.volumes.make(
@@ -458,16 +458,16 @@ class Cloud:
                 name, recipe, metadata, key_name=key_name, zone=zone, volume_id=volume_id, sent=sent)
         except (CapacityError, RefusedError, ConfigError):
             if volume_id:
-                with contextlib.suppress(CloudError):  # reap sweeps what is left
+                with contextlib.suppress(CloudError):  # reap deletes it later
                     self.volumes.delete(volume_id)
             raise
 
     def marks(self, metadata: Mapping[str, str]) -> dict[str, str]:
-        """Return metadata with what makes a thing ours."""
+        """Return metadata with our marks added."""
         return {POOL_KEY: self.pool, PROVIDER_KEY: self.provider.name, **metadata}
 
     def delete_server(self, server_id: str) -> bool:
-        """Ask for a server's end; returns False if it was gone already."""
+        """Ask for a server's deletion; return False if it was gone already."""
         try:
             self.compute("delete server", lambda: self._nova.servers.delete(server_id))
         except GoneError:
@@ -475,12 +475,12 @@ class Cloud:
         return True
 
     def mark_held(self, server_id: str, reason: str, until: int | None) -> None:
-        """Mark a server as held by a person, so that it is known to be even if vm.db is lost; see Server.hold."""
+        """Mark a server as held by a person, so that this is known even if vm.db is lost; see Server.hold."""
         marks = held_marks(reason, until)
         self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, marks))
 
     def mark_lead(self, server_id: str, lead_id: int | None) -> None:
-        """Mark a server as a subnode of the machine of that row, or of none; see Server.lead_id."""
+        """Mark a server as a subnode of the machine with this row id, or as no subnode; see Server.lead_id."""
         mark = {LEAD_KEY: str(lead_id or "")}
         self.compute("mark server", lambda: self._nova.servers.set_meta(server_id, mark))
 
@@ -494,7 +494,7 @@ class Cloud:
     def recipe(self, image: ImageSettings, image_id: str) -> Recipe:
         """Return what the servers of an image type are made of when they boot from this image.
 
-        CloudConfigError if the provider has no flavor for it, ConfigError if the user data is not there any more.
+        CloudConfigError if the provider has no flavor for it, ConfigError if the user data cannot be read.
         """
         source = Source(image_id)
         if image.boot_from_volume or not image.flavor:
@@ -517,7 +517,7 @@ class Cloud:
         return found
 
     def _list_flavors(self) -> list[Flavor]:
-        """Return the flavors that the project may use, asked for once."""
+        """Return the flavors that the project can use; the cloud is asked once."""
         with self._lock:
             if self._flavors is None:
                 found = self._pages("list flavors", "/flavors/detail", "flavors")
@@ -528,14 +528,14 @@ class Cloud:
     # --- quotas ---
 
     def takes(self, recipe: Recipe) -> dict[str, int]:
-        """Return what a server of a recipe takes of each quota of the project."""
+        """Return how much of each of the project's quotas a server of this recipe takes."""
         return takes(recipe.flavor, recipe.gigabytes, self.network.will_need_one()) if recipe.flavor else {}
 
     def left(self, recipes: Iterable[Recipe]) -> dict[str, int]:
-        """Return how much of each quota the project may use more, as far as servers of these recipes take of it.
+        """Return how much is left of each quota that servers of these recipes use.
 
-        A resource that is not there has no known limit. One call to compute; others only if servers need volumes or
-        floating IPs.
+        A resource that is missing has no known limit. Makes one call to compute, and others only if servers need
+        volumes or floating IPs.
         """
         addresses = self.network.count_free if self.network.will_need_one() else None
         return self._quota.left(volumes=any(recipe.gigabytes for recipe in recipes), free_addresses=addresses)
@@ -543,7 +543,7 @@ class Cloud:
     # --- keypairs ---
 
     def create_keypair(self, name: str, public_key: str) -> None:
-        """Make a keypair; one of that name that exists already is replaced."""
+        """Make a keypair; one of that name is replaced."""
         self.delete_keypair(name)
         self.compute("create keypair", lambda: self._nova.keypairs.create(name, public_key))
 
@@ -594,7 +594,7 @@ class Cloud:
     def list_snapshots(self) -> list[Image]:
         """Return the images that carry our marks and are named as we name templates.
 
-        The name is looked at too, because an image that a user makes of one of our machines inherits the marks.
+        The name is checked too, because an image that a user makes of one of our machines inherits the marks.
         """
         images = self.listed("list images", lambda: self.connection.image.images(visibility="private"))
         return self.ask("list images", lambda: [
@@ -602,13 +602,13 @@ class Cloud:
             if self._is_ours(image.properties or {}) and TEMPLATE_NAME.search(str(image.name))])
 
     def mark_proved(self, image_id: str) -> None:
-        """Mark an image as one that machines boot well from, so that it is known to be even if vm.db is lost."""
+        """Mark that a machine booted well from an image, so that this is known even if vm.db is lost."""
         self.ask("mark image", lambda: self.connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
 
     def delete_image(self, image_id: str) -> bool:
-        """Delete an image, and the volume snapshots that it stands for; one that is gone already is fine.
+        """Delete an image and the volume snapshots that it refers to; one that is gone already is fine.
 
-        Returns False if nothing was deleted: it is gone, or does not carry our marks any more, and so is not ours.
+        Returns False if nothing was deleted: it is gone, or no longer carries our marks and so is not ours.
         """
         with contextlib.suppress(GoneError):
             image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
@@ -616,7 +616,7 @@ class Cloud:
                 self.log.warning("image %s %s does not carry our %s any more, so it is left", plain(str(image.name)),
                                  image_id, POOL_KEY)
                 return False
-            for device in _volume_snapshots(image.properties or {}):  # first: nothing else knows of them
+            for device in _volume_snapshots(image.properties or {}):  # first: nothing else refers to them
                 self.volumes.delete_snapshot(str(device["snapshot_id"]))
             self.ask("delete image", lambda: self.connection.image.delete_image(image_id, ignore_missing=True))
             return True
@@ -635,7 +635,7 @@ class Cloud:
 
 
 def _page(body: Any, key: str) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Return what a page of a list holds, by id, and the query of the next page, in a list."""
+    """Return the items of a page by id, and a list with the query of the next page, empty on the last one."""
     return ({str(raw["id"]): raw for raw in body[key]},
             [link["href"].partition("?")[2] for link in body.get(f"{key}_links", []) if link["rel"] == "next"])
 
@@ -653,7 +653,7 @@ def _server(raw: Mapping[str, Any]) -> Server:
 
 
 def _addresses(raw: Any) -> dict[str, list[Mapping[str, Any]]]:
-    """Return addresses by network, without what is none: of one server among many, which may be a stranger's."""
+    """Return valid addresses by network; others are left out, since the server may not be ours."""
     return {str(network): [one for one in group if _is_address(one)]
             for network, group in (raw.items() if isinstance(raw, Mapping) else ()) if isinstance(group, list)}
 
@@ -685,7 +685,7 @@ def _image(image: Any) -> Image:
 
 
 def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the devices of an image that stand for snapshots of volumes, as Nova makes one of a server on a volume."""
+    """Return the devices of an image that are volume snapshots: Nova makes such an image of a server on a volume."""
     text = properties.get("block_device_mapping")
     try:
         devices = json.loads(text) if isinstance(text, str) else text
@@ -696,7 +696,7 @@ def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _name_filter(name: str) -> dict[str, str]:
-    """Return the filter for images of a name; Glance takes what stands before a colon for an operator."""
+    """Return the filter for images of a name; Glance reads anything before a colon as an operator."""
     if ":" not in name and "," not in name:
         return {"name": name}
     return {} if '"' in name else {"name": f'in:"{name}"'}
@@ -715,18 +715,18 @@ def _unix_time(text: str | None) -> float:
 
 
 def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:
-    """Return the highest id of a snapshot row that anything of ours bears, 0 if nothing does."""
+    """Return the highest id of a snapshot row in the marks of anything of ours, 0 if there is none."""
     marks = [*(server.snapshot_id for server in servers), *(image.snapshot_id for image in images), *of_keypairs]
     return max([0, *(number or 0 for number in marks)])
 
 
 def held_marks(reason: str, until: int | None) -> dict[str, str]:
-    """Return the metadata of a held server; clouds limit its length, and some its letters."""
+    """Return the marks of a held server; clouds limit the length of metadata, some also its characters."""
     return {HOLD_KEY: reason.encode("ascii", "replace").decode()[:METADATA_LENGTH], HOLD_UNTIL_KEY: str(until or 0)}
 
 
 def read_user_data(image: ImageSettings) -> str | None:
-    """Return the text of an image type's user data; ConfigError if the file is not there any more."""
+    """Return the text of an image type's user data; ConfigError if the file cannot be read."""
     if not image.user_data:
         return None
     try:

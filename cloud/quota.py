@@ -1,7 +1,7 @@
-"""What a project may still have: the limits of compute, block storage and network, less what is in use.
+"""How much is left of a project's quotas: the limits of compute, block storage and network, less what is in use.
 
-Whoever uses the project counts: the cloud tells the use of all. A cloud that does not tell sets no limit here; it may
-refuse a create all the same.
+The cloud tells the use of everybody in the project. One that does not tell its limits sets none here, but may still
+refuse a create.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Caller(Protocol):
 
 
 class Quota:
-    """The calls that tell what a provider's project may still have."""
+    """The calls that tell how much of its quotas a provider's project has left."""
 
     def __init__(self, calls: Caller, compute_limits: Callable[[], Any]) -> None:
         """compute_limits asks compute for its limits and returns the body of the answer."""
@@ -40,10 +40,10 @@ class Quota:
         self._compute_limits = compute_limits
 
     def left(self, *, volumes: bool, free_addresses: Callable[[], int] | None) -> dict[str, int]:
-        """Return how much of each resource the project may have more; one that is not there has no known limit.
+        """Return how much is left of each resource; one that is missing has no known limit.
 
-        volumes: whether block storage is asked, too. free_addresses, if the network service is to be asked, counts the
-        floating IPs that there are and that servers may have; it is called only if there is a limit.
+        volumes: whether to ask block storage, too. free_addresses: None not to ask the network service, else a function
+        that counts the existing floating IPs that servers may have; it is called only if there is a limit.
         """
         connection = self._calls.connection
         found = self._told("instances, cores and RAM", lambda: of_limits(self._compute_limits(), COMPUTE))
@@ -58,7 +58,7 @@ class Quota:
         return found
 
     def _told(self, what: str, call: Callable[[], dict[str, int]]) -> dict[str, int]:
-        """Return what a call tells of limits, nothing if the cloud refuses it or lacks it."""
+        """Return the limits that a call tells, or {} if it fails: the cloud may refuse or lack it."""
         try:
             return self._calls.ask(f"show limits of {what}", call)
         except GateError as err:
@@ -67,7 +67,7 @@ class Quota:
 
 
 def _got(service: Any, path: str) -> Any:
-    """Return the body of the answer of a service."""
+    """Return the body of a service's answer to GET."""
     import openstack.exceptions
 
     answer = service.get(path)
@@ -76,7 +76,7 @@ def _got(service: Any, path: str) -> Any:
 
 
 def of_limits(body: Any, keys: Mapping[str, tuple[str, str]]) -> dict[str, int]:
-    """Return what is left of each resource, by an answer to GET /limits; ValueError if there is nothing of the kind."""
+    """Return what is left of each resource, by an answer to GET /limits; ValueError if it has no absolute limits."""
     absolute = body["limits"]["absolute"]
     if not isinstance(absolute, Mapping):
         raise ValueError("there are no absolute limits in it")
@@ -103,7 +103,7 @@ def _left(limit: Any, used: Any) -> int | None:
 
 
 def _number(value: Any) -> int | None:
-    """Return a whole number that an answer holds, also as text, None if it holds something else."""
+    """Return a number from an answer, which may be text, as a whole number; None for anything else."""
     if isinstance(value, bool):
         return None
     try:

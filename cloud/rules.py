@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from cloud.errors import CAPACITY_FAULTS, RETRY_FAULTS
 from gateprocess import plain
 
-FAILED_IN_A_ROW = 5  # servers that ran out of retries one after the other: no flaky host, but no room
+FAILED_IN_A_ROW = 5  # servers in a row that ran out of retries: not a flaky host, but no room
 FAILED_OF_ALL = 3  # the same if not one server of the run came up
 
-METADATA_LENGTH = 255  # of a value of a server's
+METADATA_LENGTH = 255  # of one value of a server's metadata
 
-# What a lack of room is about, which says whose servers are asked for no more.
+# What has run out, which decides for which image types no more servers are asked for.
 HOST, FLAVOR, VOLUME, ALL = "host", "flavor", "volume", "all"
 
 # Resources of which a project has a quota; RAM in MB.
@@ -77,7 +77,7 @@ def choose_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Sourc
 
 
 def wanted_flavor(flavors: Iterable[Flavor], image: ImageSettings, source: Source) -> str:
-    """Return a description of the flavor that was looked for, for the message that there is none."""
+    """Return a description of the flavor that was looked for, for the message that none was found."""
     if image.flavor:
         return f"named {image.flavor}"
     ram = f"with {image.min_ram} MB or more (min-ram)"
@@ -94,17 +94,17 @@ def volume_gigabytes(image: ImageSettings, source: Source) -> int:
 
 
 def takes(flavor: Flavor, volume: int | None, floating_ip: bool) -> dict[str, int]:
-    """Return what a server takes of each quota; volume is the size in GB of the one that it boots from, if it does."""
+    """Return what a server takes of each quota; volume is the size in GB of the volume that it boots from, if any."""
     found = {INSTANCES: 1, CORES: flavor.vcpus, RAM: flavor.ram}
     found |= {VOLUMES: 1, GIGABYTES: volume} if volume else {}
     return found | ({FLOATING_IPS: 1} if floating_ip else {})
 
 
 def shortage(text: str) -> str | None:
-    """Return the resource that a cloud's words say it has run out of, None if they speak of something else.
+    """Return the resource that a cloud's message says it has run out of, None if the message is about something else.
 
     HOST: no host has room for this flavor in this zone; FLAVOR: no more cores or memory, of which a smaller flavor
-    takes less; VOLUME: no more volumes; ALL: servers, addresses, ports, and whatever else there is a quota of.
+    takes less; VOLUME: no more volumes; ALL: servers, addresses, ports, and any other quota.
     """
     if RETRY_FAULTS.search(text) or not CAPACITY_FAULTS.search(text):
         return None
@@ -119,10 +119,10 @@ def shortage(text: str) -> str | None:
 
 
 def out_of_room(outcomes: Sequence[bool | None]) -> bool:
-    """Return whether servers that ran out of retries mean that there is no room.
+    """Return whether the servers that ran out of retries mean that there is no room.
 
-    outcomes are of a run's servers in the order in which they were asked for: True is active, False ran out of
-    retries, None is not yet known. One unlucky server among others means no lack of room; several in a row do, or all.
+    outcomes: of a run's servers, in the order in which they were asked for; True is active, False ran out of retries,
+    None is not yet known. One unlucky server does not mean a lack of room; several in a row do, or all.
     """
     row = 0
     for outcome in outcomes:
@@ -138,7 +138,7 @@ def choose_address(
     """Return the address to use by the setting `address`, or None if the server has none of that kind.
 
     public-v4: a floating address, else a fixed one that is not private (RFC 1918, RFC 6598, link-local) or lies on an
-    external network; loopback addresses are reachable by their nature. private-v4: a fixed private one, else any
+    external network; a loopback address counts as reachable. private-v4: a fixed private one, else any
     fixed one. public-v6: an IPv6 address that is not link-local or unique-local.
     """
     version = 6 if wanted == "public-v6" else 4

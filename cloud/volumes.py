@@ -32,7 +32,7 @@ class Caller(Protocol):
         """Make a call."""
 
     def listed(self, what: str, call: Callable[[], Iterable[T]]) -> list[T]:
-        """Make a call for a list, to its end."""
+        """Make a call for a list and return all of it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Volume:
     metadata: Mapping[str, str]
     machine_id: int | None = None  # the row that it was made for
     snapshot_id: int | None = None  # or the row of the snapshot whose template it belongs to
-    servers: tuple[str, ...] = ()  # ids of those that it is attached to, as block storage has it
+    servers: tuple[str, ...] = ()  # ids of the servers that it is attached to, as block storage says
 
     @property
     def unattached(self) -> bool:
-        """Return whether it is at rest and belongs to no server."""
+        """Return whether nothing is being done to it and it belongs to no server."""
         return self.status in UNATTACHED
 
 
@@ -73,9 +73,9 @@ class Volumes:
              zone: str | None = None) -> str:
         """Make a volume of an image, or of the volume snapshot behind it, and return its id once it is available.
 
-        seconds is the time limit. zone is that of its server: many clouds attach no volume of another one, and block
-        storage may have zones of the same names. CapacityError if there is no more room for volumes, RefusedError if
-        the volume does not become available; it is deleted again then.
+        seconds is the time limit. zone is that of its server: many clouds attach no volume of another zone; it is used
+        if block storage has a zone of that name. CapacityError if there is no more room for volumes, RefusedError if
+        the volume does not become available; it is then deleted again.
         """
         provider = self._calls.provider.name
         if not self.is_there():
@@ -121,7 +121,7 @@ class Volumes:
     @staticmethod
     @contextlib.contextmanager
     def _forgiven() -> Any:
-        """Ignore the error of a look that is repeated soon, except that the thing is gone."""
+        """Collect the error of a look that is soon repeated; only GoneError is raised."""
         failures: list[str] = []
         try:
             yield failures

@@ -5,8 +5,9 @@
 MACHINE_LOCK=/run/devstack-gate.lock
 GRACE_SECONDS=30 # between TERM and KILL
 
-# What the script that we were before left for us in GATE_RUN, behind our pid, which exec keeps: so it is nothing that a
-# job exports. Fills ADOPTS (1: adopt_orphans is done), and as a script that goes on with another's run GATE_STARTED and RE_EXEC.
+# Read GATE_RUN, left for us by the script that exec replaced. It begins with our pid, which exec keeps, so no job has
+# exported it. Fills ADOPTS (1: adopt_orphans is done) and, if we go on with another script's run, GATE_STARTED and
+# RE_EXEC.
 # shellcheck disable=SC2034  # the wrap script and gate/source.sh read them
 take_over() {
     local pid adopts started rest
@@ -18,8 +19,8 @@ take_over() {
     if [[ $GATE_STARTED ]]; then RE_EXEC=true; fi
 }
 
-# Orphans of the run become our children, so that none escapes the time limit; and SIGINT reaches us although whoever
-# started us in the background had it ignored. The number of prctl is the architecture's.
+# Make orphans of the run our children, so that none escapes the time limit, and let SIGINT reach us even if whoever
+# started us in the background had it ignored. The number of prctl depends on the architecture.
 adopt_orphans() {
     local machine number
     machine=$(uname -m)
@@ -40,23 +41,23 @@ start_clock() {
     local limit=$(( DEVSTACK_GATE_TIMEOUT * 60 )) reserve
     now
     GATE_STARTED=${GATE_STARTED:-$NOW}
-    # For logs; when that leaves nothing to the test, half.
+    # For logs, but at most half of the time, so that the test gets some.
     reserve=$(( limit / 10 > 60 ? limit / 10 : 60 ))
     if (( reserve > limit / 2 )); then reserve=$(( limit / 2 )); fi
     GATE_DEADLINE=$(( GATE_STARTED + limit - reserve ))
     GATE_STOP=$(( GATE_STARTED + limit ))
 }
 
-# run_processes WHAT OPTION...: gate/processes.py, as root if we may be; with nothing in its environment by which others
-# would count it among the build's processes.
+# run_processes WHAT OPTION...: run gate/processes.py, as root if we can, with nothing in its environment by which
+# others would count it among the build's processes.
 run_processes() {
     local -a program=(env -i PATH="$PATH" python3 -I "$GATE_TOOLS/processes.py")
     if (( EUID )) && sudo -n true 2> /dev/null; then program=(sudo -n -- "${program[@]}"); fi
     "${program[@]}" "$@" --run "$$" --user stack
 }
 
-# A watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends all of the run if we are killed or stopped.
-# It locks the machine: of two runs, which would build upon each other's trees, the later one has touched nothing yet.
+# Start a watcher that outlives us: it wakes us with SIGUSR1 at the deadline, and ends the whole run if we are killed or
+# stopped. It locks the machine: two runs would use each other's trees, so the later one ends before it touches any.
 start_watcher() {
     local rc=0
     local -a lock=()
@@ -96,38 +97,38 @@ begin_phase() {
     log "$PHASE" 2>&1
 }
 
-# run_phase NAME FILE COMMAND...: the output goes to FILE, and from there to the console: a service that the command
-# leaves running can hold neither the console nor us. Returns the command's status.
+# run_phase NAME FILE COMMAND...: the output goes to FILE, and from there to the console, so that a service that the
+# command leaves running can hold up neither the console nor us. Returns the command's status.
 run_phase() {
     local file=$2 pid size rc=0
     begin_phase "$1"
     shift 2
     size=$(stat -c %s -- "$file" 2> /dev/null) || size=0
-    # Logs may not be writable; the test goes on, and its verdict counts.
+    # If the logs cannot be written, the test goes on, and its verdict counts.
     touch -- "$file" 2> /dev/null || file=$RUN/output
     touch -- "$file" || die 1 "$file cannot be written"
-    set -m  # a process group of its own, to which SIGINT is as usual
+    set -m  # gives the command a process group of its own, with SIGINT as usual
     "$@" >> "$file" 2>&1 < /dev/null &
     pid=$!
     set +m
     follow "$file" "$size" "$pid" &
     FOLLOWER=$!
     wait "$pid" || rc=$?
-    # Who aborts a build tells us and the test, in any order: our trap says that it was aborted.
+    # Whoever aborts a build signals us and the test, in any order; our trap must be first to say that it was aborted.
     case $rc in 130 | 143) sleep 1 ;; esac
     end_phase
     return "$rc"
 }
 
-# follow FILE BYTES PID: show what is added to a file beyond its first bytes, until a process has ended. When the console
-# goes before that, nobody waits for the run any more.
+# follow FILE BYTES PID: show what a file gets after its first BYTES, until a process has ended. If the console goes
+# before that, nobody waits for the run any more.
 follow() {
     trap '' TERM INT HUP USR1
     tail -c "+$(( $2 + 1 ))" -s 0.1 -f --pid="$3" -- "$1" | stamp || true
     if kill -0 "$3" 2> /dev/null; then kill -s PIPE "$$"; fi
 }
 
-# Whether a child has not ended yet.
+# Whether a child is still running.
 is_running() {
     local state=''
     read -r state < "/proc/$1/stat" || return 1  # a bare return in a trap returns the status from before the trap
@@ -136,7 +137,7 @@ is_running() {
 
 end_phase() {
     local seconds
-    # No wait: in a trap that has interrupted another one it can wait for the watcher instead, bash 5.2 does.
+    # Not wait: in a trap that has interrupted another one, bash 5.2 waits for the watcher instead.
     while [[ $FOLLOWER ]] && is_running "$FOLLOWER"; do sleep 0.02; done
     now
     seconds=$(( NOW - PHASE_STARTED ))
@@ -144,7 +145,7 @@ end_phase() {
     FOLLOWER=''
 } 2> /dev/null
 
-# Nothing of the run survives: TERM, time to end, KILL. Of the stack user neither, if the run was stopped.
+# Stop all processes of the run and of the stack user: TERM, time to end, KILL.
 stop_processes() {
     local grace
     local -a skip=()

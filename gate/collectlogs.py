@@ -49,13 +49,13 @@ MAX_SEEN = 300_000  # entries of folders that are looked at
 MAX_DEPTH = 30  # folders in folders
 MAX_NAME = 200  # bytes of a name
 MAX_UNITS = 200  # of devstack, in the journal
-MAX_STREAMS = 10  # of results of tests
+MAX_STREAMS = 10  # of test results
 COMMAND_SECONDS = 60  # for one command that prints something for the logs
 RESERVE_SECONDS = 2  # of the time, for what comes after copying
 SEARCH_SHARE = 4  # a quarter of the time is for known failures
 SHOWN_TESTS = 10  # failed tests on the console
 PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zip", ".zst", ".whl", ".jar", ".png", ".jpg", ".qcow2")
-NOT_PACKED = ("tempest-results.xml", "cleanup-host.txt")  # what Jenkins and people want as it is
+NOT_PACKED = ("tempest-results.xml", "cleanup-host.txt")  # Jenkins and people want these uncompressed
 REPOSITORIES = (".stestr", ".testrepository")
 LAST_FILES = ("verdict.json", "reproduce.sh")
 DEVSTACK_LOGS = ("new/devstacklog.txt", "logs/devstacklog.txt", "logs/stack.sh.log")
@@ -68,7 +68,7 @@ class TooMuchError(Exception):
 
 
 class OverError(Exception):
-    """The time is over."""
+    """The time is up."""
 
 
 # --- reading what is not to be trusted ---
@@ -78,8 +78,8 @@ class Entry(NamedTuple):
     """A file or link in a folder: its path below that, and its kind."""
 
     path: str
-    kind: str  # file, link
-    size: int  # of a link, what it leads to
+    kind: str  # file or link
+    size: int  # of a link: the size of its target
 
 
 class Tree:
@@ -91,11 +91,11 @@ class Tree:
         self._mount = mount_of(self._descriptor)
 
     def close(self) -> None:
-        """Let it go."""
+        """Close the folder."""
         os.close(self._descriptor)
 
     def entries(self, seen: list[int]) -> Iterator[Entry]:
-        """Return files and links in it, down to a sensible depth; counts in `seen` what it looks at."""
+        """Yield files and links in it, down to MAX_DEPTH; count in `seen` the entries that it looks at."""
         yield from self._entries(self._descriptor, "", 0, seen)
 
     def _entries(self, descriptor: int, path: str, depth: int, seen: list[int]) -> Iterator[Entry]:
@@ -128,11 +128,11 @@ class Tree:
                 os.close(inner)
 
     def open(self, path: str) -> BinaryIO | None:
-        """Open a file or what a link in it leads to; None if that is outside, mounted or no file.
+        """Open a file or a link's target; None if that is outside of the folder, mounted or not a file.
 
-        It looks at the file before it opens it, so that it never waits for the other end of a pipe.
+        It checks the file before it opens it, so that it never waits for the other end of a pipe.
         """
-        looked = os.open(f"{self.real}/{path}", os.O_PATH | os.O_CLOEXEC)  # follows links; where to is looked at next
+        looked = os.open(f"{self.real}/{path}", os.O_PATH | os.O_CLOEXEC)  # follows links; the target is checked next
         try:
             real = os.readlink(f"/proc/self/fd/{looked}")
             if (
@@ -167,7 +167,7 @@ class Limits:
         self.bytes_left, self.files_left, self.until = bytes_left, files_left, until
 
     def check(self) -> None:
-        """Raise OverError when the time is over."""
+        """Raise OverError if the time is up."""
         if time.monotonic() > self.until:
             raise OverError
 
@@ -183,7 +183,7 @@ class Output:
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Add data; raises TooMuchError when there is no room for it within the limits."""
+        """Add data; raise TooMuchError if there is no room for it within the limits."""
         if self._begin is not None:
             self._begin += data
             if len(self._begin) <= LARGE:
@@ -206,7 +206,7 @@ class Output:
         write_all(self._descriptor, data)
 
     def close(self) -> None:
-        """Write what is left, and count it."""
+        """Write the rest, and count the file."""
         if self._begin is not None:
             data, self._begin = self._begin, None
             self._put(data)
@@ -217,9 +217,9 @@ class Output:
         self._shut()
 
     def drop(self) -> None:
-        """Remove it."""
+        """Remove the file."""
         if self._descriptor >= 0:
-            os.unlink(self.path)  # a name in any bytes
+            os.unlink(self.path)  # the name may hold any bytes
         self._shut()
 
     def _shut(self) -> None:
@@ -244,15 +244,15 @@ class Collector:
     def __init__(self, folder: str, owner: tuple[int, int], hider: Hider, limits: Limits) -> None:
         self.folder, self.owner, self.hider, self.limits = folder, owner, hider, limits
         self.said: list[str] = []  # for the console
-        # Names in the folder: whether a file or a folder has it. What is written in the end has its own already.
+        # The names in use, each by a file or a folder. Those of the files that are written last are reserved.
         self._taken: dict[str, str] = dict.fromkeys(LAST_FILES, "file")
         self._copied: dict[tuple[int, int], str] = {}
         self._left: dict[str, list[int]] = {}
 
-    # What a name becomes, and where it is.
+    # Names and places.
 
     def place(self, name: str) -> str:
-        """Return a path for a file of this name, in plain characters and not yet used; makes its folders."""
+        """Return an unused path in plain characters for a file of this name; make its folders."""
         parts = [plain_name(part) for part in name.split("/") if part not in ("", ".", "..")] or ["_"]
         folder = ""
         for part in parts[:-1]:
@@ -263,7 +263,7 @@ class Collector:
                 part = f"_{part}"  # noqa: PLW2901  # a file has the name
             folder = path
             with contextlib.suppress(FileExistsError):
-                os.mkdir(f"{self.folder}/{folder}", 0o755)  # a name in any bytes
+                os.mkdir(f"{self.folder}/{folder}", 0o755)  # the name may hold any bytes
                 os.chown(f"{self.folder}/{folder}", *self.owner)
         last = parts[-1]
         while True:
@@ -275,7 +275,7 @@ class Collector:
             last = f"_{last}"
 
     def output(self, name: str, *, pack: bool = True) -> Output:
-        """Return a new file of this name; raises TooMuchError when there are enough files."""
+        """Return a new file of this name; raise TooMuchError if there are as many files as may be."""
         self.limits.check()
         if self.limits.files_left <= 0:
             raise TooMuchError
@@ -285,7 +285,7 @@ class Collector:
         )
 
     def put(self, name: str, pieces: Iterator[bytes] | Sequence[bytes], *, pack: bool = True) -> str:
-        """Write a file of ours from pieces; returns its path, or "" if it could not be written whole."""
+        """Write a file of ours from pieces; return its path, or "" if it could not be written whole."""
         try:
             output = self.output(name, pack=pack)
         except TooMuchError:
@@ -321,10 +321,10 @@ class Collector:
         for why, (number, size) in self._left.items():
             self.said.append(f"Left out {number} files ({size >> 10} KB): {why}.")
 
-    # Files of others.
+    # Files that others wrote.
 
     def copy(self, wanted: Wanted) -> None:
-        """Copy one file, unless it has been copied."""
+        """Copy one file, unless it was copied before."""
         self.limits.check()
         if self.limits.files_left <= 0:
             self.leave("more files than the limit", wanted.entry.size)
@@ -347,7 +347,7 @@ class Collector:
                         self._link(wanted.to, self._copied[identity])
                     return
                 path = self._write(wanted.to, file, info.st_size)
-            except OSError as err:  # its name in the new folder, which is longer
+            except OSError as err:  # such as a path that is too long in the new folder
                 self.leave(f"cannot be copied: {err.strerror}", info.st_size)
                 return
             if path:
@@ -428,9 +428,9 @@ class Collector:
                     return True
                 before = chunk[-4096:]
         except ImportError:
-            return True  # what cannot be looked into
+            return True  # it cannot be looked into
         except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error):
-            return total > 0  # what is read of a damaged file by others may be more
+            return total > 0  # other programs may read more of a damaged file
         return False
 
 
@@ -539,7 +539,7 @@ class Run:
         self.said: list[str] = []
         self.hider = Hider(())
 
-    # Stages, each in a process of its own that can be stopped; what one finds it sends line by line.
+    # Stages, each in a process of its own that can be stopped; each sends what it finds line by line.
 
     def collect(self, send: Callable[[str, Any], None]) -> None:
         """Copy everything that belongs to the logs; first what matters most, and what is small."""
@@ -558,7 +558,7 @@ class Run:
 
     def _collect(self, collector: Collector, send: Callable[[str, Any], None]) -> None:
         wanted, large = self._wanted()
-        # First what there are few of, then all else by its size: the biggest is left out when there is too much.
+        # First the kinds with few files, then all others by size: if there is too much, the biggest are left out.
         for one in wanted:
             if one.rank == 0:
                 collector.copy(one)
@@ -598,7 +598,7 @@ class Run:
                 )
                 top = rank == 0 and "/" not in entry.path and entry.kind == "file"
                 if top and entry.path in (*LAST_FILES, "cleanup-host.txt"):
-                    continue  # ours, which are written anew
+                    continue  # ours, which are written again
                 wanted.append(
                     Wanted(
                         0 if top and self._is_ours(entry.path) else max(rank, 1),
@@ -608,7 +608,7 @@ class Run:
                         own=folder == self.logs,
                     )
                 )
-        # Of what is the same file, devstack's links have the better names; in logs/ the file has.
+        # If a file has several names, devstack's links have the better ones; in logs/ the file itself has.
         wanted.sort(key=lambda one: (one.rank, one.entry.kind == ("link" if one.own else "file"), one.entry.size))
         return wanted, seen[0] > MAX_SEEN
 
@@ -616,7 +616,7 @@ class Run:
         return bool(re.fullmatch(r"(?:setup-[\w-]+|devstack-vm-gate|[\w-]+_hook)\.txt", name))
 
     def _single_files(self) -> list[Wanted]:
-        """Files outside of the folders of logs."""
+        """Return the files outside of the folders of logs."""
         wanted = []
         devstack_log = next((name for name in DEVSTACK_LOGS if os.path.isfile(f"{self.base}/{name}")), DEVSTACK_LOGS[0])
         singles = [
@@ -643,7 +643,7 @@ class Run:
         return wanted
 
     def _settings(self, collector: Collector) -> None:
-        """Write devstack's settings without all that sounds secret, known or not."""
+        """Write devstack's settings without anything that sounds secret, known or not."""
         for side, to in (("new", "local_conf.txt"), ("old", "old/local_conf.txt")):
             for name in ("local.conf", "localrc"):
                 text = read_small(f"{self.base}/{side}/devstack", name)
@@ -682,7 +682,7 @@ class Run:
         yield self.hider.feed(b"", end=True)
 
     def _results(self, collector: Collector, send: Callable[[str, Any], None]) -> None:
-        """Write results of tempest as JUnit's XML for Jenkins, and as HTML if the tool for that is installed."""
+        """Write tempest's results as JUnit XML for Jenkins, and as HTML if the tool for that is installed."""
         tempest = f"{self.base}/new/tempest"
         if not any(os.path.isdir(f"{tempest}/{name}") for name in REPOSITORIES):
             return
@@ -716,9 +716,9 @@ class Run:
             remove(work, self.until)
 
     def _stream(self, tempest: str, work: str, user: int, newest: Stream | None) -> BinaryIO:
-        """Return the last results: from the tools' output, which is kept in the folder, or from the repository.
+        """Return the last results: from the tools' output, which is kept in `work`, or from the repository.
 
-        A run that was cut short leaves a stream there that no tool shows.
+        A run that was cut short leaves a stream in the repository that no tool shows.
         """
         printed = b""
         if newest is None or not newest.name.startswith("tmp"):
@@ -757,7 +757,7 @@ class Run:
             send("known", one)
 
     def note(self, name: str, value: Any) -> None:
-        """Take in what a stage has sent."""
+        """Store what a stage has sent."""
         if name == "said":
             self.said += value
         elif name == "results":
@@ -765,7 +765,7 @@ class Run:
         elif name == "known":
             self.known.append(value)
 
-    # The end, which comes in any case.
+    # The end, which runs in any case.
 
     def finish(self) -> None:
         """Write reproduce.sh and verdict.json; put the new folder in the place of logs/."""
@@ -791,7 +791,7 @@ class Run:
         ):
             path = f"{self.folder}/{name}"
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # of a hook's
+                os.unlink(path)  # one that a hook wrote
             while not self._written(path, data, limits):
                 pass
             os.chmod(path, mode)
@@ -813,7 +813,7 @@ class Run:
         return True
 
     def _make_room(self) -> bool:
-        """Remove the folder that ours replaces, then the largest log; returns whether there was something."""
+        """Remove the folder that ours replaces or, once that is gone, the largest log; return whether there was one."""
         if os.path.isdir(self.logs) and not os.path.islink(self.logs):
             unmount(self.logs)
             with contextlib.suppress(OSError):
@@ -827,7 +827,7 @@ class Run:
         return True
 
     def _hidden_json(self, content: Mapping[str, Any]) -> bytes:
-        """Return the verdict without secrets: hidden in its texts, so that it stays JSON."""
+        """Return the verdict without secrets: they are hidden in its texts, so that it stays JSON."""
 
         def hide(value: Any) -> Any:
             if isinstance(value, str):
@@ -839,7 +839,7 @@ class Run:
         return written(hide(content))
 
     def show(self) -> None:
-        """Tell on the console what was left out, which tests failed, and what is known about that."""
+        """Print what was left out, which tests failed, and which known failures were found."""
         lines = list(self.said)
         if self.results.get("failed"):
             lines.append(f"{self.results['failed']} of {self.results['run']} tests failed:")
@@ -872,7 +872,7 @@ def summary(tests: Sequence[Test], hider: Hider) -> dict[str, Any]:
 
 
 def change_of(settings: Mapping[str, str], facts: Mapping[str, str]) -> dict[str, str] | None:
-    """Return the change under test."""
+    """Return the change under test, or None."""
     if settings.get("ZUUL_REF"):
         names = ("ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_REF", "ZUUL_CHANGE", "ZUUL_PATCHSET")
     elif settings.get("GERRIT_REFSPEC"):
@@ -893,7 +893,7 @@ class Stream(NamedTuple):
 def streams_of(tempest: str, since: float) -> list[Stream]:
     """Return the last streams in a repository of stestr or testrepository, one for each run of tests, the newest last.
 
-    Of those that were written before a moment, in Unix seconds, none but the newest is returned.
+    A stream from before `since`, in Unix seconds, is returned only if it is the newest of all.
     """
     for name in REPOSITORIES:
         try:
@@ -918,7 +918,7 @@ def streams_of(tempest: str, since: float) -> list[Stream]:
 
 
 def read_small(folder: str, name: str, size: int = 4 << 20) -> bytes:
-    """Return the content of a file in a folder, up to a size; nothing if it is not a file there."""
+    """Return the content of a file in a folder, up to a size; b"" if it is not a file there."""
     try:
         tree = Tree(folder)
     except OSError:
@@ -973,7 +973,7 @@ def run_command(
 
 
 def largest_file(folder: str, spared: Sequence[str]) -> str:
-    """Return the largest file of a folder but for the spared ones; "" if there is no other."""
+    """Return the largest file of a folder except the spared ones; "" if there is no other."""
     found = [
         f"{path}/{name}"
         for path, _, names in os.walk(folder)
@@ -987,7 +987,7 @@ def largest_file(folder: str, spared: Sequence[str]) -> str:
 
 
 def take_place(new: str, place: str, until: float) -> None:
-    """Put a folder in the place of another one, whatever that has become; the other one is removed."""
+    """Put a folder in the place of another one, whatever that has become, and remove the other one."""
     old = new_folder(os.path.dirname(place) + "/.logs-old")
     unmount(place)
     for path in (os.path.dirname(place), place):
@@ -1000,14 +1000,14 @@ def take_place(new: str, place: str, until: float) -> None:
 
 
 def make_again(folder: str, owner: tuple[int, int]) -> None:
-    """Make the job's folder if the test has removed it."""
+    """Make the job's folder again if the test has removed it."""
     with contextlib.suppress(FileExistsError):
         os.makedirs(folder, 0o755)
         os.chown(folder, *owner)
 
 
 def new_folder(name: str) -> str:
-    """Make a folder that only we may use, with a name that begins as given."""
+    """Make a folder that only we can use; `name` is the beginning of its name."""
     folder = f"{name}-{os.urandom(8).hex()}"
     os.mkdir(folder, 0o700)
     return folder
@@ -1026,7 +1026,7 @@ def unmount(place: str) -> None:
 
 
 def make_movable(path: str) -> None:
-    """Take away the flags that forbid even root to rename it."""
+    """Remove the flags that keep even root from renaming it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -1073,7 +1073,7 @@ def _empty(descriptor: int, mount: str, until: float) -> None:
 def in_process(
     work: Callable[[Callable[[str, Any], None]], None], until: float, note: Callable[[str, Any], None]
 ) -> bool:
-    """Run a function in its own process until a time of the monotonic clock; returns whether it came to its end.
+    """Run a function in its own process until a time of the monotonic clock; return whether it finished.
 
     It sends lines of literals, which are noted even if it is stopped.
     """
@@ -1086,7 +1086,7 @@ def in_process(
             os.setsid()
             work(lambda name, value: write_all(sending, ascii([name, value]).encode() + b"\n"))
             code = 0
-        except BaseException:  # noqa: BLE001  # whatever it is, it is told, and the logs are kept
+        except BaseException:  # noqa: BLE001  # whatever it is, it is reported, and the logs are kept
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -1100,7 +1100,7 @@ def in_process(
 
 
 class _Stopper:
-    """Kills a process when its time is over."""
+    """Kills a process when its time is up."""
 
     def __init__(self, child: int, until: float) -> None:
         self._child = child
@@ -1112,7 +1112,7 @@ class _Stopper:
             os.killpg(self._child, signal.SIGKILL)
 
     def ended(self) -> bool:
-        """Wait for it; returns whether it ended by itself and well."""
+        """Wait for the process; return whether it ended by itself with status 0."""
         _, status = os.waitpid(self._child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(ProcessLookupError):
@@ -1121,7 +1121,7 @@ class _Stopper:
 
 
 def collect_run(records: bytes) -> int:
-    """Make the logs of a run; returns the exit code."""
+    """Make the logs of a run and return the exit code."""
     run = Run(records)
     files = [f"{run.base}/{side}/devstack" for side in ("new", "old")]
     texts = [read_small(folder, name) for folder in files for name in SETTINGS_FILES]
@@ -1137,7 +1137,7 @@ def collect_run(records: bytes) -> int:
 
 
 def tidy(source: str, target: str) -> int:
-    """Copy a folder of logs from elsewhere into a new one, by the same rules; returns the exit code."""
+    """Copy a folder of logs from elsewhere into a new one, by the same rules, and return the exit code."""
     os.mkdir(target, 0o755)
     limits = Limits(1 << 30, 20_000, time.monotonic() + 600)
     collector = Collector(target, (os.getuid(), os.getgid()), Hider(()), limits)

@@ -29,12 +29,12 @@ UNSEEN = re.compile(
     "\U000e0000-\U000e007f]"
 )
 TIME = re.compile(rb"\d{4}-\d\d-\d\dT")
-LONGEST_ESCAPE = 4096  # characters; what is longer is no escape sequence
+LONGEST_ESCAPE = 4096  # characters; anything longer is no escape sequence
 PIECE = 64 << 10  # bytes of a line that has no end
 
 
 class Cleaner:
-    """Removes from a stream what a terminal would not show as plain characters."""
+    """Removes from a stream anything that a terminal would not show as plain characters."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -65,7 +65,7 @@ class Stamper:
         self._length = 0  # bytes of the line so far
 
     def stamp(self, piece: bytes) -> bytes:
-        """Return a piece of the stream with the times."""
+        """Return a piece of the stream, with the times in it."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime()).encode() if self._stamps else b""
         parts = []
         for line in piece.splitlines(keepends=True):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What a devstack would clone by itself with the settings of a gate job.
+"""Print what a devstack would clone by itself with the settings of a gate job.
 
 Usage: devstackclones.py DEVSTACK
 
-Reads the checkout DEVSTACK, runs nothing of it, and takes the job's settings from the environment: ENABLED_SERVICES,
+Reads the checkout DEVSTACK without running it, and takes the job's settings from the environment: ENABLED_SERVICES,
 OVERRIDE_ENABLED_SERVICES, DEVSTACK_LOCAL_CONFIG, DEVSTACK_LOCALCONF, LIBS_FROM_GIT, DEVSTACK_PROJECT_FROM_GIT,
 GIT_BASE. Prints a line for each repository: project, git base, branch or tag, folder beside devstack; "-" for a base or
-branch that nobody named. A condition that cannot be known counts as true: better one tree too many than a clone that
+branch that nobody named. A condition that cannot be known counts as true: one tree too many is better than a clone that
 fails. Exit code: 0, or 2 if DEVSTACK is not a devstack.
 
-Works with Python 3.8 and nothing else, since it runs on test nodes.
+Needs only Python 3.8, since it runs on test nodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DEFAULT_BASE = "https://opendev.org"
-# Where OpenStack's repositories have been: the same project is to be had from the job's git base.
+# Hosts that have or had OpenStack's repositories: the job's git base has the same projects.
 OPENSTACK_HOSTS = ("opendev.org", "review.opendev.org", "git.openstack.org", "review.openstack.org", "github.com",
                    "git.opendev.org")
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -56,7 +56,7 @@ class Settings:
     values: dict[str, str] = field(default_factory=dict)
 
     def enable(self, names: Sequence[str]) -> None:
-        """Add services; remove those with a minus sign, as devstack does it."""
+        """Add services; remove those with a minus sign, as devstack does."""
         for name in names:
             if name.startswith("-"):
                 self.disable([name[1:]])
@@ -128,7 +128,7 @@ def read_settings(devstack: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def _localrc_lines(text: str) -> Iterator[str]:
-    """Yield the lines that devstack's shell reads: not those of sections for services' files."""
+    """Yield the lines that devstack's shell reads, but not those in sections for services' files."""
     ours = True
     for line in text.splitlines():
         if line.strip().startswith("[["):
@@ -220,7 +220,7 @@ def _is_service(name: str, devstack: Path) -> bool:
 
 
 def _is_on(name: str, devstack: Path, settings: Settings) -> bool:
-    """Return whether a service is on, by its name or by the prefixes that devstack knows for it: n- is nova."""
+    """Return whether a service is on, by its name or by a prefix that devstack knows for it: n- is nova."""
     if name in settings.services:
         return True
     rules = []
@@ -235,7 +235,7 @@ def _is_on(name: str, devstack: Path, settings: Settings) -> bool:
 
 
 def _clones_in(text: str, devstack: Path, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield the variable of the repository and the folder of each git_clone whose conditions hold or are not known."""
+    """Yield the repository's variable and the folder of each git_clone whose conditions hold or cannot be known."""
     conditions: list[bool] = []
     for line in text.replace("\\\n", " ").splitlines():
         words = line.strip()
@@ -257,7 +257,7 @@ def _clones_in(text: str, devstack: Path, settings: Settings) -> Iterator[tuple[
 
 
 def _holds(condition: str, devstack: Path, settings: Settings) -> bool:
-    """Return whether a condition holds; True if that is not known."""
+    """Return whether a condition holds; True if that cannot be known."""
     library = USED_FROM_GIT.search(condition)
     if library:
         return library.group(1) in settings.libraries
@@ -270,7 +270,7 @@ def _holds(condition: str, devstack: Path, settings: Settings) -> bool:
 
 
 def _folder(word: str, values: Mapping[str, str]) -> str:
-    """Return the name of a folder that lies directly in $DEST, or nothing."""
+    """Return the name of a folder that lies directly in $DEST, or ''."""
     for _ in range(3):
         word = re.sub(r"\$\{?(?!DEST\b)(\w+)\}?", lambda found: values.get(found.group(1), "$?"), word)
     found = re.fullmatch(rf"\$\{{?DEST\}}?/({NAME})", word)
@@ -279,7 +279,7 @@ def _folder(word: str, values: Mapping[str, str]) -> str:
 
 def _add(found: dict[str, Clone], settings: Settings, url: str, folder: str, ref: str = "-", *,
          anywhere: bool = False) -> None:
-    """Add the repository of a URL, if it is below the job's git base, or may be from anywhere."""
+    """Add the repository of a URL if it is below the job's git base or OpenStack's, or if it may be from anywhere."""
     url = re.sub(r"\.git/?$", "", _expand(url, settings)).rstrip("/")
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")
@@ -291,7 +291,7 @@ def _add(found: dict[str, Clone], settings: Settings, url: str, folder: str, ref
         base, project = f"{scheme}://{host}", path
     else:
         return
-    if ref.startswith("refs/"):  # which devstack fetches in any case
+    if ref.startswith("refs/"):  # devstack fetches it in any case
         ref = "-"
     if all([PROJECT.fullmatch(project), re.fullmatch(NAME, folder), re.fullmatch(r"[\w./+@-]+", ref),
             re.fullmatch(r"-|[\w+.-]+://[\w.:@%-]+", base)]):

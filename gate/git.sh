@@ -1,21 +1,22 @@
 # shellcheck shell=bash
-# Sourced by gate/source.sh: git on servers and caches that nobody vouches for, with nothing of the user's settings.
+# Sourced by gate/source.sh: git on servers and caches that nobody vouches for, without the user's settings, except
+# those that say how to reach a server.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 ATTEMPTS=3               # of a fetch
 GIT_SECONDS_MAX=300      # for one git command that goes over the network
-SAID_BYTES=65536         # of what git prints, which a server may make long
+SAID_BYTES=65536         # of git's output, which a server can make long
 LINE_CHARACTERS=200      # of a line of somebody else's words
 LATE_PAUSES=(2 4 8 10 12 12 12) # between looks for a ref that is not there yet: a minute
-# What a server says that has no such repository: no answer could be more final.
+# What a server says if it has no such repository: that is final.
 NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not exported|does not exist'
 SAID=''  # what git printed last, or why the code of a project cannot be had
 ASKED='' # the address that was last fetched from
-GIT_SETTINGS='' # the file with what is kept of the user's settings
+GIT_SETTINGS='' # the file with those of the user's settings that are kept
 
 SHALLOW='a shallow mirror, which has a part of the history only'
 
-# Git before 2.32 reads the user's settings in any case: these are the ones that would change what is tested.
+# Git before 2.32 always reads the user's settings: these override the ones that would change what is tested.
 GIT_COMMAND=(git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/null -c core.autocrlf=false -c core.fsmonitor=false
     -c core.attributesFile=/dev/null -c core.excludesFile=/dev/null -c core.logAllRefUpdates=false
     -c filter.lfs.required=false -c filter.lfs.smudge= -c filter.lfs.clean= -c filter.lfs.process=
@@ -23,7 +24,7 @@ GIT_COMMAND=(git -c gc.auto=0 -c maintenance.auto=false -c core.hooksPath=/dev/n
     -c commit.gpgSign=false -c merge.ff=true -c merge.verifySignatures=false -c rerere.enabled=false -c log.showSignature=false
     -c init.defaultBranch=master -c init.defaultObjectFormat=sha1 -c init.defaultRefFormat=files
     -c user.name=devstack-gate -c user.email=devstack-gate@localhost -c http.lowSpeedLimit=1000 -c http.lowSpeedTime=60)
-# Of the user's settings and environment, what says how a server is reached, which a site may need.
+# The user's settings and variables that say how a server is reached, which a site may need.
 ACCESS_SETTINGS='^(http|credential|url|safe|ssh)\.|^core\.(sshcommand|askpass|gitproxy)$'
 ACCESS_VARIABLES=' GIT_BASE GIT_TERMINAL_PROMPT GIT_ASKPASS GIT_SSH GIT_SSH_COMMAND GIT_SSH_VARIANT GIT_PROXY_COMMAND
     GIT_HTTP_USER_AGENT GIT_HTTP_PROXY_AUTHMETHOD GIT_PROXY_SSL_CERT GIT_PROXY_SSL_KEY GIT_PROXY_SSL_CAINFO
@@ -35,7 +36,7 @@ unset_git_variables() {
         GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_SHALLOW_FILE GIT_GRAFT_FILE
 }
 
-# From here on, in this shell, git does the same for everybody. Makes the file GIT_SETTINGS, for the caller to remove.
+# From here on, in this shell, git does the same for every user. Makes the file GIT_SETTINGS, which the caller removes.
 isolate_git() {
     local name entry value
     GIT_SETTINGS=$(mktemp) || return
@@ -59,7 +60,7 @@ isolate_git() {
 
 # --- words of others ---
 
-# harmless_lines < text: its lines without what is not to be seen or moves what is, each cut short.
+# harmless_lines < text: print its lines, each cut short, without characters that are invisible or move visible ones.
 harmless_lines() {
     LENGTH=$LINE_CHARACTERS perl -MEncode -ne 'BEGIN { binmode STDOUT, ":utf8" }
         chomp; $_ = decode("UTF-8", $_);
@@ -68,7 +69,7 @@ harmless_lines() {
         print "$_\n"'
 }
 
-# hide_login URL: without the user and password in it; a user alone that ssh needs stays.
+# hide_login URL: print it without user and password; a user alone, which ssh needs, stays.
 hide_login() {
     local url=$1 rest authority login
     if [[ $url == *://*@* ]]; then
@@ -83,8 +84,8 @@ hide_login() {
     printf '%s\n' "$url"
 }
 
-# The line of a text that tells why git failed: its first "fatal:" or "error:", or what ssh said before that; otherwise
-# its last.
+# main_line TEXT: print the line that tells why git failed: the first "fatal:" or "error:", or what ssh said before
+# that; otherwise the last.
 main_line() {
     local line found='' before='' shown
     while IFS= read -r line; do
@@ -103,7 +104,7 @@ main_line() {
 
 # --- time ---
 
-# Of the seconds that are left of the run, one part of so many; nothing without a time limit.
+# part_of_time PARTS: print one part of the seconds that the run has left; nothing without a time limit.
 part_of_time() {
     local left
     if [[ ! ${GATE_DEADLINE:-} ]]; then return 0; fi
@@ -112,7 +113,7 @@ part_of_time() {
     printf '%s\n' "$(( left < 1 ? 1 : left ))"
 }
 
-# What one git command may take: so little of what is left that several failures still end before the run does.
+# Print how many seconds one git command may take: so few that several can fail before the run's time is up.
 git_seconds() {
     local left
     left=$(part_of_time 5)
@@ -121,7 +122,7 @@ git_seconds() {
 
 # --- servers ---
 
-# ask URL GIT-ARGUMENT...: a git command that goes over the network, tried again unless the server has no such
+# ask URL GIT-ARGUMENT...: run a git command that goes over the network, and try it again unless the server has no such
 # repository. SAID is what it printed.
 ask() {
     local attempt rc=1
@@ -142,7 +143,7 @@ ask_once() {
     SAID=$(set -o pipefail
         timeout -k 10 "$seconds" "${GIT_COMMAND[@]}" "$@" 2>&1 < /dev/null | { head -c "$SAID_BYTES"; cat > /dev/null; }) || rc=$?
     if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
-    # A server that hangs up while git still sends ends it by a signal, of which git says nothing.
+    # If a server hangs up while git still sends, git ends by a signal and says nothing.
     if (( rc )) && [[ ! $SAID ]]; then SAID="fatal: git ended with status $rc$(signal_words "$rc" || true)"; fi
     return "$rc"
 }
@@ -151,7 +152,7 @@ signal_words() {
     if (( $1 > 128 )); then printf ' (SIG%s)' "$(kill -l "$1" || true)"; fi
 }
 
-# fetch TREE URL REFSPEC...: a pattern that matches nothing is no error to git: every failure is the server's or the disk's.
+# fetch TREE URL REFSPEC...: to git, a pattern without a match is no error, so a failure is the server's or the disk's.
 fetch() {
     local tree=$1 url=$2
     shift 2
@@ -168,8 +169,8 @@ answers() {
     timeout -k 5 "$seconds" "${GIT_COMMAND[@]}" ls-remote --heads -- "$1" < /dev/null > /dev/null 2>&1
 }
 
-# fetch_ref TREE REF TO URL...: REF as TO, from the first address that has it, which must be COMMIT if that is set: one
-# number may be another change elsewhere. 2: no address has it, 1: none answers; SAID tells what each said.
+# fetch_ref TREE REF TO URL...: fetch REF as TO from the first address that has it. It must be COMMIT if that is set:
+# the same number may be another change elsewhere. 2: no address has it, 1: none answers; SAID tells what each said.
 fetch_ref() {
     local tree=$1 ref=$2 to=$3 from shown found words='' rc=1
     shift 3
@@ -188,8 +189,8 @@ fetch_ref() {
     return "$rc"
 }
 
-# fetch_late_ref WHAT TREE REF TO URL...: as fetch_ref; but the news of a change may be here before the change is, so
-# that one which is not there is looked for again.
+# fetch_late_ref WHAT TREE REF TO URL...: as fetch_ref, but look again for a ref that is not there: the news of a change
+# may be here before the change is.
 fetch_late_ref() {
     local what=$1 pause left rc=0
     shift
@@ -207,8 +208,8 @@ fetch_late_ref() {
 
 # --- what is here already ---
 
-# The repository that saves fetching a project again, if any; not one that has only a part of the history, or leans on
-# another one.
+# find_store PROJECT TREE: print the repository here that saves fetching a project again, if any; not one that has only
+# a part of the history, or depends on another one.
 find_store() {
     local project=$1 tree=$2 folder
     for folder in "$tree" "${HOME:-}/workspace-cache/$project" "${HOME:-}/workspace-cache/${project##*/}" \
@@ -224,8 +225,8 @@ find_store() {
 
 # --- submodules ---
 
-# A change must not make this machine read for it what only the job's user may read: a submodule that is not below the git
-# base of its project is fetched from a server of the network, as nobody.
+# allowed_access BASE URL: a change must not make this machine read for it what only the job's user may read. So a
+# submodule that is not below the git base of its project is fetched from a server on the network, as nobody.
 allowed_access() {
     local base=$1 url=$2
     if [[ $url == *[[:cntrl:]]* ]]; then return 1; fi
@@ -238,7 +239,7 @@ allowed_access() {
     fi
 }
 
-# as_nobody COMMAND...: in a shell of its own, without logins, keys and cookies of the user's.
+# as_nobody COMMAND...: run it in a shell of its own, without the user's logins, keys and cookies.
 as_nobody() (
     local settings name value rc=0
     settings=$(mktemp) || exit
@@ -252,7 +253,7 @@ as_nobody() (
     exit "$rc"
 )
 
-# resolve_url BASE-URL URL: what a relative address of a submodule means.
+# resolve_url BASE-URL URL: print the URL that a submodule's relative address means.
 resolve_url() {
     local from=${1%/} url=$2
     if [[ $url != ./* && $url != ../* ]]; then printf '%s\n' "$url"; return 0; fi
@@ -263,7 +264,7 @@ resolve_url() {
     printf '%s/%s\n' "$from" "$url"
 }
 
-# submodules_of TREE: a line for each that .gitmodules names: commit, path, URL, separated by tabs.
+# submodules_of TREE: print a line for each one that .gitmodules names: commit, path, URL, separated by tabs.
 submodules_of() {
     local tree=$1 mode commit path name value _
     local -A known=() # path: section of .gitmodules
@@ -278,7 +279,7 @@ submodules_of() {
     done < <(git -C "$tree" ls-tree -r -z HEAD || true)
 }
 
-# clone_submodule TREE URL COMMIT: as clone, with that commit checked out, be it on a branch or not.
+# clone_submodule TREE URL COMMIT: as clone, with that commit checked out, whether it is on a branch or not.
 clone_submodule() {
     local tree=$1 url=$2 commit=$3
     clone "$tree" "$url" || return
@@ -288,9 +289,9 @@ clone_submodule() {
     SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f --detach "$commit" -- 2>&1)
 }
 
-# clone TREE URL [STORE]: all branches and tags, which git writes at once, as against fetch, that has a file for each, and
-# looks at each that is here and not there. STORE saves fetching: its objects, by hard links where that can be, and no
-# setting, hook, ref or index of it.
+# clone TREE URL [STORE]: clone all branches and tags. git clone writes them at once, but git fetch writes a file for
+# each, and checks each that is here and not there. STORE saves fetching: its objects are used, by hard links if
+# possible, but none of its settings, hooks, refs or index.
 clone() {
     local tree=$1 url=$2 store=${3:-} branches shown
     rm -rf -- "$tree"
@@ -300,7 +301,7 @@ clone() {
         return 1
     fi
     if [[ $store ]]; then
-        if [[ $SAID == *error:* ]]; then return 1; fi  # git got around something in it that is broken
+        if [[ $SAID == *error:* ]]; then return 1; fi  # STORE is damaged, and git has worked around that
         SAID=$(cp -al -- "$store/objects/." "$tree/.git/objects/" 2>&1) \
             || SAID=$(cp -a -- "$store/objects/." "$tree/.git/objects/" 2>&1) || return 1
     fi

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: the subnodes of this machine. The console names them, hooks of the job are told of
-# them, and at the end their logs are fetched. What comes from there is data: a change may be root there.
+# Sourced by devstack-vm-gate-wrap.sh: the subnodes of this machine. The console names them, hooks of the job get their
+# addresses, and at the end their logs are fetched. What comes from there is data: a change may be root there.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # HERE, LOGS, RUN, BASE, SERVICE_LOGS are the wrap script's
 
@@ -8,9 +8,9 @@ NODES=/etc/devstack-gate/nodes # NAME ROLE PRIVATE PUBLIC of each machine of the
 SUBNODE_NAMES=()
 SUBNODE_ADDRESSES=()
 PRIMARY_ADDRESS=''
-SUBNODE_SHARE=3 # a third of the time for logs is for fetching theirs
+SUBNODE_SHARE=3 # their logs get a third of the time for logs
 
-# Fills these, before the test can change the file. Of a machine that is a subnode itself there are none.
+# Read NODES before the test can change it. A machine that is a subnode itself has no subnodes.
 read_group() {
     local name role private public address
     local -a names=() addresses=()
@@ -43,15 +43,15 @@ print_group() {
     done
 }
 
-# What runs for the job is told of the group, and nothing else.
+# Export the group's addresses, only in shells that run something for the job.
 use_group() {
     if (( ${#SUBNODE_NAMES[@]} )); then
         export SUBNODES="${SUBNODE_ADDRESSES[*]}" PRIMARY_NODE=$PRIMARY_ADDRESS
     fi
 }
 
-# Sends the plain files of a subnode's logs, the small ones first, since the rest may be too much. Its words are BASE and
-# the services whose logs lie in /var/log.
+# Sends the plain files of a subnode's logs, the small ones first, since the rest may be too much. Its arguments are
+# BASE and the services that have logs in /var/log.
 # shellcheck disable=SC2016  # the subnode expands it
 SUBNODE_LOGS='printf -- "--- devstack-gate ---\n"
 umask 077
@@ -65,7 +65,7 @@ find "$base/logs" "$base/new/logs" "$base/new/devstacklog.txt" "${@/#/var/log/}"
     tar --null --no-recursion --format=ustar --owner=0 --group=0 --hard-dereference \
         --transform "s,^$base/new/,," --transform "s,^$base/,," --transform "s,^$journal/,," --transform "s,^var/log/,," -cf - -T -'
 
-# Fetch the logs of all subnodes side by side into folders of their names in the logs, for what is left of the time.
+# Fetch the logs of all subnodes side by side, within their share of the time, into folders of their names in the logs.
 fetch_subnode_logs() {
     local name seconds
     local -a pids=()
@@ -79,7 +79,7 @@ fetch_subnode_logs() {
     wait "${pids[@]}" || true
 }
 
-# fetch_subnode NAME SECONDS: what it cannot have, it says.
+# fetch_subnode NAME SECONDS: fetch its logs, and say what could not be fetched.
 fetch_subnode() {
     local name=$1 rc=0 folder=$LOGS/$1 said command
     rm -rf -- "$folder"

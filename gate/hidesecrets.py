@@ -32,18 +32,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 MARK = b"********"
-MAX_TEXT = 4 << 20  # bytes of a settings file that are looked at
-MIN_BASE64 = 8  # characters that a value takes there at least
-MIN_ANCHOR = 3  # characters of a value that are looked for first
-WRAPPED = re.compile(rb"(?:[^\n]*[^\nA-Za-z0-9+/=_-])?[A-Za-z0-9+/=_-]{40,200}\r?\n")  # may go on in the next
-WRAPPED_BYTES = 4096  # of such lines that are held back
+MAX_TEXT = 4 << 20  # bytes of a settings file that are searched
+MIN_BASE64 = 8  # the least characters that a value has in base64
+MIN_ANCHOR = 3  # the least characters of the part of a value that is looked for first
+WRAPPED = re.compile(rb"(?:[^\n]*[^\nA-Za-z0-9+/=_-])?[A-Za-z0-9+/=_-]{40,200}\r?\n")  # may go on in the next line
+WRAPPED_BYTES = 4096  # of such lines that are held back, at most
 NAMED = {"&": ("amp",), "<": ("lt",), ">": ("gt",), '"': ("quot",), "'": ("apos",)}  # in XML
 MAX_VALUES = 1000  # values that a Hider knows
 FIND_SECONDS = 5.0  # for finding secrets in all texts of a process
-_spent = 0.0  # of these
+_spent = 0.0  # of these, so far
 MAX_LINE = 64 << 10  # bytes; a longer line is passed on in pieces
 WINDOW = 200  # bytes before a common value in which its name must stand
-IDLE_SECONDS = 0.5  # after which a line that has not ended is shown
+IDLE_SECONDS = 0.5  # after which an unfinished line is shown
 
 # A name with one of these in it sounds secret,
 SECRET_PARTS = (
@@ -55,13 +55,13 @@ LAST_PARTS = (
     rb"pass|pwd|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
     rb"|(?:ssh|db|pg|my|sql|mysql|root|admin|user|ldap|smtp|http|proxy)(?:pass|pwd)"
 )
-# but not one that ends so: it tells something about the secret.
+# but not if one of these is its last part: then it tells something about the secret.
 HARMLESS_ENDS = (
     rb"format|backend|type|types|url|uri|file|path|dir|folder|length|size|timeout|expiration|expiry|enabled"
     rb"|provider|driver|name|names|user|username|users|required|method|methods|strategy|ttl|port|host|version"
     rb"|count|lifetime|algorithm|ip|address|regex|project|domain|region|interval"
 )
-# Variables in which people's words stand, of which nothing is a secret of the run.
+# Variables with people's words, which hold no secrets of the run except logins in URLs.
 WORDS_OF_PEOPLE = re.compile(
     rb"(?:GERRIT|ZUUL|GIT_AUTHOR|GIT_COMMITTER)_.*|PS\d|.*_(?:SUBJECT|MESSAGE|DESCRIPTION|TITLE|CAUSE)", re.S
 )
@@ -73,7 +73,7 @@ SECRET_NAME = re.compile(SECRET_PARTS, re.I)
 LAST_NAME = re.compile(rb"(?:.*[_.-])?(?:" + LAST_PARTS + rb")", re.I | re.S)
 HARMLESS_NAME = re.compile(rb"(?:.*[_.-])?(?:" + HARMLESS_ENDS + rb")", re.I | re.S)
 
-# Words of which logs are full: a value made of them alone is hidden only as the value of something secret.
+# Words that logs are full of: a value made of them alone is hidden only as the value of something secret.
 COMMON = frozenset(
     b"openstack stack devstack gate nova glance keystone cinder neutron swift placement heat horizon ironic tempest"
     b" rabbit mysql mariadb postgres postgresql root admin administrator demo alt guest user users service services"
@@ -131,7 +131,7 @@ COMMANDS = [
         rb"""\b(?:bearer|basic)[ \t]+([\w.~+/=-]{6,})""",
     )
 ]
-# scheme://login@: what stands before the last @ ahead of the first /; or a password with a / in it, which is no port.
+# scheme://login@, up to the last @ before the first /; or with a password that has a / in it and is no port.
 LOGIN = re.compile(
     rb"""\b([a-z][a-z0-9+.-]{0,30})://((?:[^\s/'"<>\[\]{}|\\]{1,2000})@|[^\s/:@'"<>\[\]{}|\\]{1,200}:(?!\d{1,5}[/\s])[^\s@'"<>|\\]{1,2000}@)""",
     re.I,
@@ -146,7 +146,7 @@ HEADER_IN_LOGS = re.compile(
 
 
 class Place(NamedTuple):
-    """Where a secret stands in a text, and the name that tells so."""
+    """Where a secret stands in a text, and the name that says that it is one."""
 
     start: int
     end: int
@@ -168,7 +168,7 @@ def _sounds_secret(name: bytes) -> bool:
 
 
 def says_secret(line: bytes) -> bool:
-    """Return whether the value of something secret follows this beginning of a line."""
+    """Return whether a line that begins like this goes on with the value of something secret."""
     if line.endswith(b"-p"):
         return line[-3:-2].isspace()
     login = line.rpartition(b"://")[2] if line.endswith(b":") and b"://" in line else b"/"
@@ -196,8 +196,8 @@ def says_secret(line: bytes) -> bool:
 def find(text: bytes, *, code: bool = False) -> list[Place]:
     """Return the places of secrets in settings or in bash code, in order, without overlaps.
 
-    In code only literal values are found, and names followed by values only in here-documents. In a text that takes
-    too long, since somebody has written it for that, only what follows a name and a sign in a line is found.
+    In code it finds only literal values, and lines of just a name and a value only in here-documents. If a text takes
+    too long, because somebody wrote it to, it finds only what follows a name and a sign in a line.
     """
     global _spent  # noqa: PLW0603
     began = time.monotonic()
@@ -211,12 +211,12 @@ def find(text: bytes, *, code: bool = False) -> list[Place]:
 
 
 class _TooLongError(Exception):
-    """The time is over."""
+    """The time is up."""
 
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Raise _TooLongError after so many seconds, in the main thread."""
+    """Raise _TooLongError after a number of seconds, in the main thread."""
 
     def end(_number: int, _frame: object) -> None:
         raise _TooLongError
@@ -304,7 +304,7 @@ def _assigned(text: bytes, code: bool) -> Iterator[Place]:
 
 
 def _is_login(found: re.Match[bytes]) -> bool:
-    """Return whether a login in a URL holds a secret, and is not only the user of an ssh URL."""
+    """Return whether a login in a URL holds a secret, and not only the user of an ssh URL."""
     return found[1].lower() in (b"http", b"https", b"git+http", b"git+https") or b":" in found[2]
 
 
@@ -313,7 +313,7 @@ def _is_literal(value: bytes, name: bytes, code: bool) -> bool:
     if plain.lower() in NOT_SECRET or not re.search(rb"[^\W_]", plain) or re.fullmatch(rb"\d{1,3}", plain):
         return False
     if re.fullmatch(rb"(?:~|\.{0,2})/[\w./~@+-]*", plain) and name.lower().rstrip(b"0123456789").endswith(b"key"):
-        return False  # the file that holds it
+        return False  # the file that holds the key
     if value[:1] == b"'" or (not code and value[:1] != b"$"):
         return True
     if b"$(" in value or b"`" in value:
@@ -322,7 +322,7 @@ def _is_literal(value: bytes, name: bytes, code: bool) -> bool:
 
 
 def _sorted(places: list[Place]) -> list[Place]:
-    """Join what overlaps."""
+    """Return the places in order, with overlapping ones joined."""
     joined: list[Place] = []
     for one in sorted(places, key=lambda place: (place.start, -place.end)):
         if joined and one.start < joined[-1].end:
@@ -350,7 +350,7 @@ def without_logins(text: bytes) -> bytes:
 
 
 def unquoted(value: bytes) -> bytes:
-    """Return the value of a word of bash, as far as it is literal."""
+    """Return the value of a bash word, as far as it is literal."""
     if value[:2] == b"$'" and value[-1:] == b"'":
         value = value[1:]
     plain = re.sub(
@@ -381,7 +381,7 @@ def values_in(text: bytes, *, code: bool = False) -> list[bytes]:
 
 
 def is_unique(value: bytes) -> bool:
-    """Return whether a secret is like nothing else in a log, so that it can be hidden wherever it stands."""
+    """Return whether a secret resembles nothing else in a log, so that it can be hidden wherever it stands."""
     if re.match(rb"[~/]|[a-z]+://", value) or value.lower() in NOT_SECRET:
         return False
     parts = re.findall(rb"[a-z]+|\d+", value.lower())
@@ -389,7 +389,7 @@ def is_unique(value: bytes) -> bool:
     if not parts:
         return len(value) >= 8 and len(set(value)) >= 5  # noqa: PLR2004  # no line of dashes
     if len(parts) <= 2 and all(part in COMMON or re.fullmatch(rb"\d{1,5}", part) for part in parts):  # noqa: PLR2004
-        return len(signs) >= 6 and len(set(signs)) >= 4  # noqa: PLR2004  # words that are none of ASCII
+        return len(signs) >= 6 and len(set(signs)) >= 4  # noqa: PLR2004  # words that are not ASCII
     lower, upper = bool(re.search(rb"[a-z]", value)), bool(re.search(rb"[A-Z]", value))
     digit, other = bool(re.search(rb"[0-9]", value)), bool(re.search(rb"[^A-Za-z0-9]", value))
     kinds = lower + upper + digit + other
@@ -416,7 +416,7 @@ class Hider:
         self._unique = sorted(unique, key=len, reverse=True)
         self._views = [(view, found) for view, needles in VIEWS for found in [_needles(needles, self._unique)] if found]
         self._written = [(anchor, _Written(value)) for value in self._unique for anchor in _anchors(value)]
-        # As they may begin at the end of a line that has not ended.
+        # Any of these may begin at the end of an unfinished line.
         self._forms = sorted({form for value in self._unique for form in _forms(value)}, key=len, reverse=True)
         self._longest_form = max(map(len, self._forms), default=0)
         self._longest = min(MAX_LINE // 2, 8 * max(map(len, self._unique), default=0))  # each byte as \\u0041, say
@@ -432,7 +432,7 @@ class Hider:
         self._held = b""
 
     def hide(self, text: bytes, *, same_length: bool = False) -> bytes:
-        """Return a text without the secrets; with a mark of the same length if offsets in it matter."""
+        """Return a text with marks in place of the secrets; of the same length, if offsets in the text matter."""
         for value in self._unique:
             if value in text:
                 text = text.replace(value, b"*" * len(value) if same_length else self._mark)
@@ -449,7 +449,7 @@ class Hider:
         return text
 
     def _elsewhere(self, text: bytes) -> Iterator[re.Pattern[bytes]]:
-        """Yield patterns of the secrets that a text may hold in other forms than as they are."""
+        """Yield patterns of the secrets that a text may hold in other forms."""
         for view, needles in self._views:
             seen = view(text)
             if seen:
@@ -475,7 +475,7 @@ class Hider:
             return self.hide(data, same_length=same_length)
         cut = data.rfind(b"\n") + 1
         if len(data) - cut <= MAX_LINE:
-            if _wrapped_at(data, cut) < cut:  # of base64, say, which goes on in the next line
+            if _wrapped_at(data, cut) < cut:  # such as base64 that goes on in the next line
                 data = self.hide(data, same_length=same_length)
                 cut = _wrapped_at(data, data.rfind(b"\n") + 1)
                 self._held = data[cut:]
@@ -493,7 +493,7 @@ class Hider:
         return bool(self._held)
 
     def begun(self) -> bytes:
-        """Return the part of an unfinished line that can be shown: all but what may become a secret."""
+        """Return the part of an unfinished line that can be shown: all except what may become a secret."""
         text, self._held = self.hide(self._held), b""
         keep = min(self._longest_form, len(text))
         while keep and not any(form.startswith(text[len(text) - keep :]) for form in self._forms):
@@ -506,7 +506,7 @@ class Hider:
 
 
 def _wrapped_at(data: bytes, end: int) -> int:
-    """Return where the lines that end there, and may be parts of one long text, begin; not before WRAPPED_BYTES."""
+    """Return where the lines begin that end at `end` and may be one long text, but only about WRAPPED_BYTES back."""
     begin = end
     while begin and end - begin < WRAPPED_BYTES:
         before = data.rfind(b"\n", 0, begin - 1) + 1
@@ -517,7 +517,7 @@ def _wrapped_at(data: bytes, end: int) -> int:
 
 
 class _Written:
-    """All the ways in which a secret may be written, as a pattern that is made when it is needed."""
+    """All the ways in which a secret may be written, as a pattern that is compiled when it is needed."""
 
     def __init__(self, value: bytes, between: bytes = b"", flags: int = 0, *, whole: bool = False) -> None:
         self._value, self._between, self._flags, self._whole = value, between, flags, whole
@@ -526,13 +526,13 @@ class _Written:
     def pattern(self) -> re.Pattern[bytes]:
         if not self._between:
             return re.compile(b"".join(map(_ways, self._value.decode("utf-8", "surrogateescape"))))
-        size = 2 if self._whole else 1  # of what is not taken apart
+        size = 2 if self._whole else 1  # of the parts that stay together
         parts = [self._value[at : at + size] for at in range(0, len(self._value), size)]
         return re.compile(self._between.join(map(re.escape, parts)), self._flags)
 
 
 def _ways(char: str) -> bytes:
-    """Return a pattern of a character as it is, and as URLs, JSON, XML, Python, shells and quoted-printable have it."""
+    """Return a pattern of a character as it is and as URLs, JSON, XML, Python, shells and quoted-printable write it."""
     raw = char.encode("utf-8", "surrogateescape")
     if raw.isalnum():
         return raw
@@ -564,7 +564,7 @@ def _ways(char: str) -> bytes:
 
 
 def _anchors(value: bytes) -> list[bytes]:
-    """Return the part of a value that is the same however it is written, if there is another part."""
+    """Return the longest plain part of a value, which is the same however it is written, unless it is all of it."""
     longest = max(re.findall(rb"[A-Za-z0-9]+", value), key=len, default=b"")
     return [longest if len(longest) >= MIN_ANCHOR else b""] if longest != value else []
 
@@ -580,7 +580,7 @@ def _in_one_line(text: bytes) -> bytes:
 
 
 def _digits(text: bytes) -> bytes:
-    """Return a text without what stands between the digits of dumps, in lower case."""
+    """Return a text in lower case, without what separates the digits in dumps."""
     return text.lower().replace(b"0x", b"").translate(None, b" \t\r\n:,-%x\\&#;")
 
 
@@ -588,7 +588,7 @@ def _without_nul(text: bytes) -> bytes:
     return text.translate(None, b"\0") if b"\0" in text else b""
 
 
-# What is made of a text, and what of a value stands there if the text holds it: in base64, in hexadecimal, in UTF-16.
+# How to transform a text, and what is then in it if it holds a value in base64, in hexadecimal or in UTF-16.
 VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, _Written]]]]] = [
     (
         _in_one_line,
@@ -630,7 +630,7 @@ def _forms(value: bytes) -> list[bytes]:
 
 
 def _in_base64(value: bytes) -> list[bytes]:
-    """Return what stands for a value in the base64 of any text that holds it, where that is long enough to be told."""
+    """Return what a value looks like in the base64 of any text that holds it, if that is long enough to recognize."""
     forms: list[bytes] = []
     for before in range(3):
         text = base64.b64encode(b"\0" * before + value)[(0, 2, 3)[before] : (before + len(value)) * 8 // 6]
@@ -644,7 +644,7 @@ def read_settings(files: Sequence[str]) -> list[bytes]:
     values: list[bytes] = []
     for name in files:
         try:
-            with open(name, "rb") as file:  # a name in bytes that are no text
+            with open(name, "rb") as file:  # the name may be bytes that are no text
                 values += values_in(file.read(MAX_TEXT))
         except OSError:
             continue
@@ -654,8 +654,8 @@ def read_settings(files: Sequence[str]) -> list[bytes]:
 def values_given(records: bytes) -> list[bytes]:
     """Return the secrets in what a run was given: triples of kind, name and text, each ended by a NUL.
 
-    Kinds: setting, environment: a variable; function: bash code; text: settings of devstack; json: the data of a test
-    environment. Others hold none.
+    Kinds: setting and environment: a variable; function: bash code; text: devstack's settings; json: the data of a
+    test environment. Others hold no secrets.
     """
     fields = records.split(b"\0")
     values: list[bytes] = []
@@ -674,9 +674,9 @@ def values_given(records: bytes) -> list[bytes]:
 
 
 def values_in_json(text: bytes) -> list[bytes]:
-    """Return the secrets in JSON: texts and numbers under keys that sound secret, and what texts hold."""
+    """Return the secrets in JSON: texts and numbers under keys that sound secret, and those inside other texts."""
     try:
-        import json  # the smallest Python of a distribution has none
+        import json  # a distribution's smallest Python lacks it
 
         left = [(b"", json.loads(text.decode("utf-8")))]
     except (ImportError, ValueError, RecursionError):
@@ -696,7 +696,7 @@ def values_in_json(text: bytes) -> list[bytes]:
 
 
 def read_given(descriptor: int) -> bytes:
-    """Read a file descriptor to its end; nothing if it is not open."""
+    """Read a file descriptor to its end; return b"" if it is not open."""
     parts: list[bytes] = []
     try:
         while not parts or parts[-1]:
@@ -707,7 +707,7 @@ def read_given(descriptor: int) -> bytes:
 
 
 def pieces_of(descriptor: int, hider: Hider, clean: Callable[[bytes, bool], bytes]) -> Iterator[bytes]:
-    """Pass on what comes from a file descriptor, cleaned and without secrets, soon after it came, in bounded pieces."""
+    """Yield what comes from a file descriptor, cleaned and without secrets, in bounded pieces and with little delay."""
     due = None
     while True:
         wait = None if due is None else max(0.0, due - time.monotonic())
@@ -729,7 +729,7 @@ def pieces_of(descriptor: int, hider: Hider, clean: Callable[[bytes, bool], byte
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it."""
+    """Write all of the data."""
     while data:
         data = data[os.write(descriptor, data) :]
 

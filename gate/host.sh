@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by devstack-vm-gate-wrap.sh: make the machine ready to run devstack. It is changed for good.
-# Takes BASE, HERE, RUN (a folder for this run's own files) and the functions of functions.sh and the wrap script.
+# Needs BASE, HERE, RUN (a folder for this run's own files) and the functions of functions.sh and the wrap script.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 STACK_RIGHTS='stack ALL=(ALL) NOPASSWD:ALL
@@ -28,14 +28,14 @@ setup_host() {
     as_root chown stack:stack "$BASE" && as_root chmod go+rx "$BASE" "$BASE/new"
 }
 
-# Hooks use git in the trees, also with sudo and after devstack-vm-gate.sh has given them to the stack user.
+# Let hooks use git in the trees, with sudo too, and after devstack-vm-gate.sh has given them to the stack user.
 trust_trees() {
     if ! { git config --system --get-all safe.directory || true; } | grep -qxF '*'; then
         as_root git config --system --add safe.directory '*'
     fi
 }
 
-# Hard links where that can be; what is there already stays.
+# link_cache FROM TO: make hard links if possible, else copies; existing files stay.
 link_cache() {
     local from=$1 to=$2
     if [[ ! -d $from ]]; then return 0; fi
@@ -44,9 +44,9 @@ link_cache() {
         || log "$from could not be put into $to"
 }
 
-# pip goes by version, not by place: of two files of one version it takes that of the index that it was told of last. So the
-# cache becomes an index, named after the real one, from which only what the cache lacks is downloaded. Where the real one
-# does not answer, the cache is the only one: to ask in vain for each package would take longer than the build.
+# pip compares versions, not places: of two files of one version it takes the one from the index that was named last. So
+# the cache becomes an index that is named last, and only what it lacks is downloaded from the real one. If the real one
+# does not answer, the cache is the only index: to ask in vain for each package would take longer than the build.
 use_pip_cache() {
     local cache=$BASE/cache/pip index=file://$BASE/cache/pip/simple mode=add more
     if ! compgen -G "$cache/*-*" > /dev/null || ! python3 -m pip --version > /dev/null 2>&1; then return 0; fi
@@ -67,8 +67,8 @@ use_pip_cache() {
     as_root install -m 644 -- "$RUN/pip" "$BASE/gate/pip"
 }
 
-# Where nothing answers, devstack gives up after five minutes of apt-get update: tried once, each mirror takes half a minute
-# at most, and the package lists of the image do.
+# If no mirror answers, devstack gives up after five minutes of apt-get update. With a single try, each mirror takes
+# half a minute at most, and then the image's package lists are used.
 hurry_apt() {
     if [[ -d ${APT_SETTINGS%/*} ]]; then
         printf 'Acquire::%s "%s";\n' Retries 0 http::Timeout 10 https::Timeout 10 > "$RUN/apt"
@@ -76,7 +76,7 @@ hurry_apt() {
     fi
 }
 
-# Have /etc/pip.conf as it was before the first run on this machine.
+# Restore /etc/pip.conf to what it was before the first run on this machine.
 restore_pip_settings() {
     local file=/etc/pip.conf saved=/etc/pip.conf.before-devstack-gate
     as_root rm -f -- "$APT_SETTINGS" || return
@@ -93,7 +93,7 @@ set_pip() {
     as_root python3 -m pip config --global set "global.$1" "$2" > /dev/null
 }
 
-# Whether the real index answers: it is asked for a version that nothing has, and names those that there are.
+# Whether the real index answers: asked for a version that does not exist, it names those that do.
 index_answers() {
     local answer
     answer=$(cd / && PIP_FIND_LINKS='' timeout 120 python3 -m pip --disable-pip-version-check --no-input --retries 2 --timeout 15 \
@@ -101,7 +101,7 @@ index_answers() {
     [[ $answer == *'(from versions: '* && $answer != *'(from versions: none)'* ]]
 }
 
-# Print the names of the packages in a folder that are not whole, which pip would take, and fail.
+# Print the names of the damaged packages in a folder: pip would take one of them, and fail.
 damaged_packages() {
     (cd / && python3 -I -c 'import os, sys, tarfile, zipfile
 for name in sorted(os.listdir(sys.argv[1])):
@@ -116,7 +116,8 @@ for name in sorted(os.listdir(sys.argv[1])):
         print(name)' "$1")
 }
 
-# index_pip_cache FOLDER INDEX: make the pages of a simple index (PEP 503) for the files of a folder, two folders above them.
+# index_pip_cache FOLDER INDEX: make the pages of a simple index (PEP 503) for a folder's files, which lie two folders
+# above the pages.
 index_pip_cache() {
     local folder=$1 index=$2 file name damaged
     rm -rf -- "$index"
@@ -126,7 +127,7 @@ index_pip_cache() {
     for file in "$folder"/*-*; do
         file=${file##*/}
         if [[ $'\n'$damaged$'\n' == *$'\n'"$file"$'\n'* ]]; then
-            as_root rm -f -- "$folder/$file" || return  # a link of the run's own; pip also looks into the folder itself
+            as_root rm -f -- "$folder/$file" || return  # it is our own link; pip also looks into the folder itself
             continue
         fi
         case $file in
@@ -142,7 +143,7 @@ index_pip_cache() {
     done
 }
 
-# What was logged before is not this run's. The journal is read from this moment on.
+# Set aside what was logged before this run. The journal is read from this moment on.
 start_syslog_afresh() {
     date +%s > "$RUN/journal-start"
     if [[ -f /var/log/syslog ]]; then
@@ -151,7 +152,7 @@ start_syslog_afresh() {
     fi
 }
 
-# A file on the root disk, as large as the memory, at most 8 GB and a quarter of what is free; only where there is no swap.
+# Add swap if there is none: a file on the root disk, as large as memory, at most 8 GB and a quarter of the free space.
 add_swap() {
     local swaps free megabytes memory
     swaps=$(wc -l < /proc/swaps)
@@ -180,12 +181,12 @@ install_cached_headers() {
     fi
 }
 
-# The user that devstack runs as. devstack-vm-gate.sh takes the sudo away again before the tests.
+# Make the user that devstack runs as. devstack-vm-gate.sh takes its sudo rights away again before the tests.
 make_stack_user() {
     if ! id -u stack > /dev/null 2>&1; then
         as_root useradd --user-group --shell /bin/bash --home-dir "$BASE" --no-create-home stack || return
     fi
-    # Hooks of many jobs run tempest as a user of its own, who has no rights.
+    # Hooks of many jobs run tempest as a user of that name, without rights.
     if ! id -u tempest > /dev/null 2>&1; then as_root useradd --user-group --create-home --shell /bin/bash tempest || return; fi
     local rule=$RUN/50_stack_sh
     printf '%s\n' "$STACK_RIGHTS" > "$rule"
@@ -193,11 +194,11 @@ make_stack_user() {
     as_root visudo -cqf "$SUDOERS" || { as_root rm -f "$SUDOERS"; return 1; }
 }
 
-# These scripts, where the stack user can read them whatever the workspace's permissions; hooks find them in
-# $BASE/new/devstack-gate, as when devstack-gate is a project of the run.
+# Copy these scripts to where the stack user can read them, whatever the workspace's permissions. Hooks find them in
+# $BASE/new/devstack-gate, as if devstack-gate were a project of the run.
 install_scripts() {
     local folder=$BASE/new/devstack-gate
-    # One without the mark is of an earlier run.
+    # A folder without the mark is from an earlier run.
     if [[ ! -e $folder/.git/gate-ref || ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
         if [[ ! -e $folder/.git && ! $HERE -ef $folder ]]; then rm -rf -- "$folder"; fi
         mkdir -p -- "$folder" || return

@@ -1,13 +1,12 @@
 """Check that the change under test is in what devstack has installed.
 
 Usage: python3 -I installed.py [--library=NAME...] BASE [FOLDER...]; each FOLDER is one more virtual environment to look
-into, each NAME a tree that is to be installed though it has no change
+into, each NAME a tree that must be installed although it has no change
 
 For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
-commit): is that commit still in what is checked out, and its files too, and does what is installed under the
-distribution's name come from the tree? The name is the tree's own, that from before the change, and that of each
-folder in which the change is. Files are read as they are; nothing that was installed is asked or run, since it could
-answer for itself.
+commit): is that commit, with its files, still in the checkout, and does what is installed under the distribution's name
+come from the tree? Three names count: the tree's own, the one from before the change, and that of each folder that the
+change touches. Files are read as they are; nothing that was installed is asked or run, since it could lie.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
 The environments of devstack's services count: virtual environments, or the system's packages if there are none. Those
@@ -33,17 +32,17 @@ from urllib.parse import unquote, urlsplit
 GIT_SECONDS = 60
 NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
-MAX_SCRIPT = 1 << 20  # bytes of a file of devstack that is looked into
+MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
           "/usr/lib/python3*/site-packages", "/usr/lib64/python3*/site-packages")
-# Which section of a file names the distribution, and under which key.
+# The section and key under which a file names its distribution.
 NAMED = (("setup.cfg", "metadata", "name"), ("pyproject.toml", "project", "name"),
          ("pyproject.toml", "", "project.name"), ("pyproject.toml", "tool.poetry", "name"),
          ("pyproject.toml", "tool.flit.metadata", "dist-name"), ("pyproject.toml", "tool.flit.metadata", "module"))
 FINDER = re.compile(r"(?:__editable___.*_finder|_editable_impl_.*)\.py")  # of setuptools, and of the package editables
-# Many distributions install a folder of such a name by mistake, and none is imported for what it does.
+# Many distributions install a folder of such a name by mistake, and nobody imports it.
 NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup",
                      "conftest", "noxfile"))
 
@@ -52,13 +51,13 @@ class Installed(NamedTuple):
     """A distribution in an environment."""
 
     version: str
-    place: Path  # the folder of packages that holds it
+    place: Path  # the package folder that holds it
     origin: str  # where it comes from, in words
-    right: bool  # whether that is the tree, with what the tree holds
+    right: bool  # whether that is the tree, with the tree's present files
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line for each project with a change; returns the exit code."""
+    """Print a line for each project with a change, and return the exit code."""
     named = [word.partition("=")[2] for word in arguments if word.startswith("--library=")]
     base, *more = (Path(word) for word in arguments if not word.startswith("--library="))
     failed = False
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         right, words = judge(tree, mark.read_text().strip(), base, more)
         failed = failed or not right
         print(f"{'' if right else 'NOT TESTED: '}{tree.name}: {words}")
-    for mark in sorted(base.glob("old/*/.git/gate-change")):  # an upgrade has replaced what was installed from these
+    for mark in sorted(base.glob("old/*/.git/gate-change")):  # an upgrade has replaced what these had installed
         tree, change = mark.parent.parent, mark.read_text().strip()
         missing = lost(tree, change) or undone(tree, before(tree, change), change)
         failed = failed or bool(missing)
@@ -133,7 +132,7 @@ def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
 
 
 def undone(tree: Path, begin: str, change: str) -> str:
-    """Return which file of a change is in the tree as it was before, or ''; one that was edited since is none."""
+    """Return words for a file that is as it was before the change, or ''; a file edited since does not count."""
     files = files_of(tree, begin, change)
     if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
         return ""
@@ -155,9 +154,9 @@ def lost(tree: Path, change: str) -> str:
 
 
 def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run git in a tree, whoever owns it, without anybody's settings."""
+    """Run git in a tree, whoever owns it, without any user's settings."""
     with tempfile.TemporaryDirectory() as home:
-        # In a file: git before 2.38 believes nothing else that a tree of another user is to be read.
+        # In a file: before 2.38 git accepts this permission to read another user's tree from nowhere else.
         Path(home, ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": home,
                        "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_OPTIONAL_LOCKS": "0"}
@@ -166,17 +165,17 @@ def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def is_distribution(tree: Path) -> bool:
-    """Return whether pip would take a tree for the source of a distribution."""
+    """Return whether pip would accept a tree as the source of a distribution."""
     return (tree / "setup.py").is_file() or "[build-system]" in read_text(tree / "pyproject.toml")
 
 
 def distribution_name(tree: Path) -> str | None:
-    """Return the name under which a tree is installed, as its own files have it."""
+    """Return the name under which a tree is installed, by its own files."""
     return name_in(lambda file: read_text(tree / file))
 
 
 def name_in(read: Callable[[str], str]) -> str | None:
-    """Return the name of a distribution, as its files have it, which a function reads."""
+    """Return the name of a distribution by its files; `read` returns the text of each."""
     for file, section, key in NAMED:
         name = value_in(read(file), section, key)
         if name:
@@ -185,12 +184,12 @@ def name_in(read: Callable[[str], str]) -> str | None:
 
 
 def name_before(tree: Path, begin: str) -> str | None:
-    """Return the name that a tree had before the change: what others may still install in place of it."""
+    """Return the name that a tree had before the change, under which others may still be installed instead of it."""
     return name_in(lambda file: git(tree, "show", f"{begin}:{file}").stdout) if begin else None
 
 
 def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
-    """Yield the names of the distributions in those folders of a tree in which the change is."""
+    """Yield the names of the distributions in the folders of a tree that the change touches."""
     folders = {folder for file in files_of(tree, begin, change) for folder in Path(file).parents if folder != Path()}
     for folder in sorted(folders):
         if is_distribution(tree / folder) or (tree / folder / "setup.cfg").is_file():
@@ -198,7 +197,7 @@ def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
 
 
 def is_read(tree: Path, base: Path) -> bool:
-    """Return whether devstack, a plug-in of it or its settings name a tree, as far as their words tell."""
+    """Return whether the text of devstack, of a plug-in or of its settings names a tree."""
     if tree.name in AS_THEY_LIE:
         return True
     named = re.compile(rf"(?<![\w.-]){re.escape(tree.name)}(?![\w-])")
@@ -208,19 +207,19 @@ def is_read(tree: Path, base: Path) -> bool:
 
 
 def scripts_in(folder: Path) -> Iterator[Path]:
-    """Yield the files of a tree of devstack, without git's and without the large ones, which are no scripts."""
+    """Yield the files of a devstack tree, except git's own and large ones, which are no scripts."""
     for path in sorted(folder.rglob("*")):
         if ".git" not in path.parts and not path.is_symlink() and path.is_file() and path.stat().st_size < MAX_SCRIPT:
             yield path
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, nothing if there is none."""
+    """Return the text of a file, '' if there is none."""
     return path.read_text("utf-8-sig", errors="replace") if path.is_file() else ""
 
 
 def value_in(text: str, section: str, key: str) -> str:
-    """Return the first word of a value in an INI or TOML file, as far as its lines tell; nothing if there is none."""
+    """Return the first word of a value in an INI or TOML file, as far as single lines tell; '' if there is none."""
     now = ""
     for line in text.splitlines():
         header = re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)
@@ -236,7 +235,7 @@ def name_in_setup(code: str) -> str | None:
     """Return the name that a setup.py gives its distribution, if that is a literal or a variable for one."""
     try:
         nodes = list(ast.walk(ast.parse(code)))
-    except (SyntaxError, ValueError, RecursionError):  # of another Python
+    except (SyntaxError, ValueError, RecursionError):  # code for another Python
         found = re.search(r"^[^#\n]*\bname\s*=\s*[\"']([^\"']+)", code, re.M)
         return found.group(1).strip() if found else None
     values = {target.id: node.value for node in nodes if isinstance(node, ast.Assign)
@@ -251,7 +250,7 @@ def name_in_setup(code: str) -> str | None:
 
 
 def names_from(tree: Path, kinds: Sequence[Sequence[Sequence[Path]]]) -> Iterator[str]:
-    """Yield the names of what is installed from a tree, whatever its files say."""
+    """Yield the names of the distributions installed from a tree, whatever the tree's files say."""
     folders = [folder for environments in kinds for environment in environments for folder in environment]
     for folder in dict.fromkeys(path.resolve() for path in folders):
         for record in sorted(folder.glob("*.dist-info")):
@@ -261,7 +260,7 @@ def names_from(tree: Path, kinds: Sequence[Sequence[Sequence[Path]]]) -> Iterato
 
 
 def virtual_environments(base: Path, more: Sequence[Path]) -> list[list[Path]]:
-    """Return the folders of packages of each environment of devstack's services, and of those that are named."""
+    """Return the package folders of each environment of devstack's services, and of those in `more`."""
     scripts = [script for depth in ("*", "*/*", "*/*/*") for script in sorted(base.glob(depth + "/bin/activate"))]
     made = [script.parent.parent for script in scripts]
     for_services = [venv for venv in made if not any(part.startswith(".") for part in venv.relative_to(base).parts)]
@@ -269,18 +268,18 @@ def virtual_environments(base: Path, more: Sequence[Path]) -> list[list[Path]]:
 
 
 def system_environment(home: Path | None = None) -> list[list[Path]]:
-    """Return the system's folders of packages, first those that win: with a home folder, its user's own."""
+    """Return the system's package folders, in Python's order; if a home folder is given, its user's own come first."""
     own = sorted(home.glob(".local/lib/python3*/site-packages")) if home else []
     return [[*own, *(folder for pattern in SYSTEM for folder in sorted(Path("/").glob(pattern[1:])))]]
 
 
 def tox_environments(base: Path) -> list[list[Path]]:
-    """Return the folders of packages of each environment that tox has made."""
+    """Return the package folders of each environment that tox has made."""
     return [sorted(venv.glob("lib*/python3*/site-packages")) for venv in sorted(base.glob("new/*/.tox/*"))]
 
 
 def look(folders: Sequence[Path], name: str, tree: Path) -> Iterator[Installed]:
-    """Yield the distributions of a name in an environment; the first of its folders wins."""
+    """Yield the distribution of a name in an environment, from the first of its folders that has one."""
     for folder in dict.fromkeys(path.resolve() for path in folders):
         found = next(entries(folder, name), None)
         if found:
@@ -289,7 +288,7 @@ def look(folders: Sequence[Path], name: str, tree: Path) -> Iterator[Installed]:
 
 
 def entries(folder: Path, name: str) -> Iterator[Path]:
-    """Yield the records of a distribution in a folder of packages; setuptools' links to trees come first."""
+    """Yield the records of a distribution in a package folder; setuptools' links to trees come first."""
     wanted = canonical(name)
     endings: dict[str, list[Path]] = {".egg-link": [], ".dist-info": [], ".egg-info": []}
     for path in folder.iterdir():
@@ -327,7 +326,7 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
 
 
 def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
-    """Return the origin of a distribution that setuptools has linked: easy-install.pth is what Python reads."""
+    """Return the origin of a distribution that setuptools has linked; Python reads easy-install.pth, not the link."""
     target = Path(link.read_text().splitlines()[0].strip())
     if not inside(target, tree):
         return Installed("as checked out", folder, f"from {target}", False)
@@ -335,15 +334,15 @@ def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
     if str(target) not in [line.strip() for line in listed.splitlines()]:
         return Installed("as checked out", folder, f"from {target}, but easy-install.pth does not name that", False)
     info = next(target.glob("*.egg-info"), target)
-    hidden = None if "__plen" in listed else hidden_by(info, folder, [target])  # old ones put theirs first
+    hidden = None if "__plen" in listed else hidden_by(info, folder, [target])  # old versions put their paths first
     origin = f"from {target}, but Python finds {hidden} first" if hidden else f"from {target}"
     return Installed("as checked out", folder, origin, not hidden)
 
 
 def hidden_by(record: Path, folder: Path, paths: Sequence[Path] = ()) -> Path | None:
-    """Return the package that is imported instead of one that is used in place, which Python looks for later.
+    """Return the package that Python imports instead of one that is used in place, since it looks for that later.
 
-    What a .pth file adds to the path comes after the folder of packages; a finder is asked after all of the path.
+    What a .pth file adds to the path comes after the package folder; a finder is asked after the whole path.
     """
     environment = folder.parents[2] / "pyvenv.cfg"
     with_system = not environment.is_file() or re.search(
@@ -359,7 +358,7 @@ def hidden_by(record: Path, folder: Path, paths: Sequence[Path] = ()) -> Path | 
 
 
 def found_by_finder(record: Path, folder: Path) -> list[str]:
-    """Return the packages that a finder leads to the tree."""
+    """Return the packages that a finder takes from the tree."""
     names: list[str] = []
     for line in read_text(record / "RECORD").splitlines():
         finder = folder / line.split(",")[0]
@@ -372,7 +371,7 @@ def found_by_finder(record: Path, folder: Path) -> list[str]:
 
 
 def top_levels(record: Path, paths: Sequence[Path]) -> list[str]:
-    """Return the modules that a distribution brings: as setuptools has noted, or those on what it adds to the path."""
+    """Return the modules of a distribution: those that setuptools has noted, or those on the paths that it adds."""
     noted = read_text(record / "top_level.txt").split()
     there = [one for path in paths if path.is_dir() for one in sorted(path.iterdir())]
     return noted or [one.stem for one in there if is_package(one) or one.suffix == ".py"]
@@ -389,7 +388,7 @@ def added_paths(record: Path, folder: Path) -> Iterator[Path]:
 
 
 def is_package(folder: Path) -> bool:
-    """Return whether a folder is a package of its own, not a part of a namespace that several share."""
+    """Return whether a folder is a package of its own, not part of a namespace that several share."""
     begin = read_text(folder / "__init__.py")
     return (folder / "__init__.py").exists() and not re.search(r"declare_namespace|extend_path", begin)
 
@@ -409,7 +408,7 @@ def version_of(record: Path) -> str:
 
 
 def direct_url(record: Path) -> tuple[str | None, bool]:
-    """Return the folder that pip has installed from, or None, and whether its files are used in place (PEP 610)."""
+    """Return the folder or URL that pip installed from, or None, and whether its files are used in place (PEP 610)."""
     try:
         told = json.loads((record / "direct_url.json").read_text())
         url = urlsplit(told["url"])
@@ -421,7 +420,7 @@ def direct_url(record: Path) -> tuple[str | None, bool]:
 
 
 def built_from(record: Path) -> str:
-    """Return the commit, abbreviated, that pbr has built a development version from; old pips write no origin."""
+    """Return the abbreviated commit from which pbr built a development version, or ''; old pips record no origin."""
     try:
         told = json.loads((record / "pbr.json").read_text())
         return "" if told["is_release"] else str(told["git_version"])
@@ -435,7 +434,7 @@ def head(tree: Path) -> str:
 
 
 def differing_files(record: Path, folder: Path, tree: Path, source: Path) -> list[str]:
-    """Return the files of a distribution that are not as in its folder of the tree; those that the change moves."""
+    """Return the installed files that differ from those in the tree, then the modules of moved_files."""
     listed = record / "RECORD"
     if not listed.is_file():
         return []
@@ -452,7 +451,7 @@ def differing_files(record: Path, folder: Path, tree: Path, source: Path) -> lis
 
 
 def moved_files(names: Sequence[str], tree: Path, source: Path) -> list[str]:
-    """Return the modules that the change adds beside installed ones, and that are not there; those that it removes."""
+    """Return modules that the change adds beside installed ones and that are missing, or removes and that remain."""
     change = read_text(tree / ".git/gate-change").strip()
     root = f"{source.resolve()}/"
     there = set(names)
@@ -468,13 +467,13 @@ def moved_files(names: Sequence[str], tree: Path, source: Path) -> list[str]:
 
 
 def is_tracked(file: Path, tree: Path) -> bool:
-    """Return whether git knows a file of a tree; what a build has made there may differ."""
+    """Return whether git tracks a file of a tree; files that a build made there may differ."""
     return os.path.relpath(file.resolve(), tree.resolve()) in tracked_files(tree)
 
 
 @functools.lru_cache(maxsize=None)
 def tracked_files(tree: Path) -> frozenset[str]:
-    """Return the files of a tree that git knows."""
+    """Return the files of a tree that git tracks."""
     return frozenset(git(tree, "ls-files", "-z").stdout.split("\0"))
 
 

@@ -36,7 +36,7 @@ KINDS = ("infrastructure", "test", "source", "configuration", "machine")
 MAX_FILE = 1 << 20  # bytes of the file of signatures
 MAX_SIGNATURES = 200
 MAX_VALUE = 1000  # characters of one value
-LIMITED = ("sh", "-c", 'ulimit -v 1000000 && exec "$@"', "sh")  # 1 GB of memory for what a pattern or a line may take
+LIMITED = ("sh", "-c", 'ulimit -v 1000000 && exec "$@"', "sh")  # at most 1 GB of memory for a pattern or a line
 CHECK_SECONDS = 10
 MAX_READ = 1 << 30  # bytes of one log, decompressed
 FILES_AT_ONCE = 500
@@ -48,7 +48,7 @@ class WrongFileError(Exception):
 
 
 def load(name: str) -> list[dict[str, str]]:
-    """Return the signatures of a file, each with its section as `name`; raises WrongFileError."""
+    """Return the signatures of a file, each with its section as `name`; raise WrongFileError if it is wrong."""
     parser = configparser.ConfigParser(
         interpolation=None,
         default_section="\n",
@@ -116,7 +116,7 @@ def _checked(section: str, values: dict[str, str]) -> dict[str, str]:
 
 
 def _nearest(word: str) -> str:
-    """Return the key that has most pairs of letters in common with a word."""
+    """Return the key that has the most pairs of letters in common with a word."""
 
     def pairs(text: str) -> set[str]:
         return {text[at : at + 2] for at in range(-1, len(text))}
@@ -132,7 +132,7 @@ def _is_date(text: str) -> bool:
 
 
 def _refusal(pattern: str) -> str:
-    """Return why a pattern is refused, or nothing."""
+    """Return why a pattern is refused, or ''."""
     if re.search(r"(?<!\\)(?:\\\\)*\\[1-9]", pattern):
         return "a reference back to a group may take for ever"
     try:
@@ -158,7 +158,7 @@ def _environment() -> dict[str, str]:
 def search(signatures: list[dict[str, str]], folder: str, until: float) -> Iterator[dict[str, Any]]:
     """Return the signatures that are found in a folder, each with the first line in the first file.
 
-    The search ends at a time of the monotonic clock, whatever is left. Nobody else may write to the folder.
+    The search ends at a time of the monotonic clock, finished or not. Nobody else may write to the folder.
     """
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     files = sorted(
@@ -211,7 +211,7 @@ def _match(file: str, rest: bytes) -> dict[str, Any]:
 
 
 def _run(grep: list[str], folder: str, until: float, source: list[str] | None = None) -> bytes:
-    """Return the first lines that a grep prints, within the time; it reads `source` if there is one."""
+    """Return the first lines that a grep prints, b"" if the time is up; it reads the output of `source`, if given."""
     left = until - time.monotonic()
     if left <= 0:
         return b""

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: what is left of a run for people and machines to read, and known failures. What is
-# collected, and how, is in gate/collectlogs.py. None of it changes the verdict.
+# Sourced by devstack-vm-gate-wrap.sh: the logs that a run leaves for people and machines to read, and known failures.
+# gate/collectlogs.py decides what is collected, and how. None of it changes the verdict.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # LOGS, HERE are the wrap script's
 
@@ -10,7 +10,7 @@ ROOM_KB=16384 # kept free on the disk of the logs while the test runs
 SERVICE_LOGS=(apache2 httpd ceph libvirt mysql mariadb openvswitch ovn postgresql rabbitmq)
 KNOWN_FAILURES='[]' # the signatures as knownfailures.py prints them, as they were at the start
 
-# The signatures of known failures, checked before anything is changed.
+# Read and check the signatures of known failures, before anything is changed.
 check_known_failures() {
     local file=${DEVSTACK_GATE_KNOWN_FAILURES:-$HERE/gate/known-failures.ini} said
     if ! command -v python3 > /dev/null; then die 1 'python3 is missing on this machine'; fi
@@ -20,7 +20,7 @@ check_known_failures() {
     fi
 }
 
-# A test that fills the disk leaves this much for the logs that say so.
+# Keep some of the disk free, so that even a test that fills it leaves room for the logs that say so.
 keep_room() {
     fallocate -l "${ROOM_KB}K" -- "$LOGS/.room" 2> /dev/null || true
 }
@@ -44,7 +44,7 @@ finish_logs() {
     end_phase
 }
 
-# What collectlogs.py must know: triples of kind, name and text.
+# Print what collectlogs.py must know: triples of kind, name and text.
 print_facts() {
     local name start=''
     if [[ -r $RUN/journal-start ]]; then start=$(< "$RUN/journal-start"); fi
@@ -57,8 +57,8 @@ print_facts() {
     for name in "${!facts[@]}"; do printf 'fact\0%s\0%s\0' "$name" "${facts[$name]}"; done
 }
 
-# tidy_fetched FROM TO: copy a folder of logs that another machine has sent into a new one, by the same rules: files only,
-# no link out of it, plain names and modes, within the limits.
+# tidy_fetched FROM TO: copy logs that another machine has sent into a new folder, by the same rules: files only, no
+# link out of it, plain names and modes, within the limits.
 tidy_fetched() {
     gate_tool collectlogs tidy "$1" "$2"
 }

@@ -21,7 +21,7 @@ import time
 from typing import NamedTuple
 
 LOOK_SECONDS = 0.5
-LATE_SECONDS = 60.0  # after the end, when the wrap script is given up
+LATE_SECONDS = 60.0  # after the end; then the wrap script is given up
 KILL_SECONDS = 10.0
 LEAVE_SECONDS = 4.0
 EXIT_BUSY = 75
@@ -41,7 +41,7 @@ class Process(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Return whether it still runs."""
+        """Return whether the process still runs."""
         return self.state not in "ZX"
 
 
@@ -54,9 +54,9 @@ def read_process(pid: int) -> Process | None:
 
 
 def read_file(path: str) -> bytes:
-    """Return the content of a file of /proc or of a cgroup; nothing if it cannot be read."""
+    """Return the content of a file of /proc or of a cgroup; b"" if it cannot be read."""
     try:
-        with open(path, "rb") as file:  # thousands of times
+        with open(path, "rb") as file:  # runs thousands of times
             return file.read()
     except OSError:
         return b""
@@ -69,11 +69,11 @@ def user_ids(pid: int) -> set[int]:
 
 
 class Cgroup:
-    """A cgroup of the run's own below the one in which its wrap script was started."""
+    """The run's own cgroup, below the one in which its wrap script was started."""
 
     def __init__(self, run: Process) -> None:
         self._name = f"devstack-gate-{run.pid}-{run.started}"
-        self._folder = ""  # none, if the machine has no cgroups of version 2 that we may change
+        self._folder = ""  # empty if the machine has no cgroups v2 that we may change
         lines = read_file(f"/proc/{run.pid}/cgroup").decode(errors="replace").splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::/")), "")
         mounts = [line.split() for line in read_file("/proc/self/mountinfo").decode(errors="replace").splitlines()]
@@ -100,19 +100,19 @@ class Cgroup:
         return self._folder.endswith("/" + self._name)
 
     def pids(self) -> set[int]:
-        """Return the pids of all processes in it."""
+        """Return the pids of all processes in the cgroup."""
         if not self.there:
             return set()
         folders = [folder for folder, _, _ in os.walk(self._folder)]
         return {int(word) for folder in folders for word in read_file(f"{folder}/cgroup.procs").split()}
 
     def kill(self) -> None:
-        """Kill all processes in it at once, if the kernel can (from 5.14)."""
+        """Kill all processes in the cgroup at once, if the kernel can (from 5.14)."""
         if self.there and os.path.exists(f"{self._folder}/cgroup.kill"):
             write_file(f"{self._folder}/cgroup.kill", "1")
 
     def leave(self) -> None:
-        """Move its processes to the cgroup above, and remove it."""
+        """Move the processes to the cgroup above, and remove this one."""
         if not self.there:
             return
         above = os.path.dirname(self._folder)
@@ -122,12 +122,12 @@ class Cgroup:
                 try:
                     write_file(f"{above}/cgroup.procs", str(pid))
                 except OSError:
-                    continue  # it has ended
+                    continue  # the process has ended
             for folder, _, _ in os.walk(self._folder, topdown=False):
                 try:
                     os.rmdir(folder)
                 except OSError:
-                    time.sleep(0.05)  # somebody was started, or is ending, in it
+                    time.sleep(0.05)  # a process in it has just started, or is ending
 
 
 def write_file(path: str, text: str) -> None:
@@ -142,16 +142,16 @@ class Family:
     def __init__(self, run: Process, cgroup: Cgroup, user: str, mark: str, skip: set[int]) -> None:
         self.run = run
         self.cgroup = cgroup
-        self._user = user  # all of whose processes are the run's
+        self._user = user  # every process of this user is the run's
         self._mark = MARK + os.fsencode(mark) + b"\0" if mark else b""
-        self._skip = skip  # these and what descends from them
+        self._skip = skip  # these and their descendants are not the run's
         self._own_user = user_ids(run.pid)
         self._seen: dict[int, Process] = {}
         self._members: set[int] = set()
         self.look()
 
     def look(self) -> None:
-        """Look which processes there are now. A process that was once the run's stays the run's."""
+        """Update the list of processes. A process that was once the run's stays the run's."""
         there = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
         self._seen = {pid: process for pid, process in self._seen.items() if pid in there}
         self._members &= there
@@ -195,7 +195,7 @@ class Family:
         return [one.pid for one in now if one.started == self._seen[one.pid].started]
 
     def helpers(self) -> list[int]:
-        """Return the pids of what the wrap script started for itself: a test has process groups of its own."""
+        """Return the pids of the wrap script's helpers, which share its process group; a test has groups of its own."""
         return [pid for pid in self._members if self._seen[pid].group == self.run.group]
 
     def _of_user(self) -> set[int]:
@@ -208,7 +208,7 @@ class Family:
         return {pid for pid in self._seen if wanted in user_ids(pid)}
 
     def _marked(self) -> set[int]:
-        """Return those that were started so shortly before the wrap script's end that their parents were not seen."""
+        """Return the pids of those with the run's mark: some start so late that their parents are gone when we look."""
         if not self._mark:
             return set()
         return {pid for pid in self._seen if self._mark in read_file(f"/proc/{pid}/environ")}
@@ -229,13 +229,13 @@ def send(number: int, *pids: int) -> None:
 
 
 def stop(family: Family, grace: float) -> bool:
-    """End all processes of a run, with `grace` seconds between TERM and KILL; returns whether none is left."""
+    """End all processes of a run, with `grace` seconds between TERM and KILL; return whether none is left."""
     if os.path.isdir("/run/systemd/system"):
         subprocess.run(["systemctl", "stop", "--no-block", UNITS], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, check=False)
     pids = family.living()
     send(signal.SIGTERM, *pids)
-    send(signal.SIGCONT, *pids)  # a stopped one hears nothing
+    send(signal.SIGCONT, *pids)  # a stopped one would not act on TERM
     until = now() + grace
     while (pids := family.living()) and now() < until:
         time.sleep(0.1)
@@ -250,7 +250,7 @@ def stop(family: Family, grace: float) -> bool:
 
 
 def watch(family: Family, deadline: float, end: float, grace: float) -> str:
-    """Watch over a run. Returns only if the watcher ended the run: in words, why it did."""
+    """Watch over a run; return only when the watcher has ended the run, with the reason in words."""
     told = False
     while True:
         run = read_process(family.run.pid)
@@ -273,7 +273,7 @@ def watch(family: Family, deadline: float, end: float, grace: float) -> str:
 def take_lock(path: str, run: int) -> int:
     """Return the descriptor of the machine's lock with the run's pid in it, or -1 if this machine cannot have one.
 
-    BlockingIOError: another run holds it, whose pid it tells.
+    Raises BlockingIOError with the pid of another run if that holds the lock.
     """
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -291,7 +291,7 @@ def take_lock(path: str, run: int) -> int:
 
 
 def become_watcher(lock: int) -> None:
-    """Become a process that no signal to the run's group or session reaches, and that holds its lock, no other file."""
+    """Become a process that no signal to the run's group or session reaches, and that keeps no file but its lock."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -309,11 +309,11 @@ def become_watcher(lock: int) -> None:
     try:
         write_file("/proc/self/oom_score_adj", "-1000")
     except OSError:
-        return  # not as root: the kernel may take us when memory runs out
+        return  # we are not root: the kernel may kill us when memory runs out
 
 
 def tidy(path: str, folder: str, room: str, why: str) -> None:
-    """Add a line to a log, unless that is a link, and remove the run's folder and the file that keeps room."""
+    """Add a line to a log, unless that is a link; remove the run's folder, and the file that keeps disk space."""
     if folder:
         subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, check=False)
     if room:
@@ -356,7 +356,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the command line says; returns an exit code."""
+    """Do what the command line says, and return an exit code."""
     options = parse(argv)
     run = read_process(options.run)
     if not run:

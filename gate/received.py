@@ -15,7 +15,7 @@ import re
 import sys
 from typing import BinaryIO
 
-MARK = b"--- devstack-gate ---\n"  # before it is what the shell there prints at its start
+MARK = b"--- devstack-gate ---\n"  # comes after whatever the shell there prints at its start
 NOISE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
 LINE_BYTES = 8192
@@ -46,7 +46,7 @@ class Stream:
         self._ahead = b""
 
     def find_mark(self) -> bool:
-        """Drop the data before the mark; returns whether there is a mark."""
+        """Drop the data before the mark; return whether there is a mark."""
         while MARK not in self._ahead:
             piece = os.read(self._number, CHUNK_BYTES)
             if not piece or len(self._ahead) > NOISE_BYTES:
@@ -56,12 +56,12 @@ class Stream:
         return True
 
     def piece(self) -> bytes:
-        """Return the next piece, at least one byte; nothing at the end."""
+        """Return the next piece, at least one byte; b"" at the end."""
         piece, self._ahead = self._ahead or os.read(self._number, CHUNK_BYTES), b""
         return piece
 
     def exactly(self, size: int) -> bytes:
-        """Return exactly that many bytes."""
+        """Return exactly `size` bytes; raise BrokenError if the data ends before."""
         while len(self._ahead) < size:
             piece = os.read(self._number, CHUNK_BYTES)
             if not piece:
@@ -81,7 +81,7 @@ class Console:
         self.taken, self._cut = (int(word) for word in numbers.split())
 
     def show(self, stream: Stream) -> int:
-        """Show the data; returns an exit code. A line that is cut by the end of the connection comes again."""
+        """Show the data and return an exit code. A line that the end of a connection cuts is sent again."""
         begun = b""
         while self.taken < CONSOLE_BYTES:
             piece = stream.piece()
@@ -100,7 +100,7 @@ class Console:
         return 3
 
     def _line(self, line: bytes) -> list[str]:
-        """Return the part of a line that is shown, or of the rest of one."""
+        """Return the part of a line that is shown; nothing for the rest of a line that was cut."""
         if self._cut:
             self._cut = 0
             return []
@@ -121,11 +121,11 @@ class Logs:
         self._folder = folder
         self._files = 0
         self._bytes = 0
-        self.others = 0  # what is no plain file, or has a name that leads elsewhere or cannot be had
+        self.others = 0  # entries that are no plain files, or whose names lead elsewhere, go too deep or are too long
         self.full = ""
 
     def take(self, stream: Stream) -> None:
-        """Take files until the archive ends or is too much."""
+        """Take files until the archive ends or exceeds a limit."""
         while any(header := stream.exactly(BLOCK)):
             name, size, plain = read_header(header)
             path = self._path(name) if plain else ""
@@ -163,7 +163,7 @@ class Logs:
             copy(stream, size, file)
 
     def _made(self, path: str) -> int:
-        """Return the descriptor of a new file of this name, or one like it."""
+        """Return the descriptor of a new file with this name, or a similar one."""
         folder, _, name = path.rpartition("/")
         try:
             os.makedirs(folder, 0o755, exist_ok=True)
@@ -175,7 +175,7 @@ class Logs:
 
 
 def read_header(header: bytes) -> tuple[bytes, int, bool]:
-    """Return name, size in bytes, and whether it is a plain file, of a block that begins a file of an archive."""
+    """Return name, size in bytes, and whether it is a plain file, from the block before a file in an archive."""
     def text(begin: int, end: int) -> bytes:
         return header[begin:end].partition(b"\0")[0]
 
@@ -195,7 +195,7 @@ def tidy_name(part: bytes) -> str:
 
 
 def copy(stream: Stream, size: int, to: BinaryIO | None) -> None:
-    """Copy that many bytes, or drop them."""
+    """Copy `size` bytes, or drop them if `to` is None."""
     while size:
         data = stream.exactly(min(size, CHUNK_BYTES))
         size -= len(data)
@@ -204,7 +204,7 @@ def copy(stream: Stream, size: int, to: BinaryIO | None) -> None:
 
 
 def receive_logs(folder: str) -> int:
-    """Fill a folder with logs; returns an exit code."""
+    """Fill a folder with logs, and return an exit code."""
     logs = Logs(folder)
     os.umask(0o022)
     stream = Stream(0)
@@ -223,7 +223,7 @@ def receive_logs(folder: str) -> int:
 
 
 def show_console(state: str) -> int:
-    """Show a console; returns an exit code."""
+    """Show a console, and return an exit code."""
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
     stream = Stream(0)
     if not stream.find_mark():
@@ -236,7 +236,7 @@ def show_console(state: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the command line says; returns an exit code."""
+    """Do what the command line says, and return an exit code."""
     if len(argv) != 2 or argv[0] not in ("console", "logs"):  # noqa: PLR2004
         print(__doc__, file=sys.stderr)
         return 2

@@ -1,33 +1,34 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: HOST given. The run there is in a session of its own and writes to files, so that
-# a lost connection costs nothing; we show what it writes, pass signals on, and bring its logs and its status back.
-# What comes from there is data: bounded in time and size, and looked at by gate/received.py.
+# Sourced by devstack-vm-gate-wrap.sh: the run on HOST. It has a session of its own there and writes to files, so that a
+# lost connection costs nothing; we show what it writes, pass signals on, and bring its logs and its status back.
+# What comes from there is data: bounded in time and size, and checked by gate/received.py.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 # shellcheck disable=SC2153  # HERE is the wrap script's
 
 # shellcheck disable=SC2016  # what is in single quotes is expanded on the host, or by another bash here
 
-# The user's settings say where the host is and how to get in; nothing of ours is lent to it.
+# The user's settings say where the host is and how to log in; nothing of ours is forwarded to it.
 SSH_OPTIONS=(-a -k -x -T -o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=10 -o ServerAliveCountMax=3 -o LogLevel=ERROR
     -o ForwardAgent=no -o ForwardX11=no -o ForwardX11Trusted=no -o ClearAllForwardings=yes -o Tunnel=no -o PermitLocalCommand=no
     -o ControlMaster=no -o ControlPath=none -o ControlPersist=no -o RemoteCommand=none -o RequestTTY=no -o UpdateHostKeys=no
     -o AddKeysToAgent=no -o GlobalKnownHostsFile=/dev/null)
-SSH_VARIABLES=(PATH HOME USER LOGNAME LANG TMPDIR SSH_AUTH_SOCK KRB5CCNAME) # all that ssh knows, since it may send what it knows
-LOST_SECONDS=600   # beyond the time limit, after which a silent host is given up
-SIGNAL_SECONDS=180 # the same, once a signal came
+SSH_VARIABLES=(PATH HOME USER LOGNAME LANG TMPDIR SSH_AUTH_SOCK KRB5CCNAME) # all that ssh gets, since it may send what it gets
+LOST_SECONDS=600   # after the time limit, until a silent host is given up
+SIGNAL_SECONDS=180 # the same, after a signal
 FETCH_SECONDS=60   # of these, at least, are for the logs
 SEND_SECONDS=1800  # for the workspace
 CALL_SECONDS=60    # for anything else
-FILE_KB=1024       # what is kept of an answer
+FILE_KB=1024       # the most that is kept of an answer
 THERE=''           # the run's folder on the host
 ATTENDED=''        # the process that is being attended, if any
-TIMER=''           # what ends it when its time is over
-GIVE_UP=0          # when all is given up, on the clock of now
-SIGNAL=''          # the name of one that came
-PASSED=''          # the name of the one that the host was told
-GIVEN_UP=''        # 1: it is
+TIMER=''           # the process that ends it when its time is up
+GIVE_UP=0          # when we give up, on the clock of now()
+SIGNAL=''          # the name of the signal that came last
+PASSED=''          # the name of the signal that was passed on to the host
+GIVEN_UP=''        # 1: the host was given up
 
-# Each says when it begins, on stdout and stderr: a shell there may print at its start. gate/received.py knows the line.
+# Each of these first prints a line, on stdout and stderr, since a shell there may print something at its start.
+# gate/received.py knows the line.
 BEGIN_LINE='--- devstack-gate ---'
 REMOTE_BEGIN="printf -- '$BEGIN_LINE\n'; printf -- '$BEGIN_LINE\n' >&2"
 
@@ -61,7 +62,7 @@ cd "$1" || exit
 until [[ -e pid ]]; do sleep 0.1; done
 exec tail -c "+$2" -f -s 0.1 --pid="$(cat pid)" console'
 
-# Prints the status of the run, or "gone" when it is over without one; fails while it runs.
+# Prints the status of the run, or "gone" if it ended without one; fails while it runs.
 REMOTE_STATUS="$REMOTE_BEGIN"'
 cd "$1" || exit
 for try in {1..20}; do
@@ -80,7 +81,7 @@ cd "$1/workspace/logs" || exit
 find . -type f -printf "%s %p\0" | sort -z -n | cut -z -d " " -f 2- \
     | tar --null --no-recursion --format=ustar --owner=0 --group=0 --hard-dereference -cf - -T -'
 
-# Here: PACK FOLDER COMMAND...: the folder, but for its logs/, to a command. What changes meanwhile is no fault.
+# On this side: PACK FOLDER COMMAND...: pipe the folder, without its logs/, to a command. Files may change meanwhile.
 PACK='set -o pipefail
 { tar -C "$1" --anchored --exclude=./logs -cf - . || (( $? == 1 )); } | "${@:2}"'
 
@@ -89,7 +90,7 @@ run_there() {
     check_host "$host"
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
-    # Addresses of single-use machines are used again: the key seen first is the one for this run.
+    # Single-use machines reuse addresses, so the first key seen counts for this run only.
     SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="\"${RUN//%/%%}/known_hosts\"")
     trap 'leave_there' EXIT
     trap 'exit 143' TERM HUP
@@ -112,10 +113,10 @@ run_there() {
     return "$rc"
 }
 
-# Nothing of ours stays behind on this side.
+# Leave nothing behind on this side.
 leave_there() {
     if [[ $ATTENDED ]]; then
-        { kill -KILL -- "-$ATTENDED" ${TIMER:+"-$TIMER"}; wait "$ATTENDED"; } 2> /dev/null || true  # bash would tell each death
+        { kill -KILL -- "-$ATTENDED" ${TIMER:+"-$TIMER"}; wait "$ATTENDED"; } 2> /dev/null || true  # bash would report it
     fi
     rm -rf -- "$RUN"
 }
@@ -130,8 +131,8 @@ check_host() {
 
 # --- calls ---
 
-# attend SECONDS COMMAND...: run it in a session of its own, which gets no signal that comes to us, until its time or all
-# of ours is over, with no more in files than FILE_KB, and with its stderr in $RUN/errors. Returns its status.
+# attend SECONDS COMMAND...: run it in a session of its own, which gets none of our signals, until its time or ours is
+# up. It can write at most FILE_KB to a file; its stderr goes to $RUN/errors. Returns its status.
 attend() {
     local seconds=$1 rc=0 name pid
     local -a given=()
@@ -159,14 +160,14 @@ attend() {
     return "$rc"
 }
 
-# Print words as the login shell there reads them, whichever shell of POSIX that is.
+# Print words as the login shell there reads them, whichever POSIX shell that is.
 quoted() {
     local word text='' mark="'" inside="'\\''"
     for word in "$@"; do text+=" '${word//$mark/$inside}'"; done
     printf '%s' "${text# }"
 }
 
-# on_host HOST WORD...: what it prints behind the mark is in $RUN/answer.
+# on_host HOST WORD...: run it there; what it prints after the mark is in $RUN/answer.
 on_host() {
     local host=$1 rc=0
     shift
@@ -179,7 +180,7 @@ behind_mark() {
     LC_ALL=C sed -e "0,/^$BEGIN_LINE\$/d"
 }
 
-# What it said on stderr.
+# Print what the last call said on stderr.
 errors_of_call() {
     if grep -qxF -- "$BEGIN_LINE" "$RUN/errors"; then
         behind_mark < "$RUN/errors" || true
@@ -188,14 +189,14 @@ errors_of_call() {
     fi | head -c 10000 || true
 }
 
-# Why the last call failed, as far as that can be told, in what ends a line: the first line of what it said.
+# Print why the last call failed, as the end of a line: the first thing that it said on stderr, if any.
 reason() {
     local text
     text=$({ errors_of_call || true; } | { LC_ALL=C tr -c '\n\40-\176' '?' || true; } | LC_ALL=C grep -m 1 '[^[:space:]?]') || text='no answer in time'
     printf ': %s\n' "${text:0:300}"
 }
 
-# A signal came: the host is told in follow_there, when what is under way has ended.
+# Note a signal and end the call that is under way; then follow_there passes the signal on.
 take_signal() {
     local until
     SIGNAL=$1
@@ -221,13 +222,13 @@ send_workspace() {
     send "$host" "$WORKSPACE" "$THERE/workspace" && send "$host" "$RUN/send" "$THERE"
 }
 
-# send HOST FOLDER TO: add what is in a folder to one there.
+# send HOST FOLDER TO: add the files in a folder to one there.
 send() {
     attend "$SEND_SECONDS" bash -c "$PACK" bash "$2" ssh "${SSH_OPTIONS[@]}" -- "$1" "$(quoted bash -c "$REMOTE_UNPACK" bash "$3" || true)" > "$RUN/output"
 }
 
-# Show the console of the run there until its status is there, across lost connections. Returns that status, or when the
-# host is given up that of a time limit.
+# Show the console of the run there, across lost connections, until its status is there. Returns that status, or 124, as
+# at a time limit, if the host is given up.
 follow_there() {
     local host=$1 rc=0
     printf '0 0\n\n' > "$RUN/shown"
@@ -267,7 +268,7 @@ given_up_after() {
     fi
 }
 
-# Show what the console got since the last time. Returns the status of what shows it.
+# Show what the console got since the last time. Returns the status of gate/received.py, which shows it.
 show_console() {
     local host=$1 shown shower rc
     read -r shown rc < "$RUN/shown"
@@ -282,7 +283,7 @@ show_console() {
     done
 }
 
-# The status that the host told.
+# Return the status that the host told.
 read_status() {
     local status
     status=$(head -c 100 -- "$RUN/answer")
@@ -291,7 +292,7 @@ read_status() {
     return 1
 }
 
-# The run there ends as it does after a signal.
+# Pass the signal on to the run there, which ends as it does after any signal.
 pass_signal() {
     log "SIG$SIGNAL: stopping the run at $1"
     on_host "$1" bash -c "$REMOTE_SIGNAL" bash "$THERE" "$SIGNAL" && PASSED=$SIGNAL
@@ -314,7 +315,7 @@ fetch_logs() {
     return 1
 }
 
-# The last line is true as to the status, whatever a console ended with.
+# See to it that the last line tells the true status, whatever the console ended with.
 tell_end() {
     local rc=$2 last
     last=$(sed -n 2p "$RUN/shown")

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: what the run was given, and what it tested, kept in memory from the start: for
-# logs/reproduce.sh, which gate/reproduce.py makes of it in the end, and for what is secret.
+# Sourced by devstack-vm-gate-wrap.sh: what the run was given and what it tested, kept in memory from the start. At the
+# end gate/reproduce.py makes logs/reproduce.sh of it. Secrets to hide are looked for in it, too.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 TESTED=''      # lines: each project with branch, sha1 and subject
@@ -20,7 +20,7 @@ note_given() {
         GIVEN+=(setting "$name" "${!name}")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
-    # Passwords of boxes stand in there.
+    # It holds the passwords of boxes.
     name=${TEST_ENVIRONMENT_FILE:-$ENVIRONMENT.json}
     if [[ -r $name ]]; then
         data=$(head -c 1048576 -- "$name")
@@ -31,7 +31,7 @@ note_given() {
     done < <(compgen -e || true)
 }
 
-# note_tested PROJECT...: what was checked out of each.
+# note_tested PROJECT...: note what was checked out of each.
 note_tested() {
     local project tree sha
     TESTED=$(print_projects "$@")

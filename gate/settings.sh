@@ -1,6 +1,5 @@
 # shellcheck shell=bash
-# Sourced by devstack-vm-gate-wrap.sh: the settings, checked before anything is touched, and what goes along to
-# other shells.
+# Sourced by devstack-vm-gate-wrap.sh: the settings, checked before anything is touched, and how other shells get them.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 SETTINGS=()              # names of the variables of gate/variables.txt
@@ -8,10 +7,10 @@ declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() {
 SWITCHES=(SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL
     DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE
     DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
-# Whose blanks may mean something.
+# Settings in which blanks may mean something.
 AS_GIVEN=(WORKSPACE BASE DEVSTACK_LOCAL_CONFIG DEVSTACK_LOCALCONF GRENADE_PLUGINRC DEVSTACK_GATE_SETTINGS)
 LOCAL_CONF=/tmp/dg-local.conf # where the builder local_conf of OpenStack's job templates leaves settings
-# What the scripts of the pool read: a Jenkins may set these for all its jobs.
+# Settings of the pool's scripts: a Jenkins may set these for all its jobs.
 POOL_SETTINGS=(DEVSTACK_GATE_DB DEVSTACK_GATE_SECURE_CONFIG DEVSTACK_GATE_PREFIX DEVSTACK_GATE_CUSTOM_SCRIPT)
 
 # Fill SETTINGS from the table.
@@ -24,7 +23,7 @@ read_variables() {
     done < "$HERE/gate/variables.txt"
 }
 
-# Take the functions that the job exports out of this shell, where they could replace commands or be replaced by ours.
+# Take the functions that the job exports out of this shell: here they could replace commands, or be replaced by ours.
 # restore_functions gives them to what runs for the job.
 read_functions() {
     local entry name where
@@ -39,7 +38,7 @@ read_functions() {
     done < "/proc/$$/environ"
 }
 
-# In a shell that is about to execute something of the job.
+# Bring the job's functions back, in a shell that is about to run something for the job.
 restore_functions() {
     local name
     for name in "${!JOB_FUNCTIONS[@]}"; do
@@ -49,7 +48,7 @@ restore_functions() {
     done
 }
 
-# Print the functions of the job, as bash reads them.
+# Print the functions of the job as bash code.
 print_functions() {
     local name
     for name in "${!JOB_FUNCTIONS[@]}"; do printf '%s %s\nexport -f %s\n' "$name" "${JOB_FUNCTIONS[$name]}" "$name"; done
@@ -66,7 +65,8 @@ check_settings() {
     check_tests
 }
 
-# Every variable that looks like a setting is one: a misspelt one ends the run, one of earlier years says what to do now.
+# Check that every variable that looks like a setting is one. A misspelt one ends the run; for one of earlier years, a
+# line says what to do now.
 check_names() {
     local name words
     local -a names
@@ -101,7 +101,7 @@ is_known() {
     [[ " ${SETTINGS[*]} ${POOL_SETTINGS[*]} ${DEVSTACK_GATE_PASS:-} " == *[[:space:]]"$1"[[:space:]]* ]]
 }
 
-# nearest_name GIVEN NAME...: the name with the fewest letters to change, add or drop.
+# nearest_name GIVEN NAME...: print the name with the fewest letters to change, add or drop.
 nearest_name() {
     printf '%s\n' "${@:2}" | awk -v given="$1" '
         function least(a, b) { return a < b ? a : b }
@@ -122,8 +122,8 @@ nearest_name() {
         END { print nearest }'
 }
 
-# Text that was written in a browser or on Windows, with its line ends and byte order mark, as lines of bash and of INI
-# files, where these would belong to names and values. Names the variables.
+# make_lines_plain NAME...: remove the line ends and byte order mark of browsers and Windows from these variables, since
+# bash and INI files would take them as parts of names and values.
 make_lines_plain() {
     local name value
     for name in "$@"; do
@@ -135,7 +135,7 @@ make_lines_plain() {
     done
 }
 
-# Blanks and line breaks around a value, as YAML and browsers add them, are no part of it. Names the variables.
+# strip_blanks NAME...: remove the blanks and line breaks that YAML and browsers add around these variables' values.
 strip_blanks() {
     local name value
     for name in "$@"; do
@@ -147,7 +147,7 @@ strip_blanks() {
     done
 }
 
-# What jobs of devstack-gate's earlier years say in other words, in today's.
+# Translate the words of jobs from devstack-gate's earlier years into today's.
 read_older_words() {
     local name
     make_lines_plain "${SETTINGS[@]}" "${!OVERRIDE_@}"
@@ -168,14 +168,14 @@ read_older_words() {
         fi
         DEVSTACK_GATE_PROJECTS=$DEVSTACK_GATE_PROJECTS_OVERRIDE PROJECTS=''
     fi
-    # Jenkins ends the build then; devstack knows a variable of that name that means something else.
+    # Jenkins ends the build after BUILD_TIMEOUT. Unset it: to devstack, a variable of that name means something else.
     if [[ ! ${DEVSTACK_GATE_TIMEOUT:-} && ${BUILD_TIMEOUT:-} =~ ^[1-9][0-9]{5,8}$ ]] && (( BUILD_TIMEOUT >= 600000 )); then
         DEVSTACK_GATE_TIMEOUT=$(( BUILD_TIMEOUT / 60000 - 2 ))
         unset BUILD_TIMEOUT
     fi
 }
 
-# Settings of devstack that the job has left in a file go along as if it had exported them.
+# Use settings of devstack that the job has left in a file, as if it had exported them.
 read_local_conf() {
     local text
     if [[ ! -e $LOCAL_CONF && ! -L $LOCAL_CONF ]]; then return 0; fi
@@ -202,7 +202,7 @@ check_workspace() {
     check_addresses
 }
 
-# The stack user gets BASE, and logs/ is made anew: neither folder may be the other's.
+# Check that BASE and WORKSPACE do not collide: the stack user gets BASE, and both have folders that are made anew.
 check_apart() {
     local base workspace name
     base=$(realpath -m -- "$BASE")
@@ -215,7 +215,7 @@ check_apart() {
     done
 }
 
-# Addresses hold from every folder.
+# Check that addresses mean the same from every folder.
 check_addresses() {
     local name
     for name in GIT_BASE ZUUL_URL "${!OVERRIDE_@}"; do
@@ -253,7 +253,7 @@ check_change() {
     if [[ ${ZUUL_REF:-} ]]; then check_changes ZUUL_CHANGES; fi
 }
 
-# Changes are separated by ^ and nothing else: what is read only in part is tested only in part.
+# Check that changes are separated by ^ and nothing else: a list that is read only in part is tested only in part.
 check_changes() {
     local name=$1 change value=${!1:-}
     local -a changes=()
@@ -269,7 +269,7 @@ check_changes() {
     done
 }
 
-# need FOR NAME...: all of these are set.
+# need FOR NAME...: check that all of these are set.
 need() {
     local given=$1 name
     shift
@@ -297,7 +297,7 @@ check_branches() {
     check_grenade
 }
 
-# Upgrades were named by their direction: to the branch of the run, or from it.
+# Translate the names of upgrades by direction, from earlier years: to the run's branch, or from it.
 check_grenade() {
     local given=${DEVSTACK_GATE_GRENADE:-}
     case $given in
@@ -315,8 +315,8 @@ check_grenade() {
     RUN_BRANCH=${GRENADE_NEW_BRANCH:-$RUN_BRANCH}
 }
 
-# Fills RUN_PROJECTS: each once, in the order of PROJECTS and the list, those with a change among them in any case. Of
-# namesakes, which would have the same folder, one with a change is meant, then the one of PROJECTS.
+# Fill RUN_PROJECTS: each project once, in the order of PROJECTS and the list, always including those with a change. Of
+# projects that would have the same folder, the one with a change is meant, else the one in PROJECTS.
 check_projects() {
     local project listed trigger changed variable=GERRIT_CHANGES named folder other
     local -A taken=() # folder: project
@@ -349,12 +349,12 @@ check_projects() {
     if (( ! ${#RUN_PROJECTS[@]} )); then die 2 "DEVSTACK_GATE_PROJECTS: expected projects"; fi
 }
 
-# changed_projects CHANGES: the projects of project:branch:ref^project:branch:ref.
+# changed_projects CHANGES: print the projects of project:branch:ref^project:branch:ref.
 changed_projects() {
     printf '%s\n' "${1//^/$'\n'}" | sed -n 's/:.*//p'
 }
 
-# take_project VARIABLE PROJECT: into taken.
+# take_project VARIABLE PROJECT: check its name and add it to `taken`.
 take_project() {
     local folder=${2##*/}
     if [[ $2 == *.git || ! $2 =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$ ]]; then
@@ -365,7 +365,7 @@ take_project() {
     taken[$folder]=$2
 }
 
-# todays_name PROJECT OTHERS: a project of an organisation that OpenStack has given up is what the others call it.
+# todays_name PROJECT OTHERS: print its name; if OpenStack has given up its organisation, the name that the others use.
 todays_name() {
     local project=$1 other
     shift
@@ -412,8 +412,8 @@ check_tests() {
     done
 }
 
-# Print the settings that are given and what DEVSTACK_GATE_PASS names, as bash reads them; each value after the filter
-# COMMAND, if any.
+# print_settings [COMMAND...]: print the settings that are given and what DEVSTACK_GATE_PASS names, as bash code; each
+# value goes through the filter COMMAND, if there is one.
 print_settings() {
     local name value
     local -a names

@@ -8,14 +8,14 @@
 
 SUBMODULES_MAX=50 # of a project
 SUBMODULE_DEPTH=3 # of submodules in submodules
-NOTE=''      # what is to be said of a project's code, beside its line
-EXTRA=''     # 1: devstack may want these projects, the job did not name them: one that is nowhere is left out
+NOTE=''      # what to say about a project's code, beside its line
+EXTRA=''     # 1: the job did not name these projects, but devstack may want them: one that does not exist is left out
 declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
 
 # --- the choice ---
 
-# names_of BRANCH: the branch and what OpenStack may have made of it. A series' branch is renamed when it is no longer
-# maintained.
+# names_of BRANCH: print the branch and the other name that OpenStack may have given it. A series' branch is renamed
+# when it is no longer maintained.
 names_of() {
     printf '%s\n' "$1"
     case $1 in
@@ -25,7 +25,7 @@ names_of() {
     esac
 }
 
-# tags_of BRANCH: the tags that a series leaves in place of its branch: its end of life, the end of its maintenance.
+# tags_of BRANCH: print the tags that replace a series' branch: its end of life, the end of its maintenance.
 tags_of() {
     case $1 in
         stable/* | unmaintained/*) printf '%s\n' "${1#*/}-eol" "${1#*/}-eom" ;;
@@ -33,8 +33,8 @@ tags_of() {
     esac
 }
 
-# candidates BRANCH ID: the refs to test on a branch, the first that exists, in the order that docs/gate.md gives. ID is the
-# last part of ZUUL_REF, or empty.
+# candidates BRANCH ID: print the refs of which the first that exists is tested, in the order that docs/gate.md gives.
+# ID is the last part of ZUUL_REF, or empty.
 candidates() {
     local branch=$1 id=$2 names tags name
     names=$(names_of "$branch")
@@ -50,7 +50,7 @@ candidates() {
     printf 'refs/heads/master\n'
 }
 
-# choose_ref BRANCH ID < refs: of the refs that exist, the one to test. Fails when there is none.
+# choose_ref BRANCH ID < refs: print the one to test of the refs that exist. Fails if there is none.
 choose_ref() {
     local refs candidate wanted
     refs=$'\n'$(cat)$'\n'
@@ -64,7 +64,7 @@ choose_ref() {
     return 1
 }
 
-# is_of_branch REF BRANCH: a ref is the branch, under the name that it has today.
+# is_of_branch REF BRANCH: whether a ref is the branch, under whichever name it has today.
 is_of_branch() {
     local name names
     names=$(names_of "$2")
@@ -78,7 +78,7 @@ is_of_branch() {
     return 1
 }
 
-# project_name_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>.
+# project_name_variable PROJECT NAME: print OVERRIDE_<PROJECT>_<NAME>.
 project_name_variable() {
     local name=${1##*/}
     name=${name^^}
@@ -91,7 +91,7 @@ older_name_variable() {
     project_name_variable "${name//./}" "$2"
 }
 
-# project_variable PROJECT NAME: OVERRIDE_<PROJECT>_<NAME>, or its older spelling if only that is set.
+# project_variable PROJECT NAME: print OVERRIDE_<PROJECT>_<NAME>, or its older spelling if only that is set.
 project_variable() {
     local name older
     name=$(project_name_variable "$1" "$2")
@@ -100,21 +100,21 @@ project_variable() {
     printf '%s\n' "$name"
 }
 
-# project_setting PROJECT NAME: the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
+# project_setting PROJECT NAME: print the value of OVERRIDE_<PROJECT>_<NAME>, or nothing.
 project_setting() {
     local name
     name=$(project_variable "$1" "$2")
     printf '%s\n' "${!name:-}"
 }
 
-# own_branch PROJECT: the branch that the job wants of it, whatever the run is about.
+# own_branch PROJECT: print the branch that the job sets for this project, whatever the run's branch is.
 own_branch() {
     local own
     own=$(project_setting "$1" PROJECT_BRANCH)
     if [[ $own != default ]]; then printf '%s\n' "$own"; fi
 }
 
-# indicated_branch PROJECT BRANCH: the branch to test of a project when the run is about BRANCH.
+# indicated_branch PROJECT BRANCH: print the project's branch to test in a run about BRANCH.
 indicated_branch() {
     local own
     own=$(own_branch "$1")
@@ -128,7 +128,7 @@ project_url() {
     printf '%s/%s\n' "${base%"${base##*[!/]}"}" "$1"
 }
 
-# given_changes PROJECT: a line branch:ref for each of its Gerrit changes, in order; the triggering one is last.
+# given_changes PROJECT: print a line branch:ref for each of its Gerrit changes, in order; the triggering one is last.
 given_changes() {
     local change trigger=''
     local -a changes=()
@@ -142,7 +142,7 @@ given_changes() {
     done
 }
 
-# changes_of PROJECT BRANCH: the refs of the Gerrit changes to be merged there, in order.
+# changes_of PROJECT BRANCH: print the refs of the Gerrit changes to be merged there, in order.
 changes_of() {
     local branch ref
     while IFS=: read -r branch ref; do
@@ -152,8 +152,8 @@ changes_of() {
 
 # --- one project ---
 
-# setup_project PROJECT BRANCH FOLDER: have its code in FOLDER, and print its line; to be run in a shell of its own. 3: it
-# cannot be had, and one line has said why.
+# setup_project PROJECT BRANCH FOLDER: put its code into FOLDER and print its line; run this in a shell of its own.
+# Returns 3 if the code cannot be had, and one line has said why.
 setup_project() {
     local project=$1 branch=$2 tree=$3/${1##*/} rc=0
     SAID='' NOTE=''
@@ -177,7 +177,7 @@ setup_project() {
     return "$rc"
 }
 
-# tell_failure PROJECT STATUS: in one line; what several projects would say alike, once.
+# tell_failure PROJECT STATUS: say why in one line; if several projects fail alike, say it once.
 tell_failure() {
     local project=$1 shown words=$SAID key
     if (( $2 == 1 )); then
@@ -192,8 +192,8 @@ tell_failure() {
     printf '%s: %s: %s\n' "${0##*/}" "$project" "$words" >&2
 }
 
-# replace_tree PROJECT BRANCH TREE: starts from what is there, a tree of an earlier run or a cache, which only saves
-# fetching; when that is damaged, from nothing. 1: git failed, 3: the code cannot be had; SAID tells why.
+# replace_tree PROJECT BRANCH TREE: start from what is here, a tree of an earlier run or a cache, which only saves
+# fetching; if that is damaged, from nothing. 1: git failed, 3: the code cannot be had; SAID tells why.
 replace_tree() {
     local project=$1 branch=$2 tree=$3 url store rc=0
     url=$(project_url "$project")
@@ -228,7 +228,7 @@ make_tree() {
     rm -f -- "$tree/.git/FETCH_HEAD"
 }
 
-# keep_settings OLD NEW: a devstack's settings stay with it.
+# keep_settings OLD NEW: copy devstack's settings from the old tree.
 keep_settings() {
     local name
     for name in local.conf localrc; do
@@ -236,7 +236,7 @@ keep_settings() {
     done
 }
 
-# take_code PROJECT BRANCH TREE: fetch, choose, check out, merge. SAID tells why not: 1 git failed, 3 for good.
+# take_code PROJECT BRANCH TREE: fetch, choose, check out, merge. 1: git failed, 3: it fails for good; SAID tells why.
 take_code() {
     local project=$1 run=$2 tree=$3 id=${ZUUL_REF:-} own branch refs chosen changes
     id=${id##*/}
@@ -263,7 +263,7 @@ take_code() {
     fi
 }
 
-# fetch_refs PROJECT BRANCH OWN TREE: what Zuul has for this run.
+# fetch_refs PROJECT BRANCH OWN TREE: fetch what Zuul has for this run.
 fetch_refs() {
     local project=$1 run=$2 own=$3 tree=$4 zuul=${ZUUL_URL:-} id=${ZUUL_REF##*/} branch branches
     local -a wanted=()
@@ -274,7 +274,7 @@ fetch_refs() {
     fetch_missing "$project" "$tree" "$zuul"
 }
 
-# branches_of_run BRANCH OWN: on which Zuul may have refs for this run.
+# branches_of_run BRANCH OWN: print the branches on which Zuul may have refs for this run.
 branches_of_run() {
     local branch names
     for branch in "$1" ${2:+"$2"} ${ZUUL_BRANCH:+"$ZUUL_BRANCH"} master; do
@@ -283,14 +283,14 @@ branches_of_run() {
     done | sort -u
 }
 
-# zuul_branches PROJECT: the branches on which Zuul has merged changes of it for this run.
+# zuul_branches PROJECT: print the branches on which Zuul has merged the project's changes for this run.
 zuul_branches() {
     local changes=${ZUUL_CHANGES:-}
     if [[ $1 == "$ZUUL_PROJECT" ]]; then printf '%s\n' "$ZUUL_BRANCH"; fi
     printf '%s\n' "${changes//^/$'\n'}" | awk -F : -v project="$1" '$1 == project { print $2 }'
 }
 
-# fetch_missing PROJECT TREE URL: the refs that Zuul must have of a project, if they have not come yet.
+# fetch_missing PROJECT TREE URL: fetch those refs that Zuul must have of a project and that have not come yet.
 fetch_missing() {
     local project=$1 tree=$2 branch branches ref what found COMMIT rc
     branches=$(zuul_branches "$project" | sort -u)
@@ -306,7 +306,7 @@ fetch_missing() {
     done
 }
 
-# list_refs PROJECT BRANCH OWN TREE: which of the refs exist that may be chosen or must be known.
+# list_refs PROJECT BRANCH OWN TREE: print the existing ones of the refs that may be chosen or must be known.
 list_refs() {
     local branch wanted refs id=${ZUUL_REF:-}
     wanted=$(
@@ -319,14 +319,14 @@ list_refs() {
     printf '%s\n' "${refs//refs\/remotes\/origin\//refs/heads/}"
 }
 
-# has_change PROJECT BRANCH REFS: this run has a change to the project's branch.
+# has_change PROJECT BRANCH REFS: whether this run has a change to the project's branch.
 has_change() {
     local id=${ZUUL_REF:-} changes
     changes=$(changes_of "$1" "$2")
     [[ $changes || ( $id && $'\n'$3$'\n' == *$'\n'"refs/zuul/$2/${id##*/}"$'\n'* ) ]]
 }
 
-# check_choice PROJECT BRANCH OWN REF TREE REFS: the ref is what can have been meant. SAID tells why not.
+# check_choice PROJECT BRANCH OWN REF TREE REFS: whether the chosen REF can have been meant. SAID tells why not.
 check_choice() {
     local project=$1 run=$2 own=$3 chosen=$4 branch=${3:-$2} name changes what='a change of GERRIT_CHANGES' url
     url=$(project_url "$project")
@@ -348,7 +348,7 @@ check_choice() {
     return 3
 }
 
-# tell_branches BRANCH URL VARIABLE TREE: that there is neither it nor master, and what there is instead.
+# tell_branches BRANCH URL VARIABLE TREE: say that there is neither BRANCH nor master, and which branches there are.
 tell_branches() {
     local branches words="there is no branch $1"
     if [[ $1 != master ]]; then words="there is neither a branch $1 nor a branch master"; fi
@@ -357,7 +357,7 @@ tell_branches() {
     printf '%s at %s%s\n' "$words" "$2" "${branches:+, only ${branches//$'\n'/, }: $3 chooses one}"
 }
 
-# note_choice PROJECT BRANCH REF REFS: NOTE says what is not as a reader of the line would think.
+# note_choice PROJECT BRANCH REF REFS: set NOTE to what a reader of the project's line would not expect.
 note_choice() {
     local asked change
     local -A left=() # branch: 1
@@ -394,7 +394,7 @@ check_out() {
     SAID=$("${GIT_COMMAND[@]}" -C "$tree" checkout -q -f "${how[@]}" "$commit" -- 2>&1) || return 1
 }
 
-# merge_changes PROJECT BRANCH TREE: the Gerrit changes, as Gerrit itself would.
+# merge_changes PROJECT BRANCH TREE: merge the Gerrit changes as Gerrit itself would.
 merge_changes() {
     local project=$1 branch=$2 tree=$3 ref refs rc
     refs=$(changes_of "$project" "$branch")
@@ -413,7 +413,7 @@ merge_changes() {
     done
 }
 
-# fetch_change PROJECT REF TREE: from where the branches come from or, when it is not there, from Gerrit.
+# fetch_change PROJECT REF TREE: fetch it from the branches' server or, if it is not there, from Gerrit.
 fetch_change() {
     local project=$1 ref=$2 tree=$3 gerrit='' url rc=0
     if [[ ${GERRIT_HOST:-} ]]; then
@@ -433,8 +433,8 @@ fetch_change() {
     fi
 }
 
-# take_submodules PROJECT TREE REF: those of what is checked out, with theirs. One that the change of this run adds or moves
-# must be had; of others, which no run needed so far, the log says that they are missing.
+# take_submodules PROJECT TREE REF: get the submodules of the checkout, with theirs. One that this run's change adds or
+# moves is required; others, which no run needed so far, are only logged as missing.
 take_submodules() {
     local project=$1 tree=$2 branch=$3 begin url
     url=$(project_url "$project")
@@ -480,7 +480,7 @@ take_submodule() {
     fi
 }
 
-# describe_project PROJECT BRANCH TREE: name, branch (or tag), short sha1, subject; and NOTE.
+# describe_project PROJECT BRANCH TREE: print name, branch (or tag), short sha1, subject; and NOTE.
 describe_project() {
     local project=$1 tree=$3 ref commit
     ref=$(< "$tree/.git/gate-ref")
@@ -494,8 +494,8 @@ describe_project() {
 
 # --- all projects ---
 
-# setup_trees BRANCH FOLDER LINES PROJECT...: side by side, the next one as soon as any is done; their lines go to files
-# in LINES.
+# setup_trees BRANCH FOLDER LINES PROJECT...: set up projects side by side, the next one as soon as any is done; their
+# lines go to files in LINES.
 setup_trees() {
     local branch=$1 folder=$2 lines=$3 project most pid
     local -a pids=()
@@ -505,7 +505,7 @@ setup_trees() {
     most=$(( most > 4 ? most : 4 ))
     for project in "$@"; do
         while (( ${#pids[@]} == most )); do
-            sleep 0.05  # no wait -n: it forgets one that ended between two calls
+            sleep 0.05  # not wait -n: it forgets one that ended between two calls
             for pid in "${pids[@]}"; do
                 if kill -0 "$pid" 2> /dev/null; then continue; fi
                 wait "$pid" || return 3
@@ -518,7 +518,7 @@ setup_trees() {
     for pid in "${pids[@]}"; do wait "$pid" || return 3; done
 }
 
-# A folder of ours to put trees in, whoever made those that are there.
+# Make a folder for trees that is ours, whoever made the trees that are there.
 make_folder() {
     local folder=$1
     if [[ ! -d $folder ]]; then mkdir -p -- "$folder" 2> /dev/null || as_root mkdir -p -- "$folder" || return; fi
@@ -538,7 +538,7 @@ setup_workspace() {
     check_change_is_in new ${old:+old}
 }
 
-# setup_side new|old BRANCH PROJECT...: the projects, and what their devstack would clone beside them.
+# setup_side new|old BRANCH PROJECT...: set up the projects, and what their devstack would clone beside them.
 setup_side() {
     local side=$1 branch=$2 lines=$RUN/lines/$1
     shift 2
@@ -551,8 +551,8 @@ setup_side() {
     setup_clones "$side" "$branch"
 }
 
-# forget_trees new|old PROJECT...: what an earlier run has set up and this one does not would be taken for this one's, with a
-# change in it that nobody asked for.
+# forget_trees new|old PROJECT...: remove the trees that an earlier run has set up and this one does not: they would be
+# taken for this run's, with a change in them that nobody asked for.
 forget_trees() {
     local side=$1 tree folders=' ' project target
     for project in "${@:2}"; do folders+="${project##*/} "; done
@@ -565,7 +565,7 @@ forget_trees() {
     done
 }
 
-# check_branch_is_there new|old BRANCH PROJECT...: at least one project has the branch, or else its name is wrong.
+# check_branch_is_there new|old BRANCH PROJECT...: check that some project has the branch; else its name is wrong.
 check_branch_is_there() {
     local side=$1 branch=$2 project ref own asked=''
     shift 2
@@ -581,7 +581,7 @@ check_branch_is_there() {
     return 3
 }
 
-# branch_variable new|old: the name of the variable that says which branch the run is about.
+# branch_variable new|old: print the name of the variable that says which branch the run is about.
 branch_variable() {
     local name
     if [[ $1 == old ]]; then
@@ -595,8 +595,8 @@ branch_variable() {
     printf '%s\n' "$name"
 }
 
-# check_change_is_in SIDE...: the project under test has its change in one of the trees that are tested, and not only
-# another one of its changes, on another branch.
+# check_change_is_in SIDE...: check that the project under test has the change itself in one of the tested trees, and
+# not only another of its changes, on another branch.
 check_change_is_in() {
     local side project=${ZUUL_REF:+$ZUUL_PROJECT} ref=${ZUUL_REF:-} tree own variable
     project=${project:-${GERRIT_PROJECT:-}}
@@ -616,7 +616,7 @@ check_change_is_in() {
     return 3
 }
 
-# Print the lines that say of a variable for one project that there is no such project in this run.
+# Say for each variable that is for one project if there is no such project in this run.
 tell_unused_overrides() {
     local name project known=' '
     local -a names=() projects=("$@")
@@ -633,7 +633,7 @@ tell_unused_overrides() {
     done
 }
 
-# setup_clones new|old BRANCH: devstack must not clone by itself, since that would be without this run's changes.
+# setup_clones new|old BRANCH: set up what devstack would otherwise clone by itself, without this run's changes.
 setup_clones() {
     local side=$1 folder=$BASE/$1 clones=$RUN/clones-$1 project base ref name
     local -a projects=()
@@ -658,7 +658,7 @@ setup_clones() {
     done < "$clones"
 }
 
-# set_default NAME VALUE: of a variable that is not set.
+# set_default NAME VALUE: export a variable with this value if it is not set.
 set_default() {
     if [[ ! ${!1:-} ]]; then export "$1=$2"; fi
 }
@@ -675,7 +675,7 @@ print_projects() {
     done
 }
 
-# When a change to devstack-gate itself is under test, go on as the changed script; once.
+# If a change to devstack-gate itself is under test, go on as the changed script, once.
 use_changed_gate() {
     local project changed=$BASE/new/devstack-gate ref changes script
     for project in "${RUN_PROJECTS[@]}"; do

@@ -1,9 +1,9 @@
-"""Results of tests: read from the repository of stestr or testrepository, written as JUnit's XML.
+"""Test results: read from the repository of stestr or testrepository, written as JUnit XML.
 
-The streams are subunit's (its README describes the formats): version 1, lines that name a test and what became of it,
-which is what these repositories keep, and version 2, packets with a checksum, which their commands print. They are read
-here, since the tools that would turn them into XML need a package that neither tempest nor devstack installs. What is
-neither, something printed in between, is passed over.
+The streams are subunit's (its README describes the formats). These repositories keep version 1: lines that name a test
+and its outcome. Their commands print version 2: packets with a checksum. They are read here because the tools that turn
+them into XML need a package that neither tempest nor devstack installs. Anything else that was printed in between is
+skipped.
 
 Python 3.8 and its standard library: this runs on test nodes.
 """
@@ -23,7 +23,7 @@ STATUSES = ("", "exists", "inprogress", "success", "uxsuccess", "skip", "fail", 
 MAX_PACKET = 4 << 20  # bytes, as the format has it
 BLOCK = 1 << 20
 MAX_STREAM = 1 << 30  # bytes that are read
-MAX_VAIN = 1 << 28  # bytes whose checksum was wrong, after which the rest is left
+MAX_VAIN = 1 << 28  # bytes with a wrong checksum, after which the rest is skipped
 MAX_TESTS = 100_000
 MAX_DETAIL = 64 << 10  # bytes of a test's output: the last ones are kept
 MAX_DETAILS = 16 << 20  # bytes of all tests' output; beyond that only names are kept
@@ -63,7 +63,7 @@ class Test:
 
     @property
     def failed(self) -> bool:
-        """Return whether it failed; one that has not ended counts as failed, since the run was cut short in it."""
+        """Return whether it failed; one that has not ended counts as failed, since the run was cut short during it."""
         return self.status in ("fail", "uxsuccess", "inprogress")
 
     @property
@@ -121,7 +121,7 @@ def _plain(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
 
 
 def _parts(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Return the named parts of an outcome, each in chunks whose length stands before them in hexadecimal."""
+    """Return the named parts of an outcome, each in chunks after their length in hexadecimal."""
     while True:
         kind = stream.readline(MAX_LINE)
         if not kind.lower().startswith(b"content-type:"):
@@ -178,7 +178,7 @@ def _size(buffer: bytes, at: int) -> int:
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number of one to four bytes, whose first two bits tell how many, and where it ends."""
+    """Return a number of one to four bytes, whose first two bits say how many, and where it ends."""
     more = data[at] >> 6
     value = data[at] & 0x3F
     for byte in data[at + 1 : at + 1 + more]:
@@ -238,7 +238,7 @@ def read_results(stream: BinaryIO) -> list[Test]:
             test.detail[packet.file] = (before + packet.content)[-MAX_DETAIL:]
             kept += len(test.detail[packet.file]) - len(before)
         if packet.status == "inprogress":
-            if test.status != "inprogress":  # again, in another worker
+            if test.status != "inprogress":  # it began again, in another worker
                 test.detail = {}
             test.status, test.begun = "inprogress", packet.seconds
         elif packet.status:
@@ -250,7 +250,7 @@ def read_results(stream: BinaryIO) -> list[Test]:
 
 
 def junit(tests: list[Test], hide: Callable[[bytes], bytes]) -> Iterator[bytes]:
-    """Return JUnit's XML of results, in pieces; every text of theirs goes through a function that hides secrets."""
+    """Return the JUnit XML of results, in pieces; `hide` takes the secrets out of every text."""
     failed = sum(test.failed for test in tests)
     skipped = sum(test.skipped for test in tests)
     seconds = sum(_seconds(test) for test in tests)

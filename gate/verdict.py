@@ -50,7 +50,7 @@ HOOK = re.compile(r".*_hook")
 
 
 def kind_of(facts: Mapping[str, str], known: list[dict[str, Any]]) -> str:
-    """Return the kind of a run's end, from its status, phase, step and what is known."""
+    """Return the kind of a run's end, from its status, phase and step, and from known failures."""
     status, phase, step = _number(facts.get("status", "")), facts.get("phase", ""), facts.get("step", "")
     stopped, hint = facts.get("stopped", ""), facts.get("hint", "")
     if not status:
@@ -59,7 +59,7 @@ def kind_of(facts: Mapping[str, str], known: list[dict[str, Any]]) -> str:
         return "timeout" if stopped == "timeout" else "aborted"
     if hint == "infrastructure":
         return hint
-    own = not HOOK.fullmatch(phase) and not PARTS.fullmatch(step)  # a hook's and a test's statuses are their own
+    own = not HOOK.fullmatch(phase) and not PARTS.fullmatch(step)  # the statuses of hooks and tests mean other things
     kinds = {EXIT_SOURCE: "source", EXIT_CONFIGURATION: "configuration"} if own else {}
     if status in kinds:
         return kinds[status]
@@ -112,7 +112,7 @@ def written(content: Mapping[str, Any]) -> bytes:
 
 
 def json_of(value: Any, indent: str = "") -> str:
-    """Return a value as JSON; written here since the smallest Python of a distribution has no module json."""
+    """Return a value as JSON; written here since a distribution's smallest Python has no module json."""
     inner = indent + " "
     if isinstance(value, str):
         return '"' + ESCAPED.sub(lambda one: f"\\u{ord(one[0]):04x}", value) + '"'
@@ -131,7 +131,7 @@ def text_of(value: object) -> str:
 
 
 def minutes_of(words: str) -> dict[str, float]:
-    """Return the minutes of each phase, as the console's last line has them, summed up for each name."""
+    """Return the minutes of each phase, as the console's last line has them, added up for each name."""
     minutes: dict[str, float] = {}
     for name, number in re.findall(r"([\w.-]{1,100}) (\d{1,9}\.\d)(?:,|$)", words):
         minutes[name] = round(minutes.get(name, 0.0) + float(number), 1)

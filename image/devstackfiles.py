@@ -29,20 +29,20 @@ from image.pipneeds import PipSet, ProjectFiles
 PROJECTS_FILE = Path(__file__).resolve().parents[1] / "gate" / "projects.txt"
 STEPS_FILE = Path(__file__).resolve().parent / "steps.sh"
 SANDBOX_FILE = STEPS_FILE.with_name("sandbox.sh")
-CALL_SECONDS = 120  # for what is run of devstack
+CALL_SECONDS = 120  # for devstack code that is run
 GIT_SECONDS = 600
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-LINK, PROGRAM = "120000", "100755"  # modes of git
+LINK, PROGRAM = "120000", "100755"  # git's file modes
 BIG = 1024 * 1024
-TREE_BYTES = 64 << 20  # of the files of a branch, of which devstack has some 10 MB
+TREE_BYTES = 64 << 20  # of all files of a branch; devstack has some 10 MB
 PROJECT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-# With these git would look at another repository than the folder's.
+# With these set, git would look at another repository than the folder's.
 GIT_VARIABLES = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 RPM_DISTRIBUTION = re.compile(r"(fedora|f\d|rhel|centos|rocky|almalinux|ol\d|openeuler|euleros)", re.IGNORECASE)
 PACKAGE_FOLDERS = {"deb": ("files/debs", "files/apts"), "rpm": ("files/rpms",)}
 INSTALLS = re.compile(r"\b(?:install_package|apt_get[ \t]+install|yum_install)[ \t]+([^;&|#\n]+)")
-MARKED = r"(.*)#.*{}:([^ ]*)"  # the last of such marks in a line counts
+MARKED = r"(.*)#.*{}:([^ ]*)"  # the last such mark in a line counts
 SCRIPTS = ("stack.sh", "functions*", "inc/*", "lib/*", "lib/*/*", "tools/*.sh", "extras.d/*.sh")
 REPOSITORY = re.compile(  # GITREPO["cliff"]=${CLIFF_REPO:-${GIT_BASE}/openstack/cliff.git} or NOVA_REPO=${...}
     r"^[ \t]*(GITREPO\[[^\]]*\]|(\w+_REPO))=\S*\$\{?GIT_BASE\}?/([\w./-]+?)(?:\.git)?\}?[\"']?[ \t]*$", re.MULTILINE)
@@ -61,10 +61,10 @@ class Package:
 class Wanted:
     """What one branch of devstack wants cached for one distribution.
 
-    later: packages that its scripts install, whatever the distribution calls them. pips: devstack's list, None if the
-    projects' requirements count. words: packages that it installs by name (see pipneeds.words_of). builds: projects
-    in its tree that it builds. urls: files. repositories: all that it may clone. Only devstack's code knows its test
-    images, see image_urls.
+    later: packages that its scripts install, by the names of all distributions. pips: devstack's own list, None if the
+    projects' requirements count instead. words: packages that it installs by name (see pipneeds.words_of). builds:
+    projects in its tree that it builds. urls: files that it downloads. repositories: all that it may clone. Only
+    devstack's code knows its test images, see image_urls.
     """
 
     packages: list[Package]
@@ -93,8 +93,8 @@ def parse_packages(text: str, distribution: str, file: str = "", *, whole_lists:
 
     One package a line, a comment after #. `dist:a,b` in the comment limits the line to those distributions, `not:a,b`
     excludes them. As in devstack's _parse_package_files, upper and lower case are the same, the last mark of a kind
-    counts, and a distribution matches a list if its name is a part of it anywhere. `NOPRIME` marks packages that
-    devstack installs later, when a service needs them; `testonly` those that only unit tests need: cached all the same.
+    counts, and a distribution matches a list if its name occurs anywhere in it. `NOPRIME` marks packages that devstack
+    installs later, when a service needs them; `testonly` marks those that only unit tests need, which are cached, too.
     whole_lists: only a list of just this distribution matches, as in the first devstacks (see matches_whole_lists).
     """
     return [Package(name, file, install="NOPRIME" not in line)
@@ -110,7 +110,7 @@ def _is_for(line: str, distribution: str, whole_lists: bool) -> bool:
 
 
 def matches_whole_lists(tree: Path) -> bool:
-    """Return whether a devstack tree is from before autumn 2012, when stack.sh took `dist:a,b` for one word."""
+    """Return whether a devstack tree is from before autumn 2012, when stack.sh read `dist:a,b` as one word."""
     files = (tree / "stack.sh", tree / "functions")
     return any("${distros//,/ }" in _read(file, tree) for file in files if file.is_file())
 
@@ -130,7 +130,7 @@ def packages_of(tree: Path, distribution: str) -> list[Package]:
 
 
 def later_packages(tree: Path) -> list[str]:
-    """Return the names that scripts of a devstack tree install by themselves, for whatever distribution, in order."""
+    """Return the packages that only the scripts of a devstack tree name, for any distribution, sorted."""
     found: set[str] = set()
     for path in scripts_of(tree):
         text = pipneeds.code_of(_read(path, tree))
@@ -140,7 +140,7 @@ def later_packages(tree: Path) -> list[str]:
 
 
 def _read(path: Path, tree: Path) -> str:
-    """Return the text of a file of a tree; nothing if it is a link that leads out of the tree."""
+    """Return the text of a file of a tree; '' if it is a link that leads out of the tree."""
     real = path.resolve()
     return real.read_text(encoding="utf-8", errors="replace") if real.is_relative_to(tree.resolve()) else ""
 
@@ -183,10 +183,10 @@ def local_needs(branch: str, projects: Sequence[str], cache: Path) -> tuple[list
 def image_urls(archive: bytes, distribution: str) -> list[str]:
     """Return the URLs of the test images and other files that a devstack wants, sorted, each once; archive is a tar.
 
-    Only devstack's own shell code knows them: stackrc puts them together from the virtualization driver, the
-    architecture and a dozen of its functions. An image build runs that code on the template, where there is no secret.
-    Here it runs in sandbox.sh, which shows it none of this host's files, network and processes. Raises SandboxError if
-    this host does not let us shut it away; GateError with the reason if devstack's code fails.
+    Only devstack's own shell code knows them: stackrc composes them from the virtualization driver, the architecture
+    and a dozen of its functions. An image build runs that code on the template, where there is no secret. Here it runs
+    in sandbox.sh, which hides this host's files, network and processes from it. Raises SandboxError if this host does
+    not let us isolate it; GateError with the reason if devstack's code fails.
     """
     command = ["timeout", "-k", "5", str(2 * CALL_SECONDS), "bash", str(SANDBOX_FILE), str(STEPS_FILE),
                "print_image_urls", distribution]
@@ -205,11 +205,11 @@ def image_urls(archive: bytes, distribution: str) -> list[str]:
 
 
 class SandboxError(GateError):
-    """Untrusted code cannot run here, since this host does not let us shut it away."""
+    """Untrusted code cannot run here, since this host does not let us isolate it."""
 
 
 def file_urls(tree: Path, distribution: str) -> list[str]:
-    """Return the URLs that a devstack tree downloads by itself into its folder files: get-pip.py."""
+    """Return the URLs from which a devstack tree itself fills its folder `files`: that of get-pip.py."""
     installs_pip = tree / "tools/install_pip.sh"
     text = _read(installs_pip, tree) if installs_pip.is_file() else ""
     if re.search(r"^(el)?if is_fedora" if is_rpm(distribution) else r"^(el)?if is_ubuntu", text, re.MULTILINE):
@@ -246,7 +246,7 @@ def repositories_of(tree: Path) -> list[Repository]:
 
 
 def scripts_of(tree: Path) -> list[Path]:
-    """Return the shell scripts of a devstack tree with which it installs."""
+    """Return the shell scripts with which a devstack tree installs."""
     found = [path for pattern in SCRIPTS for path in sorted(tree.glob(pattern))]
     return [path for path in found if path.is_file() and path.suffix not in (".py", ".txt", ".rst", ".template")]
 
@@ -299,8 +299,8 @@ class Checkout:
     def branches(self, patterns: Sequence[str]) -> list[str]:
         """Return the branches that match one of the shell patterns, in the order of the patterns.
 
-        They are the branches of the remote, or the local ones if there is no remote. A checkout without any branch has
-        its HEAD; a plain folder is master. From now on each name means the commit that it has now. ConfigError if none
+        They are the remote's branches, or the local ones if there is no remote. A checkout without any branch gives
+        HEAD; a plain folder gives master. From then on each name means the commit that it has now. ConfigError if none
         matches.
         """
         if not self.is_git:
@@ -321,7 +321,7 @@ class Checkout:
         return branches
 
     def sha1(self, branch: str) -> str:
-        """Return the commit of a branch when it was first asked for, empty for a plain folder."""
+        """Return the commit that a branch had when first asked for, empty for a plain folder."""
         if not self.is_git:
             return ""
         if branch not in self._sha1s:  # another job may bring the checkout up to date while we build
@@ -342,7 +342,7 @@ class Checkout:
             tree = Path(folder) / "devstack"
             tree.mkdir()
             files = list(self._files(branch))
-            # Links last, through which nothing is written then.
+            # Links come last, so that nothing is written through them.
             for name, mode, content in sorted(files, key=lambda file: file[1] == LINK):
                 try:
                     (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -372,7 +372,7 @@ class Checkout:
         return output.getvalue()
 
     def _files(self, branch: str) -> Iterator[tuple[str, str, bytes]]:
-        """Yield name, mode and content of each file of a branch as it was committed: no filter of git's is run."""
+        """Yield name, mode and content of each file of a branch as it was committed: git runs no filters."""
         listed = self._git("ls-tree", "-r", "-l", "-z", self.sha1(branch)).split("\0")
         entries = [(*head.split(), name) for head, _, name in (line.partition("\t") for line in listed if line)]
         blobs = [(mode, sha1, name) for mode, kind, sha1, _, name in entries if kind == "blob"]
@@ -410,9 +410,9 @@ class Checkout:
 
 
 def refuse_unsafe(what: str, files: Sequence[tuple[str, str]]) -> None:
-    """Raise GateError if files of a commit, each a name and a mode of git, would be written elsewhere than its folder.
+    """Raise GateError if files of a commit, each a name and a git mode, would be written outside its folder.
 
-    git makes no such commit and checks none out, but it fetches those that somebody else has made.
+    git neither makes nor checks out such a commit, but it fetches one that somebody else has made.
     """
     names = Counter(name for name, _ in files)
     links = {name for name, mode in files if mode == LINK}
@@ -424,7 +424,7 @@ def refuse_unsafe(what: str, files: Sequence[tuple[str, str]]) -> None:
 
 
 def _files_of(folder: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Yield name, mode and content of the files of a plain folder; the big ones are images that it has downloaded."""
+    """Yield name, mode and content of a plain folder's files, except big ones: images that it has downloaded."""
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
@@ -435,7 +435,7 @@ def _files_of(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 def _environment() -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name not in GIT_VARIABLES}
-    return own | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}  # nothing is fetched, whatever its settings say
+    return own | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"}  # nothing is fetched, whatever git's settings say
 
 
 def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
@@ -453,7 +453,7 @@ def _git(folder: Path, *words: str, stdin: bytes = b"") -> bytes:
 
 
 def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:
-    """Return what one branch of devstack wants cached for a distribution, by devstack's name of that."""
+    """Return what one branch of devstack wants cached for a distribution, given by devstack's name for it."""
     with checkout.tree(branch) as tree:
         own = pipneeds.words_of(_read(path, tree) for path in scripts_of(tree))
         return Wanted(packages_of(tree, distribution), later_packages(tree), pips_of(tree), own, builds_of(tree),
@@ -465,8 +465,8 @@ def describe(
 ) -> tuple[dict[str, dict[str, list[str]]], bool]:
     """Return what is cached for a distribution, {branch: {packages, pips, images, projects}}, each a list of words.
 
-    Requirements of projects are read from clones beside the checkout, as far as there are any. The second value is
-    False if this host does not let us ask devstack for its images.
+    Requirements of projects are read from clones beside the checkout, if there are any. The second value is False if
+    this host does not let us ask devstack for its images.
     """
     found, complete, log = {}, True, get_log()
     for branch in branches:
@@ -493,7 +493,7 @@ def worth_getting(sets: Sequence[PipSet], constraints: Mapping[str, str]) -> lis
 
 
 def pips_described(sets: Sequence[PipSet], constraints: Mapping[str, str]) -> list[str]:
-    """Return the requirements of sets, pinned where constraints, {branch: text}, apply; none if there are none."""
+    """Return the requirements of the sets worth getting, pinned where constraints, {branch: text}, apply, sorted."""
     found: set[str] = set()
     for one in worth_getting(sets, constraints):
         pins = constraints.get(one.constraints, "")

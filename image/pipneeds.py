@@ -1,9 +1,9 @@
-"""Which pip packages a build of devstack will ask for, read from the files of devstack and of the projects as text.
+"""Which pip packages a devstack build will ask for, read as text from the files of devstack and of the projects.
 
-Pure functions: they run nothing of what they read. A build asks in several ways, and the cache must answer each:
+Pure functions: they run none of the code that they read. A build asks in several ways, and the cache must answer each:
 projects and their extras under the upper constraints of the branch; packages that devstack itself installs; projects
-without such a branch (tempest) under master's constraints; and the build requirements of projects, which pip takes
-newest and without constraints.
+without such a branch (tempest) under master's constraints; and the build requirements of projects, of which pip takes
+the newest versions without constraints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REQUIREMENT = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._-]*(\[[A-Za-z0-9
 EXTRAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[^\]]*\])")
 CONSTRAINED = re.compile("constraint", re.IGNORECASE)  # in a tox.ini
 LISTED = "what devstack lists"
-TOOLS = ("pip", "setuptools", "wheel")  # what pip itself takes where a project does not say how it is built
+TOOLS = ("pip", "setuptools", "wheel")  # what pip itself uses if a project does not say how it is built
 MAX_TEXT = 64 * 1024 * 1024  # bytes of the projects' files, all together
 # In devstack's scripts: pip_install 'tox<4', pip_install_gr psutil, $VENV/bin/pip install bindep
 CALL = re.compile(r"(?:^|[\s/;&|(])(pip_install(?:_gr)?|pip3?[ \t]+(?:install|download))[ \t]+([^;&|#\n]+)")
@@ -83,7 +83,7 @@ def pinned(requirements: Iterable[str], constraints: str) -> list[str]:
 
 
 def in_order(requirements: Iterable[str]) -> list[str]:
-    """Return requirements sorted, each once, the same in each run."""
+    """Return requirements sorted, each once, in the same order in each run."""
     return sorted(set(requirements), key=lambda requirement: (requirement.lower(), requirement))
 
 
@@ -128,7 +128,7 @@ def _unzip(data: bytes) -> bytes:
 
 
 def requirements_of(project: ProjectFiles) -> list[str]:
-    """Return what a project requires, whatever file says so."""
+    """Return what a project requires, whichever of its files says so."""
     config, toml = _setup_cfg(project), _pyproject(project)
     lines = parse_requirements(project.files.get("requirements.txt", ""))
     lines += parse_requirements(config.get("options", {}).get("install_requires", ""))
@@ -151,7 +151,7 @@ def build_requirements_of(project: ProjectFiles) -> list[str]:
     system = _table(_pyproject(project), "build-system")
     lines = _words(system.get("requires")) or list(TOOLS[1:])
     if str(system.get("build-backend", "")).startswith("hatchling"):
-        lines.append("editables")  # asked for when it is installed with -e
+        lines.append("editables")  # pip asks for it when it installs with -e
     lines += parse_requirements(_setup_cfg(project).get("options", {}).get("setup_requires", ""))
     for listed in re.findall(r"setup_requires\s*=\s*\[([^\]]*)\]", project.files.get("setup.py", "")):
         lines += parse_requirements("\n".join(re.findall(r"['\"]([^'\"]+)['\"]", listed)))
@@ -210,7 +210,7 @@ def words_of(scripts: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def code_of(script: str) -> str:
-    """Return a shell script without its comment lines, continued lines as one."""
+    """Return a shell script without its comment lines, and with continued lines joined."""
     return re.sub(r"^[ \t]*#.*$", "", script.replace("\\\n", " "), flags=re.MULTILINE)
 
 
@@ -249,11 +249,11 @@ def sets_of(
     branch: str, projects: Sequence[ProjectFiles], own: tuple[Sequence[str], Sequence[str]],
     own_builds: Sequence[ProjectFiles] = (), listed: Sequence[str] | None = None,
 ) -> list[PipSet]:
-    """Return what pip is asked for, so that a build of a branch finds all of it in the cache.
+    """Return what to ask pip for, so that a build of a branch finds all of it in the cache.
 
-    own is what devstack installs by name (words_of), own_builds what it builds of its own tree; listed is its own list
-    of an old devstack, which stands for the projects' requirements. Sets without constraints are the same for all
-    branches: get each once.
+    own is what devstack installs by name (words_of), own_builds what it builds in its own tree; listed is the list in
+    an old devstack, which replaces the projects' requirements. Sets without constraints are the same for all branches:
+    get each once.
     """
     here = [project for project in projects if project.has_branch]
     others = [project for project in projects if not project.has_branch]
@@ -278,7 +278,7 @@ def sets_of(
 
 
 def _by_name(requirements: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return requirements whose projects are named once, and the others, which may exclude each other."""
+    """Return the requirements whose project is named only once, and the others, which may exclude each other."""
     names = [project_name(requirement) for requirement in requirements]
     once = [names.count(name) == 1 for name in names]
     return ([one for one, alone in zip(requirements, once, strict=True) if alone],

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Run a function of a file on code that others wrote, shut away from this host. The function sees a separate file system with
-# the system's programs only (no home folder, no /etc, no /var, no /usr/local), and separate processes. It has no network,
-# none of our environment, and no rights. Standard input goes to the function. The first line of standard output is `shut
-# away`, the rest is the function's; without that line nothing was run, and standard error says why.
+# Run a function of a file on code that others wrote, isolated from this host. The function sees a separate file system
+# with the system's programs only (no home folder, no /etc, no /var, no /usr/local), and separate processes. It has no
+# network, none of our environment, and no rights. Standard input goes to the function. The first line of standard
+# output is `shut away`, the rest is the function's; without that line nothing was run, and standard error says why.
 #
 #     sandbox.sh FILE FUNCTION ARGUMENTS...
 #
-# It takes Linux namespaces: as root always, as another user where the system lets users have them.
+# It needs Linux namespaces: root always has them, other users only if the system lets them.
 
 NOBODY=65534
 
@@ -28,8 +28,8 @@ inside() {
     local user=$1 root=$2 steps=$3
     local -a rights=(--no-new-privs --bounding-set=-all --inh-caps=-all)
     shift 3
-    umask 022  # what is made here is for the function, whoever runs it
-    if (( user == 0 )); then rights+=(--reuid="$NOBODY" --regid="$NOBODY" --clear-groups); fi  # what is root's is not its own
+    umask 022  # the function must be able to read what is made here, as whichever user it runs
+    if (( user == 0 )); then rights+=(--reuid="$NOBODY" --regid="$NOBODY" --clear-groups); fi  # it must not own root's files
     mount -t tmpfs -o mode=755,size=256m sandbox "$root"
     cp -- "$steps" "$root/steps.sh"
     chmod 644 "$root/steps.sh"

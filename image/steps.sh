@@ -9,17 +9,18 @@ APT=(apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confdef
 LOCKED='^(E: (Could not get lock|Unable to (lock|acquire))|dpkg: error: .* lock)'
 DOWNLOAD_SECONDS=1800  # for one clone or download; the step as a whole has its own limit
 PIP_RETRIES=8  # with growing pauses, a minute in all
-PIP_WORK=cache/pip-work  # what pip keeps from one call to the next; goes at the end
-SYSTEMD=/run/systemd/system  # is there where systemd runs
+PIP_WORK=cache/pip-work  # what pip keeps from one call to the next; removed at the end
+SYSTEMD=/run/systemd/system  # exists if systemd runs
 LOCK_SECONDS=600  # how long another process may hold a lock of the package manager
-CALL_SECONDS=120  # for what is run of devstack
+CALL_SECONDS=120  # for devstack code that is run
 # These upgrade a machine by themselves, and would do so in the middle of our steps or of a test.
 UPGRADE_TIMERS=(apt-daily.timer apt-daily-upgrade.timer dnf-makecache.timer dnf-automatic.timer dnf-automatic-install.timer
     dnf-automatic-download.timer dnf-automatic-notifyonly.timer)
 UPGRADE_SERVICES=(apt-daily.service apt-daily-upgrade.service dnf-makecache.service dnf-automatic.service
     dnf-automatic-install.service dnf-automatic-download.service dnf-automatic-notifyonly.service)
 
-# Run a command or function until it succeeds, at most so often, with growing pauses; returns the last status.
+# retry ATTEMPTS COMMAND...: run a command or function until it succeeds, at most ATTEMPTS times, with growing pauses.
+# Returns the last status.
 retry() {
     local attempts=$1 pause=5 attempt rc=0
     shift
@@ -42,7 +43,7 @@ has() {
 
 # --- the machine ---
 
-# Switch automatic upgrades off for good. One that is under way may end: killed, it would leave packages half installed.
+# Switch off automatic upgrades for good. Let one that is under way end: killed, it would leave packages half installed.
 stop_upgrades() {
     local deadline=$(( SECONDS + LOCK_SECONDS ))
     mask_upgrades || return
@@ -50,7 +51,7 @@ stop_upgrades() {
         return 0
     fi
     systemctl daemon-reload || return
-    systemctl stop "${UPGRADE_TIMERS[@]}" > /dev/null 2>&1 || true  # status 5: one that is not there
+    systemctl stop "${UPGRADE_TIMERS[@]}" > /dev/null 2>&1 || true  # status 5: a unit that does not exist
     while systemctl show --property=ActiveState -- "${UPGRADE_SERVICES[@]}" | grep -qE '=(active|activating|deactivating)$'; do
         if (( SECONDS > deadline )); then
             printf 'an automatic upgrade is still under way after %s s\n' "$LOCK_SECONDS"
@@ -97,7 +98,7 @@ print_distribution() {
     esac
 }
 
-# sudo and others ask for the address of the machine's name.
+# Make the machine's name resolve: sudo and others ask for its address.
 resolve_hostname() {
     local name
     name=$(hostname)
@@ -107,17 +108,18 @@ resolve_hostname() {
     getent hosts "$name"
 }
 
-# Jobs of the template must not run in the middle of a test.
+# Remove the template's cron jobs, which must not run in the middle of a test.
 remove_cron_jobs() {
     find /etc/cron.d /etc/cron.hourly /etc/cron.daily /etc/cron.weekly /etc/cron.monthly /var/spool/cron \
         -type f ! -name '.*' -print -delete 2> /dev/null || true
     if [[ -e /etc/crontab ]]; then
         printf '# Emptied by devstack-gate: no job of the template runs on test machines.\n' > /etc/crontab
     fi
-    mask_upgrades  # what was installed since brings its own
+    mask_upgrades  # packages installed since then bring their own
 }
 
-# Remove whatever belongs to this machine only; each machine makes it anew at its first boot. The build's key opens none.
+# Remove whatever belongs to this machine only; each machine makes it anew at its first boot. The build's key is
+# removed, too, so that it opens none of them.
 forget_machine() {
     local key=$1 home file
     while IFS=: read -r _ _ _ _ _ home _; do
@@ -147,7 +149,7 @@ apt() {
 }
 
 # Run apt-get or dpkg, again and again while another process holds one of their locks: apt-get's own option for that does
-# not count for the locks of the package lists and of the archives.
+# not cover the locks of the package lists and of the archives.
 when_unlocked() {
     local deadline=$(( SECONDS + LOCK_SECONDS )) output rc
     output=$(mktemp) || return
@@ -164,14 +166,14 @@ when_unlocked() {
     return "$rc"
 }
 
-# Finish what an interrupted dpkg left, without which apt-get installs nothing.
+# Finish what an interrupted dpkg left undone: until then apt-get installs nothing.
 repair_packages() {
     if has apt-get; then  # rpm systems may have a dpkg, too
         when_unlocked dpkg --force-confdef --force-confold --configure -a && apt --fix-broken install
     fi
 }
 
-# Older versions of apt call it a success when a mirror fails.
+# Update the package lists, and fail if a mirror fails: older versions of apt call that a success.
 update_lists() {
     local output rc=0
     output=$(apt update 2>&1) || rc=$?
@@ -195,7 +197,7 @@ upgrade() {
     fi
 }
 
-# Install (or only download) the packages that are named on standard input; print those that cannot be had.
+# Install (or only download) the packages that are named on standard input; print those that are unavailable.
 fetch_packages() {
     local mode=$1
     local -a names
@@ -229,7 +231,7 @@ fetch_with_apt() {
         done <<< "$missing"
         mapfile -t names < <(printf '%s\n' "${names[@]}" | grep -vxF -f <(printf '%s\n' "$missing") || true)
     done
-    # They exclude each other: one by one, the first ones win.
+    # They exclude each other: take them one by one, so that the first ones win.
     for name in "${names[@]}"; do
         if ! apt --simulate install -- "$name" > /dev/null 2>&1 || ! retry 5 apt "${words[@]}" -- "$name"; then
             printf 'unavailable: %s\n' "$name"
@@ -253,12 +255,12 @@ fetch_with_dnf() {
     printf '%s\n' "$output"
     sed -nE 's/^No match for argument: (.+)$/unavailable: \1/p' <<< "$output" | sort -u
     if (( rc )) && [[ $output == *'Unable to find a match'* ]]; then
-        return 0  # all of them
+        return 0  # it found none of them, and they are printed
     fi
     return "$rc"
 }
 
-# Headers for the kernel that will boot next, which after the upgrade is not the one that runs.
+# Install headers for the kernel that will boot next, which after the upgrade is not the running one.
 install_headers() {
     local kernel
     kernel=$(find /boot -maxdepth 1 -name 'vmlinuz-*' ! -name '*rescue*' -printf '%f\n' 2> /dev/null | sort -V | tail -n 1)
@@ -275,7 +277,7 @@ clone_puppet() {
     retry 5 clone_repository "$@"
 }
 
-# Apply a puppet manifest of a clone; relative paths are in it.
+# Apply a puppet manifest of a clone; relative paths start in the clone.
 apply_puppet() {
     local clone=$1 modulepath=$2 manifest=$3 part rc=0
     local -a parts
@@ -296,7 +298,7 @@ apply_puppet() {
     return "$rc"
 }
 
-# Print a path, seen from a folder if it is not absolute.
+# within FOLDER PATH: print the path; if it is relative, below the folder.
 within() {
     local folder=$1 path=$2
     if [[ $path == /* ]]; then
@@ -308,7 +310,7 @@ within() {
 
 # --- the account ---
 
-# Make the node account, with its key, sudo and the folder in which Jenkins works.
+# Make the node account, with its key, sudo rights and the folder in which Jenkins works.
 make_account() {
     local user=$1 key=$2 remote_fs=$3 home group
     local -a in_group=()
@@ -375,7 +377,7 @@ clone_bundle() {
     rm -f -- "$folder.bundle"
 }
 
-# Print a URL without its login: tests can read everything on the image.
+# Print a URL without its login, because tests can read everything on the image.
 hide_login() {
     sed -E 's,(://)[^/@]*@,\1,' <<< "$1"
 }
@@ -390,8 +392,8 @@ clone_repository() {
     mv -- "$folder.part" "$folder"
 }
 
-# Print a file of a clone from the first of some refs that the clone has. This only reads: it runs nothing that the clone's
-# settings name, and fetches nothing.
+# show_file CLONE FILE REF...: print a file from the first of these refs that the clone has. This only reads: it runs
+# nothing that the clone's settings name, and fetches nothing.
 show_file() {
     local clone=$1 file=$2 ref
     ref=$(first_ref "$clone" "${@:3}") || return 0
@@ -414,8 +416,8 @@ first_ref() {
     return 1
 }
 
-# Print the files that say which pip packages the projects on standard input need, a line for each file: project, whether the
-# project has the branch (branch, else default), file, content in base64. The whole output is compressed, in base64.
+# Print the files that say which pip packages the projects on standard input need, a line for each file: project,
+# `branch` if it has the branch or else `default`, file, content in base64. The whole output is compressed, in base64.
 show_needs() {
     local branch=$1 cache=$2 project clone ref file kind text
     while IFS= read -r project; do
@@ -446,8 +448,8 @@ clone_of() {
     fi
 }
 
-# Download the pip requirements on standard input, with what they need, into ~/cache/pip, as wheels if possible. The upper
-# constraints of a branch apply, if one is named.
+# Download the pip requirements on standard input, with their dependencies, into ~/cache/pip, as wheels if possible. The
+# upper constraints of a branch apply, if one is named.
 cache_pips() {
     local branch=$1 folder requirement
     local -a requirements constrained=()
@@ -464,7 +466,7 @@ cache_pips() {
     fi
     printf '%s\n' "${requirements[@]}" > "$folder/requirements"
     if ! get_pips "$PIP_RETRIES" "${constrained[@]}" --requirement "$folder/requirements"; then
-        for requirement in "${requirements[@]}"; do  # one that cannot be had must not cost the others
+        for requirement in "${requirements[@]}"; do  # one that is unavailable must not cost the others
             if (( SECONDS > DOWNLOAD_SECONDS )) || ! get_pips 1 "${constrained[@]}" "$requirement" > /dev/null 2>&1; then
                 printf 'unavailable: %s\n' "$requirement"
             fi
@@ -473,7 +475,7 @@ cache_pips() {
     rm -rf -- "$folder"
 }
 
-# Tests then need not build wheels; a package that does not build here, for want of a library, is kept as it came.
+# Build wheels, so that tests need not; a package that does not build here, for want of a library, is kept as it came.
 get_pips() {
     run_pip "$1" wheel --wheel-dir cache/pip "${@:2}" || run_pip "$1" download --dest cache/pip "${@:2}"
 }
@@ -487,10 +489,10 @@ forget_pip_work() {
     rm -rf -- "$PIP_WORK"
 }
 
-# Print the URLs of the test images and other files that a devstack wants for a distribution; its files are a tar on standard
-# input. tools/image_list.sh names them. If that is missing, or fails, as it does by itself in every devstack since 2021,
-# stackrc has them. EXTRA_CACHE_URLS of stackrc counts in any case.
-# This runs devstack's code: call it on a template, or in sandbox.sh.
+# Print the URLs of the test images and other files that a devstack wants for a distribution; standard input is a tar of
+# its files. tools/image_list.sh names them. If that is missing, or fails, as it does by itself in every devstack since
+# 2021, stackrc has them. EXTRA_CACHE_URLS of stackrc is always added. This runs devstack's code: call it on a template,
+# or in sandbox.sh.
 print_image_urls() {
     local distribution=$1 folder tree urls='' more='' rc=0
     folder=$(mktemp -d) || return
@@ -504,7 +506,7 @@ print_image_urls() {
         if urls=$(ask_devstack "$folder" tools/image_list.sh tools/image_list.sh 2>> "$folder/reason"); then rc=0; else rc=1 urls=''; fi
     fi
     if [[ $urls || $more ]]; then
-        rc=0  # stackrc may well end early, after these
+        rc=0  # stackrc may end early, but after these
     elif (( rc )); then
         cat -- "$folder/reason" >&2
     fi
@@ -519,7 +521,8 @@ ASK_STACKRC='HOST_IP=SKIP; exec 3>&1 1>&2
 trap '\''printf "%s\n" "${IMAGE_URLS:-}" >&3; printf "extra %s\n" "${EXTRA_CACHE_URLS:-}" >&3'\'' EXIT
 source ./stackrc'
 
-# ask_devstack FOLDER NAME ARGUMENTS...: run bash in the tree of a devstack, and print what it says if it ends well.
+# ask_devstack FOLDER NAME ARGUMENTS...: run bash in the tree of a devstack. Prints the lines of its output that hold
+# URLs, and returns its status.
 ask_devstack() {
     local folder=$1 name=$2 output rc=0 last
     shift 2
@@ -538,7 +541,7 @@ ask_devstack() {
     return "$rc"
 }
 
-# Devstack asks for the distribution, and may want to install the tool for that: it is told, and installs nothing.
+# Make programs that tell devstack the distribution, and that keep it from installing the tool with which it asks.
 make_stand_ins() {
     local folder=$1 distribution=$2 vendor=Ubuntu name
     case ${distribution,,} in
@@ -563,7 +566,7 @@ release_of() {
     printf '%s\n' "${digits:-0}"
 }
 
-# Download the URLs on standard input into ~/cache/files; an incomplete file does not keep its name.
+# Download the URLs on standard input into ~/cache/files; an incomplete file never gets the final name.
 cache_files() {
     local url name output
     mkdir -p cache/files

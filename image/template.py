@@ -22,7 +22,7 @@ from image.devstackfiles import Checkout, Wanted
 
 ALWAYS_DEB = ("sudo", "libnss-myhostname")  # the latter resolves the name of each machine
 ALWAYS_RPM = ("sudo",)
-CACHE_TOOLS = ("git", "curl", "python3-pip")  # with which the caches are filled
+CACHE_TOOLS = ("git", "curl", "python3-pip")  # fill the caches
 REMOTE_FOLDER = "/var/lib/devstack-gate"
 FORGET = "forget this machine"  # the last step, after which nobody can log in
 URL = re.compile(r"[a-z]+://\S+")
@@ -71,14 +71,14 @@ class Template:
         return self.run(["bash", f"{REMOTE_FOLDER}/steps.sh", *words], text)
 
     def run(self, words: Sequence[str], stdin: str | bytes = "") -> list[str]:
-        """Run a command as root within what is left of the step's time and return the lines of its output."""
+        """Run a command as root in the time that is left for the step, and return the lines of its output."""
         left = min(self.plan.step_seconds, max(1, math.ceil(self._deadline - time.monotonic())))
         output = self.session.run_as_root(self.step, words, left, stdin)
         self.log.debug("%s", output.rstrip())
         return output.splitlines()
 
     def stop_upgrades(self) -> None:
-        """Copy the steps to the machine, and switch its automatic upgrades off for good."""
+        """Copy the steps to the machine, and switch off its automatic upgrades for good."""
         text = devstackfiles.STEPS_FILE.read_text(encoding="utf-8")
         self.session.put(self.step, f"{REMOTE_FOLDER}/steps.sh", text, "0755")
         self.call("stop_upgrades")
@@ -119,7 +119,7 @@ class Template:
         self.call("make_account", self.plan.node.user, self.plan.public_key, self.plan.node.remote_fs)
 
     def clone_projects(self) -> None:
-        """Clone the gate's projects, all branches, and what devstack may clone; those of this host are carried over."""
+        """Clone the gate's projects and what devstack may clone, with all branches; copy those that this host has."""
         missing = self.clone(self.plan.projects)
         for line in missing:
             self.log.warning("%s: could not get %s", self.step, line)
@@ -161,7 +161,7 @@ class Template:
         self.call("fetch_packages", "download", stdin=wanted.later)  # whatever this distribution has of these
 
     def cache_pips(self, branch: str) -> None:
-        """Download the pip packages that a build of each branch asks for, with what they need."""
+        """Download the pip packages that a build of the branch asks for, with their dependencies."""
         user = self.plan.node.user
         needs = "".join(self.call("show_needs", branch, "workspace-cache", stdin=self.projects(), user=user))
         constraints = {name: "\n".join(self.call("show_constraints", name, "workspace-cache", user=user))
@@ -178,7 +178,7 @@ class Template:
                     self.log.warning("%s: could not get %s (%s)", self.step, line, one.name)
 
     def cache_files(self) -> None:
-        """Download the test images and other files of all branches; devstack's own code, run here, says which."""
+        """Download all branches' test images and other files; devstack's own code, run on the template, says which."""
         checkout = self.plan.checkout
         urls: dict[str, None] = {}
         for branch in self.plan.branches:
@@ -193,13 +193,13 @@ class Template:
         self.warn(self.cache("cache_files", stdin=list(urls)))
 
     def run_custom_script(self) -> None:
-        """Run the operator's own script, last of all that changes the machine."""
+        """Run the operator's own script, after all that is installed and cached."""
         path = f"{REMOTE_FOLDER}/custom-script"
         self.session.put(self.step, path, self.plan.script or b"", "0755")
         self.run([path])
 
     def wanted(self, branch: str) -> Wanted:
-        """Return what a branch wants cached here."""
+        """Return what a branch wants cached on this machine."""
         if branch not in self._wanted and self.plan.checkout:
             self._wanted[branch] = devstackfiles.wanted(self.plan.checkout, branch, self._distribution)
         return self._wanted[branch]

@@ -29,14 +29,14 @@ from jenkinsnodes import Nodes
 from pool import script
 
 DELETE = Path(__file__).resolve().parent.parent / "devstack-vm-delete.py"
-END_SECONDS = 60  # a build that triggers this job has ended but for its last bookkeeping
+END_SECONDS = 60  # for a build that triggers this job to finish its last bookkeeping
 POLL_SECONDS = 1
-RESULT_OF = {"NOT_BUILT": "ABORTED"}  # the others are called as devstack-vm-delete.py calls them
+RESULT_OF = {"NOT_BUILT": "ABORTED"}  # all others have the names that devstack-vm-delete.py uses
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A build that has ended; result is empty if nobody knows it."""
+    """A build that has ended; result is empty if it is unknown."""
 
     node: str
     result: str
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def open_jenkins() -> Nodes:
-    """Return the Jenkins of the secure configuration; ConfigError if there is none."""
+    """Return the Jenkins to ask, from the secure configuration; ConfigError if it has none, or not this one."""
     config = gateconfig.load_secure_config()
     with vmdatabase.opened(gateconfig.database_place()):
         jenkinses = script.jenkinses_of(config)

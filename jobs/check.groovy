@@ -1,5 +1,5 @@
-// Run by check.py in the script console of Jenkins, by an administrator. Reads only, and prints one line of JSON: who may
-// do what, whether the credential is there, and the address that Jenkins calls itself by. ASKED is JSON in base64.
+// Run by check.py in the script console of Jenkins, as an administrator. Reads only, and prints one line of JSON: who
+// can do what, the credential if it is there, and the address that Jenkins is configured with. ASKED is JSON in base64.
 
 import com.cloudbees.plugins.credentials.CredentialsProvider
 import com.cloudbees.plugins.credentials.common.StandardUsernameCredentials
@@ -22,7 +22,7 @@ def permissions = [
     'Job/Read': Item.READ, 'Job/Build': Item.BUILD,
 ]
 
-// Null for a user whom Jenkins has never seen, or whom its directory of users knows no more.
+// Null for a user whom Jenkins has never seen, or who is no longer in its directory of users.
 def loginOf = { id ->
     try {
         return User.getById(id, false)?.impersonate()
@@ -30,7 +30,7 @@ def loginOf = { id ->
         return null
     }
 }
-// A right is 'Agent/Create', or 'Job/Build JOB' for one job; where that is not there yet, the right to all jobs counts.
+// A right is 'Agent/Create', or 'Job/Build JOB' for one job; if there is no such job yet, the right to all jobs counts.
 def has = { login, right ->
     def (name, job) = right.split(' ', 2) + [null]
     def scope = (job ? jenkins.getItemByFullName(job) : null) ?: jenkins
@@ -43,7 +43,7 @@ def rights = asked.users.collectEntries { user, wanted ->
 def credential = CredentialsProvider.lookupCredentials(StandardUsernameCredentials, jenkins, ACL.SYSTEM, [])
     .find { it.id == asked.credential }
 println(JsonOutput.toJson([
-    // Not getRootUrl(): that gives the address by which this request came, where Jenkins has been told none.
+    // Not getRootUrl(): if Jenkins is configured with no address, that returns the one that this request used.
     url: JenkinsLocationConfiguration.get().getUrl(),
     rights: rights,
     credential: credential ? [kind: credential.getClass().getSimpleName(), named: credential.descriptor.displayName,

@@ -52,7 +52,7 @@ CALL_SECONDS = 30
 FOLDERS_DEEP = 5
 OK, MISSING, WRONG, UNKNOWN = "ok", "missing", "wrong", "unknown"
 
-# The oldest versions that what these jobs use is known from.
+# The oldest versions known to have what these jobs use.
 CORE_PLUGINS = {"credentials": "2.3", "ssh-credentials": "1.18", "ssh-slaves": "1.31", "matrix-project": "1.18",
                 "junit": "1.29"}
 FULL_PLUGINS = {"parameterized-trigger": "2.35", "build-timeout": "1.19", "timestamper": "1.9",
@@ -62,7 +62,7 @@ PIPELINE_PLUGINS = {"workflow-job": "2.40", "workflow-cps": "2.80", "workflow-du
 GERRIT_PLUGINS = {"gerrit-trigger": "2.30"}
 SCRIPT_RIGHTS = ("Overall/Read", "Agent/Create", "Agent/Configure", "Agent/Disconnect", "Agent/Delete")
 RIGHT_PLACES = {"hudson.model.Hudson.": "Overall/", "hudson.model.Computer.": "Agent/", "hudson.model.Item.": "Job/"}
-# What a pipeline has from the Jenkinsfile beside this file, where other jobs have it from defaults.yaml.
+# A pipeline takes these from the Jenkinsfile beside this file, other jobs from defaults.yaml.
 PIPELINE_CONSTANTS = {"gate_repository": "REPOSITORY", "gate_timeout": "MINUTES", "gate_job_timeout": "JOB_MINUTES"}
 GIVEN = {"job-read": "Job/Read", "job-build": "Job/Build"}  # as jenkins-jobs calls them
 OF_PERMISSION = {"hudson.model.Item.Read": "Job/Read", "hudson.model.Item.Build": "Job/Build"}
@@ -71,7 +71,7 @@ MATRIX = "hudson.matrix.MatrixProject"
 KINDS = {FREESTYLE: "a freestyle job", PIPELINE: "a pipeline", MATRIX: "a matrix"}
 BY_THE_CLOCK = ("devstack-update-vm-image", "devstack-launch-vms", "devstack-reap-vms")
 TAKE, GIVE_BACK, STATUS = "devstack-vm-inprogress", "devstack-vm-delete", "devstack-vm-status"
-STARTED = {TAKE: "devstack-launch-vms", GIVE_BACK: "devstack-reap-vms"}  # by which other job, with replacement: at-once
+STARTED = {TAKE: "devstack-launch-vms", GIVE_BACK: "devstack-reap-vms"}  # what each starts, with replacement: at-once
 KEY_KIND = "SSH Username with private key"
 
 
@@ -89,7 +89,7 @@ class Site:
     at_once: bool
     prefix: str
     gate_jobs: Mapping[str, str]
-    given: frozenset[tuple[str, str]]  # rights that the jobs bring along: user, and 'Job/Read JOB'
+    given: frozenset[tuple[str, str]]  # rights that come with the jobs: user, and 'Job/Read JOB'
     settings: Mapping[str, str]  # of gate builds
 
     @property
@@ -164,7 +164,7 @@ def read_site(path: Path) -> Site:
 
 
 def _part(path: Path, parts: object, kind: str, name: str) -> dict[str, Any]:
-    """Return the part of a file of jenkins-jobs that defines something: - KIND: {name: NAME, ...}."""
+    """Return the part of a jenkins-jobs file that defines a name: - KIND: {name: NAME, ...}."""
     for part in parts if isinstance(parts, list) else ():
         found = part.get(kind) if isinstance(part, dict) else None
         if isinstance(found, dict) and found.get("name") == name:
@@ -191,7 +191,7 @@ def _gate_jobs(path: Path, gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _given_rights(path: Path, defaults: dict[str, Any], gate: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield user and right of each right that the jobs bring along, except rights of groups."""
+    """Yield user and right of each right that comes with the jobs; groups keep their prefix, and so match no user."""
     jobs = {"gate_rights": [job for job, _ in _gate_jobs(path, gate)], "delete_rights": [GIVE_BACK],
             "inprogress_rights": [TAKE]}
     for key, names in jobs.items():
@@ -209,9 +209,9 @@ def wanted_kinds(site: Site) -> dict[str, str]:
 
 
 def _jenkins_of(config: gateconfig.SecureConfig, name: str | None, url: str) -> JenkinsConfig:
-    """Return the Jenkins that is meant: by its section's name, by the url that jobs are loaded to, or the only one.
+    """Return the Jenkins to check: by its section's name, by the url that jobs are loaded to, or the only one.
 
-    Raises ConfigError if that is none, or more than one.
+    Raises ConfigError if there is none, or more than one.
     """
     names = [jenkins.name for jenkins in config.jenkinses]
     if not names:
@@ -240,7 +240,7 @@ def read_loader(path: Path | None) -> Loader | None:
         raise ConfigError(f"{places[0]}: cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"{places[0]}: not an INI file (not UTF-8 text)") from err
-    except configparser.ParsingError as err:  # its own words would show the line, and so perhaps the password
+    except configparser.ParsingError as err:  # its own message would show the line, perhaps with the password
         raise ConfigError(f"{places[0]}: not an INI file: {gateconfig.line_of(err)}") from err
     except configparser.Error as err:
         raise ConfigError(f"{places[0]}: not an INI file ({gateprocess.one_line(err)})") from err
@@ -273,7 +273,7 @@ class NoAnswerError(Exception):
 
 
 def check(site: Site, config: JenkinsConfig, node_user: str, loader: Loader | None) -> Iterator[Line]:
-    """Yield a line for each check; after a login that fails there is nothing more to ask."""
+    """Yield a line for each check; after a failed login nothing more is asked."""
     yield from check_providers(site)
     yield from check_hosts()
     if site.pipeline:
@@ -363,7 +363,7 @@ def ask(call: Callable[[], T]) -> T:
 
 
 def check_hosts() -> Iterator[Line]:
-    """Compare this host with the others that work on the pool, where several can, and note for them what it has."""
+    """Compare this host with the others of the pool, if several can share it, and note for them what it has."""
     place = gateconfig.database_place()
     if isinstance(place, Path):
         return
@@ -385,11 +385,11 @@ def check_hosts() -> Iterator[Line]:
 
 
 def _reason(err: Exception, response: requests.Response | None) -> str:
-    """Return in a few words why there is no answer."""
+    """Return in a few words why Jenkins did not answer the question."""
     import jenkins
 
     if response is None:
-        # What python-jenkins says without an answer of Jenkins' behind it is a script's output: its error comes first.
+        # Without an answer of Jenkins, python-jenkins' message is a script's output, which begins with its error.
         said = " ".join(line.strip() for line in str(err).split("\n\tat ")[0].splitlines()[:2])
         known = said and type(err) is jenkins.JenkinsException
         return gateprocess.plain(said, 200) if known else f"no answer ({short_reason(err)})"
@@ -405,7 +405,7 @@ def _reason(err: Exception, response: requests.Response | None) -> str:
 
 
 def check_providers(site: Site) -> Iterator[Line]:
-    """Compare the lists of providers and images with vm.db's."""
+    """Compare the providers and images of defaults.yaml with vm.db's."""
     path = gateconfig.database_place()
     if isinstance(path, Path) and not path.exists():
         yield Line(MISSING, f"{path}: run vmdatabase.py load with your providers file on this host")
@@ -438,7 +438,7 @@ def check_providers(site: Site) -> Iterator[Line]:
 
 
 def check_pipeline(site: Site) -> Iterator[Line]:
-    """Compare the constants of the Jenkinsfile with defaults.yaml, which the other jobs take theirs from."""
+    """Compare the constants of the Jenkinsfile with defaults.yaml, from which the other jobs take theirs."""
     text = (HERE / "Jenkinsfile").read_text(encoding="utf-8")
     fine = not site.settings["gate_settings"]
     if not fine:
@@ -516,7 +516,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def check_other_jobs(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Name the jobs that run on the pool's nodes without being gate jobs: nothing takes these nodes for them."""
+    """Name the jobs that run on the pool's nodes but are not gate jobs: nothing takes a node for them."""
     labels = {f"{site.prefix}devstack-{image}" for image in site.gate_jobs.values()}
     for name, expression in ask(lambda: _jobs_with_labels(admin)):
         shared = sorted(labels & labels_asked_for(expression))
@@ -544,7 +544,7 @@ def _jobs_with_labels(admin: jenkins.Jenkins) -> list[tuple[str, str]]:
 
 
 def labels_asked_for(expression: str) -> set[str]:
-    """Return the labels that an expression of Jenkins' names, as in a && (b || "c d"), but for those with ! before."""
+    """Return the labels in a label expression of Jenkins, such as a && (b || "c d"), except those after a !."""
     found = re.findall(r'(!?)\s*("[^"]*"|[^\s!&|()<>"]+)', re.sub("<?->", " ", expression))
     return {label.strip('"') for no, label in found if not no}
 
@@ -552,7 +552,7 @@ def labels_asked_for(expression: str) -> set[str]:
 def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig, node_user: str) -> Iterator[Line]:
     """Ask Jenkins' script console for rights, credential and address."""
     rights = wanted_rights(site, config)
-    # Also whether a right to a job is one to all jobs.
+    # Ask also whether the user has the right for all jobs.
     asked = json.dumps({"users": {user: [*wanted, *OF_PERMISSION.values()] for user, wanted in rights.items()},
                         "credential": config.credentials_id})
     script = (HERE / "check.groovy").read_text(encoding="utf-8")
@@ -576,7 +576,7 @@ def check_with_script(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig,
 def _rights_on_jobs(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig) -> Iterator[tuple[str, set[str]]]:
     """Yield each existing job on which users need rights, with the rights in its own configuration.
 
-    Such a right is 'USER Job/Read'; jenkins-jobs writes them anew.
+    Such a right is 'USER Job/Read'; jenkins-jobs overwrites these rights.
     """
     jobs = {right.partition(" ")[2] for wanted in wanted_rights(site, config).values() for right in wanted}
     for job in sorted((jobs - {""}) & ask(lambda: _kinds(admin)).keys()):
@@ -586,7 +586,7 @@ def _rights_on_jobs(admin: jenkins.Jenkins, site: Site, config: JenkinsConfig) -
 
 
 def _right_line(user: str, right: str, has: Sequence[str], by_hand: Mapping[str, set[str]], site: Site) -> Line:
-    """Return whether a user has a right, and will have it after jobs were loaded."""
+    """Return whether a user has a right, and will still have it after the jobs are loaded."""
     name, _, job = right.partition(" ")
     what = f"right {right} of user {user}"
     comes = (user, right) in site.given
@@ -600,7 +600,7 @@ def _right_line(user: str, right: str, has: Sequence[str], by_hand: Mapping[str,
 
 
 def check_kinds(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Name the existing jobs of another kind than the one to load: Jenkins refuses to change the kind."""
+    """Name the existing jobs whose kind differs from the one to load: Jenkins refuses to change it."""
     found = ask(lambda: _kinds(admin))
     for job, kind in wanted_kinds(site).items():
         if found.get(job, kind) != kind:
@@ -609,7 +609,7 @@ def check_kinds(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
 
 
 def check_started(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
-    """Name the jobs that are disabled, and those that do not start what replaces and deletes machines."""
+    """Name the jobs that are disabled, and those that do not start the launch or reap that they should."""
     for job in sorted(wanted_kinds(site).keys() & ask(lambda: _kinds(admin)).keys()):
         text = ask(lambda job=job: admin.get_job_config(job))  # type: ignore[misc]
         if re.search("<disabled>true</disabled>", text):
@@ -622,7 +622,7 @@ def check_started(admin: jenkins.Jenkins, site: Site) -> Iterator[Line]:
 
 
 def check_queue(api: jenkins.Jenkins, admin: jenkins.Jenkins, site: Site, user: str) -> Iterator[Line]:
-    """Say of each label with demand: queue whether the scripts see the builds that wait for it."""
+    """Say for each label with `demand: queue` whether the scripts see the builds that wait for it."""
     path = gateconfig.database_place()
     if isinstance(path, Path) and not path.exists():
         return

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """First step of a gate build, on its node, if Jenkins lacks the plugin Parameterized Trigger (plugins: core).
 
-Has Jenkins run devstack-vm-inprogress for this node, and waits for it. devstack-vm-launch.py has left the means in
-~/.devstack-gate-jenkins: the login of a user that may do nothing else, and a secret that takes this machine and no
-other. This script overwrites and removes the file as soon as it has taken the node, so that the change under test,
-which runs later, cannot read it. A build that cannot take its node holds it until it is out of service, for some
-minutes at most: otherwise every queued build would come here and fail. Uses only Python's standard library.
+Has Jenkins run devstack-vm-inprogress for this node, and waits for it. It reads ~/.devstack-gate-jenkins, in which
+devstack-vm-launch.py has left the login of a user that may do nothing else, and a secret that takes only this machine.
+It overwrites and removes the file as soon as it has taken the node, so that the change under test, which runs later,
+cannot read it. A build that cannot take its node keeps it busy until the node is out of service, but for a few minutes
+at most: otherwise every queued build would start here and fail. Uses only Python's standard library.
 
 Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
 """
@@ -30,14 +30,14 @@ from typing import IO, Any, NoReturn
 JOB = "devstack-vm-inprogress"
 LOGIN_FILE = Path.home() / ".devstack-gate-jenkins"  # USER:APIKEY, and on the next line the secret of this machine
 FOR_RESULT = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "GERRIT_CHANGE_NUMBER", "GERRIT_PATCHSET_NUMBER")
-CALL_SECONDS = 30  # for all of a call, whatever it waits for
+CALL_SECONDS = 30  # for a whole call
 ANSWER_BYTES = 4 << 20
-CONSOLE_LINES = 200  # of the other job, that are shown
-# What reading an answer raises that is not as promised.
+CONSOLE_LINES = 200  # shown of the other job's console
+# What reading a malformed answer raises.
 NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 WAIT_SECONDS = 4800  # for an executor, for what the script allows itself, and for a test environment (environment-wait)
 POLL_SECONDS = 1
-BUSY_SECONDS = 300  # so that a site where nothing works fails a build in five minutes on each node, not all at once
+BUSY_SECONDS = 300  # if nothing works, each node fails one build in five minutes, not the whole queue
 
 
 class FailedError(Exception):
@@ -65,7 +65,7 @@ def main() -> int:
         why = f"{JOB}: the answer makes no sense ({err})"
     if why:
         print(f"{plain(why)}; this build must not run on this node", file=sys.stderr, flush=True)
-        if keep_busy(jenkins):  # no other build comes here, who would need it
+        if keep_busy(jenkins):  # no other build can start here and need the file
             wipe_login()
         return 1
     print(f"{JOB} #{number}: {os.environ['NODE_NAME']} is out of service, it belongs to this build")
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def read_login() -> tuple[str, str]:
-    """Return USER:APIKEY and the secret of this machine, which is empty if it was made before there were any."""
+    """Return USER:APIKEY and the secret of this machine, which is empty if launch made it before there were any."""
     try:
         login, _, secret = LOGIN_FILE.read_text(encoding="utf-8").strip().partition("\n")
         return login, secret
@@ -83,7 +83,7 @@ def read_login() -> tuple[str, str]:
 
 
 def wipe_login() -> None:
-    """Overwrite the file before it is removed, so that nobody who has the disk finds what was in it."""
+    """Overwrite and remove the login file, so that its contents cannot be found on the disk."""
     with contextlib.suppress(FileNotFoundError):
         with LOGIN_FILE.open("r+b") as stream:
             stream.write(b"\0" * os.fstat(stream.fileno()).st_size)
@@ -93,7 +93,7 @@ def wipe_login() -> None:
 
 
 def keep_busy(jenkins: Jenkins | None) -> bool:
-    """Wait until no other build can start on this node and return True, or return False after some minutes."""
+    """Wait until no other build can start on this node and return True; return False after BUSY_SECONDS."""
     deadline = time.monotonic() + BUSY_SECONDS
     path = f"computer/{urllib.parse.quote(os.environ.get('NODE_NAME', ''))}/api/json?tree=temporarilyOffline"
     while time.monotonic() < deadline:
@@ -134,7 +134,7 @@ class Jenkins:
         self.opener = urllib.request.build_opener(StayHere)
 
     def ask(self, path: str) -> str:
-        """Return the answer for a path; asks again until the deadline if none comes."""
+        """Return the answer for a path; ask again until the deadline if none comes."""
         while True:
             try:
                 return self.request(path)[1].decode("utf-8", "replace")
@@ -146,7 +146,7 @@ class Jenkins:
             time.sleep(POLL_SECONDS)
 
     def request(self, path: str, form: dict[str, str] | None = None) -> tuple[http.client.HTTPMessage, bytes]:
-        """Make one request, a POST if there is a form; returns the headers and the body of the answer.
+        """Make one request, a POST if there is a form; return the headers and the body of the answer.
 
         The login goes to this Jenkins only: a redirect to another server raises an error.
         """
@@ -159,7 +159,7 @@ class Jenkins:
             return answer.headers, body
 
     def wait(self, path: str, tree: str, key: str) -> Any:
-        """Return the value of a key of one of Jenkins' objects as soon as there is one."""
+        """Return the value of a key of one of Jenkins' objects as soon as it has one."""
         while True:
             found = json.loads(self.ask(f"{path}/api/json?tree={tree}"))
             if found.get("cancelled"):
@@ -186,7 +186,7 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def start(jenkins: Jenkins, secret: str) -> str:
-    """Ask once for a build of the job, and return the path of its place in the queue."""
+    """Ask once for a build of the job, and return the path of its item in the queue."""
     form = {"GATE_NODE_NAME": os.environ["NODE_NAME"], "GATE_JOB_NAME": os.environ["JOB_NAME"],
             "GATE_BUILD_NUMBER": os.environ["BUILD_NUMBER"], "GATE_TAKE_SECRET": secret}
     form.update({name: os.environ[name] for name in FOR_RESULT if os.environ.get(name)})
@@ -202,7 +202,7 @@ def start(jenkins: Jenkins, secret: str) -> str:
 
 
 def wait_for_start(jenkins: Jenkins, item: str) -> int:
-    """Return the number of the build that the place in the queue became."""
+    """Return the number of the build that the queued item became."""
     return int(jenkins.wait(item, "cancelled,why,executable[number]", "executable")["number"])
 
 
@@ -221,7 +221,7 @@ def reason_of(err: Exception) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text of others cut, in one line, with nothing that steers a terminal."""
+    """Return somebody else's text, cut to one line without control characters."""
     return "".join(char if char.isprintable() else "?" for char in " ".join(text[:1000].split()))[:300]
 
 

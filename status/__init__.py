@@ -1,1 +1,1 @@
-"""What devstack-vm-status.py is made of: what it reads, its statistics, pictures, page and metrics."""
+"""The parts of devstack-vm-status.py: the facts that it reads, its statistics, pictures, page and metrics."""

@@ -1,10 +1,10 @@
-"""Statistics that are honest: rates with intervals, and differences that are no chance.
+"""Failure rates with intervals, and the differences that chance does not explain.
 
-A provider is flagged if more of its builds fail than of the others', by Fisher's exact test of one side, made within
-each job and put together (the exact form of the Cochran-Mantel-Haenszel test), so that a provider which happens to run
-the harder jobs is not blamed. LEVEL holds for all that are compared together, by Holm's correction. It is 0.3 %, not
-5 %, because the page is made every 10 minutes, and people look again and again at a week that moves on: so fewer than
-one week in twenty without any difference shows a flag at any of these looks.
+A provider is flagged if more of its builds fail than of the others', by Fisher's one-sided exact test within each job,
+combined over all jobs (the exact form of the Cochran-Mantel-Haenszel test), so that a provider which happens to run the
+harder jobs is not blamed. LEVEL holds for all comparisons together, by Holm's correction. It is 0.3 %, not 5 %, because
+the page is made every 10 minutes, and people look again and again at a moving week: of weeks without any real
+difference, fewer than one in twenty shows a flag at any of these looks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from status.facts import PASSED, Build
 Name = TypeVar("Name", bound=Hashable)
 
 LEVEL = 0.003
-Z_95 = 1.959963984540054  # of the normal distribution, both sides together 5 %
+Z_95 = 1.959963984540054  # of the normal distribution; 5 % for both sides together
 OF_THE_CHANGE = ("source", "configuration")  # kinds of failures that no provider or image can be blamed for
 
 
@@ -38,8 +38,8 @@ class Rate:
     rate: float
     low: float
     high: float
-    others: float | None  # rate of all the others; None if there are none
-    p: float  # how likely it is that chance alone makes this or more
+    others: float | None  # rate of all the others; None if there are no others
+    p: float  # the probability of this many failures or more by chance alone
     flagged: bool
 
 
@@ -54,13 +54,13 @@ def wilson(failed: int, builds: int) -> tuple[float, float]:
 
 
 def counted(builds: Iterable[Build]) -> list[Build]:
-    """Return the builds that tell of providers and images: passed, or failed of what may be their fault."""
+    """Return the builds by which to judge providers and images: passed, or failed in a way that may be their fault."""
     return [build for build in builds
             if build.result == PASSED or (build.result in FAILED_RESULTS and build.kind not in OF_THE_CHANGE)]
 
 
 def rates(builds: Sequence[Build], name_of: Callable[[Build], str]) -> list[Rate]:
-    """Return the rate of each provider, or image, as name_of tells; flagged is not yet decided."""
+    """Return the rate of each provider or image, whichever name_of returns; flagged is not decided yet."""
     total: dict[str, Counter[str]] = defaultdict(Counter)  # by job
     failed: dict[str, Counter[str]] = defaultdict(Counter)
     for build in builds:
@@ -80,10 +80,10 @@ def rates(builds: Sequence[Build], name_of: Callable[[Build], str]) -> list[Rate
 
 
 def exact_p(failed: int, strata: Sequence[tuple[int, int, int]]) -> float:
-    """Return how likely as many failures or more are by chance, given who ran how many builds.
+    """Return the probability of this many failures or more by chance, given how many builds of each job each one ran.
 
-    Each stratum is a job: builds of the one looked at, failures of all, builds of all. Within it the failures fall on
-    the builds at random (hypergeometric); the strata are independent of each other.
+    Each stratum is a job: builds of the provider or image in question, failures of all, builds of all. Within it the
+    failures fall on the builds at random (hypergeometric); the strata are independent of each other.
     """
     chances = np.ones(1)
     least = 0
@@ -96,7 +96,7 @@ def exact_p(failed: int, strata: Sequence[tuple[int, int, int]]) -> float:
 
 @lru_cache(maxsize=1000)
 def hypergeometric(own: int, bad: int, builds: int) -> tuple[int, Any]:
-    """Return the least number of failures that can fall on `own` of the builds, and the chances of it and of more."""
+    """Return the least number of failures that `own` of the builds can have, and the chances of it and of all above."""
     least, most = max(0, own + bad - builds), min(own, bad)
     logs = [_log_choose(bad, number) + _log_choose(builds - bad, own - number) for number in range(least, most + 1)]
     return least, np.exp(np.array(logs) - _log_choose(builds, own))
@@ -107,7 +107,7 @@ def _log_choose(many: int, few: int) -> float:
 
 
 def flags(values: Mapping[Name, float], level: float = LEVEL) -> set[Name]:
-    """Return which of the p values that were compared together are no chance, by Holm's correction."""
+    """Return the names whose p values, compared together, are too small for chance, by Holm's correction."""
     found: set[Name] = set()
     for place, (name, value) in enumerate(sorted(values.items(), key=lambda item: item[1])):
         if value > level / (len(values) - place):
@@ -121,11 +121,11 @@ class FalseNegative:
     """A build that failed, though the same change, patchset and job passed later with nothing changed."""
 
     build: Build
-    passed: int  # when
+    passed: int  # when it passed
 
 
 def false_negatives(builds: Iterable[Build]) -> list[FalseNegative]:
-    """Return the builds that failed and then passed untouched; the builds come by time."""
+    """Return the builds that failed and then passed with nothing changed; `builds` is sorted by time."""
     failed: dict[tuple[str, int, int], list[Build]] = defaultdict(list)
     found = []
     for build in builds:

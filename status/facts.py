@@ -1,4 +1,4 @@
-"""What the status page is made of, as read from vm.db at one moment and from Jenkins' queue."""
+"""The facts on the status page, read from vm.db at one moment and from Jenkins' queue."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Image:
 
     provider: str
     name: str
-    min_ready: int  # 0 where a label's counts for all providers together
+    min_ready: int  # 0 if its label has one for all providers together
     active: bool
-    paused: bool  # the provider: it gives no new machines
+    paused: bool  # the provider is paused: it gives no new machines
     deaths: int
     death: str | None
     snapshot_time: int | None  # of the newest READY snapshot, its own or its template's
@@ -52,7 +52,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine that is there now."""
+    """A machine that exists now."""
 
     name: str
     provider: str
@@ -77,7 +77,7 @@ class Event(NamedTuple):
     source: str | None
     target: str | None
     seconds: int | None
-    reason: str | None  # of one to ERROR
+    reason: str | None  # of a move to ERROR
 
 
 class Build(NamedTuple):
@@ -115,13 +115,13 @@ class Waiting:
     longest: int
 
     def with_more(self, others: Waiting) -> Waiting:
-        """Return these and those of another Jenkins."""
+        """Return these together with those of another Jenkins."""
         return Waiting(self.count + others.count, max(self.longest, others.longest))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All of it; events and builds are those since `since`, by time."""
+    """All facts; events and builds are those since `since`, sorted by time."""
 
     now: int
     since: int
@@ -131,19 +131,19 @@ class Facts:
     events: list[Event]
     builds: list[Build]
     tally: list[tuple[str, str, str, str, int, int]]  # what, provider, image, key, count, total
-    waiting: dict[str, dict[str, Waiting] | None] = field(default_factory=dict)  # by Jenkins and label; None: untold
+    waiting: dict[str, dict[str, Waiting] | None] = field(default_factory=dict)  # by Jenkins and label; None: not told
     waiting_error: str = ""
     prefix: str = ""
     has_jenkins: bool = False
     # Labels, how each provider stands with them, and how many machines each Jenkins has ready or on their way.
     labels: list[tuple[Label, list[Standing], Counter[str]]] = field(default_factory=list)
     environments: list[Environment] = field(default_factory=list)
-    environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in their order
+    environment_waits: list[int] = field(default_factory=list)  # since when machines wait for one, in line order
     subnodes: list[Machine] = field(default_factory=list)  # the servers that belong to machines
 
     @property
     def waiting_by_label(self) -> dict[str, Waiting] | None:
-        """Which builds wait, in every Jenkins that tells; None if none does."""
+        """Which builds wait, in all Jenkins that tell; None if none does."""
         told = [builds for builds in self.waiting.values() if builds is not None]
         found: dict[str, Waiting] = {}
         for label, builds in [item for one in told for item in one.items()]:
@@ -152,7 +152,7 @@ class Facts:
 
 
 def read(since: int, now: int) -> dict[str, Any]:
-    """Return what vm.db tells, as arguments of Facts, all of one moment."""
+    """Return the arguments of Facts that come from vm.db, all read at one moment."""
     with vmdatabase.database.atomic():
         return {
             "now": now, "since": since, "providers": list(_providers()), "images": list(_images()),
@@ -172,7 +172,7 @@ def read(since: int, now: int) -> dict[str, Any]:
 
 
 def _events(since: int) -> Iterator[Event]:
-    """Yield the moves of machines; there may be hundreds of thousands, so equal texts are one in memory."""
+    """Yield the moves of machines; there may be hundreds of thousands, so equal texts share memory."""
     texts: dict[str | None, str | None] = {}
     for time_, *words, seconds, reason in _rows(
             "SELECT time, provider, image, from_state, to_state, seconds, CASE to_state WHEN 'ERROR' THEN reason END "

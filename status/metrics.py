@@ -1,6 +1,6 @@
-"""metrics.prom: what Prometheus reads through node_exporter's textfile collector or from a web server.
+"""metrics.prom, which Prometheus reads through node_exporter's textfile collector or from a web server.
 
-Counters and histograms come from the table tally, which only grows; gauges are of the moment of the page.
+Counters and histograms come from the table tally, which only grows; gauges show the moment of the page.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def text(facts: Facts, sections: Mapping[str, Any]) -> bytes:
 
 
 class _Collector:
-    """Hands over metrics that are made already."""
+    """Hands over metrics that were made before."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -119,7 +119,7 @@ def _counted(facts: Facts) -> Iterator[Metric]:
 
 def _histogram(name: str, help_text: str, tally: Mapping[tuple[str, str], Mapping[str, tuple[int, int]]],
                bounds: Sequence[int], seconds: int) -> HistogramMetricFamily:
-    """Return a histogram; seconds is how many of them a bound of tally stands for."""
+    """Return a histogram; seconds is the unit of tally's bounds."""
     family = HistogramMetricFamily(f"devstack_gate_{name}", help_text, labels=WHERE)
     for where, keys in tally.items():
         buckets, reached = [], 0

@@ -39,5 +39,5 @@ def percent(share: float) -> str:
 
 
 def shown(text: object) -> str:
-    """Return a text without what cannot be shown, such as characters that turn the line round."""
+    """Return a text with a sign in place of each unprintable character, such as one that turns the line round."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text))

@@ -1,8 +1,8 @@
 """The pictures of the status page: SVG, each for wide and narrow screens and for light and dark ones.
 
-Colours are those of Okabe and Ito, which colour-blind people can tell apart, and nothing is told by colour alone: what
-is stacked lies in the order of its legend. There is no style in the files, only attributes, for the page's
-Content-Security-Policy forbids it; text is text.
+Colours are those of Okabe and Ito, which colour-blind people can tell apart, and nothing is told by colour alone: areas
+are stacked in the order of their legend. The files have attributes instead of styles, which the page's
+Content-Security-Policy forbids. Text stays text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIZE = 12  # of text, pixels
 MOST_ROWS = 30  # of names, one below the other
 NAME_LENGTH = 24
 SVG = "http://www.w3.org/2000/svg"
-Draw = Callable[["Axes", bool], None]  # on what, and whether for a narrow screen
+Draw = Callable[["Axes", bool], None]  # takes the axes, and whether the screen is narrow
 
 
 class Picture(NamedTuple):
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
 
 def draw_all(sections: Mapping[str, Any]) -> tuple[dict[str, Picture], dict[str, bytes]]:
-    """Return the pictures by name, those with something to show, and the contents of their files."""
+    """Return the pictures that have something to show, by name, and the contents of their files."""
     _prepare()
     pictures, files = {}, {}
     for name, title, draw, rows in _plan(sections):
@@ -70,7 +70,7 @@ def draw_all(sections: Mapping[str, Any]) -> tuple[dict[str, Picture], dict[str,
 
 
 def _plan(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, Draw, int]]:
-    """Yield name, title, what draws it and how many rows of names it has, for each picture that has something."""
+    """Yield name, title, drawing function and number of rows of names, for each picture with something to show."""
     for name, hours in (("states", sections["hours"]), ("states_long", sections["long_hours"])):
         if any(any(sections[name][state]) for state in STATES):
             yield name, f"Machines by state, {_span(hours)}", partial(_states, sections[name]), 0
@@ -95,7 +95,7 @@ def _span(hours: int) -> str:
 
 
 def _prepare() -> None:
-    """Have matplotlib keep its cache where it can, and draw text as text."""
+    """Have matplotlib keep its cache where it can write, and draw text as text."""
     if "MPLCONFIGDIR" not in os.environ and not os.access(Path("~").expanduser(), os.W_OK):
         os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()
     import matplotlib as mpl
@@ -109,7 +109,7 @@ def _prepare() -> None:
 
 
 def _svg(draw: Draw, title: str, size: tuple[float, float], narrow: bool) -> str:
-    """Draw one picture and return its text, with attributes in the place of styles."""
+    """Draw one picture and return its text, with attributes instead of styles."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -119,7 +119,7 @@ def _svg(draw: Draw, title: str, size: tuple[float, float], narrow: bool) -> str
     axes.set_title(_wrapped(title, 44) if narrow else title)
     stream = io.StringIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of characters that the font of the measures does not have: the browser's has
+        warnings.simplefilter("ignore")  # about characters that the font for measuring lacks: the browser's has them
         draw(axes, narrow)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _without_styles(stream.getvalue(), title)
@@ -129,7 +129,7 @@ def _without_styles(text: str, title: str) -> str:
     """Return an SVG whose styles are attributes."""
     ET.register_namespace("", SVG)
     ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    root = ET.fromstring(text)  # matplotlib has made it just now
+    root = ET.fromstring(text)  # trusted: matplotlib has just made it
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{{{SVG}}}style", f"{{{SVG}}}metadata"):
@@ -161,7 +161,7 @@ def _dark(light: str) -> str:
 
 
 def _time_axis(axes: Axes, times: Sequence[int]) -> None:
-    """Have the x axis show times in UTC, and say so."""
+    """Make the x axis show times in UTC, and say so."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, DateFormatter
 
     short = times[-1] - times[0] < HOUR
@@ -193,7 +193,7 @@ def _builds(over: Mapping[str, Any], axes: Axes, _narrow: bool) -> None:
 
 
 def _stack(axes: Axes, times: Sequence[int], names: Sequence[str], columns: Sequence[Sequence[int]]) -> None:
-    """Draw columns of counts above one another, each value from its time to the next."""
+    """Draw counts as stacked areas, each value from its time to the next."""
     areas = axes.stackplot([_when(moment) for moment in times], columns, labels=names, step="post",
                            colors=[COLOURS[name] for name in names], edgecolor="#ffffff", linewidth=0.3)
     for area, name in zip(areas, names, strict=True):
@@ -262,7 +262,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _cut(text: str, length: int) -> str:
-    """Return a text in one line of so many characters; what steers a terminal or turns the line round shows as such."""
+    """Return a text in one line of at most `length` characters, with a sign in place of each unprintable one."""
     line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return line if len(line) <= length else f"{line[:length - 1]}\N{HORIZONTAL ELLIPSIS}"
 

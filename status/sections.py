@@ -1,4 +1,4 @@
-"""What the page says, section by section, computed from the facts alone: plain values, which are status.json, too."""
+"""The sections of the page, computed from the facts alone: plain values, which also make status.json."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ STATES = ("READY", "BUILDING", "USED", "HOLD", "ERROR", "DELETE")
 RESULTS = ("SUCCESS", "FAILURE", "UNSTABLE", "TIMEOUT", "ABORTED", "UNKNOWN")
 FAILS_SINCE = 3  # boots in a row without a success: a person should look
 OLD_IMAGE_SECONDS = 2 * DAY
-FORGOTTEN_SECONDS = 3 * HOUR  # of a machine that nobody has begun to delete: reap does not run
+FORGOTTEN_SECONDS = 3 * HOUR  # a machine not yet being deleted after that long: reap does not run
 HOLD_ENDS_SECONDS = 4 * HOUR
-LAUNCH_SECONDS = 1800  # in which launch, run every 10 minutes, makes good what builds have taken
-POINTS = 168  # in a picture of states
+LAUNCH_SECONDS = 1800  # in that time launch, run every 10 minutes, replaces what builds have taken
+POINTS = 168  # of time in a picture of states
 REASON_LENGTH = 100
 MOST_REASONS = 8
 MOST_FALSE_NEGATIVES = 50  # in the table
 
 
 def compute(facts: Facts, hours: int) -> dict[str, Any]:
-    """Return all sections; hours is the shorter span, the longer one is all that the facts have."""
+    """Return all sections; hours is the shorter span, the longer one is all that the facts cover."""
     span, begin = facts.now - hours * HOUR, beginning(facts)
     return {
         "time": facts.now, "since": facts.since, "hours": hours, "long_hours": (facts.now - facts.since) // HOUR,
@@ -70,7 +70,7 @@ def _matter(kind: str, about: str, text: str, since: int | None) -> dict[str, An
 
 
 def _failing(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield providers of which no machine has come up for several boots."""
+    """Yield providers whose last boots, several in a row, have all failed."""
     in_a_row: dict[str, list[Event]] = defaultdict(list)
     for event in facts.events:
         if event.source == "BUILDING" and event.target == "READY":
@@ -84,7 +84,7 @@ def _failing(facts: Facts) -> Iterable[dict[str, Any]]:
 
 
 def _short(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield providers with fewer machines than wanted, if launch has not made that good or none is ready."""
+    """Yield providers with fewer machines than wanted, if launch has not replaced them in time or none is ready."""
     last: dict[tuple[str, str], int] = {}
     for event in facts.events:
         if event.target in ("BUILDING", "READY"):
@@ -125,7 +125,7 @@ def _old_images(facts: Facts) -> Iterable[dict[str, Any]]:
 
 
 def _deletes(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield deletes that do not end, one line for each provider."""
+    """Yield deletes that do not end, one line for each provider and reason."""
     stuck: dict[tuple[str, str], list[Machine]] = defaultdict(list)
     for machine in (*facts.machines, *facts.subnodes):
         if machine.state not in ("DELETE", "ERROR"):
@@ -149,7 +149,7 @@ def _holds(facts: Facts) -> Iterable[dict[str, Any]]:
 
 
 def _agents(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield image types whose ready machines are of no use to Jenkins."""
+    """Yield image types whose ready machines Jenkins cannot use."""
     away: Counter[tuple[str, str]] = Counter()
     for machine in facts.machines:
         since = machine.absent_time or (machine.state_time if machine.online_time is None else None)
@@ -164,7 +164,7 @@ def _agents(facts: Facts) -> Iterable[dict[str, Any]]:
 
 
 def _broken(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Yield test environments that nobody gets any more."""
+    """Yield test environments that no machine gets any more."""
     for one in facts.environments:
         if one.state == "BROKEN":
             yield _matter("environment broken", one.name, one.reason or "no reason is known", one.since)
@@ -232,7 +232,7 @@ def _label(facts: Facts, image: Image | Label) -> str:
 
 
 def beginning(facts: Facts) -> int:
-    """Return since when there have been machines, at most as long ago as the facts go back."""
+    """Return when the first machine came, or the beginning of the facts if there were machines before."""
     came = sum(event.source is None for event in facts.events)
     went = sum(event.target is None for event in facts.events)
     return facts.events[0].time if facts.events and len(facts.machines) == came - went else facts.since
@@ -241,7 +241,7 @@ def beginning(facts: Facts) -> int:
 def states_over(facts: Facts, since: int) -> dict[str, Any]:
     """Return how many machines were in each state, at the end of each step from `since` on.
 
-    Counted backwards from what is there now: what has moved since a moment is moved back.
+    Counts backwards from the machines that exist now, undoing their moves.
     """
     counts: Counter[str] = Counter(machine.state for machine in facts.machines)
     times = list(range(facts.now, since - 1, -max(1, (facts.now - since) // POINTS)))
@@ -261,7 +261,7 @@ def states_over(facts: Facts, since: int) -> dict[str, Any]:
 
 
 def boots(facts: Facts) -> list[dict[str, Any]]:
-    """Return of each provider how its boots went: how many, the time from asked for to READY in seconds."""
+    """Return how the boots of each provider went: how many, and the seconds from the request to READY."""
     seconds: dict[str, list[int]] = defaultdict(list)
     failed: Counter[str] = Counter()
     for event in facts.events:
@@ -278,7 +278,7 @@ def boots(facts: Facts) -> list[dict[str, Any]]:
 
 
 def boot_failures(facts: Facts) -> list[dict[str, Any]]:
-    """Return the reasons of failed boots, alike ones together, the most frequent first."""
+    """Return the reasons of failed boots, similar ones together, the most frequent first."""
     reasons: Counter[str] = Counter()
     providers: dict[str, Counter[str]] = defaultdict(Counter)
     for event in facts.events:
@@ -291,7 +291,7 @@ def boot_failures(facts: Facts) -> list[dict[str, Any]]:
 
 
 def alike(reason: str) -> str:
-    """Return a reason without what differs from one machine to the next: ids, addresses, times."""
+    """Return a reason without what differs between machines: ids, addresses, times."""
     words = re.sub(r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b[0-9a-f]{32}\b|\d+(?:[.:]\d+)*", "#", reason)
     return words if len(words) <= REASON_LENGTH else f"{words[:REASON_LENGTH]}..."
 
@@ -308,7 +308,7 @@ def builds_over(builds: Sequence[Build], since: int, now: int, step: int) -> dic
 
 
 def waits(facts: Facts) -> list[dict[str, Any]]:
-    """Return of each provider for how long its machines were ready before a build or a person took them, in seconds."""
+    """Return how many seconds each provider's machines were READY before a build or a person took them."""
     seconds: dict[str, list[int]] = defaultdict(list)
     for event in facts.events:
         if event.source == "READY" and event.target == "USED" and event.seconds is not None:
@@ -332,7 +332,7 @@ def blame_of(builds: Sequence[Build]) -> dict[str, Any]:
 
 
 def false_negatives(builds: Sequence[Build]) -> dict[str, Any]:
-    """Return how many failed builds passed later untouched, by what may be to blame, and the last of them."""
+    """Return how many failed builds passed later with nothing changed, by possible cause, and the last of them."""
     found = blame.false_negatives(builds)
     failures = sum(build.result in FAILED_RESULTS for build in builds)
 
