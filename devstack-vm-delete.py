@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     with vmdatabase.opened(gateconfig.database_place()):
         if is_reaped(options.node, os.environ):
             gateprocess.get_log(node=options.node).info(
-                "devstack-vm-reap has recorded the end of its build; it is gone")
+                "the machine is gone; devstack-vm-reap has recorded the end of its build")
             return code
         machine = vmdatabase.machine_named(options.node)
         if machine.state == BUILDING:

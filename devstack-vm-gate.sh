@@ -365,7 +365,7 @@ run_tempest() {
         tox -e "$TEMPEST_ENVIRONMENT" -- "${TEMPEST_ARGUMENTS[@]}"
     failed=$(count_tests "$NEW/tempest.txt" failed)
     if (( failed )); then
-        printf '%s: tempest ended with 0, and %s of its tests failed\n' "${0##*/}" "$failed" >&2
+        printf '%s: tempest ended with 0, although %s of its tests failed\n' "${0##*/}" "$failed" >&2
         exit 1
     elif (( ! $(count_tests "$NEW/tempest.txt" ran || true) )); then
         log 'tempest ran no test'

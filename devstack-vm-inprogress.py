@@ -138,7 +138,7 @@ def refuse_ended_build(nodes: jenkinsnodes.Nodes, environ: Mapping[str, str]) ->
     job, number = build_named(environ)
     build = nodes.build(job, number) if number and "GATE_JOB_NAME" in environ else None
     if build and build.result:
-        raise GateError(f"{job} #{number} is over ({build.result}); its node is left to the next build")
+        raise GateError(f"{job} #{number} has ended already ({build.result}); its node is left to the next build")
 
 
 def build_named(environ: Mapping[str, str]) -> tuple[str, int]:

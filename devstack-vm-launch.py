@@ -488,7 +488,7 @@ class Launch:
         if image.id not in self.told:
             self.told.add(image.id)
             self.log.bind(image=image.name).error(
-                "%d ready machines in a row were lost to Jenkins (%s); one at a time is tried until one is of use, or "
+                "%d ready machines in a row were lost to Jenkins (%s); only one at a time is tried until one works, or "
                 "the image or its entry in the providers file changes", image.deaths, image.death)
         return min(image.min_ready, len(self.proven[image.id]) + 1)
 
@@ -542,7 +542,7 @@ class Launch:
             if not isinstance(why, nova.CapacityError):
                 self.note_failing(one for one in self.images.values() if image_id in (None, one.id))
             log = self.log.bind(image=self.images[image_id].name) if image_id else self.log
-            log.error("no more servers are asked for in this run: %s", why)
+            log.error("requesting no more servers in this run: %s", why)
 
     def note_failing(self, images: Iterable[BaseImage]) -> None:
         """Have other providers make up for image types until one of their machines is ready here."""

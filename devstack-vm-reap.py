@@ -170,8 +170,8 @@ class Reap:
     def mend_times(self) -> None:
         """Replace times that a clock that was ahead has written by the present time."""
         if count := vmdatabase.mend_times(self.provider, self.look.now(), CLOCK_SECONDS):
-            self.log.warning("%d machines are from a time that is still to come, as of a clock that was ahead; their "
-                             "ages are counted from now on", count)
+            self.log.warning("%d machines have times in the future, written by a clock that was ahead; their ages "
+                             "count from now", count)
 
     def rows(self) -> Rows:
         """Return what vm.db says now."""
@@ -245,8 +245,8 @@ class Reap:
         for machine in rows.machines:
             if machine.state == HOLD and machine.external_id in sight.gone:
                 lead = rows.by_id.get(machine.lead_id or machine.id, machine)
-                self.log_of(machine).warning("is held, but its server is gone; let it go with: vmdatabase.py unhold %s",
-                                             lead.name)
+                self.log_of(machine).warning("is held, but its server is gone; release it with: "
+                                             "vmdatabase.py unhold %s", lead.name)
         return decisions.marks(rows, sight)
 
     def snapshots(self, images: Sequence[nova.Image]) -> list[actions.MarkProved | actions.DeleteSnapshot]:
@@ -395,7 +395,7 @@ class Reap:
         if answer == BUILDS:
             self.log_of(machine).info("its node still builds; left for the next run")
         elif action.may_have_server:
-            self.log_of(machine).info("whether it ever had a server cannot be told yet; left for a later run")
+            self.log_of(machine).info("cannot tell yet whether it ever had a server; left for a later run")
         elif answer == GONE:
             self.gone.add(str(machine.external_id))
             self.drop(machine)
@@ -524,7 +524,7 @@ class Reap:
         for image in [image for image in vmdatabase.images_of(self.provider) if self.died[image.id]]:
             if image.deaths >= vmdatabase.DEATHS_IN_A_ROW:
                 self.log.bind(image=image.name).error(
-                    "%d ready machines in a row were lost to Jenkins; launch tries one at a time until one is of use, "
+                    "%d ready machines in a row were lost to Jenkins; launch tries one at a time until one works, "
                     "or the image or its entry in the providers file changes", image.deaths)
         count = self.died.total()
         died = f"; {count} ready machine{'s' * (count > 1)} lost to Jenkins" if count else ""

@@ -255,8 +255,8 @@ def _jenkins_configs(path: Path, parser: configparser.ConfigParser) -> tuple[Jen
     for section in [section for section in parser.sections() if _kind_of(section) == "jenkins"]:
         jenkins = _jenkins_config(path, parser, section)
         if same := next((other for other, known in found if is_same_url(known.server, jenkins.server)), None):
-            raise ConfigError(f"{path}: [{section}] server: is that of [{same}], too; expected one section for each "
-                              "Jenkins")
+            raise ConfigError(f"{path}: [{section}] server: is the same Jenkins as in [{same}]; expected one "
+                              "section for each Jenkins")
         found.append((section, jenkins))
     return tuple(jenkins for _, jenkins in found)
 

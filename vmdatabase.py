@@ -529,8 +529,8 @@ def new_file(path: Path) -> SqliteDatabase:
 
 
 def _empty(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: is empty, as no vm.db ever is; restore a backup, or remove the file to begin a new "
-                       "pool, which knows nothing of what the old one had")
+    return ConfigError(f"{path}: is empty, which a vm.db never is; restore a backup, or remove the file to begin a new "
+                       "pool that knows nothing of the old one")
 
 
 @contextlib.contextmanager
@@ -778,7 +778,7 @@ def backup(file: Path) -> None:
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; name the file to write")
         if file.exists() and not file.is_file():
-            raise ConfigError(f"{file}: is no file, and would be replaced by one; name a file to write")
+            raise ConfigError(f"{file}: is not a plain file, and a backup would replace it; name a file to write")
         if not file.parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.parent}")
         if file.exists() and file.samefile(str(database.database)):

@@ -290,7 +290,7 @@ class Network:
                 self._needed, self._no_way = False, True
                 return None
             raise CloudConfigError(
-                f"provider {self._provider.name}: floating-ips: no way leads from {' or '.join(networks)} to the "
+                f"provider {self._provider.name}: floating-ips: no route leads from {' or '.join(networks)} to the "
                 f"networks of server {server.name} ({', '.join(server.addresses)}); see networks and "
                 "floating-ip-network")
         raise refusals[-1]
@@ -319,7 +319,7 @@ class Network:
             with contextlib.suppress(RefusedError, GoneError):
                 self._calls.ask("borrow floating IP", partial(
                     self._api.update_ip, ip.id, if_revision=ip.revision_number, description=f"{mark}{BORROWED}"))
-                self._calls.log.info("borrows floating IP %s, a free one of the project", ip.floating_ip_address)
+                self._calls.log.info("borrowing floating IP %s, which is free in the project", ip.floating_ip_address)
                 return self._ours(ip, f"{mark}{BORROWED}")
         return None
 

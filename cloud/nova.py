@@ -332,7 +332,7 @@ class Cloud:
     def _refuse_endless(self, what: str, found: Mapping[str, Any], deadline: float) -> None:
         """Raise CloudError if a list is too long, or its pages go on after the deadline (monotonic clock)."""
         if len(found) > LISTED or time.monotonic() > deadline:
-            raise CloudError(f"provider {self.provider.name}: {what}: no end after {len(found)} things")
+            raise CloudError(f"provider {self.provider.name}: {what}: the list does not end after {len(found)} items")
 
     def _same_page(self, what: str) -> CloudError:
         return CloudError(f"provider {self.provider.name}: {what}: the cloud sends the same page again")

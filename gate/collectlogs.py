@@ -336,7 +336,7 @@ class Collector:
                 self.leave(f"cannot be read: {err.strerror}", 0)
             return
         if not file:
-            self.leave("outside of the logs, or no files", 0)
+            self.leave("links out of the logs, or not regular files", 0)
             return
         with file:
             info = os.fstat(file.fileno())
@@ -704,7 +704,7 @@ class Run:
             )
             if not written_to:
                 collector.said.append(
-                    "There are results of tests, and no JUnit XML could be written of them"
+                    "There are test results, but no JUnit XML could be written from them"
                     + ("." if tests else ": none of them could be read.")
                 )
             html = self._html(tempest, work, owner.st_uid)

@@ -34,7 +34,7 @@ finish_logs() {
     now
     seconds=$(( GATE_STOP - NOW > 10 ? GATE_STOP - NOW : 10 ))
     if ! as_root true 2> /dev/null; then
-        printf 'sudo does not work any more: logs that are not ours to read are missing.\n'
+        printf 'sudo no longer works: logs that only root can read are missing.\n'
         root=()
     fi
     if ! { print_facts "$seconds" "$@" || true; } | "${root[@]}" timeout -k 5 "$(( seconds + 20 ))" \

@@ -182,9 +182,9 @@ def read_header(header: bytes) -> tuple[bytes, int, bool]:
     try:
         size, checksum = int(text(124, 136), 8), int(text(148, 156), 8)
     except ValueError as err:
-        raise BrokenError("what came is no archive of logs") from err
+        raise BrokenError("what came is not an archive of logs") from err
     if size < 0 or checksum != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
-        raise BrokenError("what came is no archive of logs")
+        raise BrokenError("what came is not an archive of logs")
     return text(345, 500) + b"/" + text(0, 100), size, header[156:157] in (b"0", b"\0")
 
 
@@ -216,7 +216,7 @@ def receive_logs(folder: str) -> int:
         print(err, file=sys.stderr)
         return 1
     if logs.others:
-        print(f"left out what is no plain file: {logs.others}", file=sys.stderr)
+        print(f"left out entries that are not plain files: {logs.others}", file=sys.stderr)
     if logs.full:
         print(f"{logs.full}: the rest is left out", file=sys.stderr)
     return 0

@@ -238,7 +238,7 @@ follow_there() {
         if (( rc == 0 )); then
             show_console "$host" || rc=$?
             case $rc in
-                3) log "$host: its console is too long to be shown any further" ;;
+                3) log "$host: its console is too long; the rest is not shown" ;;
                 4) take_signal TERM ;;
                 *) rc=0 ;;
             esac

@@ -457,7 +457,7 @@ take_submodules_in() {
             continue
         fi
         find "$tree/$path" -mindepth 1 -delete 2> /dev/null || mkdir -p -- "$tree/$path"
-        SAID="the submodule $path cannot be had from $(hide_login "$address" || true): $SAID"
+        SAID="the submodule $path cannot be fetched from $(hide_login "$address" || true): $SAID"
         if [[ $(git -C "$tree" rev-parse -q --verify "$begin:$path" 2> /dev/null || true) != "$commit" ]]; then return 3; fi
         log "$project: $(harmless_lines <<< "$SAID" || true)"
     done <<< "$lines"
@@ -685,11 +685,11 @@ use_changed_gate() {
         changes=$(changes_of "$project" "${ref#refs/heads/}")
         if [[ $ref != refs/zuul/* && ! $changes ]]; then return 0; fi
         for script in devstack-vm-gate-wrap.sh devstack-vm-gate.sh functions.sh gate; do
-            if [[ ! -e $changed/$script ]]; then die 3 "$project: the change under test leaves no $script"; fi
+            if [[ ! -e $changed/$script ]]; then die 3 "$project: the change under test removes $script"; fi
         done
         for script in "$changed"/{devstack-vm-gate,functions,gate/}*.sh; do
             if ! bash -n "$script"; then
-                die 3 "$project: the change under test leaves no ${script#"$changed"/} that can run"
+                die 3 "$project: the change under test breaks ${script#"$changed"/}: bash cannot parse it"
             fi
         done
         go_on_as "$changed/devstack-vm-gate-wrap.sh"

@@ -99,7 +99,7 @@ class Template:
         tools = [*(ALWAYS_RPM if rpm else ALWAYS_DEB), *(CACHE_TOOLS if self.plan.checkout else ())]
         self.missing = unavailable(self.call("fetch_packages", "install", stdin=[*tools, *names]))
         for name in self.missing:
-            self.log.error("there is no package %s ([image] packages), which the image must have", name)
+            self.log.error("the required package %s ([image] packages) does not exist", name)
 
     def install_headers(self) -> None:
         """Install headers of the newest kernel."""

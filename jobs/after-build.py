@@ -64,7 +64,7 @@ def open_jenkins() -> Nodes:
     with vmdatabase.opened(gateconfig.database_place()):
         jenkinses = script.jenkinses_of(config)
     if jenkinses is None:
-        raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask")
+        raise ConfigError(f"{config.path}: [jenkins] is missing: GATE_RESULT is empty, so Jenkins must be asked")
     nodes = jenkinses.at(os.environ.get("JENKINS_URL", ""))
     if nodes is None:
         raise ConfigError(f"{config.path}: JENKINS_URL is the server of no [jenkins] section: GATE_RESULT is empty, "

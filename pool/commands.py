@@ -150,7 +150,7 @@ def _run_hold(options: argparse.Namespace) -> int:
     code = gateprocess.EXIT_OK
     why = f"{jenkinsnodes.HELD}{options.reason}"
     if config and machine.jenkins_name and nodes is None:
-        log.error("no Jenkins of %s has its node, which is not taken out of service; a build that starts there will "
+        log.error("no Jenkins in %s has its node, so the node stays in service; a build that starts there will "
                   "fail", config.path)
         code = gateprocess.EXIT_FAILED
     try:
@@ -183,7 +183,7 @@ def _mark_held(machine: vmdatabase.Machine, one: vmdatabase.Machine, reason: str
         cloud = script.cloud_of(machine.base_image.provider)
         cloud.mark_held(str(one.external_id), reason, until)
     except nova.GoneError:
-        vmdatabase.machine_log(one).error("its server is gone, so there is nothing to keep; let it go with: "
+        vmdatabase.machine_log(one).error("its server is gone, so there is nothing to keep; release it with: "
                                               "vmdatabase.py unhold %s", machine.name)
         return False
     except GateError as err:
@@ -262,8 +262,8 @@ def _run_forget(options: argparse.Namespace) -> int:
             raise GateError(f"{provider.name}: builds run on {gateprocess.some(building)}; forget it again when they "
                             "have ended")
         vmdatabase.forget(provider)
-    print(f"forgot provider {provider.name}; what else is there carries {vmdatabase.pool_uuid()}: floating IPs in "
-          "their description, keypairs in their name, volumes in their metadata")
+    print(f"forgot provider {provider.name}; anything else left there carries {vmdatabase.pool_uuid()}: floating IPs "
+          "in their description, keypairs in their name, volumes in their metadata")
     return gateprocess.EXIT_OK
 
 

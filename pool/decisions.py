@@ -281,8 +281,8 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
             continue  # the build there still uses it
         held = [one.name for one in rows.subnodes.get(machine.id, ()) if one.state == HOLD]
         if held:
-            found.append(Leave(f"{machine.name}: its subnode {held[0]} was put on HOLD by hand, and would go with it; "
-                               "set that to DELETE, or take it out of the pool, first"))
+            found.append(Leave(f"{machine.name}: its subnode {held[0]} was put on HOLD by hand and would be deleted "
+                               "with it; first set the subnode to DELETE, or take it out of the pool"))
             continue
         server_id = sight.server_id(machine)
         if sight.is_disowned(machine):
@@ -301,8 +301,9 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
     unlikely = rules.unlikely_leaks(going, rows.machine_ids, rows.snapshot_ids, len(rows.machines), rows.moved)
     if unlikely and not all_servers:
         names = gateprocess.some(sorted(server.name for server in going))
-        return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, as after a restore, so all are "
-                              "left until a person says that this is so (vmdatabase.py moved), or --all-servers")]
+        return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, which looks like a restored "
+                              "vm.db, so all are left; if it was restored, run vmdatabase.py moved, otherwise reap "
+                              "with --all-servers")]
     nodes = {number: node for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
     return found + [Delete(SERVER, f"{server.name} {server.id}", (server.id, nodes.get(server.machine_id or 0)))
                     for server in going]
@@ -338,8 +339,8 @@ def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_imag
             found.append(Delete(IMAGE, f"{image.name} {image.id}", image.id))
         else:
             found.append(Leave(
-                f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it is left until "
-                "a person says that this is so (vmdatabase.py moved), or --all-images"))
+                f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it is left: if "
+                "vm.db was restored, run vmdatabase.py moved, otherwise reap with --all-images"))
     return found
 
 

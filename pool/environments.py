@@ -102,7 +102,7 @@ def read_data(path: Path) -> bytes:
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # no wait for a pipe
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ValueError(f"{path}: is no plain file")
+                raise ValueError(f"{path}: is not a plain file")
             data = stream.read(DATA_BYTES + 1)
         if len(data) > DATA_BYTES:
             raise ValueError(f"{path}: has more than {DATA_BYTES >> 20} MB")
@@ -110,15 +110,15 @@ def read_data(path: Path) -> bytes:
     except OSError as err:
         raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:
-        raise ValueError(f"{path}: is no UTF-8 text") from err
+        raise ValueError(f"{path}: is not UTF-8 text") from err
     try:
         json.loads(text, parse_constant=_refuse_constant, parse_int=str)  # numbers of any length
     except RecursionError as err:
-        raise ValueError(f"{path}: is no JSON: nested too deep") from err
+        raise ValueError(f"{path}: is not JSON: nested too deeply") from err
     except json.JSONDecodeError as err:
-        raise ValueError(f"{path}: is no JSON: line {err.lineno}: {err.msg}") from err
+        raise ValueError(f"{path}: is not JSON: line {err.lineno}: {err.msg}") from err
     except ValueError as err:
-        raise ValueError(f"{path}: is no JSON: {err}") from err
+        raise ValueError(f"{path}: is not JSON: {err}") from err
     return data
 
 
@@ -207,7 +207,7 @@ def hand_over(machine: Machine, config: SecureConfig, jenkinses: Jenkinses | Non
     if had:
         log.info("test environment %s: its data is on the machine", had[0].name)
     else:
-        log.info("waits for a test environment no longer: its image type needs none any more")
+        log.info("no longer waits for a test environment: its image type no longer needs one")
 
 
 def _wait(machine: Machine, jenkinses: Jenkinses | None, log: gateprocess.Log) -> tuple[TestEnvironment, bytes] | None:
@@ -274,7 +274,7 @@ def _may_move(machine: Machine) -> bool:
 def _refuse_unused(machine: Machine) -> None:
     state = vmdatabase.state_of(machine)
     if state not in IN_USE:
-        raise GateError(f"{machine.name}: is {state or 'gone'} meanwhile; this build must not run on it")
+        raise GateError(f"{machine.name}: is {state or 'gone'} by now; this build must not run on it")
 
 
 def _lock_in_turn(machine: Machine) -> TestEnvironment | None:
@@ -963,8 +963,8 @@ def release(environment: TestEnvironment) -> int:
     state = TestEnvironment.get_or_none(TestEnvironment.id == environment.id)
     print(f"{environment.name}: {state.state if state else 'gone, since it left the providers file'}")
     if state and state.state == RESETTING:
-        get_log().warning("test environment %s: %s", environment.name, "nobody may have it before reap knows who had it"
-                          if _is_forgotten(state) else "another process runs its reset")
+        why = "nobody gets it before reap knows who had it" if _is_forgotten(state) else "another process resets it"
+        get_log().warning("test environment %s: %s", environment.name, why)
     return gateprocess.EXIT_FAILED if state and state.state in (BROKEN, RESETTING) else gateprocess.EXIT_OK
 
 
@@ -977,7 +977,7 @@ def _take_away(environment: TestEnvironment) -> None:
         taken = vmdatabase.open_result(machine)
         if machine.state == HOLD:
             raise ConfigError(f"{environment.name}: {machine.name} has it, which is held ({machine.hold_reason}); "
-                              f"let it go with: vmdatabase.py unhold {machine.name}")
+                              f"release it with: vmdatabase.py unhold {machine.name}")
         if taken and taken.jenkins_job_name:
             raise ConfigError(f"{environment.name}: {vmdatabase.build_of(taken)} runs with it on {machine.name}; it is "
                               "free when that has ended")

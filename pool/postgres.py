@@ -173,7 +173,7 @@ class Database(peewee.PostgresqlDatabase):
             second.execute("COMMIT")
         if other == own or _process_of(first) != own:
             raise ConfigError(f"{self.database}: a pooler shares the sessions of the server among its clients "
-                              "(pool_mode = transaction), so that no lock is anybody's; connect to the server itself, "
+                              "(pool_mode = transaction), so that locks do not work; connect to the server itself, "
                               "or have the pooler keep a session for each client (pool_mode = session)")
 
     def begin(self, lock_type: str | None = None) -> None:

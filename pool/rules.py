@@ -209,7 +209,7 @@ def judge(
     elif age >= KEEP_FAILED:
         why = "used, and kept for 24 hours"
     elif unclaimed:
-        why = f"used for {age // 60} min, and nobody's: {unclaimed}"
+        why = f"used for {age // 60} min, but nobody has it: {unclaimed}"
     return MoveMachine(machine, DELETE, why) if why else None
 
 

@@ -73,11 +73,11 @@ def run_alone(
     holder = lock_holder(kind, provider.name)
     longest += again_seconds + PACED_CALLS * provider.max_servers / (provider.calls_per_second or math.inf)
     if holder and vmdatabase.now() - holder.since > longest:
-        log.error("another %s is at work on this provider, for longer than the %d s that it can take: %s; nothing is "
-                  "done here before it ends", kind, longest, holder)
+        log.error("another %s has been at work on this provider for longer than the %d s that it can take: %s; nothing "
+                  "is done here before it ends", kind, longest, holder)
         return gateprocess.EXIT_FAILED
     log.warning("another %s is at work on this provider; leaving it to that one (%s)", kind,
-                holder or "which process it is cannot be seen from here")
+                holder or "its process is not visible from this host")
     return gateprocess.EXIT_OK
 
 

@@ -327,8 +327,8 @@ class Look:
         cut_off = len(silent) > 1 and not here and len(silent) == len(suspects)
         dead |= {name for name in away if is_dead(suspects[name], name in silent, cut_off)}
         if waiting := sorted((away | suspects.keys() - set(doubted)) - dead):
-            self.log.warning("the agents of %s are away; Jenkins is given time to have them back%s",
-                             gateprocess.some(waiting), ", and the network, since none answers by ssh" * cut_off)
+            self.log.warning("the agents of %s are disconnected; waiting for Jenkins to reconnect them%s",
+                             gateprocess.some(waiting), ", and for the network, since none answers by ssh" * cut_off)
         return frozenset(dead)
 
     def suspect(self, machine: Machine, node: jenkinsnodes.Node) -> Suspect:

@@ -20,7 +20,7 @@ install_packages() {
         return 0
     fi
     if (( EUID != 0 )); then
-        printf '%s: these Debian packages are missing, and installing them takes root: %s\n' "$0" "${missing[*]}" >&2
+        printf '%s: missing Debian packages, which only root can install: %s\n' "$0" "${missing[*]}" >&2
         return 2
     fi
     printf 'installing Debian packages: %s\n' "${missing[*]}"

@@ -177,4 +177,4 @@ def test_without_jenkins_the_result_must_be_told(pool: Pool) -> None:
     pool.jenkins = None
     pool.write_secure_config()
     done = after(pool, 2, GATE_NODE_NAME="n", GATE_JOB_NAME="gate", GATE_BUILD_NUMBER="1")
-    assert "[jenkins] is missing: GATE_RESULT is empty, and there is nobody to ask" in done.stderr
+    assert "[jenkins] is missing: GATE_RESULT is empty, so Jenkins must be asked" in done.stderr

@@ -113,7 +113,7 @@ def test_the_machine_of_a_failed_build_gives_way_and_one_that_is_held_does_not(p
     run = pool.start(INPROGRESS, machine(pool), **build(3))
     await_line(run, WAITS)
     assert pool.run(VMDATABASE, "environments", "release", "rack-1", expect=2).stderr.endswith(
-        f"rack-1: {held} has it, which is held (a look); let it go with: vmdatabase.py unhold {held}\n")
+        f"rack-1: {held} has it, which is held (a look); release it with: vmdatabase.py unhold {held}\n")
     pool.run(VMDATABASE, "unhold", held, expect=0)
     assert run.wait(30) == 0
 
@@ -314,8 +314,8 @@ def test_what_a_reset_prints_is_told_without_the_secrets_of_its_data(pool: Pool)
 
 
 @pytest.mark.parametrize(("make", "why"), [
-    (os.mkfifo, "is no plain file"), (Path.mkdir, "cannot be read (Is a directory)"),
-    (lambda path: path.write_text('{"load": NaN}'), "is no JSON: NaN is no number there")])
+    (os.mkfifo, "is not a plain file"), (Path.mkdir, "cannot be read (Is a directory)"),
+    (lambda path: path.write_text('{"load": NaN}'), "is not JSON: NaN is no number there")])
 def test_data_that_became_something_else_breaks_its_environment_and_no_build_hangs(
         pool: Pool, make: Callable[[Path], object], why: str) -> None:
     data = pool.folder / "rack-1.json"
@@ -360,7 +360,7 @@ def test_a_build_waits_no_longer_for_what_its_image_type_does_not_need_any_more(
     pool.load(provider(images=[image()]))
     _, err = run.communicate(timeout=30)
     assert (run.returncode, pool.machines()[late]) == (0, "USED"), err
-    assert err.endswith("waits for a test environment no longer: its image type needs none any more\n")
+    assert err.endswith("no longer waits for a test environment: its image type no longer needs one\n")
 
 
 def test_a_reset_that_somebody_kills_is_told_as_that(pool: Pool) -> None:

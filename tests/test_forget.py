@@ -39,7 +39,7 @@ def test_a_provider_whose_cloud_is_gone_is_forgotten_with_its_nodes(gone: Pool) 
     left = [f"server {two} {server}", f"image seeded {snapshot}"]
     assert dry == [f"would be left behind: {thing}" for thing in left]
     assert result[:-1] == [f"left behind: {thing}" for thing in left]
-    assert result[-1].startswith(f"forgot provider two; what else is there carries {gone.uuid}: ")
+    assert result[-1].startswith(f"forgot provider two; anything else left there carries {gone.uuid}: ")
     assert (set(gone.machines()), set(gone.nodes())) == ({one}, {one})
     assert gone.sql("SELECT name FROM provider") == [("one",)]
     gone.run(REAP, "all", expect=0)

@@ -655,7 +655,7 @@ def test_junit_is_xml_whatever_the_stream_holds(machine: Machine) -> None:
         if path.exists():
             ElementTree.parse(path)
         else:
-            assert "There are results of tests, and no JUnit XML could be written of them" in console
+            assert "There are test results, but no JUnit XML could be written from them" in console
 
 
 def test_results_that_only_the_tools_can_print_are_used_and_shown_as_html(machine: Machine) -> None:
@@ -679,7 +679,7 @@ def test_results_that_only_the_tools_can_print_are_used_and_shown_as_html(machin
 def test_results_that_cannot_be_read_are_told(machine: Machine) -> None:
     machine.write("stack/new/tempest/.stestr/0", b"\xff" * 1000)
 
-    assert "There are results of tests, and no JUnit XML could be written of them" in machine.collect()
+    assert "There are test results, but no JUnit XML could be written from them" in machine.collect()
 
 
 # --- the verdict ---

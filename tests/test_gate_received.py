@@ -96,7 +96,7 @@ def test_names_lead_nowhere_else_and_nothing_but_plain_files_is_taken(logs: Path
 
     found = found_in(logs)
     same = {name for name in found if name.endswith("same")}
-    assert (code, said) == (0, f"left out what is no plain file: {len(others) + 300 - len(same)}\n")
+    assert (code, said) == (0, f"left out entries that are not plain files: {len(others) + 300 - len(same)}\n")
     assert max(map(len, same)) == 255  # bytes, as long as a name may be
     assert {name: found[name] for name in found.keys() - same} == {
         "etc/absolute": b"1", "link/through": b"2", "twice": b"3", "_twice": b"4", "twice_below": b"5",
@@ -128,9 +128,9 @@ GOOD = archive(member("file", b"x" * 2000))
     (b"noise without end " * 100_000, "nothing came\n"),
     (GOOD[:-9800], "the connection ended in the middle of a file\n"),
     (MARK, "the connection ended in the middle of a file\n"),
-    (MARK + b"\1" * 4096, "what came is no archive of logs\n"),
-    (GOOD.replace(b"0006777", b"0006776"), "what came is no archive of logs\n"),
-    (GOOD.replace(b"00000003720", b"-0000003720"), "what came is no archive of logs\n"),
+    (MARK + b"\1" * 4096, "what came is not an archive of logs\n"),
+    (GOOD.replace(b"0006777", b"0006776"), "what came is not an archive of logs\n"),
+    (GOOD.replace(b"00000003720", b"-0000003720"), "what came is not an archive of logs\n"),
 ])
 def test_what_is_no_archive_is_told_in_a_line(logs: Path, data: bytes, said: str) -> None:
     assert received("logs", logs, data) == (1, "", said)
@@ -142,7 +142,7 @@ def test_headers_of_other_archives_cost_nothing(logs: Path) -> None:
 
     code, _, said = received("logs", logs, data)
 
-    assert (code, said) == (0, "left out what is no plain file: 1\n")
+    assert (code, said) == (0, "left out entries that are not plain files: 1\n")
     assert list(found_in(logs)) == ["x" * 100]
 
 

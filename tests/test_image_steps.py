@@ -178,7 +178,7 @@ def test_rpm_packages_that_are_missing_are_named_with_their_file_and_not_tried_a
 
 
 def test_a_required_rpm_package_that_is_missing_is_an_error_in_the_end(built: Built) -> None:
-    assert "image=fails there is no package not-there ([image] packages), which the image must have" in (
+    assert "image=fails the required package not-there ([image] packages) does not exist" in (
         built.runs["fails"][1])
 
 

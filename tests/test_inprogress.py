@@ -399,7 +399,7 @@ def test_a_build_that_is_over_by_now_takes_nothing(busy: Pool, machine: Take) ->
 
     result = busy.run(INPROGRESS, name, expect=1, **build)
 
-    assert f"gate-aborted #{number} is over (SUCCESS); its node is left to the next build" in result.stderr
+    assert f"gate-aborted #{number} has ended already (SUCCESS); its node is left to the next build" in result.stderr
     assert (busy.machines()[name], busy.in_service(name)) == ("READY", True)
 
 

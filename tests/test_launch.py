@@ -253,7 +253,7 @@ def test_without_a_snapshot_the_image_is_reported_and_the_others_are_launched(po
 
     result = pool.run(LAUNCH, "one", expect=1)
 
-    assert "image=trusty no more servers are asked for in this run: there is no snapshot yet" in result.stderr
+    assert "image=trusty requesting no more servers in this run: there is no snapshot yet" in result.stderr
     assert result.stdout == "one noble: 1 of 1 ready\none trusty: 0 of 1 ready\n"
 
 
@@ -423,7 +423,7 @@ def test_a_quota_of_which_the_cloud_does_not_tell_stops_the_creates_and_leaves_n
     assert result.stdout == "one noble: 1 of 20 ready\n"
     assert list(pool.machines().values()) == ["READY"]
     assert "INFO provider=one no limit of instances, cores and RAM is known: " in result.stderr
-    assert "no more servers are asked for in this run" in result.stderr
+    assert "requesting no more servers in this run" in result.stderr
     assert "Quota exceeded for instances" in result.stderr
     assert pool.calls("POST", "/servers") <= 2 * 2  # one for each worker after the first refusal
 
@@ -446,7 +446,7 @@ def test_a_server_without_a_host_stops_further_creates(pool: Pool) -> None:
 
     result = pool.run(LAUNCH, "one", expect=1)
 
-    assert "no more servers are asked for in this run: No valid host was found." in result.stderr
+    assert "requesting no more servers in this run: No valid host was found." in result.stderr
     assert pool.created() < 8
     assert pool.run(LAUNCH, "one", "--dry-run", expect=0).stdout.count("would launch") >= 2
 
@@ -639,7 +639,7 @@ def test_a_user_who_may_make_no_nodes_is_found_out_before_a_server_is_asked_for(
     result = pool.run(LAUNCH, "one", expect=2)
 
     assert (result.stdout, pool.created(), pool.machines()) == ("one noble: 0 of 2 ready\n", 0, {})
-    assert "no more servers are asked for in this run" in result.stderr
+    assert "requesting no more servers in this run" in result.stderr
     assert "create nodes: 403, user admin needs the right hudson.model.Computer.Create" in result.stderr
 
 

@@ -40,7 +40,7 @@ def test_no_server_is_made_that_can_have_no_floating_ip(pool: Pool) -> None:
     again = pool.run(LAUNCH, "one", expect=1)
 
     assert (first.stdout, again.stdout) == ("one noble: 2 of 6 ready\n",) * 2
-    assert "no more servers are asked for in this run: provider one: create floating IP: " in again.stderr
+    assert "requesting no more servers in this run: provider one: create floating IP: " in again.stderr
     assert "Quota exceeded for resources: ['floatingip']" in again.stderr
     assert pool.created() == 2
     assert list(pool.machines().values()) == ["READY"] * 2
@@ -136,7 +136,7 @@ def test_without_any_zone_that_takes_servers_no_more_are_asked_for(pool: Pool) -
 
     result = pool.run(LAUNCH, "one", expect=1)
 
-    assert "no more servers are asked for in this run" in result.stderr
+    assert "requesting no more servers in this run" in result.stderr
     assert (pool.machines(), pool.calls("POST", "/servers")) == ({}, 2)
 
 
@@ -156,7 +156,7 @@ def test_servers_that_run_out_of_retries_all_of_them_are_no_room(pool: Pool) -> 
 
     result = pool.run(LAUNCH, "one", expect=1)
 
-    assert "no more servers are asked for in this run: Exceeded maximum number of retries" in result.stderr
+    assert "requesting no more servers in this run: Exceeded maximum number of retries" in result.stderr
     assert 3 <= pool.created() <= 10
 
 
@@ -168,7 +168,7 @@ def test_an_image_type_whose_flavor_finds_no_host_stops_no_other(pool: Pool) -> 
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert "one small: 3 of 3 ready\n" in result.stdout, result.stderr
-    assert "image=big no more servers are asked for in this run: No valid host was found" in result.stderr
+    assert "image=big requesting no more servers in this run: No valid host was found" in result.stderr
 
 
 @pytest.mark.parametrize(("quota", "ready"), [("cores, ram", 2), ("instances", 0)])
@@ -291,7 +291,7 @@ def test_a_quota_of_volumes_stops_what_needs_them_and_nothing_else(pool: Pool) -
     result = pool.run(LAUNCH, "one", expect=1)
 
     assert result.stdout == "one big: 1 of 3 ready\none small: 2 of 2 ready\n", result.stderr
-    assert "image=big no more servers are asked for in this run" in result.stderr
+    assert "image=big requesting no more servers in this run" in result.stderr
     assert "Maximum number of volumes allowed" in result.stderr
     assert len(pool.machines()) == 3
 

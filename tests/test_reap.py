@@ -116,7 +116,7 @@ def test_a_section_of_jenkins_that_was_lost_ends_nothing_that_may_build(pool: Po
     assert (pool.machines(), never in pool.server_names()) == ({name: "DELETE"}, False)
     assert name in pool.server_names()
     assert "secure.conf, but 1 machines have nodes in Jenkins, where builds may run" in result.stderr
-    assert "has its node, which is not taken out of service" in held.stderr
+    assert "has its node, so the node stays in service" in held.stderr
     pool.jenkins = jenkins
     pool.write_secure_config()
     pool.run(REAP, "one", expect=0)
@@ -177,7 +177,7 @@ def test_a_machine_that_no_build_has_is_given_up_after_15_minutes(pool: Pool) ->
     assert {name: gone(pool, name) for name in [*nobodys, young]} == dict.fromkeys(nobodys, True) | {young: False}
     for why in ("no build has taken it", "Jenkins knows no gate-unknown #7",
                 f"gate-elsewhere #{number} did not run there"):
-        assert f"USED -> DELETE: used for 15 min, and nobody's: {why}" in result.stderr
+        assert f"USED -> DELETE: used for 15 min, but nobody has it: {why}" in result.stderr
 
 
 def test_a_machine_goes_as_soon_as_its_build_has_ended_and_no_sooner(pool: Pool) -> None:
@@ -470,7 +470,7 @@ def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(poo
     result = pool.run(REAP, "one", expect=0)
 
     assert (pool.machines(), pool.pocket_look()["floating_ips"]) == ({name: "HOLD"}, [])
-    assert f"is held, but its server is gone; let it go with: vmdatabase.py unhold {name}\n" in result.stderr
+    assert f"is held, but its server is gone; release it with: vmdatabase.py unhold {name}\n" in result.stderr
 
 
 @pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 0)])
@@ -556,8 +556,9 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     assert pool.sql("SELECT node_name, jenkins_job_name, jenkins_build_number FROM result ORDER BY node_name") == [
         (built, "gate-restored", number), (taken, None, None)]
     assert all(f"{name}: vm.db did not know that it is" in result.stderr for name in (built, held_one, taken, offline))
-    assert (f"servers without a row in vm.db: {ready}; 1 of 1 were made by a newer vm.db than this one, as after a "
-            "restore, so all are left until a person says that this is so (vmdatabase.py moved), or --all-servers"
+    assert (f"servers without a row in vm.db: {ready}; 1 of 1 were made by a newer vm.db than this one, which looks "
+            "like a restored vm.db, so all are left; if it was restored, run vmdatabase.py moved, otherwise reap with "
+            "--all-servers"
             ) in result.stderr
     assert pool.in_service(ready)
 
@@ -601,7 +602,7 @@ def test_a_person_neither_takes_nor_holds_a_machine_of_which_only_the_restored_r
     held = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 1", expect=1)
 
     assert "no READY machine of image noble" in taken.stderr
-    assert f"is gone, so there is nothing to keep; let it go with: vmdatabase.py unhold {name}" in held.stderr
+    assert f"is gone, so there is nothing to keep; release it with: vmdatabase.py unhold {name}" in held.stderr
 
 
 def test_launch_gives_up_a_restored_row_whose_server_may_have_come_and_gone_since(pool: Pool) -> None:
@@ -901,7 +902,7 @@ def test_a_break_between_jenkins_and_its_agents_costs_no_machine(pool: Pool) -> 
     launched = pool.run("devstack-vm-launch.py", "one", expect=0)
 
     assert (reaped.stdout, launched.stdout) == ("one: deleted nothing\n", "one noble: 3 of 3 ready\n")
-    assert "are away; Jenkins is given time to have them back\n" in reaped.stderr
+    assert "are disconnected; waiting for Jenkins to reconnect them\n" in reaped.stderr
     pool.sql("UPDATE machine SET absent_time = ?", int(time.time()) - 75)
     pool.run(REAP, "one", expect=0)
     pool.sql("UPDATE machine SET absent_time = ?", int(time.time()) - 150)
@@ -1395,7 +1396,7 @@ def test_what_a_clock_that_was_ahead_has_written_counts_from_now_on(pool: Pool) 
     result = pool.run(REAP, "one", expect=0)
     pool.run(REAP, "one", expect=0)
 
-    assert "2 machines are from a time that is still to come, as of a clock that was ahead" in result.stderr
+    assert "2 machines have times in the future, written by a clock that was ahead" in result.stderr
     times = [time for row in pool.sql("SELECT state_time, coalesce(absent_time, 0) FROM machine") for time in row]
     assert (list(pool.machines()), max(times) <= time.time()) == (names, True)
 

@@ -228,8 +228,8 @@ def test_two_sections_about_one_jenkins_are_refused(two: Two) -> None:
     two.configure("east", "west", west={"server": f"{two.jenkins['east'].url.rstrip('/')}/"})
     for script in (LAUNCH, REAP):
         assert two.pool.run(script, "one", expect=2).stderr.endswith(
-            "secure.conf: [jenkins west] server: is that of [jenkins east], too; expected one section for each "
-            "Jenkins\n")
+            "secure.conf: [jenkins west] server: is the same Jenkins as in [jenkins east]; expected one section "
+            "for each Jenkins\n")
 
 
 def test_a_person_gets_a_machine_of_any_that_answers_and_a_hold_finds_the_right_one(two: Two) -> None:

@@ -258,7 +258,7 @@ def test_a_build_that_fails_leaves_no_server_and_no_keypair_and_the_old_snapshot
 def test_a_package_that_is_missing_ends_the_build_only_when_all_else_is_done(failures: dict[str, Failed]) -> None:
     log = failures["no package"].log
 
-    assert "there is no package no-such-package ([image] packages), which the image must have\n" in log
+    assert "the required package no-such-package ([image] packages) does not exist\n" in log
     assert_found(r"image=noble write /etc/devstack-gate/image: [0-9.]+ s\n.* BUILDING -> ERROR", log)
 
 

@@ -401,8 +401,8 @@ def test_an_empty_file_in_the_place_of_vm_db_is_no_new_pool(pool: Pool, content:
 
     result = pool.run(script, *["one"] * (script != "vmdatabase.py"), expect=2)
 
-    assert result.stderr == (f"{script}: {pool.database}: is empty, as no vm.db ever is; restore a backup, or remove "
-                             "the file to begin a new pool, which knows nothing of what the old one had\n")
+    assert result.stderr == (f"{script}: {pool.database}: is empty, which a vm.db never is; restore a backup, or "
+                             "remove the file to begin a new pool that knows nothing of the old one\n")
     assert pool.database.read_bytes() == content
 
 
@@ -480,8 +480,8 @@ def test_a_backup_replaces_nothing_but_files(pool: Pool) -> None:
     refused = pool.run("vmdatabase.py", "backup", str(pool.folder / "pipe"), expect=2)
     pool.run("vmdatabase.py", "backup", str(pool.folder / "link"), expect=0)
 
-    assert refused.stderr == (f"vmdatabase.py: {pool.folder}/pipe: is no file, and would be replaced by one; name a "
-                              "file to write\n")
+    assert refused.stderr == (f"vmdatabase.py: {pool.folder}/pipe: is not a plain file, and a backup would "
+                              "replace it; name a file to write\n")
     assert (pool.folder / "pipe").is_fifo()
     assert dump(pool.folder / "copy.db") == dump(pool.database)
 

@@ -343,11 +343,11 @@ commit_of() {
     local gone=$GIT_BASE/openstack/gone
     add_submodule openstack/nova part "$gone" "$(printf %040d 1)"
     run -3 set_up openstack/nova master
-    [[ ${lines[-1]} == "gate: openstack/nova: the submodule part cannot be had from $gone: fatal: "*' does not appear to be a git repository' ]]
+    [[ ${lines[-1]} == "gate: openstack/nova: the submodule part cannot be fetched from $gone: fatal: "*' does not appear to be a git repository' ]]
     git -C "$SERVER/openstack/nova" merge -q refs/zuul/master/Z1
     unset "${!ZUUL_@}"
     run -0 set_up openstack/nova master
-    [[ $output == *" openstack/nova: the submodule part cannot be had from $gone: "* ]]
+    [[ $output == *" openstack/nova: the submodule part cannot be fetched from $gone: "* ]]
     [[ -d $TREES/nova/part && ! $(ls "$TREES/nova/part") ]]
 }
 
@@ -374,7 +374,7 @@ commit_of() {
         git -C "$SERVER/openstack/nova" reset -q --hard master
         add_submodule openstack/nova part "$url" "$commit"
         run -3 set_up openstack/nova master
-        [[ ${lines[-1]} == 'gate: openstack/nova: the submodule part cannot be had from '* ]]
+        [[ ${lines[-1]} == 'gate: openstack/nova: the submodule part cannot be fetched from '* ]]
         [[ ! -e $HOME/asked && ! -e $TREES/nova ]] || { echo "$url"; kill "$serving"; return 1; }
     done
     run ! git ls-remote "http://127.0.0.1:$port/secret"

@@ -191,7 +191,7 @@ class StandIn:
                 return found
             waited = time.monotonic() - began
             if waited > seconds:
-                raise StandInError(f"waited {seconds} s in vain for {what}; {self._seen()}")
+                raise StandInError(f"timed out after {seconds} s waiting for {what}; {self._seen()}")
             time.sleep(pause(waited))
 
     def _seen(self) -> str:

@@ -426,7 +426,7 @@ def test_the_table_says_who_has_which_since_when(folder: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(("state", "words"), [
     ("builds", "gate #7 runs with it on node-1; it is free when that has ended"),
-    ("held", r"node-1 has it, which is held \(a look\); let it go with: vmdatabase.py unhold node-1"),
+    ("held", r"node-1 has it, which is held \(a look\); release it with: vmdatabase.py unhold node-1"),
     ("free", "is FREE"),
 ])
 def test_what_is_in_use_is_not_released(folder: Path, state: str, words: str) -> None:

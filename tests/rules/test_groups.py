@@ -353,8 +353,8 @@ def test_a_machine_that_is_over_does_not_take_a_held_subnode_with_it() -> None:
     members[1].state = HOLD
     found = decisions.deletions(rows_of([lead, *members]), sight(*SERVERS, nodes=IDLE), NOW, False)
     assert [type(one).__name__ for one in found] == ["Leave", "DeleteMachine"]
-    assert found[0].words == ("s1: its subnode s3 was put on HOLD by hand, and would go with it; set that to DELETE, "
-                              "or take it out of the pool, first")
+    assert found[0].words == ("s1: its subnode s3 was put on HOLD by hand and would be deleted with it; first set "
+                              "the subnode to DELETE, or take it out of the pool")
 
 
 def test_all_servers_is_said_to_leads() -> None:

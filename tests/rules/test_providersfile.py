@@ -554,10 +554,10 @@ def test_a_test_environment_has_its_file_and_its_defaults(tmp_path: Path) -> Non
     ({"providers": "[tow]"}, "providers: there is no provider tow; known are one"),
     ({"data": ""}, "data is missing; expected a JSON file"),
     ({"data": "none.json"}, "data: there is no file {folder}/none.json"),
-    ({"data": "bad.json"}, "data: {folder}/bad.json: is no JSON: line 1: Expecting value"),
-    ({"data": "bytes.json"}, "data: {folder}/bytes.json: is no UTF-8 text"),
+    ({"data": "bad.json"}, "data: {folder}/bad.json: is not JSON: line 1: Expecting value"),
+    ({"data": "bytes.json"}, "data: {folder}/bytes.json: is not UTF-8 text"),
     ({"data": "big.json"}, "data: {folder}/big.json: has more than 1 MB"),
-    ({"data": "deep.json"}, "data: {folder}/deep.json: is no JSON: nested too deep"),
+    ({"data": "deep.json"}, "data: {folder}/deep.json: is not JSON: nested too deeply"),
     ({"reset": "''"}, "reset: expected a command, got ''"),
 ])
 def test_what_is_wrong_with_a_test_environment_is_one_line(tmp_path: Path, keys: dict[str, str], said: str) -> None:

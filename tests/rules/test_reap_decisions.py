@@ -499,7 +499,7 @@ def test_each_machine_moves_by_the_rules_of_its_image_type_and_of_what_is_known_
     seen = sight(nodes={})
     assert moves(of, seen, m3="no build has taken it") == [
         "move m1 READY -> DELETE: ready for more than 5 hours (max-ready-age)",
-        "move m3 USED -> DELETE: used for 60 min, and nobody's: no build has taken it",
+        "move m3 USED -> DELETE: used for 60 min, but nobody has it: no build has taken it",
         "move m4 BUILDING -> ERROR: still BUILDING after 1500 s"]
 
 
@@ -607,8 +607,9 @@ def test_the_server_of_a_row_without_its_id_is_known_by_its_mark() -> None:
         actions.DeleteMachine(one, "s", False)]
 
 
-NEWER = ("servers without a row in vm.db: devstack-noble-one-7; 1 of 1 were made by a newer vm.db than this one, as "
-         "after a restore, so all are left until a person says that this is so (vmdatabase.py moved), or --all-servers")
+NEWER = ("servers without a row in vm.db: devstack-noble-one-7; 1 of 1 were made by a newer vm.db than this one, "
+         "which looks like a restored vm.db, so all are left; if it was restored, run vmdatabase.py moved, otherwise "
+         "reap with --all-servers")
 
 
 @pytest.mark.parametrize(("name", "found", "known", "all_servers", "decided"), [

@@ -397,7 +397,7 @@ def await_that(what: str, look: Callable[[], T], seconds: float = HANG_SECONDS, 
     began = time.monotonic()
     while not (found := look()):
         waited = time.monotonic() - began
-        assert waited < seconds, f"waited {seconds} s in vain for {what}"
+        assert waited < seconds, f"timed out after {seconds} s waiting for {what}"
         time.sleep(pause(waited, least, most))
     return found
 
@@ -416,7 +416,7 @@ def await_line(run: subprocess.Popen[str], pattern: str) -> str:
                 return seen
     finally:
         timer.cancel()
-    raise AssertionError(f"waited in vain for {pattern!r}:\n{seen}")
+    raise AssertionError(f"timed out waiting for {pattern!r}:\n{seen}")
 
 
 def clear_cloud(pocket: Pocket, cloud: str) -> None:
