@@ -197,7 +197,7 @@ def test_a_machine_that_is_given_up_while_it_waits_is_told(folder: Path) -> None
         take(row)
         vmdatabase.move(row, "USED", "DELETE")
 
-        with pytest.raises(GateError, match=rf"{row.name}: is DELETE meanwhile"):
+        with pytest.raises(GateError, match=rf"{row.name}: is DELETE by now"):
             environments._turn(row)
 
 
