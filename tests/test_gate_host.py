@@ -309,6 +309,6 @@ def test_a_node_that_floods_us_is_given_up_after_the_time_limit(cleared: Client,
     assert code == 124
     assert len(output) < 40 << 20  # each "y" follows a time stamp
     assert ": its console is too long; the rest is not shown\n" in output
-    assert ": given up, its run did not end within 10 s after the time limit (1 minutes); what runs there" in output
+    assert ": given up, its run did not end within 10 s after the time limit (1 minutes); its run may still" in output
     assert output.splitlines()[-1].startswith("FAIL (124) at jenkins@")
     assert cleared.left() == ""
