@@ -769,7 +769,10 @@ def require_home() -> None:
 
 
 def backup(file: Path) -> None:
-    """Write a consistent copy of vm.db to a file, replaced in one step; raises ConfigError if that is impossible."""
+    """Write a consistent copy of vm.db to a file, in one step.
+
+    Raises ConfigError if that is impossible, or would replace anything but an earlier backup of this pool.
+    """
     if not isinstance(database.obj, SqliteDatabase):
         raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
                           f"vmdatabase.py copy {file}")
@@ -783,7 +786,11 @@ def backup(file: Path) -> None:
             raise ConfigError(f"{file}: there is no folder {file.parent}")
         if file.exists() and file.samefile(str(database.database)):
             raise ConfigError(f"{file}: is vm.db itself; name another file")
-        draft = file.with_name(f"{file.name}.new")
+        if str(file) in {f"{database.database}{ending}" for ending in ("-wal", "-shm", "-journal")}:
+            raise ConfigError(f"{file}: has a name that SQLite uses for its own files of vm.db; name another file")
+        if file.exists() and not _is_backup(file):
+            raise ConfigError(f"{file}: is there, and is no earlier backup of this pool; name another file")
+        draft = file.with_name(f"{file.name}.devstack-gate-new")  # a name that nobody else gives to a file
         draft.unlink(missing_ok=True)
         _copy(draft)
         draft.replace(file)
@@ -791,6 +798,15 @@ def backup(file: Path) -> None:
         raise ConfigError(f"{file}: cannot be written ({err.strerror})") from err
     except sqlite3.Error as err:
         raise GateError(f"{file}: cannot be written ({err})") from err
+
+
+def _is_backup(file: Path) -> bool:
+    """Return whether a file is a SQLite database with this pool's UUID."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?immutable=1", uri=True)) as copy:
+            return copy.execute("SELECT value FROM setting WHERE name = 'pool'").fetchall() == [(pool_uuid(),)]
+    except sqlite3.Error:
+        return False
 
 
 def moved() -> dict[str, int]:
