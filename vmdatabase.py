@@ -205,9 +205,10 @@ class SqliteDatabase(peewee.SqliteDatabase):
     def of_another_home(self, known: Mapping[str, str | None]) -> str:
         """Return why this database may be a copy or an older state; empty if it is still the same one."""
         home = self.home()
-        if (known["host"], known["path"]) == (home["host"], home["path"]):
+        host = "host" if known["host"] or home["host"] else "host-name"  # a host without an id is known by its name
+        if (known[host], known["path"]) == (home[host], home["path"]):
             return ""
-        where = known["path"] if known["host"] == home["host"] else f"{known['path']} on host {known['host-name']}"
+        where = known["path"] if known[host] == home[host] else f"{known['path']} on host {known['host-name']}"
         return f"is the vm.db of {where}, and may be at work there"
 
     def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:

@@ -561,6 +561,20 @@ def test_a_vm_db_of_another_host_is_refused_though_its_path_is_the_same(pool: Po
 
 
 @pytest.mark.file
+def test_a_host_without_a_machine_id_is_told_from_another_by_its_name(pool: Pool) -> None:
+    """Containers often have an empty /etc/machine-id."""
+    pool.host = ["unshare", "--uts", "--mount", "sh", "-c",
+                 'hostname "$0" && mount --bind /dev/null /etc/machine-id && exec "$@"', "jenkins01"]
+    pool.run("vmdatabase.py", "moved", expect=0)
+    assert "at work there" not in pool.run("devstack-vm-reap.py", "one").stderr
+    pool.host[-1] = "jenkins02"
+
+    refused = pool.run("devstack-vm-reap.py", "one", expect=2)
+
+    assert f"is the vm.db of {pool.database} on host jenkins01, and may be at work there" in refused.stderr
+
+
+@pytest.mark.file
 def test_a_path_that_leads_to_the_same_file_is_no_other_path(pool: Pool) -> None:
     link = pool.folder / "link.db"
     link.symlink_to(pool.database)
