@@ -356,7 +356,8 @@ def snapshots(
 ) -> list[MarkProved | DeleteSnapshot]:
     """Return the snapshots that are old, failed, drained or without their image, and those whose images need a mark.
 
-    gone: the ids of images that the cloud, asked one by one, no longer has.
+    gone: the ids of images that the cloud, asked one by one, no longer has. An image type with a `template` makes no
+    snapshots and boots from none of its own, so those that it made before go as if it was drained.
     """
     by_id = {image.id: image for image in images}
     by_name = {(image.snapshot_id, image.name): image.id for image in images}
@@ -365,8 +366,10 @@ def snapshots(
     for row in rows.snapshots.values():
         by_type[row.base_image_id] += [row] * (row not in lost)
     old = [row for image_id, of_it in by_type.items()
-           for row in rules.old_snapshots(of_it, all_images or not rows.images[image_id].active, now)]
+           for row in rules.old_snapshots(of_it, all_images or image_id in unused, now) if row.id not in booting]
     unproved = [row for row in rows.snapshots.values() if row.state == READY and row not in old
+    unused = {number for number, image in rows.images.items() if not image.active or image.template}
+    booting = {machine.snapshot_image_id for machine in rows.machines if machine.state == BUILDING}
                 and (image := by_id.get(str(row.external_id))) and not image.proved]
     return [*(MarkProved(row, str(row.external_id)) for row in unproved), *(DeleteSnapshot(row, None) for row in lost),
             *(DeleteSnapshot(row, row.external_id or by_name.get((row.id, str(row.name)))) for row in old)]

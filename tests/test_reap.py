@@ -1253,6 +1253,24 @@ def test_an_overlapping_reap_steps_aside_says_so_and_is_made_up_for(pool: Pool) 
 
     second = pool.run(REAP, "one", expect=0)
 
+def test_the_snapshots_of_an_image_that_got_a_template_go_once_nothing_boots_from_them(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty")]))
+    kept = add_snapshot(pool, 1)
+    for version in (1, 2):
+        add_snapshot(pool, version, image_type="trusty")
+    boots = pool.add_machine("BUILDING", image="trusty", node=False)
+    pool.sql("UPDATE machine SET snapshot_image_id = (SELECT max(id) FROM snapshot_image)")
+    pool.load(provider(images=[image("noble"), image("trusty", template="noble")]))
+
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == [kept, "devstack-trusty-2.template.openstack.org"]
+    pool.sql("UPDATE machine SET state = 'READY' WHERE name = ?", boots)
+    pool.run(REAP, "one", expect=0)
+
+    assert (images(pool), pool.sql("SELECT name FROM snapshot_image")) == ([kept], [(kept,)])
+    assert pool.machines() == {boots: "READY"}
+
+
     assert "another reap is at work on this provider" in second.stderr
     assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\none: deleted nothing\n"
 
