@@ -277,16 +277,17 @@ class Reap:
                              "description or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
-        """Find volumes that block storage shows in use by servers that are gone; ask for each of these servers."""
+        """Find volumes of nobody that we cannot delete; ask for each server that block storage names as their user."""
         if not sight.volumes:
             return []
         rows = self.rows()
         there = sight.servers.keys() | vmdatabase.all_server_ids() | self.gone
-        found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there)
+        found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there, self.look.now())
         gone = [volume for volume in found if not any(map(self.look.shows, volume.servers))]
         return [actions.Leave(f"volume {volume.name} {volume.id} is {volume.status}, but there is no server that has "
-                              "it; an administrator of the cloud can free it (openstack volume set --detached)")
-                for volume in gone]
+                              f"it; an administrator of the cloud can free it (openstack volume set {how})")
+                for volume in gone
+                for how in ["--detached" if volume.status in rules.STUCK_STATUSES else "--state error"]]
 
     # --- acting: an act begins up to its yield, and ends after it ---
 

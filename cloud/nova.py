@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,6 +52,7 @@ from cloud.rules import (
     plain_metadata,
     shortage,
     takes,
+    unix_time,
     volume_gigabytes,
     wanted_flavor,
 )
@@ -648,7 +648,7 @@ def _server(raw: Mapping[str, Any]) -> Server:
         fault=plain(str((raw.get("fault") or {}).get("message", ""))),
         metadata=plain_metadata(raw.get("metadata")),
         addresses=_addresses(raw.get("addresses")),
-        created=_unix_time(raw.get("created")),
+        created=unix_time(raw.get("created")),
     )
 
 
@@ -681,7 +681,7 @@ def _source(image_id: str, image: Any) -> Source:
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
     return Image(str(image.id), plain(str(image.name)), plain(str(image.status)).lower(), snapshot_id,
-                 _unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
+                 unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
 
 
 def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -705,13 +705,6 @@ def _name_filter(name: str) -> dict[str, str]:
 def _row_id(text: str) -> int | None:
     """Return the row id of a mark, None if somebody wrote something else there."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
-
-
-def _unix_time(text: str | None) -> float:
-    """Return OpenStack's UTC time stamp as Unix seconds; a missing one counts as just now."""
-    if not text:
-        return time.time()
-    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC).timestamp()
 
 
 def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import MakePool
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support.pool import ANY_HOST_KEY, Pool, image, provider
@@ -1430,3 +1431,20 @@ def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
     result = pool.run(REAP, "one", expect=1)
 
     assert "volume devstack-noble-one-7 v-7 is in-use, but there is no server that has it" in result.stderr
+def test_a_volume_that_block_storage_never_finishes_is_told(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool.load(provider(images=[image(boot_from_volume=True, volume_size=10, min_ready=1)], boot_timeout=1))
+    pool.seed_snapshots()
+    pool.knobs(volume_seconds=9999)
+    pool.run("devstack-vm-launch.py", "one", expect=1)
+    young = pool.run(REAP, "one", expect=0)
+    assert pool.pocket
+    pool.pocket.age("pocket-a", HOUR)
+
+    result = pool.run(REAP, "one", expect=1)
+
+    ((name, volume_id),) = [(one["name"], one["id"]) for one in pool.pocket_look()["volumes"]]
+    assert volume_id not in young.stderr
+    assert f"volume {name} {volume_id} is creating, but there is no server that has it" in result.stderr
+
+
