@@ -158,7 +158,9 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         ready = [machine for machine in machines if machine.state == READY]
         self.do(lambda: vmdatabase.note_agents(ready, lists.nodes or {}), lambda: self.settle(machines, lists))
-        return self.look.closely(lists, machines)
+        sight = self.look.closely(lists, machines)
+        self.do(lambda: vmdatabase.note_answers(ready, sight.by_ssh))
+        return sight
 
     def settle(self, machines: Iterable[Machine], lists: Sight) -> None:
         """Assign machines to the Jenkins that has their nodes, and learn which nodes these are."""

@@ -105,7 +105,7 @@ MACHINE_MOVES = (
     Move(READY, USED, "inprogress, delete, reap", "a build started there or a person took it; delete and reap record "
                                                   "that of builds which inprogress, or a restored vm.db, missed"),
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
-                                       "died"),
+                                       "died or, without Jenkins, does not answer by ssh"),
     Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, its number of subnodes is "
                                 "not that of the providers file, or --all-servers was given"),
     Move(USED, DELETE, "delete, reap, inprogress, environments",
@@ -388,7 +388,7 @@ class Machine(Model):
     state_time = peewee.IntegerField()
     create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
     online_time = peewee.IntegerField(null=True)  # when its agent was first seen online
-    absent_time = peewee.IntegerField(null=True)  # since when its agent is seen to be away
+    absent_time = peewee.IntegerField(null=True)  # since when its agent is seen to be away, or its ssh without Jenkins
     error = peewee.TextField(null=True)
     state_reason = peewee.TextField(null=True)  # of its last move
     hold_reason = peewee.TextField(null=True)
@@ -1401,8 +1401,20 @@ def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
         came += [machine] * (machine.online_time is None)
         back += [machine] * (machine.absent_time is not None)
         lasting += [machine] * ((machine.online_time or now()) <= now() - LASTING_SECONDS)
-    written: tuple[tuple[list[Machine], dict[str, Any]], ...] = (
-        (came, {"online_time": now()}), (back, {"absent_time": None}), (away, {"absent_time": now()}))
+    _set_columns_of((came, {"online_time": now()}), (back, {"absent_time": None}), (away, {"absent_time": now()}))
+    for found, of_any in ((came, False), (lasting, True)):
+        forget_deaths({machine.base_image_id for machine in found}, of_any)
+
+
+def note_answers(machines: Iterable[Machine], by_ssh: Mapping[int, bool]) -> None:
+    """Record since when ready machines without nodes do not answer by ssh, and that they do again."""
+    tried = [machine for machine in machines if machine.id in by_ssh]
+    away = [machine for machine in tried if not by_ssh[machine.id] and machine.absent_time is None]
+    back = [machine for machine in tried if by_ssh[machine.id] and machine.absent_time is not None]
+    _set_columns_of((back, {"absent_time": None}), (away, {"absent_time": now()}))
+
+
+def _set_columns_of(*written: tuple[list[Machine], dict[str, Any]]) -> None:
     for found, columns in written:
         for start in range(0, len(found), CHUNK):
             part = found[start:start + CHUNK]
@@ -1410,8 +1422,6 @@ def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
             for machine in part:
                 for name, value in columns.items():
                     setattr(machine, name, value)
-    for found, of_any in ((came, False), (lasting, True)):
-        forget_deaths({machine.base_image_id for machine in found}, of_any)
 
 
 def forget_deaths(image_ids: Iterable[int], of_any: bool = True) -> None:

@@ -102,6 +102,28 @@ def test_a_pool_without_jenkins_is_reaped_without_questions_to_it(pool: Pool) ->
     assert "no [jenkins] section" in result.stderr
 
 
+def test_without_jenkins_a_ready_machine_that_ssh_does_not_reach_is_replaced(pool: Pool) -> None:
+    """Those of a provider that are silent all at once are the network's fault for a while."""
+    pool.jenkins = None
+    pool.write_secure_config()
+    loaded(pool, *(provider(name, cloud) for name, cloud in (("one", "pocket-a"), ("two", "pocket-b"),
+                                                             ("three", "pocket-b"))))
+    dead, alive = pool.add_machine(), pool.add_machine(absent_time=1)
+    cut_off = [pool.add_machine(provider="two", cloud="pocket-b") for _ in range(2)]
+    long_cut_off = [pool.add_machine(provider="three", cloud="pocket-b", absent_time=1) for _ in range(2)]
+    used = pool.add_machine("USED", provider="two", cloud="pocket-b", absent_time=1)
+    for name, cloud in ((dead, "pocket-a"), *((one, "pocket-b") for one in (*cut_off, *long_cut_off, used))):
+        pool.pocket_server(name, cloud, ssh="refused")
+
+    result = pool.run(REAP, "all", expect=0)
+
+    assert pool.machines() == {alive: "READY", cut_off[0]: "READY", cut_off[1]: "READY", used: "USED"}
+    assert result.stderr.count("READY -> ERROR: it does not answer by ssh") == 3  # noqa: PLR2004
+    assert f"none of the ready machines answers by ssh; waiting for the network: {', '.join(cut_off)}" in result.stderr
+    assert pool.column(alive, "absent_time") is None
+    assert None not in [pool.column(name, "absent_time") for name in cut_off]
+
+
 def test_a_section_of_jenkins_that_was_lost_ends_nothing_that_may_build(pool: Pool) -> None:
     name, _ = taken_by_build(loaded(pool), "goes-on")
     jenkins, pool.jenkins = pool.jenkins, None
@@ -933,7 +955,7 @@ def test_machines_that_are_all_silent_at_once_are_the_networks_fault_for_a_while
     agents_die(pool, *names)
 
     first = pool.run(REAP, "one", expect=0)
-    assert "have them back, and the network, since none answers by ssh" in first.stderr
+    assert "to reconnect them, and for the network, since none answers by ssh" in first.stderr
     pool.sql("UPDATE machine SET absent_time = absent_time - 1800")
     pool.run(REAP, "one", expect=1)
 
