@@ -275,8 +275,8 @@ class Reap:
         told = f"floating IP {ip.address} leads to server {ip.server_id}, "
         if self.look.answer(partial(self.look.has_own, ip.server_id)) is not False:
             return actions.Leave(f"{told}which the cloud's list leaves out, so it is left")
-        return actions.Leave(f"{told}which does not carry our {nova.POOL_KEY} any more, so it is left; clear its "
-                             "description or delete it")
+        return actions.Leave(f"{told}which does not carry our marks any more, so it is left; clear its description "
+                             "or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
         """Find volumes of nobody that we cannot delete; ask for each server that block storage names as their user."""

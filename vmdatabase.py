@@ -1003,6 +1003,12 @@ def provider_names() -> list[str]:
     return [row.name for row in Provider.select().order_by(Provider.name)]
 
 
+def provider_names_at(project: str, region: str) -> list[str]:
+    """Return the names of the providers whose servers are, or may be, in a project and region."""
+    places = {row.name: setting(f"place of {row.id}") for row in Provider.select()}
+    return [name for name, place in places.items() if place is None or is_place(place, project, region)]
+
+
 def machine_named(name: str) -> Machine:
     """Return the machine with a node or server name; raises ConfigError if there is none or if it is a subnode."""
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider)

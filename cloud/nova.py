@@ -376,14 +376,19 @@ class Cloud:
     # --- servers ---
 
     def list_servers(self) -> list[Server]:
-        """Return every server that carries our pool's UUID and this provider's name, in one call per 1,000 servers.
+        """Return every server that carries our pool's UUID and this provider's name; see list_pool."""
+        return [server for server in self.list_pool() if self.is_own(server)]
+
+    def list_pool(self) -> list[Server]:
+        """Return every server that carries our pool's UUID, in one call per 1,000 servers.
 
         The metadata is filtered here: real clouds ignore such a filter from ordinary members. Deleted servers, which
         a cloud may still show, are left out.
         """
         found = self._pages("list servers", "/servers/detail", "servers")
         servers = self.ask("list servers", lambda: list(map(_server, found)))
-        return [server for server in servers if self.is_own(server) and server.status not in GONE_STATUSES]
+        return [server for server in servers
+                if server.metadata.get(POOL_KEY) == self.pool and server.status not in GONE_STATUSES]
 
     def is_own(self, server: Server) -> bool:
         """Return whether a server carries our pool's UUID and this provider's name."""
@@ -391,6 +396,10 @@ class Cloud:
 
     def _is_ours(self, metadata: Mapping[str, str]) -> bool:
         return metadata.get(POOL_KEY) == self.pool and metadata.get(PROVIDER_KEY) == self.provider.name
+
+    def changed_mark(self, metadata: Mapping[str, str]) -> str:
+        """Return the key of the mark that makes a server or image not ours, as somebody removed or changed it."""
+        return POOL_KEY if metadata.get(POOL_KEY) != self.pool else PROVIDER_KEY
 
     def get_server(self, server_id: str) -> Server:
         """Return a server; GoneError only if the cloud says that it is not there, or shows it as deleted."""
@@ -614,7 +623,7 @@ class Cloud:
             image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
             if not self._is_ours(image.properties or {}):
                 self.log.warning("image %s %s does not carry our %s any more, so it is left", plain(str(image.name)),
-                                 image_id, POOL_KEY)
+                                 image_id, self.changed_mark(image.properties or {}))
                 return False
             for device in _volume_snapshots(image.properties or {}):  # first: nothing else refers to them
                 self.volumes.delete_snapshot(str(device["snapshot_id"]))

@@ -223,8 +223,8 @@ def judge_ready(machine: Machine, image: BaseImage, sight: Sight, age: int) -> M
         text = f"its node's labels were changed in Jenkins: {labels}"
         return MoveMachine(machine, HOLD, text, {"hold_reason": text})
     why = None
-    if sight.is_disowned(machine):
-        why = f"its server does not carry our {nova.POOL_KEY} any more"
+    if mark := sight.lost_mark(machine):
+        why = f"its server does not carry our {mark} any more"
     elif sight.spent(machine):
         why = "no build can start on its node any more"
     elif not image.active:

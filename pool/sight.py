@@ -70,7 +70,9 @@ class Sight:
     volumes: Sequence[nova.Volume] = ()
     silent: frozenset[str] = frozenset()  # names in machines' rows of each Jenkins that did not answer
     misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins to which their machines no longer belong
-    disowned: frozenset[str] = frozenset()  # ids of existing servers from which somebody removed our marks
+    # The ids of existing servers from which somebody removed our marks, each with the key of the first that is missing.
+    disowned: Mapping[str, str] = field(default_factory=dict)
+    unowned: Sequence[nova.Server] = ()  # those with our UUID that belong to no provider of vm.db
     by_ssh: Mapping[int, bool] = field(default_factory=dict)  # ready machines, if there is no Jenkins: who answered
     dead_machines: frozenset[int] = frozenset()  # those that did not answer and are to be replaced
 
@@ -102,9 +104,9 @@ class Sight:
         server = self.server(machine)
         return server.name if server and machine.name and server.name != machine.name else ""
 
-    def is_disowned(self, machine: Machine) -> bool:
-        """Return whether somebody removed our marks from the server of a machine; the server is then theirs."""
-        return machine.external_id in self.disowned
+    def lost_mark(self, machine: Machine) -> str:
+        """Return the mark that somebody removed from the server of a machine, which is then theirs; empty if none."""
+        return self.disowned.get(str(machine.external_id), "")
 
     def builds(self, machine: Machine) -> bool:
         """Return whether a build may run on the machine; a node whose Jenkins did not answer counts as building."""
@@ -194,11 +196,15 @@ class Look:
         keypairs = self.answer(self.cloud.list_keypairs) or {}
         floating_ips = self.answer(self.cloud.network.list_ours) or []
         volumes = self.see_volumes()
-        servers = {server.id: server for server in self.cloud.list_servers()}
+        of_pool = self.cloud.list_pool()
+        servers = {server.id: server for server in of_pool if self.cloud.is_own(server)}
         seen = self.see_nodes()
         self.see_clock()
+        owners = vmdatabase.provider_names_at(*self.cloud.place)
+        unowned = [server for server in of_pool
+                   if server.id not in servers and server.metadata.get(nova.PROVIDER_KEY) not in owners]
         sight = Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
-                      volumes)
+                      volumes, unowned=unowned)
         if seen is None:
             return sight
         by_id = self.jenkinses.by_machine(seen.nodes) if self.jenkinses else {}
@@ -276,10 +282,11 @@ class Look:
         found = {server_id: task.result() for server_id, task in tasks.items()}
         shown = {server_id: server for server_id, server in found.items() if isinstance(server, nova.Server)}
         hidden = {server_id: server for server_id, server in shown.items() if self.cloud.is_own(server)}
-        disowned = frozenset(shown.keys() - hidden.keys())
-        for server_id in sorted(disowned):
+        disowned = {server_id: self.cloud.changed_mark(server.metadata) for server_id, server in shown.items()
+                    if server_id not in hidden}
+        for server_id, mark in sorted(disowned.items()):
             self.log.warning("server %s %s does not carry our %s any more, so it is left to whoever took that away",
-                             shown[server_id].name, server_id, nova.POOL_KEY)
+                             shown[server_id].name, server_id, mark)
         if hidden:
             self.trouble(f"the list of servers left out {len(hidden)} that are there; nothing is concluded from it")
         ready = [machine for machine in machines if machine.state == READY]

@@ -118,7 +118,7 @@ def test_without_jenkins_a_ready_machine_that_ssh_does_not_reach_is_replaced(poo
     result = pool.run(REAP, "all", expect=0)
 
     assert pool.machines() == {alive: "READY", cut_off[0]: "READY", cut_off[1]: "READY", used: "USED"}
-    assert result.stderr.count("READY -> ERROR: it does not answer by ssh") == 3  # noqa: PLR2004
+    assert result.stderr.count("READY -> ERROR: it does not answer by ssh") == 3
     assert f"none of the ready machines answers by ssh; waiting for the network: {', '.join(cut_off)}" in result.stderr
     assert pool.column(alive, "absent_time") is None
     assert None not in [pool.column(name, "absent_time") for name in cut_off]
@@ -388,10 +388,12 @@ def test_servers_without_our_metadata_are_never_touched(pool: Pool) -> None:
     pool.boot("devstack-noble-2.template.openstack.org", {"devstack-gate-snapshot": "1"})
     before = pool.server_names()
 
-    pool.run(REAP, "one", "--all-servers", "--all-images", expect=0)
+    result = pool.run(REAP, "one", "--all-servers", "--all-images", expect=1)
 
     assert (pool.server_names(), pool.machines()) == (before, {})
     assert pool.calls("DELETE", "/servers/{id}") == 0
+    told = [line for line in result.stderr.splitlines() if "is left; put that right" in line]
+    assert [over[2] in line for line in told] == [True], told
 
 
 def test_a_server_without_a_row_is_left_its_grace_and_a_template_of_an_ended_build_is_not(pool: Pool) -> None:
@@ -853,6 +855,26 @@ def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> 
     assert "does not carry our devstack-gate-pool any more, so it is left\n" in result.stderr
 
 
+@pytest.mark.parametrize("provider_mark", ["bobs", "two"])
+def test_a_server_whose_provider_mark_was_changed_is_left_and_told_by_each_run(pool: Pool, provider_mark: str) -> None:
+    """Provider two works in another project, so nobody else would ever look at that server."""
+    loaded(pool, provider("one"), provider("two", "pocket-b"))
+    pool.run(REAP, "two", expect=0)
+    name = pool.add_machine()
+    server = pool.column(name, "external_id")
+    pool.client().compute.set_server_metadata(server, **{"devstack-gate-provider": provider_mark})
+    pool.run(REAP, "two", expect=0)
+
+    first, second = pool.run(REAP, "one", expect=1), pool.run(REAP, "one", expect=1)
+
+    assert f"server {name} {server} does not carry our devstack-gate-provider any more" in first.stderr
+    assert "READY -> DELETE: its server does not carry our devstack-gate-provider any more" in first.stderr
+    for run in (first, second):
+        assert (f"server {name} {server} carries our devstack-gate-pool, but its devstack-gate-provider names no "
+                "provider of vm.db") in run.stderr
+    assert (pool.machines(), pool.server_names()) == ({}, [name])
+
+
 def test_a_cloud_that_leads_to_another_project_now_ends_nothing(pool: Pool) -> None:
     loaded(pool, provider(images=[image(min_ready=1)]))
     pool.seed_snapshots()
@@ -1231,6 +1253,24 @@ def test_a_drained_image_ends_with_its_row(pool: Pool) -> None:
     assert pool.sql("SELECT name FROM base_image") == [("noble",)]
 
 
+def test_the_snapshots_of_an_image_that_got_a_template_go_once_nothing_boots_from_them(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty")]))
+    kept = add_snapshot(pool, 1)
+    for version in (1, 2):
+        add_snapshot(pool, version, image_type="trusty")
+    boots = pool.add_machine("BUILDING", image="trusty", node=False)
+    pool.sql("UPDATE machine SET snapshot_image_id = (SELECT max(id) FROM snapshot_image)")
+    pool.load(provider(images=[image("noble"), image("trusty", template="noble")]))
+
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == [kept, "devstack-trusty-2.template.openstack.org"]
+    pool.sql("UPDATE machine SET state = 'READY' WHERE name = ?", boots)
+    pool.run(REAP, "one", expect=0)
+
+    assert (images(pool), pool.sql("SELECT name FROM snapshot_image")) == ([kept], [(kept,)])
+    assert pool.machines() == {boots: "READY"}
+
+
 def test_a_drained_provider_ends_when_its_last_build_has(pool: Pool) -> None:
     loaded(pool, provider("one"), provider("two", "pocket-b"))
     ready, used = (pool.add_machine(state, provider="two", cloud="pocket-b") for state in ("READY", "USED"))
@@ -1275,24 +1315,6 @@ def test_an_overlapping_reap_steps_aside_says_so_and_is_made_up_for(pool: Pool) 
         assert first.poll() is None
 
     second = pool.run(REAP, "one", expect=0)
-
-def test_the_snapshots_of_an_image_that_got_a_template_go_once_nothing_boots_from_them(pool: Pool) -> None:
-    loaded(pool, provider(images=[image("noble"), image("trusty")]))
-    kept = add_snapshot(pool, 1)
-    for version in (1, 2):
-        add_snapshot(pool, version, image_type="trusty")
-    boots = pool.add_machine("BUILDING", image="trusty", node=False)
-    pool.sql("UPDATE machine SET snapshot_image_id = (SELECT max(id) FROM snapshot_image)")
-    pool.load(provider(images=[image("noble"), image("trusty", template="noble")]))
-
-    pool.run(REAP, "one", expect=0)
-    assert images(pool) == [kept, "devstack-trusty-2.template.openstack.org"]
-    pool.sql("UPDATE machine SET state = 'READY' WHERE name = ?", boots)
-    pool.run(REAP, "one", expect=0)
-
-    assert (images(pool), pool.sql("SELECT name FROM snapshot_image")) == ([kept], [(kept,)])
-    assert pool.machines() == {boots: "READY"}
-
 
     assert "another reap is at work on this provider" in second.stderr
     assert first.communicate(timeout=60)[0] == "one: deleted 1 machine\none: deleted nothing\n"
@@ -1442,17 +1464,6 @@ def test_what_a_clock_that_was_ahead_has_written_counts_from_now_on(pool: Pool) 
     assert (list(pool.machines()), max(times) <= time.time()) == (names, True)
 
 
-def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
-    """Block storage shows this if nobody told it that the server is gone."""
-    loaded(pool, provider(images=[image(boot_from_volume=True, min_ready=0)]))
-    volume = {"id": "v-7", "name": "devstack-noble-one-7", "status": "in-use", "metadata": pool.marks(machine=7),
-              "attachments": [{"server_id": "00000000-0000-0000-0000-000000000007"}]}
-    pool.knobs(answers=[{"service": "block-storage", "match": "GET /volumes/detail", "status": 200,
-                         "body": {"volumes": [volume]}}])
-
-    result = pool.run(REAP, "one", expect=1)
-
-    assert "volume devstack-noble-one-7 v-7 is in-use, but there is no server that has it" in result.stderr
 def test_a_volume_that_block_storage_never_finishes_is_told(make_pool: MakePool) -> None:
     pool = make_pool()
     pool.load(provider(images=[image(boot_from_volume=True, volume_size=10, min_ready=1)], boot_timeout=1))
@@ -1470,3 +1481,14 @@ def test_a_volume_that_block_storage_never_finishes_is_told(make_pool: MakePool)
     assert f"volume {name} {volume_id} is creating, but there is no server that has it" in result.stderr
 
 
+def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
+    """Block storage shows this if nobody told it that the server is gone."""
+    loaded(pool, provider(images=[image(boot_from_volume=True, min_ready=0)]))
+    volume = {"id": "v-7", "name": "devstack-noble-one-7", "status": "in-use", "metadata": pool.marks(machine=7),
+              "attachments": [{"server_id": "00000000-0000-0000-0000-000000000007"}]}
+    pool.knobs(answers=[{"service": "block-storage", "match": "GET /volumes/detail", "status": 200,
+                         "body": {"volumes": [volume]}}])
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert "volume devstack-noble-one-7 v-7 is in-use, but there is no server that has it" in result.stderr

@@ -55,7 +55,7 @@ LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat
 ALIVE = sight(server(), nodes={"node": node()})
 BUILDS = sight(server(), nodes={"node": node(idle=False)})
 NOT_KNOWN = sight(server(), nodes=None)
-DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
+DISOWNED = replace(ALIVE, servers={}, disowned={"server": nova.POOL_KEY})
 
 
 @pytest.mark.parametrize(("one", "seen", "verdict"), [
@@ -442,7 +442,7 @@ def test_a_volume_in_use_by_no_server_that_is_there_is_told(
     assert rules.stuck_volumes([volume], machines, set(), servers, 0.0) == [volume] * stuck
 
 
-@pytest.mark.parametrize("status", ["creating", "deleting", "awaiting-transfer", "backing-up", "maintenance", "new one"])
+@pytest.mark.parametrize("status", ["creating", "deleting", "awaiting-transfer", "backing-up", "maintenance", "other"])
 def test_a_volume_of_nobody_that_stays_in_a_status_in_which_it_cannot_be_deleted_is_told(status: str) -> None:
     volume = nova.Volume("v", "n", status, {}, 7, None, changed=100.0)
     told = [rules.stuck_volumes([volume], machines, set(), set(), now) for machines, now in
