@@ -158,7 +158,9 @@ class Reap:
         machines = vmdatabase.machines_of(self.provider)
         ready = [machine for machine in machines if machine.state == READY]
         self.do(lambda: vmdatabase.note_agents(ready, lists.nodes or {}), lambda: self.settle(machines, lists))
-        return self.look.closely(lists, machines)
+        sight = self.look.closely(lists, machines)
+        self.do(lambda: vmdatabase.note_answers(ready, sight.by_ssh))
+        return sight
 
     def settle(self, machines: Iterable[Machine], lists: Sight) -> None:
         """Assign machines to the Jenkins that has their nodes, and learn which nodes these are."""
@@ -273,20 +275,21 @@ class Reap:
         told = f"floating IP {ip.address} leads to server {ip.server_id}, "
         if self.look.answer(partial(self.look.has_own, ip.server_id)) is not False:
             return actions.Leave(f"{told}which the cloud's list leaves out, so it is left")
-        return actions.Leave(f"{told}which does not carry our {nova.POOL_KEY} any more, so it is left; clear its "
-                             "description or delete it")
+        return actions.Leave(f"{told}which does not carry our marks any more, so it is left; clear its description "
+                             "or delete it")
 
     def stuck_volumes(self, sight: Sight) -> list[actions.Leave]:
-        """Find volumes that block storage shows in use by servers that are gone; ask for each of these servers."""
+        """Find volumes of nobody that we cannot delete; ask for each server that block storage names as their user."""
         if not sight.volumes:
             return []
         rows = self.rows()
         there = sight.servers.keys() | vmdatabase.all_server_ids() | self.gone
-        found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there)
+        found = rules.stuck_volumes(sight.volumes, rows.by_id, rows.snapshots, there, self.look.now())
         gone = [volume for volume in found if not any(map(self.look.shows, volume.servers))]
         return [actions.Leave(f"volume {volume.name} {volume.id} is {volume.status}, but there is no server that has "
-                              "it; an administrator of the cloud can free it (openstack volume set --detached)")
-                for volume in gone]
+                              f"it; an administrator of the cloud can free it (openstack volume set {how})")
+                for volume in gone
+                for how in ["--detached" if volume.status in rules.STUCK_STATUSES else "--state error"]]
 
     # --- acting: an act begins up to its yield, and ends after it ---
 

@@ -105,7 +105,7 @@ MACHINE_MOVES = (
     Move(READY, USED, "inprogress, delete, reap", "a build started there or a person took it; delete and reap record "
                                                   "that of builds which inprogress, or a restored vm.db, missed"),
     Move(READY, ERROR, "launch, reap", "Jenkins did not take its node, its agent never came or was lost, its server "
-                                       "died"),
+                                       "died or, without Jenkins, does not answer by ssh"),
     Move(READY, DELETE, "reap", "it is older than max-ready-age, drained, out of service, its number of subnodes is "
                                 "not that of the providers file, or --all-servers was given"),
     Move(USED, DELETE, "delete, reap, inprogress, environments",
@@ -205,9 +205,10 @@ class SqliteDatabase(peewee.SqliteDatabase):
     def of_another_home(self, known: Mapping[str, str | None]) -> str:
         """Return why this database may be a copy or an older state; empty if it is still the same one."""
         home = self.home()
-        if (known["host"], known["path"]) == (home["host"], home["path"]):
+        host = "host" if known["host"] or home["host"] else "host-name"  # a host without an id is known by its name
+        if (known[host], known["path"]) == (home[host], home["path"]):
             return ""
-        where = known["path"] if known["host"] == home["host"] else f"{known['path']} on host {known['host-name']}"
+        where = known["path"] if known[host] == home[host] else f"{known['path']} on host {known['host-name']}"
         return f"is the vm.db of {where}, and may be at work there"
 
     def lock(self, kind: str, seconds: float, name: str = "") -> contextlib.AbstractContextManager[bool]:
@@ -387,7 +388,7 @@ class Machine(Model):
     state_time = peewee.IntegerField()
     create_time = peewee.IntegerField(null=True)  # when the create of its server was sent
     online_time = peewee.IntegerField(null=True)  # when its agent was first seen online
-    absent_time = peewee.IntegerField(null=True)  # since when its agent is seen to be away
+    absent_time = peewee.IntegerField(null=True)  # since when its agent is seen to be away, or its ssh without Jenkins
     error = peewee.TextField(null=True)
     state_reason = peewee.TextField(null=True)  # of its last move
     hold_reason = peewee.TextField(null=True)
@@ -769,7 +770,10 @@ def require_home() -> None:
 
 
 def backup(file: Path) -> None:
-    """Write a consistent copy of vm.db to a file, replaced in one step; raises ConfigError if that is impossible."""
+    """Write a consistent copy of vm.db to a file, in one step.
+
+    Raises ConfigError if that is impossible, or would replace anything but an earlier backup of this pool.
+    """
     if not isinstance(database.obj, SqliteDatabase):
         raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
                           f"vmdatabase.py copy {file}")
@@ -783,7 +787,11 @@ def backup(file: Path) -> None:
             raise ConfigError(f"{file}: there is no folder {file.parent}")
         if file.exists() and file.samefile(str(database.database)):
             raise ConfigError(f"{file}: is vm.db itself; name another file")
-        draft = file.with_name(f"{file.name}.new")
+        if str(file) in {f"{database.database}{ending}" for ending in ("-wal", "-shm", "-journal")}:
+            raise ConfigError(f"{file}: has a name that SQLite uses for its own files of vm.db; name another file")
+        if file.exists() and not _is_backup(file):
+            raise ConfigError(f"{file}: is there, and is no earlier backup of this pool; name another file")
+        draft = file.with_name(f"{file.name}.devstack-gate-new")  # a name that nobody else gives to a file
         draft.unlink(missing_ok=True)
         _copy(draft)
         draft.replace(file)
@@ -791,6 +799,15 @@ def backup(file: Path) -> None:
         raise ConfigError(f"{file}: cannot be written ({err.strerror})") from err
     except sqlite3.Error as err:
         raise GateError(f"{file}: cannot be written ({err})") from err
+
+
+def _is_backup(file: Path) -> bool:
+    """Return whether a file is a SQLite database with this pool's UUID."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?immutable=1", uri=True)) as copy:
+            return copy.execute("SELECT value FROM setting WHERE name = 'pool'").fetchall() == [(pool_uuid(),)]
+    except sqlite3.Error:
+        return False
 
 
 def moved() -> dict[str, int]:
@@ -984,6 +1001,12 @@ def printable(name: str) -> str:
 def provider_names() -> list[str]:
     """Return the names of all providers, including those being drained."""
     return [row.name for row in Provider.select().order_by(Provider.name)]
+
+
+def provider_names_at(project: str, region: str) -> list[str]:
+    """Return the names of the providers whose servers are, or may be, in a project and region."""
+    places = {row.name: setting(f"place of {row.id}") for row in Provider.select()}
+    return [name for name, place in places.items() if place is None or is_place(place, project, region)]
 
 
 def machine_named(name: str) -> Machine:
@@ -1384,8 +1407,20 @@ def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
         came += [machine] * (machine.online_time is None)
         back += [machine] * (machine.absent_time is not None)
         lasting += [machine] * ((machine.online_time or now()) <= now() - LASTING_SECONDS)
-    written: tuple[tuple[list[Machine], dict[str, Any]], ...] = (
-        (came, {"online_time": now()}), (back, {"absent_time": None}), (away, {"absent_time": now()}))
+    _set_columns_of((came, {"online_time": now()}), (back, {"absent_time": None}), (away, {"absent_time": now()}))
+    for found, of_any in ((came, False), (lasting, True)):
+        forget_deaths({machine.base_image_id for machine in found}, of_any)
+
+
+def note_answers(machines: Iterable[Machine], by_ssh: Mapping[int, bool]) -> None:
+    """Record since when ready machines without nodes do not answer by ssh, and that they do again."""
+    tried = [machine for machine in machines if machine.id in by_ssh]
+    away = [machine for machine in tried if not by_ssh[machine.id] and machine.absent_time is None]
+    back = [machine for machine in tried if by_ssh[machine.id] and machine.absent_time is not None]
+    _set_columns_of((back, {"absent_time": None}), (away, {"absent_time": now()}))
+
+
+def _set_columns_of(*written: tuple[list[Machine], dict[str, Any]]) -> None:
     for found, columns in written:
         for start in range(0, len(found), CHUNK):
             part = found[start:start + CHUNK]
@@ -1393,8 +1428,6 @@ def note_agents(machines: Iterable[Machine], nodes: Mapping[str, Node]) -> None:
             for machine in part:
                 for name, value in columns.items():
                     setattr(machine, name, value)
-    for found, of_any in ((came, False), (lasting, True)):
-        forget_deaths({machine.base_image_id for machine in found}, of_any)
 
 
 def forget_deaths(image_ids: Iterable[int], of_any: bool = True) -> None:

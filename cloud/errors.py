@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from gateprocess import NONSENSE, ConfigError, GateError, innermost, plain
 
@@ -62,7 +64,7 @@ def explained(what: str, cloud: str) -> Iterator[None]:
         headers = err.response.headers if err.response is not None else {}
         raise _by_status(what, cloud, err.status_code or 0, err, _seconds(headers.get("Retry-After"))) from err
     except keystoneauth1.exceptions.HttpError as err:
-        raise _by_status(what, cloud, err.http_status, err, 0) from err
+        raise _by_status(what, cloud, err.http_status, err, getattr(err, "retry_after", 0)) from err
     except keystoneauth1.exceptions.DiscoveryFailure as err:
         answer = re.search(r"\b[A-Z][A-Za-z ]{0,60} \(HTTP [0-9]{3}\)", str(err)[:WHOLE_LENGTH])
         text = f"{what}: no identity service answers there: {answer[0] if answer else short_text(err)}" \
@@ -78,8 +80,41 @@ def explained(what: str, cloud: str) -> Iterator[None]:
         raise CloudError(f"{what}: the answer makes no sense ({type(err).__name__}: {short_text(err)})") from err
 
 
+def make_readable(answer: Any, *_: Any, **__: Any) -> None:
+    """Rewrite the body of a failed call, a hook of requests, so that every client library finds its text.
+
+    Gateways before a service have forms of their own, on which novaclient fails and which the others do not show. An
+    answer that is neither a success nor a failure has no meaning for the libraries: AnswerError names its status.
+    """
+    import httpcalls
+
+    told = _json_of(answer)
+    if 300 <= answer.status_code < 400 and not (isinstance(told, dict) and "versions" in told):  # noqa: PLR2004
+        raise httpcalls.AnswerError(f"{answer.status_code} {answer.reason}: {answer.text[:WHOLE_LENGTH]}")
+    if answer.status_code < 400 or _is_readable(told) or not answer.text.strip() \
+            or answer.text.lstrip().startswith("<"):  # noqa: PLR2004
+        return
+    answer._content = json.dumps({"error": {"message": answer.text[:WHOLE_LENGTH]}}).encode()
+    answer.headers["Content-Type"] = "application/json"
+
+
+def _json_of(answer: Any) -> Any:
+    try:
+        return answer.json()
+    except NONSENSE:
+        return None
+
+
+def _is_readable(told: Any) -> bool:
+    """Return whether the body of an answer has a message where OpenStack's services write it."""
+    inner = told if not isinstance(told, dict) or "message" in told else next(iter(told.values()), None)
+    return isinstance(inner, dict) and isinstance(inner.get("message"), str)
+
+
 def _by_status(what: str, cloud: str, status: int, err: Exception, retry_after: float) -> GateError:
     text = f"{what}: {short_text(err)}"
+    if status and not re.search(rf"\b{status}\b", text):
+        text += f" (HTTP {status})"
     if status == 404:  # noqa: PLR2004
         return GoneError(text)
     if status == 401:  # noqa: PLR2004

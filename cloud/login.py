@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gateconfig
-from cloud.errors import CloudConfigError, CloudError, short_text
+from cloud.errors import CloudConfigError, CloudError, make_readable, short_text
 from gateprocess import NONSENSE, get_log
 
 PROFILE_SECONDS = 10  # for a profile that an entry names by a URL
@@ -54,6 +54,7 @@ def connect(provider: Any, call_seconds: float) -> Any:
             get_log(provider=provider.name).warning("%s%s", entry, unknown)
         connection = openstack.connection.Connection(config=config)
         httpcalls.limit(connection.session.session)
+        connection.session.session.hooks["response"].append(make_readable)
         return connection
     except requests.exceptions.RequestException as err:
         raise CloudError(f"{entry}: profile {profile} cannot be fetched now: {short_text(err)}") from err

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,6 +52,7 @@ from cloud.rules import (
     plain_metadata,
     shortage,
     takes,
+    unix_time,
     volume_gigabytes,
     wanted_flavor,
 )
@@ -376,14 +376,19 @@ class Cloud:
     # --- servers ---
 
     def list_servers(self) -> list[Server]:
-        """Return every server that carries our pool's UUID and this provider's name, in one call per 1,000 servers.
+        """Return every server that carries our pool's UUID and this provider's name; see list_pool."""
+        return [server for server in self.list_pool() if self.is_own(server)]
+
+    def list_pool(self) -> list[Server]:
+        """Return every server that carries our pool's UUID, in one call per 1,000 servers.
 
         The metadata is filtered here: real clouds ignore such a filter from ordinary members. Deleted servers, which
         a cloud may still show, are left out.
         """
         found = self._pages("list servers", "/servers/detail", "servers")
         servers = self.ask("list servers", lambda: list(map(_server, found)))
-        return [server for server in servers if self.is_own(server) and server.status not in GONE_STATUSES]
+        return [server for server in servers
+                if server.metadata.get(POOL_KEY) == self.pool and server.status not in GONE_STATUSES]
 
     def is_own(self, server: Server) -> bool:
         """Return whether a server carries our pool's UUID and this provider's name."""
@@ -391,6 +396,10 @@ class Cloud:
 
     def _is_ours(self, metadata: Mapping[str, str]) -> bool:
         return metadata.get(POOL_KEY) == self.pool and metadata.get(PROVIDER_KEY) == self.provider.name
+
+    def changed_mark(self, metadata: Mapping[str, str]) -> str:
+        """Return the key of the mark that makes a server or image not ours, as somebody removed or changed it."""
+        return POOL_KEY if metadata.get(POOL_KEY) != self.pool else PROVIDER_KEY
 
     def get_server(self, server_id: str) -> Server:
         """Return a server; GoneError only if the cloud says that it is not there, or shows it as deleted."""
@@ -614,7 +623,7 @@ class Cloud:
             image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
             if not self._is_ours(image.properties or {}):
                 self.log.warning("image %s %s does not carry our %s any more, so it is left", plain(str(image.name)),
-                                 image_id, POOL_KEY)
+                                 image_id, self.changed_mark(image.properties or {}))
                 return False
             for device in _volume_snapshots(image.properties or {}):  # first: nothing else refers to them
                 self.volumes.delete_snapshot(str(device["snapshot_id"]))
@@ -648,7 +657,7 @@ def _server(raw: Mapping[str, Any]) -> Server:
         fault=plain(str((raw.get("fault") or {}).get("message", ""))),
         metadata=plain_metadata(raw.get("metadata")),
         addresses=_addresses(raw.get("addresses")),
-        created=_unix_time(raw.get("created")),
+        created=unix_time(raw.get("created")),
     )
 
 
@@ -681,7 +690,7 @@ def _source(image_id: str, image: Any) -> Source:
 def _image(image: Any) -> Image:
     snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
     return Image(str(image.id), plain(str(image.name)), plain(str(image.status)).lower(), snapshot_id,
-                 _unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
+                 unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
 
 
 def _volume_snapshots(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -705,13 +714,6 @@ def _name_filter(name: str) -> dict[str, str]:
 def _row_id(text: str) -> int | None:
     """Return the row id of a mark, None if somebody wrote something else there."""
     return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
-
-
-def _unix_time(text: str | None) -> float:
-    """Return OpenStack's UTC time stamp as Unix seconds; a missing one counts as just now."""
-    if not text:
-        return time.time()
-    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC).timestamp()
 
 
 def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from cloud.errors import CAPACITY_FAULTS, RETRY_FAULTS
@@ -27,6 +29,13 @@ VOLUMES, GIGABYTES = "volumes", "gigabytes of volumes"
 def plain_metadata(metadata: Any) -> dict[str, str]:
     """Return the metadata of a server or volume, whose values anybody in the project may have written."""
     return {str(key): plain(str(value), METADATA_LENGTH) for key, value in dict(metadata or {}).items()}
+
+
+def unix_time(text: str | None) -> float:
+    """Return OpenStack's UTC time stamp as Unix seconds; a missing one counts as just now."""
+    if not text:
+        return time.time()
+    return datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=UTC).timestamp()
 
 
 class ImageSettings(Protocol):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from cloud.errors import CloudConfigError, CloudError, GoneError, RefusedError
-from cloud.rules import Source, plain_metadata
+from cloud.rules import Source, plain_metadata, unix_time
 from gateprocess import Log, plain
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class Volume:
     machine_id: int | None = None  # the row that it was made for
     snapshot_id: int | None = None  # or the row of the snapshot whose template it belongs to
     servers: tuple[str, ...] = ()  # ids of the servers that it is attached to, as block storage says
+    changed: float = 0.0  # when its status last changed, or it was made; Unix seconds, by the cloud's clock
 
     @property
     def unattached(self) -> bool:
@@ -137,7 +138,8 @@ class Volumes:
         found = self._calls.listed("list volumes", lambda: self._api.volumes(details=True))
         return self._calls.ask("list volumes", lambda: [
             Volume(str(one.id), plain(str(one.name)), plain(str(one.status)), plain_metadata(one.metadata),
-                   servers=_servers_of(one)) for one in found if isinstance(one.metadata, Mapping)])
+                   servers=_servers_of(one), changed=unix_time(one.updated_at or one.created_at))
+            for one in found if isinstance(one.metadata, Mapping)])
 
     def delete(self, volume_id: str) -> None:
         """Delete a volume; one that is gone already is fine. RefusedError if something still needs it."""

@@ -199,9 +199,9 @@ def judge_group(lead: Machine, rows: Rows, sight: Sight) -> MoveMachine | None:
     for member in members:
         if death := sight.server_death(member):
             return MoveMachine(lead, ERROR, f"its subnode {member.name}: {death}")
-        if sight.is_disowned(member):
-            return MoveMachine(lead, DELETE, f"the server of its subnode {member.name} does not carry our "
-                                             f"{nova.POOL_KEY} any more")
+        if mark := sight.lost_mark(member):
+            return MoveMachine(lead, DELETE, f"the server of its subnode {member.name} does not carry our {mark} any "
+                                             "more")
     why = groups.wrong_size(lead, len(members), rows.images[lead.base_image_id].subnodes)
     return MoveMachine(lead, DELETE, why) if why else None
 
@@ -285,13 +285,16 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
                                "with it; first set the subnode to DELETE, or take it out of the pool"))
             continue
         server_id = sight.server_id(machine)
-        if sight.is_disowned(machine):
+        if sight.lost_mark(machine):
             found.append(actions.DeleteMachine(machine, None, may_have_server=False))
         elif name := sight.renamed(machine):
             found.append(Leave(f"{machine.name}: its server was renamed to {name}, so it is left; delete it or take "
                                f"its metadata {nova.POOL_KEY} away"))
         else:
             found.append(actions.DeleteMachine(machine, server_id, server_id is None and not sight.list_is_whole))
+    found += [Leave(f"server {server.name} {server.id} carries our {nova.POOL_KEY}, but its {nova.PROVIDER_KEY} names "
+                    "no provider of vm.db, so it is left; put that right, take both away, or delete it")
+              for server in sight.unowned]
     going = []
     for server in rows.leaks(sight, now):
         if why := why_left(server, rows, sight, now, all_servers):
@@ -356,7 +359,8 @@ def snapshots(
 ) -> list[MarkProved | DeleteSnapshot]:
     """Return the snapshots that are old, failed, drained or without their image, and those whose images need a mark.
 
-    gone: the ids of images that the cloud, asked one by one, no longer has.
+    gone: the ids of images that the cloud, asked one by one, no longer has. An image type with a `template` makes no
+    snapshots and boots from none of its own, so those that it made before go as if it was drained.
     """
     by_id = {image.id: image for image in images}
     by_name = {(image.snapshot_id, image.name): image.id for image in images}
@@ -364,8 +368,10 @@ def snapshots(
     by_type: dict[int, list[vmdatabase.SnapshotImage]] = defaultdict(list)
     for row in rows.snapshots.values():
         by_type[row.base_image_id] += [row] * (row not in lost)
+    unused = {number for number, image in rows.images.items() if not image.active or image.template}
+    booting = {machine.snapshot_image_id for machine in rows.machines if machine.state == BUILDING}
     old = [row for image_id, of_it in by_type.items()
-           for row in rules.old_snapshots(of_it, all_images or not rows.images[image_id].active, now)]
+           for row in rules.old_snapshots(of_it, all_images or image_id in unused, now) if row.id not in booting]
     unproved = [row for row in rows.snapshots.values() if row.state == READY and row not in old
                 and (image := by_id.get(str(row.external_id))) and not image.proved]
     return [*(MarkProved(row, str(row.external_id)) for row in unproved), *(DeleteSnapshot(row, None) for row in lost),

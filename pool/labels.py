@@ -116,7 +116,7 @@ def note_down(provider: Provider, config: SecureConfig) -> None:
         vmdatabase.note_agents(vmdatabase.ready_machines(provider), seen.nodes if seen else {})
     for machine in [one for one in vmdatabase.machines_of(provider, [READY, BUILDING]) if one.lead_id is None]:
         since, limit = machine.absent_time, sight.CUT_OFF_SECONDS
-        what = "lost to Jenkins"
+        what = "lost to Jenkins" if machine.jenkins_name else "without an answer by ssh"
         if machine.state == BUILDING:
             since, limit = machine.create_time or machine.state_time, provider.boot_timeout + rules.GRACE
             what = "on its way"

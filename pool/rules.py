@@ -223,8 +223,8 @@ def judge_ready(machine: Machine, image: BaseImage, sight: Sight, age: int) -> M
         text = f"its node's labels were changed in Jenkins: {labels}"
         return MoveMachine(machine, HOLD, text, {"hold_reason": text})
     why = None
-    if sight.is_disowned(machine):
-        why = f"its server does not carry our {nova.POOL_KEY} any more"
+    if mark := sight.lost_mark(machine):
+        why = f"its server does not carry our {mark} any more"
     elif sight.spent(machine):
         why = "no build can start on its node any more"
     elif not image.active:
@@ -351,14 +351,17 @@ def leaked_volumes(
 
 
 def stuck_volumes(
-    volumes: Iterable[nova.Volume], machines: Container[int], snapshots: Container[int], servers: Container[str]
+    volumes: Iterable[nova.Volume], machines: Container[int], snapshots: Container[int], servers: Container[str],
+    now: float,
 ) -> list[nova.Volume]:
-    """Return our volumes that block storage shows as in use though no existing server has them; we cannot delete them.
+    """Return our volumes that have neither a row nor an existing server, and that block storage would not delete.
 
-    They remain if block storage was not told of their server's deletion. machines and snapshots: the ids of all rows;
-    servers: the ids of all existing servers.
+    It shows them as in use if it was not told of their server's deletion. Any other status counts only once it has
+    lasted for GRACE: `creating` and the like pass. machines and snapshots: the ids of all rows; servers: the ids of all
+    existing servers.
     """
-    return [volume for volume in volumes if volume.status in STUCK_STATUSES
+    return [volume for volume in volumes if not volume.unattached
+            and (volume.status in STUCK_STATUSES or now - volume.changed >= GRACE)
             and volume.machine_id not in machines and volume.snapshot_id not in snapshots
             and not any(server in servers for server in volume.servers)]
 

@@ -35,7 +35,7 @@ UNTOLD = jenkinsnodes.Build(node="", result=None, upstream=(), tells_node=False)
 
 @dataclass(frozen=True)
 class Suspect:
-    """A ready machine whose agent is away."""
+    """A ready machine whose agent is away, or which has none and does not answer by ssh."""
 
     lost: bool  # it has been away for longer than Jenkins takes to get it back, or never came
     gone: bool  # Jenkins has given up for the moment, rather than still connecting
@@ -70,7 +70,11 @@ class Sight:
     volumes: Sequence[nova.Volume] = ()
     silent: frozenset[str] = frozenset()  # names in machines' rows of each Jenkins that did not answer
     misplaced: Sequence[jenkinsnodes.Node] = ()  # nodes in a Jenkins to which their machines no longer belong
-    disowned: frozenset[str] = frozenset()  # ids of existing servers from which somebody removed our marks
+    # The ids of existing servers from which somebody removed our marks, each with the key of the first that is missing.
+    disowned: Mapping[str, str] = field(default_factory=dict)
+    unowned: Sequence[nova.Server] = ()  # those with our UUID that belong to no provider of vm.db
+    by_ssh: Mapping[int, bool] = field(default_factory=dict)  # ready machines, if there is no Jenkins: who answered
+    dead_machines: frozenset[int] = frozenset()  # those that did not answer and are to be replaced
 
     @cached_property
     def by_machine(self) -> dict[int | None, nova.Server]:
@@ -100,9 +104,9 @@ class Sight:
         server = self.server(machine)
         return server.name if server and machine.name and server.name != machine.name else ""
 
-    def is_disowned(self, machine: Machine) -> bool:
-        """Return whether somebody removed our marks from the server of a machine; the server is then theirs."""
-        return machine.external_id in self.disowned
+    def lost_mark(self, machine: Machine) -> str:
+        """Return the mark that somebody removed from the server of a machine, which is then theirs; empty if none."""
+        return self.disowned.get(str(machine.external_id), "")
 
     def builds(self, machine: Machine) -> bool:
         """Return whether a build may run on the machine; a node whose Jenkins did not answer counts as building."""
@@ -153,6 +157,8 @@ class Sight:
         """Return in words what a machine died of; None if it lives."""
         if why := self.server_death(machine):
             return why
+        if machine.id in self.dead_machines:
+            return "it does not answer by ssh"
         node = self.node(machine)
         why = f" ({node.loss(machine.online_time is not None)})" if node else ""
         return f"its Jenkins node died{why}" if machine.jenkins_name in self.dead_nodes else None
@@ -190,11 +196,15 @@ class Look:
         keypairs = self.answer(self.cloud.list_keypairs) or {}
         floating_ips = self.answer(self.cloud.network.list_ours) or []
         volumes = self.see_volumes()
-        servers = {server.id: server for server in self.cloud.list_servers()}
+        of_pool = self.cloud.list_pool()
+        servers = {server.id: server for server in of_pool if self.cloud.is_own(server)}
         seen = self.see_nodes()
         self.see_clock()
+        owners = vmdatabase.provider_names_at(*self.cloud.place)
+        unowned = [server for server in of_pool
+                   if server.id not in servers and server.metadata.get(nova.PROVIDER_KEY) not in owners]
         sight = Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
-                      volumes)
+                      volumes, unowned=unowned)
         if seen is None:
             return sight
         by_id = self.jenkinses.by_machine(seen.nodes) if self.jenkinses else {}
@@ -272,19 +282,24 @@ class Look:
         found = {server_id: task.result() for server_id, task in tasks.items()}
         shown = {server_id: server for server_id, server in found.items() if isinstance(server, nova.Server)}
         hidden = {server_id: server for server_id, server in shown.items() if self.cloud.is_own(server)}
-        disowned = frozenset(shown.keys() - hidden.keys())
-        for server_id in sorted(disowned):
+        disowned = {server_id: self.cloud.changed_mark(server.metadata) for server_id, server in shown.items()
+                    if server_id not in hidden}
+        for server_id, mark in sorted(disowned.items()):
             self.log.warning("server %s %s does not carry our %s any more, so it is left to whoever took that away",
-                             shown[server_id].name, server_id, nova.POOL_KEY)
+                             shown[server_id].name, server_id, mark)
         if hidden:
             self.trouble(f"the list of servers left out {len(hidden)} that are there; nothing is concluded from it")
         ready = [machine for machine in machines if machine.state == READY]
-        return replace(
+        sight = replace(
             lists, servers={**servers, **hidden},
             gone=frozenset(server_id for server_id, answer in found.items() if answer == GONE),
             list_is_whole=all(answer == GONE or server_id in disowned for server_id, answer in found.items()),
             disowned=disowned,
             dead_nodes=self.see_dead_nodes(ready, lists.nodes))
+        if self.jenkinses or lists.nodes is None:
+            return sight
+        return self.with_dead_machines(sight, [
+            one for one in ready if one.lead_id is None and sight.server(one) and not sight.server_death(one)])
 
     def look_at(self, server_id: str) -> nova.Server | str | None:
         """Run in a worker: return the server, GONE for a 404, None if the cloud does not answer."""
@@ -333,10 +348,28 @@ class Look:
 
     def suspect(self, machine: Machine, node: jenkinsnodes.Node) -> Suspect:
         """Return the facts about a ready machine whose agent may be lost."""
-        now = int(self.now())
-        absent = now - machine.absent_time if machine.absent_time else 0
-        state = node.prospect(now - machine.state_time, machine.online_time is not None, absent)
+        absent = self.absent(machine)
+        state = node.prospect(int(self.now()) - machine.state_time, machine.online_time is not None, absent)
         return Suspect(state == jenkinsnodes.LOST, node.agent == jenkinsnodes.GONE, absent)
+
+    def absent(self, machine: Machine) -> int:
+        """Return for how many seconds runs have seen a machine away."""
+        return int(self.now()) - machine.absent_time if machine.absent_time else 0
+
+    def with_dead_machines(self, sight: Sight, machines: Sequence[Machine]) -> Sight:
+        """Return a sight with the ready machines that do not answer by ssh, where there is no Jenkins to watch them."""
+        named = {str(machine.name): machine for machine in machines}
+        silent = self.silent_ones(named, named)
+        if silent:
+            time.sleep(DEAD_NODE_SECONDS)
+            silent = self.silent_ones(named, silent)
+        cut_off = len(silent) > 1 and len(silent) == len(named)
+        dead = {name for name in silent if is_dead(Suspect(False, True, self.absent(named[name])), True, cut_off)}
+        if waiting := sorted(silent - dead):
+            self.log.warning("none of the ready machines answers by ssh; waiting for the network: %s",
+                             gateprocess.some(waiting))
+        return replace(sight, by_ssh={machine.id: name not in silent for name, machine in named.items()},
+                       dead_machines=frozenset(named[name].id for name in dead))
 
     def silent_ones(self, machines: Mapping[str, Machine], names: Iterable[str]) -> set[str]:
         """Return which machines do not answer by ssh."""

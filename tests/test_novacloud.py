@@ -432,6 +432,37 @@ def test_rate_limits_of_other_services_are_obeyed(cloud: Cloud, pocket: Pocket) 
     assert (calls(pocket, "image")["GET /images"], calls(pocket, "network")["GET /floatingips"]) == (2, 2)
 
 
+GATEWAY = {"text": '{"error": "no such luck"}', "list": '["no such luck"]', "plain": "no such luck",
+           "number first": '{"code": 7, "error": "no such luck"}', "null": '{"error": null, "why": "no such luck"}',
+           "other words": '{"fault": {"reason": "no such luck"}}'}
+
+
+@pytest.mark.parametrize(("status", "kind"), [
+    (404, GoneError), (401, CloudConfigError), (403, RefusedError), (409, RefusedError), (413, CapacityError),
+    (503, CloudError), (300, CloudError)])
+@pytest.mark.parametrize("body", GATEWAY.values(), ids=GATEWAY)
+def test_the_status_of_an_answer_decides_whatever_its_body_is(
+    pocket: Pocket, cloud: Cloud, status: int, kind: type[Exception], body: str
+) -> None:
+    looks = {"compute": ("GET /servers/.*", cloud.get_server), "image": ("GET /images/.*", cloud.image_status)}
+    for service, (match, look) in looks.items():
+        answer(pocket, match, service, status=status, body=body)
+        with pytest.raises((CloudError, CloudConfigError)) as caught:
+            look(NOBODY)
+        assert (type(caught.value), str(status) in str(caught.value)) == (kind, True), caught.value
+        assert "no such luck" in str(caught.value)
+
+
+def test_a_rate_limit_or_a_lack_of_room_told_by_a_gateway_is_one(pocket: Pocket, cloud: Cloud) -> None:
+    answer(pocket, "GET /servers/detail", status=429, times=1, headers={"Retry-After": "1"}, body=GATEWAY["text"])
+    assert cloud.list_servers() == []
+    assert calls(pocket)["GET /servers/detail"] == 2
+
+    answer(pocket, "POST /servers", status=403, body='{"error": "quota of the day exceeded"}')
+    with pytest.raises(CapacityError, match="quota of the day exceeded"):
+        boot(cloud, pocket)
+
+
 def test_a_service_that_says_when_it_is_back_is_asked_then(cloud: Cloud, pocket: Pocket) -> None:
     answer(pocket, "GET /servers/detail", status=503, times=1, headers={"Retry-After": "1"})
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import MakePool
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support.pool import ANY_HOST_KEY, Pool, image, provider
@@ -99,6 +100,28 @@ def test_a_pool_without_jenkins_is_reaped_without_questions_to_it(pool: Pool) ->
 
     assert pool.machines() == {ready: "READY"}, (over, abandoned, result.stderr)
     assert "no [jenkins] section" in result.stderr
+
+
+def test_without_jenkins_a_ready_machine_that_ssh_does_not_reach_is_replaced(pool: Pool) -> None:
+    """Those of a provider that are silent all at once are the network's fault for a while."""
+    pool.jenkins = None
+    pool.write_secure_config()
+    loaded(pool, *(provider(name, cloud) for name, cloud in (("one", "pocket-a"), ("two", "pocket-b"),
+                                                             ("three", "pocket-b"))))
+    dead, alive = pool.add_machine(), pool.add_machine(absent_time=1)
+    cut_off = [pool.add_machine(provider="two", cloud="pocket-b") for _ in range(2)]
+    long_cut_off = [pool.add_machine(provider="three", cloud="pocket-b", absent_time=1) for _ in range(2)]
+    used = pool.add_machine("USED", provider="two", cloud="pocket-b", absent_time=1)
+    for name, cloud in ((dead, "pocket-a"), *((one, "pocket-b") for one in (*cut_off, *long_cut_off, used))):
+        pool.pocket_server(name, cloud, ssh="refused")
+
+    result = pool.run(REAP, "all", expect=0)
+
+    assert pool.machines() == {alive: "READY", cut_off[0]: "READY", cut_off[1]: "READY", used: "USED"}
+    assert result.stderr.count("READY -> ERROR: it does not answer by ssh") == 3
+    assert f"none of the ready machines answers by ssh; waiting for the network: {', '.join(cut_off)}" in result.stderr
+    assert pool.column(alive, "absent_time") is None
+    assert None not in [pool.column(name, "absent_time") for name in cut_off]
 
 
 def test_a_section_of_jenkins_that_was_lost_ends_nothing_that_may_build(pool: Pool) -> None:
@@ -365,10 +388,12 @@ def test_servers_without_our_metadata_are_never_touched(pool: Pool) -> None:
     pool.boot("devstack-noble-2.template.openstack.org", {"devstack-gate-snapshot": "1"})
     before = pool.server_names()
 
-    pool.run(REAP, "one", "--all-servers", "--all-images", expect=0)
+    result = pool.run(REAP, "one", "--all-servers", "--all-images", expect=1)
 
     assert (pool.server_names(), pool.machines()) == (before, {})
     assert pool.calls("DELETE", "/servers/{id}") == 0
+    told = [line for line in result.stderr.splitlines() if "is left; put that right" in line]
+    assert [over[2] in line for line in told] == [True], told
 
 
 def test_a_server_without_a_row_is_left_its_grace_and_a_template_of_an_ended_build_is_not(pool: Pool) -> None:
@@ -830,6 +855,26 @@ def test_what_somebody_took_from_us_by_its_marks_is_left_to_them(pool: Pool) -> 
     assert "does not carry our devstack-gate-pool any more, so it is left\n" in result.stderr
 
 
+@pytest.mark.parametrize("provider_mark", ["bobs", "two"])
+def test_a_server_whose_provider_mark_was_changed_is_left_and_told_by_each_run(pool: Pool, provider_mark: str) -> None:
+    """Provider two works in another project, so nobody else would ever look at that server."""
+    loaded(pool, provider("one"), provider("two", "pocket-b"))
+    pool.run(REAP, "two", expect=0)
+    name = pool.add_machine()
+    server = pool.column(name, "external_id")
+    pool.client().compute.set_server_metadata(server, **{"devstack-gate-provider": provider_mark})
+    pool.run(REAP, "two", expect=0)
+
+    first, second = pool.run(REAP, "one", expect=1), pool.run(REAP, "one", expect=1)
+
+    assert f"server {name} {server} does not carry our devstack-gate-provider any more" in first.stderr
+    assert "READY -> DELETE: its server does not carry our devstack-gate-provider any more" in first.stderr
+    for run in (first, second):
+        assert (f"server {name} {server} carries our devstack-gate-pool, but its devstack-gate-provider names no "
+                "provider of vm.db") in run.stderr
+    assert (pool.machines(), pool.server_names()) == ({}, [name])
+
+
 def test_a_cloud_that_leads_to_another_project_now_ends_nothing(pool: Pool) -> None:
     loaded(pool, provider(images=[image(min_ready=1)]))
     pool.seed_snapshots()
@@ -932,7 +977,7 @@ def test_machines_that_are_all_silent_at_once_are_the_networks_fault_for_a_while
     agents_die(pool, *names)
 
     first = pool.run(REAP, "one", expect=0)
-    assert "have them back, and the network, since none answers by ssh" in first.stderr
+    assert "to reconnect them, and for the network, since none answers by ssh" in first.stderr
     pool.sql("UPDATE machine SET absent_time = absent_time - 1800")
     pool.run(REAP, "one", expect=1)
 
@@ -1208,6 +1253,24 @@ def test_a_drained_image_ends_with_its_row(pool: Pool) -> None:
     assert pool.sql("SELECT name FROM base_image") == [("noble",)]
 
 
+def test_the_snapshots_of_an_image_that_got_a_template_go_once_nothing_boots_from_them(pool: Pool) -> None:
+    loaded(pool, provider(images=[image("noble"), image("trusty")]))
+    kept = add_snapshot(pool, 1)
+    for version in (1, 2):
+        add_snapshot(pool, version, image_type="trusty")
+    boots = pool.add_machine("BUILDING", image="trusty", node=False)
+    pool.sql("UPDATE machine SET snapshot_image_id = (SELECT max(id) FROM snapshot_image)")
+    pool.load(provider(images=[image("noble"), image("trusty", template="noble")]))
+
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == [kept, "devstack-trusty-2.template.openstack.org"]
+    pool.sql("UPDATE machine SET state = 'READY' WHERE name = ?", boots)
+    pool.run(REAP, "one", expect=0)
+
+    assert (images(pool), pool.sql("SELECT name FROM snapshot_image")) == ([kept], [(kept,)])
+    assert pool.machines() == {boots: "READY"}
+
+
 def test_a_drained_provider_ends_when_its_last_build_has(pool: Pool) -> None:
     loaded(pool, provider("one"), provider("two", "pocket-b"))
     ready, used = (pool.add_machine(state, provider="two", cloud="pocket-b") for state in ("READY", "USED"))
@@ -1399,6 +1462,23 @@ def test_what_a_clock_that_was_ahead_has_written_counts_from_now_on(pool: Pool) 
     assert "2 machines have times in the future, written by a clock that was ahead" in result.stderr
     times = [time for row in pool.sql("SELECT state_time, coalesce(absent_time, 0) FROM machine") for time in row]
     assert (list(pool.machines()), max(times) <= time.time()) == (names, True)
+
+
+def test_a_volume_that_block_storage_never_finishes_is_told(make_pool: MakePool) -> None:
+    pool = make_pool()
+    pool.load(provider(images=[image(boot_from_volume=True, volume_size=10, min_ready=1)], boot_timeout=1))
+    pool.seed_snapshots()
+    pool.knobs(volume_seconds=9999)
+    pool.run("devstack-vm-launch.py", "one", expect=1)
+    young = pool.run(REAP, "one", expect=0)
+    assert pool.pocket
+    pool.pocket.age("pocket-a", HOUR)
+
+    result = pool.run(REAP, "one", expect=1)
+
+    ((name, volume_id),) = [(one["name"], one["id"]) for one in pool.pocket_look()["volumes"]]
+    assert volume_id not in young.stderr
+    assert f"volume {name} {volume_id} is creating, but there is no server that has it" in result.stderr
 
 
 def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:

@@ -473,6 +473,45 @@ def test_a_backup_that_cannot_be_written_is_said_in_one_line(pool: Pool, file: s
 
 
 @pytest.mark.file
+@pytest.mark.parametrize("content", [b"[node]\nuser = jenkins\n", b"", "other pool"])
+def test_a_backup_replaces_no_file_but_a_backup_of_the_same_pool(pool: Pool, content: bytes | str) -> None:
+    file = pool.folder / "other"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        with vmdatabase.opened(file):
+            pass
+    before = file.read_bytes()
+
+    refused = pool.run("vmdatabase.py", "backup", str(file), expect=2)
+
+    assert refused.stderr == (f"vmdatabase.py: {file}: is there, and is no earlier backup of this pool; name another "
+                              "file\n")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.file
+@pytest.mark.parametrize("name", ["vm.db-wal", "vm.db-shm", "vm.db-journal"])
+def test_a_backup_takes_no_name_of_sqlite_s_own_files(pool: Pool, name: str) -> None:
+    with closing(sqlite3.connect(pool.database)) as user:  # as a script at work, so that there is a write-ahead log
+        pool.sql("UPDATE provider SET max_servers = 77")
+        user.execute("SELECT * FROM machine").fetchall()
+
+        refused = pool.run("vmdatabase.py", "backup", str(pool.folder / name), expect=2)
+
+        assert "has a name that SQLite uses for its own files of vm.db; name another file" in refused.stderr
+        assert pool.sql("SELECT max_servers FROM provider") == [(77,)]
+
+
+@pytest.mark.file
+def test_a_backup_takes_nothing_away_that_lies_beside_it(pool: Pool) -> None:
+    beside = pool.folder / "backup.db.new"
+    beside.write_bytes(b"mine")
+    backup(pool)
+    assert beside.read_bytes() == b"mine"
+
+
+@pytest.mark.file
 def test_a_backup_replaces_nothing_but_files(pool: Pool) -> None:
     os.mkfifo(pool.folder / "pipe")
     (pool.folder / "link").symlink_to("copy.db")
@@ -519,6 +558,20 @@ def test_a_vm_db_of_another_host_is_refused_though_its_path_is_the_same(pool: Po
     assert f"is the vm.db of {pool.database} on host jenkins02, and may be at work there" in refused.stderr
     pool.run("vmdatabase.py", "moved", expect=0)
     assert "at work there" not in pool.run("devstack-vm-reap.py", "one").stderr
+
+
+@pytest.mark.file
+def test_a_host_without_a_machine_id_is_told_from_another_by_its_name(pool: Pool) -> None:
+    """Containers often have an empty /etc/machine-id."""
+    pool.host = ["unshare", "--uts", "--mount", "sh", "-c",
+                 'hostname "$0" && mount --bind /dev/null /etc/machine-id && exec "$@"', "jenkins01"]
+    pool.run("vmdatabase.py", "moved", expect=0)
+    assert "at work there" not in pool.run("devstack-vm-reap.py", "one").stderr
+    pool.host[-1] = "jenkins02"
+
+    refused = pool.run("devstack-vm-reap.py", "one", expect=2)
+
+    assert f"is the vm.db of {pool.database} on host jenkins01, and may be at work there" in refused.stderr
 
 
 @pytest.mark.file

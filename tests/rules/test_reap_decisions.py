@@ -55,7 +55,7 @@ LAUNCH_FAILED = Node("node", "", True, False, True, "LaunchFailed", "no Java\nat
 ALIVE = sight(server(), nodes={"node": node()})
 BUILDS = sight(server(), nodes={"node": node(idle=False)})
 NOT_KNOWN = sight(server(), nodes=None)
-DISOWNED = replace(ALIVE, servers={}, disowned=frozenset({"server"}))
+DISOWNED = replace(ALIVE, servers={}, disowned={"server": nova.POOL_KEY})
 
 
 @pytest.mark.parametrize(("one", "seen", "verdict"), [
@@ -439,7 +439,15 @@ def test_the_volume_that_a_snapshot_was_made_of_stays_with_it(snapshots: set[int
 def test_a_volume_in_use_by_no_server_that_is_there_is_told(
         status: str, machines: set[int], servers: set[str], stuck: bool) -> None:
     volume = nova.Volume("v", "n", status, {}, 7, None, () if status == "reserved" else ("server",))
-    assert rules.stuck_volumes([volume], machines, set(), servers) == [volume] * stuck
+    assert rules.stuck_volumes([volume], machines, set(), servers, 0.0) == [volume] * stuck
+
+
+@pytest.mark.parametrize("status", ["creating", "deleting", "awaiting-transfer", "backing-up", "maintenance", "other"])
+def test_a_volume_of_nobody_that_stays_in_a_status_in_which_it_cannot_be_deleted_is_told(status: str) -> None:
+    volume = nova.Volume("v", "n", status, {}, 7, None, changed=100.0)
+    told = [rules.stuck_volumes([volume], machines, set(), set(), now) for machines, now in
+            ((set(), 99.0 + rules.GRACE), (set(), 100.0 + rules.GRACE), ({7}, 100.0 + rules.GRACE))]
+    assert told == [[], [volume], []]
 
 
 # --- all of them ---
