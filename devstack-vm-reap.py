@@ -208,7 +208,7 @@ class Reap:
         return decisions.ended_builds(
             running, self.look.builds, self.look.verdicts, self.look.now() - FORGOTTEN_SECONDS, sight)
 
-    def moves(self, sight: Sight) -> list[actions.MoveMachine]:
+    def moves(self, sight: Sight) -> list[actions.MoveMachine | actions.Leave]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may belong to nobody."""
         rows, now = self.rows(), self.look.now()
         if any(machine.state == USED and machine.id in rows.ended for machine in rows.leads):  # it may make room
@@ -562,7 +562,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
     parser.add_argument("--all-servers", action="store_true",
-                        help="delete all machines, also ready ones; never held ones or those that build")
+                        help="delete all machines, also ready ones; never held ones, those that build, or ready ones "
+                             "whose nodes a person took offline")
     parser.add_argument("--all-images", action="store_true", help="delete all snapshots, also the current ones")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     return parser.parse_args(argv)

@@ -157,25 +157,43 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
 
-def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
-    """Return the moves of machines by the rules; unclaimed says why nobody has some of them.
+def moves(
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool
+) -> list[MoveMachine | Leave]:
+    """Return the moves of machines by the rules, and a Leave for each that a person keeps from such a move.
 
-    Subnodes move with their lead, except those that have lost it.
+    unclaimed says why nobody has some of them. Subnodes move with their lead, except those that have lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
                              rows.moved, unclaimed.get(machine.id, ""))
-              or judge_group(machine, rows, sight) for machine in rows.leads]
-    found = [completed(move, sight) for move in judged if move]
-    going = {move.machine.id for move in found}
+              or judge_group(machine, rows, sight)
+              or (judge_all(machine, sight) if all_servers else None) for machine in rows.leads]
+    found = [unless_kept(completed(move, sight), sight, now) for move in judged if move]
+    going = {move.machine.id for move in found if isinstance(move, MoveMachine)}
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
               and (why := stray(member, rows, sight, going))]
     staying = [machine for machine in rows.leads if machine.id not in going]
-    if not all_servers:
-        return found + strays + moves_for_room(rows, staying, sight, now)
-    return found + strays + [
-        MoveMachine(machine, DELETE, "--all-servers") for machine in staying
-        if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+    return found + strays + ([] if all_servers else moves_for_room(rows, staying, sight, now))
+
+
+def judge_all(lead: Machine, sight: Sight) -> MoveMachine | None:
+    """Return the move of a lead that --all-servers demands; None if it is held, over already, or may run a build."""
+    goes = lead.external_id and lead.state in (READY, USED, BUILDING) and not sight.builds(lead)
+    return MoveMachine(lead, DELETE, "--all-servers") if goes else None
+
+
+def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Leave:
+    """Return a move, or Leave if it would end a ready machine whose node a person took offline, as if it were held.
+
+    A server that is gone, or no longer ours, is not kept.
+    """
+    machine = move.machine
+    use = rules.use_of(sight.server(machine), sight.node(machine), now)
+    lost = machine.external_id in sight.gone or sight.is_disowned(machine)
+    if lost or machine.state != READY or move.target not in (DELETE, ERROR) or not use or use.state != HOLD:
+        return move
+    return Leave(f"{machine.name}: {use.why}; so it is left, although it should go: {move.why}")
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:

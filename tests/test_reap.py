@@ -966,6 +966,27 @@ def test_what_jenkins_itself_took_offline_is_replaced_and_what_a_person_did_is_n
     assert (gone(pool, full), pool.machines()) == (True, {offline: "READY"})
 
 
+@pytest.mark.parametrize(("kept", "options", "why"), [
+    ({"max_ready_age": 1}, [], "ready for more than 1 hours (max-ready-age)"),
+    (None, [], "its image is no longer in the providers file"),
+    ({}, ["--all-servers"], "--all-servers")])
+def test_a_ready_machine_whose_node_a_person_took_offline_stays_and_is_told(
+        pool: Pool, kept: dict[str, Any] | None, options: list[str], why: str) -> None:
+    loaded(pool, provider(images=[image("noble", **(kept or {})), image("trusty")]))
+    name = pool.add_machine("READY", age=2 * HOUR)
+    assert pool.jenkins
+    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks")
+    if kept is None:
+        pool.load(provider(images=[image("trusty")]))
+
+    result = pool.run(REAP, "one", *options, expect=1)
+
+    assert f"{name}: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}\n" \
+        in result.stderr
+    assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
+    assert (pool.machines(), pool.server_names(), list(pool.nodes())) == ({name: "READY"}, [name], [name])
+
+
 def test_a_build_on_a_node_that_jenkins_takes_offline_goes_on(pool: Pool) -> None:
     (name,) = filled(pool, 1)
     assert pool.jenkins

@@ -512,6 +512,28 @@ def test_all_servers_spares_the_held_and_what_builds_or_may(seen: Any, gone: lis
     assert moves(of, seen, True) == [f"move {state} {state} -> DELETE: --all-servers" for state in gone]
 
 
+@pytest.mark.parametrize(("age", "image", "seen", "all_servers", "why"), [
+    (6 * HOUR, {}, OFFLINE, False, "ready for more than 5 hours (max-ready-age)"),
+    (0, {"active": False}, OFFLINE, False, "its image is no longer in the providers file"),
+    (0, {"subnodes": 1}, OFFLINE, False, "it has 0 subnodes, and the providers file says 1"),
+    (0, {}, OFFLINE, True, "--all-servers"),
+    (0, {}, replace(OFFLINE, servers={"server": server(status="RESCUE")}), False, "the server is RESCUE")])
+def test_a_ready_machine_whose_node_a_person_took_offline_is_left_and_told_whatever_would_end_it(
+        age: int, image: dict[str, Any], seen: Any, all_servers: bool, why: str) -> None:
+    of = rows(machine("READY", age, name="server"), image={"max_ready_age": 5, **image})
+    assert decisions.moves(of, seen, NOW, {}, all_servers) == [actions.Leave(
+        f"server: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}")]
+
+
+@pytest.mark.parametrize(("seen", "target"), [
+    (replace(OFFLINE, servers={}, gone=frozenset({"server"})), "ERROR"),
+    (replace(OFFLINE, servers={}, disowned=frozenset({"server"})), "DELETE"), (SPENT, "DELETE")])
+def test_a_person_keeps_no_machine_whose_server_is_gone_or_taken_away_and_no_script_does(
+        seen: Any, target: str) -> None:
+    move: Any = decisions.moves(rows(machine("READY", name="server")), seen, NOW, {}, False)[0]
+    assert move.target == target
+
+
 @pytest.mark.parametrize(("one", "seen", "columns", "loss"), [
     (machine("READY"), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
      {"error": "its Jenkins node died (its agent never came: no Java; log: URL/log)"}, "gone LaunchFailed"),
@@ -522,7 +544,7 @@ def test_all_servers_spares_the_held_and_what_builds_or_may(seen: Any, gone: lis
      {"error": "it has a node already, of which vm.db knows nothing", "jenkins_name": "node"}, "")])
 def test_a_move_tells_all_that_is_written_with_it(
         one: Any, seen: Any, columns: dict[str, str], loss: str) -> None:
-    (move,) = decisions.moves(rows(one), seen, NOW, {}, False)
+    move: Any = decisions.moves(rows(one), seen, NOW, {}, False)[0]
     assert (move.columns, move.loss) == (columns, loss)
 
 
