@@ -70,7 +70,8 @@ class Reap:
             actions.DeleteSnapshot: self.delete_snapshot, actions.ResetEnvironment: self.reset_environment,
             actions.Leave: self.leave}
         self.deletes: dict[str, Callable[[Any], object]] = {
-            decisions.SERVER: self.delete_leak, decisions.IMAGE: self.cloud.delete_image,
+            decisions.SERVER: self.delete_leak,
+            decisions.IMAGE: lambda image: self.cloud.delete_image(image.id, image.name),
             decisions.KEYPAIR: self.cloud.delete_keypair, decisions.FLOATING_IP: self.cloud.network.release,
             decisions.VOLUME: self.cloud.volumes.delete, decisions.NODE: self.delete_node}
 
@@ -455,7 +456,8 @@ class Reap:
         row = action.snapshot
         if row.state == READY and not vmdatabase.move(row, READY, DELETE):
             return
-        task = self.workers.submit(self.delete_image_and_server, action.image_id, row.server_external_id)
+        task = self.workers.submit(
+            self.delete_image_and_server, action.image_id, str(row.name), row.server_external_id)
         yield
         if not task.result():
             self.log.info("%s: its template server is not gone yet; its row stays", action.subject)
@@ -464,9 +466,9 @@ class Reap:
         self.log.info("deleted %s", action.subject)
         self.deleted["snapshot"] += 1
 
-    def delete_image_and_server(self, image_id: str | None, server_id: str | None) -> bool:
+    def delete_image_and_server(self, image_id: str | None, name: str, server_id: str | None) -> bool:
         """Run in a worker: delete an image, then its template server; return whether the server is gone, too."""
-        if image_id and self.cloud.delete_image(image_id) and not self.look.image_is_gone(image_id):
+        if image_id and self.cloud.delete_image(image_id, name) and not self.look.image_is_gone(image_id):
             raise GateError("the image is still there")
         return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
 

@@ -354,7 +354,7 @@ def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_imag
                 and not all_images:
             found.append(actions.AdoptImage(image, base_image, version))
         elif all_images or rows.snapshot_ids.knows(image.snapshot_id or 0):
-            found.append(Delete(IMAGE, f"{image.name} {image.id}", image.id))
+            found.append(Delete(IMAGE, f"{image.name} {image.id}", image))
         else:
             found.append(Leave(
                 f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it is left: if "

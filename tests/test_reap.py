@@ -1057,6 +1057,27 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
     assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
 
 
+@pytest.mark.parametrize(("state", "options"), [("READY", []), ("READY", ["--all-images"]), ("ERROR", [])])
+def test_an_image_that_a_person_renamed_is_neither_deleted_nor_forgotten(
+        pool: Pool, state: str, options: list[str]) -> None:
+    loaded(pool)
+    name = add_snapshot(pool, 1, state)
+    kept = [add_snapshot(pool, version) for version in (2, 3)]
+    ((image_id,),) = pool.sql("SELECT external_id FROM snapshot_image WHERE name = ?", name)
+    cloud = pool.client().image
+    cloud.update_image(image_id, name="annas-image")
+
+    for _ in range(2):
+        result = pool.run(REAP, "one", *options, expect=1)
+        assert f"snapshot {name}: its image {image_id} was renamed to annas-image, so it is left; delete it or take " \
+               "its metadata devstack-gate-pool away\n" in result.stderr
+
+    assert images(pool) == ["annas-image", *([] if options else kept)]
+    cloud.update_image(image_id, name=name)
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == ([] if options else kept)
+
+
 @pytest.mark.parametrize("first", [REAP, "moved"])
 def test_after_a_restore_a_good_image_has_a_row_again_and_another_waits_for_a_word(pool: Pool, first: str) -> None:
     loaded(pool)
