@@ -185,7 +185,8 @@ class Reap:
 
     def leave_out_ids(self, sight: Sight) -> None:
         """Skip the ids that servers, nodes and images carry, and record which of them vm.db does not know."""
-        seen = [0, *sight.nodes_by_id, *(number or 0 for number in sight.by_machine)]
+        of_nodes = [number for number, node in sight.nodes_by_id.items() if node not in sight.strangers]
+        seen = [0, *of_nodes, *(number or 0 for number in sight.by_machine)]
         vmdatabase.leave_out_ids("machine", max(seen))
         vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
             sight.servers.values(), sight.images or [], sight.keypairs.values()))

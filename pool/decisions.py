@@ -322,7 +322,8 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
         return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, which looks like a restored "
                               "vm.db, so all are left; if it was restored, run vmdatabase.py moved, otherwise reap "
                               "with --all-servers")]
-    nodes = {number: node for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
+    nodes = {number: node for number, node in sight.nodes_by_id.items()
+             if number not in rows.server_ids and node not in sight.strangers}
     return found + [Delete(SERVER, f"{server.name} {server.id}", (server.id, nodes.get(server.machine_id or 0)))
                     for server in going]
 
@@ -413,17 +414,21 @@ def leftovers(
 
 def stray_nodes(
     rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
-) -> list[Delete]:
+) -> list[Delete | Leave]:
     """Return the nodes that carry this pool's UUID but have no machine; names: those of all machines.
 
-    A node with an existing server goes or stays with the server; one of another provider is left to that provider's
-    reap. One in use stays while vm.db does not know its id: a list of servers may have left its server out.
+    A node under a name that the pool does not give is a person's, such as a copy, and is left. A node with an existing
+    server goes or stays with the server; one of another provider is left to that provider's reap. One in use stays
+    while vm.db does not know its id: a list of servers may have left its server out.
     """
-    found = []
+    found: list[Delete | Leave] = [
+        Leave(f"node {node.name} carries our {nova.POOL_KEY}, but its name is not one of our image types and "
+              "providers, so it is left; if a person made it, clear its description")
+        for node in sight.strangers if node.name not in names]
     for number, node in sight.nodes_by_id.items():
         named = [name for name in providers if node.name.endswith(f"-{name}-{number}")]
-        theirs = named and max(named, key=len) != rows.provider.name
+        theirs = max(named, key=len, default="") != rows.provider.name
         kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
-        if not (theirs or kept or node.name in names or number in sight.by_machine):
+        if not (theirs or kept or node.name in names or node in sight.strangers or number in sight.by_machine):
             found.append(Delete(NODE, node.name, node))
     return [*found, *(Delete(NODE, node.name, node) for node in sight.misplaced)]

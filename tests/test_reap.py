@@ -496,6 +496,24 @@ def test_stray_nodes_of_ours_go_and_other_peoples_stay(pool: Pool) -> None:
     assert pool.in_service("devstack-noble-one-78")
 
 
+@pytest.mark.parametrize("name", ["arm-builder", "arm-20261130101112", "devstack-noble-one-1-78",
+                                  "my-devstack-noble-one-79"])
+def test_a_copy_that_a_person_made_of_a_node_is_left_and_told_and_tells_nothing_of_ids(pool: Pool, name: str) -> None:
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    pool.add_machine("DELETE")
+    pool.add_node(name, "arm", "127.0.0.77")
+
+    result = pool.run(REAP, "one", expect=1)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert f"node {name} carries our devstack-gate-pool, but its name is not one of our image types and providers" \
+        in result.stderr
+    assert result.stdout == "one: deleted 1 machine; 1 left for the next run\n"
+    assert (list(pool.machines()), sorted(pool.nodes())) == (
+        ["devstack-noble-one-2"], sorted([name, "devstack-noble-one-2"]))
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
