@@ -235,7 +235,7 @@ class Launch:
         self, servers: Iterable[nova.Server], nodes: Mapping[str, jenkinsnodes.Node]
     ) -> None:
         """Skip the ids of machines that a restored vm.db no longer knows, so that no name is used twice."""
-        of_nodes = self.jenkinses.by_machine(nodes) if self.jenkinses else {}
+        of_nodes = jenkinses.by_machine(self.jenkinses.marked(nodes)[0]) if self.jenkinses else {}
         vmdatabase.leave_out_ids("machine", max([0, *of_nodes, *(server.machine_id or 0 for server in servers)]))
 
     def take_over(

@@ -70,7 +70,8 @@ class Reap:
             actions.DeleteSnapshot: self.delete_snapshot, actions.ResetEnvironment: self.reset_environment,
             actions.Leave: self.leave}
         self.deletes: dict[str, Callable[[Any], object]] = {
-            decisions.SERVER: self.delete_leak, decisions.IMAGE: self.cloud.delete_image,
+            decisions.SERVER: self.delete_leak,
+            decisions.IMAGE: lambda image: self.cloud.delete_image(image.id, image.name),
             decisions.KEYPAIR: self.cloud.delete_keypair, decisions.FLOATING_IP: self.cloud.network.release,
             decisions.VOLUME: self.cloud.volumes.delete, decisions.NODE: self.delete_node}
 
@@ -186,7 +187,8 @@ class Reap:
 
     def leave_out_ids(self, sight: Sight) -> None:
         """Skip the ids that servers, nodes and images carry, and record which of them vm.db does not know."""
-        seen = [0, *sight.nodes_by_id, *(number or 0 for number in sight.by_machine)]
+        of_nodes = [number for number, node in sight.nodes_by_id.items() if node not in sight.strangers]
+        seen = [0, *of_nodes, *(number or 0 for number in sight.by_machine)]
         vmdatabase.leave_out_ids("machine", max(seen))
         vmdatabase.leave_out_ids("snapshot_image", nova.last_snapshot_id(
             sight.servers.values(), sight.images or [], sight.keypairs.values()))
@@ -210,7 +212,7 @@ class Reap:
         return decisions.ended_builds(
             running, self.look.builds, self.look.verdicts, self.look.now() - FORGOTTEN_SECONDS, sight)
 
-    def moves(self, sight: Sight) -> list[actions.MoveMachine]:
+    def moves(self, sight: Sight) -> list[actions.MoveMachine | actions.Leave]:
         """Apply the rules to every machine; ask Jenkins for the builds of those that may belong to nobody."""
         rows, now = self.rows(), self.look.now()
         if any(machine.state == USED and machine.id in rows.ended for machine in rows.leads):  # it may make room
@@ -458,7 +460,8 @@ class Reap:
         row = action.snapshot
         if row.state == READY and not vmdatabase.move(row, READY, DELETE):
             return
-        task = self.workers.submit(self.delete_image_and_server, action.image_id, row.server_external_id)
+        task = self.workers.submit(
+            self.delete_image_and_server, action.image_id, str(row.name), row.server_external_id)
         yield
         if not task.result():
             self.log.info("%s: its template server is not gone yet; its row stays", action.subject)
@@ -467,9 +470,9 @@ class Reap:
         self.log.info("deleted %s", action.subject)
         self.deleted["snapshot"] += 1
 
-    def delete_image_and_server(self, image_id: str | None, server_id: str | None) -> bool:
+    def delete_image_and_server(self, image_id: str | None, name: str, server_id: str | None) -> bool:
         """Run in a worker: delete an image, then its template server; return whether the server is gone, too."""
-        if image_id and self.cloud.delete_image(image_id) and not self.look.image_is_gone(image_id):
+        if image_id and self.cloud.delete_image(image_id, name) and not self.look.image_is_gone(image_id):
             raise GateError("the image is still there")
         return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
 
@@ -565,7 +568,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
     parser.add_argument("--all-servers", action="store_true",
-                        help="delete all machines, also ready ones; never held ones or those that build")
+                        help="delete all machines, also ready ones; never held ones, those that build, or ready ones "
+                             "whose nodes a person took offline")
     parser.add_argument("--all-images", action="store_true", help="delete all snapshots, also the current ones")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     return parser.parse_args(argv)

@@ -272,11 +272,6 @@ class Nodes:
         """Return whether a node carries this pool's mark."""
         return self._mark in node.description
 
-    def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
-        """Return the nodes that carry this pool's mark, keyed by the machine id at the end of their names."""
-        found = {name: re.search("-([0-9]{1,18})$", name) for name, node in nodes.items() if self.is_marked(node)}
-        return {int(match[1]): nodes[name] for name, match in found.items() if match}
-
     def is_others(self, node: Node) -> bool:
         """Return whether a node carries the mark of another pool."""
         return DESCRIPTION in node.description and not self.is_marked(node)

@@ -1165,6 +1165,12 @@ def images_of(provider: Provider) -> list[BaseImage]:
     return list(BaseImage.select().where(BaseImage.provider == provider).order_by(BaseImage.name))
 
 
+def image_types() -> list[tuple[str, str]]:
+    """Return the image types of all providers, each with the name of its provider."""
+    rows: Iterable[Any] = BaseImage.select(BaseImage.name, Provider.name).join(Provider).tuples()
+    return list(rows)
+
+
 def drop_drained(provider: Provider) -> list[str]:
     """Delete the rows of drained images that have nothing left, then of a drained provider; returns which."""
     dropped: list[str] = []

@@ -57,7 +57,7 @@ from cloud.rules import (
     wanted_flavor,
 )
 from cloud.volumes import Volume, Volumes
-from gateprocess import NONSENSE, ConfigError, clock_ahead, get_log, plain
+from gateprocess import NONSENSE, ConfigError, GateError, clock_ahead, get_log, plain
 
 __all__ = [
     "ALL", "CAPACITY_FAULTS", "FLAVOR", "FLOATING_IPS", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError",
@@ -614,10 +614,11 @@ class Cloud:
         """Mark that a machine booted well from an image, so that this is known even if vm.db is lost."""
         self.ask("mark image", lambda: self.connection.image.update_image(image_id, **{PROVED_KEY: "1"}))
 
-    def delete_image(self, image_id: str) -> bool:
+    def delete_image(self, image_id: str, name: str) -> bool:
         """Delete an image and the volume snapshots that it refers to; one that is gone already is fine.
 
-        Returns False if nothing was deleted: it is gone, or no longer carries our marks and so is not ours.
+        Returns False if nothing was deleted: it is gone, or no longer carries our marks and so is not ours. Raises
+        GateError if it no longer has the name that we gave it: then it is a person's.
         """
         with contextlib.suppress(GoneError):
             image = self.ask("show image", lambda: self.connection.image.get_image(image_id))
@@ -625,6 +626,9 @@ class Cloud:
                 self.log.warning("image %s %s does not carry our %s any more, so it is left", plain(str(image.name)),
                                  image_id, self.changed_mark(image.properties or {}))
                 return False
+            if str(image.name) != name:
+                raise GateError(f"its image {image_id} was renamed to {plain(str(image.name))}, so it is left; delete "
+                                f"it or take its metadata {POOL_KEY} away")
             for device in _volume_snapshots(image.properties or {}):  # first: nothing else refers to them
                 self.volumes.delete_snapshot(str(device["snapshot_id"]))
             self.ask("delete image", lambda: self.connection.image.delete_image(image_id, ignore_missing=True))

@@ -157,25 +157,43 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
 
-def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
-    """Return the moves of machines by the rules; unclaimed says why nobody has some of them.
+def moves(
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool
+) -> list[MoveMachine | Leave]:
+    """Return the moves of machines by the rules, and a Leave for each that a person keeps from such a move.
 
-    Subnodes move with their lead, except those that have lost it.
+    unclaimed says why nobody has some of them. Subnodes move with their lead, except those that have lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
                              rows.moved, unclaimed.get(machine.id, ""))
-              or judge_group(machine, rows, sight) for machine in rows.leads]
-    found = [completed(move, sight) for move in judged if move]
-    going = {move.machine.id for move in found}
+              or judge_group(machine, rows, sight)
+              or (judge_all(machine, sight) if all_servers else None) for machine in rows.leads]
+    found = [unless_kept(completed(move, sight), sight, now) for move in judged if move]
+    going = {move.machine.id for move in found if isinstance(move, MoveMachine)}
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
               and (why := stray(member, rows, sight, going))]
     staying = [machine for machine in rows.leads if machine.id not in going]
-    if not all_servers:
-        return found + strays + moves_for_room(rows, staying, sight, now)
-    return found + strays + [
-        MoveMachine(machine, DELETE, "--all-servers") for machine in staying
-        if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+    return found + strays + ([] if all_servers else moves_for_room(rows, staying, sight, now))
+
+
+def judge_all(lead: Machine, sight: Sight) -> MoveMachine | None:
+    """Return the move of a lead that --all-servers demands; None if it is held, over already, or may run a build."""
+    goes = lead.external_id and lead.state in (READY, USED, BUILDING) and not sight.builds(lead)
+    return MoveMachine(lead, DELETE, "--all-servers") if goes else None
+
+
+def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Leave:
+    """Return a move, or Leave if it would end a ready machine whose node a person took offline, as if it were held.
+
+    A server that is gone, or no longer ours, is not kept.
+    """
+    machine = move.machine
+    use = rules.use_of(sight.server(machine), sight.node(machine), now)
+    lost = machine.external_id in sight.gone or sight.lost_mark(machine)
+    if lost or machine.state != READY or move.target not in (DELETE, ERROR) or not use or use.state != HOLD:
+        return move
+    return Leave(f"{machine.name}: {use.why}; so it is left, although it should go: {move.why}")
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
@@ -307,7 +325,8 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
         return [*found, Leave(f"servers without a row in vm.db: {names}; {unlikely}, which looks like a restored "
                               "vm.db, so all are left; if it was restored, run vmdatabase.py moved, otherwise reap "
                               "with --all-servers")]
-    nodes = {number: node for number, node in sight.nodes_by_id.items() if number not in rows.server_ids}
+    nodes = {number: node for number, node in sight.nodes_by_id.items()
+             if number not in rows.server_ids and node not in sight.strangers}
     return found + [Delete(SERVER, f"{server.name} {server.id}", (server.id, nodes.get(server.machine_id or 0)))
                     for server in going]
 
@@ -339,7 +358,7 @@ def leaked_images(rows: Rows, images: Sequence[nova.Image], now: float, all_imag
                 and not all_images:
             found.append(actions.AdoptImage(image, base_image, version))
         elif all_images or rows.snapshot_ids.knows(image.snapshot_id or 0):
-            found.append(Delete(IMAGE, f"{image.name} {image.id}", image.id))
+            found.append(Delete(IMAGE, f"{image.name} {image.id}", image))
         else:
             found.append(Leave(
                 f"image {image.name} {image.id} has no row and was made by a newer vm.db than this; it is left: if "
@@ -401,17 +420,21 @@ def leftovers(
 
 def stray_nodes(
     rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
-) -> list[Delete]:
+) -> list[Delete | Leave]:
     """Return the nodes that carry this pool's UUID but have no machine; names: those of all machines.
 
-    A node with an existing server goes or stays with the server; one of another provider is left to that provider's
-    reap. One in use stays while vm.db does not know its id: a list of servers may have left its server out.
+    A node under a name that the pool does not give is a person's, such as a copy, and is left. A node with an existing
+    server goes or stays with the server; one of another provider is left to that provider's reap. One in use stays
+    while vm.db does not know its id: a list of servers may have left its server out.
     """
-    found = []
+    found: list[Delete | Leave] = [
+        Leave(f"node {node.name} carries our {nova.POOL_KEY}, but its name is not one of our image types and "
+              "providers, so it is left; if a person made it, clear its description")
+        for node in sight.strangers if node.name not in names]
     for number, node in sight.nodes_by_id.items():
         named = [name for name in providers if node.name.endswith(f"-{name}-{number}")]
-        theirs = named and max(named, key=len) != rows.provider.name
+        theirs = max(named, key=len, default="") != rows.provider.name
         kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
-        if not (theirs or kept or node.name in names or number in sight.by_machine):
+        if not (theirs or kept or node.name in names or node in sight.strangers or number in sight.by_machine):
             found.append(Delete(NODE, node.name, node))
     return [*found, *(Delete(NODE, node.name, node) for node in sight.misplaced)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from gateconfig import SecureConfig
 from gateprocess import GateError, get_log
 from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import BUILDING, READY, Machine
+
+# The name of a machine, whatever prefix, image types and providers there were when it was made.
+MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,18})")
 
 
 class Seen(NamedTuple):
@@ -122,14 +126,29 @@ class Jenkinses:
             raise next(iter(silent.values()))
         return Seen(found, silent, misplaced)
 
-    def by_machine(self, nodes: Mapping[str, Node]) -> dict[int, Node]:
-        """Return the nodes that carry this pool's mark, keyed by the machine id at the end of their names."""
-        return next(iter(self)).by_machine(nodes)
+    def marked(self, nodes: Mapping[str, Node]) -> tuple[list[Node], list[Node]]:
+        """Return the nodes that carry this pool's mark: those with a name that the pool gives, and all others.
+
+        The mark is in a node's description, which also a copy has that a person makes in Jenkins.
+        """
+        given = {f"{gateconfig.name_prefix()}devstack-{image}-{provider}"
+                 for image, provider in vmdatabase.image_types()}
+        own: list[Node] = []
+        others: list[Node] = []
+        for node in [node for node in nodes.values() if next(iter(self)).is_marked(node)]:
+            is_given = MACHINE_NAME.fullmatch(node.name) and node.name.rpartition("-")[0] in given
+            (own if is_given else others).append(node)
+        return own, others
 
     def clock_ahead(self) -> float | None:
         """Return how many seconds our clock is ahead of theirs, at least; None if no Jenkins has sent its time."""
         told = [nodes.clock_ahead for nodes in self._nodes.values() if nodes.clock_ahead is not None]
         return min(told, default=None)
+
+
+def by_machine(nodes: Iterable[Node]) -> dict[int, Node]:
+    """Return the nodes with names of machines, keyed by the machine id at their ends."""
+    return {int(match[1]): node for node in nodes if (match := MACHINE_NAME.fullmatch(node.name))}
 
 
 class Part(NamedTuple):

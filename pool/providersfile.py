@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+import jenkinsnodes
 from gateprocess import ConfigError, nearest, one_line
 from pool import demand, environments
 from vmdatabase import (
@@ -332,6 +333,8 @@ class _ProvidersReader:
 def _wrong_keys(image: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Return what is wrong with the keys of an image taken together; None if nothing is."""
     name = image["template"]
+    if f"devstack-{image['name']}" == jenkinsnodes.USED_LABEL:
+        return f"name: expected another one: {jenkinsnodes.USED_LABEL} is the label of nodes that are out of service"
     if not image["image"] and not name:
         return f"image is missing; expected {IMAGE_KEYS['image'].expected}"
     if image["volume-size"] and not image["boot-from-volume"]:

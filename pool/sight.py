@@ -19,7 +19,7 @@ from cloud import nova
 from gateconfig import SecureConfig
 from gateprocess import GateError
 from pool import script
-from pool.jenkinses import Seen
+from pool.jenkinses import Seen, by_machine
 from pool.verdict import Verdict, fetch_slowly
 from vmdatabase import BUILDING, READY, Machine, Provider, Result, SnapshotImage
 
@@ -62,7 +62,9 @@ class Sight:
     list_is_whole: bool  # False: the list left out servers of ours that the cloud shows when asked for them
     nodes: Mapping[str, jenkinsnodes.Node] | None
     dead_nodes: frozenset[str]  # nodes whose agent never came or stays away
-    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)  # our nodes, by the id in their name
+    # Nodes with our mark, by the id in their name.
+    nodes_by_id: Mapping[int, jenkinsnodes.Node] = field(default_factory=dict)
+    strangers: Sequence[jenkinsnodes.Node] = ()  # nodes with our mark, but under a name that the pool does not give
     listed_at: int = 0  # Unix seconds, before the first list
     images: Sequence[nova.Image] | None = None
     keypairs: Mapping[str, int] = field(default_factory=dict)  # name: snapshot id
@@ -203,13 +205,13 @@ class Look:
         owners = vmdatabase.provider_names_at(*self.cloud.place)
         unowned = [server for server in of_pool
                    if server.id not in servers and server.metadata.get(nova.PROVIDER_KEY) not in owners]
-        sight = Sight(servers, frozenset(), True, None, frozenset(), {}, listed_at, images, keypairs, floating_ips,
-                      volumes, unowned=unowned)
+        sight = Sight(servers, frozenset(), True, None, frozenset(), listed_at=listed_at, images=images,
+                      keypairs=keypairs, floating_ips=floating_ips, volumes=volumes, unowned=unowned)
         if seen is None:
             return sight
-        by_id = self.jenkinses.by_machine(seen.nodes) if self.jenkinses else {}
-        return replace(sight, nodes=seen.nodes, nodes_by_id=by_id, silent=self.names_of(seen.silent),
-                       misplaced=seen.misplaced)
+        own, strangers = self.jenkinses.marked(seen.nodes) if self.jenkinses else ([], [])
+        return replace(sight, nodes=seen.nodes, nodes_by_id=by_machine([*strangers, *own]),
+                       strangers=tuple(strangers), silent=self.names_of(seen.silent), misplaced=seen.misplaced)
 
     def answer(self, call: Callable[[], T]) -> T | None:
         """Return the result of a call; if it fails, report that and return None: the run can do without it."""

@@ -1314,7 +1314,7 @@ def test_novacloud_makes_finds_and_deletes_a_template(cloud: Clients, provider: 
     assert ours.list_keypairs() == {ours.keypair_name(3): 3}
     for _ in range(2):
         ours.delete_keypair(ours.keypair_name(3))
-        ours.delete_image(image_id)
+        ours.delete_image(image_id, name)
     assert (ours.list_keypairs(), ours.list_snapshots()) == ({}, [])
     with pytest.raises(nova.GoneError):
         ours.image_status(image_id)

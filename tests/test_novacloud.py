@@ -590,7 +590,7 @@ def test_a_snapshot_carries_our_marks_and_becomes_active(pocket: Pocket, cloud: 
     assert (image.id, image.name, image.status, image.snapshot_id) == (image_id, name, "active", 7)
     assert abs(image.created - time.time()) < 30
     for _ in range(2):
-        cloud.delete_image(image_id)
+        cloud.delete_image(image_id, name)
     assert cloud.list_snapshots() == []
 
 

@@ -521,6 +521,24 @@ def test_stray_nodes_of_ours_go_and_other_peoples_stay(pool: Pool) -> None:
     assert pool.in_service("devstack-noble-one-78")
 
 
+@pytest.mark.parametrize("name", ["arm-builder", "arm-20261130101112", "devstack-noble-one-1-78",
+                                  "my-devstack-noble-one-79"])
+def test_a_copy_that_a_person_made_of_a_node_is_left_and_told_and_tells_nothing_of_ids(pool: Pool, name: str) -> None:
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    pool.add_machine("DELETE")
+    pool.add_node(name, "arm", "127.0.0.77")
+
+    result = pool.run(REAP, "one", expect=1)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert f"node {name} carries our devstack-gate-pool, but its name is not one of our image types and providers" \
+        in result.stderr
+    assert result.stdout == "one: deleted 1 machine; 1 left for the next run\n"
+    assert (list(pool.machines()), sorted(pool.nodes())) == (
+        ["devstack-noble-one-2"], sorted([name, "devstack-noble-one-2"]))
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
@@ -1011,6 +1029,27 @@ def test_what_jenkins_itself_took_offline_is_replaced_and_what_a_person_did_is_n
     assert (gone(pool, full), pool.machines()) == (True, {offline: "READY"})
 
 
+@pytest.mark.parametrize(("kept", "options", "why"), [
+    ({"max_ready_age": 1}, [], "ready for more than 1 hours (max-ready-age)"),
+    (None, [], "its image is no longer in the providers file"),
+    ({}, ["--all-servers"], "--all-servers")])
+def test_a_ready_machine_whose_node_a_person_took_offline_stays_and_is_told(
+        pool: Pool, kept: dict[str, Any] | None, options: list[str], why: str) -> None:
+    loaded(pool, provider(images=[image("noble", **(kept or {})), image("trusty")]))
+    name = pool.add_machine("READY", age=2 * HOUR)
+    assert pool.jenkins
+    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks")
+    if kept is None:
+        pool.load(provider(images=[image("trusty")]))
+
+    result = pool.run(REAP, "one", *options, expect=1)
+
+    assert f"{name}: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}\n" \
+        in result.stderr
+    assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
+    assert (pool.machines(), pool.server_names(), list(pool.nodes())) == ({name: "READY"}, [name], [name])
+
+
 def test_a_build_on_a_node_that_jenkins_takes_offline_goes_on(pool: Pool) -> None:
     (name,) = filled(pool, 1)
     assert pool.jenkins
@@ -1079,6 +1118,27 @@ def test_all_images_deletes_the_current_ones_too(pool: Pool) -> None:
     pool.run(REAP, "one", "--all-images", expect=0)
 
     assert (images(pool), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
+
+
+@pytest.mark.parametrize(("state", "options"), [("READY", []), ("READY", ["--all-images"]), ("ERROR", [])])
+def test_an_image_that_a_person_renamed_is_neither_deleted_nor_forgotten(
+        pool: Pool, state: str, options: list[str]) -> None:
+    loaded(pool)
+    name = add_snapshot(pool, 1, state)
+    kept = [add_snapshot(pool, version) for version in (2, 3)]
+    ((image_id,),) = pool.sql("SELECT external_id FROM snapshot_image WHERE name = ?", name)
+    cloud = pool.client().image
+    cloud.update_image(image_id, name="annas-image")
+
+    for _ in range(2):
+        result = pool.run(REAP, "one", *options, expect=1)
+        assert f"snapshot {name}: its image {image_id} was renamed to annas-image, so it is left; delete it or take " \
+               "its metadata devstack-gate-pool away\n" in result.stderr
+
+    assert images(pool) == ["annas-image", *([] if options else kept)]
+    cloud.update_image(image_id, name=name)
+    pool.run(REAP, "one", expect=0)
+    assert images(pool) == ([] if options else kept)
 
 
 @pytest.mark.parametrize("first", [REAP, "moved"])

@@ -300,6 +300,10 @@ def rows_of(machines: list[Any], subnodes: int = 2, **columns: Any) -> Rows:
     return Rows(provider, machines, {1: image}, {}, **columns)
 
 
+def moved(of: Rows, seen: Any, all_servers: bool = False) -> list[Any]:
+    return [*decisions.moves(of, seen, NOW, {}, all_servers)]
+
+
 SERVERS = [server(f"s{number}") for number in (1, 2, 3)]
 IDLE, BUSY = {"node": node()}, {"node": node(idle=False)}
 
@@ -322,7 +326,7 @@ IDLE, BUSY = {"node": node()}, {"node": node(idle=False)}
     (READY, sight(*SERVERS[:2], server("other"), nodes=IDLE), 2, [])])
 def test_a_group_is_judged_by_all_of_it_and_moved_by_its_lead(
         state: str, seen: Any, subnodes: int, moves: list[tuple[int, str, str]]) -> None:
-    found = decisions.moves(rows_of(members_of_group(state), subnodes), seen, NOW, {}, False)
+    found = moved(rows_of(members_of_group(state), subnodes), seen)
     assert [(one.machine.id, one.target, one.why) for one in found] == moves
 
 
@@ -334,7 +338,7 @@ def test_used_subnodes_are_nobodys_only_if_their_lead_is() -> None:
 def test_a_renamed_server_of_a_subnode_keeps_the_group_for_whoever_did_that() -> None:
     lead, *members = members_of_group(READY)
     members[1].name = "s3-before"
-    (move,) = decisions.moves(rows_of([lead, *members]), sight(*SERVERS, nodes=IDLE), NOW, {}, False)
+    (move,) = moved(rows_of([lead, *members]), sight(*SERVERS, nodes=IDLE))
     assert (move.machine, move.target) == (lead, HOLD)
 
 
@@ -343,7 +347,7 @@ def test_a_subnode_that_a_person_put_on_hold_by_hand_keeps_its_group(state: str,
     lead, *members = members_of_group(state, age)
     members[1].state, members[1].hold_reason, members[1].hold_until = HOLD, "mine", 7
     seen = sight(*SERVERS, nodes={} if state == BUILDING else IDLE)
-    (move,) = decisions.moves(rows_of([lead, *members]), seen, NOW, {}, False)
+    (move,) = moved(rows_of([lead, *members]), seen)
     assert (move.machine, move.target, move.why, move.columns) == (
         lead, HOLD, "its subnode s3 is held", {"hold_reason": "mine", "hold_until": 7})
 
@@ -358,7 +362,7 @@ def test_a_machine_that_is_over_does_not_take_a_held_subnode_with_it() -> None:
 
 
 def test_all_servers_is_said_to_leads() -> None:
-    found = decisions.moves(rows_of(members_of_group(READY)), sight(*SERVERS, nodes=IDLE), NOW, {}, True)
+    found = moved(rows_of(members_of_group(READY)), sight(*SERVERS, nodes=IDLE), True)
     assert [(one.machine.id, one.target) for one in found] == [(1, DELETE)]
 
 

@@ -211,6 +211,16 @@ def test_keys_of_images_that_do_not_go_together_are_refused(
     assert said.split(": ", 1)[1] == f"provider one: image large: {message}"
 
 
+@pytest.mark.parametrize("prefix", ["", "ci-"])
+def test_the_label_of_nodes_that_are_out_of_service_is_no_image_types(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    monkeypatch.setenv("DEVSTACK_GATE_PREFIX", prefix)
+    assert refusal(tmp_path, image_with(name="used")).endswith(
+        ": provider one: image used: name: expected another one: devstack-used is the label of nodes that are out of "
+        "service")
+    assert load(tmp_path, image_with(name="Used"))
+
+
 def test_a_template_of_a_template_is_refused(tmp_path: Path) -> None:
     images = [{"name": "a", "image": "x", "min-ready": 1}, {"name": "b", "template": "a", "min-ready": 1},
               {"name": "c", "template": "b", "min-ready": 1}]

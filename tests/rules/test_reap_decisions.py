@@ -520,6 +520,28 @@ def test_all_servers_spares_the_held_and_what_builds_or_may(seen: Any, gone: lis
     assert moves(of, seen, True) == [f"move {state} {state} -> DELETE: --all-servers" for state in gone]
 
 
+@pytest.mark.parametrize(("age", "image", "seen", "all_servers", "why"), [
+    (6 * HOUR, {}, OFFLINE, False, "ready for more than 5 hours (max-ready-age)"),
+    (0, {"active": False}, OFFLINE, False, "its image is no longer in the providers file"),
+    (0, {"subnodes": 1}, OFFLINE, False, "it has 0 subnodes, and the providers file says 1"),
+    (0, {}, OFFLINE, True, "--all-servers"),
+    (0, {}, replace(OFFLINE, servers={"server": server(status="RESCUE")}), False, "the server is RESCUE")])
+def test_a_ready_machine_whose_node_a_person_took_offline_is_left_and_told_whatever_would_end_it(
+        age: int, image: dict[str, Any], seen: Any, all_servers: bool, why: str) -> None:
+    of = rows(machine("READY", age, name="server"), image={"max_ready_age": 5, **image})
+    assert decisions.moves(of, seen, NOW, {}, all_servers) == [actions.Leave(
+        f"server: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}")]
+
+
+@pytest.mark.parametrize(("seen", "target"), [
+    (replace(OFFLINE, servers={}, gone=frozenset({"server"})), "ERROR"),
+    (replace(OFFLINE, servers={}, disowned=frozenset({"server"})), "DELETE"), (SPENT, "DELETE")])
+def test_a_person_keeps_no_machine_whose_server_is_gone_or_taken_away_and_no_script_does(
+        seen: Any, target: str) -> None:
+    move: Any = decisions.moves(rows(machine("READY", name="server")), seen, NOW, {}, False)[0]
+    assert move.target == target
+
+
 @pytest.mark.parametrize(("one", "seen", "columns", "loss"), [
     (machine("READY"), sight(server(), nodes={"node": LAUNCH_FAILED}, dead=("node",)),
      {"error": "its Jenkins node died (its agent never came: no Java; log: URL/log)"}, "gone LaunchFailed"),
@@ -530,7 +552,7 @@ def test_all_servers_spares_the_held_and_what_builds_or_may(seen: Any, gone: lis
      {"error": "it has a node already, of which vm.db knows nothing", "jenkins_name": "node"}, "")])
 def test_a_move_tells_all_that_is_written_with_it(
         one: Any, seen: Any, columns: dict[str, str], loss: str) -> None:
-    (move,) = decisions.moves(rows(one), seen, NOW, {}, False)
+    move: Any = decisions.moves(rows(one), seen, NOW, {}, False)[0]
     assert (move.columns, move.loss) == (columns, loss)
 
 
@@ -702,10 +724,21 @@ def test_what_belongs_to_nothing_goes() -> None:
         "delete keypair k5", "delete floating IP 10.0.0.1", "delete floating IP 10.0.0.3", "delete volume n v"]
 
 
+def test_a_node_under_a_name_that_the_pool_does_not_give_is_left_and_told() -> None:
+    copy, other = (node()._replace(name=name) for name in ("devstack-noble-one-1-7", "devstack-noble-one-7"))
+    seen = replace(sight(nodes={}, by_id={7: copy}), strangers=(copy, other))
+    assert words(decisions.stray_nodes(rows(), seen, {other.name}, ["one"], NOW)) == [
+        "node devstack-noble-one-1-7 carries our devstack-gate-pool, but its name is not one of our image types and "
+        "providers, so it is left; if a person made it, clear its description"]
+    leak = server("devstack-noble-one-7", age=OLD, machine=7)
+    assert decisions.deletions(rows(), replace(seen, servers={leak.id: leak}), NOW, False) == [
+        actions.Delete("leaked server", f"{leak.name} {leak.id}", (leak.id, None))]
+
+
 @pytest.mark.parametrize(("name", "known", "found", "stray"), [
     ("devstack-noble-one-7", 99, node(), True),
     ("devstack-noble-two-7", 99, node(), False),
-    ("devstack-noble-three-7", 99, node(), True),  # a provider that is no more
+    ("devstack-noble-three-7", 99, node(), False),  # a provider that is no more
     ("devstack-noble-one-two-7", 99, node(), False),
     ("devstack-noble-two-one-7", 99, node(), True),
     ("devstack-noble-one-7", 6, TAKEN, False),
