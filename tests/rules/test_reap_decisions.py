@@ -535,7 +535,7 @@ def test_a_ready_machine_whose_node_a_person_took_offline_is_left_and_told_whate
 
 @pytest.mark.parametrize(("seen", "target"), [
     (replace(OFFLINE, servers={}, gone=frozenset({"server"})), "ERROR"),
-    (replace(OFFLINE, servers={}, disowned=frozenset({"server"})), "DELETE"), (SPENT, "DELETE")])
+    (replace(OFFLINE, servers={}, disowned=DISOWNED.disowned), "DELETE"), (SPENT, "DELETE")])
 def test_a_person_keeps_no_machine_whose_server_is_gone_or_taken_away_and_no_script_does(
         seen: Any, target: str) -> None:
     move: Any = decisions.moves(rows(machine("READY", name="server")), seen, NOW, {}, False)[0]
