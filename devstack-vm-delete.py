@@ -6,8 +6,9 @@ of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 
 reap deletes them. Not so if the build's archived logs/verdict.json says that the change is not to blame (of kind
 infrastructure or machine); what that file says is recorded, too. An autohold (vmdatabase.py autohold) holds the machine
 of a build that failed in any case, and lets its person in. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
-a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. Changes: the
-machine USED -> DELETE, the build's row in the table result; the node's label and offline mark in Jenkins if it should
+a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. A build whose
+job was renamed meanwhile is still its own if Jenkins says that it ran there. Changes: the machine USED -> DELETE, the
+build's row in the table result; the node's label and offline mark in Jenkins if it should
 still be in service. If the machine had a test environment, that is reset. The machine itself is deleted by the next
 devstack-vm-reap.
 
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         machine = vmdatabase.machine_named(options.node)
         if machine.state == BUILDING:
             raise GateError(f"{machine.name}: is BUILDING, no build can have run on it; left alone")
+        follow_rename(machine, os.environ, config)
         if reason := not_its_own(machine, os.environ):
             vmdatabase.machine_log(machine).info("%s; left alone", reason)
             return code
@@ -166,6 +168,26 @@ def is_reaped(node: str, environ: Mapping[str, str]) -> bool:
     own = Result.select().where((Result.node_name == node) & (Result.jenkins_job_name == job)
                                 & (Result.jenkins_build_number == int(number)) & Result.end_time.is_null(False))
     return own.exists() and not Machine.select().where(Machine.name == node).exists()
+
+
+def follow_rename(machine: Machine, environ: Mapping[str, str], config: SecureConfig) -> None:
+    """Record the new name of a job that was renamed while its build, which has the machine, ran.
+
+    The named build must have the same number, and Jenkins must confirm the rest: it knows no such build under the old
+    name, and the named one ran on this node. Raises GateError if Jenkins does not answer.
+    """
+    job, number = environ.get("GATE_JOB_NAME", ""), environ.get("GATE_BUILD_NUMBER", "")
+    taken = vmdatabase.open_result(machine)
+    if not taken or not job or not job.isprintable() or taken.jenkins_job_name in (None, job) \
+            or taken.jenkins_build_number is None or number != str(taken.jenkins_build_number):
+        return
+    nodes, node = script.nodes_of(config, machine), str(machine.jenkins_name or machine.name)
+    if nodes is None or nodes.build(taken.jenkins_job_name, taken.jenkins_build_number):
+        return
+    build = nodes.build(job, taken.jenkins_build_number)
+    if build and (build.node == node or nodes.runs_on(node, job, taken.jenkins_build_number)):
+        vmdatabase.machine_log(machine).info("Jenkins has renamed the job %s to %s", taken.jenkins_job_name, job)
+        vmdatabase.note_of_build(machine, jenkins_job_name=job)
 
 
 def not_its_own(machine: Machine, environ: Mapping[str, str]) -> str:

@@ -112,6 +112,58 @@ def test_a_machine_that_belongs_to_another_build_or_a_person_by_now_is_left_alon
     assert busy.sql("SELECT result, end_time FROM result WHERE node_name = ?", name) == [(None, None)]
 
 
+def ran(pool: Pool, job: str, label: str) -> str:
+    """Run a build of a job to its end; return its number."""
+    assert pool.jenkins
+    pool.jenkins.add_job(job, label)
+    number = pool.jenkins.wait_started(pool.jenkins.build(job))["number"]
+    pool.jenkins.wait_build(job, number)
+    return str(number)
+
+
+def test_the_build_of_a_job_that_was_renamed_meanwhile_is_recorded_under_its_new_name(
+        busy: Pool, machine: Take) -> None:
+    name = machine()
+    number = ran(busy, "new-name", name)
+    busy.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME="old-name", BUILD_NUMBER=number)
+    busy.run("vmdatabase.py", "autohold", "--job", "new-name", "--reason", "bug 7", expect=0)
+
+    told = busy.run(DELETE, name, "--result", "FAILURE", expect=0, GATE_JOB_NAME="new-name", GATE_BUILD_NUMBER=number)
+
+    assert "Jenkins has renamed the job old-name to new-name" in told.stderr
+    assert busy.sql("SELECT jenkins_job_name, result FROM result WHERE node_name = ?", name) == [
+        ("new-name", "FAILURE")]
+    assert (busy.machines()[name], "bug 7" in busy.column(name, "hold_reason")) == ("HOLD", True)
+
+
+@pytest.mark.parametrize(("old_is_known", "there"), [(True, True), (False, False)])
+def test_a_build_of_another_job_with_the_same_number_owns_no_machine(
+        busy: Pool, machine: Take, old_is_known: bool, there: bool) -> None:
+    name, elsewhere = machine(), machine()
+    old, new = f"old-{there}", f"new-{there}"
+    number = ran(busy, new, name if there else elsewhere)
+    if old_is_known:
+        assert ran(busy, old, name) == number
+    busy.run("devstack-vm-inprogress.py", name, expect=0, JOB_NAME=old, BUILD_NUMBER=number)
+
+    told = busy.run(DELETE, name, "--result", "SUCCESS", expect=0, GATE_JOB_NAME=new, GATE_BUILD_NUMBER=number)
+
+    assert f"belongs to {old} #{number}; left alone" in told.stderr
+    assert (busy.machines()[name], busy.sql("SELECT jenkins_job_name, result FROM result WHERE node_name = ?", name)) \
+        == ("USED", [(old, None)])
+
+
+def test_without_jenkins_nobody_knows_whether_a_job_was_renamed(busy: Pool, machine: Take) -> None:
+    name = used(busy, machine)
+    assert busy.jenkins
+    busy.jenkins.knobs(answers=[{"match": "GET /job/", "status": 500}])
+
+    told = busy.run(DELETE, name, "--result", "SUCCESS", expect=1, GATE_JOB_NAME="new", GATE_BUILD_NUMBER="17")
+
+    assert "look at gate-tempest #17: 500" in told.stderr
+    assert busy.machines()[name] == "USED"
+
+
 def test_a_machine_that_the_build_never_had_is_left_to_the_next(busy: Pool, machine: Take) -> None:
     name = machine()
 
