@@ -33,6 +33,9 @@ GIT_SECONDS = 60
 NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
 MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
+# Folders and endings of what says something about a project and is no part of what is run or installed.
+ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests", "zuul.d"))
+PROSE = frozenset((".md", ".rst"))
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
@@ -197,20 +200,27 @@ def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
 
 
 def is_read(tree: Path, base: Path) -> bool:
-    """Return whether the text of devstack, of a plug-in or of its settings names a tree."""
+    """Return whether the code of devstack or of a plug-in, or devstack's settings, name a tree."""
     if tree.name in AS_THEY_LIE:
         return True
     named = re.compile(rf"(?<![\w.-]){re.escape(tree.name)}(?![\w-])")
     folders = [base / "new/devstack", *(one for one in sorted(base.glob("new/*/devstack")) if one.parent != tree)]
     return any(named.search(line) for folder in folders for path in scripts_in(folder)
-               for line in read_text(path).splitlines() if "LIBS_FROM_GIT" not in line)
+               for line in re.sub(r"(?m)(?:^|\s)#.*", "", read_text(path)).splitlines() if "LIBS_FROM_GIT" not in line)
 
 
 def scripts_in(folder: Path) -> Iterator[Path]:
-    """Yield the files of a devstack tree, except git's own and large ones, which are no scripts."""
+    """Yield the files of a devstack tree, except what only tells of it and large ones, which are no scripts."""
     for path in sorted(folder.rglob("*")):
-        if ".git" not in path.parts and not path.is_symlink() and path.is_file() and path.stat().st_size < MAX_SCRIPT:
+        if (is_part(path.relative_to(folder)) and not path.is_symlink() and path.is_file()
+                and path.stat().st_size < MAX_SCRIPT):
             yield path
+
+
+def is_part(file: Path) -> bool:
+    """Return whether a file may be run or installed: no documentation, no test, nothing hidden like .zuul.yaml."""
+    hidden = any(part.startswith(".") for part in file.parts)
+    return not hidden and ASIDE.isdisjoint(file.parts[:-1]) and file.suffix not in PROSE
 
 
 def read_text(path: Path) -> str:

@@ -423,6 +423,18 @@ def test_a_tree_that_nothing_names_is_said_so(site: Site) -> None:
     assert site.check()[1][1].endswith("there is nothing to compare")
 
 
+def test_documentation_and_comments_of_devstack_use_nothing(site: Site) -> None:
+    for name in ("ceph", "devstack"):
+        (site.tree(name, "") / "pyproject.toml").unlink()
+    for file in ("doc/source/registry.rst", "README.md", ".zuul.yaml", "roles/run/tasks/main.yaml", "lib/rpc"):
+        path = site.base / "new/devstack" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("true  # see openstack/ceph\n" if file == "lib/rpc" else "openstack/ceph\n")
+    assert site.check()[1][0].startswith("ceph: is read by nothing: ")
+    (site.base / "new/devstack/lib/rpc").write_text("git_clone openstack/ceph  # the tree\n")
+    assert site.check()[1][0].endswith("there is nothing to compare")
+
+
 def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(site: Site) -> None:
     tree = site.tree()
     packages = site.base / f".local/lib/python3.{sys.version_info.minor}/site-packages"
