@@ -9,9 +9,10 @@ come from the tree? Three names count: the tree's own, the one from before the c
 change touches. Files are read as they are; nothing that was installed is asked or run, since it could lie.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
-The environments of devstack's services count: virtual environments, or the system's packages if there are none. Those
-that tox makes for tempest take libraries from the package index by design; they count for what is installed nowhere
-else, and for tempest itself, which runs there.
+The environments of devstack's services count: virtual environments and, unless devstack has one of its own, the
+system's packages beside them; else these count for what is in no virtual environment. Those that tox makes for tempest
+take libraries from the package index by design; they count for what is installed nowhere else, and for tempest itself,
+which runs there.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
     if missing:
         return False, missing
     kinds = [virtual_environments(base, more), system_environment(base), tox_environments(base)]
+    if not any(venv.is_dir() for venv in (*more, *(base / data / "venv" for data in ("data", "new/data")))):
+        kinds[:2] = [kinds[0] + kinds[1]]  # devstack has none of its own: its services run with the system's packages
     if tree.name == "tempest":
         kinds.reverse()
     given = [*names_from(tree, kinds), distribution_name(tree), name_before(tree, begin),
@@ -212,15 +215,16 @@ def is_read(tree: Path, base: Path) -> bool:
 def scripts_in(folder: Path) -> Iterator[Path]:
     """Yield the files of a devstack tree, except what only tells of it and large ones, which are no scripts."""
     for path in sorted(folder.rglob("*")):
-        if (is_part(path.relative_to(folder)) and not path.is_symlink() and path.is_file()
+        if (is_part(str(path.relative_to(folder))) and not path.is_symlink() and path.is_file()
                 and path.stat().st_size < MAX_SCRIPT):
             yield path
 
 
-def is_part(file: Path) -> bool:
+def is_part(file: str) -> bool:
     """Return whether a file may be run or installed: no documentation, no test, nothing hidden like .zuul.yaml."""
-    hidden = any(part.startswith(".") for part in file.parts)
-    return not hidden and ASIDE.isdisjoint(file.parts[:-1]) and file.suffix not in PROSE
+    path = Path(file)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and ASIDE.isdisjoint(path.parts[:-1]) and path.suffix not in PROSE
 
 
 def read_text(path: Path) -> str:
@@ -337,7 +341,7 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
 
 def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
     """Return the origin of a distribution that setuptools has linked; Python reads easy-install.pth, not the link."""
-    target = Path(link.read_text().splitlines()[0].strip())
+    target = Path(read_text(link).partition("\n")[0].strip() or "an empty link")
     if not inside(target, tree):
         return Installed("as checked out", folder, f"from {target}", False)
     listed = read_text(folder / "easy-install.pth")
@@ -404,7 +408,9 @@ def is_package(folder: Path) -> bool:
 
 
 def inside(path: Path, tree: Path) -> bool:
-    """Return whether a path is the tree or a folder in it."""
+    """Return whether an absolute path is the tree or a folder in it."""
+    if not path.is_absolute() or "\0" in str(path):
+        return False
     path, tree = path.resolve(), tree.resolve()
     return path == tree or tree in path.parents
 

@@ -179,6 +179,18 @@ def test_each_environment_of_services_counts_and_those_of_tox_for_what_is_nowher
     assert (site.check()[0], site.check(str(named))[0]) == (0, 3)
 
 
+@pytest.mark.parametrize(("own", "status"), [("data/venv", 0), ("new/rally-venv", 3)])
+def test_the_systems_packages_count_unless_devstack_has_a_virtual_environment_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch, own: str, status: int
+) -> None:
+    tree, system = site.tree(), site.environment("../system")
+    pip(system, *release(tree, site.base / "index"))
+    pip(site.environment(own), tree)
+    installed = load_script("gate/installed.py")
+    monkeypatch.setattr(installed, "SYSTEM", (str(next(system.resolve().glob("lib/*/site-packages"))),))
+    assert installed.main([str(site.base)]) == status
+
+
 def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
     tree, services = site.tree(), site.environment("data/venv")
     packages = next(services.glob("lib/*/site-packages"))
@@ -188,8 +200,9 @@ def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
     assert site.check()[0] == 0
     (packages / "sample_lib.py").touch()
     assert site.check()[1][0].endswith(f"from {tree}, but Python finds {packages / 'sample_lib.py'} first")
-    (packages / "sample.lib.egg-link").write_text("/somewhere/else\n.")
-    assert site.check()[0] == 3
+    for text in ("/somewhere/else\n.", "/nowhere\0\n", ""):
+        (packages / "sample.lib.egg-link").write_text(text)
+        assert site.check()[0] == 3
 
 
 @pytest.mark.parametrize(("release", "status"), [("false", 0), ("true", 3)])
