@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
@@ -35,7 +36,8 @@ NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
 MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
 # Folders and endings of what says something about a project and is no part of what is run or installed.
-ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests", "zuul.d"))
+ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests",
+                   "zuul.d"))
 PROSE = frozenset((".md", ".rst"))
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
@@ -46,6 +48,8 @@ NAMED = (("setup.cfg", "metadata", "name"), ("pyproject.toml", "project", "name"
          ("pyproject.toml", "", "project.name"), ("pyproject.toml", "tool.poetry", "name"),
          ("pyproject.toml", "tool.flit.metadata", "dist-name"), ("pyproject.toml", "tool.flit.metadata", "module"))
 FINDER = re.compile(r"(?:__editable___.*_finder|_editable_impl_.*)\.py")  # of setuptools, and of the package editables
+NO_CODE = re.compile(r"^(?:\.\.|/|EGG-INFO/|[^/]*\.(?:dist|egg)-info/)|\.pyc$")  # of what is installed
+TEST = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|conftest)\.py")  # a module that many builds leave out
 # Many distributions install a folder of such a name by mistake, and nobody imports it.
 NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup",
                      "conftest", "noxfile"))
@@ -326,14 +330,19 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
     source, editable = direct_url(record)
     if source is None and built_from(record) == head(tree):
         source = str(tree)
-    if source is None:
-        return Installed(version, folder, "from a package index or the distribution's packages", False)
-    if not inside(Path(source), tree):
-        return Installed(version, folder, f"from {source}", False)
-    differing = [] if editable else differing_files(record, folder, tree, Path(source))
-    if differing:
-        return Installed(version, folder, f"from {source}, but is older than it: {differing[0]} differs", False)
-    hidden = hidden_by(record, folder) if editable else None
+    if source is None or not inside(Path(source), tree):
+        copied = None if editable else compare(record, folder, tree, tree, strict=True)
+        if copied and copied.shown and not copied.older:  # a package that was built from the tree
+            return Installed(version, folder, f"with the files of {tree}", True)
+        index = "a package index or the distribution's packages"
+        return Installed(version, folder, f"from {source or index}", False)
+    if not editable:
+        copied = compare(record, folder, tree, Path(source))
+        if copied.older:
+            return Installed(version, folder, f"from {source}, but is older than it: {copied.older[0]} differs", False)
+        unknown = "" if copied.compared else " (no file could be compared)"
+        return Installed(version, folder, f"from {source}{unknown}", True)
+    hidden = hidden_by(record, folder)
     if hidden:
         return Installed(version, folder, f"from {source}, but Python finds {hidden} first", False)
     return Installed(version, folder, f"from {source}", True)
@@ -424,11 +433,14 @@ def version_of(record: Path) -> str:
 
 
 def direct_url(record: Path) -> tuple[str | None, bool]:
-    """Return the folder or URL that pip installed from, or None, and whether its files are used in place (PEP 610)."""
+    """Return what pip installed from, or None, and whether its files are used in place (PEP 610).
+
+    A folder is returned as a path, a package that was built before as a URL, even if it lies in the tree.
+    """
     try:
         told = json.loads((record / "direct_url.json").read_text())
         url = urlsplit(told["url"])
-        if url.scheme != "file":
+        if url.scheme != "file" or "archive_info" in told:
             return told["url"], False
         return unquote(url.path), bool(told.get("dir_info", {}).get("editable"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -449,48 +461,125 @@ def head(tree: Path) -> str:
     return git(tree, "log", "-n1", "--pretty=format:%h").stdout.strip()
 
 
-def differing_files(record: Path, folder: Path, tree: Path, source: Path) -> list[str]:
-    """Return the installed files that differ from those in the tree, then the modules of moved_files."""
-    listed = record / "RECORD"
-    if not listed.is_file():
-        return []
-    names = [line.split(",")[0].strip('"') for line in listed.read_text(errors="replace").splitlines()]
-    names = [name for name in names if not name.startswith(("..", "/"))]
-    differing = []
-    for name in names:
-        for file in (source / name, source / "src" / name, source / "lib" / name):
-            if file.is_file() and is_tracked(file, tree):
-                if not same(file, folder / name):
-                    differing.append(name)
-                break
-    return differing + moved_files(names, tree, source)
+class Compared(NamedTuple):
+    """What a comparison of a copy with the tree has shown."""
+
+    compared: bool  # whether any file of it was found in the tree
+    older: list[str]  # files that are not as in the tree, at least one if there are any
+    shown: bool  # whether a file of it shows the change
 
 
-def moved_files(names: Sequence[str], tree: Path, source: Path) -> list[str]:
-    """Return modules that the change adds beside installed ones and that are missing, or removes and that remain."""
+def compare(record: Path, folder: Path, tree: Path, source: Path, strict: bool = False) -> Compared:
+    """Compare a copy with the tree. A file that differs is older, unless a build may have made it and not `strict`."""
     change = read_text(tree / ".git/gate-change").strip()
-    root = f"{source.resolve()}/"
-    there = set(names)
-    folders = {name.rpartition("/")[0] for name in names if name.endswith(".py")} - {""}
-    moved = []
-    for file, kind in files_of(tree, before(tree, change), change).items() if change else ():
-        path = str(tree.resolve() / file)
-        name = re.sub(r"^(?:src|lib)/", "", path[len(root):]) if path.startswith(root) else ""
-        beside = name.rpartition("/")[0] in folders
-        if name.endswith(".py") and (name in there if kind == "D" else kind == "A" and beside and name not in there):
-            moved.append(name)
-    return moved
+    begin = before(tree, change) if change else ""
+    touched = files_of(tree, begin, change)
+    root, names = copied_files(record, folder)
+    found, folders = in_tree(names, tree, source)
+    shown = False
+    for name, file in found.items():
+        made = not strict and is_written(root / name, tree, file, begin if change else "HEAD", touched)
+        if not made and not same(tree / file, root / name):
+            return Compared(True, [name], shown)
+        shown = shown or (file in touched and (tree / file).stat().st_size > 0)
+    modules = {name for name in names if name.endswith(".py")}
+    both = [(head + file[len(prefix):], file) for prefix, head in folders for file in {**tree_files(tree), **touched}
+            if file.startswith(prefix) and file.endswith(".py")]
+    remaining = [name for name, file in both
+                 if name in modules and touched.get(file) == "D" and is_known(root / name, tree)]
+    missing = [] if shown else missing_files(modules, both, touched)
+    return Compared(bool(found) or not modules, remaining + missing, shown)
 
 
-def is_tracked(file: Path, tree: Path) -> bool:
-    """Return whether git tracks a file of a tree; files that a build made there may differ."""
-    return os.path.relpath(file.resolve(), tree.resolve()) in tracked_files(tree)
+def missing_files(modules: set[str], both: Sequence[tuple[str, str]], touched: dict[str, str]) -> list[str]:
+    """Return the modules that the change adds beside installed ones, and that are not installed.
+
+    A build may leave tests out: if it has done so with all older ones, a new one does not count.
+    """
+    packages = {name.rpartition("/")[0] for name in modules} - {""}
+    missing = [(name, file) for name, file in both if name.rpartition("/")[0] in packages and name not in modules]
+    older_tests = [name for name, file in missing if TEST.search(name) and touched.get(file) not in ("A", "D")]
+    left_out = older_tests and not any(TEST.search(name) for name in modules)
+    return [name for name, file in missing if touched.get(file) == "A" and not (left_out and TEST.search(name))]
+
+
+def copied_files(record: Path, folder: Path) -> tuple[Path, list[str]]:
+    """Return the folder of a copy, and its files below that, without compiled ones and what describes it."""
+    if record.suffix == ".egg":
+        names = [path.relative_to(record).as_posix() for path in sorted(record.rglob("*")) if path.is_file()]
+    else:
+        names = [line.split(",")[0].strip('"') for line in read_text(record / "RECORD").splitlines()]
+        listed = read_text(record / "installed-files.txt").splitlines()
+        names += [os.path.normpath(f"{record.name}/{line}") for line in listed]
+    return (record if record.suffix == ".egg" else folder), [name for name in names if not NO_CODE.search(name)]
+
+
+def in_tree(names: Sequence[str], tree: Path, source: Path) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Return the file of the tree for each copied one that has one, and which folders stand for which.
+
+    The files of a package come from where most of them are: the source, a folder in it like src, or one with another
+    name than the package. Of the pairs of folders, the first is in the tree, the second where it is installed.
+    """
+    begin = os.path.relpath(source.resolve(), tree.resolve())
+    top = "" if begin == "." else f"{begin}/"
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for file in sorted(tree_files(tree), key=lambda file: (file.count("/"), file)):
+        if file.startswith(top):
+            by_name[file.rpartition("/")[2]].append(file[len(top):])
+    packages: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        packages[name.partition("/")[0]].append(name)
+    found: dict[str, str] = {}
+    folders = set()
+    for members in packages.values():
+        for depth in range(max(name.count("/") for name in members) + 1):
+            ends = {name: "/".join(name.split("/")[depth:]) for name in members if name.count("/") >= depth}
+            counts = Counter(file[:-len(end)] for end in ends.values() for file in by_name[end.rpartition("/")[2]]
+                             if f"/{file}".endswith(f"/{end}"))
+            if counts and (depth == 0 or 2 * max(counts.values()) > len(members) > 1):
+                prefix = top + max(counts, key=lambda folder: counts[folder])
+                found.update({name: tree_files(tree)[prefix + end] for name, end in ends.items()
+                              if prefix + end in tree_files(tree) and (tree / prefix / end).is_file()})
+                folders.add((prefix, "".join(f"{part}/" for part in members[0].split("/")[:depth])))
+                break
+    return found, folders or {(top, ""), (f"{top}src/", ""), (f"{top}lib/", "")}
 
 
 @functools.lru_cache(maxsize=None)
-def tracked_files(tree: Path) -> frozenset[str]:
-    """Return the files of a tree that git tracks."""
-    return frozenset(git(tree, "ls-files", "-z").stdout.split("\0"))
+def tree_files(tree: Path) -> dict[str, str]:
+    """Return the files of a tree that git tracks, each with the one that holds its text: links are followed.
+
+    Files that a build made there do not count; they may differ.
+    """
+    tracked = sorted(set(git(tree, "ls-files", "-z").stdout.split("\0")) - {""})
+    files = dict(zip(tracked, tracked))
+    for link in tracked:
+        if (tree / link).is_symlink():
+            target = os.path.relpath(os.path.realpath(tree / link), os.path.realpath(tree))
+            files.update({link + file[len(target):]: file for file in tracked if f"{file}/".startswith(f"{target}/")})
+    return files
+
+
+def is_written(installed: Path, tree: Path, file: str, begin: str, touched: dict[str, str]) -> bool:
+    """Return whether a build may have made an installed file from the tree's, such as to write a version into it.
+
+    It has not if git knows the file, or if the file lacks what the change does to it.
+    """
+    if not begin or not installed.is_file() or same(installed, tree / file) or is_known(installed, tree):
+        return False
+    if file not in touched:
+        return True
+    texts = (read_text(installed), read_text(tree / file), git(tree, "show", f"{begin}:{file}").stdout)
+    there, now, once = (Counter(text.splitlines()) for text in texts)
+    changed = [line for line in {**now, **once} if now[line] != once[line]]
+    return bool(changed) and all(there[line] >= now[line] if now[line] > once[line] else there[line] <= now[line]
+                                 for line in changed)
+
+
+def is_known(installed: Path, tree: Path) -> bool:
+    """Return whether git has the text of an installed file, such as that of an earlier commit."""
+    name = git(tree, "hash-object", "--no-filters", "--", str(installed)).stdout.strip()
+    return git(tree, "cat-file", "-e", name).returncode == 0
 
 
 def same(first: Path, second: Path) -> bool:

@@ -99,6 +99,15 @@ def change(tree: Path, **files: str) -> None:
     (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
 
 
+def build_from(tree: Path, files: str) -> None:
+    """Make the build of a tree take other files, which Python code gives as a dictionary, and commit what is there."""
+    backend = tree / "backend.py"
+    backend.write_text(backend.read_text().replace(
+        '{"sample_lib.py": pathlib.Path("sample_lib.py").read_text()}', files))
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "another build")
+
+
 def pip(environment: Path, *words: str | Path) -> None:
     run_pip("--python", environment / "bin/python", "install", *words)
 
@@ -413,6 +422,87 @@ def test_a_copy_without_the_file_that_the_change_adds_or_with_the_one_that_it_re
     (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
     (tree / "sample/data.json").write_text("2\n")
     assert site.check()[1][0].endswith("but is older than it: sample/data.json differs")
+
+
+@pytest.mark.parametrize("kept_in_tree", [True, False])
+def test_a_wheel_is_the_change_if_its_files_are_those_of_the_tree(site: Site, kept_in_tree: bool) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    wheels = tree / "dist" if kept_in_tree else site.base / "wheels"
+    run_pip("wheel", "-w", wheels, tree)
+    git(tree, "add", "-f", ".")
+    git(tree, "commit", "-q", "--allow-empty", "-m", "a release")
+    wheel = next(wheels.glob("*.whl"))
+    change(tree, notes="1\n")
+    pip(services, wheel)
+    assert site.check()[1][0].endswith(f" comes from {wheel.as_uri()}")
+    change(tree, sample_lib="changed = 2\n")
+    assert site.check()[0] == 3
+    run_pip("wheel", "-w", wheels, tree)
+    pip(services, "--force-reinstall", wheel)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 1.0 is installed with the files of {tree}, in ")
+    pip(services, "--force-reinstall", "--find-links", wheels, "sample.lib")
+    assert site.check()[0] == 0
+
+
+@pytest.mark.parametrize(("there", "installed"), [
+    ("python/sample_lib.py", "sample_lib.py"), ("python/part.py", "sample/part.py")])
+def test_an_older_copy_is_seen_wherever_the_packages_lie_in_the_tree(site: Site, there: str, installed: str) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "python").mkdir()
+    (tree / "sample_lib.py").unlink()
+    for file in (there, "python/other.py"):
+        (tree / file).write_text("1\n")
+    build_from(tree, f"{{{installed!r}: open({there!r}).read(), 'sample/other.py': '1\\n'}}")
+    pip(services, tree)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 1.0 is installed from {tree}, in ")
+    change(tree, **{there[:-3]: "2\n"})
+    assert site.check()[1][0].endswith(f"from {tree}, but is older than it: {installed} differs")
+    pip(services, "--force-reinstall", tree)
+    assert site.check()[0] == 0
+    change(tree, **{"python/new": "1\n"})
+    if "/" in installed:
+        assert site.check()[1][0].endswith("but is older than it: sample/new.py differs")
+
+
+def test_a_copy_none_of_whose_files_is_in_the_tree_is_said_so(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    build_from(tree, "{'made/by_the_build.py': '1\\n'}")
+    pip(services, tree)
+    assert f" is installed from {tree} (no file could be compared), in " in site.check()[1][0]
+
+
+def test_a_version_that_the_build_writes_makes_no_copy_older(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "_version.py").write_text("version = '0'\n")
+    (tree / "sample_lib.py").write_text("version = '0'\nold = 1\n")
+    build_from(tree, """{f: pathlib.Path(f).read_text().replace("version = '0'", "version = '1.0'")
+                         for f in ("sample_lib.py", "_version.py")}""")
+    change(tree, notes="1\n")
+    pip(services, tree)
+    assert site.check()[0] == 0
+    change(tree, sample_lib="version = '0'\nnew = 1\n")
+    assert site.check()[1][0].endswith("but is older than it: sample_lib.py differs")
+    pip(services, "--force-reinstall", tree)
+    assert site.check()[0] == 0
+
+
+@pytest.mark.parametrize(("files", "tests", "status"), [
+    ({"sample/test_new": "1\n"}, "test_old.py", 3),  # the build takes tests
+    ({"sample/test_new": "1\n"}, "", 0),
+    ({"sample/new": "1\n"}, "", 3),
+    ({"sample/new": "1\n", "sample/code": "2\n"}, "", 0),
+])
+def test_what_the_build_leaves_out_makes_no_copy_older(
+    site: Site, files: dict[str, str], tests: str, status: int
+) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "sample").mkdir()
+    for name in ("code.py", "test_old.py"):
+        (tree / "sample" / name).write_text("1\n")
+    build_from(tree, f"{{f: open(f).read() for f in 'sample/code.py {'sample/' * bool(tests)}{tests}'.split()}}")
+    change(tree, **files)
+    pip(services, tree)
+    assert site.check()[0] == status
 
 
 def test_tempest_runs_where_tox_has_put_it_whatever_the_services_have(site: Site) -> None:
