@@ -342,7 +342,7 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
             return Installed(version, folder, f"from {source}, but is older than it: {copied.older[0]} differs", False)
         unknown = "" if copied.compared else " (no file could be compared)"
         return Installed(version, folder, f"from {source}{unknown}", True)
-    hidden = hidden_by(record, folder)
+    hidden = hidden_by(record, folder, tree)
     if hidden:
         return Installed(version, folder, f"from {source}, but Python finds {hidden} first", False)
     return Installed(version, folder, f"from {source}", True)
@@ -353,44 +353,59 @@ def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
     target = Path(read_text(link).partition("\n")[0].strip() or "an empty link")
     if not inside(target, tree):
         return Installed("as checked out", folder, f"from {target}", False)
-    listed = read_text(folder / "easy-install.pth")
-    if str(target) not in [line.strip() for line in listed.splitlines()]:
+    if str(target) not in [line.strip() for line in read_text(folder / "easy-install.pth").splitlines()]:
         return Installed("as checked out", folder, f"from {target}, but easy-install.pth does not name that", False)
-    info = next(target.glob("*.egg-info"), target)
-    hidden = None if "__plen" in listed else hidden_by(info, folder, [target])  # old versions put their paths first
+    hidden = hidden_by(next(target.glob("*.egg-info"), target), folder, tree, [target])
     origin = f"from {target}, but Python finds {hidden} first" if hidden else f"from {target}"
     return Installed("as checked out", folder, origin, not hidden)
 
 
-def hidden_by(record: Path, folder: Path, paths: Sequence[Path] = ()) -> Path | None:
-    """Return the package that Python imports instead of one that is used in place, since it looks for that later.
+def hidden_by(record: Path, folder: Path, tree: Path, paths: Sequence[Path] = ()) -> Path | None:
+    """Return what Python imports instead of a package that is used in place, since it finds that later; or None.
 
-    What a .pth file adds to the path comes after the package folder; a finder is asked after the whole path.
+    What .pth files add to the path comes after the package folder, by the names of the files; finders are asked after
+    the whole path, in the same order.
     """
     environment = folder.parents[2] / "pyvenv.cfg"
     with_system = not environment.is_file() or re.search(
         r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M)
-    found = found_by_finder(record, folder)
-    added = [name for name in top_levels(record, [*paths, *added_paths(record, folder)])
-             if name not in NOBODYS and name not in found]
-    before = [folder, *(system_environment()[0] if with_system else [])]
-    places = [packages / name.replace(".", "/") for packages in before for name in found]
-    hiding = [*places, *(folder / name for name in added if is_package(folder / name)),
-              *(path.with_name(f"{path.name}.py") for path in [*places, *(folder / name for name in added)])]
-    return next((path for path in hiding if path.exists()), None)
+    own = [*paths, *added_paths(record, folder)]
+    finders = [folder / line.split(",")[0] for line in read_text(record / "RECORD").splitlines()]
+    finders = [file for file in finders if FINDER.fullmatch(file.name) and file.is_file()]
+    found = {name for finder in finders for name in names_found(finder)} - NOBODYS
+    added = [name for name in top_levels(record, own) if name not in NOBODYS | found]
+    path = search_path(folder)
+    ours = {place.resolve() for place in own if place.is_absolute()}
+    earlier = next((path[:at] for at, place in enumerate(path) if place.resolve() in ours), path)
+    system = [place for packages in system_environment()[0] for place in search_path(packages)] if with_system else []
+    apart = (record / "top_level.txt").is_file() or not any(is_package(place / name) for place in own for name in added)
+    places = [place / name.replace(".", "/") for place in [*path, *system] for name in found]
+    hiding = [*places, *(place.with_name(f"{place.name}.py") for place in places),
+              *(place / name for place in earlier for name in added if is_package(place / name)),
+              *(place / f"{name}.py" for place in earlier if apart or place == folder for name in added)]
+    if finders:
+        others = sorted(file for file in folder.iterdir() if FINDER.fullmatch(file.name) and file < min(finders))
+        hiding += [file for file in others if not found.isdisjoint(names_found(file))]
+    return next((one for one in hiding if one.exists() and not inside(one, tree)), None)
 
 
-def found_by_finder(record: Path, folder: Path) -> list[str]:
-    """Return the packages that a finder takes from the tree."""
-    names: list[str] = []
-    for line in read_text(record / "RECORD").splitlines():
-        finder = folder / line.split(",")[0]
-        if FINDER.fullmatch(finder.name) and finder.is_file():
-            text = read_text(finder)
-            mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", text, re.M | re.S)
-            names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
-            names += re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
-    return names
+def search_path(folder: Path) -> list[Path]:
+    """Return a package folder and what its .pth files add to the path, in Python's order."""
+    first, after = [], []
+    for file in sorted(folder.glob("*.pth")):
+        text = read_text(file)
+        for line in text.splitlines():
+            if line.strip() and "\0" not in line and not re.match(r"#|import[ \t]", line):
+                (first if "__plen" in text else after).append(folder / line.rstrip())  # old setuptools: its own first
+    return [*first, folder, *after]
+
+
+def names_found(finder: Path) -> list[str]:
+    """Return the packages that a finder takes from where they lie."""
+    text = read_text(finder)
+    mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", text, re.M | re.S)
+    names = re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
+    return names + re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
 
 
 def top_levels(record: Path, paths: Sequence[Path]) -> list[str]:

@@ -303,6 +303,36 @@ def test_a_finder_for_a_part_of_a_namespace_is_asked_last_too(site: Site, finder
     assert site.check()[1][0].endswith(f"but Python finds {packages / 'space/part'} first")
 
 
+@pytest.mark.parametrize(("finder", "other"), [(False, "path"), (True, "path"), (True, "finder")])
+def test_another_tree_with_the_same_package_that_python_finds_first_hides_the_tree(
+    site: Site, finder: bool, other: str
+) -> None:
+    """Such as a fork under another name; of .pth files the first in the alphabet wins."""
+    tree, services, fork = site.tree(), site.environment("data/venv"), site.base / "new/acme-lib"
+    text = (tree / "backend.py").read_text()
+    if finder:
+        (tree / "backend.py").write_text(text[:text.index("    return write(folder, {\"sample_lib.pth")] + FINDER)
+    pip(services, "-e", tree)
+    assert site.check()[0] == 0
+    packages = next(services.glob("lib/*/site-packages"))
+    fork.mkdir()
+    (fork / "sample_lib.py").write_text("changed = False\n")
+    if other == "path":
+        (packages / "__editable__.acme_lib-1.0.pth").write_text(f"{fork}\n")
+        hiding = fork / "sample_lib.py"
+    else:
+        hiding = packages / "__editable___acme_lib_finder.py"
+        ours = (packages / "__editable___sample_lib_1_0_finder.py").read_text()
+        hiding.write_text(ours.replace(str(tree), str(fork)))
+        (packages / "__editable__.acme_lib-1.0.pth").write_text(f"import {hiding.stem} as f; f.install()")
+    asked = subprocess.run([services / "bin/python", "-c", "import sample_lib; print(sample_lib.changed)"], text=True,
+                           capture_output=True, check=True)
+    assert (asked.stdout, site.check()[1][0].endswith(f"but Python finds {hiding} first")) == ("False\n", True)
+    (packages / "__editable__.acme_lib-1.0.pth").rename(packages / "zacme_lib.pth")
+    if other == "path" and not finder:
+        assert site.check()[0] == 0
+
+
 def test_a_tree_of_another_user_is_read_by_a_git_that_believes_files_only(site: Site) -> None:
     site.tree("devstack", "")
     git_before_2_38 = site.base / "bin/git"
