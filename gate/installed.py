@@ -101,12 +101,9 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
     given = [*names_from(tree, kinds), distribution_name(tree), name_before(tree, begin),
              *names_within(tree, begin, change)]
     names = {canonical(name): name for name in given if name}
-    if not names and not is_distribution(tree):
-        if not is_read(tree, base):
-            return True, f"{UNREAD}: it is no Python distribution, and devstack does not name it"
-        return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
+    parts = {canonical(name): name for name in names_beside(tree, begin, change) if name}
     for environments in kinds:
-        found = [(name, one) for name in names.values() for folders in environments
+        found = [(name, one) for name in {**names, **parts}.values() for folders in environments
                  for one in look(folders, name, tree)]
         wrong = [(name, one) for name, one in found if not one.right]
         if wrong:
@@ -115,7 +112,11 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
             places = ", ".join(dict.fromkeys(str(one.place) for _, one in found))
             shown = ", ".join(dict.fromkeys(f"{name} {one.version}" for name, one in found))
             return True, f"{shown} is installed {found[0][1].origin}, in {places}"
-    return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
+    if names or is_distribution(tree):
+        return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
+    if not is_read(tree, base):
+        return True, f"{UNREAD}: it is no Python distribution, and devstack does not name it"
+    return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
 
 
 # --- the change in the tree ---
@@ -204,6 +205,19 @@ def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
     for folder in sorted(folders):
         if is_distribution(tree / folder) or (tree / folder / "setup.cfg").is_file():
             yield distribution_name(tree / folder)
+
+
+def names_beside(tree: Path, begin: str, change: str) -> Iterator[str | None]:
+    """Yield the names of all distributions in the folders of a tree that is none, if the change is beside them.
+
+    What is beside them may be linked or copied into them.
+    """
+    named = re.compile(r"(.+)/(?:setup\.(?:py|cfg)|pyproject\.toml)")
+    folders = {found.group(1) for found in map(named.fullmatch, filter(is_part, tree_files(tree))) if found}
+    beside = [file for file in files_of(tree, begin, change)
+              if is_part(file) and folders.isdisjoint(str(folder) for folder in Path(file).parents)]
+    if beside and not is_distribution(tree):
+        yield from (distribution_name(tree / folder) for folder in sorted(folders))
 
 
 def is_read(tree: Path, base: Path) -> bool:

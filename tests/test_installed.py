@@ -430,6 +430,30 @@ def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(s
     assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
 
 
+def test_a_change_beside_the_distributions_of_a_tree_is_in_those_that_come_from_it(site: Site) -> None:
+    tree, services = site.tree("several"), site.environment("data/venv")
+    for folder in ("client", "common", "doc"):
+        (tree / folder).mkdir()
+    for name in ("pyproject.toml", "backend.py"):
+        git(tree, "mv", name, f"client/{name}")
+    git(tree, "mv", "sample_lib.py", "common/sample_lib.py")
+    (tree / "client/sample_lib.py").symlink_to("../common/sample_lib.py")
+    released = release(tree / "client", site.base / "index")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "a distribution in a folder")
+    change(tree, **{"common/sample_lib": "changed = 2\n"})
+    assert site.check()[1][0].startswith("several: is read by nothing: ")
+    pip(services, *released)
+    assert site.check()[1][0].startswith("NOT TESTED: several: sample.lib 1.0 in ")
+    pip(services, "--force-reinstall", tree / "client")
+    assert site.check()[1][0].startswith(f"several: sample.lib 1.0 is installed from {tree}/client, in ")
+    change(tree, **{"common/sample_lib": "changed = 3\n"})
+    assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
+    pip(services, "--force-reinstall", *released)
+    change(tree, **{"doc/conf": "1\n"})
+    assert site.check()[1][0].startswith("several: is read by nothing: ")
+
+
 @pytest.mark.parametrize("files", [{"sample/new": "1\n"}, {"sample/old": ""}])
 def test_a_copy_without_the_file_that_the_change_adds_or_with_the_one_that_it_removes_is_older(
     site: Site, files: dict[str, str]
