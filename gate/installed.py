@@ -320,13 +320,19 @@ def look(folders: Sequence[Path], name: str, tree: Path) -> Iterator[Installed]:
 
 
 def entries(folder: Path, name: str) -> Iterator[Path]:
-    """Yield the records of a distribution in a package folder; setuptools' links to trees come first."""
+    """Yield the records of a distribution in a package folder; setuptools' links to trees come first.
+
+    An egg, a folder or an archive, counts if a .pth file adds it to the path.
+    """
     wanted = canonical(name)
-    endings: dict[str, list[Path]] = {".egg-link": [], ".dist-info": [], ".egg-info": []}
+    endings: dict[str, list[Path]] = {".egg-link": [], ".dist-info": [], ".egg-info": [], ".egg": []}
     for path in folder.iterdir():
         name_of = path.stem if path.suffix == ".egg-link" else path.stem.split("-")[0]
         if path.suffix in endings and canonical(name_of) == wanted:
             endings[path.suffix].append(path)
+    if endings[".egg"]:
+        places = [place.resolve() for place in search_path(folder)]
+        endings[".egg"] = [egg for egg in endings[".egg"] if egg.resolve() in places]
     for found in endings.values():
         yield from sorted(found)
 
@@ -455,7 +461,7 @@ def inside(path: Path, tree: Path) -> bool:
 
 def version_of(record: Path) -> str:
     """Return the version that a record tells, or "?"."""
-    for file in (record / "METADATA", record / "PKG-INFO", record):
+    for file in (record / "METADATA", record / "PKG-INFO", record / "EGG-INFO/PKG-INFO", record):
         if file.is_file():
             return str(HeaderParser().parsestr(file.read_text(errors="replace")).get("Version", "?"))[:60]
     return "?"

@@ -592,6 +592,24 @@ def test_documentation_and_comments_of_devstack_use_nothing(site: Site) -> None:
     assert site.check()[1][0].endswith("there is nothing to compare")
 
 
+def test_an_egg_that_python_imports_is_looked_at(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    change(tree, sample_lib="changed = 2\n")
+    packages = next(services.glob("lib/*/site-packages"))
+    egg = packages / "sample.lib-0.1-py3.11.egg"
+    (egg / "EGG-INFO").mkdir(parents=True)
+    (egg / "EGG-INFO/PKG-INFO").write_text("Name: sample.lib\nVersion: 0.1\n")
+    (egg / "sample_lib.py").write_text("changed = 1\n")
+    assert site.check()[1][0].startswith("sample.lib: is installed nowhere: ")
+    (packages / "easy-install.pth").write_text(f"./{egg.name}\n")
+    assert site.check()[1][0].startswith(f"NOT TESTED: sample.lib: sample.lib 0.1 in {packages} comes from a package ")
+    shutil.copy(tree / "sample_lib.py", egg)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 0.1 is installed with the files of {tree}, in ")
+    shutil.rmtree(egg)
+    egg.write_bytes(b"PK\xff\x00")
+    assert site.check()[0] == 3
+
+
 def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(site: Site) -> None:
     tree = site.tree()
     packages = site.base / f".local/lib/python3.{sys.version_info.minor}/site-packages"
