@@ -6,7 +6,8 @@ into, each NAME a tree that must be installed although it has no change
 For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
 commit): is that commit, with its files, still in the checkout, and does what is installed under the distribution's name
 come from the tree? Three names count: the tree's own, the one from before the change, and that of each folder that the
-change touches. Files are read as they are; nothing that was installed is asked or run, since it could lie.
+change touches; or of all folders, if the tree itself is no distribution and the change is beside them. Files are read
+as they are; nothing that was installed is asked or run, since it could lie.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
 The environments of devstack's services count: virtual environments and, unless devstack has one of its own, the
@@ -411,7 +412,8 @@ def hidden_by(record: Path, folder: Path, tree: Path, paths: Sequence[Path] = ()
 
 def search_path(folder: Path) -> list[Path]:
     """Return a package folder and what its .pth files add to the path, in Python's order."""
-    first, after = [], []
+    first: list[Path] = []
+    after: list[Path] = []
     for file in sorted(folder.glob("*.pth")):
         text = read_text(file)
         for line in text.splitlines():
