@@ -6,12 +6,14 @@ into, each NAME a tree that must be installed although it has no change
 For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
 commit): is that commit, with its files, still in the checkout, and does what is installed under the distribution's name
 come from the tree? Three names count: the tree's own, the one from before the change, and that of each folder that the
-change touches. Files are read as they are; nothing that was installed is asked or run, since it could lie.
+change touches; or of all folders, if the tree itself is no distribution and the change is beside them. Files are read
+as they are; nothing that was installed is asked or run, since it could lie.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
-The environments of devstack's services count: virtual environments, or the system's packages if there are none. Those
-that tox makes for tempest take libraries from the package index by design; they count for what is installed nowhere
-else, and for tempest itself, which runs there.
+The environments of devstack's services count: virtual environments and, unless devstack has one of its own, the
+system's packages beside them; else these count for what is in no virtual environment. Those that tox makes for tempest
+take libraries from the package index by design; they count for what is installed nowhere else, and for tempest itself,
+which runs there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from email.parser import HeaderParser
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Sequence
@@ -33,6 +36,10 @@ GIT_SECONDS = 60
 NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
 MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
+# Folders and endings of what says something about a project and is no part of what is run or installed.
+ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests",
+                   "zuul.d"))
+PROSE = frozenset((".md", ".rst"))
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
           "/usr/local/lib64/python3*/site-packages", "/usr/lib/python3*/dist-packages",
@@ -42,6 +49,8 @@ NAMED = (("setup.cfg", "metadata", "name"), ("pyproject.toml", "project", "name"
          ("pyproject.toml", "", "project.name"), ("pyproject.toml", "tool.poetry", "name"),
          ("pyproject.toml", "tool.flit.metadata", "dist-name"), ("pyproject.toml", "tool.flit.metadata", "module"))
 FINDER = re.compile(r"(?:__editable___.*_finder|_editable_impl_.*)\.py")  # of setuptools, and of the package editables
+NO_CODE = re.compile(r"^(?:\.\.|/|EGG-INFO/|[^/]*\.(?:dist|egg)-info/)|\.pyc$")  # of what is installed
+TEST = re.compile(r"(?:^|/)(?:test_[^/]*|[^/]*_tests?|conftest)\.py")  # a module that many builds leave out
 # Many distributions install a folder of such a name by mistake, and nobody imports it.
 NOBODYS = frozenset(("test", "tests", "doc", "docs", "examples", "tools", "scripts", "releasenotes", "setup",
                      "conftest", "noxfile"))
@@ -86,17 +95,16 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
     if missing:
         return False, missing
     kinds = [virtual_environments(base, more), system_environment(base), tox_environments(base)]
+    if not any(venv.is_dir() for venv in (*more, *(base / data / "venv" for data in ("data", "new/data")))):
+        kinds[:2] = [kinds[0] + kinds[1]]  # devstack has none of its own: its services run with the system's packages
     if tree.name == "tempest":
         kinds.reverse()
     given = [*names_from(tree, kinds), distribution_name(tree), name_before(tree, begin),
              *names_within(tree, begin, change)]
     names = {canonical(name): name for name in given if name}
-    if not names and not is_distribution(tree):
-        if not is_read(tree, base):
-            return True, f"{UNREAD}: it is no Python distribution, and devstack does not name it"
-        return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
+    parts = {canonical(name): name for name in names_beside(tree, begin, change) if name}
     for environments in kinds:
-        found = [(name, one) for name in names.values() for folders in environments
+        found = [(name, one) for name in {**names, **parts}.values() for folders in environments
                  for one in look(folders, name, tree)]
         wrong = [(name, one) for name, one in found if not one.right]
         if wrong:
@@ -105,7 +113,11 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
             places = ", ".join(dict.fromkeys(str(one.place) for _, one in found))
             shown = ", ".join(dict.fromkeys(f"{name} {one.version}" for name, one in found))
             return True, f"{shown} is installed {found[0][1].origin}, in {places}"
-    return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
+    if names or is_distribution(tree):
+        return True, f"{NOWHERE}: only what reads {tree} has the change {change[:10]}"
+    if not is_read(tree, base):
+        return True, f"{UNREAD}: it is no Python distribution, and devstack does not name it"
+    return True, f"has the change {change[:10]}; it is no Python distribution, so there is nothing to compare"
 
 
 # --- the change in the tree ---
@@ -196,21 +208,42 @@ def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
             yield distribution_name(tree / folder)
 
 
+def names_beside(tree: Path, begin: str, change: str) -> Iterator[str | None]:
+    """Yield the names of all distributions in the folders of a tree that is none, if the change is beside them.
+
+    What is beside them may be linked or copied into them.
+    """
+    named = re.compile(r"(.+)/(?:setup\.(?:py|cfg)|pyproject\.toml)")
+    folders = {found.group(1) for found in map(named.fullmatch, filter(is_part, tree_files(tree))) if found}
+    beside = [file for file in files_of(tree, begin, change)
+              if is_part(file) and folders.isdisjoint(str(folder) for folder in Path(file).parents)]
+    if beside and not is_distribution(tree):
+        yield from (distribution_name(tree / folder) for folder in sorted(folders))
+
+
 def is_read(tree: Path, base: Path) -> bool:
-    """Return whether the text of devstack, of a plug-in or of its settings names a tree."""
+    """Return whether the code of devstack or of a plug-in, or devstack's settings, name a tree."""
     if tree.name in AS_THEY_LIE:
         return True
     named = re.compile(rf"(?<![\w.-]){re.escape(tree.name)}(?![\w-])")
     folders = [base / "new/devstack", *(one for one in sorted(base.glob("new/*/devstack")) if one.parent != tree)]
     return any(named.search(line) for folder in folders for path in scripts_in(folder)
-               for line in read_text(path).splitlines() if "LIBS_FROM_GIT" not in line)
+               for line in re.sub(r"(?m)(?:^|\s)#.*", "", read_text(path)).splitlines() if "LIBS_FROM_GIT" not in line)
 
 
 def scripts_in(folder: Path) -> Iterator[Path]:
-    """Yield the files of a devstack tree, except git's own and large ones, which are no scripts."""
+    """Yield the files of a devstack tree, except what only tells of it and large ones, which are no scripts."""
     for path in sorted(folder.rglob("*")):
-        if ".git" not in path.parts and not path.is_symlink() and path.is_file() and path.stat().st_size < MAX_SCRIPT:
+        if (is_part(str(path.relative_to(folder))) and not path.is_symlink() and path.is_file()
+                and path.stat().st_size < MAX_SCRIPT):
             yield path
+
+
+def is_part(file: str) -> bool:
+    """Return whether a file may be run or installed: no documentation, no test, nothing hidden like .zuul.yaml."""
+    path = Path(file)
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and ASIDE.isdisjoint(path.parts[:-1]) and path.suffix not in PROSE
 
 
 def read_text(path: Path) -> str:
@@ -288,13 +321,19 @@ def look(folders: Sequence[Path], name: str, tree: Path) -> Iterator[Installed]:
 
 
 def entries(folder: Path, name: str) -> Iterator[Path]:
-    """Yield the records of a distribution in a package folder; setuptools' links to trees come first."""
+    """Yield the records of a distribution in a package folder; setuptools' links to trees come first.
+
+    An egg, a folder or an archive, counts if a .pth file adds it to the path.
+    """
     wanted = canonical(name)
-    endings: dict[str, list[Path]] = {".egg-link": [], ".dist-info": [], ".egg-info": []}
+    endings: dict[str, list[Path]] = {".egg-link": [], ".dist-info": [], ".egg-info": [], ".egg": []}
     for path in folder.iterdir():
         name_of = path.stem if path.suffix == ".egg-link" else path.stem.split("-")[0]
         if path.suffix in endings and canonical(name_of) == wanted:
             endings[path.suffix].append(path)
+    if endings[".egg"]:
+        places = [place.resolve() for place in search_path(folder)]
+        endings[".egg"] = [egg for egg in endings[".egg"] if egg.resolve() in places]
     for found in endings.values():
         yield from sorted(found)
 
@@ -312,14 +351,19 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
     source, editable = direct_url(record)
     if source is None and built_from(record) == head(tree):
         source = str(tree)
-    if source is None:
-        return Installed(version, folder, "from a package index or the distribution's packages", False)
-    if not inside(Path(source), tree):
-        return Installed(version, folder, f"from {source}", False)
-    differing = [] if editable else differing_files(record, folder, tree, Path(source))
-    if differing:
-        return Installed(version, folder, f"from {source}, but is older than it: {differing[0]} differs", False)
-    hidden = hidden_by(record, folder) if editable else None
+    if source is None or not inside(Path(source), tree):
+        copied = None if editable else compare(record, folder, tree, tree, strict=True)
+        if copied and copied.shown and not copied.older:  # a package that was built from the tree
+            return Installed(version, folder, f"with the files of {tree}", True)
+        index = "a package index or the distribution's packages"
+        return Installed(version, folder, f"from {source or index}", False)
+    if not editable:
+        copied = compare(record, folder, tree, Path(source))
+        if copied.older:
+            return Installed(version, folder, f"from {source}, but is older than it: {copied.older[0]} differs", False)
+        unknown = "" if copied.compared else " (no file could be compared)"
+        return Installed(version, folder, f"from {source}{unknown}", True)
+    hidden = hidden_by(record, folder, tree)
     if hidden:
         return Installed(version, folder, f"from {source}, but Python finds {hidden} first", False)
     return Installed(version, folder, f"from {source}", True)
@@ -327,47 +371,63 @@ def examine(record: Path, folder: Path, tree: Path) -> Installed:
 
 def examine_link(link: Path, folder: Path, tree: Path) -> Installed:
     """Return the origin of a distribution that setuptools has linked; Python reads easy-install.pth, not the link."""
-    target = Path(link.read_text().splitlines()[0].strip())
+    target = Path(read_text(link).partition("\n")[0].strip() or "an empty link")
     if not inside(target, tree):
         return Installed("as checked out", folder, f"from {target}", False)
-    listed = read_text(folder / "easy-install.pth")
-    if str(target) not in [line.strip() for line in listed.splitlines()]:
+    if str(target) not in [line.strip() for line in read_text(folder / "easy-install.pth").splitlines()]:
         return Installed("as checked out", folder, f"from {target}, but easy-install.pth does not name that", False)
-    info = next(target.glob("*.egg-info"), target)
-    hidden = None if "__plen" in listed else hidden_by(info, folder, [target])  # old versions put their paths first
+    hidden = hidden_by(next(target.glob("*.egg-info"), target), folder, tree, [target])
     origin = f"from {target}, but Python finds {hidden} first" if hidden else f"from {target}"
     return Installed("as checked out", folder, origin, not hidden)
 
 
-def hidden_by(record: Path, folder: Path, paths: Sequence[Path] = ()) -> Path | None:
-    """Return the package that Python imports instead of one that is used in place, since it looks for that later.
+def hidden_by(record: Path, folder: Path, tree: Path, paths: Sequence[Path] = ()) -> Path | None:
+    """Return what Python imports instead of a package that is used in place, since it finds that later; or None.
 
-    What a .pth file adds to the path comes after the package folder; a finder is asked after the whole path.
+    What .pth files add to the path comes after the package folder, by the names of the files; finders are asked after
+    the whole path, in the same order.
     """
     environment = folder.parents[2] / "pyvenv.cfg"
     with_system = not environment.is_file() or re.search(
         r"^include-system-site-packages\s*=\s*true", environment.read_text(), re.M)
-    found = found_by_finder(record, folder)
-    added = [name for name in top_levels(record, [*paths, *added_paths(record, folder)])
-             if name not in NOBODYS and name not in found]
-    before = [folder, *(system_environment()[0] if with_system else [])]
-    places = [packages / name.replace(".", "/") for packages in before for name in found]
-    hiding = [*places, *(folder / name for name in added if is_package(folder / name)),
-              *(path.with_name(f"{path.name}.py") for path in [*places, *(folder / name for name in added)])]
-    return next((path for path in hiding if path.exists()), None)
+    own = [*paths, *added_paths(record, folder)]
+    finders = [folder / line.split(",")[0] for line in read_text(record / "RECORD").splitlines()]
+    finders = [file for file in finders if FINDER.fullmatch(file.name) and file.is_file()]
+    found = {name for finder in finders for name in names_found(finder)} - NOBODYS
+    added = [name for name in top_levels(record, own) if name not in NOBODYS | found]
+    path = search_path(folder)
+    ours = {place.resolve() for place in own if place.is_absolute()}
+    earlier = next((path[:at] for at, place in enumerate(path) if place.resolve() in ours), path)
+    system = [place for packages in system_environment()[0] for place in search_path(packages)] if with_system else []
+    apart = (record / "top_level.txt").is_file() or not any(is_package(place / name) for place in own for name in added)
+    places = [place / name.replace(".", "/") for place in [*path, *system] for name in found]
+    hiding = [*places, *(place.with_name(f"{place.name}.py") for place in places),
+              *(place / name for place in earlier for name in added if is_package(place / name)),
+              *(place / f"{name}.py" for place in earlier if apart or place == folder for name in added)]
+    if finders:
+        others = sorted(file for file in folder.iterdir() if FINDER.fullmatch(file.name) and file < min(finders))
+        hiding += [file for file in others if not found.isdisjoint(names_found(file))]
+    return next((one for one in hiding if one.exists() and not inside(one, tree)), None)
 
 
-def found_by_finder(record: Path, folder: Path) -> list[str]:
-    """Return the packages that a finder takes from the tree."""
-    names: list[str] = []
-    for line in read_text(record / "RECORD").splitlines():
-        finder = folder / line.split(",")[0]
-        if FINDER.fullmatch(finder.name) and finder.is_file():
-            text = read_text(finder)
-            mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", text, re.M | re.S)
-            names += re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
-            names += re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
-    return names
+def search_path(folder: Path) -> list[Path]:
+    """Return a package folder and what its .pth files add to the path, in Python's order."""
+    first: list[Path] = []
+    after: list[Path] = []
+    for file in sorted(folder.glob("*.pth")):
+        text = read_text(file)
+        for line in text.splitlines():
+            if line.strip() and "\0" not in line and not re.match(r"#|import[ \t]", line):
+                (first if "__plen" in text else after).append(folder / line.rstrip())  # old setuptools: its own first
+    return [*first, folder, *after]
+
+
+def names_found(finder: Path) -> list[str]:
+    """Return the packages that a finder takes from where they lie."""
+    text = read_text(finder)
+    mapping = re.search(r"^MAPPING[^=]*=\s*(\{.*?\})", text, re.M | re.S)
+    names = re.findall(r"['\"]([\w.]+)['\"]\s*:", mapping.group(1)) if mapping else []
+    return names + re.findall(r"\bmap_module\(\s*['\"]([\w.]+)", text)
 
 
 def top_levels(record: Path, paths: Sequence[Path]) -> list[str]:
@@ -394,25 +454,30 @@ def is_package(folder: Path) -> bool:
 
 
 def inside(path: Path, tree: Path) -> bool:
-    """Return whether a path is the tree or a folder in it."""
+    """Return whether an absolute path is the tree or a folder in it."""
+    if not path.is_absolute() or "\0" in str(path):
+        return False
     path, tree = path.resolve(), tree.resolve()
     return path == tree or tree in path.parents
 
 
 def version_of(record: Path) -> str:
     """Return the version that a record tells, or "?"."""
-    for file in (record / "METADATA", record / "PKG-INFO", record):
+    for file in (record / "METADATA", record / "PKG-INFO", record / "EGG-INFO/PKG-INFO", record):
         if file.is_file():
             return str(HeaderParser().parsestr(file.read_text(errors="replace")).get("Version", "?"))[:60]
     return "?"
 
 
 def direct_url(record: Path) -> tuple[str | None, bool]:
-    """Return the folder or URL that pip installed from, or None, and whether its files are used in place (PEP 610)."""
+    """Return what pip installed from, or None, and whether its files are used in place (PEP 610).
+
+    A folder is returned as a path, a package that was built before as a URL, even if it lies in the tree.
+    """
     try:
         told = json.loads((record / "direct_url.json").read_text())
         url = urlsplit(told["url"])
-        if url.scheme != "file":
+        if url.scheme != "file" or "archive_info" in told:
             return told["url"], False
         return unquote(url.path), bool(told.get("dir_info", {}).get("editable"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -433,48 +498,125 @@ def head(tree: Path) -> str:
     return git(tree, "log", "-n1", "--pretty=format:%h").stdout.strip()
 
 
-def differing_files(record: Path, folder: Path, tree: Path, source: Path) -> list[str]:
-    """Return the installed files that differ from those in the tree, then the modules of moved_files."""
-    listed = record / "RECORD"
-    if not listed.is_file():
-        return []
-    names = [line.split(",")[0].strip('"') for line in listed.read_text(errors="replace").splitlines()]
-    names = [name for name in names if not name.startswith(("..", "/"))]
-    differing = []
-    for name in names:
-        for file in (source / name, source / "src" / name, source / "lib" / name):
-            if file.is_file() and is_tracked(file, tree):
-                if not same(file, folder / name):
-                    differing.append(name)
-                break
-    return differing + moved_files(names, tree, source)
+class Compared(NamedTuple):
+    """What a comparison of a copy with the tree has shown."""
+
+    compared: bool  # whether any file of it was found in the tree
+    older: list[str]  # files that are not as in the tree, at least one if there are any
+    shown: bool  # whether a file of it shows the change
 
 
-def moved_files(names: Sequence[str], tree: Path, source: Path) -> list[str]:
-    """Return modules that the change adds beside installed ones and that are missing, or removes and that remain."""
+def compare(record: Path, folder: Path, tree: Path, source: Path, strict: bool = False) -> Compared:
+    """Compare a copy with the tree. A file that differs is older, unless a build may have made it and not `strict`."""
     change = read_text(tree / ".git/gate-change").strip()
-    root = f"{source.resolve()}/"
-    there = set(names)
-    folders = {name.rpartition("/")[0] for name in names if name.endswith(".py")} - {""}
-    moved = []
-    for file, kind in files_of(tree, before(tree, change), change).items() if change else ():
-        path = str(tree.resolve() / file)
-        name = re.sub(r"^(?:src|lib)/", "", path[len(root):]) if path.startswith(root) else ""
-        beside = name.rpartition("/")[0] in folders
-        if name.endswith(".py") and (name in there if kind == "D" else kind == "A" and beside and name not in there):
-            moved.append(name)
-    return moved
+    begin = before(tree, change) if change else ""
+    touched = files_of(tree, begin, change)
+    root, names = copied_files(record, folder)
+    found, folders = in_tree(names, tree, source)
+    shown = False
+    for name, file in found.items():
+        made = not strict and is_written(root / name, tree, file, begin if change else "HEAD", touched)
+        if not made and not same(tree / file, root / name):
+            return Compared(True, [name], shown)
+        shown = shown or (file in touched and (tree / file).stat().st_size > 0)
+    modules = {name for name in names if name.endswith(".py")}
+    both = [(head + file[len(prefix):], file) for prefix, head in folders for file in {**tree_files(tree), **touched}
+            if file.startswith(prefix) and file.endswith(".py")]
+    remaining = [name for name, file in both
+                 if name in modules and touched.get(file) == "D" and is_known(root / name, tree)]
+    missing = [] if shown else missing_files(modules, both, touched)
+    return Compared(bool(found) or not modules, remaining + missing, shown)
 
 
-def is_tracked(file: Path, tree: Path) -> bool:
-    """Return whether git tracks a file of a tree; files that a build made there may differ."""
-    return os.path.relpath(file.resolve(), tree.resolve()) in tracked_files(tree)
+def missing_files(modules: set[str], both: Sequence[tuple[str, str]], touched: dict[str, str]) -> list[str]:
+    """Return the modules that the change adds beside installed ones, and that are not installed.
+
+    A build may leave tests out: if it has done so with all older ones, a new one does not count.
+    """
+    packages = {name.rpartition("/")[0] for name in modules} - {""}
+    missing = [(name, file) for name, file in both if name.rpartition("/")[0] in packages and name not in modules]
+    older_tests = [name for name, file in missing if TEST.search(name) and touched.get(file) not in ("A", "D")]
+    left_out = older_tests and not any(TEST.search(name) for name in modules)
+    return [name for name, file in missing if touched.get(file) == "A" and not (left_out and TEST.search(name))]
+
+
+def copied_files(record: Path, folder: Path) -> tuple[Path, list[str]]:
+    """Return the folder of a copy, and its files below that, without compiled ones and what describes it."""
+    if record.suffix == ".egg":
+        names = [path.relative_to(record).as_posix() for path in sorted(record.rglob("*")) if path.is_file()]
+    else:
+        names = [line.split(",")[0].strip('"') for line in read_text(record / "RECORD").splitlines()]
+        listed = read_text(record / "installed-files.txt").splitlines()
+        names += [os.path.normpath(f"{record.name}/{line}") for line in listed]
+    return (record if record.suffix == ".egg" else folder), [name for name in names if not NO_CODE.search(name)]
+
+
+def in_tree(names: Sequence[str], tree: Path, source: Path) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Return the file of the tree for each copied one that has one, and which folders stand for which.
+
+    The files of a package come from where most of them are: the source, a folder in it like src, or one with another
+    name than the package. Of the pairs of folders, the first is in the tree, the second where it is installed.
+    """
+    begin = os.path.relpath(source.resolve(), tree.resolve())
+    top = "" if begin == "." else f"{begin}/"
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for file in sorted(tree_files(tree), key=lambda file: (file.count("/"), file)):
+        if file.startswith(top):
+            by_name[file.rpartition("/")[2]].append(file[len(top):])
+    packages: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        packages[name.partition("/")[0]].append(name)
+    found: dict[str, str] = {}
+    folders = set()
+    for members in packages.values():
+        for depth in range(max(name.count("/") for name in members) + 1):
+            ends = {name: "/".join(name.split("/")[depth:]) for name in members if name.count("/") >= depth}
+            counts = Counter(file[:-len(end)] for end in ends.values() for file in by_name[end.rpartition("/")[2]]
+                             if f"/{file}".endswith(f"/{end}"))
+            if counts and (depth == 0 or 2 * max(counts.values()) > len(members) > 1):
+                prefix = top + max(counts, key=lambda folder: counts[folder])
+                found.update({name: tree_files(tree)[prefix + end] for name, end in ends.items()
+                              if prefix + end in tree_files(tree) and (tree / prefix / end).is_file()})
+                folders.add((prefix, "".join(f"{part}/" for part in members[0].split("/")[:depth])))
+                break
+    return found, folders or {(top, ""), (f"{top}src/", ""), (f"{top}lib/", "")}
 
 
 @functools.lru_cache(maxsize=None)
-def tracked_files(tree: Path) -> frozenset[str]:
-    """Return the files of a tree that git tracks."""
-    return frozenset(git(tree, "ls-files", "-z").stdout.split("\0"))
+def tree_files(tree: Path) -> dict[str, str]:
+    """Return the files of a tree that git tracks, each with the one that holds its text: links are followed.
+
+    Files that a build made there do not count; they may differ.
+    """
+    tracked = sorted(set(git(tree, "ls-files", "-z").stdout.split("\0")) - {""})
+    files = dict(zip(tracked, tracked))
+    for link in tracked:
+        if (tree / link).is_symlink():
+            target = os.path.relpath(os.path.realpath(tree / link), os.path.realpath(tree))
+            files.update({link + file[len(target):]: file for file in tracked if f"{file}/".startswith(f"{target}/")})
+    return files
+
+
+def is_written(installed: Path, tree: Path, file: str, begin: str, touched: dict[str, str]) -> bool:
+    """Return whether a build may have made an installed file from the tree's, such as to write a version into it.
+
+    It has not if git knows the file, or if the file lacks what the change does to it.
+    """
+    if not begin or not installed.is_file() or same(installed, tree / file) or is_known(installed, tree):
+        return False
+    if file not in touched:
+        return True
+    texts = (read_text(installed), read_text(tree / file), git(tree, "show", f"{begin}:{file}").stdout)
+    there, now, once = (Counter(text.splitlines()) for text in texts)
+    changed = [line for line in {**now, **once} if now[line] != once[line]]
+    return bool(changed) and all(there[line] >= now[line] if now[line] > once[line] else there[line] <= now[line]
+                                 for line in changed)
+
+
+def is_known(installed: Path, tree: Path) -> bool:
+    """Return whether git has the text of an installed file, such as that of an earlier commit."""
+    name = git(tree, "hash-object", "--no-filters", "--", str(installed)).stdout.strip()
+    return git(tree, "cat-file", "-e", name).returncode == 0
 
 
 def same(first: Path, second: Path) -> bool:

@@ -99,6 +99,15 @@ def change(tree: Path, **files: str) -> None:
     (tree / ".git/gate-change").write_text(git(tree, "rev-parse", "HEAD"))
 
 
+def build_from(tree: Path, files: str) -> None:
+    """Make the build of a tree take other files, which Python code gives as a dictionary, and commit what is there."""
+    backend = tree / "backend.py"
+    backend.write_text(backend.read_text().replace(
+        '{"sample_lib.py": pathlib.Path("sample_lib.py").read_text()}', files))
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "another build")
+
+
 def pip(environment: Path, *words: str | Path) -> None:
     run_pip("--python", environment / "bin/python", "install", *words)
 
@@ -179,6 +188,18 @@ def test_each_environment_of_services_counts_and_those_of_tox_for_what_is_nowher
     assert (site.check()[0], site.check(str(named))[0]) == (0, 3)
 
 
+@pytest.mark.parametrize(("own", "status"), [("data/venv", 0), ("new/rally-venv", 3)])
+def test_the_systems_packages_count_unless_devstack_has_a_virtual_environment_of_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch, own: str, status: int
+) -> None:
+    tree, system = site.tree(), site.environment("../system")
+    pip(system, *release(tree, site.base / "index"))
+    pip(site.environment(own), tree)
+    installed = load_script("gate/installed.py")
+    monkeypatch.setattr(installed, "SYSTEM", (str(next(system.resolve().glob("lib/*/site-packages"))),))
+    assert installed.main([str(site.base)]) == status
+
+
 def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
     tree, services = site.tree(), site.environment("data/venv")
     packages = next(services.glob("lib/*/site-packages"))
@@ -188,8 +209,9 @@ def test_setuptools_links_to_trees_are_followed(site: Site) -> None:
     assert site.check()[0] == 0
     (packages / "sample_lib.py").touch()
     assert site.check()[1][0].endswith(f"from {tree}, but Python finds {packages / 'sample_lib.py'} first")
-    (packages / "sample.lib.egg-link").write_text("/somewhere/else\n.")
-    assert site.check()[0] == 3
+    for text in ("/somewhere/else\n.", "/nowhere\0\n", ""):
+        (packages / "sample.lib.egg-link").write_text(text)
+        assert site.check()[0] == 3
 
 
 @pytest.mark.parametrize(("release", "status"), [("false", 0), ("true", 3)])
@@ -279,6 +301,36 @@ def test_a_finder_for_a_part_of_a_namespace_is_asked_last_too(site: Site, finder
     (packages / "space/part").mkdir(parents=True)
     (packages / "space/part/__init__.py").touch()
     assert site.check()[1][0].endswith(f"but Python finds {packages / 'space/part'} first")
+
+
+@pytest.mark.parametrize(("finder", "other"), [(False, "path"), (True, "path"), (True, "finder")])
+def test_another_tree_with_the_same_package_that_python_finds_first_hides_the_tree(
+    site: Site, finder: bool, other: str
+) -> None:
+    """Such as a fork under another name; of .pth files the first in the alphabet wins."""
+    tree, services, fork = site.tree(), site.environment("data/venv"), site.base / "new/acme-lib"
+    text = (tree / "backend.py").read_text()
+    if finder:
+        (tree / "backend.py").write_text(text[:text.index("    return write(folder, {\"sample_lib.pth")] + FINDER)
+    pip(services, "-e", tree)
+    assert site.check()[0] == 0
+    packages = next(services.glob("lib/*/site-packages"))
+    fork.mkdir()
+    (fork / "sample_lib.py").write_text("changed = False\n")
+    if other == "path":
+        (packages / "__editable__.acme_lib-1.0.pth").write_text(f"{fork}\n")
+        hiding = fork / "sample_lib.py"
+    else:
+        hiding = packages / "__editable___acme_lib_finder.py"
+        ours = (packages / "__editable___sample_lib_1_0_finder.py").read_text()
+        hiding.write_text(ours.replace(str(tree), str(fork)))
+        (packages / "__editable__.acme_lib-1.0.pth").write_text(f"import {hiding.stem} as f; f.install()")
+    asked = subprocess.run([services / "bin/python", "-c", "import sample_lib; print(sample_lib.changed)"], text=True,
+                           capture_output=True, check=True)
+    assert (asked.stdout, site.check()[1][0].endswith(f"but Python finds {hiding} first")) == ("False\n", True)
+    (packages / "__editable__.acme_lib-1.0.pth").rename(packages / "zacme_lib.pth")
+    if other == "path" and not finder:
+        assert site.check()[0] == 0
 
 
 def test_a_tree_of_another_user_is_read_by_a_git_that_believes_files_only(site: Site) -> None:
@@ -378,6 +430,30 @@ def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(s
     assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
 
 
+def test_a_change_beside_the_distributions_of_a_tree_is_in_those_that_come_from_it(site: Site) -> None:
+    tree, services = site.tree("several"), site.environment("data/venv")
+    for folder in ("client", "common", "doc"):
+        (tree / folder).mkdir()
+    for name in ("pyproject.toml", "backend.py"):
+        git(tree, "mv", name, f"client/{name}")
+    git(tree, "mv", "sample_lib.py", "common/sample_lib.py")
+    (tree / "client/sample_lib.py").symlink_to("../common/sample_lib.py")
+    released = release(tree / "client", site.base / "index")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "a distribution in a folder")
+    change(tree, **{"common/sample_lib": "changed = 2\n"})
+    assert site.check()[1][0].startswith("several: is read by nothing: ")
+    pip(services, *released)
+    assert site.check()[1][0].startswith("NOT TESTED: several: sample.lib 1.0 in ")
+    pip(services, "--force-reinstall", tree / "client")
+    assert site.check()[1][0].startswith(f"several: sample.lib 1.0 is installed from {tree}/client, in ")
+    change(tree, **{"common/sample_lib": "changed = 3\n"})
+    assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
+    pip(services, "--force-reinstall", *released)
+    change(tree, **{"doc/conf": "1\n"})
+    assert site.check()[1][0].startswith("several: is read by nothing: ")
+
+
 @pytest.mark.parametrize("files", [{"sample/new": "1\n"}, {"sample/old": ""}])
 def test_a_copy_without_the_file_that_the_change_adds_or_with_the_one_that_it_removes_is_older(
     site: Site, files: dict[str, str]
@@ -402,6 +478,87 @@ def test_a_copy_without_the_file_that_the_change_adds_or_with_the_one_that_it_re
     assert site.check()[1][0].endswith("but is older than it: sample/data.json differs")
 
 
+@pytest.mark.parametrize("kept_in_tree", [True, False])
+def test_a_wheel_is_the_change_if_its_files_are_those_of_the_tree(site: Site, kept_in_tree: bool) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    wheels = tree / "dist" if kept_in_tree else site.base / "wheels"
+    run_pip("wheel", "-w", wheels, tree)
+    git(tree, "add", "-f", ".")
+    git(tree, "commit", "-q", "--allow-empty", "-m", "a release")
+    wheel = next(wheels.glob("*.whl"))
+    change(tree, notes="1\n")
+    pip(services, wheel)
+    assert site.check()[1][0].endswith(f" comes from {wheel.as_uri()}")
+    change(tree, sample_lib="changed = 2\n")
+    assert site.check()[0] == 3
+    run_pip("wheel", "-w", wheels, tree)
+    pip(services, "--force-reinstall", wheel)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 1.0 is installed with the files of {tree}, in ")
+    pip(services, "--force-reinstall", "--find-links", wheels, "sample.lib")
+    assert site.check()[0] == 0
+
+
+@pytest.mark.parametrize(("there", "installed"), [
+    ("python/sample_lib.py", "sample_lib.py"), ("python/part.py", "sample/part.py")])
+def test_an_older_copy_is_seen_wherever_the_packages_lie_in_the_tree(site: Site, there: str, installed: str) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "python").mkdir()
+    (tree / "sample_lib.py").unlink()
+    for file in (there, "python/other.py"):
+        (tree / file).write_text("1\n")
+    build_from(tree, f"{{{installed!r}: open({there!r}).read(), 'sample/other.py': '1\\n'}}")
+    pip(services, tree)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 1.0 is installed from {tree}, in ")
+    change(tree, **{there[:-3]: "2\n"})
+    assert site.check()[1][0].endswith(f"from {tree}, but is older than it: {installed} differs")
+    pip(services, "--force-reinstall", tree)
+    assert site.check()[0] == 0
+    change(tree, **{"python/new": "1\n"})
+    if "/" in installed:
+        assert site.check()[1][0].endswith("but is older than it: sample/new.py differs")
+
+
+def test_a_copy_none_of_whose_files_is_in_the_tree_is_said_so(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    build_from(tree, "{'made/by_the_build.py': '1\\n'}")
+    pip(services, tree)
+    assert f" is installed from {tree} (no file could be compared), in " in site.check()[1][0]
+
+
+def test_a_version_that_the_build_writes_makes_no_copy_older(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "_version.py").write_text("version = '0'\n")
+    (tree / "sample_lib.py").write_text("version = '0'\nold = 1\n")
+    build_from(tree, """{f: pathlib.Path(f).read_text().replace("version = '0'", "version = '1.0'")
+                         for f in ("sample_lib.py", "_version.py")}""")
+    change(tree, notes="1\n")
+    pip(services, tree)
+    assert site.check()[0] == 0
+    change(tree, sample_lib="version = '0'\nnew = 1\n")
+    assert site.check()[1][0].endswith("but is older than it: sample_lib.py differs")
+    pip(services, "--force-reinstall", tree)
+    assert site.check()[0] == 0
+
+
+@pytest.mark.parametrize(("files", "tests", "status"), [
+    ({"sample/test_new": "1\n"}, "test_old.py", 3),  # the build takes tests
+    ({"sample/test_new": "1\n"}, "", 0),
+    ({"sample/new": "1\n"}, "", 3),
+    ({"sample/new": "1\n", "sample/code": "2\n"}, "", 0),
+])
+def test_what_the_build_leaves_out_makes_no_copy_older(
+    site: Site, files: dict[str, str], tests: str, status: int
+) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    (tree / "sample").mkdir()
+    for name in ("code.py", "test_old.py"):
+        (tree / "sample" / name).write_text("1\n")
+    build_from(tree, f"{{f: open(f).read() for f in 'sample/code.py {'sample/' * bool(tests)}{tests}'.split()}}")
+    change(tree, **files)
+    pip(services, tree)
+    assert site.check()[0] == status
+
+
 def test_tempest_runs_where_tox_has_put_it_whatever_the_services_have(site: Site) -> None:
     tree = site.tree("tempest")
     pip(site.environment("data/venv"), *release(tree, site.base / "index"))
@@ -421,6 +578,36 @@ def test_a_tree_that_nothing_names_is_said_so(site: Site) -> None:
     assert (status, lines[1]) == (0, said)
     settings.write_text("enable_plugin x https://example.org/puppet.git\n")
     assert site.check()[1][1].endswith("there is nothing to compare")
+
+
+def test_documentation_and_comments_of_devstack_use_nothing(site: Site) -> None:
+    for name in ("ceph", "devstack"):
+        (site.tree(name, "") / "pyproject.toml").unlink()
+    for file in ("doc/source/registry.rst", "README.md", ".zuul.yaml", "roles/run/tasks/main.yaml", "lib/rpc"):
+        path = site.base / "new/devstack" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("true  # see openstack/ceph\n" if file == "lib/rpc" else "openstack/ceph\n")
+    assert site.check()[1][0].startswith("ceph: is read by nothing: ")
+    (site.base / "new/devstack/lib/rpc").write_text("git_clone openstack/ceph  # the tree\n")
+    assert site.check()[1][0].endswith("there is nothing to compare")
+
+
+def test_an_egg_that_python_imports_is_looked_at(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    change(tree, sample_lib="changed = 2\n")
+    packages = next(services.glob("lib/*/site-packages"))
+    egg = packages / "sample.lib-0.1-py3.11.egg"
+    (egg / "EGG-INFO").mkdir(parents=True)
+    (egg / "EGG-INFO/PKG-INFO").write_text("Name: sample.lib\nVersion: 0.1\n")
+    (egg / "sample_lib.py").write_text("changed = 1\n")
+    assert site.check()[1][0].startswith("sample.lib: is installed nowhere: ")
+    (packages / "easy-install.pth").write_text(f"./{egg.name}\n")
+    assert site.check()[1][0].startswith(f"NOT TESTED: sample.lib: sample.lib 0.1 in {packages} comes from a package ")
+    shutil.copy(tree / "sample_lib.py", egg)
+    assert site.check()[1][0].startswith(f"sample.lib: sample.lib 0.1 is installed with the files of {tree}, in ")
+    shutil.rmtree(egg)
+    egg.write_bytes(b"PK\xff\x00")
+    assert site.check()[0] == 3
 
 
 def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(site: Site) -> None:
