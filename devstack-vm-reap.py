@@ -221,7 +221,8 @@ class Reap:
         last = {machine.id: vmdatabase.last_result(machine) for machine in doubted}
         self.look.ask_for({number: row for number, row in last.items()
                            if row and decisions.is_named(row) and not (row.by_person or row.result)})
-        unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id))
+        unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id),
+                                                         sight.knows_node(machine))
                      for machine in doubted}
         return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
 
@@ -335,8 +336,8 @@ class Reap:
         """Record how a build has ended; its machine goes on as after devstack-vm-delete."""
         machine, told, log = action.machine, action.verdict, self.log_of(action.machine)
         if action.result is None:
-            log.warning("Jenkins knows no %s, or the user lacks the right Job/Read on it; its end is not known, so the "
-                        "machine is kept as after a failure", action.build)
+            log.warning("Jenkins knows no %s, or the user lacks the right Job/Read on it; its end is not known",
+                        action.build)
             vmdatabase.record_end(machine, {}, None)
             return
         log.info("%s has ended %s, and devstack-vm-delete did not come", action.build, action.result)

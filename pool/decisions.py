@@ -140,18 +140,20 @@ def is_named(last: Result | None) -> bool:
     return bool(last and last.jenkins_job_name and last.jenkins_build_number is not None)
 
 
-def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None) -> str:
+def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Build | None, has_node: bool) -> str:
     """Return why nobody has a machine that was taken; empty if somebody has it or that is not known.
 
-    last: the row of whoever took it; build: what Jenkins says about that build. A build that ran elsewhere has no use
-    for the machine. How a build has ended that Jenkins does not know, as after its job was renamed, nobody knows: its
-    machine is kept as after a failure.
+    last: the row of whoever took it; build: what Jenkins says about that build; has_node: whether this Jenkins knows
+    the node, and so would know the build. A build that Jenkins does not know, or that ran elsewhere, has no use for the
+    machine; somebody may have named it to take the machine away from the pool.
     """
     if last and (last.by_person or last.result):
         return ""
     if last is None or not is_named(last):
         return "no build has taken it"
-    elsewhere = build is not None and build.ran_elsewhere(str(machine.jenkins_name or machine.name))
+    if build is None:
+        return f"Jenkins knows no {vmdatabase.build_of(last)}" if has_node else ""
+    elsewhere = build.ran_elsewhere(str(machine.jenkins_name or machine.name))
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
 

@@ -566,17 +566,18 @@ def build_row(**columns: Any) -> Any:
     (build_row(jenkins_build_number=None), None, "no build has taken it"),
     (build_row(jenkins_job_name=None, by_person=True), None, ""),
     (build_row(result="FAILURE"), None, ""),
-    (build_row(), None, ""),  # its job may have been renamed
+    (build_row(), None, "Jenkins knows no gate #7"),
     (build_row(), Build("node", None, ()), ""),
     (build_row(), Build("other", None, ()), "gate #7 did not run there"),
     (build_row(), sight_of.UNTOLD, "")])
 def test_a_machine_is_nobodys_only_if_jenkins_says_so(last: Any, build: Build | None, why: str) -> None:
-    assert decisions.why_unclaimed(machine("USED"), last, build) == why
+    assert decisions.why_unclaimed(machine("USED"), last, build, True) == why
 
 
 def test_a_jenkins_without_the_node_may_be_another_one_and_ends_no_build() -> None:
     one = machine("USED", 25 * HOUR - 1)
     other = sight(server(), nodes={})
+    assert decisions.why_unclaimed(one, build_row(), None, other.knows_node(one)) == ""
     assert decisions.ended_builds([(one, build_row())], {1: None}, {}, NOW - 300, other) == []
 
 
