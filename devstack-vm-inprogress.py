@@ -20,11 +20,14 @@ or configuration.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hmac
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 import gateconfig
 import gateprocess
@@ -189,7 +192,7 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     locks = config.path.with_name(f"{config.path.name}.locks") if local is None else local
     log = gateprocess.get_log(node=name)
     for jenkins in config.jenkinses:
-        nodes = jenkinsnodes.Nodes(jenkins, locks, pool)
+        nodes = jenkinsnodes.Nodes(jenkins, partial(locked_if_possible, locks), pool)
         try:
             node = nodes.look(name)
             if node and is_black_hole(node, prefix, nodes.is_marked(node)) and (ours or not node.idle):
@@ -197,6 +200,18 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
                 log.warning("%s: out of service now, so that no other build fails there", why)
         except GateError as err:
             log.error("%s; each build that comes to this node will fail until somebody takes it offline", err)
+
+
+@contextlib.contextmanager
+def locked_if_possible(folder: Path, kind: str, seconds: float, name: str) -> Iterator[bool]:
+    """Hold the lock of a kind and name; where no lock file can be made, nobody can hold that lock: go on without it."""
+    with contextlib.ExitStack() as lock:
+        try:
+            mine = lock.enter_context(gateprocess.file_lock(folder / kind, seconds, name))
+        except GateError as err:
+            gateprocess.get_log(node=name).warning("%s; going on without it", err)
+            mine = True
+        yield mine
 
 
 def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:

@@ -242,7 +242,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
         reason = gateprocess.one_line(first)
         if "locked" in reason or "busy" in reason:
             return f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again", True
-        if "unable to open" in reason and (exhausted := _exhausted(path)):
+        if re.search("unable to open|readonly", reason) and (exhausted := _exhausted(path)):
             return exhausted, True
         if re.search("not a database|unable to open|malformed|readonly", reason):
             return f"{path}: cannot be opened, and written, as a SQLite database ({reason})", False
@@ -541,13 +541,25 @@ def connected() -> Iterator[None]:
 
 
 def _exhausted(path: Path) -> str:
-    """Return what this host or process lacks to open another file; empty if the failure has another cause."""
+    """Return what keeps this host or process from opening the file for writing; empty if it is the file itself."""
     with contextlib.ExitStack() as opened_files:
         try:
             for _ in range(FILES):
-                opened_files.callback(os.close, os.open(path, os.O_RDONLY))
+                opened_files.callback(os.close, os.open(path, os.O_RDWR))
         except OSError as err:
             return gateprocess.reason_of(err) if err.errno in gateprocess.EXHAUSTED else ""
+    full = _full(path)
+    return full and f"{path}: {full}"
+
+
+def _full(path: Path) -> str:
+    """Return in words that the disk with a file is full; empty if it is not."""
+    with contextlib.suppress(OSError):
+        left = os.statvfs(path.parent)
+        if left.f_bavail * left.f_frsize < FULL_BYTES:
+            return f"the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
+        if left.f_files and not left.f_favail:
+            return "the disk is full: no more files can be made"
     return ""
 
 
@@ -566,13 +578,8 @@ def _disk(path: Path, err: BaseException) -> str:
     name = getattr(err, "sqlite_errorname", "")
     if not name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
         return ""
-    with contextlib.suppress(OSError):
-        left = os.statvfs(path.parent)
-        if left.f_bavail * left.f_frsize < FULL_BYTES:
-            return f" ({name}); the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
-        if left.f_files and not left.f_favail:
-            return f" ({name}); the disk is full: no more files can be made"
-    return f" ({name}); the disk is full or broken, see the kernel's log"
+    full = _full(path) or "the disk is full or broken, see the kernel's log"
+    return f" ({name}); {full}"
 
 
 def _make(path: Path, migrations: Sequence[str]) -> None:

@@ -207,6 +207,28 @@ def test_a_build_on_a_host_whose_vm_db_cannot_be_used_fails_once(busy: Pool, mac
     assert sorted(file.name for file in busy.folder.iterdir() if file.name.startswith("None")) == []
 
 
+@pytest.mark.file
+@pytest.mark.parametrize(("mount", "why"), [
+    ("mount --bind . . && mount -o remount,bind,ro .", "Read-only file system"),
+    ("mount -t tmpfs -o nr_inodes=5 none full && cp vm.db secure.conf full && touch full/1 full/2; mount --bind full .",
+     "the disk is full: no more files can be made"),
+], ids=["read-only", "no more files"])
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "readable"])
+def test_a_build_whose_vm_db_cannot_be_written_fails_once(pool: Pool, mount: str, why: str, read: bool) -> None:
+    pool.load(provider("disk"))
+    name = pool.add_machine(server=False, provider="disk")
+    (pool.folder / "full").mkdir()
+    pool.host = ["unshare", "--mount", "sh", "-c", f'{mount}; cd . && exec "$@"', "sh"]
+
+    with closing(sqlite3.connect(pool.database)) as connection:
+        if read:  # the files beside vm.db without which SQLite reads nothing are there
+            connection.execute("SELECT count(*) FROM machine")
+        result = pool.run(INPROGRESS, name, expect=1, **BUILD)
+
+    assert result.stderr.endswith(f"{INPROGRESS}: {pool.database}: {why}\n")
+    assert (out_of_service(pool, name), pool.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+
+
 @pytest.mark.parametrize(("name", "label", "pool", "why"), [
     ("devstack-noble-one-501", "devstack-noble", "another", "another pool's, on which nothing runs"),
     ("devstack-noble-one-502", "lab", None, "without a label of the pool"),
