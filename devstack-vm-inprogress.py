@@ -61,9 +61,10 @@ def main(argv: list[str] | None = None) -> int:
                 machine = vmdatabase.machine_named(options.node)
                 take_for_build(machine, jenkinses, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
-        known = machine is not None or not pool
-        if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
-            take_out_unknown(options.node, config, pool, jenkinsnodes.UNANSWERED if known else jenkinsnodes.UNKNOWN)
+        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.WrongValueError)
+        if options.node and (machine is None or silent):
+            why = jenkinsnodes.UNANSWERED if silent or not pool else jenkinsnodes.UNKNOWN
+            take_out_unknown(options.node, config, pool, why)
         raise
     return gateprocess.EXIT_OK
 

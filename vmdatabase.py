@@ -173,6 +173,10 @@ class DatabaseError(GateError):
     """vm.db cannot be used now; trying again may help."""
 
 
+class WrongValueError(ConfigError):
+    """vm.db holds a value that no script wrote and that none can read; the message names table, row and column."""
+
+
 class SqliteDatabase(peewee.SqliteDatabase):
     """vm.db, a file on this host; pool/postgres.py has the other kind of database, with the same methods."""
 
@@ -506,9 +510,24 @@ def _explaining() -> Iterator[None]:
     """Raise the errors of the database as ConfigError or DatabaseError, each with one line."""
     try:
         yield
-    except database.errors as err:
+    except (*database.errors, *gateprocess.NONSENSE) as err:
+        if wrong := _wrong_value(err):
+            raise WrongValueError(wrong) from err
+        if not isinstance(err, database.errors):
+            raise
         text, may_help = database.explained(err)
         raise (DatabaseError if may_help else ConfigError)(text) from err
+
+
+def _wrong_value(err: BaseException) -> str:
+    """Return in one line the value in the database that may have caused an error; empty if another thing has."""
+    from pool import rows
+
+    if isinstance(err, database.errors) and "decode" not in str(err):
+        return ""
+    with contextlib.suppress(*database.errors), database.connection_context():
+        return rows.problem()
+    return ""
 
 
 def _make_private(path: Path) -> None:

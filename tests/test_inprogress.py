@@ -229,6 +229,28 @@ def test_a_build_whose_vm_db_cannot_be_written_fails_once(pool: Pool, mount: str
     assert (out_of_service(pool, name), pool.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
 
 
+@pytest.mark.file
+@pytest.mark.parametrize(("statement", "told"), [
+    ("UPDATE machine SET error = X'ff00' WHERE name = ?", r"error: expected text, got b'\xff\x00'"),
+    ("INSERT INTO result (machine_id, jenkins_job_name) SELECT id, CAST(X'ff' AS TEXT) FROM machine WHERE name = ?",
+     r"jenkins_job_name: expected text in UTF-8, got b'\xff'"),
+], ids=["of the machine", "of its last build"])
+def test_a_build_on_a_machine_with_a_value_that_cannot_be_read_fails_once(
+        busy: Pool, machine: Take, statement: str, told: str) -> None:
+    name, other = machine(), machine()
+    busy.sql("UPDATE machine SET state = 'USED' WHERE name = ?", name)  # then its last build is told
+    busy.sql(statement, name)
+    try:
+        result = busy.run(INPROGRESS, name, expect=2, **BUILD)
+        busy.run(INPROGRESS, other, expect=0, **BUILD)
+    finally:
+        busy.sql("UPDATE machine SET error = NULL")
+        busy.sql("DELETE FROM result WHERE typeof(jenkins_job_name) = 'text' AND jenkins_job_name GLOB '*[^ -~]*'")
+
+    assert result.stderr.endswith(f": {told}\n")
+    assert (out_of_service(busy, name), busy.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+
+
 @pytest.mark.parametrize(("name", "label", "pool", "why"), [
     ("devstack-noble-one-501", "devstack-noble", "another", "another pool's, on which nothing runs"),
     ("devstack-noble-one-502", "lab", None, "without a label of the pool"),
