@@ -229,9 +229,13 @@ def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
 def take_for_person(
     image: str, provider: str | None, jenkinses: Jenkinses | None, config: SecureConfig
 ) -> None:
-    """Take the READY machine of an image type that has waited longest, and print it; GateError if none can be had."""
+    """Take the READY machine of an image type that has waited longest, and print it; GateError if none can be had.
+
+    Those whose nodes are offline come last.
+    """
     vmdatabase.leave_out_noted_ids()  # this shows whether vm.db was restored
     seen = jenkinses.look() if jenkinses else None
+    offline: list[tuple[Machine, jenkinsnodes.Node]] = []  # their agents may be lost for good
     for machine in candidates(image, provider):
         nodes = jenkinses.of(machine) if jenkinses else None
         if seen and nodes and nodes.name in seen.silent:
@@ -241,6 +245,14 @@ def take_for_person(
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
             continue  # it may be gone, and vm.db restored from before
+        if node and node.offline:
+            offline.append((machine, node))
+        elif give_to_person(machine, jenkinses, config):
+            return
+    for machine, node in offline:
+        vmdatabase.machine_log(machine).warning(
+            "its node is offline (%s), and there is none that is online; the machine may not answer",
+            gateprocess.plain(node.reason, 200) or node.cause or "Jenkins still connects")
         if give_to_person(machine, jenkinses, config):
             return
     raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")

@@ -604,6 +604,19 @@ def test_a_person_does_not_get_a_machine_on_which_a_build_has_just_started(busy:
     assert result.stdout == f"{free} jenkins@127.0.0.57\n"
 
 
+def test_a_person_gets_a_machine_whose_node_is_online_or_is_told_that_none_is(busy: Pool, machine: Take) -> None:
+    dead, alive = machine(age=100, ip="127.0.0.58"), machine(ip="127.0.0.59")
+    assert busy.jenkins
+    busy.jenkins.node(dead, connect="never", die=True)
+    busy.jenkins.wait_node(dead, "died")
+
+    first, second = [busy.run(INPROGRESS, "--image", "noble", expect=0) for _ in range(2)]
+
+    assert (first.stdout, second.stdout) == (f"{alive} jenkins@127.0.0.59\n", f"{dead} jenkins@127.0.0.58\n")
+    assert "offline" not in first.stderr
+    assert re.search(rf"node={dead} its node is offline \(.+\), and there is none that is online", second.stderr)
+
+
 def test_a_person_may_choose_the_provider(busy: Pool, machine: Take) -> None:
     machine(age=100)
     wanted = machine(provider="two", ip="127.0.0.54")
