@@ -157,10 +157,25 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
 
-def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool) -> list[MoveMachine]:
+def why_claimed(machine: Machine, opened: Result | None, build: jenkinsnodes.Build | None) -> str:
+    """Return who has a machine on whose node no build runs now; empty if nobody has it.
+
+    opened: the row of whoever has it; build: what Jenkins says about that build, which goes on without the node if
+    somebody has renamed the node.
+    """
+    if opened and opened.by_person:
+        return "a person was given it"
+    goes_on = opened and build and not build.result and not build.ran_elsewhere(str(machine.jenkins_name))
+    return f"{vmdatabase.build_of(opened)} goes on" if opened and goes_on else ""
+
+
+def moves(
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool, claimed: Container[int] = ()
+) -> list[MoveMachine]:
     """Return the moves of machines by the rules; unclaimed says why nobody has some of them.
 
-    Subnodes move with their lead, except those that have lost it.
+    claimed: the ids of machines that somebody has, though no build runs on their nodes; --all-servers leaves them their
+    24 hours. Subnodes move with their lead, except those that have lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
@@ -175,7 +190,8 @@ def moves(rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], al
         return found + strays + moves_for_room(rows, staying, sight, now)
     return found + strays + [
         MoveMachine(machine, DELETE, "--all-servers") for machine in staying
-        if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)]
+        if machine.external_id and machine.state in (READY, USED, BUILDING) and not sight.builds(machine)
+        and machine.id not in claimed]
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
