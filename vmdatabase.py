@@ -152,6 +152,7 @@ ENVIRONMENT_MOVES = (
 )
 BUSY_SECONDS = 30
 COUNTED = ("machine", "snapshot_image")  # tables whose ids appear in names and marks outside vm.db
+LAST_ID = 10**15  # a higher one was not given by a pool: node names hold up to 18 digits
 SPARE_IDS = 1000  # skipped after a restore, plus one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on launch tries one machine of the image type at a time
@@ -922,11 +923,16 @@ def leave_out_noted_ids() -> None:
 
 def _noted_ids() -> dict[str, int]:
     """Return the highest ids of this pool that were noted beside vm.db, by table; empty if none were."""
+    file = notes_folder() / "ids"
     try:
-        noted = json.loads((notes_folder() / "ids").read_text(encoding="ascii"))
-        return {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        told = json.loads(file.read_text(encoding="ascii"))
+        noted = {table: int(told[table]) for table in COUNTED} if told["pool"] == pool_uuid() else {}
+    except (OSError, *gateprocess.NONSENSE):
         return {}
+    if wrong := [number for number in noted.values() if number > LAST_ID]:
+        get_log().warning("%s: %d is no id of a machine or snapshot; the file is not used", file, wrong[0])
+        return {}
+    return noted
 
 
 # --- rows and moves -------------------------------------------------------------------------------------------------
