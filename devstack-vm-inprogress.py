@@ -20,11 +20,14 @@ or configuration.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hmac
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 import gateconfig
 import gateprocess
@@ -58,9 +61,10 @@ def main(argv: list[str] | None = None) -> int:
                 machine = vmdatabase.machine_named(options.node)
                 take_for_build(machine, jenkinses, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
-        known = machine is not None or not pool
-        if options.node and (machine is None or isinstance(err, vmdatabase.DatabaseError)):
-            take_out_unknown(options.node, config, pool, jenkinsnodes.UNANSWERED if known else jenkinsnodes.UNKNOWN)
+        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.WrongValueError)
+        if options.node and (machine is None or silent):
+            why = jenkinsnodes.UNANSWERED if silent or not pool else jenkinsnodes.UNKNOWN
+            take_out_unknown(options.node, config, pool, why)
         raise
     return gateprocess.EXIT_OK
 
@@ -189,7 +193,7 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
     locks = config.path.with_name(f"{config.path.name}.locks") if local is None else local
     log = gateprocess.get_log(node=name)
     for jenkins in config.jenkinses:
-        nodes = jenkinsnodes.Nodes(jenkins, locks, pool)
+        nodes = jenkinsnodes.Nodes(jenkins, partial(locked_if_possible, locks), pool)
         try:
             node = nodes.look(name)
             if node and is_black_hole(node, prefix, nodes.is_marked(node)) and (ours or not node.idle):
@@ -197,6 +201,18 @@ def take_out_unknown(name: str, config: SecureConfig, pool: str, why: str) -> No
                 log.warning("%s: out of service now, so that no other build fails there", why)
         except GateError as err:
             log.error("%s; each build that comes to this node will fail until somebody takes it offline", err)
+
+
+@contextlib.contextmanager
+def locked_if_possible(folder: Path, kind: str, seconds: float, name: str) -> Iterator[bool]:
+    """Hold the lock of a kind and name; where no lock file can be made, nobody can hold that lock: go on without it."""
+    with contextlib.ExitStack() as lock:
+        try:
+            mine = lock.enter_context(gateprocess.file_lock(folder / kind, seconds, name))
+        except GateError as err:
+            gateprocess.get_log(node=name).warning("%s; going on without it", err)
+            mine = True
+        yield mine
 
 
 def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
@@ -213,9 +229,13 @@ def is_black_hole(node: jenkinsnodes.Node, prefix: str, ours: bool) -> bool:
 def take_for_person(
     image: str, provider: str | None, jenkinses: Jenkinses | None, config: SecureConfig
 ) -> None:
-    """Take the READY machine of an image type that has waited longest, and print it; GateError if none can be had."""
+    """Take the READY machine of an image type that has waited longest, and print it; GateError if none can be had.
+
+    Those whose nodes are offline come last.
+    """
     vmdatabase.leave_out_noted_ids()  # this shows whether vm.db was restored
     seen = jenkinses.look() if jenkinses else None
+    offline: list[tuple[Machine, jenkinsnodes.Node]] = []  # their agents may be lost for good
     for machine in candidates(image, provider):
         nodes = jenkinses.of(machine) if jenkinses else None
         if seen and nodes and nodes.name in seen.silent:
@@ -225,6 +245,14 @@ def take_for_person(
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
             continue  # it may be gone, and vm.db restored from before
+        if node and node.offline:
+            offline.append((machine, node))
+        elif give_to_person(machine, jenkinses, config):
+            return
+    for machine, node in offline:
+        vmdatabase.machine_log(machine).warning(
+            "its node is offline (%s), and there is none that is online; the machine may not answer",
+            gateprocess.plain(node.reason, 200) or node.cause or "Jenkins still connects")
         if give_to_person(machine, jenkinses, config):
             return
     raise GateError(f"no READY machine of image {image}; see: vmdatabase.py list")

@@ -224,7 +224,23 @@ class Reap:
         unclaimed = {machine.id: decisions.why_unclaimed(machine, last[machine.id], self.look.builds.get(machine.id),
                                                          sight.knows_node(machine))
                      for machine in doubted}
-        return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers)
+        claimed = self.claimed(rows, sight) if self.options.all_servers else {}
+        found = decisions.moves(rows, sight, now, unclaimed, self.options.all_servers, claimed)
+        going = {move.machine.id for move in found if isinstance(move, actions.MoveMachine)}
+        for number in sorted(claimed.keys() - going):
+            self.log_of(rows.by_id[number]).warning("left by --all-servers: %s; if it may go, hold it and unhold it",
+                                                    claimed[number])
+        return found
+
+    def claimed(self, rows: Rows, sight: Sight) -> dict[int, str]:
+        """Return who has used machines on whose nodes no build runs, by machine; ask Jenkins for their builds."""
+        opened = {machine.id: vmdatabase.open_result(machine) for machine in rows.leads
+                  if machine.state == USED and not sight.builds(machine)}
+        self.look.ask_for({number: row for number, row in opened.items()
+                           if row and decisions.is_named(row) and not row.by_person})
+        whys = {number: decisions.why_claimed(rows.by_id[number], row, self.look.builds.get(number))
+                for number, row in opened.items()}
+        return {number: why for number, why in whys.items() if why}
 
     def lacking(self) -> dict[int, int]:
         """Return how many more machines this provider should have, by image type, if its min-ready does not say it.
@@ -568,8 +584,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(__doc__)
     parser.add_argument("provider", metavar="PROVIDER", help="a provider of vm.db, or all")
     parser.add_argument("--all-servers", action="store_true",
-                        help="delete all machines, also ready ones; never held ones, those that build, or ready ones "
-                             "whose nodes a person took offline")
+                        help="delete all machines, also ready ones; never held ones, those that build, or a person's")
     parser.add_argument("--all-images", action="store_true", help="delete all snapshots, also the current ones")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     return parser.parse_args(argv)

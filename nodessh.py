@@ -582,11 +582,16 @@ def wipe_jenkins_login(login: Login) -> None:
         connection.run(*WIPE_JENKINS_LOGIN)
 
 
+# A key after a last line without a newline would be part of that line.
+LET_PERSON_IN = """umask 077; file=~/.ssh/authorized_keys; mkdir -p ~/.ssh && touch "$file" || exit 1
+if [ -n "$(tail -c 1 "$file")" ]; then echo >> "$file" || exit 1; fi
+grep -qxF -- "$1" "$file" || printf '%s\\n' "$1" >> "$file"
+"""
+
+
 def authorize(login: Login, public_key: str, seconds: float = LOGIN_SECONDS) -> None:
     """Let a person in within the time limit: wipe the login for Jenkins, add a public key to authorized_keys once."""
-    script = ('umask 077; mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && '
-              'grep -qxF -- "$1" ~/.ssh/authorized_keys || printf "%s\\n" "$1" >> ~/.ssh/authorized_keys')
     with session(login, min(seconds, LOGIN_SECONDS), time.monotonic() + seconds) as connection:
         connection.run(*WIPE_JENKINS_LOGIN)
-        connection.run("add the public key", ["sh", "-c", script, "sh", public_key])
+        connection.run("add the public key", ["sh", "-c", LET_PERSON_IN, "sh", public_key])
     get_log(node=login.address).info("let in: %s", " ".join(public_key.split()[2:]) or public_key[:40])

@@ -152,6 +152,7 @@ ENVIRONMENT_MOVES = (
 )
 BUSY_SECONDS = 30
 COUNTED = ("machine", "snapshot_image")  # tables whose ids appear in names and marks outside vm.db
+LAST_ID = 10**15  # a higher one was not given by a pool: node names hold up to 18 digits
 SPARE_IDS = 1000  # skipped after a restore, plus one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on launch tries one machine of the image type at a time
@@ -171,6 +172,10 @@ OF_NO_RECIPE = ("active", "priority", "paused", "down_since", "on_trial", "full_
 
 class DatabaseError(GateError):
     """vm.db cannot be used now; trying again may help."""
+
+
+class WrongValueError(ConfigError):
+    """vm.db holds a value that no script wrote and that none can read; the message names table, row and column."""
 
 
 class SqliteDatabase(peewee.SqliteDatabase):
@@ -243,7 +248,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
         reason = gateprocess.one_line(first)
         if "locked" in reason or "busy" in reason:
             return f"{path}: another process has held it for more than {BUSY_SECONDS} s; try again", True
-        if "unable to open" in reason and (exhausted := _exhausted(path)):
+        if re.search("unable to open|readonly", reason) and (exhausted := _exhausted(path)):
             return exhausted, True
         if re.search("not a database|unable to open|malformed|readonly", reason):
             return f"{path}: cannot be opened, and written, as a SQLite database ({reason})", False
@@ -507,9 +512,24 @@ def _explaining() -> Iterator[None]:
     """Raise the errors of the database as ConfigError or DatabaseError, each with one line."""
     try:
         yield
-    except database.errors as err:
+    except (*database.errors, *gateprocess.NONSENSE) as err:
+        if wrong := _wrong_value(err):
+            raise WrongValueError(wrong) from err
+        if not isinstance(err, database.errors):
+            raise
         text, may_help = database.explained(err)
         raise (DatabaseError if may_help else ConfigError)(text) from err
+
+
+def _wrong_value(err: BaseException) -> str:
+    """Return in one line the value in the database that may have caused an error; empty if another thing has."""
+    from pool import rows
+
+    if isinstance(err, database.errors) and "decode" not in str(err):
+        return ""
+    with contextlib.suppress(*database.errors), database.connection_context():
+        return rows.problem()
+    return ""
 
 
 def _make_private(path: Path) -> None:
@@ -542,13 +562,25 @@ def connected() -> Iterator[None]:
 
 
 def _exhausted(path: Path) -> str:
-    """Return what this host or process lacks to open another file; empty if the failure has another cause."""
+    """Return what keeps this host or process from opening the file for writing; empty if it is the file itself."""
     with contextlib.ExitStack() as opened_files:
         try:
             for _ in range(FILES):
-                opened_files.callback(os.close, os.open(path, os.O_RDONLY))
+                opened_files.callback(os.close, os.open(path, os.O_RDWR))
         except OSError as err:
             return gateprocess.reason_of(err) if err.errno in gateprocess.EXHAUSTED else ""
+    full = _full(path)
+    return full and f"{path}: {full}"
+
+
+def _full(path: Path) -> str:
+    """Return in words that the disk with a file is full; empty if it is not."""
+    with contextlib.suppress(OSError):
+        left = os.statvfs(path.parent)
+        if left.f_bavail * left.f_frsize < FULL_BYTES:
+            return f"the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
+        if left.f_files and not left.f_favail:
+            return "the disk is full: no more files can be made"
     return ""
 
 
@@ -567,13 +599,8 @@ def _disk(path: Path, err: BaseException) -> str:
     name = getattr(err, "sqlite_errorname", "")
     if not name.startswith(("SQLITE_IOERR", "SQLITE_FULL")):
         return ""
-    with contextlib.suppress(OSError):
-        left = os.statvfs(path.parent)
-        if left.f_bavail * left.f_frsize < FULL_BYTES:
-            return f" ({name}); the disk is full: {left.f_bavail * left.f_frsize >> 10} KB are free"
-        if left.f_files and not left.f_favail:
-            return f" ({name}); the disk is full: no more files can be made"
-    return f" ({name}); the disk is full or broken, see the kernel's log"
+    full = _full(path) or "the disk is full or broken, see the kernel's log"
+    return f" ({name}); {full}"
 
 
 def _make(path: Path, migrations: Sequence[str]) -> None:
@@ -913,11 +940,16 @@ def leave_out_noted_ids() -> None:
 
 def _noted_ids() -> dict[str, int]:
     """Return the highest ids of this pool that were noted beside vm.db, by table; empty if none were."""
+    file = notes_folder() / "ids"
     try:
-        noted = json.loads((notes_folder() / "ids").read_text(encoding="ascii"))
-        return {table: int(noted[table]) for table in COUNTED} if noted["pool"] == pool_uuid() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        told = json.loads(file.read_text(encoding="ascii"))
+        noted = {table: int(told[table]) for table in COUNTED} if told["pool"] == pool_uuid() else {}
+    except (OSError, *gateprocess.NONSENSE):
         return {}
+    if wrong := [number for number in noted.values() if number > LAST_ID]:
+        get_log().warning("%s: %d is no id of a machine or snapshot; the file is not used", file, wrong[0])
+        return {}
+    return noted
 
 
 # --- rows and moves -------------------------------------------------------------------------------------------------

@@ -157,18 +157,32 @@ def why_unclaimed(machine: Machine, last: Result | None, build: jenkinsnodes.Bui
     return f"{vmdatabase.build_of(last)} did not run there" if elsewhere else ""
 
 
+def why_claimed(machine: Machine, opened: Result | None, build: jenkinsnodes.Build | None) -> str:
+    """Return who has a machine on whose node no build runs now; empty if nobody has it.
+
+    opened: the row of whoever has it; build: what Jenkins says about that build, which goes on without the node if
+    somebody has renamed the node.
+    """
+    if opened and opened.by_person:
+        return "a person was given it"
+    goes_on = opened and build and not build.result and not build.ran_elsewhere(str(machine.jenkins_name))
+    return f"{vmdatabase.build_of(opened)} goes on" if opened and goes_on else ""
+
+
 def moves(
-    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool, claimed: Container[int] = ()
 ) -> list[MoveMachine | Leave]:
     """Return the moves of machines by the rules, and a Leave for each that a person keeps from such a move.
 
-    unclaimed says why nobody has some of them. Subnodes move with their lead, except those that have lost it.
+    unclaimed says why nobody has some of them; claimed has the ids of machines that somebody has, though no build runs
+    on their nodes: --all-servers leaves them their 24 hours. Subnodes move with their lead, except those that lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
                              rows.moved, unclaimed.get(machine.id, ""))
               or judge_group(machine, rows, sight)
-              or (judge_all(machine, sight) if all_servers else None) for machine in rows.leads]
+              or (judge_all(machine, sight) if all_servers and machine.id not in claimed else None)
+              for machine in rows.leads]
     found = [unless_kept(completed(move, sight), sight, now) for move in judged if move]
     going = {move.machine.id for move in found if isinstance(move, MoveMachine)}
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None

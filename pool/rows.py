@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import vmdatabase
@@ -15,13 +15,14 @@ from gateprocess import ConfigError, plain
 from pool.providersfile import ENVIRONMENT_KEYS, IMAGE_KEYS, LABEL_KEYS, LIST_COLUMNS, PROVIDER_KEYS, Key
 from vmdatabase import BaseImage, LabelRow, Provider, TestEnvironment
 
-# What a column of each type holds: by SQLite's typeof(), in Python, and in words.
-KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...], str]] = {
-    "INTEGER": (("integer",), (int,), "a whole number"),
-    "REAL": (("real", "integer"), (int, float), "a number"),
-    "TEXT": (("text",), (str,), "text"),
+# What a column of each type holds: by SQLite's typeof(), and in words.
+KINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "INTEGER": (("integer",), "a whole number"),
+    "REAL": (("real", "integer"), "a number"),
+    "TEXT": (("text",), "text"),
 }
 TABLES = ("provider", "base_image", "snapshot_image", "machine", "label", "test_environment")
+LONG_TABLES = ("result", "event")  # checked only after something has failed
 NUMBERS = ("moved", "made", "history-days", "environment-wait")  # settings
 PARENTS = {"machine": "base_image", "snapshot_image": "base_image", "base_image": "provider"}
 COLUMNS = {"image": "external_id"}  # of keys whose column has another name
@@ -39,9 +40,15 @@ def check() -> None:
 def check_kinds() -> None:
     """Raise ConfigError for the first value of a wrong type, or the first row that refers to a missing row."""
     if not vmdatabase.database.shared:
-        _refuse(_wrong_kinds())
+        _refuse(_wrong_kinds(TABLES))
         _refuse(_orphans())
     _refuse(_wrong_settings())
+
+
+def problem() -> str:
+    """Return in one line the first value of a wrong type in all tables; empty if there is none."""
+    found = () if vmdatabase.database.shared else _wrong_kinds((*TABLES, *LONG_TABLES))
+    return next((f"{vmdatabase.database.database}: {text}" for text in found), "")
 
 
 def _refuse(problems: Iterator[str]) -> None:
@@ -49,18 +56,34 @@ def _refuse(problems: Iterator[str]) -> None:
         raise ConfigError(f"{vmdatabase.database.database}: {problem}")
 
 
-def _wrong_kinds() -> Iterator[str]:
-    """Yield values of another type than their column's, such as text instead of a number."""
-    for table in TABLES:
+def _wrong_kinds(tables: Iterable[str]) -> Iterator[str]:
+    """Yield values of another type than their column's, such as text instead of a number, and text that is no UTF-8.
+
+    Python cannot fetch such text as text, so all text is fetched as bytes.
+    """
+    for table in tables:
         columns = [(row[1], row[2]) for row in vmdatabase.database.execute_sql(f"PRAGMA table_info({table})")]
-        wrong = {column: f"typeof({column}) NOT IN {('null', *KINDS[kind][0])}" for column, kind in columns}
-        key = next(iter(wrong))
-        query = f"SELECT {', '.join(wrong)} FROM {table} WHERE {' OR '.join(wrong.values())} LIMIT 1"
+        values = [f"typeof({column}), CASE typeof({column}) WHEN 'text' THEN CAST({column} AS BLOB) ELSE {column} END"
+                  for column, _ in columns]
+        doubts = [f"typeof({column}) NOT IN {('null', *KINDS[kind][0])} "
+                  f"OR typeof({column}) = 'text' AND {column} GLOB '*[^ -~]*'" for column, kind in columns]
+        query = f"SELECT {', '.join(values)} FROM {table} WHERE {' OR '.join(doubts)}"
         for row in vmdatabase.database.execute_sql(query):
-            for (column, kind), value in zip(columns, row, strict=True):
-                _, types, words = KINDS[kind]
-                if value is not None and not isinstance(value, types):
-                    yield f"table {table}, {key} {row[0]}: {column}: expected {words}, got {_shown(value)}"
+            told = [_fetched(*pair) for pair in zip(row[::2], row[1::2], strict=True)]
+            for (column, kind), found, value in zip(columns, row[::2], told, strict=True):
+                allowed, words = KINDS[kind]
+                if found not in ("null", *allowed):
+                    yield f"table {table}, {columns[0][0]} {told[0]}: {column}: expected {words}, got {_shown(value)}"
+                elif found == "text" and isinstance(value, bytes):
+                    yield f"table {table}, {columns[0][0]} {told[0]}: {column}: expected text in UTF-8, got {value!r}"
+
+
+def _fetched(kind: str, value: Any) -> Any:
+    """Return a value, given its kind by SQLite's typeof(); text is given as bytes, and stays so if it is no UTF-8."""
+    try:
+        return value.decode() if kind == "text" else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _orphans() -> Iterator[str]:

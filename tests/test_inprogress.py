@@ -207,6 +207,50 @@ def test_a_build_on_a_host_whose_vm_db_cannot_be_used_fails_once(busy: Pool, mac
     assert sorted(file.name for file in busy.folder.iterdir() if file.name.startswith("None")) == []
 
 
+@pytest.mark.file
+@pytest.mark.parametrize(("mount", "why"), [
+    ("mount --bind . . && mount -o remount,bind,ro .", "Read-only file system"),
+    ("mount -t tmpfs -o nr_inodes=5 none full && cp vm.db secure.conf full && touch full/1 full/2; mount --bind full .",
+     "the disk is full: no more files can be made"),
+], ids=["read-only", "no more files"])
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "readable"])
+def test_a_build_whose_vm_db_cannot_be_written_fails_once(pool: Pool, mount: str, why: str, read: bool) -> None:
+    pool.load(provider("disk"))
+    name = pool.add_machine(server=False, provider="disk")
+    (pool.folder / "full").mkdir()
+    pool.host = ["unshare", "--mount", "sh", "-c", f'{mount}; cd . && exec "$@"', "sh"]
+
+    with closing(sqlite3.connect(pool.database)) as connection:
+        if read:  # the files beside vm.db without which SQLite reads nothing are there
+            connection.execute("SELECT count(*) FROM machine")
+        result = pool.run(INPROGRESS, name, expect=1, **BUILD)
+
+    assert result.stderr.endswith(f"{INPROGRESS}: {pool.database}: {why}\n")
+    assert (out_of_service(pool, name), pool.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+
+
+@pytest.mark.file
+@pytest.mark.parametrize(("statement", "told"), [
+    ("UPDATE machine SET error = X'ff00' WHERE name = ?", r"error: expected text, got b'\xff\x00'"),
+    ("INSERT INTO result (machine_id, jenkins_job_name) SELECT id, CAST(X'ff' AS TEXT) FROM machine WHERE name = ?",
+     r"jenkins_job_name: expected text in UTF-8, got b'\xff'"),
+], ids=["of the machine", "of its last build"])
+def test_a_build_on_a_machine_with_a_value_that_cannot_be_read_fails_once(
+        busy: Pool, machine: Take, statement: str, told: str) -> None:
+    name, other = machine(), machine()
+    busy.sql("UPDATE machine SET state = 'USED' WHERE name = ?", name)  # then its last build is told
+    busy.sql(statement, name)
+    try:
+        result = busy.run(INPROGRESS, name, expect=2, **BUILD)
+        busy.run(INPROGRESS, other, expect=0, **BUILD)
+    finally:
+        busy.sql("UPDATE machine SET error = NULL")
+        busy.sql("DELETE FROM result WHERE typeof(jenkins_job_name) = 'text' AND jenkins_job_name GLOB '*[^ -~]*'")
+
+    assert result.stderr.endswith(f": {told}\n")
+    assert (out_of_service(busy, name), busy.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+
+
 @pytest.mark.parametrize(("name", "label", "pool", "why"), [
     ("devstack-noble-one-501", "devstack-noble", "another", "another pool's, on which nothing runs"),
     ("devstack-noble-one-502", "lab", None, "without a label of the pool"),
@@ -558,6 +602,19 @@ def test_a_person_does_not_get_a_machine_on_which_a_build_has_just_started(busy:
     result = busy.run(INPROGRESS, "--image", "noble", expect=0)
 
     assert result.stdout == f"{free} jenkins@127.0.0.57\n"
+
+
+def test_a_person_gets_a_machine_whose_node_is_online_or_is_told_that_none_is(busy: Pool, machine: Take) -> None:
+    dead, alive = machine(age=100, ip="127.0.0.58"), machine(ip="127.0.0.59")
+    assert busy.jenkins
+    busy.jenkins.node(dead, connect="never", die=True)
+    busy.jenkins.wait_node(dead, "died")
+
+    first, second = [busy.run(INPROGRESS, "--image", "noble", expect=0) for _ in range(2)]
+
+    assert (first.stdout, second.stdout) == (f"{alive} jenkins@127.0.0.59\n", f"{dead} jenkins@127.0.0.58\n")
+    assert "offline" not in first.stderr
+    assert re.search(rf"node={dead} its node is offline \(.+\), and there is none that is online", second.stderr)
 
 
 def test_a_person_may_choose_the_provider(busy: Pool, machine: Take) -> None:

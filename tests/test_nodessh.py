@@ -325,6 +325,21 @@ def test_a_damaged_certificate_leaves_the_key(
     assert f"{certificate} cannot be used as a certificate" in caplog.text
 
 
+# A person's key
+
+
+@pytest.mark.parametrize("before", [None, "", "ssh-rsa AAAA job\n", "ssh-rsa AAAA job"])
+def test_a_persons_key_is_a_line_of_its_own_once(tmp_path: Path, before: str | None) -> None:
+    keys = tmp_path / ".ssh" / "authorized_keys"
+    if before is not None:
+        keys.parent.mkdir()
+        keys.write_text(before)
+    for _ in range(2):
+        subprocess.run(["sh", "-c", nodessh.LET_PERSON_IN, "sh", "ssh-ed25519 AAAA anna"], check=True,
+                       env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+    assert keys.read_text().splitlines() == [*(before or "").splitlines(), "ssh-ed25519 AAAA anna"]
+
+
 # Steps
 
 

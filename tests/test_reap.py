@@ -1282,6 +1282,19 @@ def test_all_servers_spares_the_held_and_those_that_build(pool: Pool) -> None:
     assert pool.machines() == {names["HOLD"]: "HOLD"}
 
 
+def test_all_servers_leaves_a_person_the_machine_for_24_hours_and_says_so(pool: Pool) -> None:
+    loaded(pool)
+    given, over, used = pool.add_machine("USED"), pool.add_machine("USED", age=25 * HOUR), pool.add_machine("USED")
+    pool.sql("INSERT INTO result (base_image_id, machine_id, by_person) SELECT base_image_id, id, 1 FROM machine "
+             "WHERE name != ?", used)
+
+    result = pool.run(REAP, "one", "--all-servers", expect=0)
+
+    assert (pool.machines(), pool.server_names()) == ({given: "USED"}, [given])
+    assert re.findall(r"node=(\S+) left by --all-servers: ([^;]*)", result.stderr) == [(given, "a person was given it")]
+    assert over not in pool.nodes()
+
+
 def test_dry_run_prints_what_would_go_and_changes_nothing(pool: Pool) -> None:
     loaded(pool)
     over, old = pool.add_machine("DELETE"), pool.add_machine("USED", age=25 * HOUR)

@@ -602,12 +602,25 @@ def test_ids_that_were_noted_beside_a_vm_db_are_not_used_again_after_a_restore(p
 
 @pytest.mark.file
 @pytest.mark.parametrize("content", ["", "x", "[]", '{"pool": "another", "machine": 7, "snapshot_image": 7}',
-                                     '{"pool": null}', "\xff"])
+                                     '{"pool": null}', "\xff", '{"machine": ' + "[" * 9999])
 def test_a_note_of_ids_that_is_none_of_this_pool_counts_for_nothing(pool: Pool, content: str) -> None:
     (pool.folder / "vm.db.locks" / "ids").write_text(content, encoding="latin-1")
     with vmdatabase.opened(pool.place):
         vmdatabase.leave_out_noted_ids()
     assert machine(pool) == "devstack-noble-one-1"
+
+
+@pytest.mark.file
+@pytest.mark.parametrize("number", [10**15 + 1, 2**63 - 1, 2**63])
+def test_a_note_of_ids_that_can_be_none_is_told_and_not_used(pool: Pool, number: int) -> None:
+    machine(pool)
+    (pool.folder / "vm.db.locks" / "ids").write_text(json.dumps(
+        {"pool": pool.uuid, "machine": number, "snapshot_image": 1}))
+
+    result = pool.run("devstack-vm-reap.py", "one", "--dry-run")
+
+    assert f"vm.db.locks/ids: {number} is no id of a machine or snapshot; the file is not used" in result.stderr
+    assert machine(pool) == "devstack-noble-one-2"
 
 
 @pytest.mark.parametrize(("seen", "unknown", "first"), [

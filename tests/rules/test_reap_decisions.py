@@ -574,6 +574,22 @@ def test_a_machine_is_nobodys_only_if_jenkins_says_so(last: Any, build: Build | 
     assert decisions.why_unclaimed(machine("USED"), last, build, True) == why
 
 
+@pytest.mark.parametrize(("opened", "build", "why"), [
+    (None, None, ""),
+    (build_row(jenkins_job_name=None, by_person=True), None, "a person was given it"),
+    (build_row(), None, ""),
+    (build_row(), Build("node", "SUCCESS", ()), ""),
+    (build_row(), Build("other", None, ()), ""),
+    (build_row(), Build("node", None, ()), "gate #7 goes on"),  # somebody has renamed its node
+    (build_row(), sight_of.UNTOLD, "gate #7 goes on")])
+def test_all_servers_leaves_what_somebody_has_without_a_build_on_its_node(
+        opened: Any, build: Build | None, why: str) -> None:
+    one = machine("USED", external_id="id", name="m")
+    assert decisions.why_claimed(one, opened, build) == why
+    moved = decisions.moves(rows(one), sight(server(), nodes={}), NOW, {}, True, {one.id: why} if why else ())
+    assert words(moved) == ["move m USED -> DELETE: --all-servers"] * (not why)
+
+
 def test_a_jenkins_without_the_node_may_be_another_one_and_ends_no_build() -> None:
     one = machine("USED", 25 * HOUR - 1)
     other = sight(server(), nodes={})

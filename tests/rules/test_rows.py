@@ -31,6 +31,7 @@ def database(tmp_path: Path) -> Path:
         providersfile.load(content.providers, content.labels)
         providersfile.load_environments(content.environments)
         vmdatabase.SnapshotImage.create(base_image=1, name="snapshot", version=1, state="READY", state_time=1)
+        vmdatabase.Result.create(machine_id=1, node_name="m1", start_time=1, reason="größer")
         for number, state in enumerate(vmdatabase.STATES, 1):
             vmdatabase.Machine.create(base_image=1, name=f"m{number}", state=state, state_time=1, hold_until=2)
     return tmp_path / "vm.db"
@@ -57,6 +58,8 @@ def test_what_load_and_scripts_have_written_is_fine(database: Path) -> None:
     ("UPDATE machine SET name = NULL WHERE id = 3",
      "table machine, id 3: name: expected that of its server and node, got nothing"),
     ("UPDATE machine SET ip = X'00ff' WHERE id = 1", "table machine, id 1: ip: expected text, got b'\\x00\\xff'"),
+    ("UPDATE machine SET hold_reason = CAST(X'6772f6df6572' AS TEXT) WHERE id = 5",
+     "table machine, id 5: hold_reason: expected text in UTF-8, got b'gr\\xf6\\xdfer'"),
     ("UPDATE snapshot_image SET version = 'new'",
      "table snapshot_image, id 1: version: expected a whole number, got new"),
     ("UPDATE base_image SET min_ready = 'one'", "table base_image, id 1: min_ready: expected a whole number, got one"),
@@ -94,3 +97,24 @@ def test_what_a_person_wrote_amiss_is_named(database: Path, statement: str, mess
         rows.check()
 
     assert str(caught.value).startswith(f"{database}: {message}")
+
+
+@pytest.mark.parametrize(("statement", "message"), [
+    ("UPDATE result SET start_time = 'soon'", "table result, id 1: start_time: expected a whole number, got soon"),
+    ("UPDATE machine SET ip = CAST(X'ff' AS TEXT) WHERE id = 1",
+     "table machine, id 1: ip: expected text in UTF-8, got b'\\xff'"),
+])
+def test_what_no_script_can_read_is_named_where_one_stumbles_over_it(
+        database: Path, statement: str, message: str) -> None:
+    write(database, statement)
+
+    with pytest.raises(vmdatabase.WrongValueError) as caught, vmdatabase.opened(database):
+        list(vmdatabase.Machine.select())
+        sum(row.start_time for row in vmdatabase.Result.select())
+
+    assert str(caught.value) == f"{database}: {message}"
+
+
+def test_an_error_that_no_value_in_vm_db_has_caused_stays(database: Path) -> None:
+    with pytest.raises(ValueError, match="no number"), vmdatabase.opened(database):
+        raise ValueError("no number")
