@@ -24,10 +24,13 @@ import contextlib
 import hmac
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 import gateconfig
 import gateprocess

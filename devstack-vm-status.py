@@ -15,10 +15,13 @@ import argparse
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 import gateconfig
 import gateprocess

@@ -200,7 +200,18 @@ def _run_to_end(body: Callable[[], int]) -> int:
         return _told(without_package(err), EXIT_CONFIG)
     except Exception as err:  # noqa: BLE001 - the last resort: one line, and where it was with -v
         get_log().debug("unforeseen", exc_info=True)
+        if isinstance(err, FileNotFoundError) and err.filename is None and _has_no_folder():
+            return _told("the working folder does not exist any more; change to one that does", EXIT_CONFIG)
         return _told(reason_of(err), EXIT_FAILED)
+
+
+def _has_no_folder() -> bool:
+    """Return whether somebody removed the working folder, of which the cloud's libraries ask the name."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _code_of(body: Callable[[], int]) -> int:

@@ -152,6 +152,24 @@ def test_each_script_tells_the_version_that_stands_in_one_place(tmp_path: Path, 
     assert result.stdout == f"gate-script {gateprocess.VERSION}\n"
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, "devstack-vm-status.py", "jobs/check.py", "jobs/after-build.py"])
+def test_each_script_finds_its_modules_although_python_leaves_out_its_folder(tmp_path: Path, script: str) -> None:
+    environment = {"PYTHONSAFEPATH": "1", "HOME": str(tmp_path)}
+    result = subprocess.run([sys.executable, PROJECT / script, "--help"], cwd=tmp_path, env=environment, text=True,
+                            capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_working_folder_that_somebody_removed_is_told_in_one_line(pool: Pool) -> None:
+    gone = pool.folder / "gone"
+    gone.mkdir()
+    result = subprocess.run(["sh", "-c", 'cd "$1" && rmdir "$1" && exec "$2" "$3" one', "sh", gone, sys.executable,
+                             PROJECT / REAP], env=pool.environment, text=True, capture_output=True, timeout=300,
+                            check=False)
+    assert (result.returncode, told(result)) == (
+        2, [f"{REAP}: the working folder does not exist any more; change to one that does"])
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_without_the_packages_it_says_so_in_one_line(tmp_path: Path, script: str) -> None:
     """Somebody who has not activated the virtual environment sees this."""
