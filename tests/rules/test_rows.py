@@ -110,7 +110,7 @@ def test_what_no_script_can_read_is_named_where_one_stumbles_over_it(
 
     with pytest.raises(vmdatabase.WrongValueError) as caught, vmdatabase.opened(database):
         list(vmdatabase.Machine.select())
-        sum(row.start_time for row in vmdatabase.Result.select())
+        sum(row.start_time or 0 for row in vmdatabase.Result.select())
 
     assert str(caught.value) == f"{database}: {message}"
 
