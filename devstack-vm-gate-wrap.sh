@@ -58,8 +58,7 @@ check_environment() {
 run_gate() {
     if [[ ${JOB_FUNCTIONS[gate_hook]:-} ]]; then
         run_hook gate_hook || return
-        run_phase check-installed "$LOGS/check-installed.txt" check_installed || return
-        note_nowhere
+        run_phase check-installed "$LOGS/check-installed.txt" check_installed
     else
         run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
     fi
@@ -67,27 +66,35 @@ run_gate() {
 
 # Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
-    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
+    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE" | tee -- "$RUN/installed"
 }
 
-# Note what was not tested because it is installed nowhere, unless the hook called devstack-vm-gate.sh, which does so.
-note_nowhere() {
-    local notes
-    if [[ -s $BASE/gate/step ]]; then return 0; fi
-    notes=$(list_untested "$LOGS/check-installed.txt" "$BASE/new")
+# Make the notes of devstack-vm-gate.sh true for a run with hooks. If they called it and its last call did not pass, that
+# is told, since the hooks may have gone on; what a gate_hook left untested is told if no call has done so. Hooks may run
+# tests, with trees that they name; but if tempest was to run and ran no test, nothing else may have been tested.
+settle_notes() {
+    local step notes name words='s/^tempest ran no test$/no test was run/' hooks="${JOB_FUNCTIONS[*]}"
+    step=$(first_words "$BASE/gate/step")
+    notes=$(sed 's/; /\n/g' -- "$BASE/gate/note")
+    if [[ $step && $step != "$LAST_STEP" ]]; then notes="devstack-vm-gate.sh did not pass: $step"$'\n'$notes; fi
+    if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then notes+=$'\n'$(list_untested "$RUN/installed" "$BASE/new"); fi
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='/^no test was run$/d'; fi
+    for name in "${RUN_PROJECTS[@]##*/}"; do
+        if hooks_use "$name" "$hooks"; then words+="; /^${name//./\\.} was not used\$/d"; fi
+    done
+    notes=$(sed -E "$words" <<< "$notes" | awk 'NF && !seen[$0]++')
     printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
 }
 
-# Leave out of the note what hooks make untrue: they may run tests, with trees that they name. But if tempest was to run
-# and ran no test, nothing was tested.
-note_no_test() {
-    local words='s/tempest ran no test/no test was run/' project name hooks="${JOB_FUNCTIONS[*]}"
-    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='s/(; )?no test was run//; s/^; //'; fi
-    for project in "${RUN_PROJECTS[@]}"; do
-        name=${project##*/}
-        if [[ $hooks == *"/$name"* ]]; then words+="; s/(; )?${name//./\\.} was not used//; s/^; //"; fi
-    done
-    as_root sed -i -E "$words" "$BASE/gate/note"
+# hooks_use NAME CODE: whether the code names a project's tree. With SKIP_DEVSTACK_GATE_PROJECT=1 our own scripts lie in
+# the tree of devstack-gate, so only its other files are the project's.
+hooks_use() {
+    local pattern="/${1//./\\.}([^A-Za-z0-9_.-]|\$)" code=$2 script
+    if [[ $1 == devstack-gate && ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+        for script in "${SCRIPTS[@]}"; do code=${code//"/devstack-gate/$script"/}; done
+        pattern='/devstack-gate/[A-Za-z0-9_.-]'
+    fi
+    [[ $code =~ $pattern ]]
 }
 
 # Run an exported function of the job, if there is one of that name.
@@ -238,7 +245,7 @@ run_local() {
     run_hook pre_test_hook || exit
     run_gate || exit
     run_hook post_test_hook || exit
-    note_no_test
+    settle_notes
     PHASE=
 }
 

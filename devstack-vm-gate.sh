@@ -284,6 +284,10 @@ check_localrc() {
 # step NAME: record what runs now, for the last line of the wrap script.
 step() {
     log "$1"
+    record_step "$1"
+}
+
+record_step() {
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
@@ -445,6 +449,8 @@ main() {
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
+    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
+    record_step settings
     check_names
     read_older_words
     check_tests
@@ -458,11 +464,11 @@ main() {
     fi
     check_devstack
     make_secrets
-    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
         check_installed
         revoke_sudo
+        record_step "$LAST_STEP"
         return
     fi
     save_tempest_constraints "$NEW"
@@ -477,6 +483,7 @@ main() {
     elif [[ $DEVSTACK_GATE_EXERCISES != 1 ]]; then
         note 'no test was run'
     fi
+    record_step "$LAST_STEP"
 }
 
 # Check, believing nobody, that what is installed in devstack's environments comes from the trees with the change.

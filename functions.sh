@@ -6,6 +6,8 @@ GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
 GATE_TOOLS=${GATE_TOOLS%/*}/gate
 # shellcheck disable=SC2034  # both gate scripts read it
 NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are used as they are, not installed
+# shellcheck disable=SC2034  # both gate scripts read it
+LAST_STEP='the end' # what devstack-vm-gate.sh records as its step once all of it has passed
 GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
 
 # --- messages ---
