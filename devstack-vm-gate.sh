@@ -6,8 +6,8 @@ usage() {
 Usage: devstack-vm-gate.sh
 
 Configures and runs the devstack in $BASE/new/devstack, checks that the change under test is in what it has installed,
-then runs its exercises or tempest; or an upgrade with grenade. devstack-vm-gate-wrap.sh runs it, when no gate_hook
-replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
+then runs its exercises or tempest; or an upgrade with grenade, then those of them that the job asks for.
+devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
 
 Settings are environment variables, see docs/gate.md.
 
@@ -40,12 +40,13 @@ check_devstack() {
     fi
 }
 
-# Choose exercise.sh if there is one; else tempest, if the job has chosen nothing at all.
+# Choose exercise.sh if there is one; else tempest, if the job has chosen nothing at all. An upgrade is a test itself.
 choose_tests() {
     local name chosen=''
     for name in DEVSTACK_GATE_EXERCISES "${!DEVSTACK_GATE_TEMPEST@}"; do chosen+=${!name:-}; done
-    if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then chosen=1; fi
-    if [[ ! ${DEVSTACK_GATE_EXERCISES:-} && ${DEVSTACK_GATE_TEMPEST:-} != 1 && -x $DEVSTACK/exercise.sh ]]; then
+    if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
+        :
+    elif [[ ! ${DEVSTACK_GATE_EXERCISES:-} && ${DEVSTACK_GATE_TEMPEST:-} != 1 && -x $DEVSTACK/exercise.sh ]]; then
         DEVSTACK_GATE_EXERCISES=1
     elif [[ ! $chosen && -d $NEW/tempest ]]; then
         DEVSTACK_GATE_TEMPEST=1
@@ -333,6 +334,10 @@ revoke_sudo() {
     fi
 }
 
+runs_tempest() {
+    [[ $DEVSTACK_GATE_TEMPEST == 1 && $DEVSTACK_GATE_TEMPEST_NOTESTS != 1 ]]
+}
+
 # Fill TEMPEST_ENVIRONMENT, which is tox's, and TEMPEST_ARGUMENTS.
 choose_tempest_tests() {
     local expression
@@ -425,6 +430,8 @@ TARGET_DEVSTACK_DIR=$DEVSTACK
 SAVE_DIR=$BASE/save
 STACK_ROOT=$BASE
 EOT
+    # This script runs the tests on the upgraded cloud that the job asks for.
+    if runs_tempest; then printf 'TARGET_RUN_SMOKE=False\n' >> "$NEW/grenade/localrc"; fi
     if [[ ${GRENADE_PLUGINRC:-} ]]; then printf '%s\n' "$GRENADE_PLUGINRC" >> "$NEW/grenade/pluginrc"; fi
     part grenade.sh "$NEW/grenade.txt" "$NEW/grenade" ./grenade.sh
 }
@@ -464,23 +471,20 @@ main() {
     fi
     check_devstack
     make_secrets
+    save_tempest_constraints "$NEW"
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
-        check_installed
-        revoke_sudo
-        record_step "$LAST_STEP"
-        return
+    else
+        write_settings "$DEVSTACK" "$NEW"
+        part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
     fi
-    save_tempest_constraints "$NEW"
-    write_settings "$DEVSTACK" "$NEW"
-    part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
     check_installed
     if [[ $DEVSTACK_GATE_UNSTACK == 1 ]]; then part unstack.sh "$NEW/unstack.txt" "$DEVSTACK" ./unstack.sh; fi
     revoke_sudo
     if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$NEW/exercise.txt" "$DEVSTACK" ./exercise.sh; fi
-    if [[ $DEVSTACK_GATE_TEMPEST == 1 && $DEVSTACK_GATE_TEMPEST_NOTESTS != 1 ]]; then
+    if runs_tempest; then
         run_tempest
-    elif [[ $DEVSTACK_GATE_EXERCISES != 1 ]]; then
+    elif [[ $DEVSTACK_GATE_EXERCISES != 1 && $DEVSTACK_GATE_GRENADE != 1 ]]; then
         note 'no test was run'
     fi
     record_step "$LAST_STEP"

@@ -288,8 +288,9 @@ def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(no
 
 
 def test_a_gate_hook_that_goes_on_after_that_script_has_failed_passes_with_a_word(node: Node) -> None:
-    setup = "cd ~/git/sample/adder && git checkout -q refs/zuul/master/Zgood && printf '[metadata]\nname = adder\n' > setup.cfg"
-    node.check(f"{setup} && git add . && git -c user.name=a -c user.email=a@b commit -qm Named && "
+    node.check("cd ~/git/sample/adder && git checkout -q --detach refs/zuul/master/Zgood && "
+               "printf '[metadata]\\nname = adder\\n' > setup.cfg && git add . && "
+               "git -c user.name=a -c user.email=a@b commit -qm Named && "
                "git update-ref refs/zuul/master/Znamed HEAD && git checkout -q master")
     named = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Znamed"}
 

@@ -411,6 +411,27 @@ changed() {
     grep -qx "DEST=$BASE/new" "$BASE/new/devstack/local.conf"
 }
 
+@test "after an upgrade: tempest and exercises if the job asks for them, nothing else and no word if not" {
+    mkdir -p "$BASE/old/devstack" "$BASE/new/grenade" "$BASE/new/tempest" "$BASE/gate"
+    touch "$BASE/gate/note"
+    printf '#!/bin/bash\ncat localrc; exit "${UPGRADE:-0}"\n' > "$BASE/new/grenade/grenade.sh"
+    chmod +x "$BASE/new/grenade/grenade.sh"
+    script exercise.sh 'echo exercising'
+    export DEVSTACK_GATE_GRENADE=1
+    run -0 gate
+    [[ $output != *exercising* && $output != *'tox in'* && $output != *RUN_SMOKE* && ! $(< "$BASE/gate/note") ]]
+    DEVSTACK_GATE_EXERCISES=1 run -0 gate
+    [[ $output == *exercising* && $output != *'tox in'* ]]
+    export DEVSTACK_GATE_TEMPEST=1
+    DEVSTACK_GATE_TEMPEST_REGEX=volume run -0 gate
+    [[ $output == *TARGET_RUN_SMOKE=False*'tox in tempest: <-e> <all> <--> <volume>'* && $(< "$BASE/gate/note") == 'tempest ran no test' ]]
+    TOX_STATUS=9 run -9 gate
+    UPGRADE=5 run -5 gate
+    [[ $output != *'tox in'* ]]
+    DEVSTACK_GATE_TEMPEST_NOTESTS=1 run -0 gate
+    [[ $output != *'tox in'* && $output != *RUN_SMOKE* ]]
+}
+
 @test "a service that stack.sh leaves running does not hold the gate" {
     script stack.sh 'sleep 300 & echo $! > pid; echo up'
     run -0 timeout 60 "$PROJECT_FOLDER/devstack-vm-gate.sh" 3>&-
