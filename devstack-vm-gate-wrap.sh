@@ -60,8 +60,13 @@ run_gate() {
         run_hook gate_hook || return
         run_phase check-installed "$LOGS/check-installed.txt" check_installed
     else
-        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
+        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" run_devstack_gate
     fi
+}
+
+run_devstack_gate() {
+    take_jobs_ways
+    exec bash "$BASE/gate/devstack-vm-gate.sh"
 }
 
 # Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
@@ -112,6 +117,7 @@ as_job() {
     local seconds=$(( GATE_DEADLINE > NOW ? GATE_DEADLINE - NOW : 0 )) clock
     clock=$(date +%s)
     trap - INT TERM HUP PIPE USR1
+    take_jobs_ways
     restore_functions
     use_environment
     use_group
@@ -176,9 +182,11 @@ run_settings_file() {
 take_environment() {
     local entry name
     local -A seen=()
+    JOB_WAYS=()
     while IFS= read -r -d '' entry; do
         name=${entry%%=*}
         seen[$name]=1
+        if [[ $name == LC_ALL ]]; then JOB_WAYS=("$entry"); continue; fi
         if [[ $name == BASH_FUNC_*'%%' ]]; then
             name=${name#BASH_FUNC_}
             if [[ $name != gate_settings* ]]; then JOB_FUNCTIONS[${name%'%%'}]=${entry#*=}; fi
@@ -263,7 +271,7 @@ print_node() {
 # --- whatever happened ---
 
 finish() {
-    local rc=$1 step='' words=PASS note full=''
+    local rc=$1 step='' words=PASS note failed full=''
     FAILED_PHASE=$PHASE
     trap - EXIT
     trap '' INT TERM HUP PIPE USR1
@@ -282,6 +290,8 @@ finish() {
         full=$(full_disks)
     else
         note=$(first_words "$BASE/gate/note")
+        failed=$(failed_tests)
+        note+=${failed:+${note:+; }$failed}
         words+=${note:+ ($note)}
     fi
     rm -f -- "$LOGS/.room"
@@ -351,6 +361,7 @@ main() {
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     start_plainly "$@"
+    leave_jobs_ways
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
     # shellcheck source=gate/clock.sh
@@ -376,9 +387,9 @@ main() {
         -*) die 2 "unknown option $1; see --help" ;;
     esac
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
+    find_home
     check_settings
     check_known_failures
-    find_home
     if [[ ! ${1:-} ]]; then
         check_machine
         check_environment

@@ -99,6 +99,7 @@ as_user() {
     local user=$1 home
     shift
     cd /
+    take_jobs_ways
     if (( EUID )); then
         sudo -n -H -u "$user" -- "$@"
     else
@@ -139,8 +140,8 @@ save_tempest_constraints() {
     local requirements=$1/requirements ref=refs/remotes/origin/master
     rm -f -- "$1/$TEMPEST_CONSTRAINTS"
     if ! grep -qsF 'TEMPEST_VENV_UPPER_CONSTRAINTS:-master' -- "$1/devstack/stackrc" || [[ ! -d $requirements ]]; then return 0; fi
-    if [[ $(git -C "$requirements" symbolic-ref -q --short HEAD || true) == master ]]; then ref=HEAD; fi
-    git -C "$requirements" show "$ref:upper-constraints.txt" > "$1/$TEMPEST_CONSTRAINTS" || {
+    if [[ $(isolated git -C "$requirements" symbolic-ref -q --short HEAD || true) == master ]]; then ref=HEAD; fi
+    isolated git -C "$requirements" show "$ref:upper-constraints.txt" > "$1/$TEMPEST_CONSTRAINTS" || {
         rm -f -- "$1/$TEMPEST_CONSTRAINTS"
         log "$requirements: no constraints of master for tempest; devstack will fetch them"
     }
@@ -310,7 +311,7 @@ part() {
     rm -f -- "$file"
     (umask 077; : > "$file")
     set -m  # gives the command a process group of its own, with SIGINT as usual
-    (cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
+    (take_jobs_ways; cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
     pid=$!
     set +m
     tail -n +1 -s 0.1 -f --pid="$pid" -- "$file" | hide_secrets "${SETTINGS_FILES[@]}" &
@@ -445,6 +446,7 @@ main() {
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     start_plainly "$@"
+    leave_jobs_ways
     case ${1:-} in
         '') ;;
         -h | --help) usage; return 0 ;;
@@ -453,6 +455,8 @@ main() {
     esac
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
+    # shellcheck source=gate/git.sh
+    . "$HERE/gate/git.sh"
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
@@ -503,16 +507,29 @@ check_installed() {
 }
 
 # Note each change that was not installed, such as that of a service that is not on: it has passed nothing. What
-# devstack itself reads in its tree has passed, such as a plug-in, even one with another name than its project's.
+# devstack itself reads has passed: an enabled plug-in, even one with another name than its project's; but only the
+# folder devstack/ of one that is a Python distribution.
 note_not_installed() {
     local words name blank='[[:blank:]]+' plugin
     while IFS= read -r words; do
         name=${words%% *}
         plugin="^[[:blank:]]*enable_plugin${blank}($name${blank}|[^[:blank:]]+${blank}[^[:blank:]]*/$name(\\.git)?/?([[:blank:]]|\$))"
-        if ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then note "$words"; fi
+        if ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then
+            note "$words"
+        elif [[ $words == *' was not installed' ]] && ! isolated changes_only "$NEW/$name" devstack; then
+            note "$words"
+        fi
     done < <(list_untested "$NEW/installed.txt" "$NEW" || true)
     while IFS= read -r name; do note "$name was not taken from its tree"; done \
         < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
+}
+
+# changes_only TREE FOLDER: whether all of a tree's change is in a folder of it.
+changes_only() {
+    local tree=$1 ref change begin
+    ref=$(< "$tree/.git/gate-ref") && change=$(< "$tree/.git/gate-change") || return
+    begin=$(begin_of "$tree" "$ref" "$change") || return
+    git -C "$tree" diff --quiet --no-ext-diff "$begin" "$change" -- . ":(exclude)$2"
 }
 
 # devstack_setting NAME: print its value as devstack itself reads its settings; nothing if it has no such setting.

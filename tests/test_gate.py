@@ -390,6 +390,36 @@ def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> No
     assert run.stdout.splitlines()[-1].startswith("PASS (adder was not installed). Minutes: ")
 
 
+OWN_WAYS = """
+post_test_hook() {
+    echo "ways: $LC_ALL $(umask)"
+    sudo -u stack ls /opt/stack/cache/pip
+    sudo -u stack mkdir -p $BASE/new/tempest/.stestr
+    printf 'test: a.B.%s: a.B.good\\ntest: a.B.bad\\nfailure: a.B.bad\\n' 'good\nsuccess' \
+        | sudo -u stack tee $BASE/new/tempest/.stestr/0 | tail -n 1
+    cp /dev/null "$WORKSPACE/logs/session-$MY_TOKEN.txt"
+}
+cleanup_hook() { echo "because: $GATE_REASON"; }
+export -f post_test_hook cleanup_hook
+export MY_TOKEN=hunter2-canary77
+"""
+
+
+def test_a_job_keeps_its_locale_and_umask_and_hides_neither_failed_tests_nor_folders_by_them(node: Node) -> None:
+    run = node.gate(hooks=OWN_WAYS, before="mkdir -p ~/cache/pip; touch ~/cache/pip/a.whl; export LC_ALL=C.UTF-8; "
+                    "umask 077; export GIT_CONFIG_COUNT=1; echo '[incl' > ~/.gitconfig", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert "ways: C.UTF-8 0077" in run.stdout
+    assert "Z a.whl" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("PASS (1 of 2 tests failed). Minutes: ")
+    assert "because: PASS (1 of 2 tests failed)" in run.stdout
+    told = verdict(node)
+    assert (told["kind"], told["reason"]) == ("passed", "PASS (1 of 2 tests failed)")
+    assert (told["tests"]["run"], told["tests"]["failed"]) == (2, 1)
+    assert "canary77" not in node.check(f"ls {LOGS}")
+
+
 def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
     hooks = "gate_hook() { git -C $BASE/new/adder checkout -q HEAD~1; }; export -f gate_hook"
 
