@@ -58,36 +58,48 @@ check_environment() {
 run_gate() {
     if [[ ${JOB_FUNCTIONS[gate_hook]:-} ]]; then
         run_hook gate_hook || return
-        run_phase check-installed "$LOGS/check-installed.txt" check_installed || return
-        note_nowhere
+        run_phase check-installed "$LOGS/check-installed.txt" check_installed
     else
-        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" bash "$BASE/gate/devstack-vm-gate.sh"
+        run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" run_devstack_gate
     fi
+}
+
+run_devstack_gate() {
+    take_jobs_ways
+    exec bash "$BASE/gate/devstack-vm-gate.sh"
 }
 
 # Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
-    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
+    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE" | tee -- "$RUN/installed"
 }
 
-# Note what was not tested because it is installed nowhere, unless the hook called devstack-vm-gate.sh, which does so.
-note_nowhere() {
-    local notes
-    if [[ -s $BASE/gate/step ]]; then return 0; fi
-    notes=$(list_untested "$LOGS/check-installed.txt" "$BASE/new")
+# Make the notes of devstack-vm-gate.sh true for a run with hooks. If they called it and its last call did not pass, that
+# is told, since the hooks may have gone on; what a gate_hook left untested is told if no call has done so. Hooks may run
+# tests, with trees that they name; but if tempest was to run and ran no test, nothing else may have been tested.
+settle_notes() {
+    local step notes name words='s/^tempest ran no test$/no test was run/' hooks="${JOB_FUNCTIONS[*]}"
+    step=$(first_words "$BASE/gate/step")
+    notes=$(sed 's/; /\n/g' -- "$BASE/gate/note")
+    if [[ $step && $step != "$LAST_STEP" ]]; then notes="devstack-vm-gate.sh did not pass: $step"$'\n'$notes; fi
+    if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then notes+=$'\n'$(list_untested "$RUN/installed" "$BASE/new"); fi
+    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='/^no test was run$/d'; fi
+    for name in "${RUN_PROJECTS[@]##*/}"; do
+        if hooks_use "$name" "$hooks"; then words+="; /^${name//./\\.} was not used\$/d"; fi
+    done
+    notes=$(sed -E "$words" <<< "$notes" | awk 'NF && !seen[$0]++')
     printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
 }
 
-# Leave out of the note what hooks make untrue: they may run tests, with trees that they name. But if tempest was to run
-# and ran no test, nothing was tested.
-note_no_test() {
-    local words='s/tempest ran no test/no test was run/' project name hooks="${JOB_FUNCTIONS[*]}"
-    if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='s/(; )?no test was run//; s/^; //'; fi
-    for project in "${RUN_PROJECTS[@]}"; do
-        name=${project##*/}
-        if [[ $hooks == *"/$name"* ]]; then words+="; s/(; )?${name//./\\.} was not used//; s/^; //"; fi
-    done
-    as_root sed -i -E "$words" "$BASE/gate/note"
+# hooks_use NAME CODE: whether the code names a project's tree. With SKIP_DEVSTACK_GATE_PROJECT=1 our own scripts lie in
+# the tree of devstack-gate, so only its other files are the project's.
+hooks_use() {
+    local pattern="/${1//./\\.}([^A-Za-z0-9_.-]|\$)" code=$2 script
+    if [[ $1 == devstack-gate && ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
+        for script in "${SCRIPTS[@]}"; do code=${code//"/devstack-gate/$script"/}; done
+        pattern='/devstack-gate/[A-Za-z0-9_.-]'
+    fi
+    [[ $code =~ $pattern ]]
 }
 
 # Run an exported function of the job, if there is one of that name.
@@ -105,6 +117,7 @@ as_job() {
     local seconds=$(( GATE_DEADLINE > NOW ? GATE_DEADLINE - NOW : 0 )) clock
     clock=$(date +%s)
     trap - INT TERM HUP PIPE USR1
+    take_jobs_ways
     restore_functions
     use_environment
     use_group
@@ -169,9 +182,11 @@ run_settings_file() {
 take_environment() {
     local entry name
     local -A seen=()
+    JOB_WAYS=()
     while IFS= read -r -d '' entry; do
         name=${entry%%=*}
         seen[$name]=1
+        if [[ $name == LC_ALL ]]; then JOB_WAYS=("$entry"); continue; fi
         if [[ $name == BASH_FUNC_*'%%' ]]; then
             name=${name#BASH_FUNC_}
             if [[ $name != gate_settings* ]]; then JOB_FUNCTIONS[${name%'%%'}]=${entry#*=}; fi
@@ -238,7 +253,7 @@ run_local() {
     run_hook pre_test_hook || exit
     run_gate || exit
     run_hook post_test_hook || exit
-    note_no_test
+    settle_notes
     PHASE=
 }
 
@@ -256,7 +271,7 @@ print_node() {
 # --- whatever happened ---
 
 finish() {
-    local rc=$1 step='' words=PASS note full=''
+    local rc=$1 step='' words=PASS note failed full=''
     FAILED_PHASE=$PHASE
     trap - EXIT
     trap '' INT TERM HUP PIPE USR1
@@ -275,6 +290,8 @@ finish() {
         full=$(full_disks)
     else
         note=$(first_words "$BASE/gate/note")
+        failed=$(failed_tests)
+        note+=${failed:+${note:+; }$failed}
         words+=${note:+ ($note)}
     fi
     rm -f -- "$LOGS/.room"
@@ -344,6 +361,7 @@ main() {
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     start_plainly "$@"
+    leave_jobs_ways
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
     # shellcheck source=gate/clock.sh
@@ -369,9 +387,9 @@ main() {
         -*) die 2 "unknown option $1; see --help" ;;
     esac
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
+    find_home
     check_settings
     check_known_failures
-    find_home
     if [[ ! ${1:-} ]]; then
         check_machine
         check_environment

@@ -6,8 +6,8 @@ usage() {
 Usage: devstack-vm-gate.sh
 
 Configures and runs the devstack in $BASE/new/devstack, checks that the change under test is in what it has installed,
-then runs its exercises or tempest; or an upgrade with grenade. devstack-vm-gate-wrap.sh runs it, when no gate_hook
-replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
+then runs its exercises or tempest; or an upgrade with grenade, then those of them that the job asks for.
+devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
 
 Settings are environment variables, see docs/gate.md.
 
@@ -40,12 +40,13 @@ check_devstack() {
     fi
 }
 
-# Choose exercise.sh if there is one; else tempest, if the job has chosen nothing at all.
+# Choose exercise.sh if there is one; else tempest, if the job has chosen nothing at all. An upgrade is a test itself.
 choose_tests() {
     local name chosen=''
     for name in DEVSTACK_GATE_EXERCISES "${!DEVSTACK_GATE_TEMPEST@}"; do chosen+=${!name:-}; done
-    if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then chosen=1; fi
-    if [[ ! ${DEVSTACK_GATE_EXERCISES:-} && ${DEVSTACK_GATE_TEMPEST:-} != 1 && -x $DEVSTACK/exercise.sh ]]; then
+    if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
+        :
+    elif [[ ! ${DEVSTACK_GATE_EXERCISES:-} && ${DEVSTACK_GATE_TEMPEST:-} != 1 && -x $DEVSTACK/exercise.sh ]]; then
         DEVSTACK_GATE_EXERCISES=1
     elif [[ ! $chosen && -d $NEW/tempest ]]; then
         DEVSTACK_GATE_TEMPEST=1
@@ -98,6 +99,7 @@ as_user() {
     local user=$1 home
     shift
     cd /
+    take_jobs_ways
     if (( EUID )); then
         sudo -n -H -u "$user" -- "$@"
     else
@@ -138,8 +140,8 @@ save_tempest_constraints() {
     local requirements=$1/requirements ref=refs/remotes/origin/master
     rm -f -- "$1/$TEMPEST_CONSTRAINTS"
     if ! grep -qsF 'TEMPEST_VENV_UPPER_CONSTRAINTS:-master' -- "$1/devstack/stackrc" || [[ ! -d $requirements ]]; then return 0; fi
-    if [[ $(git -C "$requirements" symbolic-ref -q --short HEAD || true) == master ]]; then ref=HEAD; fi
-    git -C "$requirements" show "$ref:upper-constraints.txt" > "$1/$TEMPEST_CONSTRAINTS" || {
+    if [[ $(isolated git -C "$requirements" symbolic-ref -q --short HEAD || true) == master ]]; then ref=HEAD; fi
+    isolated git -C "$requirements" show "$ref:upper-constraints.txt" > "$1/$TEMPEST_CONSTRAINTS" || {
         rm -f -- "$1/$TEMPEST_CONSTRAINTS"
         log "$requirements: no constraints of master for tempest; devstack will fetch them"
     }
@@ -284,6 +286,10 @@ check_localrc() {
 # step NAME: record what runs now, for the last line of the wrap script.
 step() {
     log "$1"
+    record_step "$1"
+}
+
+record_step() {
     if [[ -w $BASE/gate/step ]]; then printf '%s\n' "$1" > "$BASE/gate/step"; fi
 }
 
@@ -305,7 +311,7 @@ part() {
     rm -f -- "$file"
     (umask 077; : > "$file")
     set -m  # gives the command a process group of its own, with SIGINT as usual
-    (cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
+    (take_jobs_ways; cd -- "$folder" && exec "$@") >> "$file" 2>&1 < /dev/null &
     pid=$!
     set +m
     tail -n +1 -s 0.1 -f --pid="$pid" -- "$file" | hide_secrets "${SETTINGS_FILES[@]}" &
@@ -327,6 +333,10 @@ revoke_sudo() {
         sudo -n rm -f -- "$SUDOERS"
         if sudo -n true 2> /dev/null; then log 'the tests run with sudo: something other than the gate allows it'; fi
     fi
+}
+
+runs_tempest() {
+    [[ $DEVSTACK_GATE_TEMPEST == 1 && $DEVSTACK_GATE_TEMPEST_NOTESTS != 1 ]]
 }
 
 # Fill TEMPEST_ENVIRONMENT, which is tox's, and TEMPEST_ARGUMENTS.
@@ -421,6 +431,8 @@ TARGET_DEVSTACK_DIR=$DEVSTACK
 SAVE_DIR=$BASE/save
 STACK_ROOT=$BASE
 EOT
+    # This script runs the tests on the upgraded cloud that the job asks for.
+    if runs_tempest; then printf 'TARGET_RUN_SMOKE=False\n' >> "$NEW/grenade/localrc"; fi
     if [[ ${GRENADE_PLUGINRC:-} ]]; then printf '%s\n' "$GRENADE_PLUGINRC" >> "$NEW/grenade/pluginrc"; fi
     part grenade.sh "$NEW/grenade.txt" "$NEW/grenade" ./grenade.sh
 }
@@ -434,6 +446,7 @@ main() {
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"
     start_plainly "$@"
+    leave_jobs_ways
     case ${1:-} in
         '') ;;
         -h | --help) usage; return 0 ;;
@@ -442,9 +455,13 @@ main() {
     esac
     # shellcheck source=gate/settings.sh
     . "$HERE/gate/settings.sh"
+    # shellcheck source=gate/git.sh
+    . "$HERE/gate/git.sh"
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack
+    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
+    record_step settings
     check_names
     read_older_words
     check_tests
@@ -458,25 +475,23 @@ main() {
     fi
     check_devstack
     make_secrets
-    if [[ -w $BASE/gate/note ]]; then : > "$BASE/gate/note"; fi
+    save_tempest_constraints "$NEW"
     if [[ $DEVSTACK_GATE_GRENADE == 1 ]]; then
         run_grenade
-        check_installed
-        revoke_sudo
-        return
+    else
+        write_settings "$DEVSTACK" "$NEW"
+        part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
     fi
-    save_tempest_constraints "$NEW"
-    write_settings "$DEVSTACK" "$NEW"
-    part stack.sh "$NEW/devstacklog.txt" "$DEVSTACK" ./stack.sh
     check_installed
     if [[ $DEVSTACK_GATE_UNSTACK == 1 ]]; then part unstack.sh "$NEW/unstack.txt" "$DEVSTACK" ./unstack.sh; fi
     revoke_sudo
     if [[ $DEVSTACK_GATE_EXERCISES == 1 ]]; then part exercise.sh "$NEW/exercise.txt" "$DEVSTACK" ./exercise.sh; fi
-    if [[ $DEVSTACK_GATE_TEMPEST == 1 && $DEVSTACK_GATE_TEMPEST_NOTESTS != 1 ]]; then
+    if runs_tempest; then
         run_tempest
-    elif [[ $DEVSTACK_GATE_EXERCISES != 1 ]]; then
+    elif [[ $DEVSTACK_GATE_EXERCISES != 1 && $DEVSTACK_GATE_GRENADE != 1 ]]; then
         note 'no test was run'
     fi
+    record_step "$LAST_STEP"
 }
 
 # Check, believing nobody, that what is installed in devstack's environments comes from the trees with the change.
@@ -492,16 +507,29 @@ check_installed() {
 }
 
 # Note each change that was not installed, such as that of a service that is not on: it has passed nothing. What
-# devstack itself reads in its tree has passed, such as a plug-in, even one with another name than its project's.
+# devstack itself reads has passed: an enabled plug-in, even one with another name than its project's; but only the
+# folder devstack/ of one that is a Python distribution.
 note_not_installed() {
     local words name blank='[[:blank:]]+' plugin
     while IFS= read -r words; do
         name=${words%% *}
         plugin="^[[:blank:]]*enable_plugin${blank}($name${blank}|[^[:blank:]]+${blank}[^[:blank:]]*/$name(\\.git)?/?([[:blank:]]|\$))"
-        if ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then note "$words"; fi
+        if ! grep -qsE "$plugin" -- "${SETTINGS_FILES[@]}"; then
+            note "$words"
+        elif [[ $words == *' was not installed' ]] && ! isolated changes_only "$NEW/$name" devstack; then
+            note "$words"
+        fi
     done < <(list_untested "$NEW/installed.txt" "$NEW" || true)
     while IFS= read -r name; do note "$name was not taken from its tree"; done \
         < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
+}
+
+# changes_only TREE FOLDER: whether all of a tree's change is in a folder of it.
+changes_only() {
+    local tree=$1 ref change begin
+    ref=$(< "$tree/.git/gate-ref") && change=$(< "$tree/.git/gate-change") || return
+    begin=$(begin_of "$tree" "$ref" "$change") || return
+    git -C "$tree" diff --quiet --no-ext-diff "$begin" "$change" -- . ":(exclude)$2"
 }
 
 # devstack_setting NAME: print its value as devstack itself reads its settings; nothing if it has no such setting.

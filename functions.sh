@@ -6,6 +6,9 @@ GATE_TOOLS=$(readlink -f -- "${BASH_SOURCE[0]}")
 GATE_TOOLS=${GATE_TOOLS%/*}/gate
 # shellcheck disable=SC2034  # both gate scripts read it
 NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are used as they are, not installed
+# shellcheck disable=SC2034  # both gate scripts read it
+LAST_STEP='the end' # what devstack-vm-gate.sh records as its step once all of it has passed
+JOB_WAYS=() # the job's LC_ALL, if it has one
 GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
 
 # --- messages ---
@@ -38,6 +41,23 @@ start_plainly() {
     if [[ ${SHELLOPTS@a} == *x* || ${BASHOPTS@a} == *x* || -v POSIXLY_CORRECT ]]; then
         exec env -u SHELLOPTS -u BASHOPTS -u POSIXLY_CORRECT bash "$0" "$@"
     fi
+}
+
+# From here on, patterns and letters mean what they mean in the C locale, and others can read what is made. In other
+# locales [A-Z] may lack letters, and ${name^^} make strange ones.
+leave_jobs_ways() {
+    JOB_WAYS=()
+    if [[ -v LC_ALL ]]; then JOB_WAYS=("LC_ALL=$LC_ALL"); fi
+    JOB_UMASK=$(umask)
+    export LC_ALL=C
+    umask 022
+}
+
+# What runs for the job has the job's own locale and umask.
+take_jobs_ways() {
+    unset LC_ALL
+    if (( ${#JOB_WAYS[@]} )); then export "${JOB_WAYS[@]}"; fi
+    umask "$JOB_UMASK"
 }
 
 # gate_tool NAME ARGUMENT...: run one of our Python programs; nothing in the environment changes what it does.

@@ -80,7 +80,7 @@ main() {
     . tests/prepare.sh
     install_packages git python3 python3-venv shellcheck
     if (( clouds )); then
-        install_packages bats chromium debootstrap default-jre-headless groovy iproute2 openssh-client openssh-server postgresql procps \
+        install_packages bats chromium debootstrap default-jre-headless groovy iproute2 locales openssh-client openssh-server postgresql procps \
             prometheus rsync sqlite3
     fi
     make_venv requirements-test.txt

@@ -3,6 +3,7 @@
 
     collectlogs.py run < RECORDS     logs/ of a run: its own files, devstack's, services', the journal, results of
                                      tests, known failures, reproduce.sh, verdict.json
+    collectlogs.py failed BASE SINCE print how many tests failed since a Unix time, "" for any; nothing if none did
     collectlogs.py tidy FROM TO      tidy a folder that comes from elsewhere: copy it to a new folder
 
 Everything is copied, in one pass and without secrets, into a fresh folder that nobody else can write to, which takes
@@ -252,7 +253,8 @@ class Collector:
     # Names and places.
 
     def place(self, name: str) -> str:
-        """Return an unused path in plain characters for a file of this name; make its folders."""
+        """Return an unused path in plain characters, without secrets, for a file of this name; make its folders."""
+        name = self.hider.hide(name.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
         parts = [plain_name(part) for part in name.split("/") if part not in ("", ".", "..")] or ["_"]
         folder = ""
         for part in parts[:-1]:
@@ -690,8 +692,7 @@ class Run:
         try:
             owner = os.stat(tempest)
             os.chown(work, owner.st_uid, owner.st_gid)
-            since = self.facts.get("journal_start", "")
-            streams = streams_of(tempest, float(since) if re.fullmatch("[0-9]{1,12}", since) else 0.0)
+            streams = streams_of(tempest, self.facts.get("journal_start", ""))
             tests = [test for stream in streams[:-1] for test in read_results(stream.file)]
             with self._stream(tempest, work, owner.st_uid, streams[-1] if streams else None) as stream:
                 tests = [*tests, *read_results(stream)][:MAX_TESTS]
@@ -890,11 +891,12 @@ class Stream(NamedTuple):
     name: str
 
 
-def streams_of(tempest: str, since: float) -> list[Stream]:
+def streams_of(tempest: str, since: str) -> list[Stream]:
     """Return the last streams in a repository of stestr or testrepository, one for each run of tests, the newest last.
 
     A stream from before `since`, in Unix seconds, is returned only if it is the newest of all.
     """
+    begin = float(since) if re.fullmatch("[0-9]{1,12}", since) else 0.0
     for name in REPOSITORIES:
         try:
             tree = Tree(f"{tempest}/{name}")
@@ -908,7 +910,7 @@ def streams_of(tempest: str, since: float) -> list[Stream]:
         found.sort(key=lambda one: (one[0], len(one[1]), one[1]))  # 9 before 10
         streams = []
         for changed, path in found[-MAX_STREAMS:]:
-            if changed >= since or path == found[-1][1]:
+            if changed >= begin or path == found[-1][1]:
                 with contextlib.suppress(OSError):
                     file = tree.open(path)
                     streams += [Stream(file, path)] if file else []
@@ -1136,6 +1138,16 @@ def collect_run(records: bytes) -> int:
     return 0
 
 
+def tell_failed(base: str, since: str) -> int:
+    """Print how many tests failed by the results below BASE, if any did, and return the exit code."""
+    streams = streams_of(f"{base}/new/tempest", since)
+    tests = [test for stream in streams for test in read_results(stream.file)]
+    failed = sum(test.failed for test in tests)
+    if failed:
+        print(f"{failed} of {sum(not test.skipped for test in tests)} tests failed")
+    return 0
+
+
 def tidy(source: str, target: str) -> int:
     """Copy a folder of logs from elsewhere into a new one, by the same rules, and return the exit code."""
     os.mkdir(target, 0o755)
@@ -1161,6 +1173,8 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     if arguments == ["run"]:
         return collect_run(sys.stdin.buffer.read())
+    if len(arguments) == 3 and arguments[0] == "failed":  # noqa: PLR2004
+        return tell_failed(arguments[1], arguments[2])
     if len(arguments) == 3 and arguments[0] == "tidy":  # noqa: PLR2004
         return tidy(arguments[1], arguments[2])
     sys.stderr.write(__doc__ or "")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by gate/source.sh: git on servers and caches that nobody vouches for, without the user's settings, except
+# Sourced by gate/source.sh and devstack-vm-gate.sh: git on servers and caches that nobody vouches for, without the user's settings, except
 # those that say how to reach a server.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
@@ -13,6 +13,7 @@ NO_REPOSITORY='repository .*not found|does not appear to be a git repository|not
 SAID=''  # what git printed last, or why the code of a project cannot be had
 ASKED='' # the address that was last fetched from
 GIT_SETTINGS='' # the file with those of the user's settings that are kept
+UNREAD=''       # why the user's settings cannot be read
 
 SHALLOW='a shallow mirror, which has a part of the history only'
 
@@ -37,10 +38,11 @@ unset_git_variables() {
 }
 
 # From here on, in this shell, git does the same for every user. Makes the file GIT_SETTINGS, which the caller removes.
+# UNREAD says why the user's settings cannot be read, if so: then none of them count.
 isolate_git() {
     local name entry value
     GIT_SETTINGS=$(mktemp) || return
-    (cd / && git config -z --get-regexp "$ACCESS_SETTINGS") > "$GIT_SETTINGS.all" 2> /dev/null || true
+    if UNREAD=$(print_access_settings 2>&1 > "$GIT_SETTINGS.all"); then UNREAD=''; fi
     for name in "${!GIT_@}"; do
         case $name in
             GIT_COMMAND | GIT_SECONDS_MAX | GIT_SETTINGS) continue ;;
@@ -48,6 +50,9 @@ isolate_git() {
         esac
         if [[ $ACCESS_VARIABLES != *[[:space:]]"$name"[[:space:]]* ]]; then unset "$name"; fi
     done
+    # A wrong setting among these variables hides none of those in the user's files.
+    if [[ $UNREAD ]] && UNREAD=$(print_access_settings 2>&1 > "$GIT_SETTINGS.all"); then UNREAD=''; fi
+    if [[ $UNREAD ]]; then : > "$GIT_SETTINGS.all"; fi
     while IFS= read -r -d '' entry; do
         value=true
         if [[ $entry == *$'\n'* ]]; then value=${entry#*$'\n'}; fi
@@ -57,6 +62,28 @@ isolate_git() {
     export GIT_CONFIG_GLOBAL=$GIT_SETTINGS GIT_CONFIG_NOSYSTEM=1 GIT_ATTR_NOSYSTEM=1 GIT_NO_REPLACE_OBJECTS=1 LC_ALL=C
     umask 022
 }
+
+print_access_settings() (
+    rc=0
+    cd / && git config -z --get-regexp "$ACCESS_SETTINGS" || rc=$?
+    (( rc < 2 ))  # 1: there are none
+)
+
+# begin_of TREE REF COMMIT: print the commit from which the changes up to COMMIT start on the branch of REF.
+begin_of() {
+    local branch=${2#refs/*/}
+    if [[ $2 == refs/zuul/* ]]; then branch=${branch%/*}; fi
+    git -C "$1" merge-base "refs/remotes/origin/$branch" "$3" 2> /dev/null
+}
+
+# isolated COMMAND...: run it in a shell of its own, with git isolated.
+isolated() (
+    rc=0
+    isolate_git || exit
+    "$@" || rc=$?
+    rm -f -- "$GIT_SETTINGS"
+    exit "$rc"
+)
 
 # --- words of others ---
 

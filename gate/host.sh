@@ -30,8 +30,9 @@ setup_host() {
 
 # Let hooks use git in the trees, with sudo too, and after devstack-vm-gate.sh has given them to the stack user.
 trust_trees() {
-    if ! { git config --system --get-all safe.directory || true; } | grep -qxF '*'; then
-        as_root git config --system --add safe.directory '*'
+    local -a git=(env -i PATH="$PATH" git config --system)
+    if ! { "${git[@]}" --get-all safe.directory || true; } | grep -qxF '*'; then
+        as_root "${git[@]}" --add safe.directory '*'
     fi
 }
 
@@ -197,7 +198,7 @@ make_stack_user() {
 # Copy these scripts to where the stack user can read them, whatever the workspace's permissions. Hooks find them in
 # $BASE/new/devstack-gate, as if devstack-gate were a project of the run.
 install_scripts() {
-    local folder=$BASE/new/devstack-gate
+    local folder=$BASE/new/devstack-gate group
     # A folder without the mark is from an earlier run.
     if [[ ! -e $folder/.git/gate-ref || ! -e $folder/devstack-vm-gate.sh || ${SKIP_DEVSTACK_GATE_PROJECT:-} == 1 ]]; then
         if [[ ! -e $folder/.git && ! $HERE -ef $folder ]]; then rm -rf -- "$folder"; fi
@@ -207,5 +208,8 @@ install_scripts() {
     as_root rm -rf -- "$BASE/gate" && as_root install -d -m 755 "$BASE/gate" || return
     as_root cp -RL --no-preserve=all -- "${SCRIPTS[@]/#/"$HERE/"}" "$BASE/gate/" || return
     as_root chmod -R u=rwX,go=rX "$BASE/gate" || return
-    as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step" && as_root install -m 644 -o stack -- /dev/null "$BASE/gate/note"
+    # For devstack-vm-gate.sh, which a hook starts as the job's user.
+    group=$(id -g) || return
+    as_root install -m 664 -o stack -g "$group" -- /dev/null "$BASE/gate/step" \
+        && as_root install -m 664 -o stack -g "$group" -- /dev/null "$BASE/gate/note"
 }

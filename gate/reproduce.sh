@@ -17,7 +17,9 @@ note_given() {
         if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ || ! ${!name:-} || ${taken[$name]:-} ]]; then continue; fi
         if [[ $name == OVERRIDE_* ]] && ! is_known "$name"; then continue; fi
         taken[$name]=1
-        GIVEN+=(setting "$name" "${!name}")
+        data=${!name}
+        if [[ $name == LC_ALL ]]; then data=${JOB_WAYS[*]#*=}; fi
+        GIVEN+=(setting "$name" "$data")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
     # It holds the passwords of boxes.
@@ -33,18 +35,24 @@ note_given() {
 
 # note_tested PROJECT...: note what was checked out of each.
 note_tested() {
-    local project tree sha
-    TESTED=$(print_projects "$@")
-    for project in "$@"; do
-        for tree in old new; do
-            if sha=$(git -C "$BASE/$tree/${project##*/}" rev-parse --verify -q HEAD 2> /dev/null); then
-                TESTED+=$'\n'"$tree/${project##*/} $sha"
-            fi
-        done
-    done
+    local project
+    # shellcheck disable=SC2034  # gate/logs.sh tells it
+    TESTED=$(print_projects "$@" && isolated print_heads "$@")
     project=${ZUUL_PROJECT:-${GERRIT_PROJECT:-}}
     if [[ $project && -r $BASE/new/${project##*/}/.git/gate-change ]]; then
         # shellcheck disable=SC2034  # gate/logs.sh tells it
         read -r CHANGE_SHA1 < "$BASE/new/${project##*/}/.git/gate-change" || true
     fi
+}
+
+# print_heads PROJECT...: print a line for each of their trees: its folder and the commit that was checked out.
+print_heads() {
+    local project tree sha
+    for project in "$@"; do
+        for tree in old new; do
+            if sha=$(git -C "$BASE/$tree/${project##*/}" rev-parse --verify -q HEAD 2> /dev/null); then
+                printf '%s %s\n' "$tree/${project##*/}" "$sha"
+            fi
+        done
+    done
 }

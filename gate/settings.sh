@@ -242,7 +242,7 @@ check_change() {
         if [[ ${!name:-} && ! ${ZUUL_REF:-} ]]; then need "$name" GERRIT_PROJECT GERRIT_BRANCH GERRIT_REFSPEC; fi
     done
     for name in ZUUL_REF GERRIT_REFSPEC; do
-        if [[ ${!name:-} ]] && { [[ ${!name} != refs/* ]] || ! git check-ref-format "${!name}"; }; then
+        if [[ ${!name:-} ]] && { [[ ${!name} != refs/* ]] || ! isolated git check-ref-format "${!name}"; }; then
             die 2 "$name: expected a full ref, refs/..., not '${!name}'"
         fi
     done
@@ -263,7 +263,7 @@ check_changes() {
     IFS='^' read -r -d '' -a changes <<< "$value^" || true
     for change in "${changes[@]}"; do
         if [[ ! $change =~ [^[:space:]] ]]; then continue; fi
-        if [[ ! $change =~ ^[^:[:space:]]+:[^:[:space:]]+:refs/[^:[:space:]]+$ ]] || ! git check-ref-format "${change##*:}"; then
+        if [[ ! $change =~ ^[^:[:space:]]+:[^:[:space:]]+:refs/[^:[:space:]]+$ ]] || ! isolated git check-ref-format "${change##*:}"; then
             die 2 "$name: expected project:branch:ref^project:branch:ref, not '$change'"
         fi
     done
@@ -282,7 +282,7 @@ check_branches() {
     local name
     for name in ZUUL_BRANCH GERRIT_BRANCH GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH OVERRIDE_ZUUL_BRANCH BRANCH_OVERRIDE \
         "${!OVERRIDE_@}"; do
-        if [[ $name == *BRANCH* && ${!name:-} ]] && ! git check-ref-format --branch "${!name}" > /dev/null 2>&1; then
+        if [[ $name == *BRANCH* && ${!name:-} ]] && ! isolated git check-ref-format --branch "${!name}" > /dev/null 2>&1; then
             die 2 "$name: expected the name of a branch, not '${!name}'"
         fi
     done
@@ -424,6 +424,7 @@ print_settings() {
     done
     for name in "${names[@]}"; do
         value=${!name:-}
+        if [[ $name == LC_ALL ]]; then value=${JOB_WAYS[*]#*=}; fi
         if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
         if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
     done

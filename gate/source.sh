@@ -160,7 +160,10 @@ setup_project() {
     if isolate_git; then
         replace_tree "$project" "$branch" "$tree" || rc=$?
     else
-        SAID="git's settings cannot be read" rc=3
+        SAID="git's settings cannot be written" rc=3
+    fi
+    if [[ $UNREAD && ${TOLD:-} ]] && mkdir -- "$TOLD/.unread" 2> /dev/null; then
+        log "git's settings of $(id -un || true) cannot be read, so none of them count: $(main_line "$UNREAD" || true)"
     fi
     if (( rc == 0 )); then
         branch=$(indicated_branch "$project" "$branch")
@@ -436,11 +439,9 @@ fetch_change() {
 # take_submodules PROJECT TREE REF: get the submodules of the checkout, with theirs. One that this run's change adds or
 # moves is required; others, which no run needed so far, are only logged as missing.
 take_submodules() {
-    local project=$1 tree=$2 branch=$3 begin url
+    local project=$1 tree=$2 begin url
     url=$(project_url "$project")
-    branch=${branch#refs/*/}
-    if [[ $3 == refs/zuul/* ]]; then branch=${branch%/*}; fi
-    begin=$(git -C "$tree" merge-base "refs/remotes/origin/$branch" HEAD 2> /dev/null) || begin=HEAD
+    begin=$(begin_of "$tree" "$3" HEAD) || begin=HEAD
     SUBMODULES=0
     take_submodules_in "$project" "$tree" "$url" "$begin" "$SUBMODULE_DEPTH"
 }
@@ -604,7 +605,7 @@ check_change_is_in() {
     ref=${ref:-refs/gerrit/$GERRIT_REFSPEC}
     for side in "$@"; do
         tree=$BASE/$side/${project##*/}
-        if [[ -s $tree/.git/gate-change ]] && "${GIT_COMMAND[@]}" -C "$tree" merge-base --is-ancestor "$ref" HEAD 2> /dev/null; then
+        if [[ -s $tree/.git/gate-change ]] && isolated "${GIT_COMMAND[@]}" -C "$tree" merge-base --is-ancestor "$ref" HEAD 2> /dev/null; then
             return 0
         fi
     done
@@ -701,6 +702,7 @@ go_on_as() {
     end_watcher
     rm -rf -- "$RUN"
     trap - EXIT
+    take_jobs_ways
     restore_functions
     GATE_RUN="$$ 1 $GATE_STARTED" exec bash "$1"
 }

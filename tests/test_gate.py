@@ -227,6 +227,17 @@ def test_a_signal_stops_all_of_the_test_and_keeps_its_logs(node: Node, name: str
     assert (verdict(node)["kind"], verdict(node)["phase"]) == ("aborted", "pre_test_hook")
 
 
+CALLING = """
+gate_hook() {
+    for again in $AGAIN; do $BASE/new/devstack-gate/devstack-vm-gate.sh; done
+    export DEVSTACK_LOCAL_CONFIG=$LAST_CONFIG
+    $BASE/new/devstack-gate/devstack-vm-gate.sh
+    echo my own tests are fine
+}
+export -f gate_hook
+"""
+
+
 def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path: Path) -> None:
     tree = tmp_path / "git/sample/devstack-gate"
     commit_files(tree, PROJECT, GATE_FILES)
@@ -242,7 +253,7 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("changed words") == 1
     assert run.stdout.count("devstack-gate is under test") == 1
-    run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1")
+    run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1", hooks=CALLING)
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
     assert run.stdout.splitlines()[-1].startswith("PASS (devstack-gate was not used). Minutes: ")
     run = node.gate(**GOOD, DEVSTACK_GATE_PROJECTS=projects)
@@ -274,6 +285,25 @@ def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(no
 
     assert run.returncode == 23, run.stdout
     assert run.stdout.splitlines()[-1].startswith("FAIL (23) in gate_hook. ")
+
+
+def test_a_gate_hook_that_goes_on_after_that_script_has_failed_passes_with_a_word(node: Node) -> None:
+    node.check("cd ~/git/sample/adder && git checkout -q --detach refs/zuul/master/Zgood && "
+               "printf '[metadata]\\nname = adder\\n' > setup.cfg && git add . && "
+               "git -c user.name=a -c user.email=a@b commit -qm Named && "
+               "git update-ref refs/zuul/master/Znamed HEAD && git checkout -q master")
+    named = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Znamed"}
+
+    def end(**settings: str) -> str:
+        run = node.gate(hooks=CALLING, **settings, **named)
+        assert run.returncode == 0, run.stdout
+        return run.stdout.splitlines()[-1].partition(". Minutes")[0]
+
+    assert end(LAST_CONFIG="FAIL_WITH=42") == (
+        "PASS (devstack-vm-gate.sh did not pass: stack.sh; adder was not installed)")
+    assert end(AGAIN="once", LAST_CONFIG='A="open') == (
+        "PASS (devstack-vm-gate.sh did not pass: settings; adder was not installed)")
+    assert end(AGAIN="once", DEVSTACK_LOCAL_CONFIG="FAIL_WITH=42") == "PASS (adder was not installed)"
 
 
 def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_more(node: Node) -> None:
@@ -358,6 +388,36 @@ def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> No
     hooks = "gate_hook() { printf '[metadata]\\nname = adder\\n' > $BASE/new/adder/setup.cfg; }; export -f gate_hook"
     run = node.gate(hooks=hooks, **GOOD)
     assert run.stdout.splitlines()[-1].startswith("PASS (adder was not installed). Minutes: ")
+
+
+OWN_WAYS = """
+post_test_hook() {
+    echo "ways: $LC_ALL $(umask)"
+    sudo -u stack ls /opt/stack/cache/pip
+    sudo -u stack mkdir -p $BASE/new/tempest/.stestr
+    printf 'test: a.B.%s: a.B.good\\ntest: a.B.bad\\nfailure: a.B.bad\\n' 'good\nsuccess' \
+        | sudo -u stack tee $BASE/new/tempest/.stestr/0 | tail -n 1
+    cp /dev/null "$WORKSPACE/logs/session-$MY_TOKEN.txt"
+}
+cleanup_hook() { echo "because: $GATE_REASON"; }
+export -f post_test_hook cleanup_hook
+export MY_TOKEN=hunter2-canary77
+"""
+
+
+def test_a_job_keeps_its_locale_and_umask_and_hides_neither_failed_tests_nor_folders_by_them(node: Node) -> None:
+    run = node.gate(hooks=OWN_WAYS, before="mkdir -p ~/cache/pip; touch ~/cache/pip/a.whl; export LC_ALL=C.UTF-8; "
+                    "umask 077; export GIT_CONFIG_COUNT=1; echo '[incl' > ~/.gitconfig", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert "ways: C.UTF-8 0077" in run.stdout
+    assert "Z a.whl" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("PASS (1 of 2 tests failed). Minutes: ")
+    assert "because: PASS (1 of 2 tests failed)" in run.stdout
+    told = verdict(node)
+    assert (told["kind"], told["reason"]) == ("passed", "PASS (1 of 2 tests failed)")
+    assert (told["tests"]["run"], told["tests"]["failed"]) == (2, 1)
+    assert "canary77" not in node.check(f"ls {LOGS}")
 
 
 def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:

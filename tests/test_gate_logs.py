@@ -89,6 +89,12 @@ class Machine:
         assert done.returncode == 0, done.stdout.decode()
         return done.stdout.decode()
 
+    def failed(self, since: str) -> tuple[int, str]:
+        """Ask how many tests failed; return the exit status and what is said."""
+        command = [*PYTHON, str(GATE / "collectlogs.py"), "failed", str(self.base), since]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+        return done.returncode, done.stdout.decode()
+
     def files(self) -> list[str]:
         """Return the files in logs/, except those that are always there."""
         always = {"cleanup-host.txt", "reproduce.sh", "verdict.json"}
@@ -343,6 +349,18 @@ def test_what_an_upgrade_and_tempest_leave_is_there_too(machine: Machine) -> Non
 
 
 # --- secrets ---
+
+
+def test_a_secret_in_the_name_of_a_log_or_of_its_folder_is_hidden(machine: Machine) -> None:
+    machine.given = [("environment", "MY_TOKEN", "hunter2-canary77"), ("environment", "B_TOKEN", "t0ken/with@parts")]
+    machine.write("workspace/logs/session-hunter2-canary77.txt", "one")
+    machine.write("workspace/logs/hunter2-canary77/keystone-token.txt", "two")
+    machine.write("stack/logs/t0ken/with@parts.log", "three")
+
+    console = machine.collect()
+
+    assert machine.files() == ["________.txt", "________/keystone-token.txt", "session-________.txt"]
+    assert "canary77" not in console
 
 
 def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
@@ -628,6 +646,8 @@ def test_each_of_several_runs_of_tests_counts(machine: Machine) -> None:
     machine.collect()
 
     assert machine.verdict()["tests"] == {"run": 4, "failed": 0, "skipped": 0, "names": []}
+    said = [machine.failed(since) for since in ("", "1000", "soon")]
+    assert said == [(0, "1 of 6 tests failed\n"), (0, ""), (0, "1 of 6 tests failed\n")]
 
 
 def test_a_test_that_the_run_was_stopped_in_is_a_failure(machine: Machine) -> None:

@@ -129,15 +129,25 @@ localrc_section() {
     awk '/^\[\[/ { ours = /local\|localrc/; next } ours && !/^# devstack-gate/' "$DEVSTACK/local.conf"
 }
 
-# changed PROJECT...: make trees that have the change under test.
+# changed PROJECT...: make trees that have the change under test, in their folders devstack/.
 changed() {
     local project
     for project in "$@"; do
-        mkdir -p "$BASE/new/$project/.git"
-        git -C "$BASE/new/$project" init -q
-        git -C "$BASE/new/$project" commit -q --allow-empty -m change
-        git -C "$BASE/new/$project" rev-parse HEAD > "$BASE/new/$project/.git/gate-change"
+        git init -q -- "$BASE/new/$project"
+        git -C "$BASE/new/$project" commit -q --allow-empty -m start
+        git -C "$BASE/new/$project" update-ref refs/remotes/origin/master HEAD
+        printf 'refs/heads/master\n' > "$BASE/new/$project/.git/gate-ref"
+        change "$project" devstack/plugin.sh
     done
+}
+
+# change PROJECT FILE: let the change be in this file, too.
+change() {
+    mkdir -p "$BASE/new/$1/$(dirname "$2")"
+    printf 'true\n' > "$BASE/new/$1/$2"
+    git -C "$BASE/new/$1" add "$2"
+    git -C "$BASE/new/$1" commit -q -m "$2"
+    git -C "$BASE/new/$1" rev-parse HEAD > "$BASE/new/$1/.git/gate-change"
 }
 
 @test "libraries with the change in them are taken from their trees, beside those that the job names" {
@@ -182,6 +192,22 @@ changed() {
     [[ $(< "$BASE/gate/note") == 'neutron was not installed' ]]
     DEVSTACK_GATE_EXERCISES=0 run -0 gate
     [[ $(< "$BASE/gate/note") == 'a-plugin was not installed; neutron was not installed; no test was run' ]]
+}
+
+@test "an enabled plug-in whose code is installed nowhere is told, if the change is in that code" {
+    mkdir -p "$BASE/gate"
+    touch "$BASE/gate/note"
+    script exercise.sh true
+    changed a-plugin no-distribution
+    printf '[metadata]\nname = a-plugin\n' > "$BASE/new/a-plugin/setup.cfg"
+    export DEVSTACK_LOCAL_CONFIG=$'enable_plugin a-plugin https://x\nenable_plugin b https://x/no-distribution'
+    change no-distribution files/x
+    run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
+    change a-plugin a_plugin/__init__.py
+    printf '[diff]\n\texternal = true\n[broken\n' > "$HOME/.gitconfig"
+    run -0 gate
+    [[ $(< "$BASE/gate/note") == 'a-plugin was not installed' ]]
 }
 
 @test "tempest is run when nothing is chosen and there are no exercises" {
@@ -353,6 +379,15 @@ changed() {
     [[ $output == *'the tests run with sudo: DEVSTACK_GATE_REMOVE_STACK_SUDO is 0'* ]]
 }
 
+@test "devstack has the job's locale and umask" {
+    script stack.sh 'echo "ways: $LC_ALL $(umask)"'
+    umask 027
+    LC_ALL=C.UTF-8 run -0 gate
+    [[ $output == *'ways: C.UTF-8 0027'* ]]
+    run -0 env -u LC_ALL "$PROJECT_FOLDER/devstack-vm-gate.sh"
+    [[ $output == *'ways:  0027'* ]]
+}
+
 @test "stack.sh failing with 42 ends it with 42, and nothing else is run" {
     script stack.sh 'echo going; exit 42'
     script exercise.sh 'echo exercising'
@@ -409,6 +444,27 @@ changed() {
     [[ $output == *"BASE_RELEASE_DIR=$BASE/old"*"TARGET_RELEASE_DIR=$BASE/new"* ]]
     grep -qx "DEST=$BASE/old" "$BASE/old/devstack/local.conf"
     grep -qx "DEST=$BASE/new" "$BASE/new/devstack/local.conf"
+}
+
+@test "after an upgrade: tempest and exercises if the job asks for them, nothing else and no word if not" {
+    mkdir -p "$BASE/old/devstack" "$BASE/new/grenade" "$BASE/new/tempest" "$BASE/gate"
+    touch "$BASE/gate/note"
+    printf '#!/bin/bash\ncat localrc; exit "${UPGRADE:-0}"\n' > "$BASE/new/grenade/grenade.sh"
+    chmod +x "$BASE/new/grenade/grenade.sh"
+    script exercise.sh 'echo exercising'
+    export DEVSTACK_GATE_GRENADE=1
+    run -0 gate
+    [[ $output != *exercising* && $output != *'tox in'* && $output != *RUN_SMOKE* && ! $(< "$BASE/gate/note") ]]
+    DEVSTACK_GATE_EXERCISES=1 run -0 gate
+    [[ $output == *exercising* && $output != *'tox in'* ]]
+    export DEVSTACK_GATE_TEMPEST=1
+    DEVSTACK_GATE_TEMPEST_REGEX=volume run -0 gate
+    [[ $output == *TARGET_RUN_SMOKE=False*'tox in tempest: <-e> <all> <--> <volume>'* && $(< "$BASE/gate/note") == 'tempest ran no test' ]]
+    TOX_STATUS=9 run -9 gate
+    UPGRADE=5 run -5 gate
+    [[ $output != *'tox in'* ]]
+    DEVSTACK_GATE_TEMPEST_NOTESTS=1 run -0 gate
+    [[ $output != *'tox in'* && $output != *RUN_SMOKE* ]]
 }
 
 @test "a service that stack.sh leaves running does not hold the gate" {

@@ -75,3 +75,9 @@ workspace() {
 change_of() {
     git -C "$TREES/${2:-new}/${1##*/}" log -1 --format=%s "$(< "$TREES/${2:-new}/${1##*/}/.git/gate-change")"
 }
+
+# Use a locale in which [A-Za-z] lacks i, whose capital letter is another one; few machines have it.
+use_turkish() {
+    localedef -i tr_TR -f UTF-8 "$BATS_TEST_TMPDIR/tr_TR.UTF-8"
+    export LOCPATH=$BATS_TEST_TMPDIR LC_ALL=tr_TR.UTF-8
+}

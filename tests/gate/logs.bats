@@ -95,22 +95,58 @@ given() {
 
 @test "a hook may have tested what devstack-vm-gate.sh has not; what else is told of the run stays" {
     mkdir -p "$BASE/gate"
+    RUN=$BATS_TEST_TMPDIR
     printf 'neutron was not installed; no test was run' > "$BASE/gate/note"
-    note_no_test
+    settle_notes
     [[ $(< "$BASE/gate/note") == 'neutron was not installed; no test was run' ]]
     JOB_FUNCTIONS[post_test_hook]='() { :; }'
-    note_no_test
+    settle_notes
     [[ $(< "$BASE/gate/note") == 'neutron was not installed' ]]
     printf 'tempest ran no test' > "$BASE/gate/note"
-    note_no_test
+    settle_notes
     [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
     RUN_PROJECTS=(x/my.tests x/puppet)
     JOB_FUNCTIONS[post_test_hook]='() { "$BASE/new/my.tests/run"; }'
     printf 'my.tests was not used; puppet was not used' > "$BASE/gate/note"
-    note_no_test
+    settle_notes
     [[ $(< "$BASE/gate/note") == 'puppet was not used' ]]
+    RUN_PROJECTS=(openstack/nova openstack/puppet-nova)
+    JOB_FUNCTIONS[post_test_hook]='() { "$BASE/new/puppet-nova-extras/run" "$BASE/new/nova"; }'
+    printf 'puppet-nova was not used; nova was not used' > "$BASE/gate/note"
+    settle_notes
+    [[ $(< "$BASE/gate/note") == 'puppet-nova was not used' ]]
     JOB_FUNCTIONS=()
     printf 'tempest ran no test' > "$BASE/gate/note"
-    note_no_test
+    settle_notes
     [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+}
+
+@test "a hook that calls our own scripts only has not used a devstack-gate whose change is skipped" {
+    mkdir -p "$BASE/gate"
+    RUN=$BATS_TEST_TMPDIR RUN_PROJECTS=(x/devstack-gate) SKIP_DEVSTACK_GATE_PROJECT=1
+    printf 'devstack-gate was not used' > "$BASE/gate/note"
+    JOB_FUNCTIONS[gate_hook]='() { cd $BASE/new/devstack-gate && ./devstack-vm-gate.sh; . $BASE/new/devstack-gate/functions.sh; }'
+    settle_notes
+    [[ $(< "$BASE/gate/note") == 'devstack-gate was not used' ]]
+    JOB_FUNCTIONS[gate_hook]='() { ansible-playbook "$BASE/new/devstack-gate/playbooks/x.yaml"; }'
+    settle_notes
+    [[ ! $(< "$BASE/gate/note") ]]
+}
+
+@test "a devstack-vm-gate.sh that did not pass in a hook that went on is told, with what its hook has installed nowhere" {
+    mkdir -p "$BASE/gate"
+    RUN=$BATS_TEST_TMPDIR
+    JOB_FUNCTIONS[gate_hook]='() { "$BASE/new/devstack-gate/devstack-vm-gate.sh"; true; }'
+    printf 'adder: is installed nowhere: only what reads it has the change\n' > "$RUN/installed"
+    printf 'stack.sh\n' > "$BASE/gate/step"
+    : > "$BASE/gate/note"
+    settle_notes
+    [[ $(< "$BASE/gate/note") == 'devstack-vm-gate.sh did not pass: stack.sh; adder was not installed' ]]
+    printf 'adder was not installed; cliff was not taken from its tree' > "$BASE/gate/note"
+    settle_notes
+    [[ $(< "$BASE/gate/note") == 'devstack-vm-gate.sh did not pass: stack.sh; adder was not installed; cliff was not taken from its tree' ]]
+    printf '%s\n' "$LAST_STEP" > "$BASE/gate/step"
+    : > "$BASE/gate/note"
+    settle_notes
+    [[ ! $(< "$BASE/gate/note") ]]
 }

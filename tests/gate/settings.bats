@@ -433,3 +433,20 @@ EOT
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
 }
+
+@test "git's settings and variables of the user, right or wrong, have no part in reading ours" {
+    zuul openstack/nova master refs/zuul/master/Z1
+    printf '[incl\n' > "$HOME/.gitconfig"
+    accepted
+    GIT_CONFIG_COUNT=1 accepted
+    GIT_CONFIG_PARAMETERS=nonsense GIT_TRACE=1 accepted
+}
+
+@test "a locale with other letters and other ranges changes nothing" {
+    use_turkish
+    [[ $(bash -c 'name=i; echo "${name^^}"') == İ ]]
+    DEVSTACK_GATE_PROJECTS=openstack/cinder-lib BASE=/opt/inside OVERRIDE_CINDER_LIB_GIT_BASE=file:///x accepted
+    run -0 bash -c '. "$1/functions.sh"; leave_jobs_ways; . "$1/gate/source.sh"; project_name_variable openstack/cinder-lib GIT_BASE
+        take_jobs_ways; echo "$LC_ALL"' bash "$PROJECT_FOLDER"
+    [[ $output == $'OVERRIDE_CINDER_LIB_GIT_BASE\ntr_TR.UTF-8' ]]
+}

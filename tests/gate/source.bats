@@ -435,6 +435,8 @@ what_is_in() {
         clone.defaultRemoteName=upstream clone.rejectShallow=true merge.conflictStyle=nonsense extensions.nonsense=1; do
         git config --global "${setting%%=*}" "${setting#*=}"
     done
+    use_turkish
+    unset LC_ALL
     local -a hostile=(LC_ALL=tr_TR.UTF-8 LANGUAGE=de GIT_TRACE=1 GIT_ALLOW_PROTOCOL=https GIT_DEFAULT_HASH=sha256 GIT_AUTHOR_NAME=
         GIT_COMMITTER_EMAIL= GIT_ALTERNATE_OBJECT_DIRECTORIES=/nowhere GIT_TEMPLATE_DIR="$HOME/templates" GIT_PROTOCOL=version=0
         GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=core.bare GIT_CONFIG_VALUE_0=true GIT_CEILING_DIRECTORIES=/ GIT_LITERAL_PATHSPECS=1
@@ -460,6 +462,21 @@ what_is_in() {
     [[ $output != *c2VjcmV0* && ${#lines[@]} -eq 1 ]]
     printf 'a line that git does not understand [\n' >> "$HOME/.gitconfig"
     GIT_BASE=file://$SERVER run -0 set_up
+}
+
+@test "settings of the user that git cannot read do not count, which one line tells; wrong variables hide none" {
+    make_project openstack/glance master
+    make_ref openstack/nova refs/zuul/master/Z1
+    zuul openstack/nova master refs/zuul/master/Z1
+    export DEVSTACK_GATE_PROJECTS='openstack/nova openstack/glance'
+    TREES=$TREES/one GIT_CONFIG_COUNT=1 run -0 workspace
+    TREES=$TREES/two GIT_CONFIG_PARAMETERS=nonsense run -0 workspace
+    git config --global "url.file://$SERVER/.insteadOf" https://git.example.org/
+    TREES=$TREES/three GIT_CONFIG_COUNT=1 GIT_BASE=https://git.example.org run -0 workspace
+    [[ $output != *'cannot be read'* ]]
+    printf '[incl\n' > "$HOME/.gitconfig"
+    TREES=$TREES/four run -0 workspace
+    [[ $(grep -c "cannot be read, so none of them count: fatal: bad config line 1 in file $HOME/.gitconfig" <<< "$output") -eq 1 ]]
 }
 
 @test "a cache with thousands of refs leaves nothing but what the server has, in one file" {
