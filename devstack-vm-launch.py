@@ -59,6 +59,7 @@ from pool.groups import REPLACED_MOST, Group, by_lead
 from pool.rules import Need, Room
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
+OFFLINE = "offline"  # of an agent: a person took its node offline
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: least, most
 TAKEN_OVER_SECONDS = 60  # least time for a machine that an earlier run left: it may have been up for long
 QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while machines boot
@@ -111,9 +112,10 @@ class Launch:
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
         self.came_up: set[int] = set()  # images with a machine that became ready in this run
-        self.agents: dict[int, str] = {}  # of ready machines, by machine id: HERE, AWAITED or LOST
+        self.agents: dict[int, str] = {}  # of ready machines, by machine id: HERE, AWAITED, LOST or OFFLINE
         self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # machines whose agent was seen, by image
         self.lost: list[tuple[str, str]] = []  # names of lost machines still to be reported, and why
+        self.offline: dict[int, str] = {}  # names of ready machines that a person took offline, and why, by machine id
         self.told: set[int] = set()  # images reported as tried with one machine at a time
         self.no_more: dict[int | None, GateError] = {}  # by image (None: all): why this run asks for no more
         self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as last asked
@@ -278,7 +280,8 @@ class Launch:
     def note_agent(self, machine: Machine, node: jenkinsnodes.Node) -> str:
         """Record and return whether the agent of a ready machine can be used: HERE, AWAITED or LOST.
 
-        In self.agents, one that was seen before and is away for a moment counts as HERE: network breaks pass.
+        In self.agents, one that was seen before and is away for a moment counts as HERE: network breaks pass; one whose
+        node a person took offline is OFFLINE there.
         """
         now = vmdatabase.now()
         absent = now - machine.absent_time if machine.absent_time else 0
@@ -293,6 +296,9 @@ class Launch:
                   f"devstack-vm-reap.py {self.provider.name} --all-servers; log: {node.url}/log"
         found = LOST if why else found
         self.agents[machine.id] = found if found == LOST or not came else HERE
+        if found == HERE and node.by_person and not node.spent:
+            self.agents[machine.id] = OFFLINE
+            self.offline[machine.id] = f"{machine.name} ({gateprocess.plain(node.reason, 200) or 'without a reason'})"
         self.proven[machine.base_image_id].pop(machine.id, None)
         if found == HERE and not node.offline:
             self.proven[machine.base_image_id][machine.id] = machine
@@ -893,15 +899,20 @@ class Launch:
         """Print how full the pool is for each image type; returns the exit code."""
         counts = vmdatabase.count_machines(self.provider)
         agents = self.count_agents()
+        told = [text for number, text in self.offline.items() if self.agents[number] == OFFLINE]
+        if told:
+            self.log.warning("%d ready machines are taken offline in Jenkins by a person, and serve no build: %s",
+                             len(told), gateprocess.some(told))
         short = False
         for image in self.images.values():
-            awaited, lost = agents[image.id, AWAITED], agents[image.id, LOST]
-            ready, building = counts[image.id, READY] - awaited - lost, counts[image.id, BUILDING]
+            awaited, lost, offline = (agents[image.id, state] for state in (AWAITED, LOST, OFFLINE))
+            ready, building = counts[image.id, READY] - awaited - lost - offline, counts[image.id, BUILDING]
             room = self.rooms.get(image.id)
-            missing = ready + awaited + building < image.min_ready and not self.provider.paused
-            short |= missing or lost > 0 or room is not None
+            usable = ready + awaited + building
+            missing = usable + offline < image.min_ready and not self.provider.paused
+            short |= missing or lost > 0 or room is not None or (offline > 0 and image.min_ready > 0 and not usable)
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
-                    "failed": self.failed[image.id]}
+                    "offline by a person": offline, "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count)
                   + (f", there was {room}" if room else "") + ", paused" * self.provider.paused)
@@ -931,7 +942,7 @@ class Launch:
                            self.provider.max_servers, room, least, used)
 
     def count_agents(self) -> Counter[tuple[int, str]]:
-        """Return how many ready machines have their agents HERE, AWAITED or LOST, by (image id, that)."""
+        """Return how many ready machines have their agents HERE, AWAITED, LOST or OFFLINE, by (image id, that)."""
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
         return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
                        for machine in vmdatabase.ready_machines(self.provider))

@@ -887,6 +887,24 @@ def test_after_machines_that_jenkins_took_offline_each_next_one_waits_for_the_ag
     assert pool.sql("SELECT deaths FROM base_image") == [(0,)]
 
 
+def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.fill()
+    first, second = pool.machines()
+    assert pool.jenkins
+    said = "2 ready machines are taken offline in Jenkins by a person, and serve no build: "
+
+    pool.jenkins.node(first, temporarilyOffline=True, message="anna: bug 7")
+    some = pool.run(LAUNCH, "one", expect=0)
+    pool.jenkins.node(second, temporarilyOffline=True)
+    none = pool.run(LAUNCH, "one", expect=1)
+
+    assert some.stdout == "one noble: 1 of 2 ready, 1 offline by a person\n"
+    assert none.stdout == "one noble: 0 of 2 ready, 2 offline by a person\n"
+    assert re.search(rf"{said}{first} \(anna: bug 7\), {second} \(.+\)\n", none.stderr)
+    assert list(pool.machines()) == [first, second]
+
+
 def test_a_new_snapshot_is_tried_as_if_nothing_had_been(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=3)]))
     pool.fill()
