@@ -375,12 +375,20 @@ class Reap:
             log.info("USED -> DELETE: %s", ended)
 
     def mark_held(self, action: actions.MarkHeld) -> Iterator[None]:
-        """Save the id of a held machine's server, and mark the server as held."""
+        """Save id and address of a held machine's server, and mark the server as held.
+
+        One that was held while it booted has no address yet: no launch goes on with it.
+        """
         machine, server = action.machine, action.server
         vmdatabase.set_columns(machine, external_id=server.id)
         task = self.workers.submit(
             self.cloud.mark_held, server.id, str(machine.hold_reason or ""), machine.hold_until)
+        looks = machine.ip is None and server.status == nova.ACTIVE
+        address = self.workers.submit(self.cloud.network.reachable_address, server) if looks else None
         yield
+        if address and (found := address.result()):
+            vmdatabase.set_columns(machine, ip=found)
+            self.log_of(machine).info("is held, and has an address now: %s@%s", machine.user, found)
         task.result()
 
     def retire_node(self, action: actions.RetireNode) -> Iterator[None]:

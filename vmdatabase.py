@@ -1147,10 +1147,10 @@ def server_ids(provider: Provider) -> list[tuple[int, str | None]]:
 def machines_to_bind(since: int) -> set[int]:
     """Return the ids of the machines of all providers that may still have lacked their floating IP at a moment.
 
-    These are BUILDING, or have changed their state since then (Unix seconds).
+    These are BUILDING, or held perhaps since they were, or have changed their state since then (Unix seconds).
     """
     rows: Iterable[Any] = Machine.select(Machine.id).where(
-        (Machine.state == BUILDING) | (Machine.state_time >= since)).tuples()
+        Machine.state.in_([BUILDING, HOLD]) | (Machine.state_time >= since)).tuples()
     return {machine_id for (machine_id,) in rows}
 
 

@@ -360,9 +360,9 @@ class Boot:
     # --- READY, a node, an agent ---
 
     def become_ready(self, login: nodessh.Login) -> None:
-        """Move the machine to READY."""
-        self.move(READY, ip=login.address, host_key=login.host_key,
-                  jenkins_name=self.machine.name if self.nodes else None,
+        """Move the machine to READY; one that was held meanwhile keeps its state and gets its address all the same."""
+        vmdatabase.set_columns(self.machine, ip=login.address, host_key=login.host_key)
+        self.move(READY, jenkins_name=self.machine.name if self.nodes else None,
                   take_hash=vmdatabase.secret_hash(self.secret) if self.jenkins_login else None,
                   reason=f"with {self.group}" if self.group else None)
         vmdatabase.note_room(self.tools.provider, refused=False)

@@ -282,12 +282,13 @@ def moves_for_room(rows: Rows, staying: Iterable[Machine], sight: Sight, now: fl
 
 
 def marks(rows: Rows, sight: Sight) -> list[actions.MarkHeld]:
-    """Return the held machines whose servers do not say so, or whose servers' ids were not saved."""
+    """Return the held machines whose servers do not say so, or whose servers' ids or addresses were not saved."""
     found = []
     for machine in rows.machines:
         server = sight.server(machine) if machine.state == HOLD else None
         told = nova.held_marks(str(machine.hold_reason or ""), machine.hold_until)
-        if server and not (machine.external_id and told.items() <= server.metadata.items()):
+        lacks = server and (machine.external_id is None or (machine.ip is None and server.status == nova.ACTIVE))
+        if server and (lacks or not told.items() <= server.metadata.items()):
             found.append(actions.MarkHeld(machine, server))
     return found
 

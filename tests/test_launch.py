@@ -11,7 +11,7 @@ import pytest
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
-from tests.support.pool import SCRIPT_SECONDS, Pool, await_that, image, provider
+from tests.support.pool import SCRIPT_SECONDS, Pool, await_line, await_that, image, provider
 
 LAUNCH = "devstack-vm-launch.py"
 
@@ -903,6 +903,31 @@ def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(poo
     assert none.stdout == "one noble: 0 of 2 ready, 2 offline by a person\n"
     assert re.search(rf"{said}{first} \(anna: bug 7\), {second} \(.+\)\n", none.stderr)
     assert list(pool.machines()) == [first, second]
+
+
+def test_a_person_who_holds_a_machine_while_it_boots_is_let_in_later(pool: Pool) -> None:
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.run(LAUNCH, "one", "--no-wait")
+    early, late = pool.machines()
+    await_that("the boots", lambda: all(one["status"] == "ACTIVE" for one in pool.servers()))
+    pool.pocket_server(late, ssh="refused")
+    hold = ("vmdatabase.py", "hold", "--reason", "a look", "--ssh-key", f"{pool.key}.pub")
+    assert "has no address yet" in pool.run(*hold, early, expect=1).stderr
+    run = pool.start(LAUNCH, "one")  # it follows the other one
+    await_line(run, f"node={late} taken over")
+    pool.run(*hold, late, expect=1)
+    pool.pocket_server(late, ssh="up")
+    _, err = run.communicate(timeout=100)
+    assert f"node={late} is no longer BUILDING; left alone" in err
+    shown = {one["name"]: one["address"] for one in pool.servers()}
+    assert (pool.column(early, "ip"), pool.column(late, "ip")) == (None, shown[late])
+
+    reaped = pool.run("devstack-vm-reap.py", "one", expect=0)
+
+    assert f"node={early} is held, and has an address now: jenkins@{shown[early]}" in reaped.stderr
+    for name in (early, late):
+        assert pool.run(*hold, name, expect=0).stdout == f"{name} jenkins@{shown[name]}\n"
+    assert {pool.machines()[name] for name in (early, late)} == {"HOLD"}
 
 
 def test_a_new_snapshot_is_tried_as_if_nothing_had_been(pool: Pool) -> None:

@@ -24,7 +24,7 @@ NOW = 1_800_000_000
 
 
 def machine(state: str, age: int = 0, **columns: Any) -> Any:
-    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "online_time": None,
+    values = {"id": 1, "external_id": "server", "jenkins_name": "node", "ip": "127.0.0.1", "online_time": None,
               "base_image": vmdatabase.BaseImage(id=1)}
     return vmdatabase.Machine(state=state, state_time=NOW - age, **(values | columns))
 
@@ -694,6 +694,8 @@ def test_a_node_in_service_whose_machine_somebody_has_is_taken_out(state: str, f
 @pytest.mark.parametrize(("one", "seen", "marked"), [
     (machine("HOLD", hold_reason="bug 1"), server(), True), (machine("HOLD", hold_reason="bug 1"), held(), False),
     (machine("HOLD", hold_reason="bug 1", hold_until=NOW), held(), True),
+    (machine("HOLD", hold_reason="bug 1", ip=None), held(), True),  # it was held while it booted
+    (machine("HOLD", hold_reason="bug 1", ip=None), replace(held(), status="BUILD"), False),
     (machine("HOLD", hold_reason="bug 1", external_id=None), held(), False), (machine("USED"), server(), False)])
 def test_the_server_of_a_held_machine_is_marked_if_it_does_not_tell_so(one: Any, seen: Any, marked: bool) -> None:
     assert decisions.marks(rows(one), sight(seen)) == [actions.MarkHeld(one, seen)] * marked
