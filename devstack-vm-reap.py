@@ -77,7 +77,7 @@ class Reap:
             decisions.SERVER: self.delete_leak,
             decisions.IMAGE: lambda image: self.cloud.delete_image(image.id, image.name),
             decisions.KEYPAIR: self.cloud.delete_keypair, decisions.FLOATING_IP: self.cloud.network.release,
-            decisions.VOLUME: self.cloud.volumes.delete, decisions.NODE: self.delete_node}
+            decisions.VOLUME: self.cloud.delete_volume, decisions.NODE: self.delete_node}
 
     def run(self) -> int:
         """See, decide, act, look again; returns the exit code."""

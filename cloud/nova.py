@@ -57,7 +57,7 @@ from cloud.rules import (
     wanted_flavor,
 )
 from cloud.volumes import Volume, Volumes
-from gateprocess import NONSENSE, ConfigError, GateError, clock_ahead, get_log, plain
+from gateprocess import NONSENSE, ConfigError, GateError, clock_ahead, get_log, plain, some
 
 __all__ = [
     "ALL", "CAPACITY_FAULTS", "FLAVOR", "FLOATING_IPS", "HOST", "POOL_KEY", "RETRY_FAULTS", "VOLUME", "CapacityError",
@@ -642,6 +642,27 @@ class Cloud:
         return [replace(volume, machine_id=_row_id(volume.metadata.get(MACHINE_KEY, "")),
                         snapshot_id=_row_id(volume.metadata.get(SNAPSHOT_KEY, "")))
                 for volume in self.volumes.list_all() if self._is_ours(volume.metadata)]
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume and the snapshots that Nova made of it for our templates, whose images are gone.
+
+        Such a snapshot carries no marks: its volume and its name show whose it is. RefusedError, with nothing deleted,
+        if an image still refers to one, or if somebody else made one.
+        """
+        snapshots = self.volumes.snapshots_of(volume_id)
+        if foreign := [name for name in snapshots.values()
+                       if not (name.startswith("snapshot for ") and TEMPLATE_NAME.search(name))]:
+            raise RefusedError(f"somebody has made snapshots of it, so it is left: {some(foreign)}")
+        if snapshots:
+            proxy = self.connection.image
+            for image in [*self.listed("list images", proxy.images),
+                          *self.listed("list images", lambda: proxy.images(visibility="community"))]:
+                if any(device["snapshot_id"] in snapshots for device in _volume_snapshots(image.properties or {})):
+                    raise RefusedError(f"image {plain(str(image.name))} {image.id} refers to a snapshot of it, so it "
+                                       "is left")
+        for snapshot_id in snapshots:
+            self.volumes.delete_snapshot(snapshot_id)
+        self.volumes.delete(volume_id)
 
 
 # --- what the cloud shows -------------------------------------------------------------------------------------------

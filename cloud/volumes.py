@@ -146,6 +146,11 @@ class Volumes:
         with contextlib.suppress(GoneError):
             self._calls.ask("delete volume", lambda: self._api.delete_volume(volume_id, ignore_missing=True))
 
+    def snapshots_of(self, volume_id: str) -> dict[str, str]:
+        """Return the snapshots of a volume, {id: name}."""
+        found = self._calls.listed("list volume snapshots", lambda: self._api.snapshots(volume_id=volume_id))
+        return {str(one.id): plain(str(one.name)) for one in found if str(one.volume_id) == volume_id}
+
     def delete_snapshot(self, snapshot_id: str) -> None:
         """Delete a volume snapshot; one that is gone already is fine."""
         with contextlib.suppress(GoneError):

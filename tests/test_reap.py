@@ -18,6 +18,7 @@ from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
 from tests.support.pool import ANY_HOST_KEY, Pool, image, provider
 
+TEMPLATE = "devstack-noble-9.template.openstack.org"
 REAP = "devstack-vm-reap.py"
 HOUR = 3600
 
@@ -1552,6 +1553,39 @@ def test_a_volume_that_block_storage_never_finishes_is_told(make_pool: MakePool)
     ((name, volume_id),) = [(one["name"], one["id"]) for one in pool.pocket_look()["volumes"]]
     assert volume_id not in young.stderr
     assert f"volume {name} {volume_id} is creating, but there is no server that has it" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "end", "told"), [
+    (TEMPLATE, "image", ""), (TEMPLATE, "marks", "image annas .* refers to a snapshot of it, so it is left"),
+    ("annas", "image", "somebody has made snapshots of it, so it is left: snapshot for annas"),
+], ids=["ours", "ours, of somebody's image", "somebody's"])
+def test_the_volume_of_a_template_whose_image_a_person_deleted_goes_with_its_snapshot_if_nobody_has_that(
+        pool: Pool, name: str, end: str, told: str) -> None:
+    loaded(pool, provider(images=[image(boot_from_volume=True, min_ready=0)]))
+    cloud = pool.client()
+    volume = cloud.block_storage.create_volume(name="template", size=1, metadata=pool.marks(snapshot=9),
+                                               image_id=pool.pocket_look()["images"][0]["id"])
+    root = {"boot_index": 0, "uuid": volume.id, "source_type": "volume", "destination_type": "volume"}
+    server = cloud.compute.wait_for_server(cloud.compute.create_server(
+        name="template", flavor_id="1", block_device_mapping=[root],
+        networks=[{"uuid": cloud.network.find_network("private").id}]))
+    template = cloud.compute.create_server_image(server, name, wait=True)
+    if end == "image":
+        cloud.image.delete_image(template)
+    else:
+        cloud.image.update_image(template.id, name="annas", **{"devstack-gate-pool": "annas"})
+    cloud.compute.delete_server(server)
+    cloud.compute.wait_for_delete(server)
+
+    result = pool.run(REAP, "one", expect=1 if told else 0)
+
+    assert re.search(told, result.stderr)
+    left = pool.pocket_look()
+    assert (len(left["volumes"]), len(left["volume_snapshots"])) == ((1, 1) if told else (0, 0))
+    if told:  # she has no use for it any more
+        cloud.block_storage.delete_snapshot(left["volume_snapshots"][0]["id"])
+        pool.run(REAP, "one", expect=0)
+        assert pool.pocket_look()["volumes"] == []
 
 
 def test_a_volume_that_is_in_use_by_no_server_is_told(pool: Pool) -> None:
