@@ -67,14 +67,14 @@ run_gate() {
 
 # Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
-    as_root python3 -I "$BASE/gate/gate/installed.py" "$BASE"
+    as_root python3 -I "$BASE/gate/gate/installed.py" "${CHANGES[@]/#/--change=}" "$BASE"
 }
 
 # Note what was not tested because it is installed nowhere, unless the hook called devstack-vm-gate.sh, which does so.
 note_nowhere() {
     local notes
     if [[ -s $BASE/gate/step ]]; then return 0; fi
-    notes=$(list_untested "$LOGS/check-installed.txt" "$BASE/new")
+    notes=$(list_untested "$LOGS/check-installed.txt")
     printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
 }
 
@@ -230,6 +230,7 @@ run_local() {
     local rc=0
     run_phase setup-workspace "$LOGS/setup-workspace.txt" setup_workspace "${RUN_PROJECTS[@]}" || rc=$?
     if (( rc )); then exit 3; fi
+    read_changes
     print_projects "${RUN_PROJECTS[@]}" | printable | tee -a "$LOGS/setup-workspace.txt"
     note_tested "${RUN_PROJECTS[@]}"
     run_phase setup-host "$LOGS/setup-host.txt" setup_host || exit 1

@@ -206,6 +206,8 @@ install_scripts() {
     fi
     as_root rm -rf -- "$BASE/gate" && as_root install -d -m 755 "$BASE/gate" || return
     as_root cp -RL --no-preserve=all -- "${SCRIPTS[@]/#/"$HERE/"}" "$BASE/gate/" || return
+    printf '%s\n' "${CHANGES[@]}" > "$RUN/changes"
+    as_root cp -- "$RUN/changes" "$BASE/gate/changes" || return
     as_root chmod -R u=rwX,go=rX "$BASE/gate" || return
     as_root install -m 644 -o stack -- /dev/null "$BASE/gate/step" && as_root install -m 644 -o stack -- /dev/null "$BASE/gate/note"
 }

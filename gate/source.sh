@@ -10,6 +10,7 @@ SUBMODULES_MAX=50 # of a project
 SUBMODULE_DEPTH=3 # of submodules in submodules
 NOTE=''      # what to say about a project's code, beside its line
 EXTRA=''     # 1: the job did not name these projects, but devstack may want them: one that does not exist is left out
+CHANGES=()   # a word TREE:COMMIT for each tree that was set up with a change
 declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
 
 # --- the choice ---
@@ -661,6 +662,14 @@ setup_clones() {
 # set_default NAME VALUE: export a variable with this value if it is not set.
 set_default() {
     if [[ ! ${!1:-} ]]; then export "$1=$2"; fi
+}
+
+# Fill CHANGES before any hook runs: a hook may put other trees in place of those with a change.
+read_changes() {
+    local words
+    words=$(list_changes "$BASE") || exit 3
+    # shellcheck disable=SC2034  # the wrap script and gate/host.sh hand it over
+    read -r -d '' -a CHANGES <<< "$words" || true
 }
 
 # Print one unstamped line per project, in list order, so that tools can grep it.

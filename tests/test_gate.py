@@ -360,8 +360,10 @@ def test_a_run_without_a_test_says_so_and_a_hook_counts_as_one(node: Node) -> No
     assert run.stdout.splitlines()[-1].startswith("PASS (adder was not installed). Minutes: ")
 
 
-def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
-    hooks = "gate_hook() { git -C $BASE/new/adder checkout -q HEAD~1; }; export -f gate_hook"
+@pytest.mark.parametrize("loss", ["git -C $BASE/new/adder checkout -q HEAD~1", "rm -rf $BASE/new/adder/.git",
+                                  "rm -rf $BASE/new/adder; git clone -q ~/git/sample/adder $BASE/new/adder"])
+def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node, loss: str) -> None:
+    hooks = f"gate_hook() {{ {loss}; }}; export -f gate_hook"
 
     run = node.gate(hooks=hooks, **GOOD)
 
