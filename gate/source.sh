@@ -9,6 +9,8 @@
 SUBMODULES_MAX=50 # of a project
 SUBMODULE_DEPTH=3 # of submodules in submodules
 NOTE=''      # what to say about a project's code, beside its line
+TOLD=''      # a folder in which each failure that was told leaves its mark
+ONLY_GATE='' # 1: only the tree of devstack-gate is set up, the others follow
 EXTRA=''     # 1: the job did not name these projects, but devstack may want them: one that does not exist is left out
 CHANGES=()   # a word TREE:COMMIT for each tree that was set up with a change
 declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
@@ -186,7 +188,7 @@ tell_failure() {
         words=$(main_line "$SAID")
         words="git failed with $shown: $words"
     fi
-    if [[ ${TOLD:-} ]]; then
+    if [[ $TOLD ]]; then
         key=$(cksum <<< "${words//"$project"/}")
         mkdir -- "$TOLD/${key// /-}" 2> /dev/null || return 0
     fi
@@ -531,10 +533,10 @@ make_folder() {
 
 setup_workspace() {
     local old=''
-    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! ${ONLY_GATE:-} ]]; then old=1; fi
+    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! $ONLY_GATE ]]; then old=1; fi
     setup_side new "$RUN_BRANCH" "$@" || return
     if [[ $old ]]; then setup_side old "$GRENADE_OLD_BRANCH" "$@" || return; fi
-    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    if [[ $ONLY_GATE ]]; then return 0; fi
     tell_unused_overrides "$@"
     check_change_is_in new ${old:+old}
 }
@@ -545,9 +547,9 @@ setup_side() {
     shift 2
     mkdir -p -- "$lines"
     make_folder "$BASE/$side" || return
-    if [[ ! ${ONLY_GATE:-} ]]; then forget_trees "$side" "$@"; fi
+    if [[ ! $ONLY_GATE ]]; then forget_trees "$side" "$@"; fi
     setup_trees "$branch" "$BASE/$side" "$lines" "$@" || return
-    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    if [[ $ONLY_GATE ]]; then return 0; fi
     check_branch_is_there "$side" "$branch" "$@" || return
     setup_clones "$side" "$branch"
 }
