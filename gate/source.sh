@@ -703,7 +703,22 @@ use_changed_gate() {
                 die 3 "$project: the change under test breaks ${script#"$changed"/}: bash cannot parse it"
             fi
         done
+        check_tools "$project" "$changed"
         go_on_as "$changed/devstack-vm-gate-wrap.sh"
+    done
+}
+
+# check_tools PROJECT TREE: end the run with 3 if a Python program of the changed gate, or one that its scripts name, cannot
+# even be imported.
+check_tools() {
+    local name said
+    for name in "$HERE"/gate/*.py "$2"/gate/*.py; do
+        name=${name##*/} name=${name%.py}
+        if [[ ! -e $2/gate/$name.py ]] && ! grep -qsE "gate_tool $name |/$name\.py" -- "$2"/{devstack-vm-gate,functions,gate/}*.sh; then
+            continue
+        fi
+        said=$(timeout 60 python3 -B -E -s -S -c 'import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])' \
+            "$2/gate" "$name" 2>&1) || die 3 "$1: the change under test leaves no gate/$name.py that can run: ${said##*$'\n'}"
     done
 }
 
