@@ -340,6 +340,10 @@ wipe_jenkins_login() {
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
+    if [[ ! -f ${BASH_SOURCE[0]} ]]; then
+        printf '%s: expected to be run as a file; bash reads it from somewhere else\n' devstack-vm-gate-wrap.sh >&2
+        exit 2
+    fi
     export GIT_TERMINAL_PROMPT=0
     find_scripts
     # shellcheck source=functions.sh
@@ -386,4 +390,4 @@ main() {
     fi
 }
 
-if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; exit; fi
+if [[ ${BASH_SOURCE[0]:-$0} == "$0" ]]; then main "$@"; exit; fi

@@ -434,6 +434,10 @@ EOT
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
+    if [[ ! -f ${BASH_SOURCE[0]} ]]; then
+        printf '%s: expected to be run as a file; bash reads it from somewhere else\n' devstack-vm-gate.sh >&2
+        exit 2
+    fi
     local owner
     HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
     HERE=${HERE%/*}
@@ -517,4 +521,4 @@ devstack_setting() {
     printf '%s\n' "${value##*$'\n'}"
 }
 
-if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; exit; fi
+if [[ ${BASH_SOURCE[0]:-$0} == "$0" ]]; then main "$@"; exit; fi
