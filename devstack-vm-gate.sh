@@ -16,6 +16,7 @@ EOT
 }
 
 declare -gA SECRETS=()
+CHANGES=()         # a word TREE:COMMIT for each tree that was set up with a change
 SETTINGS_FILES=()  # of devstack, those written so far
 SUDOERS=/etc/sudoers.d/50_stack_sh
 PROXIES=(http_proxy https_proxy ftp_proxy all_proxy no_proxy) # and in capital letters
@@ -24,6 +25,10 @@ END='# devstack-gate: end'
 TEMPEST_CONSTRAINTS=tempest-constraints.txt # in the folder of the trees
 
 check_devstack() {
+    local words
+    # Without the wrap script there is no such record.
+    words=$(cat -- "$BASE/gate/changes" 2> /dev/null || list_changes "$BASE")
+    read -r -d '' -a CHANGES <<< "$words" || true
     : "${DEVSTACK_GATE_GRENADE:=0}" "${DEVSTACK_GATE_UNSTACK:=0}" "${LIBS_FROM_GIT:=}" "${DEVSTACK_PROJECT_FROM_GIT:=}"
     # What is added to devstack's settings must not also reach it by the environment: there it would replace them.
     export -n ENABLED_SERVICES OVERRIDE_ENABLED_SERVICES DEVSTACK_LOCAL_CONFIG DEVSTACK_LOCALCONF LIBS_FROM_GIT
@@ -254,10 +259,11 @@ list_libraries() {
     local dest=$1 change name
     local -a names=()
     read -r -d '' -a names <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }" || true
-    for change in "$dest"/*/.git/gate-change; do
-        name=${change%/.git/gate-change}
+    for change in "${CHANGES[@]}"; do
+        name=${change%:*}
+        if [[ ${name%/*} != "${dest##*/}" ]]; then continue; fi
         name=${name##*/}
-        if [[ ! -e $change || $name == @(devstack|devstack-gate|requirements|tempest|grenade) ]]; then continue; fi
+        if [[ $name == @(devstack|devstack-gate|requirements|tempest|grenade) ]]; then continue; fi
         if ! grep -qsw check_libs_from_git -- "$dest"/devstack/{inc/python,functions*,stack.sh} \
             || grep -rqsF -e "GITREPO[\"$name\"]" -e "GITDIR[\"$name\"]" -- "$dest"/*/{stackrc,lib,devstack}; then
             names+=("$name")
@@ -440,6 +446,10 @@ EOT
 main() {
     set -euo pipefail
     shopt -s inherit_errexit
+    if [[ ! -f ${BASH_SOURCE[0]} ]]; then
+        printf '%s: expected to be run as a file; bash reads it from somewhere else\n' devstack-vm-gate.sh >&2
+        exit 2
+    fi
     local owner
     HERE=$(readlink -f -- "${BASH_SOURCE[0]}")
     HERE=${HERE%/*}
@@ -502,7 +512,7 @@ check_installed() {
     read -r -d '' -a libraries <<< "${LIBS_FROM_GIT//,/ } ${DEVSTACK_PROJECT_FROM_GIT//,/ }" || true
     libraries=("${libraries[@]##*/}")
     part 'check of what is installed' "$NEW/installed.txt" "$NEW" \
-        python3 -I "$HERE/gate/installed.py" "${libraries[@]/#/--library=}" "$BASE" ${venv:+"$venv"}
+        python3 -I "$HERE/gate/installed.py" "${libraries[@]/#/--library=}" "${CHANGES[@]/#/--change=}" "$BASE" ${venv:+"$venv"}
     note_not_installed
 }
 
@@ -519,7 +529,7 @@ note_not_installed() {
         elif [[ $words == *' was not installed' ]] && ! isolated changes_only "$NEW/$name" devstack; then
             note "$words"
         fi
-    done < <(list_untested "$NEW/installed.txt" "$NEW" || true)
+    done < <(list_untested "$NEW/installed.txt" || true)
     while IFS= read -r name; do note "$name was not taken from its tree"; done \
         < <(sed -n 's/^NOT FROM ITS TREE: \([^:]*\): .*/\1/p' "$NEW/installed.txt" || true)
 }
@@ -539,4 +549,4 @@ devstack_setting() {
     printf '%s\n' "${value##*$'\n'}"
 }
 
-if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; exit; fi
+if [[ ${BASH_SOURCE[0]:-$0} == "$0" ]]; then main "$@"; exit; fi

@@ -100,14 +100,24 @@ hide_secrets() {
 
 # --- what was tested ---
 
-# list_untested LINES NEW: print a note on each tree with a change that was not tested, by the lines of
+# list_changes BASE: print a word TREE:COMMIT for each tree that setup_project has marked as one with a change.
+list_changes() {
+    local tree commit
+    for tree in "$1"/{new,old}/*; do
+        if [[ ! -e $tree/.git/gate-change ]]; then continue; fi
+        commit=$(< "$tree/.git/gate-change") || return
+        printf '%s:%s\n' "${tree#"$1/"}" "$commit"
+    done
+}
+
+# list_untested LINES: print a note on each tree with a change that was not tested, by the lines of
 # gate/installed.py: it is installed nowhere, read by nothing, or part of something that this run does not use.
 list_untested() {
-    local lines=$1 new=$2 name
+    local lines=$1 name
     sed -n '/^NOT /d; s/: is installed nowhere: .*//p' "$lines" | grep -vxE "$NO_PACKAGES" | sed 's/$/ was not installed/' || true
     sed -n '/^NOT /d; s/: is read by nothing: .*/ was not used/p' "$lines"
     for name in grenade devstack-gate; do
-        if [[ ! -e $new/$name/.git/gate-change ]]; then continue; fi
+        if ! grep -q "^$name: " "$lines"; then continue; fi
         case $name:${DEVSTACK_GATE_GRENADE:-}:${SKIP_DEVSTACK_GATE_PROJECT:-} in
             grenade:1:* | devstack-gate:*: | devstack-gate:*:0) ;;
             *) printf '%s was not used\n' "$name" ;;

@@ -207,6 +207,8 @@ install_scripts() {
     fi
     as_root rm -rf -- "$BASE/gate" && as_root install -d -m 755 "$BASE/gate" || return
     as_root cp -RL --no-preserve=all -- "${SCRIPTS[@]/#/"$HERE/"}" "$BASE/gate/" || return
+    printf '%s\n' "${CHANGES[@]}" > "$RUN/changes"
+    as_root cp -- "$RUN/changes" "$BASE/gate/changes" || return
     as_root chmod -R u=rwX,go=rX "$BASE/gate" || return
     # For devstack-vm-gate.sh, which a hook starts as the job's user.
     group=$(id -g) || return

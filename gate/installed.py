@@ -1,13 +1,15 @@
 """Check that the change under test is in what devstack has installed.
 
-Usage: python3 -I installed.py [--library=NAME...] BASE [FOLDER...]; each FOLDER is one more virtual environment to look
-into, each NAME a tree that must be installed although it has no change
+Usage: python3 -I installed.py [--library=NAME...] [--change=TREE:COMMIT...] BASE [FOLDER...]; each FOLDER is one more
+virtual environment to look into, each NAME a tree that must be installed although it has no change, each TREE one that
+was set up with a change, as new/NAME
 
-For each tree below BASE/new that has the change under test or one that it depends on (.git/gate-change holds the
-commit): is that commit, with its files, still in the checkout, and does what is installed under the distribution's name
-come from the tree? Three names count: the tree's own, the one from before the change, and that of each folder that the
-change touches; or of all folders, if the tree itself is no distribution and the change is beside them. Files are read
-as they are; nothing that was installed is asked or run, since it could lie.
+For each tree below BASE/new that was set up with the change under test or one that it depends on: is that commit, with
+its files, still in the checkout, and does what is installed under the distribution's name come from the tree? What was
+told counts, then the tree's own .git/gate-change, since a hook may have put another tree in its place. Three names
+count: the tree's own, the one from before the change, and that of each folder that the change touches; or of all
+folders, if the tree itself is no distribution and the change is beside them. Files are read as they are; nothing that
+was installed is asked or run, since it could lie.
 Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
 
 The environments of devstack's services count: virtual environments and, unless devstack has one of its own, the
@@ -67,22 +69,22 @@ class Installed(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Print a line for each project with a change, and return the exit code."""
-    named = [word.partition("=")[2] for word in arguments if word.startswith("--library=")]
-    base, *more = (Path(word) for word in arguments if not word.startswith("--library="))
+    named, told = ([word.partition("=")[2] for word in arguments if word.startswith(f"--{option}=")]
+                   for option in ("library", "change"))
+    base, *more = (Path(word) for word in arguments if not word.startswith(("--library=", "--change=")))
+    changes = changes_of(base, told)
     failed = False
-    for mark in sorted(base.glob("new/*/.git/gate-change")):
-        tree = mark.parent.parent
-        right, words = judge(tree, mark.read_text().strip(), base, more)
+    for tree, change in changes["new"].items():
+        right, words = judge(tree, change, base, more)
         failed = failed or not right
         print(f"{'' if right else 'NOT TESTED: '}{tree.name}: {words}")
-    for mark in sorted(base.glob("old/*/.git/gate-change")):  # an upgrade has replaced what these had installed
-        tree, change = mark.parent.parent, mark.read_text().strip()
+    for tree, change in changes["old"].items():  # an upgrade has replaced what these had installed
         missing = lost(tree, change) or undone(tree, before(tree, change), change)
         failed = failed or bool(missing)
         print(f"{'NOT TESTED: ' * bool(missing)}old/{tree.name}: {missing or 'has the change ' + change[:10]}")
     for name in dict.fromkeys(named):
         tree = base / "new" / name
-        if name != "ALL" and not (tree / ".git/gate-change").exists():
+        if name != "ALL" and tree not in changes["new"]:
             right, words = judge(tree, "HEAD", base, more) if tree.is_dir() else (False, f"there is no tree {tree}")
             print(f"{'' if right and NOWHERE not in words else 'NOT FROM ITS TREE: '}{name}: {words}")
     return 3 if failed else 0
@@ -121,6 +123,14 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
 
 
 # --- the change in the tree ---
+
+
+def changes_of(base: Path, told: Sequence[str]) -> dict[str, dict[Path, str]]:
+    """Return the trees that were set up with a change and its commit, for new and for old, by what was told first."""
+    commits = {mark.parent.parent: mark.read_text().strip() for mark in base.glob("*/*/.git/gate-change")}
+    commits.update((base / tree, commit) for tree, _, commit in (word.rpartition(":") for word in told))
+    return {side: {tree: commits[tree] for tree in sorted(commits) if tree.parent == base / side}
+            for side in ("new", "old")}
 
 
 @functools.lru_cache(maxsize=None)

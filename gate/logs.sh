@@ -65,7 +65,7 @@ print_facts() {
         [cap_files]=$LOG_CAP_FILES [uid]=$EUID [journal_start]=$start [known]=$KNOWN_FAILURES [node]=$NODE_LINES
         [tested]=$TESTED [sha1]=$CHANGE_SHA1)
     facts[gid]=$(id -g)
-    printf '%s\0' "${GIVEN[@]}"
+    if (( ${#GIVEN[@]} )); then printf '%s\0' "${GIVEN[@]}"; fi
     for name in "${!facts[@]}"; do printf 'fact\0%s\0%s\0' "$name" "${facts[$name]}"; done
 }
 

@@ -9,7 +9,10 @@
 SUBMODULES_MAX=50 # of a project
 SUBMODULE_DEPTH=3 # of submodules in submodules
 NOTE=''      # what to say about a project's code, beside its line
+TOLD=''      # a folder in which each failure that was told leaves its mark
+ONLY_GATE='' # 1: only the tree of devstack-gate is set up, the others follow
 EXTRA=''     # 1: the job did not name these projects, but devstack may want them: one that does not exist is left out
+CHANGES=()   # a word TREE:COMMIT for each tree that was set up with a change
 declare -A EXTRA_REFS=() # of such projects, the branch or tag that devstack was told
 
 # --- the choice ---
@@ -188,7 +191,7 @@ tell_failure() {
         words=$(main_line "$SAID")
         words="git failed with $shown: $words"
     fi
-    if [[ ${TOLD:-} ]]; then
+    if [[ $TOLD ]]; then
         key=$(cksum <<< "${words//"$project"/}")
         mkdir -- "$TOLD/${key// /-}" 2> /dev/null || return 0
     fi
@@ -531,10 +534,10 @@ make_folder() {
 
 setup_workspace() {
     local old=''
-    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! ${ONLY_GATE:-} ]]; then old=1; fi
+    if [[ ${DEVSTACK_GATE_GRENADE:-} == 1 && ! $ONLY_GATE ]]; then old=1; fi
     setup_side new "$RUN_BRANCH" "$@" || return
     if [[ $old ]]; then setup_side old "$GRENADE_OLD_BRANCH" "$@" || return; fi
-    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    if [[ $ONLY_GATE ]]; then return 0; fi
     tell_unused_overrides "$@"
     check_change_is_in new ${old:+old}
 }
@@ -545,9 +548,9 @@ setup_side() {
     shift 2
     mkdir -p -- "$lines"
     make_folder "$BASE/$side" || return
-    if [[ ! ${ONLY_GATE:-} ]]; then forget_trees "$side" "$@"; fi
+    if [[ ! $ONLY_GATE ]]; then forget_trees "$side" "$@"; fi
     setup_trees "$branch" "$BASE/$side" "$lines" "$@" || return
-    if [[ ${ONLY_GATE:-} ]]; then return 0; fi
+    if [[ $ONLY_GATE ]]; then return 0; fi
     check_branch_is_there "$side" "$branch" "$@" || return
     setup_clones "$side" "$branch"
 }
@@ -664,6 +667,14 @@ set_default() {
     if [[ ! ${!1:-} ]]; then export "$1=$2"; fi
 }
 
+# Fill CHANGES before any hook runs: a hook may put other trees in place of those with a change.
+read_changes() {
+    local words
+    words=$(list_changes "$BASE") || exit 3
+    # shellcheck disable=SC2034  # the wrap script and gate/host.sh hand it over
+    read -r -d '' -a CHANGES <<< "$words" || true
+}
+
 # Print one unstamped line per project, in list order, so that tools can grep it.
 print_projects() {
     local tree project
@@ -693,7 +704,22 @@ use_changed_gate() {
                 die 3 "$project: the change under test breaks ${script#"$changed"/}: bash cannot parse it"
             fi
         done
+        check_tools "$project" "$changed"
         go_on_as "$changed/devstack-vm-gate-wrap.sh"
+    done
+}
+
+# check_tools PROJECT TREE: end the run with 3 if a Python program of the changed gate, or one that its scripts name, cannot
+# even be imported.
+check_tools() {
+    local name said
+    for name in "$HERE"/gate/*.py "$2"/gate/*.py; do
+        name=${name##*/} name=${name%.py}
+        if [[ ! -e $2/gate/$name.py ]] && ! grep -qsE "gate_tool $name |/$name\.py" -- "$2"/{devstack-vm-gate,functions,gate/}*.sh; then
+            continue
+        fi
+        said=$(timeout 60 python3 -B -E -s -S -c 'import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])' \
+            "$2/gate" "$name" 2>&1) || die 3 "$1: the change under test leaves no gate/$name.py that can run: ${said##*$'\n'}"
     done
 }
 

@@ -243,6 +243,7 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     commit_files(tree, PROJECT, GATE_FILES)
     add_change(tree, "refs/zuul/master/Zgate", "New words", "devstack-vm-gate-wrap.sh", "print_node() {",
                "print_node() {\n    echo changed words")
+    add_change(tree, "refs/zuul/master/Zbroken", "Break it", "gate/collectlogs.py", "import", "import(")
     node.put(tmp_path, ["git"], "/home/jenkins")
     projects = "sample/devstack-gate sample/devstack sample/adder sample/adderd"
     change = {**ZUUL, "ZUUL_PROJECT": "sample/devstack-gate", "ZUUL_REF": "refs/zuul/master/Zgate",
@@ -253,6 +254,10 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("changed words") == 1
     assert run.stdout.count("devstack-gate is under test") == 1
+    broken = {**change, "ZUUL_REF": "refs/zuul/master/Zbroken"}
+    run = node.gate(**broken)
+    assert run.returncode == 3, run.stdout
+    assert "leaves no gate/collectlogs.py that can run: SyntaxError: " in run.stdout
     run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1", hooks=CALLING)
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
     assert run.stdout.splitlines()[-1].startswith("PASS (devstack-gate was not used). Minutes: ")
@@ -420,8 +425,10 @@ def test_a_job_keeps_its_locale_and_umask_and_hides_neither_failed_tests_nor_fol
     assert "canary77" not in node.check(f"ls {LOGS}")
 
 
-def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node) -> None:
-    hooks = "gate_hook() { git -C $BASE/new/adder checkout -q HEAD~1; }; export -f gate_hook"
+@pytest.mark.parametrize("loss", ["git -C $BASE/new/adder checkout -q HEAD~1", "rm -rf $BASE/new/adder/.git",
+                                  "rm -rf $BASE/new/adder; git clone -q ~/git/sample/adder $BASE/new/adder"])
+def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node, loss: str) -> None:
+    hooks = f"gate_hook() {{ {loss}; }}; export -f gate_hook"
 
     run = node.gate(hooks=hooks, **GOOD)
 

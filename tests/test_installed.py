@@ -80,7 +80,7 @@ class Site:
         return done.returncode, done.stdout.splitlines()
 
 
-def git(tree: Path, *words: str) -> str:
+def git(tree: Path, *words: str | Path) -> str:
     who = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
     done = subprocess.run(["git", "-C", tree, *words], env=os.environ | dict.fromkeys(who, "a@localhost"), text=True,
                           capture_output=True, check=True)
@@ -615,6 +615,21 @@ def test_what_the_stack_user_has_installed_for_itself_comes_before_the_systems(s
     packages = site.base / f".local/lib/python3.{sys.version_info.minor}/site-packages"
     run_pip("install", "--target", packages, *release(tree, site.base / "index"))
     assert site.check()[1][0].startswith(f"NOT TESTED: sample.lib: sample.lib 1.0 in {packages} comes ")
+
+
+@pytest.mark.parametrize("side", ["new", "old"])
+def test_a_tree_that_was_set_up_with_a_change_is_looked_at_whatever_lies_there_now(site: Site, side: str) -> None:
+    tree = site.tree()
+    (site.base / "new").rename(site.base / side)
+    tree = site.base / side / tree.name
+    told = f"--change={side}/{tree.name}:{git(tree, 'rev-parse', 'HEAD').strip()}"
+    git(site.base, "clone", "-q", tree, site.base / "clone")
+    shutil.rmtree(tree)
+    assert site.check(told)[1][0].split(": ")[2].endswith("is not in what is checked out any more")
+    (site.base / "clone").rename(tree)
+    assert site.check(told)[0] == 0
+    shutil.rmtree(tree / ".git")
+    assert (site.check()[0], site.check(told)[0]) == (0, 3)
 
 
 def test_the_old_side_of_an_upgrade_still_has_its_change(site: Site) -> None:

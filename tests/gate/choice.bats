@@ -471,7 +471,7 @@ two_branches() {
     two_branches
     zuul openstack/oslo.utils master refs/zuul/master/Z3
     make_ref openstack/oslo.utils refs/zuul/master/Z3
-    OVERRIDE_ZUUL_BRANCH=stable/victoira refused 'OVERRIDE_ZUUL_BRANCH: no project of this run has a branch stable/victoira'
+    ONLY_GATE=1 TOLD=/nowhere OVERRIDE_ZUUL_BRANCH=stable/victoira refused 'OVERRIDE_ZUUL_BRANCH: no project of this run has a branch stable/victoira'
     unset ZUUL_REF ZUUL_PROJECT ZUUL_URL
     export ZUUL_BRANCH=stable/victoira
     refused 'ZUUL_BRANCH: no project of this run has a branch stable/victoira'

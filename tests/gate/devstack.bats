@@ -182,6 +182,18 @@ change() {
     [[ $output == *'NOT TESTED: oslo.utils: the change '*' is not in what is checked out any more'* && $output != *exercising* ]]
 }
 
+@test "another tree in the place of one with a change is not tested, and the change's library stays named" {
+    changed oslo.utils
+    mkdir -p "$BASE/gate"
+    printf 'new/oslo.utils:%s\n' "$(< "$BASE/new/oslo.utils/.git/gate-change")" > "$BASE/gate/changes"
+    script exercise.sh 'echo exercising'
+    script stack.sh "rm -rf '$BASE/new/oslo.utils/.git'; git init -q '$BASE/new/oslo.utils'"
+    run -3 gate
+    [[ $output == *'NOT TESTED: oslo.utils: the change '*' is not in what is checked out any more'* && $output != *exercising* ]]
+    run -3 gate
+    [[ $(libraries) == oslo.utils ]]
+}
+
 @test "a change to a distribution that devstack has not installed is told, unless it is an enabled plug-in" {
     mkdir -p "$BASE/gate"
     touch "$BASE/gate/note"

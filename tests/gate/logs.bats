@@ -8,7 +8,7 @@ load helper.bash
 
 setup() {
     setup_gate
-    HERE=$PROJECT_FOLDER
+    HERE=$PROJECT_FOLDER BASE=$BATS_TEST_TMPDIR/stack
     # shellcheck source=devstack-vm-gate-wrap.sh
     . "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
     # shellcheck source=gate/logs.sh
@@ -91,6 +91,42 @@ given() {
     mkfifo "$BATS_TEST_TMPDIR/pipe"
     run -0 first_words "$BATS_TEST_TMPDIR/pipe"
     [[ $output == '' ]]
+}
+
+@test "of many notes those on tests that were not run come first, and the rest is counted" {
+    mkdir -p "$BASE/gate"
+    for name in {1..9}; do printf 'python-somewhatlong%sclient was not installed; ' "$name"; done > "$BASE/gate/note"
+    printf 'no test was run' >> "$BASE/gate/note"
+    run -0 print_notes
+    [[ $output == 'no test was run; python-somewhatlong1client was not installed; '*'; and 4 more' && ${#output} -le 300 ]]
+    printf 'a was not used; b was not installed' > "$BASE/gate/note"
+    run -0 print_notes
+    [[ $output == 'a was not used; b was not installed' ]]
+    : > "$BASE/gate/note"
+    run -0 print_notes
+    [[ ! $output ]]
+}
+
+@test "a tempest that was asked for and that a gate_hook did not run is told" {
+    mkdir -p "$BASE/gate" "$BASE/new/tempest/.stestr"
+    JOB_FUNCTIONS[gate_hook]='() { install; }'
+    run -0 print_notes
+    [[ ! $output ]]
+    DEVSTACK_GATE_TEMPEST=1
+    run -0 print_notes
+    [[ $output == 'tempest ran no test' ]]
+    for case in 'touch "$BASE/new/tempest/.stestr/0"' 'echo stack.sh > "$BASE/gate/step"' DEVSTACK_GATE_TEMPEST_NOTESTS=1 \
+        'JOB_FUNCTIONS[post_test_hook]='\''() { cd "$BASE/new/tempest"; tox; }'\'; do
+        run -0 eval "$case; print_notes"
+        [[ ! $output ]] || { echo "$case"; return 1; }
+        rm -f "$BASE/new/tempest/.stestr/0" "$BASE/gate/step"
+    done
+}
+
+@test "what a run is known of before its settings are noted" {
+    GIVEN=() RUN=$BATS_TEST_TMPDIR LOGS=logs
+    for name in STOPPED FAILED_PHASE MINUTES KIND_HINT NODE_LINES; do printf -v "$name" ''; done
+    [[ $(print_facts 10 143 '' FAIL | head -c 4) == fact ]]
 }
 
 @test "a hook may have tested what devstack-vm-gate.sh has not; what else is told of the run stays" {

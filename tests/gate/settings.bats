@@ -429,6 +429,13 @@ EOT
     bash -n <<< "$(printf '%s\n' "${lines[@]:4}")"
 }
 
+@test "scripts that bash does not read from their file are refused" {
+    for name in devstack-vm-gate-wrap.sh devstack-vm-gate.sh; do
+        run -2 bash < "$PROJECT_FOLDER/$name"
+        [[ $output == "$name: expected to be run as a file; "* && ${#lines[@]} -eq 1 ]]
+    done
+}
+
 @test "sourcing the scripts does nothing" {
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
