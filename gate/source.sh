@@ -719,7 +719,7 @@ check_tools() {
             continue
         fi
         said=$(timeout 60 python3 -B -E -s -S -c 'import sys; sys.path.insert(0, sys.argv[1]); __import__(sys.argv[2])' \
-            "$2/gate" "$name" 2>&1) || die 3 "$1: the change under test leaves no gate/$name.py that can run: ${said##*$'\n'}"
+            "$2/gate" "$name" 2>&1) || die 3 "$1: the change under test breaks gate/$name.py: ${said##*$'\n'}"
     done
 }
 

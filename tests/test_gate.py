@@ -257,7 +257,7 @@ def test_a_change_to_devstack_gate_itself_is_what_runs_once(node: Node, tmp_path
     broken = {**change, "ZUUL_REF": "refs/zuul/master/Zbroken"}
     run = node.gate(**broken)
     assert run.returncode == 3, run.stdout
-    assert "leaves no gate/collectlogs.py that can run: SyntaxError: " in run.stdout
+    assert "the change under test breaks gate/collectlogs.py: SyntaxError: " in run.stdout
     run = node.gate(**change, SKIP_DEVSTACK_GATE_PROJECT="1", hooks=CALLING)
     assert (run.returncode, "changed words" in run.stdout) == (0, False)
     assert run.stdout.splitlines()[-1].startswith("PASS (devstack-gate was not used). Minutes: ")
