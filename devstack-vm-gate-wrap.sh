@@ -213,7 +213,7 @@ run_local() {
     start_watcher
     # Remove an earlier run's logs, which would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
-        rm -rf -- "$LOGS"
+        rm -rf -- "$LOGS" "$LOGS"-uncollected-*
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
         if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi

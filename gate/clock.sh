@@ -64,7 +64,7 @@ start_watcher() {
     export GATE_MARK=$RUN
     if as_root true 2> /dev/null; then lock=(--lock "$MACHINE_LOCK"); fi
     WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
-        --room "$LOGS/.room" --log "$LOGS/cleanup-host.txt" "${lock[@]}" 2> "$RUN/said") || rc=$?
+        --logs "$LOGS" "${lock[@]}" 2> "$RUN/said") || rc=$?
     if (( rc == 75 )); then
         trap - EXIT
         set -- "$(< "$RUN/said")"
