@@ -973,6 +973,12 @@ def test_a_wrong_file_of_signatures_is_told_with_section_and_key(machine: Machin
     assert done.stderr.strip().isprintable()
 
 
+def test_a_file_of_signatures_may_begin_with_a_byte_order_mark(machine: Machine) -> None:
+    done = signatures(machine, f"\ufeff[a]\n{GOOD}")
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", ["/nowhere", "/dev/zero", "/", "\udcff\n"])
 def test_a_file_of_signatures_that_is_none_is_told(name: str) -> None:
     done = subprocess.run(
