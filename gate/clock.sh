@@ -32,8 +32,9 @@ adopt_orphans() {
         *) number=-1 ;;
     esac
     restore_functions
+    find_hidden
     # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
-    GATE_RUN="$$ 1 $GATE_STARTED" exec perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
         "$number" bash "$0" "$@"
 }
 

@@ -702,5 +702,6 @@ go_on_as() {
     rm -rf -- "$RUN"
     trap - EXIT
     restore_functions
-    GATE_RUN="$$ 1 $GATE_STARTED" exec bash "$1"
+    find_hidden
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" bash "$1"
 }
