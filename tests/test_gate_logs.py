@@ -973,6 +973,15 @@ def test_a_wrong_file_of_signatures_is_told_with_section_and_key(machine: Machin
     assert done.stderr.strip().isprintable()
 
 
+def test_a_secret_is_hidden_in_a_log_that_is_latin_1(machine: Machine) -> None:
+    machine.given = [("environment", "DB_PASSWORD", "Xn7-cänary09")]
+    machine.write("workspace/logs/a.txt", "it is Xn7-cänary09 indeed".encode("latin-1"))
+
+    machine.collect()
+
+    assert (machine.logs / "a.txt").read_text() == "it is ******** indeed"
+
+
 def test_a_file_of_signatures_may_begin_with_a_byte_order_mark(machine: Machine) -> None:
     done = signatures(machine, f"\ufeff[a]\n{GOOD}")
 
