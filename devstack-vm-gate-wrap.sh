@@ -123,8 +123,9 @@ as_job() {
     use_environment
     use_group
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
-    if [[ ${2:-} ]]; then exec timeout -k 5 "$2" bash -c "$1"; fi
-    exec bash -c "$1"
+    find_hidden
+    if [[ ${2:-} ]]; then exec timeout -k 5 "$2" env "${HIDDEN[@]}" bash -c "$1"; fi
+    exec env "${HIDDEN[@]}" bash -c "$1"
 }
 
 # Export the test environment of this machine, unless the job brings one along. Only what runs for the job gets it:
@@ -195,7 +196,11 @@ take_environment() {
             # shellcheck disable=SC2163  # NAME=VALUE
             export "$entry"
         fi
+        if [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ && $name != BASH_FUNC_* ]]; then JOB_VARIABLES[$name]=${entry#*=}; fi
     done < "$1"
+    for name in "${!JOB_VARIABLES[@]}"; do
+        if [[ ! ${seen[$name]:-} ]]; then unset "JOB_VARIABLES[$name]"; fi
+    done
     for name in "${SETTINGS[@]}" "${!OVERRIDE_@}"; do
         if [[ $name == *[!A-Z0-9_]* || ! -v $name || ${seen[$name]:-} ]]; then continue; fi
         if may_be_set "$name"; then unset "$name"; fi
@@ -208,6 +213,7 @@ may_be_set() {
         WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | IFS | BASH* | LD_* | SHELLOPTS | GATE_* | REMAINING_TIME | TEST_ENVIRONMENT* | SUBNODE* | PRIMARY_* | ZUUL_* | GERRIT_*) return 1 ;;
         *[!A-Za-z0-9_]*) return 1 ;;
     esac
+    if is_hidden "$1"; then return 1; fi
     [[ ! -v $1 || $(declare -p -- "$1" 2> /dev/null || true) == 'declare -x '* ]]
 }
 
@@ -229,7 +235,7 @@ run_local() {
     start_watcher
     # Remove an earlier run's logs, which would be taken for ours.
     if [[ ! ${RE_EXEC:-} ]]; then
-        rm -rf -- "$LOGS"
+        rm -rf -- "$LOGS" "$LOGS"-uncollected-*
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
         if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi

@@ -33,8 +33,9 @@ adopt_orphans() {
     esac
     take_jobs_ways
     restore_functions
+    find_hidden
     # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
-    GATE_RUN="$$ 1 $GATE_STARTED" exec perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
         "$number" bash "$0" "$@"
 }
 
@@ -65,7 +66,7 @@ start_watcher() {
     export GATE_MARK=$RUN
     if as_root true 2> /dev/null; then lock=(--lock "$MACHINE_LOCK"); fi
     WATCHER=$(run_processes watch --deadline "$GATE_DEADLINE" --end "$GATE_STOP" --grace "$GRACE_SECONDS" --folder "$RUN" \
-        --room "$LOGS/.room" --log "$LOGS/cleanup-host.txt" "${lock[@]}" 2> "$RUN/said") || rc=$?
+        --logs "$LOGS" "${lock[@]}" 2> "$RUN/said") || rc=$?
     if (( rc == 75 )); then
         trap - EXIT
         set -- "$(< "$RUN/said")"

@@ -55,7 +55,22 @@ COMMAND_SECONDS = 60  # for one command that prints something for the logs
 RESERVE_SECONDS = 2  # of the time, for what comes after copying
 SEARCH_SHARE = 4  # a quarter of the time is for known failures
 SHOWN_TESTS = 10  # failed tests on the console
-PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zip", ".zst", ".whl", ".jar", ".png", ".jpg", ".qcow2")
+PACKED = (".gz", ".tgz", ".xz", ".bz2", ".zip", ".lzma", ".zst", ".whl", ".jar", ".png", ".jpg", ".qcow2")
+# How files begin that are compressed in ways that Python 3.8 has no module for: zstd (and its frames to be skipped,
+# which lz4 has, too), lz4 (also the old form), lzip, lzop, 7z, rar, compress, snappy, git's packs.
+UNREADABLE = (
+    b"\x28\xb5\x2f\xfd",
+    *(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0x60)),
+    b"\x04\x22\x4d\x18",
+    b"\x02\x21\x4c\x18",
+    b"LZIP\1",
+    b"\x89LZO\0",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\7",
+    b"\x1f\x9d",
+    b"\xff\6\0\0sNaPpY",
+    b"PACK\0\0\0",
+)
 NOT_PACKED = ("tempest-results.xml", "cleanup-host.txt")  # Jenkins and people want these uncompressed
 REPOSITORIES = (".stestr", ".testrepository")
 LAST_FILES = ("verdict.json", "reproduce.sh")
@@ -70,6 +85,10 @@ class TooMuchError(Exception):
 
 class OverError(Exception):
     """The time is up."""
+
+
+class UnreadableError(Exception):
+    """A compressed file holds what cannot be looked into."""
 
 
 # --- reading what is not to be trusted ---
@@ -369,13 +388,20 @@ class Collector:
             self.leave("more files than the limit", size)
             return ""
         try:
-            packed = unpacked(name, first)
-            if packed and self._has_secret(packed(file)):
-                self.leave("compressed, with secrets in them", size)
-                return ""
+            packed = unpacked(first)
             if packed:
-                file.seek(0)
-                pieces = self._raw(file, size)
+                try:
+                    secret = self._has_secret(packed(file)) or self._has_secret(self._raw(file, size))
+                except UnreadableError:
+                    self.leave("compressed in a way that cannot be looked into", size)
+                    return ""
+                except ValueError:  # it only begins like a compressed one
+                    file.seek(len(first))
+                else:
+                    if secret:
+                        self.leave("compressed, with secrets in them", size)
+                        return ""
+                    pieces = self._raw(file, size)
             for piece in pieces:
                 self.limits.check()
                 output.write(piece)
@@ -411,6 +437,7 @@ class Collector:
         yield self.hider.feed(b"", end=True, same_length=binary)
 
     def _raw(self, file: BinaryIO, size: int) -> Iterator[bytes]:
+        file.seek(0)
         left = size
         while left > 0:
             chunk = file.read(min(BLOCK, left))
@@ -420,19 +447,25 @@ class Collector:
             yield chunk
 
     def _has_secret(self, chunks: Iterator[bytes]) -> bool:
-        """Return whether compressed content holds a secret; content that cannot be read counts as if it did."""
+        """Return whether compressed content holds a secret.
+
+        Raises UnreadableError if only a part of it can be looked into, ValueError if nothing of it is compressed.
+        """
         before, total = b"", 0
         try:
             for chunk in chunks:
                 self.limits.check()
                 total += len(chunk)
-                if total > MAX_RAW or self.hider.knows(before + chunk):
+                if self.hider.knows(before + chunk):
                     return True
+                if total > MAX_RAW:
+                    raise UnreadableError
                 before = chunk[-4096:]
-        except ImportError:
-            return True  # it cannot be looked into
-        except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error):
-            return total > 0  # other programs may read more of a damaged file
+        except ImportError as err:
+            raise UnreadableError from err
+        except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error) as err:
+            # Other programs may read more of a damaged file.
+            raise (UnreadableError if total else ValueError) from err
         return False
 
 
@@ -445,25 +478,45 @@ def plain_name(name: str) -> str:
     return f"_{name}" if name.startswith("-") else name
 
 
-def unpacked(name: str, first: bytes) -> Callable[[BinaryIO], Iterator[bytes]] | None:
-    """Return a function that decompresses a file, if it is compressed in one of the usual ways."""
-    if first[:2] == b"\x1f\x8b":
-        return _of_gzip
-    return next(
-        (
-            read
-            for magic, read in ((b"\xfd7zXZ\0", _of_xz), (b"BZh", _of_bzip2), (b"PK\3\4", _members))
-            if first.startswith(magic)
-        ),
-        None,
-    )
+def unpacked(first: bytes) -> Callable[[BinaryIO], Iterator[bytes]] | None:
+    """Return a function that decompresses a file that begins like this; None if it is not compressed.
+
+    Of what Python cannot decompress the function raises UnreadableError.
+    """
+    for magic, read in (
+        (b"\x1f\x8b", _of_zlib),
+        (b"\xfd7zXZ\0", _of_xz),
+        (b"]\0\0", _of_xz),  # .lzma
+        (b"BZh", _of_bzip2),
+        (b"PK\3\4", _members),
+        *((one, _of_others) for one in UNREADABLE),
+    ):
+        if first.startswith(magic):
+            return read
+    return _of_zlib if begins_zlib(first) else None
 
 
-def _of_gzip(file: BinaryIO) -> Iterator[bytes]:
+def begins_zlib(first: bytes) -> bool:
+    """Return whether a file that begins like this is a zlib stream; text may have the same two bytes."""
+    if first[:1] != b"x" or int.from_bytes(first[:2], "big") % 31:
+        return False
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(first, BLOCK)
+    except zlib.error:
+        return False
+    return unpacker.eof or len(first) > 100  # noqa: PLR2004  # bytes, of which text has some that no stream has
+
+
+def _of_others(_file: BinaryIO) -> Iterator[bytes]:
+    raise UnreadableError
+
+
+def _of_zlib(file: BinaryIO) -> Iterator[bytes]:
     file.seek(0)
     rest = file.read(BLOCK)
     while rest:
-        unpacker = zlib.decompressobj(31)
+        unpacker = zlib.decompressobj(47)  # gzip's header, or zlib's
         while rest and not unpacker.eof:
             yield unpacker.decompress(rest, BLOCK)
             rest = unpacker.unconsumed_tail or unpacker.unused_data or file.read(BLOCK)
@@ -476,8 +529,11 @@ def _of_gzip(file: BinaryIO) -> Iterator[bytes]:
 def _of_xz(file: BinaryIO) -> Iterator[bytes]:
     import lzma  # not every Python has it
 
-    with lzma.LZMAFile(_rewound(file)) as unpacked_file:
-        yield from _chunks(unpacked_file)
+    try:
+        with lzma.LZMAFile(_rewound(file)) as unpacked_file:
+            yield from _chunks(unpacked_file)
+    except lzma.LZMAError as err:
+        raise ValueError(str(err)) from err
 
 
 def _of_bzip2(file: BinaryIO) -> Iterator[bytes]:

@@ -410,7 +410,7 @@ class Hider:
         unique, common = set(), set()
         for value in list(dict.fromkeys(values))[:MAX_VALUES]:
             if is_unique(value):
-                unique.add(value)
+                unique |= {value, _in_latin(value)}
             elif value.lower() not in NOT_SECRET and len(value) > 1:
                 common.add(value)
         self._unique = sorted(unique, key=len, reverse=True)
@@ -627,6 +627,14 @@ def _forms(value: bytes) -> list[bytes]:
     ]
     encoded = [form.encode("utf-8", "surrogateescape") for form in forms]
     return [*encoded, *_in_base64(value), value.hex().encode(), value.hex().upper().encode()]
+
+
+def _in_latin(value: bytes) -> bytes:
+    """Return a value as logs have it that are not UTF-8 but Latin-1; the same if that has not all of its letters."""
+    try:
+        return value.decode().encode("latin-1")
+    except UnicodeError:
+        return value
 
 
 def _in_base64(value: bytes) -> list[bytes]:

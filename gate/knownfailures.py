@@ -86,7 +86,7 @@ def _read(name: str) -> str:
     if len(data) > MAX_FILE:
         raise WrongFileError("expected at most 1 MB")
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise WrongFileError(f"expected UTF-8: byte {err.start}") from err
 

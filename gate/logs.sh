@@ -51,9 +51,24 @@ finish_logs() {
     fi
     if ! { print_facts "$seconds" "$@" || true; } | "${root[@]}" timeout -k 5 "$(( seconds + 20 ))" \
         python3 -B -E -s -S "$GATE_TOOLS/collectlogs.py" run; then
-        printf 'The logs could not be collected.\n'
+        set_logs_aside
     fi
     end_phase
+}
+
+# Move logs that nobody has cleaned out of logs/, which Jenkins keeps.
+set_logs_aside() {
+    local folder words='The logs could not be collected'
+    local -a root=()
+    if as_root true 2> /dev/null; then root=(as_root); fi
+    mkdir -p -- "$LOGS"
+    if folder=$(mktemp -d -- "$LOGS-uncollected-XXXXXXXX") && "${root[@]}" mv -T -- "$LOGS" "$folder/logs"; then
+        words+=": they may hold secrets, and are in $folder"
+    else
+        words+=" or moved: logs/ may hold secrets"
+    fi
+    mkdir -p -- "$LOGS"
+    printf '%s.\n' "$words" | tee -- "$LOGS/cleanup-host.txt"
 }
 
 # Print what collectlogs.py must know: triples of kind, name and text.

@@ -249,13 +249,12 @@ def stop(family: Family, grace: float) -> bool:
     return not pids
 
 
-def watch(family: Family, deadline: float, end: float, grace: float) -> str:
-    """Watch over a run; return only when the watcher has ended the run, with the reason in words."""
+def watch(family: Family, deadline: float, end: float) -> str:
+    """Watch over a run; return only when its wrap script is dead, with the reason in words."""
     told = False
     while True:
         run = read_process(family.run.pid)
         if not run or not run.alive or run.started != family.run.started:
-            stop(family, grace)
             return "the wrap script was killed"
         if now() >= deadline:
             if not told:
@@ -264,7 +263,6 @@ def watch(family: Family, deadline: float, end: float, grace: float) -> str:
             send(signal.SIGCONT, run.pid, *family.helpers())
         if now() >= end + LATE_SECONDS:
             send(signal.SIGKILL, run.pid)
-            stop(family, grace)
             return "the time limit was reached, and the wrap script did not end"
         family.look()
         time.sleep(LOOK_SECONDS)
@@ -312,19 +310,39 @@ def become_watcher(lock: int) -> None:
         return  # we are not root: the kernel may kill us when memory runs out
 
 
-def tidy(path: str, folder: str, room: str, why: str) -> None:
-    """Add a line to a log, unless that is a link; remove the run's folder, and the file that keeps disk space."""
-    if folder:
-        subprocess.run(["rm", "-rf", "--", folder], stdin=subprocess.DEVNULL, check=False)
-    if room:
-        subprocess.run(["rm", "-f", "--", room], stdin=subprocess.DEVNULL, check=False)
-    if not path:
-        return
+def set_aside(logs: str) -> str:
+    """Move logs that nobody has cleaned out of the folder that Jenkins keeps; return what became of them, in words."""
+    aside = f"{logs}-uncollected-{os.urandom(4).hex()}"
     try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        os.mkdir(aside, 0o700)
+        owner = os.lstat(logs)
+        os.rename(logs, f"{aside}/logs")
+        os.chown(aside, owner.st_uid, owner.st_gid)
+        remove("-f", f"{aside}/logs/.room")
+    except FileNotFoundError:
+        return "there are no logs"
+    except OSError as err:
+        return f"logs/ may hold secrets and could not be moved: {err.strerror}"
+    return f"the logs may hold secrets, and are in {aside}"
+
+
+def remove(*words: str) -> None:
+    """Run rm."""
+    subprocess.run(["rm", *words], stdin=subprocess.DEVNULL, check=False)
+
+
+def tell(logs: str, words: str) -> None:
+    """Add a line to a log, unless that is a link; make the folder again, for the owner of the one above."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        if not os.path.lexists(logs):
+            owner = os.stat(os.path.dirname(logs))
+            os.mkdir(logs, 0o755)
+            os.chown(logs, owner.st_uid, owner.st_gid)
+        file = os.open(f"{logs}/cleanup-host.txt", flags, 0o644)
     except OSError:
-        return  # the folder of the logs is gone
-    os.write(file, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {why}; everything was stopped\n".encode())
+        return  # the folder above is gone
+    os.write(file, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {words}\n".encode())
     os.close(file)
 
 
@@ -349,9 +367,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip", type=int, action="append", default=[], help="pid of what stays, with all below it")
     parser.add_argument("--deadline", type=float, default=0.0, help="when the wrap script is woken")
     parser.add_argument("--end", type=float, default=0.0, help="when it should have ended")
-    parser.add_argument("--room", default="", help="file that keeps room on the disk, which goes with the run")
     parser.add_argument("--lock", default="", help="file that is locked while there is a watcher")
-    parser.add_argument("--log", default="", help="file that is told why the run was ended")
+    parser.add_argument("--logs", default="", help="folder of the logs, which go if nobody cleans them")
     return parser.parse_args(argv)
 
 
@@ -376,10 +393,16 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         family = Family(run, cgroup, options.user, options.folder, ancestors(run.pid))
-        why = watch(family, options.deadline, options.end, options.grace)
+        why = watch(family, options.deadline, options.end)
+        # At once: Jenkins keeps logs/ as soon as the wrap script is dead.
+        became = set_aside(options.logs) if options.logs else ""
+        stop(family, options.grace)
     finally:
         cgroup.leave()
-    tidy(options.log, options.folder, options.room, why)
+    if options.folder:
+        remove("-rf", "--", options.folder)
+    if options.logs:
+        tell(options.logs, f"{why}; everything was stopped; {became}")
     return 0
 
 

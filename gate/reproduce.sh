@@ -14,12 +14,12 @@ note_given() {
     read -r -d '' -a names <<< "${DEVSTACK_GATE_PASS:-}" || true
     GIVEN=()
     for name in "${SETTINGS[@]}" "${names[@]}" "${!OVERRIDE_@}"; do
-        if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ || ! ${!name:-} || ${taken[$name]:-} ]]; then continue; fi
+        if [[ ! $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ || ${taken[$name]:-} ]]; then continue; fi
+        job_value "$name"
+        if [[ ! $REPLY ]]; then continue; fi
         if [[ $name == OVERRIDE_* ]] && ! is_known "$name"; then continue; fi
         taken[$name]=1
-        data=${!name}
-        if [[ $name == LC_ALL ]]; then data=${JOB_WAYS[*]#*=}; fi
-        GIVEN+=(setting "$name" "$data")
+        GIVEN+=(setting "$name" "$REPLY")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
     # It holds the passwords of boxes.
@@ -28,9 +28,12 @@ note_given() {
         data=$(head -c 1048576 -- "$name")
         GIVEN+=(json TEST_ENVIRONMENT_FILE "$data")
     fi
-    while IFS= read -r name; do
-        if [[ ! ${taken[$name]:-} ]]; then GIVEN+=(environment "$name" "${!name}"); fi
-    done < <(compgen -e || true)
+    for name in $(compgen -e || true) "${!JOB_VARIABLES[@]}"; do
+        if [[ ${taken[$name]:-} ]]; then continue; fi
+        taken[$name]=1
+        job_value "$name"
+        GIVEN+=(environment "$name" "$REPLY")
+    done
 }
 
 # note_tested PROJECT...: note what was checked out of each.

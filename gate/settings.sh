@@ -4,6 +4,7 @@
 
 SETTINGS=()              # names of the variables of gate/variables.txt
 declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() { code; }"}
+declare -gA JOB_VARIABLES=()  # the variables that the job exports: {name: value}
 SWITCHES=(SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL
     DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE
     DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
@@ -24,10 +25,11 @@ read_variables() {
 }
 
 # Take the functions that the job exports out of this shell: here they could replace commands, or be replaced by ours.
-# restore_functions gives them to what runs for the job.
+# restore_functions gives them to what runs for the job. Note its variables: ours of the same names hide them.
 read_functions() {
     local entry name where
     while IFS= read -r -d '' entry; do
+        if [[ ${entry%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]]; then JOB_VARIABLES[${entry%%=*}]=${entry#*=}; fi
         if [[ $entry != 'BASH_FUNC_'*'%%='* ]]; then continue; fi
         name=${entry%%'%%='*}
         name=${name#BASH_FUNC_}
@@ -46,6 +48,32 @@ restore_functions() {
         # shellcheck disable=SC2163  # the function of that name
         export -f "$name"
     done
+}
+
+# Whether a variable of ours hides one that the job exports. Settings, and what we set for its hooks, are shared.
+is_hidden() {
+    case $1 in
+        WORKSPACE | BASE | HOME | PATH | PWD | OLDPWD | SHLVL | _ | LC_ALL | BASH* | SHELLOPTS | OVERRIDE_* | GIT_* | GATE_* \
+            | REMAINING_TIME | RE_EXEC | TEST_ENVIRONMENT* | SUBNODE* | PRIMARY_*) return 1 ;;
+    esac
+    if [[ ! -v JOB_VARIABLES[$1] || " ${SETTINGS[*]} " == *" $1 "* || ${!1-} == "${JOB_VARIABLES[$1]}" ]]; then return 1; fi
+    declare -p -- "$1" > /dev/null 2>&1
+}
+
+# Fill HIDDEN with NAME=VALUE of the job's variables that ours hide, for env in front of what runs for the job.
+find_hidden() {
+    local name
+    HIDDEN=()
+    for name in "${!JOB_VARIABLES[@]}"; do
+        if is_hidden "$name"; then HIDDEN+=("$name=${JOB_VARIABLES[$name]}"); fi
+    done
+}
+
+# Set REPLY to the job's value of a variable.
+job_value() {
+    REPLY=${!1-}
+    if is_hidden "$1"; then REPLY=${JOB_VARIABLES[$1]}; fi
+    if [[ $1 == LC_ALL ]]; then REPLY=${JOB_WAYS[*]#*=}; fi
 }
 
 # Print the functions of the job as bash code.
@@ -423,8 +451,8 @@ print_settings() {
         if [[ " ${names[*]} " != *" $name "* ]] && is_known "$name"; then names+=("$name"); fi
     done
     for name in "${names[@]}"; do
-        value=${!name:-}
-        if [[ $name == LC_ALL ]]; then value=${JOB_WAYS[*]#*=}; fi
+        job_value "$name"
+        value=$REPLY
         if [[ $value && $# -gt 0 ]]; then value=$("$@" <<< "$value"); fi
         if [[ $value ]]; then printf 'export %s=%q\n' "$name" "$value"; fi
     done

@@ -730,5 +730,6 @@ go_on_as() {
     trap - EXIT
     take_jobs_ways
     restore_functions
-    GATE_RUN="$$ 1 $GATE_STARTED" exec bash "$1"
+    find_hidden
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" bash "$1"
 }

@@ -112,7 +112,10 @@ def test_a_killed_script_leaves_no_test_running(node: Node, whom: str, cgroups: 
     await_nothing_left(node)
     assert "the wrap script was killed; everything was stopped" in node.file(f"{LOGS}/cleanup-host.txt")
     assert "sleep 6001" in node.run("pgrep -fa '^sleep 6'").stdout, "what is not the run's was ended, too"
-    assert "room" not in node.check(f"ls -A {LOGS}")
+    assert node.check(f"ls -A {LOGS}") == "cleanup-host.txt\n", "Jenkins keeps logs that nobody has cleaned"
+    aside = f"{LOGS}-uncollected-*/logs"
+    assert "daemons are out" in node.check(f"cat {aside}/gate_hook.txt")
+    assert "room" not in node.check(f"ls -A {aside}")
 
 
 def test_what_was_started_a_moment_before_the_kill_is_found_by_its_environment(node: Node) -> None:

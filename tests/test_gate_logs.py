@@ -1,8 +1,10 @@
 """What a gate run leaves, made by the programs for it: logs/, the verdict, known failures, results of tests."""
 
 import base64
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import shutil
@@ -11,8 +13,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -415,6 +419,56 @@ def test_secrets_of_the_run_are_in_no_file(machine: Machine) -> None:
         machine.logs / "local_conf.txt"
     ).read_text() == "[[local|localrc]]\nADMIN_PASSWORD=********\nDATABASE_PASSWORD=********\n"
     assert b"/home/jenkins" not in text or b"********/home" not in text
+
+
+LONG = b"".join(b"line %d of a log\n" % number for number in range(300))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [gzip.compress, bz2.compress, lzma.compress, partial(lzma.compress, format=lzma.FORMAT_ALONE), zlib.compress],
+    ids=["gz", "bz2", "xz", "lzma", "zlib"],
+)
+def test_compressed_logs_are_kept_unless_a_secret_is_in_them_or_after_them(
+    machine: Machine, pack: Callable[[bytes], bytes]
+) -> None:
+    clean, secret = pack(LONG), PASSWORD.encode()
+    machine.given = [("setting", "ADMIN_PASSWORD", PASSWORD)]
+    machine.write("workspace/logs/clean", clean)
+    machine.write("workspace/logs/in", pack(LONG + secret))
+    machine.write("workspace/logs/after", clean + secret)
+
+    said = machine.collect()
+
+    assert (machine.logs / "clean").read_bytes() == clean
+    assert machine.files() == ["clean"]
+    assert ": compressed, with secrets in them." in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(bytes.fromhex("28b52ffd045831000061206c6f670ac681ccf8"), id="zstd"),
+        pytest.param(lzma.compress(os.urandom(1 << 20))[: 1 << 19] + bytes(1 << 19), id="damaged"),
+    ],
+)
+def test_what_is_compressed_in_a_way_that_cannot_be_looked_into_is_left_out(machine: Machine, content: bytes) -> None:
+    machine.write("workspace/logs/a", content)
+
+    said = machine.collect()
+
+    assert machine.files() == []
+    assert f"Left out 1 files ({len(content) >> 10} KB): compressed in a way that cannot be looked into." in said
+
+
+@pytest.mark.parametrize("begin", [b"x^2", b"x^" + b"y" * 200, b"BZh", b"]\0\0", b"\x1f\x8b", b"\xfd7zXZ\0", b"PK\3\4"])
+def test_secrets_are_hidden_in_what_only_begins_like_a_compressed_file(machine: Machine, begin: bytes) -> None:
+    machine.given = [("setting", "ADMIN_PASSWORD", PASSWORD)]
+    machine.write("workspace/logs/a", begin + b" is it " + PASSWORD.encode() + b" or not")
+
+    machine.collect()
+
+    assert (machine.logs / "a").read_bytes().replace(b"*", b"") == begin + b" is it  or not"
 
 
 def test_a_secret_is_known_in_any_variable_and_in_the_forms_that_programs_print() -> None:
@@ -937,6 +991,21 @@ def test_a_wrong_file_of_signatures_is_told_with_section_and_key(machine: Machin
     assert done.stderr.startswith(f"{machine.folder}/known.ini: ")
     assert done.stderr.count("\n") == 1
     assert done.stderr.strip().isprintable()
+
+
+def test_a_secret_is_hidden_in_a_log_that_is_latin_1(machine: Machine) -> None:
+    machine.given = [("environment", "DB_PASSWORD", "Xn7-cänary09")]
+    machine.write("workspace/logs/a.txt", "it is Xn7-cänary09 indeed".encode("latin-1"))
+
+    machine.collect()
+
+    assert (machine.logs / "a.txt").read_text() == "it is ******** indeed"
+
+
+def test_a_file_of_signatures_may_begin_with_a_byte_order_mark(machine: Machine) -> None:
+    done = signatures(machine, f"\ufeff[a]\n{GOOD}")
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["/nowhere", "/dev/zero", "/", "\udcff\n"])

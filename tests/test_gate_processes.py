@@ -43,18 +43,25 @@ def watch(process: "subprocess.Popen[str]", *options: str) -> int:
 
 def test_a_script_that_is_long_over_its_time_is_killed_with_all_of_its_run(
         script: "subprocess.Popen[str]", tmp_path: Path) -> None:
-    child, folder, log = child_of(script), tmp_path / "run", tmp_path / "log"
+    child, folder, logs = child_of(script), tmp_path / "run", tmp_path / "logs"
     folder.mkdir()
+    logs.mkdir()
+    (logs / "gate_hook.txt").write_text("token\n")
 
     watcher = watch(script, "--deadline", str(now()), "--end", str(now() - 58), "--folder", str(folder),
-                    "--log", str(log))
+                    "--logs", str(logs))
 
     assert script.wait(30) == -signal.SIGKILL
     await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
     assert not Path(f"/proc/{child}").exists()
     assert not folder.exists()
-    assert log.read_text().endswith(" the time limit was reached, and the wrap script did not end; "
-                                    "everything was stopped\n")
+    [aside] = tmp_path.glob("logs-uncollected-*")
+    assert [path.name for path in logs.iterdir()] == ["cleanup-host.txt"]
+    assert (logs / "cleanup-host.txt").read_text().endswith(
+        " the time limit was reached, and the wrap script did not end; everything was stopped; "
+        f"the logs may hold secrets, and are in {aside}\n")
+    assert (aside / "logs/gate_hook.txt").read_text() == "token\n"
+    assert aside.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -> None:

@@ -84,6 +84,22 @@ given() {
     [[ $output == *'DEVSTACK_GATE_KNOWN_FAILURES: /nowhere: cannot be read: No such file or directory' ]]
 }
 
+@test "logs that could not be collected leave logs/, which Jenkins keeps, and that is told" {
+    # shellcheck source=gate/clock.sh
+    . "$PROJECT_FOLDER/gate/clock.sh"
+    # shellcheck source=gate/group.sh
+    . "$PROJECT_FOLDER/gate/group.sh"
+    LOGS=$BATS_TEST_TMPDIR/logs RUN=$BATS_TEST_TMPDIR/run GATE_STOP=0 GATE_TOOLS=$BATS_TEST_TMPDIR/broken
+    mkdir -- "$LOGS" "$RUN" "$GATE_TOOLS"
+    printf 'def broken(:\n' > "$GATE_TOOLS/collectlogs.py"
+    printf 'token\n' > "$LOGS/gate_hook.txt"
+    run -0 --separate-stderr finish_logs 0 '' PASS
+    local -a aside=("$LOGS"-uncollected-*)
+    [[ ${lines[1]} == "The logs could not be collected: they may hold secrets, and are in ${aside[0]}." ]] || { printf '%s\n' "$output"; return 1; }
+    [[ $(ls -A -- "$LOGS") == cleanup-host.txt && $(< "$LOGS/cleanup-host.txt") == "${lines[1]}" ]]
+    [[ $(< "${aside[0]}/logs/gate_hook.txt") == token && $(stat -c %a -- "${aside[0]}") == 700 ]]
+}
+
 @test "words that a test leaves for our last line are one line of ours" {
     printf 'stack.sh\e[2K\nPASS. Minutes: none\n' > "$BATS_TEST_TMPDIR/step"
     run -0 first_words "$BATS_TEST_TMPDIR/step"

@@ -436,6 +436,27 @@ EOT
     done
 }
 
+@test "variables of the job that have the names of ours reach what runs for the job" {
+    cat > "$BATS_TEST_TMPDIR/job" <<'EOT'
+export ENVIRONMENT=mine SCRIPTS=mine RUN=mine name=mine DEVSTACK_GATE_PASS=SCRIPTS GIT_BASE=given
+exec bash -c '
+    . "$1/devstack-vm-gate-wrap.sh"; HERE=$1
+    . "$1/functions.sh"; . "$1/gate/settings.sh"; . "$1/gate/reproduce.sh"; . "$1/gate/group.sh"
+    read_functions
+    RUN=ours GATE_DEADLINE=0 GIT_BASE=ours
+    read_variables
+    printf "RUN=theirs\0" > "$2"
+    (as_job "echo \$ENVIRONMENT \$SCRIPTS \$RUN \$name \$GIT_BASE")
+    print_settings | grep ^export.SCRIPTS
+    take_environment "$2"
+    (as_job "echo \$RUN \${SCRIPTS-none}")
+    echo "$RUN $ENVIRONMENT"' bash "$PROJECT_FOLDER" "$BATS_TEST_TMPDIR/environment"
+EOT
+    PROJECT_FOLDER=$PROJECT_FOLDER run -0 bash "$BATS_TEST_TMPDIR/job"
+    [[ ${lines[*]} == 'mine mine mine mine ours export SCRIPTS=mine theirs none ours /etc/devstack-gate/test-environment' ]] \
+        || { printf '%s\n' "$output"; false; }
+}
+
 @test "sourcing the scripts does nothing" {
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
