@@ -82,11 +82,22 @@ print_functions() {
     for name in "${!JOB_FUNCTIONS[@]}"; do printf '%s %s\nexport -f %s\n' "$name" "${JOB_FUNCTIONS[$name]}" "$name"; done
 }
 
+# Check the folder for temporary files: our tools use it from several folders, and a run removes logs of an earlier one.
+check_temporary() {
+    if [[ ! ${TMPDIR:-} ]]; then return 0; fi
+    if [[ $TMPDIR != /* || ! -d $TMPDIR || ! -w $TMPDIR ]]; then
+        die 2 "TMPDIR: expected a folder that can be written to, by its full path, not '$TMPDIR'"
+    elif [[ $TMPDIR/ == "${WORKSPACE:-}/logs/"* || $TMPDIR/ == "$BASE"/@(|new/|old/)@(logs|screen-logs)/* ]]; then
+        die 2 "TMPDIR: expected a folder outside of the logs, not '$TMPDIR'"
+    fi
+}
+
 check_settings() {
     check_names
     read_older_words
     read_local_conf
     check_workspace
+    check_temporary
     check_change
     check_branches
     check_projects

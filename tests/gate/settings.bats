@@ -457,6 +457,16 @@ EOT
         || { printf '%s\n' "$output"; false; }
 }
 
+@test "a folder for temporary files that cannot be used is told" {
+    export WORKSPACE=$BATS_TEST_TMPDIR/work TMPDIR
+    mkdir -p "$WORKSPACE/logs/tmp"
+    for TMPDIR in /nowhere logs "$WORKSPACE/logs/tmp"; do
+        run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+        [[ ${#lines[@]} -eq 1 && $output == *": TMPDIR: expected a folder "*", not '$TMPDIR'" ]] || { printf '%s\n' "$output"; return 1; }
+    done
+    rm -r -- "$WORKSPACE/logs"
+}
+
 @test "sourcing the scripts does nothing" {
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
