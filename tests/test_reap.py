@@ -499,8 +499,8 @@ def test_a_held_machine_whose_server_vanished_stays_but_its_floating_ip_goes(poo
     assert f"is held, but its server is gone; release it with: vmdatabase.py unhold {name}\n" in result.stderr
 
 
-@pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 0)])
-def test_a_floating_ip_that_was_reserved_stays_as_long_as_launch_may_bind_it(pool: Pool, state: str, kept: int) -> None:
+@pytest.mark.parametrize(("state", "kept"), [("BUILDING", 1), ("HOLD", 1), ("USED", 0)])
+def test_a_floating_ip_that_was_reserved_stays_as_long_as_it_may_be_bound(pool: Pool, state: str, kept: int) -> None:
     name = loaded(pool).add_machine(state, node=False)
     cloud = pool.client()
     cloud.network.create_ip(floating_network_id=cloud.network.find_network("public").id,
