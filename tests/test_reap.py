@@ -1023,7 +1023,7 @@ def test_what_jenkins_itself_took_offline_is_replaced_and_what_a_person_did_is_n
     launched = pool.run("devstack-vm-launch.py", "one", expect=1)
     reaped = pool.run(REAP, "one", expect=1)
 
-    assert launched.stdout == "one noble: 1 of 2 ready, 1 lost to Jenkins\n"
+    assert launched.stdout == "one noble: 0 of 2 ready, 1 lost to Jenkins, 1 offline by a person\n"
     assert re.search(f"no build can run on {full}: Jenkins took it offline: 0.412GB left on /tmp.; log: "
                      f"http://.*/computer/{full}/log\n", launched.stderr)
     assert "READY -> ERROR: its Jenkins node died (Jenkins took it offline: 0.412GB left on /tmp.; " in reaped.stderr
