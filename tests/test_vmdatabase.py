@@ -411,7 +411,7 @@ def test_a_database_without_tables_is_no_new_pool_either(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM")
         connection.execute("PRAGMA journal_mode = WAL")
-    with pytest.raises(ConfigError, match="is empty, as no"), vmdatabase.opened(path):
+    with pytest.raises(ConfigError, match="is empty, which a"), vmdatabase.opened(path):
         pass
 
 
