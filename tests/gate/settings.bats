@@ -442,6 +442,7 @@ export ENVIRONMENT=mine SCRIPTS=mine RUN=mine name=mine DEVSTACK_GATE_PASS=SCRIP
 exec bash -c '
     . "$1/devstack-vm-gate-wrap.sh"; HERE=$1
     . "$1/functions.sh"; . "$1/gate/settings.sh"; . "$1/gate/reproduce.sh"; . "$1/gate/group.sh"
+    leave_jobs_ways
     read_functions
     RUN=ours GATE_DEADLINE=0 GIT_BASE=ours
     read_variables
