@@ -88,8 +88,10 @@ def make_readable(answer: Any, *_: Any, **__: Any) -> None:
     """
     import httpcalls
 
+    if answer.status_code < 300:  # noqa: PLR2004
+        return
     told = _json_of(answer)
-    if 300 <= answer.status_code < 400 and not (isinstance(told, dict) and "versions" in told):  # noqa: PLR2004
+    if answer.status_code < 400 and not (isinstance(told, dict) and "versions" in told):  # noqa: PLR2004
         raise httpcalls.AnswerError(f"{answer.status_code} {answer.reason}: {answer.text[:WHOLE_LENGTH]}")
     if answer.status_code < 400 or _is_readable(told) or not answer.text.strip() \
             or answer.text.lstrip().startswith("<"):  # noqa: PLR2004
