@@ -863,7 +863,8 @@ def test_where_no_agent_ever_comes_one_machine_is_tried_at_a_time_until_somethin
     again = pool.run(LAUNCH, "one", expect=1)
 
     assert tried.stdout == again.stdout == "one noble: 0 of 3 ready, 1 lost to Jenkins\n"
-    assert "3 ready machines in a row were lost to Jenkins (gone LaunchFailed); only one at a time is tried" in tried.stderr
+    assert ("3 ready machines in a row were lost to Jenkins (gone LaunchFailed); only one at a time is tried"
+            in tried.stderr)
     pool.run("devstack-vm-reap.py", "one", expect=1)
     pool.write_secure_config()
     assert pool.run(LAUNCH, "one", expect=0).stdout == "one noble: 3 of 3 ready\n"
