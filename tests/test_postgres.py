@@ -364,8 +364,8 @@ def test_a_pooler_that_shares_sessions_is_refused(server: Server, address: str, 
         code, said = told(tmp_path, f"postgresql://{OWNER}@127.0.0.1:{port}/{name_of(address)}")
     assert (code, said) == (2, f"vmdatabase.py: postgresql://127.0.0.1:{port}/{name_of(address)}: a pooler shares the "
                                "sessions of the server among its clients (pool_mode = transaction), so that locks do "
-                               "not work; connect to the server itself, or have the pooler keep a session for each client "
-                               "(pool_mode = session)\n")
+                               "not work; connect to the server itself, or have the pooler keep a session for each "
+                               "client (pool_mode = session)\n")
     assert server.sql(name_of(address), "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
 
 
