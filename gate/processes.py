@@ -23,6 +23,7 @@ from typing import NamedTuple
 LOOK_SECONDS = 0.5
 LATE_SECONDS = 60.0  # after the end; then the wrap script is given up
 KILL_SECONDS = 10.0
+HALT_SECONDS = 2.0
 LEAVE_SECONDS = 4.0
 EXIT_BUSY = 75
 UNITS = "devstack@*"  # what systemd runs for devstack
@@ -156,7 +157,7 @@ class Family:
         self._seen = {pid: process for pid, process in self._seen.items() if pid in there}
         self._members &= there
         self._skip &= there
-        fresh = sorted(filter(None, map(read_process, there - set(self._seen))), key=lambda one: (one.started, one.pid))
+        fresh = sorted(self._read_with_parents(there - set(self._seen)), key=lambda one: (one.started, one.pid))
         self._seen.update((process.pid, process) for process in fresh)
         groups = self._groups()
         found = True
@@ -167,6 +168,22 @@ class Family:
                     self._members.add(process.pid)
                     groups |= {process.group, process.session} - {self.run.group, self.run.session}
                     found = True
+
+    def _read_with_parents(self, pids: set[int]) -> list[Process]:
+        """Return processes and their new parents. A parent that ends meanwhile leaves its child to another."""
+        read: dict[int, Process] = {}
+        todo = sorted(pids, reverse=True)
+        while todo:
+            pid = todo.pop()
+            before = read.pop(pid, None)
+            process = read_process(pid)
+            if not process:
+                continue
+            read[pid] = process
+            parent = process.parent
+            if parent and parent not in read and parent not in self._seen and (not before or before.parent != parent):
+                todo += [pid, parent]
+        return list(read.values())
 
     def _groups(self) -> set[int]:
         """Return the process groups and sessions of members now, without those of the wrap script."""
@@ -233,20 +250,33 @@ def stop(family: Family, grace: float) -> bool:
     if os.path.isdir("/run/systemd/system"):
         subprocess.run(["systemctl", "stop", "--no-block", UNITS], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, check=False)
-    pids = family.living()
+    pids = halt(family)
     send(signal.SIGTERM, *pids)
-    send(signal.SIGCONT, *pids)  # a stopped one would not act on TERM
+    send(signal.SIGCONT, *pids)
     until = now() + grace
-    while (pids := family.living()) and now() < until:
+    while family.living() and now() < until:
         time.sleep(0.1)
     until = now() + KILL_SECONDS
-    while pids and now() < until:
+    while (pids := halt(family)) and now() < until:
         send(signal.SIGKILL, *pids)
         if not read_process(family.run.pid):
             family.cgroup.kill()
         time.sleep(0.02)
-        pids = family.living()
     return not pids
+
+
+def halt(family: Family) -> list[int]:
+    """Stop all processes of a run, if they are not too many; return the pids of all that live.
+
+    Signals go to one after the other. A loop whose child ends a moment before it would start another in between, which
+    nothing links to the run.
+    """
+    until = now() + HALT_SECONDS
+    halted: set[int] = set()
+    while (pids := family.living()) and (fresh := set(pids) - halted) and now() < until:
+        send(signal.SIGSTOP, *fresh)
+        halted |= fresh
+    return pids
 
 
 def watch(family: Family, deadline: float, end: float) -> str:

@@ -1,5 +1,6 @@
 """gate/processes.py alone: what it does if the wrap script ignores signals, at times that no run has."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,19 @@ import pytest
 
 from tests.support.pool import PROJECT, await_that
 
+sys.path.append(str(PROJECT / "gate"))
+import processes
+
 PROGRAM = [sys.executable, "-I", str(PROJECT / "gate/processes.py")]
+INIT = """import ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+subprocess.Popen(["bash", "-c", sys.argv[1]])
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
+"""
 DEAF = "trap '' USR1 TERM; setsid sleep 5%d & echo ready; read"
 
 
@@ -96,3 +109,50 @@ def test_a_run_that_is_none_is_told() -> None:
     done = subprocess.run([*PROGRAM, "watch", "--run", "999999999"], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (2, "--run: there is no process 999999999\n")
+
+
+@pytest.mark.parametrize(("deaf", "grace"), [("", 5.0), ("trap '' TERM;", 0.2)])
+def test_a_loop_starts_nothing_between_the_signals_to_its_child_and_to_itself(
+        deaf: str, grace: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's script is dead, there is no cgroup, and whoever sends the signals gets the processor seldom."""
+    sign = f"sleep 6{time.monotonic_ns()}"
+    script = f"setsid bash -c \"{deaf} while :; do {sign}; done\" & echo $$; read"
+    init = subprocess.Popen([sys.executable, "-c", INIT, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True)
+    assert init.stdout
+    run = processes.read_process(int(init.stdout.readline()))
+    assert run
+    family = processes.Family(run, processes.Cgroup(run), "", "", set())
+    await_that("the loop", lambda: len(family.living()) == 2)
+    os.kill(run.pid, signal.SIGKILL)
+    living, kill = family.living, os.kill
+
+    def kill_slowly(pid: int, number: int) -> None:
+        kill(pid, number)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(family, "living", lambda: sorted(living(), reverse=True))  # the child comes first
+    monkeypatch.setattr(os, "kill", kill_slowly)
+
+    assert processes.stop(family, grace)
+
+    left = subprocess.run(["pgrep", "-f", f"^{sign}"], capture_output=True, text=True, check=False).stdout
+    assert left == "", [kill(int(pid), signal.SIGKILL) for pid in left.split()]
+    assert init.wait(20) == 0
+
+
+def test_a_process_whose_parent_ends_between_two_readings_is_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read before its parent, which is then gone, and with it the link to the run."""
+    run = processes.Process(100, "S", 1, 100, 100, 1)
+    child = processes.Process(101, "S", 102, 101, 101, 3)
+    found = {1: processes.Process(1, "S", 0, 1, 1, 0), 100: run, 101: child}
+
+    def read(pid: int) -> "processes.Process | None":
+        if pid == 102:
+            found[101] = child._replace(parent=100)
+        return found.get(pid)
+
+    monkeypatch.setattr(processes, "read_process", read)
+    monkeypatch.setattr(os, "listdir", lambda _: ["1", "100", "101", "102", "self"])
+
+    assert processes.Family(run, processes.Cgroup(run), "", "", set()).living() == [101]

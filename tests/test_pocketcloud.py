@@ -153,7 +153,7 @@ class Key:
 def connects(address: str) -> bool:
     try:
         socket.create_connection((address, SSH_PORT), 1).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: the port closes while the connection is set up
         return False
     return True
 
