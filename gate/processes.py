@@ -418,10 +418,10 @@ def main(argv: list[str]) -> int:
     except BlockingIOError as err:
         print(f"another run is under way on this machine, process {err}", file=sys.stderr)
         return EXIT_BUSY
-    cgroup.enter(run)
-    become_watcher(lock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        cgroup.enter(run)
+        become_watcher(lock)
         family = Family(run, cgroup, options.user, options.folder, ancestors(run.pid))
         why = watch(family, options.deadline, options.end)
         # At once: Jenkins keeps logs/ as soon as the wrap script is dead.

@@ -91,6 +91,17 @@ def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -
     assert script.poll() is None
 
 
+def test_a_watcher_that_is_ended_at_once_leaves_the_run_in_its_cgroup(script: "subprocess.Popen[str]") -> None:
+    cgroup = Path(f"/proc/{script.pid}/cgroup").read_text()
+    for _ in range(5):
+        watcher = watch(script, "--deadline", str(now() + 1000), "--end", str(now() + 1000))
+        os.kill(watcher, signal.SIGTERM)
+
+        await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+
+        assert Path(f"/proc/{script.pid}/cgroup").read_text() == cgroup
+
+
 def test_one_run_at_a_time_has_the_machine(script: "subprocess.Popen[str]", tmp_path: Path) -> None:
     options = ("--deadline", str(now() + 1000), "--end", str(now() + 1000), "--lock", str(tmp_path / "lock"))
     watcher = watch(script, *options)
