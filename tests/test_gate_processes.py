@@ -54,6 +54,11 @@ def watch(process: "subprocess.Popen[str]", *options: str) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout)
 
 
+def end(watcher: int) -> None:
+    os.kill(watcher, signal.SIGTERM)
+    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+
+
 def test_a_script_that_is_long_over_its_time_is_killed_with_all_of_its_run(
         script: "subprocess.Popen[str]", tmp_path: Path) -> None:
     child, folder, logs = child_of(script), tmp_path / "run", tmp_path / "logs"
@@ -81,9 +86,8 @@ def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -
     child = child_of(script)
     watcher = watch(script, "--deadline", str(now() + 1000), "--end", str(now() + 1000))
 
-    subprocess.run(["kill", str(watcher)], check=True)
+    end(watcher)
 
-    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
     assert script.poll() is None
     assert Path(f"/proc/{child}").exists()
     subprocess.run([*PROGRAM, "stop", "--run", str(script.pid), "--grace", "0"], check=True, timeout=20)
@@ -94,10 +98,7 @@ def test_a_watcher_that_is_ended_ends_nothing(script: "subprocess.Popen[str]") -
 def test_a_watcher_that_is_ended_at_once_leaves_the_run_in_its_cgroup(script: "subprocess.Popen[str]") -> None:
     cgroup = Path(f"/proc/{script.pid}/cgroup").read_text()
     for _ in range(5):
-        watcher = watch(script, "--deadline", str(now() + 1000), "--end", str(now() + 1000))
-        os.kill(watcher, signal.SIGTERM)
-
-        await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
+        end(watch(script, "--deadline", str(now() + 1000), "--end", str(now() + 1000)))
 
         assert Path(f"/proc/{script.pid}/cgroup").read_text() == cgroup
 
@@ -111,9 +112,8 @@ def test_one_run_at_a_time_has_the_machine(script: "subprocess.Popen[str]", tmp_
 
     assert (done.returncode, done.stderr) == (
         75, f"another run is under way on this machine, process {script.pid}\n")
-    subprocess.run(["kill", str(watcher)], check=True)
-    await_that("the watcher's end", lambda: not Path(f"/proc/{watcher}").exists())
-    subprocess.run(["kill", str(watch(script, *options))], check=True)
+    end(watcher)
+    end(watch(script, *options))
 
 
 def test_a_run_that_is_none_is_told() -> None:
