@@ -1037,10 +1037,11 @@ def provider_names() -> list[str]:
     return [row.name for row in Provider.select().order_by(Provider.name)]
 
 
-def provider_names_at(project: str, region: str) -> list[str]:
-    """Return the names of the providers whose servers are, or may be, in a project and region."""
+def provider_names_at(project: str, region: str, known: bool = False) -> list[str]:
+    """Return the names of the providers whose servers are in a project and region, or, unless known, may be."""
     places = {row.name: setting(f"place of {row.id}") for row in Provider.select()}
-    return [name for name, place in places.items() if place is None or is_place(place, project, region)]
+    return [name for name, place in places.items()
+            if (not known if place is None else is_place(place, project, region))]
 
 
 def machine_named(name: str) -> Machine:
@@ -1203,6 +1204,16 @@ def image_types() -> list[tuple[str, str]]:
     """Return the image types of all providers, each with the name of its provider."""
     rows: Iterable[Any] = BaseImage.select(BaseImage.name, Provider.name).join(Provider).tuples()
     return list(rows)
+
+
+def names_in_history(names: Sequence[str]) -> set[str]:
+    """Return which of these names machines have, or had before they were gone, as far as the history goes back."""
+    found: set[str] = set()
+    for start in range(0, len(names), CHUNK):
+        rows: Iterable[Any] = Event.select(Event.node_name).where(
+            Event.node_name.in_(names[start:start + CHUNK]) & Event.machine_id.is_null(False)).distinct().tuples()
+        found.update(name for (name,) in rows)
+    return found
 
 
 def drop_drained(provider: Provider) -> list[str]:

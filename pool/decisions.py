@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -434,22 +434,30 @@ def leftovers(
 
 
 def stray_nodes(
-    rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
+    rows: Rows, sight: Sight, names: Container[str], providers: Collection[str], now: float
 ) -> list[Delete | Leave]:
     """Return the nodes that carry this pool's UUID but have no machine; names: those of all machines.
 
-    A node under a name that the pool does not give is a person's, such as a copy, and is left. A node with an existing
-    server goes or stays with the server; one of another provider is left to that provider's reap. One in use stays
-    while vm.db does not know its id: a list of servers may have left its server out.
+    A node under a name that the pool never gave is a person's, such as a copy, and is left. A node with an existing
+    server goes or stays with the server. One in use stays while vm.db does not know its id: a list of servers may have
+    left its server out. Each node is left to the reap of one provider, see reaper_of.
     """
+    def is_ours(node: jenkinsnodes.Node) -> bool:
+        return reaper_of(node.name, providers) == rows.provider.name
+
     found: list[Delete | Leave] = [
         Leave(f"node {node.name} carries our {nova.POOL_KEY}, but its name is not one of our image types and "
               "providers, so it is left; if a person made it, clear its description")
-        for node in sight.strangers if node.name not in names]
+        for node in sight.strangers if node.name not in names and is_ours(node)]
     for number, node in sight.nodes_by_id.items():
-        named = [name for name in providers if node.name.endswith(f"-{name}-{number}")]
-        theirs = max(named, key=len, default="") != rows.provider.name
         kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
-        if not (theirs or kept or node.name in names or node in sight.strangers or number in sight.by_machine):
+        if is_ours(node) and not (
+                kept or node.name in names or node in sight.strangers or number in sight.by_machine):
             found.append(Delete(NODE, node.name, node))
     return [*found, *(Delete(NODE, node.name, node) for node in sight.misplaced)]
+
+
+def reaper_of(node: str, providers: Collection[str]) -> str:
+    """Return the provider whose reap sees to a node without a machine: the one in its name, or else the first."""
+    return max((name for name in providers if re.search(f"-{re.escape(name)}-[0-9]+$", node)), key=len,
+               default=min(providers))

@@ -202,9 +202,11 @@ class Look:
         servers = {server.id: server for server in of_pool if self.cloud.is_own(server)}
         seen = self.see_nodes()
         self.see_clock()
-        owners = vmdatabase.provider_names_at(*self.cloud.place)
-        unowned = [server for server in of_pool
-                   if server.id not in servers and server.metadata.get(nova.PROVIDER_KEY) not in owners]
+        place = self.cloud.place
+        owners = vmdatabase.provider_names_at(*place)
+        tells = min([self.provider.name, *vmdatabase.provider_names_at(*place, known=True)]) == self.provider.name
+        unowned = [server for server in of_pool if tells and server.id not in servers
+                   and server.metadata.get(nova.PROVIDER_KEY) not in owners]
         sight = Sight(servers, frozenset(), True, None, frozenset(), listed_at=listed_at, images=images,
                       keypairs=keypairs, floating_ips=floating_ips, volumes=volumes, unowned=unowned)
         if seen is None:

@@ -540,6 +540,36 @@ def test_a_copy_that_a_person_made_of_a_node_is_left_and_told_and_tells_nothing_
         ["devstack-noble-one-2"], sorted([name, "devstack-noble-one-2"]))
 
 
+def test_nodes_of_image_types_and_providers_that_are_no_more_go_once_their_machines_are_gone(pool: Pool) -> None:
+    """Such a node remains if Jenkins fails while launch takes back the node of a machine that reap has deleted."""
+    at_two: dict[str, Any] = {"provider": "two", "cloud": "pocket-b"}
+    loaded(pool, provider(images=[image(min_ready=0), image("old", min_ready=0)]), provider("two", "pocket-b"))
+    names = [pool.add_machine("DELETE", image="old"), pool.add_machine("DELETE", **at_two)]
+    pool.load(provider(images=[image(min_ready=0)]))
+    pool.run(REAP, "all", expect=0)
+    for name in names:
+        pool.add_node(name, "devstack-noble", "127.0.0.77")
+
+    result = pool.run(REAP, "all", expect=0)
+
+    assert (result.stdout, pool.nodes()) == ("one: deleted 2 stray nodes\n", {})
+
+
+def test_nodes_and_servers_of_no_provider_are_reported_once_for_all(pool: Pool) -> None:
+    loaded(pool, *(provider(name, "pocket-b", images=[image(min_ready=0)]) for name in ("two", "three")), provider())
+    pool.run(REAP, "all", expect=0)
+    pool.add_node("arm-builder", "arm", "127.0.0.77")
+    pool.boot("annas", pool.marks("nobody"), "pocket-b")
+
+    result = pool.run(REAP, "all", expect=1)
+
+    assert sorted(result.stdout.splitlines()) == [
+        "one: deleted nothing; 1 left for the next run", "three: deleted nothing; 1 left for the next run",
+        "two: deleted nothing"]
+    assert sorted(re.findall(r"provider=(\S+) (node arm-builder|server annas)", result.stderr)) == [
+        ("one", "node arm-builder"), ("three", "server annas")]
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
