@@ -229,12 +229,7 @@ class Reap:
                                                          sight.knows_node(machine))
                      for machine in doubted}
         claimed = self.claimed(rows, sight) if self.options.all_servers else {}
-        found = decisions.moves(rows, sight, now, unclaimed, self.options.all_servers, claimed)
-        going = {move.machine.id for move in found if isinstance(move, actions.MoveMachine)}
-        for number in sorted(claimed.keys() - going):
-            self.log_of(rows.by_id[number]).warning("left by --all-servers: %s; if it may go, hold it and unhold it",
-                                                    claimed[number])
-        return found
+        return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers, claimed)
 
     def claimed(self, rows: Rows, sight: Sight) -> dict[int, str]:
         """Return who has used machines on whose nodes no build runs, by machine; ask Jenkins for their builds."""

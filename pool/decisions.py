@@ -12,6 +12,7 @@ from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import gateprocess
 import jenkinsnodes
@@ -24,6 +25,7 @@ from pool.verdict import Verdict
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, Provider, Result
 
 UNCLAIMED_SECONDS = 900  # how long a taken machine that no build and no person has is kept
+ALL_SERVERS = "--all-servers"
 NO_IDS = KnownIds(0)
 SERVER, IMAGE, KEYPAIR, FLOATING_IP, VOLUME, NODE = (
     "leaked server", "leaked image", "keypair", "floating IP", "volume", "stray node")
@@ -166,24 +168,25 @@ def why_claimed(machine: Machine, opened: Result | None, build: jenkinsnodes.Bui
     if opened and opened.by_person:
         return "a person was given it"
     goes_on = opened and build and not build.result and not build.ran_elsewhere(str(machine.jenkins_name))
-    return f"{vmdatabase.build_of(opened)} goes on" if opened and goes_on else ""
+    return f"Jenkins does not say that {vmdatabase.build_of(opened)} has ended" if opened and goes_on else ""
 
 
 def moves(
-    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool, claimed: Container[int] = ()
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool,
+    claimed: Mapping[int, str] = MappingProxyType({}),
 ) -> list[MoveMachine | Leave]:
-    """Return the moves of machines by the rules, and a Leave for each that a person keeps from such a move.
+    """Return the moves of machines by the rules, and a Leave for each that somebody keeps from such a move.
 
-    unclaimed says why nobody has some of them; claimed has the ids of machines that somebody has, though no build runs
-    on their nodes: --all-servers leaves them their 24 hours. Subnodes move with their lead, except those that lost it.
+    unclaimed says why nobody has some of them; claimed says who has machines on whose nodes no build runs:
+    --all-servers leaves them their 24 hours. Subnodes move with their lead, except those that lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
                              rows.moved, unclaimed.get(machine.id, ""))
               or judge_group(machine, rows, sight)
-              or (judge_all(machine, sight) if all_servers and machine.id not in claimed else None)
+              or (judge_all(machine, sight, claimed.get(machine.id, "")) if all_servers else None)
               for machine in rows.leads]
-    found = [unless_kept(completed(move, sight), sight, now) for move in judged if move]
+    found = [one if isinstance(one, Leave) else unless_kept(completed(one, sight), sight, now) for one in judged if one]
     going = {move.machine.id for move in found if isinstance(move, MoveMachine)}
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
               and (why := stray(member, rows, sight, going))]
@@ -191,10 +194,21 @@ def moves(
     return found + strays + ([] if all_servers else moves_for_room(rows, staying, sight, now))
 
 
-def judge_all(lead: Machine, sight: Sight) -> MoveMachine | None:
-    """Return the move of a lead that --all-servers demands; None if it is held, over already, or may run a build."""
-    goes = lead.external_id and lead.state in (READY, USED, BUILDING) and not sight.builds(lead)
-    return MoveMachine(lead, DELETE, "--all-servers") if goes else None
+def judge_all(lead: Machine, sight: Sight, claim: str) -> MoveMachine | Leave | None:
+    """Return the move of a lead that --all-servers demands, or Leave if somebody has it, as claim says.
+
+    Return None if it is held, over already, or may run a build.
+    """
+    if not lead.external_id or lead.state not in (READY, USED, BUILDING) or sight.builds(lead):
+        return None
+    if claim:
+        return Leave(f"{left_words(lead, claim, ALL_SERVERS)}; if it may go all the same, hold it and unhold it")
+    return MoveMachine(lead, DELETE, ALL_SERVERS)
+
+
+def left_words(machine: Machine, kept: str, going: str) -> str:
+    """Return in words why a machine is left, and why it should go."""
+    return f"{machine.name}: {kept}; so it is left, although it should go: {going}"
 
 
 def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Leave:
@@ -207,7 +221,7 @@ def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Le
     lost = machine.external_id in sight.gone or sight.lost_mark(machine)
     if lost or machine.state != READY or move.target not in (DELETE, ERROR) or not use or use.state != HOLD:
         return move
-    return Leave(f"{machine.name}: {use.why}; so it is left, although it should go: {move.why}")
+    return Leave(left_words(machine, use.why, move.why))
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
