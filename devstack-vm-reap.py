@@ -494,10 +494,14 @@ class Reap:
         self.deleted["snapshot"] += 1
 
     def delete_image_and_server(self, image_id: str | None, name: str, server_id: str | None) -> bool:
-        """Run in a worker: delete an image, then its template server; return whether the server is gone, too."""
+        """Run in a worker: delete an image, then its template server; return whether the server is gone, too.
+
+        A server that somebody renamed is left; why_left of pool/decisions.py tells that.
+        """
         if image_id and self.cloud.delete_image(image_id, name) and not self.look.image_is_gone(image_id):
             raise GateError("the image is still there")
-        return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
+        server = self.look.own_server(server_id) if server_id else None
+        return server is None or (server.name == name and not self.cloud.delete_server(server.id))
 
     def leave(self, action: actions.Leave) -> Iterator[None]:
         """Report what is left for a person or the next run."""

@@ -363,13 +363,15 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
 def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_servers: bool) -> str:
     """Return why a server without a row is not a leak; empty if it is one."""
     template = rows.snapshots.get(server.snapshot_id or 0)
-    if template and template.keep_until:
-        return ""  # a template server whose hours are over; here vm.db is right, not the server's marks
     number = server.machine_id
     node = None if number is None or number in rows.server_ids else sight.nodes_by_id.get(number)
-    if use := rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None):
+    use = rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None)
+    if use and not (template and template.keep_until):  # its hours are over, by vm.db, which is right here
         return use.why
-    own_name = number is None or server.name.endswith(f"-{rows.provider.name}-{number}")
+    if number is not None:
+        own_name = server.name.endswith(f"-{rows.provider.name}-{number}")
+    else:
+        own_name = server.name == template.name if template else bool(nova.TEMPLATE_NAME.search(server.name))
     if not own_name and not all_servers:
         return f"it was renamed or copied by a person; its metadata {nova.POOL_KEY} makes it ours"
     return ""

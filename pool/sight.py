@@ -320,12 +320,17 @@ class Look:
         found = self.answer(lambda: self.cloud.shows(server_id))
         return found is not False
 
+    def own_server(self, server_id: str) -> nova.Server | None:
+        """Return a server if the cloud, asked for it, shows it with our marks."""
+        try:
+            server = self.cloud.get_server(server_id)
+        except nova.GoneError:
+            return None
+        return server if self.cloud.is_own(server) else None
+
     def has_own(self, server_id: str) -> bool:
         """Return whether the cloud, asked for a server, shows it with our marks."""
-        try:
-            return self.cloud.is_own(self.cloud.get_server(server_id))
-        except nova.GoneError:
-            return False
+        return self.own_server(server_id) is not None
 
     def see_dead_nodes(
         self, machines: Sequence[Machine], nodes: Mapping[str, jenkinsnodes.Node] | None

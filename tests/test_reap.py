@@ -402,7 +402,7 @@ def test_a_server_without_a_row_is_left_its_grace_and_a_template_of_an_ended_bui
     pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time) "
              "VALUES (5, 1, 'failed', 1, 'ERROR', 1)")
     pool.boot("young", pool.marks(machine=99))
-    pool.boot("template", pool.marks(snapshot=5))
+    pool.boot("failed", pool.marks(snapshot=5))
 
     pool.run(REAP, "one", expect=0)
 
@@ -1248,6 +1248,20 @@ def test_a_kept_template_goes_when_its_hours_are_over(pool: Pool) -> None:
     assert (pool.server_names(), pool.sql("SELECT * FROM snapshot_image")) == ([], [])
     assert pool.run(REAP, "one", expect=0).stdout in ("one: deleted 1 floating IP\n", "one: deleted nothing\n")
     assert pool.pocket_look()["floating_ips"] == []
+
+
+def test_a_kept_template_whose_server_a_person_renamed_stays_and_is_told(pool: Pool) -> None:
+    add_kept_template(loaded(pool), time.time() - 1)
+    (server,) = pool.servers()
+    pool.client().compute.update_server(server["id"], name="annas")
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert (pool.server_names(), pool.sql("SELECT id FROM snapshot_image")) == (["annas"], [(5,)])
+    assert result.stderr.count(f"server annas {server['id']} has no row in vm.db and is left: it was renamed or copied "
+                               "by a person; its metadata devstack-gate-pool makes it ours") == 1
+    pool.run(REAP, "one", "--all-servers", expect=0)
+    assert (pool.server_names(), pool.sql("SELECT id FROM snapshot_image")) == ([], [])
 
 
 def test_a_kept_template_of_an_image_that_left_the_providers_file_stays_its_hours(pool: Pool) -> None:
