@@ -298,7 +298,7 @@ class Launch:
         self.agents[machine.id] = found if found == LOST or not came else HERE
         if found == HERE and node.by_person and not node.spent:
             self.agents[machine.id] = OFFLINE
-            self.offline[machine.id] = f"{machine.name} ({gateprocess.plain(node.reason, 200) or 'without a reason'})"
+            self.offline[machine.id] = f"{machine.name} ({node.told_cause or 'without a reason'})"
         self.proven[machine.base_image_id].pop(machine.id, None)
         if found == HERE and not node.offline:
             self.proven[machine.base_image_id][machine.id] = machine

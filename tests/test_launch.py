@@ -895,14 +895,14 @@ def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(poo
     assert pool.jenkins
     said = "2 ready machines are taken offline in Jenkins by a person, and serve no build: "
 
-    pool.jenkins.node(first, temporarilyOffline=True, message="anna: bug 7")
+    pool.jenkins.node(first, temporarilyOffline=True, message="bug 7", user="anna")
     some = pool.run(LAUNCH, "one", expect=0)
-    pool.jenkins.node(second, temporarilyOffline=True)
+    pool.jenkins.node(second, temporarilyOffline=True, user="bert")
     none = pool.run(LAUNCH, "one", expect=1)
 
     assert some.stdout == "one noble: 1 of 2 ready, 1 offline by a person\n"
     assert none.stdout == "one noble: 0 of 2 ready, 2 offline by a person\n"
-    assert re.search(rf"{said}{first} \(anna: bug 7\), {second} \(.+\)\n", none.stderr)
+    assert f"{said}{first} (Disconnected by anna : bug 7), {second} (Disconnected by bert)\n" in none.stderr
     assert list(pool.machines()) == [first, second]
 
 
