@@ -291,6 +291,8 @@ class Launch:
         why = ""
         if not node.serves(str(machine.name), str(self.images[machine.base_image_id].name)):
             why = node.mislabelled()
+        elif node.spent and vmdatabase.state_of(machine) == READY:  # else a build has just taken it
+            why = f"our scripts took it out of service: {node.told_cause or 'its label is gone'}; log: {node.url}/log"
         elif not str(machine.name).startswith(f"{label}-"):
             why = f"builds ask for {label} since DEVSTACK_GATE_PREFIX was changed; delete them with: " \
                   f"devstack-vm-reap.py {self.provider.name} --all-servers; log: {node.url}/log"

@@ -888,6 +888,21 @@ def test_after_machines_that_jenkins_took_offline_each_next_one_waits_for_the_ag
     assert pool.sql("SELECT deaths FROM base_image") == [(0,)]
 
 
+def test_ready_machines_whose_nodes_scripts_took_out_of_service_do_not_count_as_ready(pool: Pool) -> None:
+    """As after a moment in which vm.db did not answer; reap replaces them."""
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.fill()
+    names = list(pool.machines())
+    for name in names:
+        pool.run("devstack-vm-inprogress.py", name, expect=2, DEVSTACK_GATE_DB=str(pool.folder / "away" / "vm.db"))
+
+    dry = pool.run(LAUNCH, "one", expect=1)
+
+    assert dry.stdout == "one noble: 0 of 2 ready, 2 lost to Jenkins\n"
+    assert re.search(f"no build can run on {', '.join(names)}: our scripts took it out of service: "
+                     r"Disconnected by \S+ : vm.db did not answer; log: \S+/log\n", dry.stderr)
+
+
 def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=2)]))
     pool.fill()
