@@ -154,7 +154,7 @@ ENVIRONMENT_MOVES = (
 )
 BUSY_SECONDS = 30
 COUNTED = ("machine", "snapshot_image")  # tables whose ids appear in names and marks outside vm.db
-LAST_ID = 10**15  # a higher one was not given by a pool: node names hold up to 18 digits
+LAST_ID = 10**15 - 1  # a higher one was not given by a pool; marks and node names hold up to 15 digits
 SPARE_IDS = 1000  # skipped after a restore, plus one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on launch tries one machine of the image type at a time

@@ -16,7 +16,7 @@ from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import BUILDING, READY, Machine
 
 # The name of a machine, whatever prefix, image types and providers there were when it was made.
-MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,18})")
+MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,15})")
 
 
 class Seen(NamedTuple):

@@ -570,6 +570,22 @@ def test_nodes_and_servers_of_no_provider_are_reported_once_for_all(pool: Pool) 
         ("one", "node arm-builder"), ("three", "server annas")]
 
 
+def test_ids_beyond_those_that_a_pool_gives_are_left_and_tell_nothing_of_ids(pool: Pool) -> None:
+    """With a higher one, names would have more digits than a machine's, and no later one would be recognized."""
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    number, name = 10**15, f"devstack-noble-one-{10**15 + 1}"
+    pool.boot("annas", pool.marks(machine=number))
+    pool.add_node(name, "devstack-noble", "127.0.0.77")
+
+    result = pool.run(REAP, "one", expect=1)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
+    assert f"node {name} carries our devstack-gate-pool, but its name is not one of our image types" in result.stderr
+    assert (list(pool.machines()), pool.server_names()) == (["devstack-noble-one-1"], ["annas", "devstack-noble-one-1"])
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
