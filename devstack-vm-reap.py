@@ -115,7 +115,7 @@ class Reap:
         self.act([*self.leftovers(sight), *self.stuck_volumes(sight), *strays])
         self.do(lambda: self.see_to_environments(sight))
         self.act([actions.ResetEnvironment(name) for name in environments.due()])
-        self.do(self.drop_drained, lambda: history.prune(now), self.report)
+        self.do(lambda: self.drop_drained(sight), lambda: history.prune(now), self.report)
         return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
 
     def act(self, decided: Sequence[Action]) -> None:
@@ -546,9 +546,13 @@ class Reap:
         yield
         self.troubles += resets.finish()
 
-    def drop_drained(self) -> None:
-        """Delete the rows of images and providers that left the providers file, once nothing else of them is left."""
-        for what in vmdatabase.drop_drained(self.provider):
+    def drop_drained(self, sight: Sight) -> None:
+        """Delete the rows of images and providers that left the providers file, once nothing else of them is left.
+
+        Nobody looks at the cloud of a dropped provider again, so it stays while anything of it is left to report, and
+        for another look if there were volumes: those of servers that have just gone may have stayed behind.
+        """
+        for what in vmdatabase.drop_drained(self.provider, bool(self.troubles or sight.volumes)):
             self.log.info("drained: %s", what)
 
     def report(self) -> None:

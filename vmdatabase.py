@@ -1216,14 +1216,14 @@ def names_in_history(names: Sequence[str]) -> set[str]:
     return found
 
 
-def drop_drained(provider: Provider) -> list[str]:
+def drop_drained(provider: Provider, provider_stays: bool) -> list[str]:
     """Delete the rows of drained images that have nothing left, then of a drained provider; returns which."""
     dropped: list[str] = []
     with database.atomic("IMMEDIATE"):
         for image in images_of(provider):
             if not image.active:
                 drain_image(image, dropped)
-        if not Provider.get_by_id(provider.id).active:
+        if not (provider_stays or Provider.get_by_id(provider.id).active):
             drain_provider(provider, dropped)
     return [change for change in dropped if change.startswith("delete")]
 

@@ -586,6 +586,38 @@ def test_ids_beyond_those_that_a_pool_gives_are_left_and_tell_nothing_of_ids(poo
     assert (list(pool.machines()), pool.server_names()) == (["devstack-noble-one-1"], ["annas", "devstack-noble-one-1"])
 
 
+def test_a_drained_provider_stays_until_nothing_of_it_is_left(pool: Pool) -> None:
+    """Nova leaves the volume of a deleted server behind if Cinder fails; its status tells that only a little later."""
+    on_volume = image(boot_from_volume=True, volume_size=4, min_ready=1)
+    loaded(pool, provider("two", "pocket-b"), provider(images=[on_volume]))
+    pool.seed_snapshots()
+    pool.fill()
+    pool.knobs(volumes_stay=True)
+    pool.load(provider("two", "pocket-b"))
+
+    results = [pool.run(REAP, "one").stdout for _ in range(3)]
+
+    assert results[0].startswith("one: deleted 1 machine, 1 snapshot")
+    assert results[1:] == ["one: deleted 1 volume\n", "one: deleted nothing\n"]
+    assert pool.sql("SELECT name FROM provider") == [("two",)]
+
+
+def test_a_drained_provider_stays_while_a_server_that_a_person_renamed_is_there(pool: Pool) -> None:
+    loaded(pool, provider("two", "pocket-b"), provider())
+    pool.boot("annas", pool.marks(snapshot=7))
+    pool.add_machine("DELETE")
+    pool.load(provider("two", "pocket-b"))
+    assert pool.pocket
+    pool.pocket.age("pocket-a", HOUR)
+
+    kept = [pool.run(REAP, "one", expect=1).stdout for _ in range(2)]
+    pool.pocket_server("annas", vanish=True)
+    pool.run(REAP, "one", expect=0)
+
+    assert kept == [f"one: deleted {what}; 1 left for the next run\n" for what in ("1 machine", "nothing")]
+    assert pool.sql("SELECT name FROM provider") == [("two",)]
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
