@@ -1223,8 +1223,9 @@ def drop_drained(provider: Provider, provider_stays: bool) -> list[str]:
         for image in images_of(provider):
             if not image.active:
                 drain_image(image, dropped)
-        if not (provider_stays or Provider.get_by_id(provider.id).active):
-            drain_provider(provider, dropped)
+        if not (provider_stays or Provider.get_by_id(provider.id).active or images_of(provider)):
+            dropped.append(f"delete provider {provider.name}")
+            provider.delete_instance()
     return [change for change in dropped if change.startswith("delete")]
 
 
@@ -1242,8 +1243,8 @@ def drain_image(image: BaseImage, changes: list[str]) -> None:
 
 
 def drain_provider(provider: Provider, changes: list[str]) -> None:
-    """Delete the row of a provider that has no image types left, or else drain it; adds to `changes` what was done."""
-    if not BaseImage.select().where(BaseImage.provider == provider).count():
+    """Drain a provider, or delete its row if no script ever was at work there; adds to `changes` what was done."""
+    if setting(f"place of {provider.id}") is None and not images_of(provider):
         changes.append(f"delete provider {provider.name}")
         provider.delete_instance()
     elif provider.active:
