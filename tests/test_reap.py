@@ -668,7 +668,7 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     until = pool.column(held_one, "hold_until")
     pool.run("devstack-vm-inprogress.py", taken, expect=0)
     assert pool.jenkins
-    pool.jenkins.node(offline, temporarilyOffline=True, message="anna looks")
+    pool.jenkins.node(offline, temporarilyOffline=True, message="bug 2", user="anna")
     restore(pool)
 
     result = pool.run(REAP, "one", expect=1)
@@ -676,7 +676,7 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     assert pool.server_names() == [built, held_one, taken, offline, ready]
     assert pool.machines() == {built: "USED", held_one: "HOLD", taken: "USED", offline: "HOLD"}
     assert [pool.column(held_one, name) for name in ("hold_reason", "hold_until")] == ["bug 1", until]
-    assert pool.column(offline, "hold_reason") == "its node is offline in Jenkins: anna looks"
+    assert pool.column(offline, "hold_reason") == "its node is offline in Jenkins: Disconnected by anna : bug 2"
     assert pool.sql("SELECT node_name, jenkins_job_name, jenkins_build_number FROM result ORDER BY node_name") == [
         (built, "gate-restored", number), (taken, None, None)]
     assert all(f"{name}: vm.db did not know that it is" in result.stderr for name in (built, held_one, taken, offline))
@@ -1119,14 +1119,14 @@ def test_a_ready_machine_whose_node_a_person_took_offline_stays_and_is_told(
     loaded(pool, provider(images=[image("noble", **(kept or {})), image("trusty")]))
     name = pool.add_machine("READY", age=2 * HOUR)
     assert pool.jenkins
-    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks")
+    pool.jenkins.node(name, temporarilyOffline=True, user="anna")
     if kept is None:
         pool.load(provider(images=[image("trusty")]))
 
     result = pool.run(REAP, "one", *options, expect=1)
 
-    assert f"{name}: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}\n" \
-        in result.stderr
+    assert f"{name}: its node is offline in Jenkins: Disconnected by anna; so it is left, although it should go: " \
+        f"{why}\n" in result.stderr
     assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
     assert (pool.machines(), pool.server_names(), list(pool.nodes())) == ({name: "READY"}, [name], [name])
 
