@@ -244,7 +244,8 @@ def take_for_person(
         if seen and nodes and nodes.name in seen.silent:
             continue  # a build may be running there
         node = seen.nodes.get(str(machine.jenkins_name)) if seen else None
-        if node and (not node.idle or node.temporarily_offline or jenkinsnodes.USED_LABEL in node.labels):
+        if node and (not node.idle or node.temporarily_offline or node.by_person
+                     or jenkinsnodes.USED_LABEL in node.labels):
             continue  # a build has just started there, somebody took it offline, or vm.db is older than its use
         if nodes and node is None and vmdatabase.restored_since(machine.state_time):
             continue  # it may be gone, and vm.db restored from before

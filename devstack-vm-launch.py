@@ -117,6 +117,7 @@ class Launch:
         self.lost: list[tuple[str, str]] = []  # names of lost machines still to be reported, and why
         self.offline: dict[int, str] = {}  # names of ready machines that a person took offline, and why, by machine id
         self.told: set[int] = set()  # images reported as tried with one machine at a time
+        self.stuck: list[nova.Volume] = []  # volumes of nobody that block storage does not delete, as first seen
         self.no_more: dict[int | None, GateError] = {}  # by image (None: all): why this run asks for no more
         self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as last asked
         self.queue_at = -math.inf  # when that was asked, on the monotonic clock
@@ -143,6 +144,7 @@ class Launch:
         nodes = self.see_nodes()  # first: nothing is begun without Jenkins
         servers = self.see_servers()
         self.look_at_queue()
+        self.look_at_volumes(servers)
         self.leave_out_ids(servers, nodes or {})
         self.take_over(servers, nodes)
         self.check_right_to_register()
@@ -189,6 +191,22 @@ class Launch:
         """Return whether a machine's Jenkins did not answer."""
         nodes = self.jenkinses.of(machine) if self.jenkinses and self.silent else None
         return nodes is not None and nodes.name in self.silent
+
+    def look_at_volumes(self, servers: Iterable[nova.Server]) -> None:
+        """Look for stuck volumes, if machines boot from volumes: block storage may be unable to make any."""
+        if not any(image.boot_from_volume and image.active for image in self.images.values()):
+            return
+        rows = dict(vmdatabase.server_ids(self.provider))
+        snapshots = {snapshot.id for snapshot in vmdatabase.snapshots_of(self.provider)}
+        there = {server.id for server in servers} | vmdatabase.all_server_ids()
+        try:
+            self.stuck = rules.stuck_volumes(self.cloud.list_volumes(), rows, snapshots, there, vmdatabase.now())
+        except GateError as err:
+            self.log.warning("%s", err)
+        if self.stuck:
+            names = gateprocess.some([f"{volume.name} ({volume.status})" for volume in self.stuck])
+            self.log.warning("there are stuck volumes of nobody, see devstack-vm-reap.py: %s; only one machine with a "
+                             "volume is tried at a time until one is ready", names)
 
     def label_rows(self) -> list[vmdatabase.LabelRow]:
         """Return the labels of this provider's image types, as far as they have one."""
@@ -291,6 +309,8 @@ class Launch:
         why = ""
         if not node.serves(str(machine.name), str(self.images[machine.base_image_id].name)):
             why = node.mislabelled()
+        elif node.spent and vmdatabase.state_of(machine) == READY:  # else a build has just taken it
+            why = f"our scripts took it out of service: {node.told_cause or 'its label is gone'}; log: {node.url}/log"
         elif not str(machine.name).startswith(f"{label}-"):
             why = f"builds ask for {label} since DEVSTACK_GATE_PREFIX was changed; delete them with: " \
                   f"devstack-vm-reap.py {self.provider.name} --all-servers; log: {node.url}/log"
@@ -298,7 +318,7 @@ class Launch:
         self.agents[machine.id] = found if found == LOST or not came else HERE
         if found == HERE and node.by_person and not node.spent:
             self.agents[machine.id] = OFFLINE
-            self.offline[machine.id] = f"{machine.name} ({gateprocess.plain(node.reason, 200) or 'without a reason'})"
+            self.offline[machine.id] = f"{machine.name} ({node.told_cause or 'without a reason'})"
         self.proven[machine.base_image_id].pop(machine.id, None)
         if found == HERE and not node.offline:
             self.proven[machine.base_image_id][machine.id] = machine
@@ -377,7 +397,8 @@ class Launch:
             image.min_ready = self.share(image, present, ask)
             if present < image.min_ready and image.active and self.template(image, ask):
                 held = sum(count for (image_id, _), count in counts.items() if image_id == image.id)
-                needs.append(Need(image.id, self.wanted(image), present, held=held, size=1 + image.subnodes))
+                wanted = self.wanted(image, counts[image.id, READY])
+                needs.append(Need(image.id, wanted, present, held=held, size=1 + image.subnodes))
         room = self.room()
         if ask and needs and room > 0:
             self.look_at_quotas()
@@ -484,11 +505,14 @@ class Launch:
                 short |= below
         return short
 
-    def wanted(self, image: BaseImage) -> int:
+    def wanted(self, image: BaseImage, ready: int) -> int:
         """Return how many machines of an image type to have: min-ready, unless too many in a row were lost to Jenkins.
 
-        Then it is one more than those whose agents were seen, so that only one is tried at a time.
+        Then it is one more than those whose agents were seen, so that only one is tried at a time. The same holds for
+        machines that boot from volumes while there are stuck volumes, until one is ready: each try may leave another.
         """
+        if self.stuck and image.boot_from_volume and image.id not in self.came_up:
+            return min(image.min_ready, ready + 1)
         if image.deaths < vmdatabase.DEATHS_IN_A_ROW:
             return image.min_ready
         if image.death_of != vmdatabase.recipe(self.provider, image, None, self.config):
@@ -908,9 +932,8 @@ class Launch:
             awaited, lost, offline = (agents[image.id, state] for state in (AWAITED, LOST, OFFLINE))
             ready, building = counts[image.id, READY] - awaited - lost - offline, counts[image.id, BUILDING]
             room = self.rooms.get(image.id)
-            usable = ready + awaited + building
-            missing = usable + offline < image.min_ready and not self.provider.paused
-            short |= missing or lost > 0 or room is not None or (offline > 0 and image.min_ready > 0 and not usable)
+            missing = ready + awaited + building < image.min_ready and not self.provider.paused
+            short |= missing or lost > 0 or room is not None
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
                     "offline by a person": offline, "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
@@ -995,7 +1018,9 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
         raise
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
-    launch.count_orphans(launch.cloud.list_servers())
+    servers = launch.cloud.list_servers()
+    launch.count_orphans(servers)
+    launch.look_at_volumes(servers)
     launch.look_at_queue()
     for image in launch.plan():
         print(f"would launch a machine of {provider.name} {image.name}")

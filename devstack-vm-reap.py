@@ -115,7 +115,7 @@ class Reap:
         self.act([*self.leftovers(sight), *self.stuck_volumes(sight), *strays])
         self.do(lambda: self.see_to_environments(sight))
         self.act([actions.ResetEnvironment(name) for name in environments.due()])
-        self.do(self.drop_drained, lambda: history.prune(now), self.report)
+        self.do(lambda: self.drop_drained(sight), lambda: history.prune(now), self.report)
         return gateprocess.EXIT_FAILED if self.troubles or self.died else gateprocess.EXIT_OK
 
     def act(self, decided: Sequence[Action]) -> None:
@@ -229,12 +229,7 @@ class Reap:
                                                          sight.knows_node(machine))
                      for machine in doubted}
         claimed = self.claimed(rows, sight) if self.options.all_servers else {}
-        found = decisions.moves(rows, sight, now, unclaimed, self.options.all_servers, claimed)
-        going = {move.machine.id for move in found if isinstance(move, actions.MoveMachine)}
-        for number in sorted(claimed.keys() - going):
-            self.log_of(rows.by_id[number]).warning("left by --all-servers: %s; if it may go, hold it and unhold it",
-                                                    claimed[number])
-        return found
+        return decisions.moves(rows, sight, now, unclaimed, self.options.all_servers, claimed)
 
     def claimed(self, rows: Rows, sight: Sight) -> dict[int, str]:
         """Return who has used machines on whose nodes no build runs, by machine; ask Jenkins for their builds."""
@@ -499,10 +494,14 @@ class Reap:
         self.deleted["snapshot"] += 1
 
     def delete_image_and_server(self, image_id: str | None, name: str, server_id: str | None) -> bool:
-        """Run in a worker: delete an image, then its template server; return whether the server is gone, too."""
+        """Run in a worker: delete an image, then its template server; return whether the server is gone, too.
+
+        A server that somebody renamed is left; why_left of pool/decisions.py tells that.
+        """
         if image_id and self.cloud.delete_image(image_id, name) and not self.look.image_is_gone(image_id):
             raise GateError("the image is still there")
-        return not (server_id and self.look.has_own(server_id) and self.cloud.delete_server(server_id))
+        server = self.look.own_server(server_id) if server_id else None
+        return server is None or (server.name == name and not self.cloud.delete_server(server.id))
 
     def leave(self, action: actions.Leave) -> Iterator[None]:
         """Report what is left for a person or the next run."""
@@ -547,9 +546,13 @@ class Reap:
         yield
         self.troubles += resets.finish()
 
-    def drop_drained(self) -> None:
-        """Delete the rows of images and providers that left the providers file, once nothing else of them is left."""
-        for what in vmdatabase.drop_drained(self.provider):
+    def drop_drained(self, sight: Sight) -> None:
+        """Delete the rows of images and providers that left the providers file, once nothing else of them is left.
+
+        Nobody looks at the cloud of a dropped provider again, so it stays while anything of it is left to report, and
+        for another look if there were volumes: those of servers that have just gone may have stayed behind.
+        """
+        for what in vmdatabase.drop_drained(self.provider, bool(self.troubles or sight.volumes)):
             self.log.info("drained: %s", what)
 
     def report(self) -> None:

@@ -98,6 +98,7 @@ class Node(NamedTuple):
     labels: frozenset[str]
     url: str = ""  # its page in Jenkins
     jenkins: str = ""  # name of its Jenkins, see JenkinsConfig
+    cause_text: str = ""  # the reason in Jenkins' words, with the person who took it offline; empty if it says nothing
 
     @property
     def out_of_service(self) -> bool:
@@ -116,6 +117,11 @@ class Node(NamedTuple):
     def by_person(self) -> bool:
         """Return whether a person took it offline, or one of our scripts, which Jenkins takes for a person."""
         return self.offline and (self.cause in PERSON_CAUSES or (self.temporarily_offline and not self.cause))
+
+    @property
+    def told_cause(self) -> str:
+        """Return in one line why it is offline, with the person who took it offline, if Jenkins says who."""
+        return plain(self.cause_text or self.reason, 200)
 
     def serves(self, machine: str, image: str) -> bool:
         """Return whether builds that ask for the label of its machine's image type can come here.
@@ -557,6 +563,7 @@ def _node(raw: dict[str, Any]) -> Node:
         idle=bool(raw["idle"]),
         cause=re.split(r"[.$]", str(cause.get("_class", "")))[-1],
         reason=str(raw.get("offlineCauseReason") or ""),
+        cause_text=str(cause.get("description") or ""),
         labels=frozenset(str(label["name"]) for label in labels if label.get("name")),
     )
 

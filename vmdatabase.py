@@ -154,7 +154,7 @@ ENVIRONMENT_MOVES = (
 )
 BUSY_SECONDS = 30
 COUNTED = ("machine", "snapshot_image")  # tables whose ids appear in names and marks outside vm.db
-LAST_ID = 10**15  # a higher one was not given by a pool: node names hold up to 18 digits
+LAST_ID = 10**15 - 1  # a higher one was not given by a pool; marks and node names hold up to 15 digits
 SPARE_IDS = 1000  # skipped after a restore, plus one for each second since the backup
 MACHINE_ID = Path("/etc/machine-id")
 DEATHS_IN_A_ROW = 3  # from then on launch tries one machine of the image type at a time
@@ -1037,10 +1037,11 @@ def provider_names() -> list[str]:
     return [row.name for row in Provider.select().order_by(Provider.name)]
 
 
-def provider_names_at(project: str, region: str) -> list[str]:
-    """Return the names of the providers whose servers are, or may be, in a project and region."""
+def provider_names_at(project: str, region: str, known: bool = False) -> list[str]:
+    """Return the names of the providers whose servers are in a project and region, or, unless known, may be."""
     places = {row.name: setting(f"place of {row.id}") for row in Provider.select()}
-    return [name for name, place in places.items() if place is None or is_place(place, project, region)]
+    return [name for name, place in places.items()
+            if (not known if place is None else is_place(place, project, region))]
 
 
 def machine_named(name: str) -> Machine:
@@ -1205,15 +1206,26 @@ def image_types() -> list[tuple[str, str]]:
     return list(rows)
 
 
-def drop_drained(provider: Provider) -> list[str]:
+def names_in_history(names: Sequence[str]) -> set[str]:
+    """Return which of these names machines have, or had before they were gone, as far as the history goes back."""
+    found: set[str] = set()
+    for start in range(0, len(names), CHUNK):
+        rows: Iterable[Any] = Event.select(Event.node_name).where(
+            Event.node_name.in_(names[start:start + CHUNK]) & Event.machine_id.is_null(False)).distinct().tuples()
+        found.update(name for (name,) in rows)
+    return found
+
+
+def drop_drained(provider: Provider, provider_stays: bool) -> list[str]:
     """Delete the rows of drained images that have nothing left, then of a drained provider; returns which."""
     dropped: list[str] = []
     with database.atomic("IMMEDIATE"):
         for image in images_of(provider):
             if not image.active:
                 drain_image(image, dropped)
-        if not Provider.get_by_id(provider.id).active:
-            drain_provider(provider, dropped)
+        if not (provider_stays or Provider.get_by_id(provider.id).active or images_of(provider)):
+            dropped.append(f"delete provider {provider.name}")
+            provider.delete_instance()
     return [change for change in dropped if change.startswith("delete")]
 
 
@@ -1231,8 +1243,8 @@ def drain_image(image: BaseImage, changes: list[str]) -> None:
 
 
 def drain_provider(provider: Provider, changes: list[str]) -> None:
-    """Delete the row of a provider that has no image types left, or else drain it; adds to `changes` what was done."""
-    if not BaseImage.select().where(BaseImage.provider == provider).count():
+    """Drain a provider, or delete its row if no script ever was at work there; adds to `changes` what was done."""
+    if setting(f"place of {provider.id}") is None and not images_of(provider):
         changes.append(f"delete provider {provider.name}")
         provider.delete_instance()
     elif provider.active:

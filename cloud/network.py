@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from cloud.errors import CapacityError, CloudConfigError, CloudError, GoneError, RefusedError
-from cloud.rules import Place, choose_address, places_of
+from cloud.rules import Place, choose_address, places_of, row_id
 from gateprocess import Log
 
 T = TypeVar("T")
@@ -355,7 +355,7 @@ class Network:
         whose = description.removeprefix(self._mark(""))
         borrowed = whose.endswith(BORROWED)
         kind, _, value = whose.removesuffix(BORROWED).partition("=")
-        machine_id = int(value) if kind == "machine" and re.fullmatch("[0-9]{1,18}", value) else None
+        machine_id = row_id(value) if kind == "machine" else None
         return FloatingIP(str(ip.id), str(ip.floating_ip_address), value if kind == "server" else "", machine_id,
                           borrowed, str(ip.floating_network_id))
 

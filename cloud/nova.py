@@ -50,6 +50,7 @@ from cloud.rules import (
     choose_flavor,
     out_of_room,
     plain_metadata,
+    row_id,
     shortage,
     takes,
     unix_time,
@@ -120,23 +121,23 @@ class Server:
     @property
     def machine_id(self) -> int | None:
         """The row that the server was made for, None for template servers."""
-        return _row_id(self.metadata.get(MACHINE_KEY, ""))
+        return row_id(self.metadata.get(MACHINE_KEY, ""))
 
     @property
     def lead_id(self) -> int | None:
         """The row of the machine whose subnode it is, None if it is not a subnode."""
-        return _row_id(self.metadata.get(LEAD_KEY, ""))
+        return row_id(self.metadata.get(LEAD_KEY, ""))
 
     @property
     def hold(self) -> tuple[str, int | None] | None:
         """Why a person holds it and until when (Unix seconds), as it was last marked; None if nobody does."""
-        reason, until = self.metadata.get(HOLD_KEY), _row_id(self.metadata.get(HOLD_UNTIL_KEY, ""))
+        reason, until = self.metadata.get(HOLD_KEY), row_id(self.metadata.get(HOLD_UNTIL_KEY, ""))
         return None if reason is None else (reason, until or None)
 
     @property
     def snapshot_id(self) -> int | None:
         """The snapshot row that the template server was made for."""
-        return _row_id(self.metadata.get(SNAPSHOT_KEY, ""))
+        return row_id(self.metadata.get(SNAPSHOT_KEY, ""))
 
 
 @dataclass(frozen=True)
@@ -569,8 +570,8 @@ class Cloud:
         """Return our keypairs, {name: snapshot row id}."""
         mark = f"devstack-gate-{self.pool}-"
         names = self.compute("list keypairs", lambda: [str(pair.name) for pair in self._nova.keypairs.list()])
-        found = {name: _row_id(name.removeprefix(mark)) for name in names if name.startswith(mark)}
-        return {name: row_id for name, row_id in found.items() if row_id is not None}
+        found = {name: row_id(name.removeprefix(mark)) for name in names if name.startswith(mark)}
+        return {name: number for name, number in found.items() if number is not None}
 
     # --- images ---
 
@@ -639,8 +640,8 @@ class Cloud:
 
     def list_volumes(self) -> list[Volume]:
         """Return the volumes that carry our marks."""
-        return [replace(volume, machine_id=_row_id(volume.metadata.get(MACHINE_KEY, "")),
-                        snapshot_id=_row_id(volume.metadata.get(SNAPSHOT_KEY, "")))
+        return [replace(volume, machine_id=row_id(volume.metadata.get(MACHINE_KEY, "")),
+                        snapshot_id=row_id(volume.metadata.get(SNAPSHOT_KEY, "")))
                 for volume in self.volumes.list_all() if self._is_ours(volume.metadata)]
 
     def delete_volume(self, volume_id: str) -> None:
@@ -713,7 +714,7 @@ def _source(image_id: str, image: Any) -> Source:
 
 
 def _image(image: Any) -> Image:
-    snapshot_id = _row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
+    snapshot_id = row_id(str((image.properties or {}).get(SNAPSHOT_KEY, "")))
     return Image(str(image.id), plain(str(image.name)), plain(str(image.status)).lower(), snapshot_id,
                  unix_time(image.created_at), PROVED_KEY in (image.properties or {}))
 
@@ -734,11 +735,6 @@ def _name_filter(name: str) -> dict[str, str]:
     if ":" not in name and "," not in name:
         return {"name": name}
     return {} if '"' in name else {"name": f'in:"{name}"'}
-
-
-def _row_id(text: str) -> int | None:
-    """Return the row id of a mark, None if somebody wrote something else there."""
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def last_snapshot_id(servers: Iterable[Server], images: Iterable[Image], of_keypairs: Iterable[int]) -> int:

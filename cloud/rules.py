@@ -31,6 +31,11 @@ def plain_metadata(metadata: Any) -> dict[str, str]:
     return {str(key): plain(str(value), METADATA_LENGTH) for key, value in dict(metadata or {}).items()}
 
 
+def row_id(text: str) -> int | None:
+    """Return the row id of a mark; None if somebody wrote something else there, even an id beyond LAST_ID."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
+
+
 def unix_time(text: str | None) -> float:
     """Return OpenStack's UTC time stamp as Unix seconds; a missing one counts as just now."""
     if not text:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import gateprocess
 import jenkinsnodes
@@ -24,6 +25,7 @@ from pool.verdict import Verdict
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, KnownIds, Machine, Provider, Result
 
 UNCLAIMED_SECONDS = 900  # how long a taken machine that no build and no person has is kept
+ALL_SERVERS = "--all-servers"
 NO_IDS = KnownIds(0)
 SERVER, IMAGE, KEYPAIR, FLOATING_IP, VOLUME, NODE = (
     "leaked server", "leaked image", "keypair", "floating IP", "volume", "stray node")
@@ -166,24 +168,25 @@ def why_claimed(machine: Machine, opened: Result | None, build: jenkinsnodes.Bui
     if opened and opened.by_person:
         return "a person was given it"
     goes_on = opened and build and not build.result and not build.ran_elsewhere(str(machine.jenkins_name))
-    return f"{vmdatabase.build_of(opened)} goes on" if opened and goes_on else ""
+    return f"Jenkins does not say that {vmdatabase.build_of(opened)} has ended" if opened and goes_on else ""
 
 
 def moves(
-    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool, claimed: Container[int] = ()
+    rows: Rows, sight: Sight, now: float, unclaimed: Mapping[int, str], all_servers: bool,
+    claimed: Mapping[int, str] = MappingProxyType({}),
 ) -> list[MoveMachine | Leave]:
-    """Return the moves of machines by the rules, and a Leave for each that a person keeps from such a move.
+    """Return the moves of machines by the rules, and a Leave for each that somebody keeps from such a move.
 
-    unclaimed says why nobody has some of them; claimed has the ids of machines that somebody has, though no build runs
-    on their nodes: --all-servers leaves them their 24 hours. Subnodes move with their lead, except those that lost it.
+    unclaimed says why nobody has some of them; claimed says who has machines on whose nodes no build runs:
+    --all-servers leaves them their 24 hours. Subnodes move with their lead, except those that lost it.
     """
     judged = [judge_held(machine, rows)
               or rules.judge(machine, rows.images[machine.base_image_id], rows.provider.boot_timeout, sight, int(now),
                              rows.moved, unclaimed.get(machine.id, ""))
               or judge_group(machine, rows, sight)
-              or (judge_all(machine, sight) if all_servers and machine.id not in claimed else None)
+              or (judge_all(machine, sight, claimed.get(machine.id, "")) if all_servers else None)
               for machine in rows.leads]
-    found = [unless_kept(completed(move, sight), sight, now) for move in judged if move]
+    found = [one if isinstance(one, Leave) else unless_kept(completed(one, sight), sight, now) for one in judged if one]
     going = {move.machine.id for move in found if isinstance(move, MoveMachine)}
     strays = [MoveMachine(member, DELETE, why) for member in rows.machines if member.lead_id is not None
               and (why := stray(member, rows, sight, going))]
@@ -191,10 +194,21 @@ def moves(
     return found + strays + ([] if all_servers else moves_for_room(rows, staying, sight, now))
 
 
-def judge_all(lead: Machine, sight: Sight) -> MoveMachine | None:
-    """Return the move of a lead that --all-servers demands; None if it is held, over already, or may run a build."""
-    goes = lead.external_id and lead.state in (READY, USED, BUILDING) and not sight.builds(lead)
-    return MoveMachine(lead, DELETE, "--all-servers") if goes else None
+def judge_all(lead: Machine, sight: Sight, claim: str) -> MoveMachine | Leave | None:
+    """Return the move of a lead that --all-servers demands, or Leave if somebody has it, as claim says.
+
+    Return None if it is held, over already, or may run a build.
+    """
+    if not lead.external_id or lead.state not in (READY, USED, BUILDING) or sight.builds(lead):
+        return None
+    if claim:
+        return Leave(f"{left_words(lead, claim, ALL_SERVERS)}; if it may go all the same, hold it and unhold it")
+    return MoveMachine(lead, DELETE, ALL_SERVERS)
+
+
+def left_words(machine: Machine, kept: str, going: str) -> str:
+    """Return in words why a machine is left, and why it should go."""
+    return f"{machine.name}: {kept}; so it is left, although it should go: {going}"
 
 
 def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Leave:
@@ -207,7 +221,7 @@ def unless_kept(move: MoveMachine, sight: Sight, now: float) -> MoveMachine | Le
     lost = machine.external_id in sight.gone or sight.lost_mark(machine)
     if lost or machine.state != READY or move.target not in (DELETE, ERROR) or not use or use.state != HOLD:
         return move
-    return Leave(f"{machine.name}: {use.why}; so it is left, although it should go: {move.why}")
+    return Leave(left_words(machine, use.why, move.why))
 
 
 def judge_held(lead: Machine, rows: Rows) -> MoveMachine | None:
@@ -349,13 +363,15 @@ def deletions(rows: Rows, sight: Sight, now: float, all_servers: bool) -> list[A
 def why_left(server: nova.Server, rows: Rows, sight: Sight, now: float, all_servers: bool) -> str:
     """Return why a server without a row is not a leak; empty if it is one."""
     template = rows.snapshots.get(server.snapshot_id or 0)
-    if template and template.keep_until:
-        return ""  # a template server whose hours are over; here vm.db is right, not the server's marks
     number = server.machine_id
     node = None if number is None or number in rows.server_ids else sight.nodes_by_id.get(number)
-    if use := rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None):
+    use = rules.use_of(server, node, now) or (use_with_lead(server, rows, sight, now) if server.lead_id else None)
+    if use and not (template and template.keep_until):  # its hours are over, by vm.db, which is right here
         return use.why
-    own_name = number is None or server.name.endswith(f"-{rows.provider.name}-{number}")
+    if number is not None:
+        own_name = server.name.endswith(f"-{rows.provider.name}-{number}")
+    else:
+        own_name = server.name == template.name if template else bool(nova.TEMPLATE_NAME.search(server.name))
     if not own_name and not all_servers:
         return f"it was renamed or copied by a person; its metadata {nova.POOL_KEY} makes it ours"
     return ""
@@ -434,22 +450,30 @@ def leftovers(
 
 
 def stray_nodes(
-    rows: Rows, sight: Sight, names: Container[str], providers: Iterable[str], now: float
+    rows: Rows, sight: Sight, names: Container[str], providers: Collection[str], now: float
 ) -> list[Delete | Leave]:
     """Return the nodes that carry this pool's UUID but have no machine; names: those of all machines.
 
-    A node under a name that the pool does not give is a person's, such as a copy, and is left. A node with an existing
-    server goes or stays with the server; one of another provider is left to that provider's reap. One in use stays
-    while vm.db does not know its id: a list of servers may have left its server out.
+    A node under a name that the pool never gave is a person's, such as a copy, and is left. A node with an existing
+    server goes or stays with the server. One in use stays while vm.db does not know its id: a list of servers may have
+    left its server out. Each node is left to the reap of one provider, see reaper_of.
     """
+    def is_ours(node: jenkinsnodes.Node) -> bool:
+        return reaper_of(node.name, providers) == rows.provider.name
+
     found: list[Delete | Leave] = [
         Leave(f"node {node.name} carries our {nova.POOL_KEY}, but its name is not one of our image types and "
               "providers, so it is left; if a person made it, clear its description")
-        for node in sight.strangers if node.name not in names]
+        for node in sight.strangers if node.name not in names and is_ours(node)]
     for number, node in sight.nodes_by_id.items():
-        named = [name for name in providers if node.name.endswith(f"-{name}-{number}")]
-        theirs = max(named, key=len, default="") != rows.provider.name
         kept = not rows.machine_ids.knows(number) and node.idle and rules.use_of(None, node, now)
-        if not (theirs or kept or node.name in names or node in sight.strangers or number in sight.by_machine):
+        if is_ours(node) and not (
+                kept or node.name in names or node in sight.strangers or number in sight.by_machine):
             found.append(Delete(NODE, node.name, node))
     return [*found, *(Delete(NODE, node.name, node) for node in sight.misplaced)]
+
+
+def reaper_of(node: str, providers: Collection[str]) -> str:
+    """Return the provider whose reap sees to a node without a machine: the one in its name, or else the first."""
+    return max((name for name in providers if re.search(f"-{re.escape(name)}-[0-9]+$", node)), key=len,
+               default=min(providers))

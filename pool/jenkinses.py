@@ -16,7 +16,7 @@ from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import BUILDING, READY, Machine
 
 # The name of a machine, whatever prefix, image types and providers there were when it was made.
-MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,18})")
+MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,15})")
 
 
 class Seen(NamedTuple):
@@ -127,18 +127,19 @@ class Jenkinses:
         return Seen(found, silent, misplaced)
 
     def marked(self, nodes: Mapping[str, Node]) -> tuple[list[Node], list[Node]]:
-        """Return the nodes that carry this pool's mark: those with a name that the pool gives, and all others.
+        """Return the nodes that carry this pool's mark: those with a name that the pool gives or gave, and all others.
 
-        The mark is in a node's description, which also a copy has that a person makes in Jenkins.
+        The mark is in a node's description, which also a copy has that a person makes in Jenkins. Names of image types
+        and providers that are no longer in the providers file are known from the history.
         """
         given = {f"{gateconfig.name_prefix()}devstack-{image}-{provider}"
                  for image, provider in vmdatabase.image_types()}
-        own: list[Node] = []
-        others: list[Node] = []
-        for node in [node for node in nodes.values() if next(iter(self)).is_marked(node)]:
-            is_given = MACHINE_NAME.fullmatch(node.name) and node.name.rpartition("-")[0] in given
-            (own if is_given else others).append(node)
-        return own, others
+        marked = [node for node in nodes.values() if next(iter(self)).is_marked(node)]
+        doubted = [node for node in marked
+                   if not MACHINE_NAME.fullmatch(node.name) or node.name.rpartition("-")[0] not in given]
+        others = {node.name for node in doubted} - vmdatabase.names_in_history([node.name for node in doubted])
+        return [node for node in marked if node.name not in others], [
+            node for node in doubted if node.name in others]
 
     def clock_ahead(self) -> float | None:
         """Return how many seconds our clock is ahead of theirs, at least; None if no Jenkins has sent its time."""

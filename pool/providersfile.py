@@ -442,7 +442,8 @@ def load(providers: Sequence[Mapping[str, Any]], labels: Sequence[Mapping[str, A
     """Make provider, base_image and label equal to what a file says; return one line for each change.
 
     A row that is no longer in the file is deleted if it has neither machines nor snapshots; otherwise it is drained:
-    launch makes no more machines for it, and reap removes the rest.
+    launch makes no more machines for it, and reap removes the rest. A provider at which scripts were at work is drained
+    in any case: only reap sees whether its cloud still has anything of the pool.
     """
     changes: list[str] = []
     for wanted in providers:

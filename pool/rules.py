@@ -10,7 +10,6 @@ import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import gateprocess
 import jenkinsnodes
 import vmdatabase
 from cloud import nova
@@ -148,7 +147,7 @@ def use_of(server: nova.Server | None, node: jenkinsnodes.Node | None, now: floa
         return Use(USED, said or "a build runs there")
     if node.spent and said not in jenkinsnodes.GIVEN_UP:
         return Use(USED, said or "its node has lost its label")
-    offline = f"its node is offline in Jenkins: {gateprocess.plain(node.reason)}"
+    offline = f"its node is offline in Jenkins: {node.told_cause or 'without a reason'}"
     return Use(HOLD, offline) if node.by_person and not node.spent else None
 
 

@@ -202,9 +202,11 @@ class Look:
         servers = {server.id: server for server in of_pool if self.cloud.is_own(server)}
         seen = self.see_nodes()
         self.see_clock()
-        owners = vmdatabase.provider_names_at(*self.cloud.place)
-        unowned = [server for server in of_pool
-                   if server.id not in servers and server.metadata.get(nova.PROVIDER_KEY) not in owners]
+        place = self.cloud.place
+        owners = vmdatabase.provider_names_at(*place)
+        tells = min([self.provider.name, *vmdatabase.provider_names_at(*place, known=True)]) == self.provider.name
+        unowned = [server for server in of_pool if tells and server.id not in servers
+                   and server.metadata.get(nova.PROVIDER_KEY) not in owners]
         sight = Sight(servers, frozenset(), True, None, frozenset(), listed_at=listed_at, images=images,
                       keypairs=keypairs, floating_ips=floating_ips, volumes=volumes, unowned=unowned)
         if seen is None:
@@ -318,12 +320,17 @@ class Look:
         found = self.answer(lambda: self.cloud.shows(server_id))
         return found is not False
 
+    def own_server(self, server_id: str) -> nova.Server | None:
+        """Return a server if the cloud, asked for it, shows it with our marks."""
+        try:
+            server = self.cloud.get_server(server_id)
+        except nova.GoneError:
+            return None
+        return server if self.cloud.is_own(server) else None
+
     def has_own(self, server_id: str) -> bool:
         """Return whether the cloud, asked for a server, shows it with our marks."""
-        try:
-            return self.cloud.is_own(self.cloud.get_server(server_id))
-        except nova.GoneError:
-            return False
+        return self.own_server(server_id) is not None
 
     def see_dead_nodes(
         self, machines: Sequence[Machine], nodes: Mapping[str, jenkinsnodes.Node] | None

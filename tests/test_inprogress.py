@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
+import requests
 
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
@@ -615,6 +616,18 @@ def test_a_person_gets_a_machine_whose_node_is_online_or_is_told_that_none_is(bu
     assert (first.stdout, second.stdout) == (f"{alive} jenkins@127.0.0.59\n", f"{dead} jenkins@127.0.0.58\n")
     assert "offline" not in first.stderr
     assert re.search(rf"node={dead} its node is offline \(.+\), and there is none that is online", second.stderr)
+
+
+def test_a_person_does_not_get_a_machine_whose_node_another_person_has_disconnected(
+        busy: Pool, machine: Take) -> None:
+    name = machine()
+    assert busy.jenkins
+    requests.post(f"{busy.jenkins.url}computer/{name}/doDisconnect", data={"offlineMessage": "anna looks at it"},
+                  auth=(busy.jenkins.user, busy.jenkins.token), timeout=30)
+
+    result = busy.run(INPROGRESS, "--image", "noble", expect=1)
+
+    assert (result.stdout, busy.machines()[name]) == ("", "READY")
 
 
 def test_a_person_may_choose_the_provider(busy: Pool, machine: Take) -> None:

@@ -205,8 +205,10 @@ DISK = {"barred": "hudson.node_monitors.DiskSpaceMonitorDescriptor$DiskSpace", "
 STATES: dict[str, tuple[Callable[[StandIn], object], dict[str, Any], str]] = {
     "online": (lambda _: None, {"offline": False, "cause": ""}, "here"),
     "disabled": (lambda stand_in: toggle(stand_in, "held"),
-                 {"offline": True, "temporarily_offline": True, "cause": "UserCause", "reason": "held"}, "here"),
-    "disconnected": (disconnect, {"offline": True, "cause": "UserCause"}, "here"),
+                 {"offline": True, "temporarily_offline": True, "cause": "UserCause", "reason": "held",
+                  "cause_text": "Disconnected by admin : held"}, "here"),
+    "disconnected": (disconnect, {"offline": True, "cause": "UserCause", "cause_text": "Disconnected by admin"},
+                     "here"),
     "died": (lambda stand_in: stand_in.node("n1", die=True), {"offline": True, "cause": "ChannelTermination"}, "gone"),
     "disk full": (lambda stand_in: stand_in.node("n1", **DISK),
                   {"offline": True, "temporarily_offline": True, "cause": "DiskSpace"}, "barred"),

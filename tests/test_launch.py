@@ -888,6 +888,21 @@ def test_after_machines_that_jenkins_took_offline_each_next_one_waits_for_the_ag
     assert pool.sql("SELECT deaths FROM base_image") == [(0,)]
 
 
+def test_ready_machines_whose_nodes_scripts_took_out_of_service_do_not_count_as_ready(pool: Pool) -> None:
+    """As after a moment in which vm.db did not answer; reap replaces them."""
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.fill()
+    names = list(pool.machines())
+    for name in names:
+        pool.run("devstack-vm-inprogress.py", name, expect=2, DEVSTACK_GATE_DB=str(pool.folder / "away" / "vm.db"))
+
+    dry = pool.run(LAUNCH, "one", expect=1)
+
+    assert dry.stdout == "one noble: 0 of 2 ready, 2 lost to Jenkins\n"
+    assert re.search(f"no build can run on {', '.join(names)}: our scripts took it out of service: "
+                     r"Disconnected by \S+ : vm.db did not answer; log: \S+/log\n", dry.stderr)
+
+
 def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=2)]))
     pool.fill()
@@ -895,14 +910,14 @@ def test_ready_machines_that_a_person_took_offline_are_named_and_not_counted(poo
     assert pool.jenkins
     said = "2 ready machines are taken offline in Jenkins by a person, and serve no build: "
 
-    pool.jenkins.node(first, temporarilyOffline=True, message="anna: bug 7")
-    some = pool.run(LAUNCH, "one", expect=0)
-    pool.jenkins.node(second, temporarilyOffline=True)
+    pool.jenkins.node(first, temporarilyOffline=True, message="bug 7", user="anna")
+    some = pool.run(LAUNCH, "one", expect=1)
+    pool.jenkins.node(second, temporarilyOffline=True, user="bert")
     none = pool.run(LAUNCH, "one", expect=1)
 
     assert some.stdout == "one noble: 1 of 2 ready, 1 offline by a person\n"
     assert none.stdout == "one noble: 0 of 2 ready, 2 offline by a person\n"
-    assert re.search(rf"{said}{first} \(anna: bug 7\), {second} \(.+\)\n", none.stderr)
+    assert f"{said}{first} (Disconnected by anna : bug 7), {second} (Disconnected by bert)\n" in none.stderr
     assert list(pool.machines()) == [first, second]
 
 

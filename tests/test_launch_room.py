@@ -1,10 +1,12 @@
 """devstack-vm-launch.py if a cloud has no more of something, or is slow: addresses, zones, hosts, volumes."""
 
+import re
 import time
 from typing import Any
 
 import pytest
 
+from tests.conftest import MakePool
 from tests.support.pool import NO_APT, Pool, await_that, image, provider
 
 LAUNCH, REAP = "devstack-vm-launch.py", "devstack-vm-reap.py"
@@ -242,6 +244,27 @@ def on_volume(name: str = "noble", **keys: Any) -> dict[str, Any]:
 def volumes(pool: Pool) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = pool.pocket_look()["volumes"]
     return found
+
+
+def test_while_volumes_are_stuck_one_machine_is_tried_at_a_time_until_one_is_ready(make_pool: MakePool) -> None:
+    """Block storage that makes no volumes would leave as many behind in each run as machines are missing."""
+    pool = seeded(make_pool(), provider(boot_timeout=2, images=[on_volume(min_ready=3)]))
+    pool.knobs(volume_seconds=9999)
+    pool.run(LAUNCH, "one", expect=1)
+    assert pool.pocket
+    pool.pocket.age("pocket-a", 3600)
+
+    short = pool.run(LAUNCH, "one", expect=1)
+    made = len(volumes(pool))
+    pool.knobs(volume_seconds=0)
+    pool.load(provider(images=[on_volume(min_ready=3)]))
+    full = pool.run(LAUNCH, "one", expect=0)
+
+    assert (made, short.stderr.count("asking for a server")) == (3 + 1, 1)
+    assert re.search(r"there are stuck volumes of nobody, see devstack-vm-reap.py: (devstack-noble-one-[123] "
+                     r"\(creating\),? ?){3}; only one machine with a volume is tried", short.stderr)
+    assert re.findall(r"(asking|registered)", full.stderr)[:3] == ["asking", "registered", "asking"]
+    assert list(pool.machines().values()) == ["READY"] * 3
 
 
 def test_servers_boot_from_volumes_where_no_flavor_has_a_disk(pool: Pool) -> None:

@@ -402,7 +402,7 @@ def test_a_server_without_a_row_is_left_its_grace_and_a_template_of_an_ended_bui
     pool.sql("INSERT INTO snapshot_image (id, base_image_id, name, version, state, state_time) "
              "VALUES (5, 1, 'failed', 1, 'ERROR', 1)")
     pool.boot("young", pool.marks(machine=99))
-    pool.boot("template", pool.marks(snapshot=5))
+    pool.boot("failed", pool.marks(snapshot=5))
 
     pool.run(REAP, "one", expect=0)
 
@@ -540,6 +540,86 @@ def test_a_copy_that_a_person_made_of_a_node_is_left_and_told_and_tells_nothing_
         ["devstack-noble-one-2"], sorted([name, "devstack-noble-one-2"]))
 
 
+def test_nodes_of_image_types_and_providers_that_are_no_more_go_once_their_machines_are_gone(pool: Pool) -> None:
+    """Such a node remains if Jenkins fails while launch takes back the node of a machine that reap has deleted."""
+    at_two: dict[str, Any] = {"provider": "two", "cloud": "pocket-b"}
+    loaded(pool, provider(images=[image(min_ready=0), image("old", min_ready=0)]), provider("two", "pocket-b"))
+    names = [pool.add_machine("DELETE", image="old"), pool.add_machine("DELETE", **at_two)]
+    pool.load(provider(images=[image(min_ready=0)]))
+    pool.run(REAP, "all", expect=0)
+    for name in names:
+        pool.add_node(name, "devstack-noble", "127.0.0.77")
+
+    result = pool.run(REAP, "all", expect=0)
+
+    assert (result.stdout, pool.nodes()) == ("one: deleted 2 stray nodes\n", {})
+
+
+def test_nodes_and_servers_of_no_provider_are_reported_once_for_all(pool: Pool) -> None:
+    loaded(pool, *(provider(name, "pocket-b", images=[image(min_ready=0)]) for name in ("two", "three")), provider())
+    pool.run(REAP, "all", expect=0)
+    pool.add_node("arm-builder", "arm", "127.0.0.77")
+    pool.boot("annas", pool.marks("nobody"), "pocket-b")
+
+    result = pool.run(REAP, "all", expect=1)
+
+    assert sorted(result.stdout.splitlines()) == [
+        "one: deleted nothing; 1 left for the next run", "three: deleted nothing; 1 left for the next run",
+        "two: deleted nothing"]
+    assert sorted(re.findall(r"provider=(\S+) (node arm-builder|server annas)", result.stderr)) == [
+        ("one", "node arm-builder"), ("three", "server annas")]
+
+
+def test_ids_beyond_those_that_a_pool_gives_are_left_and_tell_nothing_of_ids(pool: Pool) -> None:
+    """With a higher one, names would have more digits than a machine's, and no later one would be recognized."""
+    loaded(pool, provider(images=[image(min_ready=1)]))
+    pool.seed_snapshots()
+    number, name = 10**15, f"devstack-noble-one-{10**15 + 1}"
+    pool.boot("annas", pool.marks(machine=number))
+    pool.add_node(name, "devstack-noble", "127.0.0.77")
+
+    result = pool.run(REAP, "one", expect=1)
+    pool.run("devstack-vm-launch.py", "one", expect=0)
+
+    assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
+    assert f"node {name} carries our devstack-gate-pool, but its name is not one of our image types" in result.stderr
+    assert (list(pool.machines()), pool.server_names()) == (["devstack-noble-one-1"], ["annas", "devstack-noble-one-1"])
+
+
+def test_a_drained_provider_stays_until_nothing_of_it_is_left(pool: Pool) -> None:
+    """Nova leaves the volume of a deleted server behind if Cinder fails; its status tells that only a little later."""
+    on_volume = image(boot_from_volume=True, volume_size=4, min_ready=1)
+    loaded(pool, provider("two", "pocket-b"), provider(images=[on_volume]))
+    pool.seed_snapshots()
+    pool.fill()
+    pool.knobs(volumes_stay=True)
+    pool.load(provider("two", "pocket-b"))
+
+    results = [pool.run(REAP, "one").stdout]
+    pool.load(provider("two", "pocket-b"))
+    results += [pool.run(REAP, "one").stdout for _ in range(2)]
+
+    assert results[0].startswith("one: deleted 1 machine, 1 snapshot")
+    assert results[1:] == ["one: deleted 1 volume\n", "one: deleted nothing\n"]
+    assert pool.sql("SELECT name FROM provider") == [("two",)]
+
+
+def test_a_drained_provider_stays_while_a_server_that_a_person_renamed_is_there(pool: Pool) -> None:
+    loaded(pool, provider("two", "pocket-b"), provider())
+    pool.boot("annas", pool.marks(snapshot=7))
+    pool.add_machine("DELETE")
+    pool.load(provider("two", "pocket-b"))
+    assert pool.pocket
+    pool.pocket.age("pocket-a", HOUR)
+
+    kept = [pool.run(REAP, "one", expect=1).stdout for _ in range(2)]
+    pool.pocket_server("annas", vanish=True)
+    pool.run(REAP, "one", expect=0)
+
+    assert kept == [f"one: deleted {what}; 1 left for the next run\n" for what in ("1 machine", "nothing")]
+    assert pool.sql("SELECT name FROM provider") == [("two",)]
+
+
 def test_a_stray_node_that_builds_is_left_for_the_next_run(pool: Pool) -> None:
     loaded(pool)
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
@@ -588,7 +668,7 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     until = pool.column(held_one, "hold_until")
     pool.run("devstack-vm-inprogress.py", taken, expect=0)
     assert pool.jenkins
-    pool.jenkins.node(offline, temporarilyOffline=True, message="anna looks")
+    pool.jenkins.node(offline, temporarilyOffline=True, message="bug 2", user="anna")
     restore(pool)
 
     result = pool.run(REAP, "one", expect=1)
@@ -596,7 +676,7 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     assert pool.server_names() == [built, held_one, taken, offline, ready]
     assert pool.machines() == {built: "USED", held_one: "HOLD", taken: "USED", offline: "HOLD"}
     assert [pool.column(held_one, name) for name in ("hold_reason", "hold_until")] == ["bug 1", until]
-    assert pool.column(offline, "hold_reason") == "its node is offline in Jenkins: anna looks"
+    assert pool.column(offline, "hold_reason") == "its node is offline in Jenkins: Disconnected by anna : bug 2"
     assert pool.sql("SELECT node_name, jenkins_job_name, jenkins_build_number FROM result ORDER BY node_name") == [
         (built, "gate-restored", number), (taken, None, None)]
     assert all(f"{name}: vm.db did not know that it is" in result.stderr for name in (built, held_one, taken, offline))
@@ -1039,14 +1119,14 @@ def test_a_ready_machine_whose_node_a_person_took_offline_stays_and_is_told(
     loaded(pool, provider(images=[image("noble", **(kept or {})), image("trusty")]))
     name = pool.add_machine("READY", age=2 * HOUR)
     assert pool.jenkins
-    pool.jenkins.node(name, temporarilyOffline=True, message="anna looks")
+    pool.jenkins.node(name, temporarilyOffline=True, user="anna")
     if kept is None:
         pool.load(provider(images=[image("trusty")]))
 
     result = pool.run(REAP, "one", *options, expect=1)
 
-    assert f"{name}: its node is offline in Jenkins: anna looks; so it is left, although it should go: {why}\n" \
-        in result.stderr
+    assert f"{name}: its node is offline in Jenkins: Disconnected by anna; so it is left, although it should go: " \
+        f"{why}\n" in result.stderr
     assert result.stdout == "one: deleted nothing; 1 left for the next run\n"
     assert (pool.machines(), pool.server_names(), list(pool.nodes())) == ({name: "READY"}, [name], [name])
 
@@ -1220,6 +1300,20 @@ def test_a_kept_template_goes_when_its_hours_are_over(pool: Pool) -> None:
     assert pool.pocket_look()["floating_ips"] == []
 
 
+def test_a_kept_template_whose_server_a_person_renamed_stays_and_is_told(pool: Pool) -> None:
+    add_kept_template(loaded(pool), time.time() - 1)
+    (server,) = pool.servers()
+    pool.client().compute.update_server(server["id"], name="annas")
+
+    result = pool.run(REAP, "one", expect=1)
+
+    assert (pool.server_names(), pool.sql("SELECT id FROM snapshot_image")) == (["annas"], [(5,)])
+    assert result.stderr.count(f"server annas {server['id']} has no row in vm.db and is left: it was renamed or copied "
+                               "by a person; its metadata devstack-gate-pool makes it ours") == 1
+    pool.run(REAP, "one", "--all-servers", expect=0)
+    assert (pool.server_names(), pool.sql("SELECT id FROM snapshot_image")) == ([], [])
+
+
 def test_a_kept_template_of_an_image_that_left_the_providers_file_stays_its_hours(pool: Pool) -> None:
     loaded(pool, provider(images=[image("noble"), image("trusty")]))
     add_kept_template(pool, time.time() + HOUR)
@@ -1289,10 +1383,12 @@ def test_all_servers_leaves_a_person_the_machine_for_24_hours_and_says_so(pool: 
     pool.sql("INSERT INTO result (base_image_id, machine_id, by_person) SELECT base_image_id, id, 1 FROM machine "
              "WHERE name != ?", used)
 
-    result = pool.run(REAP, "one", "--all-servers", expect=0)
+    result = pool.run(REAP, "one", "--all-servers", expect=1)
 
     assert (pool.machines(), pool.server_names()) == ({given: "USED"}, [given])
-    assert re.findall(r"node=(\S+) left by --all-servers: ([^;]*)", result.stderr) == [(given, "a person was given it")]
+    assert re.findall(r"WARNING provider=one (.*)", result.stderr) == [
+        f"{given}: a person was given it; so it is left, although it should go: --all-servers; if it may go all the "
+        "same, hold it and unhold it"]
     assert over not in pool.nodes()
 
 

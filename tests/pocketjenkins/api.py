@@ -6,7 +6,7 @@ from typing import Any
 from tests.pocketjenkins.actions import causes_of, definitions_of, parameters_of, tests_of
 from tests.pocketjenkins.builds import Build, Item, Job
 from tests.pocketjenkins.model import MASTER, Model
-from tests.pocketjenkins.nodes import JNLP_LAUNCHER, Node
+from tests.pocketjenkins.nodes import JNLP_LAUNCHER, USER_CAUSE, Node, OfflineCause
 from tests.pocketjenkins.pages import quoted
 from tests.pocketjenkins.tree import Export, Inline
 
@@ -164,7 +164,7 @@ class Api:
                 "monitorData": dict(NO_MONITOR_DATA) if self.full else {},
                 "numExecutors": node.config.executors,
                 "offline": node.offline,
-                "offlineCause": {"_class": node.cause.kind} if node.cause else None,
+                "offlineCause": _cause(node.cause) if node.cause else None,
                 "offlineCauseReason": node.cause.reason if node.cause else "",
                 "oneOffExecutors": [],
                 "temporarilyOffline": node.temporarily_offline,
@@ -347,6 +347,12 @@ def _icon(node: Node) -> str:
     if node.temporarily_offline:
         return "computer-user-offline"
     return "computer" if node.online else "computer-x"
+
+
+def _cause(cause: OfflineCause) -> Export:
+    """A person's cause has a description, as in the sources of the real one."""
+    text = {"description": cause.description} if cause.kind == USER_CAUSE else {}
+    return Export({"_class": cause.kind}, lambda: text)
 
 
 def _executor(number: int, build: Export | None) -> Export:

@@ -139,7 +139,8 @@ class Control:
 
         barred: the class of the cause for which Jenkins itself takes the node offline; message: the reason it gives.
         """
-        if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "barred", "message", "launch"}:
+        if unknown := value.keys() - {"die", "connect", "label", "temporarilyOffline", "barred", "message", "user",
+                                     "launch"}:
             raise ControlError(f"nothing to do with a node: {', '.join(sorted(unknown))}")
         model = self.model
         if "connect" in value:
@@ -147,7 +148,7 @@ class Control:
         if "label" in value:
             node.config.label = value["label"]
         if value.get("temporarilyOffline", node.temporarily_offline) != node.temporarily_offline:
-            model.toggle_offline(node, value.get("message", ""))
+            model.toggle_offline(node, value.get("message", ""), value.get("user"))
         if "barred" in value:
             model.bar(node, value["barred"], value.get("message", ""))
         if value.get("die"):

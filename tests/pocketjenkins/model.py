@@ -116,10 +116,10 @@ class Model:
             self._cut(node, "disconnected")
             self._fail_builds(node, _channel_closed(node.name), at_once=True)
 
-    def toggle_offline(self, node: Node, message: str) -> None:
+    def toggle_offline(self, node: Node, message: str, user: str | None = None) -> None:
         with self.lock:
             node.temporarily_offline, node.kept = not node.temporarily_offline, None
-            node.cause = OfflineCause(USER_CAUSE, message.strip()) if node.temporarily_offline else None
+            node.cause = OfflineCause(USER_CAUSE, message.strip(), user) if node.temporarily_offline else None
         self.kick()
 
     def bar(self, node: Node, kind: str, reason: str) -> None:
@@ -128,16 +128,16 @@ class Model:
             node.temporarily_offline = True
             node.cause = OfflineCause(kind, reason)
 
-    def change_offline_cause(self, node: Node, message: str) -> None:
+    def change_offline_cause(self, node: Node, message: str, user: str | None = None) -> None:
         """Mark a node offline, whatever its state; the real one was seen to do so, and its sources do since 1.509."""
         with self.lock:
             node.temporarily_offline, node.kept = True, None
-            node.cause = OfflineCause(USER_CAUSE, message.strip())
+            node.cause = OfflineCause(USER_CAUSE, message.strip(), user)
 
-    def disconnect(self, node: Node, message: str) -> None:
+    def disconnect(self, node: Node, message: str, user: str | None = None) -> None:
         with self.lock:
             self._cut(node, "disconnected")
-            node.cause = OfflineCause(USER_CAUSE, message.strip())
+            node.cause = OfflineCause(USER_CAUSE, message.strip(), user)
             self._fail_builds(node, _channel_closed(node.name), at_once=False)
 
     def agent_lost(self, node: Node) -> None:

@@ -72,6 +72,12 @@ class OfflineCause:
 
     kind: str
     reason: str
+    user: str | None = None
+
+    @property
+    def description(self) -> str:
+        """The text of a person's cause, which names the person."""
+        return f"Disconnected by {self.user or 'anonymous'}{self.reason and f' : {self.reason}'}"
 
 
 @dataclass

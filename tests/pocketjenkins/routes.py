@@ -197,21 +197,21 @@ def node_url(request: Request, node: Node) -> str:
 def toggle_offline(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Computer.Disconnect")
     node = site.node(request, names[0])
-    site.model.toggle_offline(node, message_of(request))
+    site.model.toggle_offline(node, message_of(request), request.user)
     return pages.redirect(node_url(request, node))
 
 
 def change_offline_cause(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Computer.Disconnect")
     node = site.node(request, names[0])
-    site.model.change_offline_cause(node, message_of(request))
+    site.model.change_offline_cause(node, message_of(request), request.user)
     return pages.redirect(node_url(request, node))
 
 
 def disconnect(site: Site, request: Request, names: tuple[str, ...]) -> Reply:
     site.require(request, "Computer.Disconnect")
     node = site.node(request, names[0])
-    site.model.disconnect(node, message_of(request))
+    site.model.disconnect(node, message_of(request), request.user)
     return pages.redirect(node_url(request, node))
 
 
