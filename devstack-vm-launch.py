@@ -932,8 +932,9 @@ class Launch:
             awaited, lost, offline = (agents[image.id, state] for state in (AWAITED, LOST, OFFLINE))
             ready, building = counts[image.id, READY] - awaited - lost - offline, counts[image.id, BUILDING]
             room = self.rooms.get(image.id)
-            missing = ready + awaited + building < image.min_ready and not self.provider.paused
-            short |= missing or lost > 0 or room is not None
+            usable = ready + awaited + building
+            missing = usable + offline < image.min_ready and not self.provider.paused
+            short |= missing or lost > 0 or room is not None or (offline > 0 and image.min_ready > 0 and not usable)
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
                     "offline by a person": offline, "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
