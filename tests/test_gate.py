@@ -437,6 +437,17 @@ def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node, loss: str) 
     assert run.stdout.splitlines()[-1].startswith("FAIL (3) in check-installed. ")
 
 
+def test_a_post_test_hook_that_replaces_a_tree_or_removes_ours_passes_with_a_word(node: Node) -> None:
+    hook = ("post_test_hook() {{ cd ~; sudo rm -rf $BASE/gate {0}; sudo git clone -q ~/git/sample/adder {0}; }}; "
+            "export -f post_test_hook")
+
+    for tree, words in (("$BASE/new/adder", "PASS (after post_test_hook adder lacks its change)"), ("$BASE/x", "PASS")):
+        run = node.gate(hooks=hook.format(tree), **GOOD)
+
+        assert run.returncode == 0, run.stdout
+        assert run.stdout.splitlines()[-1].partition(". Minutes")[0] == words
+
+
 SETTINGS_FILE = """
 trap 'echo at the end of mine' EXIT
 DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1
