@@ -486,6 +486,9 @@ def test_what_the_jobs_shell_is_set_to_neither_traces_secrets_nor_changes_the_ru
 
     assert run.returncode == 0, run.stdout
     assert run.stdout.partition("devstack-vm-gate-wrap.sh")[2].count("hunter2-canary") == 0
+    node.check("echo 'IFS=,; shopt -s failglob; set -e' > env")
+    run = node.gate(BASH_COMPAT="4.2", BASH_ENV="/home/jenkins/env", FUNCNEST="5", PERL5OPT="-MNo::Such", **GOOD)
+    assert run.returncode == 0, run.stdout
 
 
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:
