@@ -228,12 +228,13 @@ may_be_set() {
 
 run_local() {
     local rights=1
+    local -a root=(as_root)
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
     # The run may change the checkout, or remove it.
     cp -RL -- "$HERE/gate" "$RUN/" || die 1 "$RUN: the scripts cannot be copied there"
     GATE_TOOLS=$RUN/gate
-    as_root true 2> /dev/null || rights=''
+    if ! as_root true 2> /dev/null; then rights='' root=(); fi
     start_clock
     trap 'finish $?' EXIT
     trap 'STOPPED=timeout; exit 124' USR1
@@ -242,9 +243,9 @@ run_local() {
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
     start_watcher
-    # Remove an earlier run's logs, which would be taken for ours.
+    # Remove an earlier run's logs, which would be taken for ours. A hook of it may have put root's files among them.
     if [[ ! ${RE_EXEC:-} ]]; then
-        rm -rf -- "$LOGS" "$LOGS"-uncollected-*
+        "${root[@]}" rm -rf -- "$LOGS" "$LOGS"-uncollected-*
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
         if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi

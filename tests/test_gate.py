@@ -491,6 +491,16 @@ def test_what_the_jobs_shell_is_set_to_neither_traces_secrets_nor_changes_the_ru
     assert run.returncode == 0, run.stdout
 
 
+def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(node: Node) -> None:
+    node.check(f"sudo install -D -m 600 /dev/null {LOGS}/etc/roots; echo 'gitdir: /nowhere' > ~/workspace/.git; "
+               "sudo mkdir -p /opt/stack /mnt/new; sudo ln -s /mnt/new /opt/stack/new")
+
+    run = node.gate(**GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert node.check("stat -L -c %U /opt/stack/new/adder/adder.py") == "stack\n"
+
+
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:
     hooks = 'pre_test_hook() { rm -rf "$WORKSPACE"; }; gate_hook() { return 5; }; export -f pre_test_hook gate_hook'
 
