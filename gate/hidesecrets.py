@@ -588,6 +588,12 @@ def _without_nul(text: bytes) -> bytes:
     return text.translate(None, b"\0") if b"\0" in text else b""
 
 
+def _in_decimals(value: bytes) -> list[bytes]:
+    """Return the digits of a value as lists of bytes have it, and as XML has its characters."""
+    codes = [ord(char) for char in value.decode("utf-8", "surrogateescape")]
+    return ["".join(map(str, numbers)).encode() for numbers in (value, codes)]
+
+
 # How to transform a text, and what is then in it if it holds a value in base64, in hexadecimal or in UTF-16.
 VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, _Written]]]]] = [
     (
@@ -599,7 +605,8 @@ VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, 
     (
         _digits,
         lambda value: [
-            (value.hex().encode(), _Written(value.hex().encode(), rb"[ \t\r\n:,0%x\\&#;-]{0,80}?", re.I, whole=True))
+            (value.hex().encode(), _Written(value.hex().encode(), rb"[ \t\r\n:,0%x\\&#;-]{0,80}?", re.I, whole=True)),
+            *((form, _Written(form, rb"[ \t\r\n,&#;]{0,80}")) for form in dict.fromkeys(_in_decimals(value))),
         ],
     ),
     (_without_nul, lambda value: [(value, _Written(value, rb"\0?"))]),
