@@ -39,8 +39,8 @@ NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
 MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
 # Folders and endings of what says something about a project and is no part of what is run or installed.
-ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests",
-                   "zuul.d"))
+ASIDE = frozenset(("api-ref", "doc", "docs", "examples", "playbooks", "releasenotes", "roles", "samples", "test",
+                   "tests", "zuul.d"))
 PROSE = frozenset((".md", ".rst"))
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
@@ -211,9 +211,14 @@ def name_before(tree: Path, begin: str) -> str | None:
 
 
 def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
-    """Yield the names of the distributions in the folders of a tree that the change touches."""
+    """Yield the names of the distributions in the folders of a tree that the change touches.
+
+    Those of tests and samples do not count: they may have the names of others.
+    """
     folders = {folder for file in files_of(tree, begin, change) for folder in Path(file).parents if folder != Path()}
     for folder in sorted(folders):
+        if not is_part(f"{folder}/setup.py"):
+            continue
         if is_distribution(tree / folder) or (tree / folder / "setup.cfg").is_file():
             yield distribution_name(tree / folder)
 

@@ -430,6 +430,17 @@ def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(s
     assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
 
 
+def test_a_sample_in_a_tree_may_have_the_name_of_another_distribution(site: Site) -> None:
+    other, services = site.tree(), site.environment("data/venv")
+    pip(services, *release(other, site.base / "index"))
+    (other / ".git/gate-change").unlink()
+    tree = site.tree("several", "several")
+    (tree / "examples/app").mkdir(parents=True)
+    (tree / "examples/app/setup.py").write_text("setup(name='sample.lib')\n")
+    change(tree, **{"examples/app/main": "1\n"})
+    assert site.check()[1][0].startswith("several: is installed nowhere: ")
+
+
 def test_a_change_beside_the_distributions_of_a_tree_is_in_those_that_come_from_it(site: Site) -> None:
     tree, services = site.tree("several"), site.environment("data/venv")
     for folder in ("client", "common", "doc"):
