@@ -83,7 +83,8 @@ check_gate_hook() {
 # Fill NOTES with those of devstack-vm-gate.sh, made true for a run with hooks. If they called it and its last call did
 # not pass, that is told, since the hooks may have gone on; what a gate_hook left untested is told if no call has done so.
 # Hooks may run tests, with trees that they name; but if tempest was to run and ran no test, nothing else may have been
-# tested. What a post_test_hook has tested is unknown if it has put other code in the place of the change.
+# tested. A post_test_hook may install what it tests, with tox; if it has put other code in the place of the change, what
+# it has tested is unknown.
 settle_notes() {
     local step name words='s/^tempest ran no test$/no test was run/' hooks="${JOB_FUNCTIONS[*]}"
     step=$(first_words "$BASE/gate/step")
@@ -92,11 +93,14 @@ settle_notes() {
     if [[ $step && $step != "$LAST_STEP" ]]; then NOTES="devstack-vm-gate.sh did not pass: $step"$'\n'$NOTES; fi
     if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then NOTES+=$'\n'$(list_untested "$RUN/installed"); fi
     if [[ ${JOB_FUNCTIONS[post_test_hook]:-} ]]; then
-        NOTES+=$'\n'$({ check_installed || true; } | sed -n 's/^NOT TESTED: \([^:]*\): the change .*/after post_test_hook \1 lacks its change/p')
+        check_installed > "$RUN/after" &
+        wait "$!" || true  # which our traps can interrupt
+        NOTES+=$'\n'$(sed -n 's/^NOT TESTED: \([^:]*\): the change .*/after post_test_hook \1 lacks its change/p' "$RUN/after")
     fi
     if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='/^no test was run$/d'; fi
     for name in "${RUN_PROJECTS[@]##*/}"; do
         if hooks_use "$name" "$hooks"; then words+="; /^${name//./\\.} was not used\$/d"; fi
+        if grep -qs "^${name//./\\.}: .* is installed " "$RUN/after"; then words+="; /^${name//./\\.} was not installed\$/d"; fi
     done
     NOTES=$(sed -E "$words" <<< "$NOTES" | awk 'NF && !seen[$0]++')
 }

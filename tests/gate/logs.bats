@@ -171,6 +171,23 @@ given() {
     [[ $NOTES == 'no test was run' ]]
 }
 
+@test "a post_test_hook may install the change that it tests" {
+    local packages=$BASE/new/neutron/.tox/functional/lib/python3.11/site-packages
+    mkdir -p "$BASE/gate" "$packages"
+    printf '[metadata]\nname = neutron\n' > "$BASE/new/neutron/setup.cfg"
+    git -C "$BASE/new/neutron" init -q
+    git -C "$BASE/new/neutron" add setup.cfg
+    git -C "$BASE/new/neutron" commit -q -m change
+    RUN=$BATS_TEST_TMPDIR RUN_PROJECTS=(openstack/neutron) JOB_FUNCTIONS[post_test_hook]='() { tox -e functional; }'
+    CHANGES=("new/neutron:$(git -C "$BASE/new/neutron" rev-parse HEAD)")
+    printf 'neutron was not installed; nova was not installed' > "$BASE/gate/note"
+    settle_notes
+    [[ $NOTES == $'neutron was not installed\nnova was not installed' ]]
+    printf '%s\n' "$BASE/new/neutron" | tee "$packages/neutron.egg-link" > "$packages/easy-install.pth"
+    settle_notes
+    [[ $NOTES == 'nova was not installed' ]]
+}
+
 @test "a hook that calls our own scripts only has not used a devstack-gate whose change is skipped" {
     mkdir -p "$BASE/gate"
     RUN=$BATS_TEST_TMPDIR RUN_PROJECTS=(x/devstack-gate) SKIP_DEVSTACK_GATE_PROJECT=1
