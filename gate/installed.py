@@ -154,16 +154,18 @@ def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
 
 
 def undone(tree: Path, begin: str, change: str) -> str:
-    """Return words for a file that is as it was before the change, or ''; a file edited since does not count."""
+    """Return words for a file that is that of another commit, such as before the change, or ''; edits do not count."""
     files = files_of(tree, begin, change)
     if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
         return ""
-    done = git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", begin)
-    if done.returncode:
+    options = ("--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z")
+    done, since = (git(tree, "diff", *options, commit) for commit in (begin, "HEAD"))
+    if done.returncode or since.returncode:
         return ""
-    differing = done.stdout.split("\0")
-    gone = next((name for name in files if name not in differing), "")
-    return f"the change {change[:10]} is undone in {tree}: {gone} is as it was before" if gone else ""
+    differing, edited = (said.stdout.split("\0") for said in (done, since))
+    gone = next((name for name in files
+                 if name not in differing or (name in edited and is_known(tree / name, tree))), "")
+    return f"the change {change[:10]} is undone in {tree}: {gone} is that of another commit" if gone else ""
 
 
 def lost(tree: Path, change: str) -> str:
