@@ -33,8 +33,9 @@ WATCHER=''   # process that watches the clock, and us
 DECIDED=(PROJECTS DEVSTACK_GATE_PROJECTS DEVSTACK_GATE_PROJECTS_OVERRIDE BRANCH_OVERRIDE GIT_BASE DEVSTACK_GATE_GRENADE
     GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT)
 NOT_TRIED=75   # the status by which a hook says that the test could not be tried
-NO_TEST='^no test|^tempest ran no test|^devstack-vm-gate\.sh did not' # notes without which PASS would mislead most
+NO_TEST='^no test|^tempest ran no test|^devstack-vm-gate\.sh did not|^after post_test_hook' # notes without which PASS would mislead most
 KIND_HINT=''   # infrastructure, if a hook said so
+NOTES=''       # lines on a run that passed: what was not tested
 
 # --- settings, before anything is touched ---
 
@@ -59,7 +60,7 @@ check_environment() {
 run_gate() {
     if [[ ${JOB_FUNCTIONS[gate_hook]:-} ]]; then
         run_hook gate_hook || return
-        run_phase check-installed "$LOGS/check-installed.txt" check_installed
+        run_phase check-installed "$LOGS/check-installed.txt" check_gate_hook
     else
         run_phase devstack-vm-gate.sh "$LOGS/devstack-vm-gate.txt" run_devstack_gate
     fi
@@ -72,24 +73,36 @@ run_devstack_gate() {
 
 # Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
-    as_root python3 -I "$BASE/gate/gate/installed.py" "${CHANGES[@]/#/--change=}" "$BASE" | tee -- "$RUN/installed"
+    as_root python3 -I "$GATE_TOOLS/installed.py" "${CHANGES[@]/#/--change=}" "$BASE"
 }
 
-# Make the notes of devstack-vm-gate.sh true for a run with hooks. If they called it and its last call did not pass, that
-# is told, since the hooks may have gone on; what a gate_hook left untested is told if no call has done so. Hooks may run
-# tests, with trees that they name; but if tempest was to run and ran no test, nothing else may have been tested.
+check_gate_hook() {
+    check_installed | tee -- "$RUN/installed"
+}
+
+# Fill NOTES with those of devstack-vm-gate.sh, made true for a run with hooks. If they called it and its last call did
+# not pass, that is told, since the hooks may have gone on; what a gate_hook left untested is told if no call has done so.
+# Hooks may run tests, with trees that they name; but if tempest was to run and ran no test, nothing else may have been
+# tested. A post_test_hook may install what it tests, with tox; if it has put other code in the place of the change, what
+# it has tested is unknown.
 settle_notes() {
-    local step notes name words='s/^tempest ran no test$/no test was run/' hooks="${JOB_FUNCTIONS[*]}"
+    local step name words='s/^tempest ran no test$/no test was run/' hooks="${JOB_FUNCTIONS[*]}"
     step=$(first_words "$BASE/gate/step")
-    notes=$(sed 's/; /\n/g' -- "$BASE/gate/note")
-    if [[ $step && $step != "$LAST_STEP" ]]; then notes="devstack-vm-gate.sh did not pass: $step"$'\n'$notes; fi
-    if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then notes+=$'\n'$(list_untested "$RUN/installed"); fi
+    NOTES=$(first_words "$BASE/gate/note" 30000)
+    NOTES=${NOTES//; /$'\n'}
+    if [[ $step && $step != "$LAST_STEP" ]]; then NOTES="devstack-vm-gate.sh did not pass: $step"$'\n'$NOTES; fi
+    if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then NOTES+=$'\n'$(list_untested "$RUN/installed"); fi
+    if [[ ${JOB_FUNCTIONS[post_test_hook]:-} ]]; then
+        check_installed > "$RUN/after" &
+        wait "$!" || true  # which our traps can interrupt
+        NOTES+=$'\n'$(sed -n 's/^NOT TESTED: \([^:]*\): the change .*/after post_test_hook \1 lacks its change/p' "$RUN/after")
+    fi
     if [[ ${JOB_FUNCTIONS[gate_hook]:-}${JOB_FUNCTIONS[post_test_hook]:-} ]]; then words='/^no test was run$/d'; fi
     for name in "${RUN_PROJECTS[@]##*/}"; do
         if hooks_use "$name" "$hooks"; then words+="; /^${name//./\\.} was not used\$/d"; fi
+        if grep -qs "^${name//./\\.}: .* is installed " "$RUN/after"; then words+="; /^${name//./\\.} was not installed\$/d"; fi
     done
-    notes=$(sed -E "$words" <<< "$notes" | awk 'NF && !seen[$0]++')
-    printf '%s' "${notes//$'\n'/; }" | as_root tee "$BASE/gate/note" > /dev/null
+    NOTES=$(sed -E "$words" <<< "$NOTES" | awk 'NF && !seen[$0]++')
 }
 
 # hooks_use NAME CODE: whether the code names a project's tree. With SKIP_DEVSTACK_GATE_PROJECT=1 our own scripts lie in
@@ -219,12 +232,13 @@ may_be_set() {
 
 run_local() {
     local rights=1
+    local -a root=(as_root)
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
     # The run may change the checkout, or remove it.
     cp -RL -- "$HERE/gate" "$RUN/" || die 1 "$RUN: the scripts cannot be copied there"
     GATE_TOOLS=$RUN/gate
-    as_root true 2> /dev/null || rights=''
+    if ! as_root true 2> /dev/null; then rights='' root=(); fi
     start_clock
     trap 'finish $?' EXIT
     trap 'STOPPED=timeout; exit 124' USR1
@@ -233,9 +247,9 @@ run_local() {
     trap 'STOPPED=PIPE; exit 141' PIPE  # nobody reads the console any more
     cd -- "$WORKSPACE"
     start_watcher
-    # Remove an earlier run's logs, which would be taken for ours.
+    # Remove an earlier run's logs, which would be taken for ours. A hook of it may have put root's files among them.
     if [[ ! ${RE_EXEC:-} ]]; then
-        rm -rf -- "$LOGS" "$LOGS"-uncollected-*
+        "${root[@]}" rm -rf -- "$LOGS" "$LOGS"-uncollected-*
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
         if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi
@@ -316,8 +330,7 @@ finish() {
 # Print what is to be said of a run that passed, whole notes in 300 letters at most. Those on tests that were not run come
 # first; of the others each has a line of its own on the console.
 print_notes() {
-    local notes note words='' more=0
-    notes=$(first_words "$BASE/gate/note" 30000 | sed 's/; /\n/g')
+    local notes=$NOTES note words='' more=0
     if lacks_tempest; then notes+=$'\ntempest ran no test'; fi
     while IFS= read -r note; do
         if (( ${#words} + ${#note} > 280 )); then

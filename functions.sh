@@ -8,6 +8,7 @@ GATE_TOOLS=${GATE_TOOLS%/*}/gate
 NO_PACKAGES='devstack|devstack-gate|requirements|grenade' # projects that are used as they are, not installed
 # shellcheck disable=SC2034  # both gate scripts read it
 LAST_STEP='the end' # what devstack-vm-gate.sh records as its step once all of it has passed
+TOOL_SETTINGS=(SHELLOPTS BASHOPTS POSIXLY_CORRECT BASH_COMPAT BASH_ENV FUNCNEST PERL5OPT) # of bash and others
 JOB_WAYS=() # the job's LC_ALL, if it has one
 GIVEN=() # what the run was given, for print_secrets; see gate/reproduce.sh
 
@@ -35,12 +36,13 @@ print_version() {
     sed -n "s/^VERSION = \"\([0-9.]*\)\".*/${0##*/} \1/p" -- "${GATE_TOOLS%/gate}/gateprocess.py"
 }
 
-# start_plainly ARGUMENT...: begin again without an exported SHELLOPTS, BASHOPTS or POSIXLY_CORRECT, which would change
-# bash and other tools: a trace with secrets in it, another language.
+# start_plainly ARGUMENT...: begin again without exported variables that would change bash, perl and other tools: a trace
+# with secrets in it, another language, code that runs first.
 start_plainly() {
-    if [[ ${SHELLOPTS@a} == *x* || ${BASHOPTS@a} == *x* || -v POSIXLY_CORRECT ]]; then
-        exec env -u SHELLOPTS -u BASHOPTS -u POSIXLY_CORRECT bash "$0" "$@"
-    fi
+    local name
+    for name in "${TOOL_SETTINGS[@]}"; do
+        if [[ -v $name && ${!name@a} == *x* ]]; then exec env "${TOOL_SETTINGS[@]/#/-u}" bash "$0" "$@"; fi
+    done
 }
 
 # From here on, patterns and letters mean what they mean in the C locale, and others can read what is made. In other

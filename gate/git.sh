@@ -41,6 +41,7 @@ unset_git_variables() {
 # UNREAD says why the user's settings cannot be read, if so: then none of them count.
 isolate_git() {
     local name entry value
+    cd / || return  # not in the job's folder: it may be a damaged repository
     GIT_SETTINGS=$(mktemp) || return
     if UNREAD=$(print_access_settings 2>&1 > "$GIT_SETTINGS.all"); then UNREAD=''; fi
     for name in "${!GIT_@}"; do
@@ -65,7 +66,7 @@ isolate_git() {
 
 print_access_settings() (
     rc=0
-    cd / && git config -z --get-regexp "$ACCESS_SETTINGS" || rc=$?
+    git config -z --get-regexp "$ACCESS_SETTINGS" || rc=$?
     (( rc < 2 ))  # 1: there are none
 )
 

@@ -19,6 +19,7 @@ Python 3.8 and its standard library: this runs on test nodes.
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import functools
 import os
@@ -414,7 +415,12 @@ class Hider:
             elif value.lower() not in NOT_SECRET and len(value) > 1:
                 common.add(value)
         self._unique = sorted(unique, key=len, reverse=True)
-        self._views = [(view, found) for view, needles in VIEWS for found in [_needles(needles, self._unique)] if found]
+        self._views = [
+            (view, [-len(needle) for needle, _ in found], found)
+            for view, needles in VIEWS
+            for found in [_needles(needles, self._unique)]
+            if found
+        ]
         self._written = [(anchor, _Written(value)) for value in self._unique for anchor in _anchors(value)]
         # Any of these may begin at the end of an unfinished line.
         self._forms = sorted({form for value in self._unique for form in _forms(value)}, key=len, reverse=True)
@@ -450,10 +456,11 @@ class Hider:
 
     def _elsewhere(self, text: bytes) -> Iterator[re.Pattern[bytes]]:
         """Yield patterns of the secrets that a text may hold in other forms."""
-        for view, needles in self._views:
+        for view, lengths, needles in self._views:
             seen = view(text)
             if seen:
-                yield from (written.pattern for needle, written in needles if needle in seen)
+                first = bisect.bisect_left(lengths, -len(seen))  # names of files are shorter than most
+                yield from (written.pattern for needle, written in needles[first:] if needle in seen)
         yield from (written.pattern for anchor, written in self._written if anchor in text)
 
     def knows(self, text: bytes) -> bool:
@@ -572,7 +579,9 @@ def _anchors(value: bytes) -> list[bytes]:
 def _needles(
     needles: Callable[[bytes], list[tuple[bytes, _Written]]], values: Iterable[bytes]
 ) -> list[tuple[bytes, _Written]]:
-    return [needle for value in values for needle in needles(value)]
+    """Return what to look for, the longest first, since it may begin with another."""
+    found = [needle for value in values for needle in needles(value)]
+    return sorted(found, key=lambda needle: len(needle[0]), reverse=True)
 
 
 def _in_one_line(text: bytes) -> bytes:
@@ -588,6 +597,12 @@ def _without_nul(text: bytes) -> bytes:
     return text.translate(None, b"\0") if b"\0" in text else b""
 
 
+def _in_decimals(value: bytes) -> list[bytes]:
+    """Return the digits of a value as lists of bytes have it, and as XML has its characters."""
+    codes = [ord(char) for char in value.decode("utf-8", "surrogateescape")]
+    return ["".join(map(str, numbers)).encode() for numbers in (value, codes)]
+
+
 # How to transform a text, and what is then in it if it holds a value in base64, in hexadecimal or in UTF-16.
 VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, _Written]]]]] = [
     (
@@ -599,7 +614,8 @@ VIEWS: list[tuple[Callable[[bytes], bytes], Callable[[bytes], list[tuple[bytes, 
     (
         _digits,
         lambda value: [
-            (value.hex().encode(), _Written(value.hex().encode(), rb"[ \t\r\n:,0%x\\&#;-]{0,80}?", re.I, whole=True))
+            (value.hex().encode(), _Written(value.hex().encode(), rb"[ \t\r\n:,0%x\\&#;-]{0,80}?", re.I, whole=True)),
+            *((form, _Written(form, rb"[ \t\r\n,&#;]{0,80}")) for form in dict.fromkeys(_in_decimals(value))),
         ],
     ),
     (_without_nul, lambda value: [(value, _Written(value, rb"\0?"))]),

@@ -30,7 +30,7 @@ setup_host() {
 
 # Let hooks use git in the trees, with sudo too, and after devstack-vm-gate.sh has given them to the stack user.
 trust_trees() {
-    local -a git=(env -i PATH="$PATH" git config --system)
+    local -a git=(env -i PATH="$PATH" git -C / config --system)
     if ! { "${git[@]}" --get-all safe.directory || true; } | grep -qxF '*'; then
         as_root "${git[@]}" --add safe.directory '*'
     fi

@@ -39,8 +39,8 @@ NOWHERE = "is installed nowhere"  # devstack-vm-gate.sh looks for these words
 UNREAD = "is read by nothing"  # and for these
 MAX_SCRIPT = 1 << 20  # bytes of a devstack file that is searched
 # Folders and endings of what says something about a project and is no part of what is run or installed.
-ASIDE = frozenset(("api-ref", "doc", "docs", "playbooks", "releasenotes", "roles", "samples", "test", "tests",
-                   "zuul.d"))
+ASIDE = frozenset(("api-ref", "doc", "docs", "examples", "playbooks", "releasenotes", "roles", "samples", "test",
+                   "tests", "zuul.d"))
 PROSE = frozenset((".md", ".rst"))
 AS_THEY_LIE = frozenset(("devstack", "devstack-gate", "grenade", "requirements"))  # read, not installed
 SYSTEM = ("/usr/local/lib/python3*/dist-packages", "/usr/local/lib/python3*/site-packages",
@@ -154,16 +154,18 @@ def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
 
 
 def undone(tree: Path, begin: str, change: str) -> str:
-    """Return words for a file that is as it was before the change, or ''; a file edited since does not count."""
+    """Return words for a file that is that of another commit, such as before the change, or ''; edits do not count."""
     files = files_of(tree, begin, change)
     if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
         return ""
-    done = git(tree, "diff", "--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z", begin)
-    if done.returncode:
+    options = ("--name-only", "--no-renames", "--no-ext-diff", "--ignore-submodules", "-z")
+    done, since = (git(tree, "diff", *options, commit) for commit in (begin, "HEAD"))
+    if done.returncode or since.returncode:
         return ""
-    differing = done.stdout.split("\0")
-    gone = next((name for name in files if name not in differing), "")
-    return f"the change {change[:10]} is undone in {tree}: {gone} is as it was before" if gone else ""
+    differing, edited = (said.stdout.split("\0") for said in (done, since))
+    gone = next((name for name in files
+                 if name not in differing or (name in edited and is_known(tree / name, tree))), "")
+    return f"the change {change[:10]} is undone in {tree}: {gone} is that of another commit" if gone else ""
 
 
 def lost(tree: Path, change: str) -> str:
@@ -211,9 +213,14 @@ def name_before(tree: Path, begin: str) -> str | None:
 
 
 def names_within(tree: Path, begin: str, change: str) -> Iterator[str | None]:
-    """Yield the names of the distributions in the folders of a tree that the change touches."""
+    """Yield the names of the distributions in the folders of a tree that the change touches.
+
+    Those of tests and samples do not count: they may have the names of others.
+    """
     folders = {folder for file in files_of(tree, begin, change) for folder in Path(file).parents if folder != Path()}
     for folder in sorted(folders):
+        if not is_part(f"{folder}/setup.py"):
+            continue
         if is_distribution(tree / folder) or (tree / folder / "setup.cfg").is_file():
             yield distribution_name(tree / folder)
 

@@ -254,7 +254,8 @@ def stop(family: Family, grace: float) -> bool:
     send(signal.SIGTERM, *pids)
     send(signal.SIGCONT, *pids)
     until = now() + grace
-    while family.living() and now() < until:
+    while (pids := family.living()) and now() < until:
+        send(signal.SIGCONT, *pids)  # again: sudo stops itself if it sees that its command was stopped
         time.sleep(0.1)
     until = now() + KILL_SECONDS
     while (pids := halt(family)) and now() < until:

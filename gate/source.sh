@@ -527,9 +527,9 @@ make_folder() {
     local folder=$1
     if [[ ! -d $folder ]]; then mkdir -p -- "$folder" 2> /dev/null || as_root mkdir -p -- "$folder" || return; fi
     local foreign group
-    foreign=$(find "$folder" -maxdepth 1 ! -user "$EUID" -print -quit) || return
+    foreign=$(find -H "$folder" -maxdepth 1 ! -user "$EUID" -print -quit) || return
     group=$(id -g) || return
-    if [[ $foreign ]]; then as_root chown -R -- "$EUID:$group" "$folder"; fi
+    if [[ $foreign ]]; then as_root chown -R -H -- "$EUID:$group" "$folder"; fi
 }
 
 setup_workspace() {

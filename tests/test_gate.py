@@ -437,6 +437,17 @@ def test_a_gate_hook_that_loses_the_change_does_not_pass(node: Node, loss: str) 
     assert run.stdout.splitlines()[-1].startswith("FAIL (3) in check-installed. ")
 
 
+def test_a_post_test_hook_that_replaces_a_tree_or_removes_ours_passes_with_a_word(node: Node) -> None:
+    hook = ("post_test_hook() {{ cd ~; sudo rm -rf $BASE/gate {0}; sudo git clone -q ~/git/sample/adder {0}; }}; "
+            "export -f post_test_hook")
+
+    for tree, words in (("$BASE/new/adder", "PASS (after post_test_hook adder lacks its change)"), ("$BASE/x", "PASS")):
+        run = node.gate(hooks=hook.format(tree), **GOOD)
+
+        assert run.returncode == 0, run.stdout
+        assert run.stdout.splitlines()[-1].partition(". Minutes")[0] == words
+
+
 SETTINGS_FILE = """
 trap 'echo at the end of mine' EXIT
 DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1
@@ -475,6 +486,19 @@ def test_what_the_jobs_shell_is_set_to_neither_traces_secrets_nor_changes_the_ru
 
     assert run.returncode == 0, run.stdout
     assert run.stdout.partition("devstack-vm-gate-wrap.sh")[2].count("hunter2-canary") == 0
+    node.check("echo 'IFS=,; shopt -s failglob; set -e' > env")
+    run = node.gate(BASH_COMPAT="4.2", BASH_ENV="/home/jenkins/env", FUNCNEST="5", PERL5OPT="-MNo::Such", **GOOD)
+    assert run.returncode == 0, run.stdout
+
+
+def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(node: Node) -> None:
+    node.check(f"sudo install -D -m 600 /dev/null {LOGS}/etc/roots; echo 'gitdir: /nowhere' > ~/workspace/.git; "
+               "sudo mkdir -p /opt/stack /mnt/new; sudo ln -s /mnt/new /opt/stack/new")
+
+    run = node.gate(**GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert node.check("stat -L -c %U /opt/stack/new/adder/adder.py") == "stack\n"
 
 
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:

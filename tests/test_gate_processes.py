@@ -25,6 +25,12 @@ try:
 except ChildProcessError:
     pass
 """
+SUDO = """import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
+child = os.spawnvp(os.P_NOWAIT, "sleep", ["sleep", sys.argv[1]])
+while os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1]):
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
 DEAF = "trap '' USR1 TERM; setsid sleep 5%d & echo ready; read"
 
 
@@ -150,6 +156,28 @@ def test_a_loop_starts_nothing_between_the_signals_to_its_child_and_to_itself(
     left = subprocess.run(["pgrep", "-f", f"^{sign}"], capture_output=True, text=True, check=False).stdout
     assert left == "", [kill(int(pid), signal.SIGKILL) for pid in left.split()]
     assert init.wait(20) == 0
+
+
+def test_a_sudo_that_stops_itself_with_its_command_costs_no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals reach it first: once woken, it sees that its command is still stopped."""
+    with subprocess.Popen(["bash", "-c", '"$@"; true', "bash", sys.executable, "-c", SUDO, "600"]) as script:
+        run = processes.read_process(script.pid)
+        assert run
+        family = processes.Family(run, processes.Cgroup(run), "", "", set())
+        await_that("sudo and its command", lambda: len(family.living()) == 2)
+        living, kill, sent = family.living, os.kill, set()
+
+        def kill_slowly(pid: int, number: int) -> None:
+            sent.add(number)
+            kill(pid, number)
+            time.sleep(0.2)
+
+        monkeypatch.setattr(family, "living", lambda: sorted(living()))
+        monkeypatch.setattr(os, "kill", kill_slowly)
+
+        assert processes.stop(family, 5.0)
+
+    assert signal.SIGKILL not in sent
 
 
 def test_a_process_whose_parent_ends_between_two_readings_is_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,10 +384,12 @@ def test_a_tree_that_python_finds_after_a_package_of_the_system_is_not_tested(
 def test_a_change_that_is_undone_in_the_files_is_not_tested(site: Site) -> None:
     tree = site.tree("devstack", "")
     change(tree, sample_lib="changed = 2\n")
-    (tree / "sample_lib.py").write_text("changed = 3  # a hook's\n")
+    change(tree, sample_lib="changed = 3\n")
+    (tree / "sample_lib.py").write_text("changed = 4  # a hook's\n")
     assert site.check()[0] == 0
-    git(tree, "checkout", "-q", "origin/master", "--", ".")
-    assert site.check()[1][0].endswith(f" is undone in {tree}: sample_lib.py is as it was before")
+    for commit in ("origin/master", "origin/master~1"):
+        git(tree, "checkout", "-q", commit, "--", ".")
+        assert site.check()[1][0].endswith(f" is undone in {tree}: sample_lib.py is that of another commit")
 
 
 def test_what_is_used_in_place_may_be_hidden_whoever_has_built_it(site: Site) -> None:
@@ -428,6 +430,17 @@ def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(s
     assert site.check()[1][0].startswith(f"several: sample.lib 1.0 is installed from {tree}/client, in ")
     (tree / "client/sample_lib.py").write_text("changed = 'later'\n")
     assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
+
+
+def test_a_sample_in_a_tree_may_have_the_name_of_another_distribution(site: Site) -> None:
+    other, services = site.tree(), site.environment("data/venv")
+    pip(services, *release(other, site.base / "index"))
+    (other / ".git/gate-change").unlink()
+    tree = site.tree("several", "several")
+    (tree / "examples/app").mkdir(parents=True)
+    (tree / "examples/app/setup.py").write_text("setup(name='sample.lib')\n")
+    change(tree, **{"examples/app/main": "1\n"})
+    assert site.check()[1][0].startswith("several: is installed nowhere: ")
 
 
 def test_a_change_beside_the_distributions_of_a_tree_is_in_those_that_come_from_it(site: Site) -> None:

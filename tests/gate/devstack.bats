@@ -324,14 +324,23 @@ change() {
     [[ $(< "$BASE/gate/note") == 'puppet-nova was not used; grenade was not used; devstack-gate was not used' ]]
 }
 
-@test "a test that the job names and tempest does not know is told" {
+@test "a test that the job names and tempest does not know or skips is told" {
     mkdir -p "$BASE/new/tempest" "$BASE/gate"
     touch "$BASE/gate/note"
     export DEVSTACK_GATE_TEMPEST=1 DEVSTACK_GATE_TEMPEST_TESTS='a.b.test_one a.b.test_tow, a.c'
     printf '%s\n' '#!/bin/sh' 'printf "%s\n" "run: $*" "{0} a.b.test_one [1s] ... ok" "setUpClass (a.c.Class) ... SKIPPED: x"' \
         'printf "%s\n" "Ran: 2 tests in 1 sec." " - Passed: 1"' > "$BATS_TEST_TMPDIR/bin/tox"
     run -0 gate
-    [[ $(< "$BASE/gate/note") == 'no test a.b.test_tow was run' ]]
+    [[ $(< "$BASE/gate/note") == 'no test a.b.test_tow was run; no test a.c was run' ]]
+}
+
+@test "a part of tempest that the job names was run if one of its many tests was" {
+    mkdir -p "$BASE/new/tempest" "$BASE/gate"
+    touch "$BASE/gate/note"
+    printf '%s\n' '#!/bin/sh' 'echo "{0} a.b.test_first ... SKIPPED: x"; seq -f "{0} a.b.test_%.0f [1s] ... ok" 20000' \
+        'printf "%s\n" "Ran: 20000 tests in 1 sec." " - Passed: 20000"' > "$BATS_TEST_TMPDIR/bin/tox"
+    DEVSTACK_GATE_TEMPEST=1 DEVSTACK_GATE_TEMPEST_TESTS=a.b run -0 gate
+    [[ ! $(< "$BASE/gate/note") ]]
 }
 
 @test "line ends and byte order marks of other systems are no part of settings" {

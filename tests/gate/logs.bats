@@ -110,15 +110,13 @@ given() {
 }
 
 @test "of many notes those on tests that were not run come first, and the rest is counted" {
-    mkdir -p "$BASE/gate"
-    for name in {1..9}; do printf 'python-somewhatlong%sclient was not installed; ' "$name"; done > "$BASE/gate/note"
-    printf 'no test was run' >> "$BASE/gate/note"
+    NOTES=$(printf 'python-somewhatlong%sclient was not installed\n' {1..9})$'\nno test was run'
     run -0 print_notes
     [[ $output == 'no test was run; python-somewhatlong1client was not installed; '*'; and 4 more' && ${#output} -le 300 ]]
-    printf 'a was not used; b was not installed' > "$BASE/gate/note"
+    NOTES=$'a was not used\nb was not installed'
     run -0 print_notes
     [[ $output == 'a was not used; b was not installed' ]]
-    : > "$BASE/gate/note"
+    NOTES=''
     run -0 print_notes
     [[ ! $output ]]
 }
@@ -150,27 +148,44 @@ given() {
     RUN=$BATS_TEST_TMPDIR
     printf 'neutron was not installed; no test was run' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'neutron was not installed; no test was run' ]]
+    [[ $NOTES == $'neutron was not installed\nno test was run' ]]
     JOB_FUNCTIONS[post_test_hook]='() { :; }'
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'neutron was not installed' ]]
+    [[ $NOTES == 'neutron was not installed' ]]
     printf 'tempest ran no test' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'tempest ran no test' ]]
+    [[ $NOTES == 'tempest ran no test' ]]
     RUN_PROJECTS=(x/my.tests x/puppet)
     JOB_FUNCTIONS[post_test_hook]='() { "$BASE/new/my.tests/run"; }'
     printf 'my.tests was not used; puppet was not used' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'puppet was not used' ]]
+    [[ $NOTES == 'puppet was not used' ]]
     RUN_PROJECTS=(openstack/nova openstack/puppet-nova)
     JOB_FUNCTIONS[post_test_hook]='() { "$BASE/new/puppet-nova-extras/run" "$BASE/new/nova"; }'
     printf 'puppet-nova was not used; nova was not used' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'puppet-nova was not used' ]]
+    [[ $NOTES == 'puppet-nova was not used' ]]
     JOB_FUNCTIONS=()
     printf 'tempest ran no test' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'no test was run' ]]
+    [[ $NOTES == 'no test was run' ]]
+}
+
+@test "a post_test_hook may install the change that it tests" {
+    local packages=$BASE/new/neutron/.tox/functional/lib/python3.11/site-packages
+    mkdir -p "$BASE/gate" "$packages"
+    printf '[metadata]\nname = neutron\n' > "$BASE/new/neutron/setup.cfg"
+    git -C "$BASE/new/neutron" init -q
+    git -C "$BASE/new/neutron" add setup.cfg
+    git -C "$BASE/new/neutron" commit -q -m change
+    RUN=$BATS_TEST_TMPDIR RUN_PROJECTS=(openstack/neutron) JOB_FUNCTIONS[post_test_hook]='() { tox -e functional; }'
+    CHANGES=("new/neutron:$(git -C "$BASE/new/neutron" rev-parse HEAD)")
+    printf 'neutron was not installed; nova was not installed' > "$BASE/gate/note"
+    settle_notes
+    [[ $NOTES == $'neutron was not installed\nnova was not installed' ]]
+    printf '%s\n' "$BASE/new/neutron" | tee "$packages/neutron.egg-link" > "$packages/easy-install.pth"
+    settle_notes
+    [[ $NOTES == 'nova was not installed' ]]
 }
 
 @test "a hook that calls our own scripts only has not used a devstack-gate whose change is skipped" {
@@ -179,10 +194,10 @@ given() {
     printf 'devstack-gate was not used' > "$BASE/gate/note"
     JOB_FUNCTIONS[gate_hook]='() { cd $BASE/new/devstack-gate && ./devstack-vm-gate.sh; . $BASE/new/devstack-gate/functions.sh; }'
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'devstack-gate was not used' ]]
+    [[ $NOTES == 'devstack-gate was not used' ]]
     JOB_FUNCTIONS[gate_hook]='() { ansible-playbook "$BASE/new/devstack-gate/playbooks/x.yaml"; }'
     settle_notes
-    [[ ! $(< "$BASE/gate/note") ]]
+    [[ ! $NOTES ]]
 }
 
 @test "a devstack-vm-gate.sh that did not pass in a hook that went on is told, with what its hook has installed nowhere" {
@@ -193,12 +208,12 @@ given() {
     printf 'stack.sh\n' > "$BASE/gate/step"
     : > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'devstack-vm-gate.sh did not pass: stack.sh; adder was not installed' ]]
+    [[ $NOTES == $'devstack-vm-gate.sh did not pass: stack.sh\nadder was not installed' ]]
     printf 'adder was not installed; cliff was not taken from its tree' > "$BASE/gate/note"
     settle_notes
-    [[ $(< "$BASE/gate/note") == 'devstack-vm-gate.sh did not pass: stack.sh; adder was not installed; cliff was not taken from its tree' ]]
+    [[ $NOTES == $'devstack-vm-gate.sh did not pass: stack.sh\nadder was not installed\ncliff was not taken from its tree' ]]
     printf '%s\n' "$LAST_STEP" > "$BASE/gate/step"
     : > "$BASE/gate/note"
     settle_notes
-    [[ ! $(< "$BASE/gate/note") ]]
+    [[ ! $NOTES ]]
 }

@@ -47,6 +47,8 @@ FORMS: dict[str, Callable[[str], str]] = {
     "xxd": lambda text: f"a{text}".encode().hex(" ", -2),
     "C": lambda text: "".join(f"\\x{byte:02x}" for byte in text.encode()),
     "list": lambda text: ", ".join(f"0x{byte:02x}" for byte in text.encode()),
+    "list, decimal": lambda text: str(list(text.encode())),
+    "XML, all of it": lambda text: "".join(f"&#{ord(one)};" for one in text),
     "wrapped hexadecimal": lambda text: "\n".join(textwrap.wrap(text.join(WRAPPED).encode().hex(), 60)),
     "repr": repr,
     "repr of bytes": lambda text: repr(text.encode()),
