@@ -7,7 +7,8 @@ Usage: devstack-vm-gate.sh
 
 Configures and runs the devstack in $BASE/new/devstack, checks that the change under test is in what it has installed,
 then runs its exercises or tempest; or an upgrade with grenade, then those of them that the job asks for.
-devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it; a gate_hook may call it. It gives the trees to the user stack and goes on as that user.
+devstack-vm-gate-wrap.sh runs it, when no gate_hook replaces it; a gate_hook may call it. It gives the trees to the
+user stack and goes on as that user.
 
 Settings are environment variables, see docs/gate.md.
 

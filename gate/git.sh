@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by gate/source.sh and devstack-vm-gate.sh: git on servers and caches that nobody vouches for, without the user's settings, except
-# those that say how to reach a server.
+# Sourced by gate/source.sh and devstack-vm-gate.sh: git on servers and caches that nobody vouches for, without the user's
+# settings, except those that say how to reach a server.
 # shellcheck disable=SC2310  # errexit is only a net: see CONTRIBUTING.md
 
 ATTEMPTS=3               # of a fetch
