@@ -92,6 +92,7 @@ settle_notes() {
     NOTES=${NOTES//; /$'\n'}
     if [[ $step && $step != "$LAST_STEP" ]]; then NOTES="devstack-vm-gate.sh did not pass: $step"$'\n'$NOTES; fi
     if [[ -e $RUN/installed && $step != "$LAST_STEP" ]]; then NOTES+=$'\n'$(list_untested "$RUN/installed"); fi
+    if lacks_tempest; then NOTES+=$'\ntempest ran no test'; fi
     if [[ ${JOB_FUNCTIONS[post_test_hook]:-} ]]; then
         check_installed > "$RUN/after" &
         wait "$!" || true  # which our traps can interrupt
@@ -103,6 +104,14 @@ settle_notes() {
         if grep -qs "^${name//./\\.}: .* is installed " "$RUN/after"; then words+="; /^${name//./\\.} was not installed\$/d"; fi
     done
     NOTES=$(sed -E "$words" <<< "$NOTES" | awk 'NF && !seen[$0]++')
+}
+
+# Whether a tempest that was asked for ran no test beside a gate_hook: nothing in its tree tells of a run, no hook names
+# that tree, and no devstack-vm-gate.sh, which would say so itself, was called.
+lacks_tempest() {
+    if [[ ${DEVSTACK_GATE_TEMPEST:-} != 1 || ${DEVSTACK_GATE_TEMPEST_NOTESTS:-} == 1 ]]; then return 1; fi
+    if [[ ! ${JOB_FUNCTIONS[gate_hook]:-} || "${JOB_FUNCTIONS[*]}" == */tempest* || -s $BASE/gate/step ]]; then return 1; fi
+    ! compgen -G "$BASE/new/tempest/.stestr/[0-9]*" > /dev/null && ! compgen -G "$BASE/new/tempest/.testrepository/[0-9]*" > /dev/null
 }
 
 # hooks_use NAME CODE: whether the code names a project's tree. With SKIP_DEVSTACK_GATE_PROJECT=1 our own scripts lie in
@@ -330,25 +339,16 @@ finish() {
 # Print what is to be said of a run that passed, whole notes in 300 letters at most. Those on tests that were not run come
 # first; of the others each has a line of its own on the console.
 print_notes() {
-    local notes=$NOTES note words='' more=0
-    if lacks_tempest; then notes+=$'\ntempest ran no test'; fi
+    local note words='' more=0
     while IFS= read -r note; do
         if (( ${#words} + ${#note} > 280 )); then
             more=$(( more + 1 ))
         elif [[ $note ]]; then
             words+="${words:+; }$note"
         fi
-    done < <(grep -E "$NO_TEST" <<< "$notes" || true; grep -vE "$NO_TEST" <<< "$notes" || true)
+    done < <(grep -E "$NO_TEST" <<< "$NOTES" || true; grep -vE "$NO_TEST" <<< "$NOTES" || true)
     if (( more )); then words+="${words:+; }and $more more"; fi
     printf '%s\n' "$words"
-}
-
-# Whether a tempest that was asked for ran no test beside a gate_hook: nothing in its tree tells of a run, no hook names
-# that tree, and no devstack-vm-gate.sh, which would say so itself, was called.
-lacks_tempest() {
-    if [[ ${DEVSTACK_GATE_TEMPEST:-} != 1 || ${DEVSTACK_GATE_TEMPEST_NOTESTS:-} == 1 ]]; then return 1; fi
-    if [[ ! ${JOB_FUNCTIONS[gate_hook]:-} || "${JOB_FUNCTIONS[*]}" == */tempest* || -s $BASE/gate/step ]]; then return 1; fi
-    ! compgen -G "$BASE/new/tempest/.stestr/[0-9]*" > /dev/null && ! compgen -G "$BASE/new/tempest/.testrepository/[0-9]*" > /dev/null
 }
 
 # first_words FILE [BYTES]: print the first line of a file that the test may have written, fit for one of our lines.
