@@ -265,14 +265,15 @@ def sets_of(
               PipSet("what projects without this branch require", tuple(_all(requirements_of(one) for one in others)),
                      "master")]
     found += [PipSet("what devstack installs", (word,), branch) for word in others_of_a_name]
-    found += [PipSet(f"extras of {one.name}", tuple(_all(extras_of(one).values())),
-                     branch if one.has_branch else "master") for one in projects]
     found += [PipSet("what devstack installs", (word,), "") for word in own[1]]
     found += [PipSet(f"what {one.name} requires", tuple(in_order(requirements_of(one))), "") for one in projects
               if "tox.ini" in one.files and not CONSTRAINED.search(one.files["tox.ini"])]
     found += [PipSet("pip's own tools", (tool,), "") for tool in TOOLS]
     found += [PipSet(f"what builds {one.name}", tuple(build_requirements_of(one)), "")
               for one in [*projects, *own_builds]]
+    # They come last, since many, large packages are among them, and few builds ask for any.
+    found += [PipSet(f"extras of {one.name}", tuple(_all(extras_of(one).values())),
+                     branch if one.has_branch else "master") for one in projects]
     unique = {(one.requirements, one.constraints): one for one in reversed(found) if one.requirements}
     return list(reversed(unique.values()))
 

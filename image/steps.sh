@@ -451,7 +451,7 @@ clone_of() {
 # Download the pip requirements on standard input, with their dependencies, into ~/cache/pip, as wheels if possible. The
 # upper constraints of a branch apply, if one is named.
 cache_pips() {
-    local branch=$1 folder requirement
+    local branch=$1 folder
     local -a requirements constrained=()
     if ! python3 -m pip --version > /dev/null 2>&1; then
         printf 'unavailable: pip itself\n'
@@ -465,19 +465,36 @@ cache_pips() {
         constrained=(--constraint "$folder/constraints")
     fi
     printf '%s\n' "${requirements[@]}" > "$folder/requirements"
-    if ! get_pips "$PIP_RETRIES" "${constrained[@]}" --requirement "$folder/requirements"; then
-        for requirement in "${requirements[@]}"; do  # one that is unavailable must not cost the others
-            if (( SECONDS > DOWNLOAD_SECONDS )) || ! get_pips 1 "${constrained[@]}" "$requirement" > /dev/null 2>&1; then
-                printf 'unavailable: %s\n' "$requirement"
-            fi
-        done
+    if ! build_wheels "$PIP_RETRIES" "${constrained[@]}" --requirement "$folder/requirements"; then
+        get_apart "${requirements[@]}"
     fi
     rm -rf -- "$folder"
 }
 
-# Build wheels, so that tests need not; a package that does not build here, for want of a library, is kept as it came.
-get_pips() {
-    run_pip "$1" wheel --wheel-dir cache/pip "${@:2}" || run_pip "$1" download --dest cache/pip "${@:2}"
+# get_apart REQUIREMENT...: get requirements, under the constraints of cache_pips, that pip did not get all at once. One
+# that is unavailable must not cost the others, nor a call of pip for each of them: so each half is tried, and its halves
+# if it fails. A package that does not build here, for want of a library, is kept as it came.
+get_apart() {
+    local half=$(( $# / 2 ))
+    if (( SECONDS > DOWNLOAD_SECONDS )); then
+        printf 'unavailable: %s\n' "$@"
+    elif (( $# > 1 )); then
+        get_half "${@:1:half}"
+        get_half "${@:half + 1}"
+    elif ! run_pip 1 download --dest cache/pip "${constrained[@]}" "$1" > /dev/null 2>&1; then
+        printf 'unavailable: %s\n' "$1"
+    fi
+}
+
+get_half() {
+    if (( SECONDS > DOWNLOAD_SECONDS )) || ! build_wheels 1 "${constrained[@]}" "$@" > /dev/null 2>&1; then
+        get_apart "$@"
+    fi
+}
+
+# Build wheels, so that tests need not.
+build_wheels() {
+    run_pip "$1" wheel --wheel-dir cache/pip "${@:2}"
 }
 
 run_pip() {

@@ -935,6 +935,7 @@ def test_a_known_failure_of_kind_test_leaves_it_a_test_and_a_run_that_passed_has
         ("OSError: [Errno 28] No space left on device", "disk full"),
         ("kernel: Out of memory: Killed process 4711 (mysqld) total-vm:1kB", "out of memory"),
         ("curl: (6) Could not resolve host: opendev.org", "name service away"),
+        ("E: Failed to fetch http://m.org/x.deb  Temporary failure resolving 'm.org'", "name service away"),
     ],
 )
 def test_the_signatures_that_come_with_the_project_know_what_is_never_a_changes_fault(
@@ -950,6 +951,22 @@ def test_the_signatures_that_come_with_the_project_know_what_is_never_a_changes_
     assert isinstance(found, list)
     assert name in [one["name"] for one in found]
     assert machine.verdict()["kind"] == "infrastructure"
+
+
+def test_package_lists_that_apt_did_without_are_no_known_failure(machine: Machine) -> None:
+    known = signatures(machine, (GATE / "known-failures.ini").read_text())
+    machine.write(
+        "stack/new/devstacklog.txt",
+        "Err:1 http://mirror.example.org/debian stable InRelease\n"
+        "  Temporary failure resolving 'mirror.example.org'\n"
+        "W: Failed to fetch http://mirror.example.org/debian/dists/stable/InRelease  "
+        "Temporary failure resolving 'mirror.example.org'\n"
+        "W: Some index files failed to download. They have been ignored, or old ones used instead.\n",
+    )
+
+    machine.collect(known=known.stdout, phase="devstack-vm-gate.sh", step="tempest full")
+
+    assert (machine.verdict()["kind"], machine.verdict()["known_failures"]) == ("test", [])
 
 
 GOOD = "pattern = a\nfiles = *\ntext = x\n"

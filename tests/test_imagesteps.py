@@ -342,3 +342,54 @@ def test_a_bundle_becomes_a_clone_of_its_url(cache: Path) -> None:
     assert git(clone, "remote", "get-url", "origin") == "https://example.org/nova"
     assert git(clone, "rev-parse", "HEAD", "origin/stable/x") == git(source, "rev-parse", "master", "stable/x")
     assert [path.name for path in clone.parent.iterdir()] == ["it"]
+
+
+# Packages of pip
+
+
+PIP = """#!/bin/bash
+# A pip: it cannot `wheel` anything if one of the names is in $UNBUILT, nor get anything if one is in $GONE.
+set -u
+if [[ $* == *--version ]]; then exit 0; fi
+while [[ $1 != wheel && $1 != download ]]; do shift; done
+what=$1
+shift 3  # and the folder
+if [[ $1 == --requirement ]]; then set -- $(< "$2"); fi
+no=" $GONE "
+if [[ $what == wheel ]]; then no+="$UNBUILT "; fi
+echo "$what $*" >> "$CALLS"
+for name in "$@"; do if [[ $no == *" $name "* ]]; then exit 1; fi; done
+printf '%s\\n' "$@" >> "$CALLS.$what"
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "gone", "unbuilt", "most"),
+    [(100, [], [], 1), (100, [1], [], 16), (100, [100], [], 16), (100, [57], [], 16), (100, [], [33], 16),
+     (100, [20, 21], [80], 40), (3, [2], [3], 8), (1, [1], [], 2), (1, [], [1], 2), (4, [1, 2, 3, 4], [], 11)])
+def test_a_package_that_pip_cannot_get_costs_neither_the_others_nor_much_time(
+    tmp_path: Path, count: int, gone: list[int], unbuilt: list[int], most: int
+) -> None:
+    write(tmp_path, {"bin/python3": PIP})
+    (tmp_path / "bin/python3").chmod(0o755)
+    names = [f"p{number}" for number in range(1, count + 1)]
+    found = call(tmp_path, "cache_pips", "", stdin="\n".join(names) + "\n", CALLS=str(tmp_path / "calls"),
+                 GONE=" ".join(f"p{number}" for number in gone), UNBUILT=" ".join(f"p{number}" for number in unbuilt),
+                 PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert found.stdout.splitlines() == [f"unavailable: p{number}" for number in gone]
+    wheels, downloads = (
+        sorted(path.read_text().split(), key=names.index) if path.exists() else []
+        for path in (tmp_path / "calls.wheel", tmp_path / "calls.download"))
+    assert wheels == [name for name in names if int(name[1:]) not in gone + unbuilt]
+    assert downloads == [f"p{number}" for number in unbuilt]
+    assert len((tmp_path / "calls").read_text().splitlines()) <= most
+
+
+def test_packages_of_pip_for_which_no_time_is_left_are_named(tmp_path: Path) -> None:
+    write(tmp_path, {"bin/python3": PIP})
+    (tmp_path / "bin/python3").chmod(0o755)
+    found = call(tmp_path, "cache_pips", "", stdin="p1\np2\np3\np4\n", GONE="p1", UNBUILT="",
+                 CALLS=str(tmp_path / "calls"), PATH=f"{tmp_path}/bin:{os.environ['PATH']}",
+                 before="timeout() { shift 4; \"$@\"; local rc=$?; SECONDS=$(( SECONDS + 1000 )); return $rc; }")
+    assert found.stdout.splitlines() == [f"unavailable: p{number}" for number in range(1, 5)]
+    assert (tmp_path / "calls").read_text().splitlines() == ["wheel p1 p2 p3 p4", "wheel p1 p2"]
