@@ -154,7 +154,7 @@ def files_of(tree: Path, begin: str, change: str) -> dict[str, str]:
 
 
 def undone(tree: Path, begin: str, change: str) -> str:
-    """Return words for a file that is that of another commit, such as before the change, or ''; edits do not count."""
+    """Return words for a file that is as an earlier commit had it, or ''; edits do not count."""
     files = files_of(tree, begin, change)
     if not files or tree.name == "devstack-gate":  # the gate may lay its own scripts there
         return ""
@@ -164,8 +164,14 @@ def undone(tree: Path, begin: str, change: str) -> str:
         return ""
     differing, edited = (said.stdout.split("\0") for said in (done, since))
     gone = next((name for name in files
-                 if name not in differing or (name in edited and is_known(tree / name, tree))), "")
-    return f"the change {change[:10]} is undone in {tree}: {gone} is that of another commit" if gone else ""
+                 if name not in differing or (name in edited and is_of_history(tree, name))), "")
+    return f"the change {change[:10]} is undone in {tree}: {gone} is as an earlier commit had it" if gone else ""
+
+
+def is_of_history(tree: Path, file: str) -> bool:
+    """Return whether a file of a tree is as HEAD or a commit before it had it."""
+    found = git(tree, "log", "--format=", "--raw", "--no-abbrev", "--no-renames", "HEAD", "--", file)
+    return blob_of(tree / file, tree) in found.stdout.split()
 
 
 def lost(tree: Path, change: str) -> str:
@@ -632,8 +638,12 @@ def is_written(installed: Path, tree: Path, file: str, begin: str, touched: dict
 
 def is_known(installed: Path, tree: Path) -> bool:
     """Return whether git has the text of an installed file, such as that of an earlier commit."""
-    name = git(tree, "hash-object", "--no-filters", "--", str(installed)).stdout.strip()
-    return git(tree, "cat-file", "-e", name).returncode == 0
+    return git(tree, "cat-file", "-e", blob_of(installed, tree)).returncode == 0
+
+
+def blob_of(file: Path, tree: Path) -> str:
+    """Return the id by which git knows a file's text; '' if there is no such file."""
+    return git(tree, "hash-object", "--no-filters", "--", str(file)).stdout.strip()
 
 
 def same(first: Path, second: Path) -> bool:
