@@ -64,7 +64,7 @@ choose_tests() {
 give_trees_to_stack() {
     local tree
     for tree in "$NEW" "$BASE/old"; do
-        if [[ -d $tree ]]; then as_root chown -R -H stack:stack -- "$tree"; fi
+        if [[ -d $tree ]]; then as_root chown -R stack:stack -- "$tree/"; fi  # also if it is a link
     done
 }
 

@@ -522,14 +522,14 @@ setup_trees() {
     for pid in "${pids[@]}"; do wait "$pid" || return 3; done
 }
 
-# Make a folder for trees that is ours, whoever made the trees that are there.
+# Make a folder for trees; it, or what it links to, is ours afterwards, whoever made the trees that are there.
 make_folder() {
     local folder=$1
     if [[ ! -d $folder ]]; then mkdir -p -- "$folder" 2> /dev/null || as_root mkdir -p -- "$folder" || return; fi
     local foreign group
-    foreign=$(find -H "$folder" -maxdepth 1 ! -user "$EUID" -print -quit) || return
+    foreign=$(find "$folder/" -maxdepth 1 ! -user "$EUID" -print -quit) || return
     group=$(id -g) || return
-    if [[ $foreign ]]; then as_root chown -R -H -- "$EUID:$group" "$folder"; fi
+    if [[ $foreign ]]; then as_root chown -R -- "$EUID:$group" "$folder/"; fi
 }
 
 setup_workspace() {

@@ -493,12 +493,14 @@ def test_what_the_jobs_shell_is_set_to_neither_traces_secrets_nor_changes_the_ru
 
 def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(node: Node) -> None:
     node.check(f"sudo install -D -m 600 /dev/null {LOGS}/etc/roots; echo 'gitdir: /nowhere' > ~/workspace/.git; "
-               "sudo mkdir -p /opt/stack /mnt/new; sudo ln -s /mnt/new /opt/stack/new")
+               "sudo mkdir -p /opt/stack /mnt/new; sudo ln -s /mnt/new /opt/stack/new; "
+               "sudo ln -s /nowhere /mnt/new/leads_nowhere; sudo ln -s /etc/hostname /mnt/new/leads_out")
 
     run = node.gate(**GOOD)
 
     assert run.returncode == 0, run.stdout
-    assert node.check("stat -L -c %U /opt/stack/new/adder/adder.py") == "stack\n"
+    owners = node.check("cd /opt/stack/new; stat -c %U adder/adder.py leads_nowhere leads_out /etc/hostname")
+    assert owners.split() == ["stack", "stack", "stack", "root"]
 
 
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:
