@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> list[Row]:
         file.run("vmdatabase.py", "copy", address, expect=0)
         file.run("vmdatabase.py", "moved", expect=0)
         hosts = [Pool(Path(name), pocket, stand_in, address=address) for _ in range(2)]
+        for pool, others in zip((hosts[0], file), reversed(taken), strict=True):
+            for machine in others:  # whose nodes are taken without this pool's knowledge
+                pool.sql("UPDATE machine SET state = 'DELETE' WHERE name = ?", machine)
         rows = [_idle(hosts[0], file, options.machines, options.runs)]
         rows += [_latency(script, arguments, hosts[0], file, taken, calls - 1) for script, arguments in (
             ("devstack-vm-inprogress.py", ()), ("devstack-vm-delete.py", ("--result", "SUCCESS")))]
