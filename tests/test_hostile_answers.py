@@ -43,18 +43,18 @@ SLACK_SECONDS = 25  # for a machine that is busy with other things
 CALL_SECONDS = 1
 
 
-def cloud_get(url: str) -> Any:
+def cloud_get(url: str, seconds: int = CALL_SECONDS) -> Any:
     """Make a call with a token, as the cloud's clients do."""
     session = keystoneauth1.session.Session(
-        keystoneauth1.token_endpoint.Token(url, "TOKEN-CANARY"), timeout=CALL_SECONDS)
+        keystoneauth1.token_endpoint.Token(url, "TOKEN-CANARY"), timeout=seconds)
     httpcalls.limit(session.session)
     with explained("provider one: show server", "x"):
         return session.get(f"{url}servers/1", authenticated=True).json()
 
 
-def nodes(url: str, folder: Path) -> Nodes:
+def nodes(url: str, folder: Path, seconds: int = CALL_SECONDS) -> Nodes:
     found = Nodes(JenkinsConfig(url, "robot", "KEY-CANARY", "nodes"), folder / "locks", "p")
-    found._jenkins.timeout = CALL_SECONDS
+    found._jenkins.timeout = seconds
     return found
 
 
@@ -353,7 +353,7 @@ def test_the_reason_of_a_failed_connection_is_not_cut_off(url: str, reason: str)
         answer(connection, "400 Bad Request")
 
     with hostile_http(serve) as (plain_url, _), pytest.raises(CloudError) as caught:
-        cloud_get(f"{url.format(host=plain_url.split('/')[2])}/{'long-' * 60}/")
+        cloud_get(f"{url.format(host=plain_url.split('/')[2])}/{'long-' * 60}/", SLACK_SECONDS)
     assert re.search(reason, str(caught.value)), str(caught.value)
 
 
@@ -381,9 +381,9 @@ def self_signed(tmp_path: Path) -> Iterator[str]:
 
 def test_a_certificate_that_is_not_good_is_told(self_signed: str, tmp_path: Path) -> None:
     with pytest.raises(CloudError, match=r"certificate verify failed: self.signed certificate"):
-        cloud_get(f"{self_signed}{'long-' * 60}/")
+        cloud_get(f"{self_signed}{'long-' * 60}/", SLACK_SECONDS)
     with pytest.raises(JenkinsError, match=r"certificate verify failed: self.signed certificate"):
-        nodes(self_signed, tmp_path).look("n1")
+        nodes(self_signed, tmp_path, SLACK_SECONDS).look("n1")
 
 
 def test_a_name_of_jenkins_that_does_not_resolve_is_told(tmp_path: Path) -> None:
