@@ -71,7 +71,7 @@ run_devstack_gate() {
     exec bash "$BASE/gate/devstack-vm-gate.sh"
 }
 
-# Check that the change is in what a gate_hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
+# Check that the change is in what a hook has installed, which may be anything. devstack-vm-gate.sh does so itself.
 check_installed() {
     as_root python3 -I "$GATE_TOOLS/installed.py" "${CHANGES[@]/#/--change=}" "$BASE"
 }
@@ -241,13 +241,12 @@ may_be_set() {
 
 run_local() {
     local rights=1
-    local -a root=(as_root)
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
     # The run may change the checkout, or remove it.
     cp -RL -- "$HERE/gate" "$RUN/" || die 1 "$RUN: the scripts cannot be copied there"
     GATE_TOOLS=$RUN/gate
-    if ! as_root true 2> /dev/null; then rights='' root=(); fi
+    as_root true 2> /dev/null || rights=''
     start_clock
     trap 'finish $?' EXIT
     trap 'STOPPED=timeout; exit 124' USR1
@@ -258,7 +257,7 @@ run_local() {
     start_watcher
     # Remove an earlier run's logs, which would be taken for ours. A hook of it may have put root's files among them.
     if [[ ! ${RE_EXEC:-} ]]; then
-        "${root[@]}" rm -rf -- "$LOGS" "$LOGS"-uncollected-*
+        ${rights:+as_root} rm -rf -- "$LOGS" "$LOGS"-uncollected-*
         if [[ $rights ]]; then as_root rm -rf -- "$BASE"/{logs,{new,old}/{logs,screen-logs},new/devstacklog.txt} || true; fi
         if [[ $rights && ${KEEP_LOCALRC:-} != 1 ]]; then as_root rm -f -- "$BASE"/{new,old}/devstack/local{.conf,rc} || true; fi
     fi
