@@ -63,8 +63,9 @@ class Wanted:
 
     later: packages that its scripts install, by the names of all distributions. pips: devstack's own list, None if the
     projects' requirements count instead. words: packages that it installs by name (see pipneeds.words_of). builds:
-    projects in its tree that it builds. urls: files that it downloads. repositories: all that it may clone. Only
-    devstack's code knows its test images, see image_urls.
+    projects in its tree that it builds. toxes: the tox environments that it runs, {project without its namespace:
+    names}. urls: files that it downloads. repositories: all that it may clone. Only devstack's code knows its test
+    images, see image_urls.
     """
 
     packages: list[Package]
@@ -72,12 +73,13 @@ class Wanted:
     pips: list[str] | None
     words: tuple[list[str], list[str]]
     builds: list[ProjectFiles]
+    toxes: dict[str, list[str]]
     urls: list[str]
     repositories: list[Repository]
 
     def pip_sets(self, branch: str, projects: Sequence[ProjectFiles]) -> list[PipSet]:
         """Return what a build of the branch asks pip for, given the projects' files."""
-        return pipneeds.sets_of(branch, projects, self.words, self.builds, self.pips)
+        return pipneeds.sets_of(branch, projects, self.words, self.builds, self.pips, self.toxes)
 
 
 # --- packages -------------------------------------------------------------------------------------------------------
@@ -164,6 +166,15 @@ def builds_of(tree: Path) -> list[ProjectFiles]:
         for path in sorted(tree.glob(f"tools/*/{name}")):
             found.setdefault(str(path.parent.relative_to(tree)), {})[name] = _read(path, tree)
     return [ProjectFiles(folder, True, files) for folder, files in found.items()]
+
+
+def toxes_of(tree: Path) -> dict[str, list[str]]:
+    """Return the tox environments that devstack runs, {project without its namespace: names}.
+
+    devstack has a script of a project's name for each (lib/tempest), which runs tox in that project's tree.
+    """
+    found = {path.name: pipneeds.tox_environments(_read(path, tree)) for path in scripts_of(tree)}
+    return {project: environments for project, environments in found.items() if environments}
 
 
 def local_needs(branch: str, projects: Sequence[str], cache: Path) -> tuple[list[ProjectFiles], dict[str, str]]:
@@ -457,7 +468,7 @@ def wanted(checkout: Checkout, branch: str, distribution: str) -> Wanted:
     with checkout.tree(branch) as tree:
         own = pipneeds.words_of(_read(path, tree) for path in scripts_of(tree))
         return Wanted(packages_of(tree, distribution), later_packages(tree), pips_of(tree), own, builds_of(tree),
-                      file_urls(tree, distribution), repositories_of(tree))
+                      toxes_of(tree), file_urls(tree, distribution), repositories_of(tree))
 
 
 def describe(

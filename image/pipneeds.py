@@ -2,8 +2,8 @@
 
 Pure functions: they run none of the code that they read. A build asks in several ways, and the cache must answer each:
 projects and their extras under the upper constraints of the branch; packages that devstack itself installs; projects
-without such a branch (tempest) under master's constraints; and the build requirements of projects, of which pip takes
-the newest versions without constraints.
+without such a branch (tempest) under master's constraints; the tox environments in which devstack runs a project; and
+the build requirements of projects, of which pip takes the newest versions without constraints.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tomllib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from gateprocess import GateError
@@ -34,6 +35,12 @@ CALL = re.compile(r"(?:^|[\s/;&|(])(pip_install(?:_gr)?|pip3?[ \t]+(?:install|do
 WITH_EXTRAS = re.compile(
     r"pip_install_gr_extras[ \t]+([\w.-]+)[ \t]+(?:\$\(join_extras \"?\$\{(\w+)\[@\]\}\"?\)|([\w,.-]+))")
 WITH_ARGUMENT = ("-c", "-r", "-e", "-t", "-i", "--constraint", "--requirement", "--editable", "--target", "--python")
+# tox -evenv -- tempest, tox -revenv-tempest --notest, tox -r --notest -efull
+TOX = re.compile(r"(?:^|[\s/;&|(])tox(?=[ \t]+-)((?:[ \t]+(?!--\s)[^\s;&|]+)+)", re.MULTILINE)
+TOX_ENVIRONMENTS = re.compile(r"\s-[a-z]*?e[ \t=]*([\w.,-]+)")
+TOX_REFERENCE = re.compile(r"\{\[([^\]]+)\](\w+)\}")
+TOX_FILE = re.compile(r"(?:-r|--requirement)[ \t=]*(?:\{toxinidir\}/)?(\S+)")
+MAX_REFERENCES = 20  # of one section of tox.ini to another, in a row
 ASSIGNMENT = re.compile(r"""\b(\w+)\+?=(?:"([^"$`]*)"|'([^']*)'|"?\$\{\w+:-"?([^}$"]*)"?\}"?|([\w.+:@/~<>=!,-]+))""")
 VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -158,10 +165,36 @@ def build_requirements_of(project: ProjectFiles) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def tox_requirements_of(project: ProjectFiles, environments: Iterable[str]) -> list[str]:
+    """Return what tox installs into environments of a project's tox.ini; one that is not there is as [testenv]."""
+    sections = _sections(project, "tox.ini")
+    return [requirement for environment in environments
+            for requirement in _dependencies(project, sections, f"testenv:{environment}", "deps", MAX_REFERENCES)]
+
+
+def _dependencies(
+    project: ProjectFiles, sections: Mapping[str, Mapping[str, str]], section: str, key: str, depth: int
+) -> list[str]:
+    own, inherited = sections.get(section, {}), sections.get("testenv", {})
+    found: list[str] = []
+    for line in own.get(key, inherited.get(key, "") if section.startswith("testenv:") else "").splitlines():
+        if reference := TOX_REFERENCE.search(line):
+            found += _dependencies(project, sections, reference[1], reference[2], depth - 1) if depth else []
+        elif file := TOX_FILE.match(line.strip()):
+            found += parse_requirements(project.files.get(file[1], ""))
+        else:
+            found += parse_requirements(line)
+    return found
+
+
 def _setup_cfg(project: ProjectFiles) -> dict[str, dict[str, str]]:
+    return _sections(project, "setup.cfg")
+
+
+def _sections(project: ProjectFiles, file: str) -> dict[str, dict[str, str]]:
     parser = configparser.RawConfigParser(strict=False, delimiters=("=",))
     try:
-        parser.read_string(project.files.get("setup.cfg", ""))
+        parser.read_string(project.files.get(file, ""))
     except configparser.Error:
         return {}
     return {section: dict(parser.items(section)) for section in parser.sections()}
@@ -209,6 +242,12 @@ def words_of(scripts: Iterable[str]) -> tuple[list[str], list[str]]:
     return in_order(constrained), in_order(free)
 
 
+def tox_environments(script: str) -> list[str]:
+    """Return the names of the tox environments that a shell script runs, sorted, each once."""
+    return sorted({name for arguments in TOX.findall(code_of(script))
+                   for names in TOX_ENVIRONMENTS.findall(arguments) for name in names.split(",") if name})
+
+
 def code_of(script: str) -> str:
     """Return a shell script without its comment lines, and with continued lines joined."""
     return re.sub(r"^[ \t]*#.*$", "", script.replace("\\\n", " "), flags=re.MULTILINE)
@@ -248,12 +287,13 @@ def _expand(word: str, values: Mapping[str, Iterable[str]]) -> list[str]:
 def sets_of(
     branch: str, projects: Sequence[ProjectFiles], own: tuple[Sequence[str], Sequence[str]],
     own_builds: Sequence[ProjectFiles] = (), listed: Sequence[str] | None = None,
+    toxes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[PipSet]:
     """Return what to ask pip for, so that a build of a branch finds all of it in the cache.
 
     own is what devstack installs by name (words_of), own_builds what it builds in its own tree; listed is the list in
-    an old devstack, which replaces the projects' requirements. Sets without constraints are the same for all branches:
-    get each once.
+    an old devstack, which replaces the projects' requirements; toxes are the tox environments that it runs, {project
+    without its namespace: names}. Sets without constraints are the same for all branches: get each once.
     """
     here = [project for project in projects if project.has_branch]
     others = [project for project in projects if not project.has_branch]
@@ -264,6 +304,9 @@ def sets_of(
     found += [PipSet("what devstack installs", tuple(once), branch),
               PipSet("what projects without this branch require", tuple(_all(requirements_of(one) for one in others)),
                      "master")]
+    found += [PipSet(f"what tox installs for {one.name}", tuple(in_order(tox_requirements_of(one, names))),
+                     _constraints_of(one, branch))
+              for one in projects if (names := toxes.get(one.name.rpartition("/")[2]))]
     found += [PipSet("what devstack installs", (word,), branch) for word in others_of_a_name]
     found += [PipSet("what devstack installs", (word,), "") for word in own[1]]
     found += [PipSet(f"what {one.name} requires", tuple(in_order(requirements_of(one))), "") for one in projects
@@ -272,10 +315,14 @@ def sets_of(
     found += [PipSet(f"what builds {one.name}", tuple(build_requirements_of(one)), "")
               for one in [*projects, *own_builds]]
     # They come last, since many, large packages are among them, and few builds ask for any.
-    found += [PipSet(f"extras of {one.name}", tuple(_all(extras_of(one).values())),
-                     branch if one.has_branch else "master") for one in projects]
+    found += [PipSet(f"extras of {one.name}", tuple(_all(extras_of(one).values())), _constraints_of(one, branch))
+              for one in projects]
     unique = {(one.requirements, one.constraints): one for one in reversed(found) if one.requirements}
     return list(reversed(unique.values()))
+
+
+def _constraints_of(project: ProjectFiles, branch: str) -> str:
+    return branch if project.has_branch else "master"
 
 
 def _by_name(requirements: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -425,7 +425,7 @@ show_needs() {
         ref=$(first_ref "$clone" "origin/$branch" "$branch" origin/HEAD HEAD) || continue
         kind=branch
         if [[ $ref == *HEAD ]]; then kind=default; fi
-        for file in requirements.txt setup.cfg pyproject.toml setup.py tox.ini; do
+        for file in {,test-,doc/}requirements.txt setup.cfg pyproject.toml setup.py tox.ini; do
             text=$(git_reads "$clone" cat-file blob "$ref:$file" 2> /dev/null | base64 -w 0)
             if [[ $text ]]; then printf '%s %s %s %s\n' "$project" "$kind" "$file" "$text"; fi
         done

@@ -255,7 +255,8 @@ def test_what_projects_need_is_that_of_the_branch_or_else_of_the_default_one(
 
 
 def test_the_files_that_say_what_a_project_needs_are_shown(tmp_path: Path) -> None:
-    names = ("requirements.txt", "setup.cfg", "pyproject.toml", "setup.py", "tox.ini")
+    names = ("requirements.txt", "test-requirements.txt", "doc/requirements.txt", "setup.cfg", "pyproject.toml",
+             "setup.py", "tox.ini")
     files = {name: f"of {name} ö\n" for name in names}
     repository(tmp_path / "remote", {"master": {**files, "other.txt": "x"}})
     git(tmp_path, "clone", "--quiet", str(tmp_path / "remote"), "cache/nova")

@@ -143,6 +143,60 @@ def test_what_devstack_s_scripts_install_by_name() -> None:
         ["bindep", "devstack-tools==0.1.2"])
 
 
+@pytest.mark.parametrize(("script", "expected"), [
+    ("tox -evenv -- tempest verify-config -e x\n", ["venv"]),
+    ("    tox -revenv-tempest --notest\n  tox -r --notest -efull\n", ["full", "venv-tempest"]),
+    ("cd x && tox -e py3,docs; tox -e=all\n# tox -e never\n", ["all", "docs", "py3"]),
+    ("pip_install 'tox<4' -e x\nsudo ln -sf venv/bin/tox /usr/local/bin -e y\n", []),
+    ("tox -e$ENVIRONMENT\ntox\ntox --notest\n", []),
+])
+def test_the_tox_environments_that_a_script_runs(script: str, expected: list[str]) -> None:
+    assert pipneeds.tox_environments(script) == expected
+
+
+TOX = """\
+[base]
+deps =
+    -c{env:UPPER_CONSTRAINTS_FILE:https://example.org/master}
+    -r{toxinidir}/requirements.txt
+[testenv]
+deps = {[base]deps}
+    -r {toxinidir}/test-requirements.txt  # all of them
+[testenv:all]
+deps = {[base]deps}
+[testenv:venv]
+deps =
+  -rrequirements.txt
+  --requirement doc/requirements.txt
+  autopep8>=2
+[testenv:docs]
+deps = {[testenv:venv]deps}
+[testenv:bare]
+deps =
+[testenv:round]
+deps = {[testenv:round]deps}
+"""
+
+
+@pytest.mark.parametrize(("environment", "expected"), [
+    ("all", ["a>=1"]), ("venv", ["a>=1", "c", "autopep8>=2"]), ("docs", ["a>=1", "c", "autopep8>=2"]),
+    ("elsewhere", ["a>=1", "b"]), ("bare", []), ("round", []),
+])
+def test_what_tox_installs_into_an_environment(environment: str, expected: list[str]) -> None:
+    tempest = ProjectFiles("openstack/tempest", False, {
+        "requirements.txt": "a>=1\n", "test-requirements.txt": "b\n", "doc/requirements.txt": "c\n", "tox.ini": TOX})
+    assert pipneeds.tox_requirements_of(tempest, [environment]) == expected
+
+
+@pytest.mark.parametrize(("has_branch", "constraints"), [(True, "stable/x"), (False, "master")])
+def test_what_tox_installs_is_under_the_constraints_of_the_project(has_branch: bool, constraints: str) -> None:
+    tempest = ProjectFiles("openstack/tempest", has_branch, {"tox.ini": TOX, "doc/requirements.txt": "sphinx\n"})
+    nova = ProjectFiles("openstack/nova", True, {"tox.ini": TOX, "doc/requirements.txt": "never\n"})
+    found = pipneeds.sets_of("stable/x", [nova, tempest], ([], []), toxes={"tempest": ["all", "venv"]})
+    assert [one for one in found if one.name.startswith("what tox")] == [
+        PipSet("what tox installs for openstack/tempest", ("autopep8>=2", "sphinx"), constraints)]
+
+
 def test_a_build_finds_all_that_it_asks_for() -> None:
     nova = ProjectFiles("openstack/nova", True, {
         "requirements.txt": "oslo.db[mysql]\n", "setup.cfg": "[extras]\nosprofiler =\n  osprofiler\n",
@@ -201,5 +255,7 @@ def test_what_is_no_such_list_is_an_error(blob: str) -> None:
 def test_no_file_is_too_strange(text: str) -> None:
     strange = project(requirements=text, setup=text, cfg=text, toml=text, tox=text)
     pipneeds.words_of([text])
+    pipneeds.tox_environments(text)
+    pipneeds.tox_requirements_of(strange, [text])
     for one in pipneeds.sets_of("master", [strange], ([], [])):
         assert all("\n" not in requirement for requirement in one.requirements)
