@@ -104,6 +104,8 @@ def judge(tree: Path, change: str, base: Path, more: Sequence[Path]) -> tuple[bo
     given = [*names_from(tree, kinds), distribution_name(tree), name_before(tree, begin),
              *names_within(tree, begin, change)]
     names = {canonical(name): name for name in given if name}
+    if not names and is_distribution(tree):
+        names = {canonical(tree.name): tree.name}  # its setup.py computes a name, which mostly is the repository's
     parts = {canonical(name): name for name in names_beside(tree, begin, change) if name}
     for environments in kinds:
         found = [(name, one) for name in {**names, **parts}.values() for folders in environments
@@ -275,9 +277,12 @@ def read_text(path: Path) -> str:
 
 
 def value_in(text: str, section: str, key: str) -> str:
-    """Return the first word of a value in an INI or TOML file, as far as single lines tell; '' if there is none."""
+    """Return the first word of a value in an INI or TOML file, as far as single lines tell; '' if there is none.
+
+    In an INI file a value may begin on the indented line that follows.
+    """
     now = ""
-    for line in text.splitlines():
+    for line in re.sub(r"=[ \t]*\r?\n[ \t]+", "= ", text).splitlines():
         header = re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)
         if header:
             now = header.group(1).lower()

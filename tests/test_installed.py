@@ -247,6 +247,7 @@ def test_what_is_not_installed_is_said_so(site: Site) -> None:
     ("pyproject.toml", '[tool.poetry]\nname = "nova"\n'),
     ("setup.cfg", "\ufeff[metadata]\nname = nova\n"),
     ("setup.cfg", "left over from a merge\n[metadata]\nName: nova\nauthor = J\xf6rg\n[files]\nname = other\n"),
+    ("setup.cfg", "[metadata]\nsummary =\n    name = other\nname =\r\n    nova\n"),
     ("setup.py", "# name='other'\nNAME = 'nova'\nsetup(ext_modules=[Extension(name='x')], name=NAME)\n"),
     ("setup.py", "import setuptools\nsetuptools.setup(name='nova')\n"),
     ("setup.py", "# name='other'\nprint 'old'\nsetup(name='nova')\n"),
@@ -264,6 +265,20 @@ def test_a_tree_whose_name_cannot_be_read_counts_as_installed_if_that_comes_from
     assert site.check()[1][0].startswith(f"odd: sample-lib 1.0 is installed from {tree}, in ")
     (tree / "sample_lib.py").write_text("changed = 'later'\n")
     assert site.check()[0] == 3
+
+
+def test_a_released_library_is_not_the_change_of_a_repository_of_its_name_that_computes_it(site: Site) -> None:
+    tree, services = site.tree(), site.environment("data/venv")
+    pip(services, *release(tree, site.base / "index"))
+    (tree / "pyproject.toml").write_text(PYPROJECT)
+    (tree / "setup.py").write_text("setup(name='.'.join(('sample', 'lib')))\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-q", "-m", "compute the name")
+
+    status, lines = site.check()
+
+    assert status == 3
+    assert lines[0].startswith("NOT TESTED: sample.lib: sample.lib 1.0 in ")
 
 
 def test_what_another_distribution_brings_under_the_same_name_hides_the_tree(site: Site) -> None:
