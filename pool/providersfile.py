@@ -30,7 +30,8 @@ from vmdatabase import (
 )
 
 LIST_COLUMNS = ("networks", "security_groups", "availability_zones")  # kept as JSON
-NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")  # files and servers have 255 for all parts
+NAME_EXPECTED = "a name of at most 100 letters, digits, ., _ and -, with a letter or digit at both ends"
 FILE_KEYS = ("user-data", "ready-script", "data")
 MOST_SUBNODES = 50  # of one machine: the lead logs in to each of them before any is READY
 MOST_MINUTES = 24 * 60  # of environment-wait: after a day reap takes a used machine for forgotten
@@ -87,8 +88,7 @@ TOP_KEYS = {
                             lambda value: _whole(1)(value) and value <= MOST_MINUTES, environments.DEFAULT_WAIT),
 }
 PROVIDER_KEYS = {
-    "name": Key("a name of letters, digits, ., _ and -, not all", lambda value: _name(value) and value != "all",
-                required=True),
+    "name": Key(f"{NAME_EXPECTED}, other than all", lambda value: _name(value) and value != "all", required=True),
     "cloud": Key("the name of an entry of clouds.yaml", _text, required=True),
     "region": Key("a region's name", _text),
     "max-servers": Key("a whole number, 0 or more", _whole(0), required=True),
@@ -107,7 +107,7 @@ PROVIDER_KEYS = {
     "paused": Key("true or false", _flag, False),
 }
 IMAGE_KEYS = {
-    "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
+    "name": Key(NAME_EXPECTED, _name, required=True),
     "image": Key("name or id of a base image of the provider", _text),
     "min-ready": Key("a whole number, 0 or more", _whole(0), required=True),
     "min-ram": Key("MB, a whole number, 0 or more", _whole(0), 0),
@@ -131,10 +131,10 @@ LABEL_KEYS = {
     "demand": _one_of(demand.NONE, demand.QUEUE),
     "spread": _one_of(demand.EVEN, demand.PACK),
     "schedule": Key("a list of entries such as {days: mon-fri, hours: '08:00-18:00', zone: Europe/Berlin, "
-                    "min-ready: 30}", demand.is_schedule, []),
+                    "min-ready: 30}, each with all four keys", demand.is_schedule, []),
 }
 ENVIRONMENT_KEYS = {
-    "name": Key("a name of letters, digits, ., _ and -", _name, required=True),
+    "name": Key(NAME_EXPECTED, _name, required=True),
     "images": Key("a list of names of images, one or more", lambda value: _texts(value) and bool(value), required=True),
     "providers": Key("a list of names of providers", _texts, []),
     "data": Key("a JSON file", _text, required=True),
@@ -315,18 +315,21 @@ class _ProvidersReader:
         if value is None and not rule.required:
             return rule.default
         if not rule.valid(value):
-            raise self.fail(node, f"{where}: expected {rule.expected}, got {shown}")
+            wrong = [one for one in value if not rule.valid([one])] if isinstance(value, list) and value[1:] else []
+            raise self.fail(node, f"{where}: expected {rule.expected}, got "
+                                  f"{f'{wrong[0]!r} in the list' if wrong else shown}")
         return value
 
     def file(self, node: Any, where: str, key: str) -> str:
         """Return the path of a file; a relative one is relative to the folder of the providers file."""
         try:
             file = self.path.absolute().parent / Path(node.value).expanduser()
-            found = file.is_file()
+            found, exists = file.is_file(), file.exists()
         except (OSError, RuntimeError) as err:  # too long a name, or a missing home folder
             raise self.fail(node, f"{where}: {key}: there is no file {node.value}") from err
         if not found:
-            raise self.fail(node, f"{where}: {key}: there is no file {file}")
+            raise self.fail(node, f"{where}: {key}: {file} is no file" if exists else
+                            f"{where}: {key}: there is no file {file}")
         return str(file)
 
 
@@ -484,12 +487,14 @@ def _make_equal(
     changes: list[str],
 ) -> Any:
     if row is None:
-        shown = [f"{key} {value}" for key, value in values.items() if key in ("max_servers", "min_ready")]
-        changes.append(f"add {what}: {', '.join(shown)}".replace("_", "-"))
+        shown = [f"{key.replace('_', '-')} {value}" for key, value in values.items()
+                 if key in ("max_servers", "min_ready")]
+        changes.append(f"add {what}: {', '.join(shown)}")
         return model.create(**values)
     changed = {key: value for key, value in values.items() if getattr(row, key) != value}
     for key, value in changed.items():
-        text = "back in the file" if key == "active" else f"{key.replace('_', '-')} {getattr(row, key)} -> {value}"
+        shown_key = "image" if key == "external_id" else key.replace("_", "-")
+        text = "back in the file" if key == "active" else f"{shown_key} {getattr(row, key)} -> {value}"
         changes.append(f"change {what}: {text}")
     if changed:
         model.update(**changed).where(row._pk_expr()).execute()

@@ -313,7 +313,7 @@ def test_builds_that_come_while_a_launch_waits_for_a_boot_do_not_wait_for_its_en
     ([label(maxready=3)], "label: unknown key maxready; did you mean max-ready?"),
     ([label(schedule=[{"days": "mon", "hours": "8-18", "zone": "UTC", "min-ready": 1}])],
      "label noble: schedule: expected a list of entries such as {days: mon-fri, hours: '08:00-18:00', "
-     "zone: Europe/Berlin, min-ready: 30}, got "),
+     "zone: Europe/Berlin, min-ready: 30}, each with all four keys, got "),
     ([label(schedule=[{"days": "mon", "hours": "08:00-18:00", "zone": "Europe/Berlon", "min-ready": 1}])],
      "label noble: schedule: expected a list of entries")])
 def test_a_label_that_cannot_be_is_refused_in_one_line(pool: Pool, labels: list[dict[str, Any]], message: str) -> None:

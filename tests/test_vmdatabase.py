@@ -761,9 +761,9 @@ CHANGES = [
     (lambda: [provider(networks=["a"])], ['change provider one: networks [] -> ["a"]']),
     (lambda: [provider(images=[image(min_ready=5)])], ["change image one/noble: min-ready 2 -> 5"]),
     (lambda: [provider(images=[image(image="Debian 13")])],
-     ["change image one/noble: external-id Debian 12 -> Debian 13"]),
+     ["change image one/noble: image Debian 12 -> Debian 13"]),
     (lambda: [provider(images=[image(), image("jammy")])], ["add image one/jammy: min-ready 2"]),
-    (lambda: [provider(), provider("two", images=[])], ["add provider two: max-servers 10"]),
+    (lambda: [provider(), provider("two_b", images=[])], ["add provider two_b: max-servers 10"]),
     (lambda: [provider(images=[])], ["delete image one/noble"]),
     (lambda: [], ["delete image one/noble", "delete provider one"]),
 ]
