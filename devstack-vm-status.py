@@ -99,7 +99,8 @@ def _queue(config: gateconfig.SecureConfig | None, labels: Mapping[str, str]) ->
     from status.facts import Waiting, waiting_builds
 
     if config is None or not config.jenkinses:
-        get_log().info("no [jenkins] section in %s: waiting builds are not known", gateconfig.secure_config_path())
+        get_log().info("there is no [jenkins] section in %s, or no such file: waiting builds are not known",
+                       gateconfig.secure_config_path())
         return {}
     waiting: dict[str, dict[str, Waiting] | None] = {}
     reasons = []
@@ -139,6 +140,12 @@ def remove_old_pictures(folder: Path, kept: Mapping[str, bytes]) -> None:
             get_log().warning("%s: cannot be removed (%s)", file, err.strerror)
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got ''")
+    return Path(text)
+
+
 def _hours(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST_HOURS):
         raise argparse.ArgumentTypeError(f"expected hours, a whole number from 1 to {MOST_HOURS}, got {text!a}")
@@ -147,7 +154,7 @@ def _hours(text: str) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(__doc__)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to; default: $WORKSPACE/status")
+    parser.add_argument("--output", type=_folder, metavar="DIR", help="where to; default: $WORKSPACE/status")
     parser.add_argument("--hours", type=_hours, default=HOURS, metavar="N",
                         help=f"the shorter span that is shown, default {HOURS}; the longer one is at least "
                              f"{LONG_HOURS // 24} days")

@@ -466,7 +466,7 @@ def _read_script(path: Path | None) -> bytes | None:
 
 def _seconds(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,6}", text):
-        raise argparse.ArgumentTypeError(f"expected seconds, a whole number, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected seconds, a whole number from 1 to 9999999, got {text!r}")
     return int(text)
 
 

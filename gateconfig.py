@@ -154,10 +154,8 @@ def load_secure_config() -> SecureConfig:
         reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: secure configuration cannot be read ({reason}); "
                           "set DEVSTACK_GATE_SECURE_CONFIG or create it") from err
-    except configparser.ParsingError as err:  # its own message would show the line, and perhaps a secret
-        raise ConfigError(f"{path}: not an INI file: {line_of(err)}") from err
     except configparser.Error as err:
-        raise ConfigError(f"{path}: not an INI file: {one_line(err)}") from err
+        raise ConfigError(f"{path}: not an INI file: {ini_problem(err)}") from err
     check_private(path)
     _refuse_unknown(path, parser)
     node = _node_config(path, parser)
@@ -166,18 +164,28 @@ def load_secure_config() -> SecureConfig:
                         image=_image_config(path, parser))
 
 
-def line_of(err: configparser.ParsingError) -> str:
-    """Return the number of the line that does not belong in an INI file, without its text."""
-    number = err.lineno if isinstance(err, configparser.MissingSectionHeaderError) else err.errors[0][0]
-    return f"line {number}: expected key = value in a [section]"
+def ini_problem(err: configparser.Error) -> str:
+    """Return what is wrong with an INI file and in which line, without its text, which may be a secret."""
+    if isinstance(err, configparser.DuplicateOptionError):
+        return f"line {err.lineno}: [{err.section}] {err.option} is given twice"
+    if isinstance(err, configparser.DuplicateSectionError):
+        return f"line {err.lineno}: section [{err.section}] is given twice"
+    if isinstance(err, configparser.MissingSectionHeaderError):
+        return f"line {err.lineno}: expected key = value in a [section]"
+    if isinstance(err, configparser.ParsingError):
+        return f"line {err.errors[0][0]}: expected key = value in a [section]"
+    return one_line(err)
 
 
 def check_private(path: Path) -> None:
     """Warn if others than its owner can read a file of secrets; raise ConfigError if they can write it."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        seen = path.stat().st_mode
     except OSError:
         return  # whoever needs the file says what is wrong with it
+    if stat.S_ISDIR(seen):
+        return
+    mode = stat.S_IMODE(seen)
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(f"{path}: can be written by others than its owner (mode {mode:o}); see that it is as you "
                           "wrote it, and chmod 600 it")
@@ -225,11 +233,15 @@ def load_image_config() -> ImageConfig:
 def _refuse_unknown(path: Path, parser: configparser.ConfigParser) -> None:
     for section in parser.sections():
         keys = SECURE_KEYS.get(_kind_of(section))
+        if keys is None and section.startswith("jenkins "):
+            raise ConfigError(f"{path}: [{section}]: expected [jenkins NAME], NAME with at most 60 letters, digits, ., "
+                              "_ and -")
         if keys is None:
             raise ConfigError(f"{path}: unknown section [{section}]{nearest(section, SECURE_KEYS)}")
         for key in parser[section]:
             if key not in keys:
-                raise ConfigError(f"{path}: [{section}] unknown key {key}{nearest(key, keys)}")
+                where = parser.default_section if key in parser.defaults() else section
+                raise ConfigError(f"{path}: [{where}] unknown key {key}{nearest(key, keys)}")
 
 
 def _kind_of(section: str) -> str:

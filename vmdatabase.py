@@ -12,7 +12,7 @@
     vmdatabase.py moved             say that this vm.db was moved or restored here on purpose
     vmdatabase.py forget PROVIDER   drop a provider whose cloud is gone; what it leaves behind is listed
     vmdatabase.py history NODE      tell each move of a machine and its builds, also of machines long gone
-    vmdatabase.py environments      show the locked test environments: who has which, since when
+    vmdatabase.py environments      show the test environments: who has which, since when; or reset one
 
 The file is $DEVSTACK_GATE_DB or ~/vm.db; `sqlite3 ~/vm.db 'select * from pool'` (or node) works at any time. An address
 postgresql://HOST/DATABASE there names a database that several hosts work on.
@@ -253,7 +253,7 @@ class SqliteDatabase(peewee.SqliteDatabase):
         if re.search("unable to open|readonly", reason) and (exhausted := _exhausted(path)):
             return exhausted, True
         if re.search("not a database|unable to open|malformed|readonly", reason):
-            return f"{path}: cannot be opened, and written, as a SQLite database ({reason})", False
+            return f"{path}: cannot be opened for writing as a SQLite database ({reason})", False
         return f"{path}: {reason}{_disk(path, first)}", True
 
 
@@ -496,17 +496,27 @@ def opened(place: Path | str, migrations: Sequence[str] = MIGRATIONS) -> Iterato
         database.initialize(SqliteDatabase(None))
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
-    path = path.resolve()  # the lock files must not depend on how the path is written
+    path = _resolved(path)  # the lock files must not depend on how the path is written
     _init(path)
     with _explaining():
         if not os.path.lexists(path):
             _make(path, migrations)
-        elif path.is_file() and path.stat().st_size <= 1:
+        elif not path.is_file():
+            raise ConfigError(f"{path}: is no plain file; name that of vm.db")
+        elif path.stat().st_size <= 1:
             raise _empty(path)
         _make_private(path)
         with database.connection_context():
             _migrate(path, migrations)
             yield
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path without links; raises ConfigError for a link that leads to itself."""
+    try:
+        return path.resolve()
+    except RuntimeError as err:
+        raise ConfigError(f"{path}: is a link that leads to itself") from err
 
 
 @contextlib.contextmanager
@@ -807,7 +817,7 @@ def backup(file: Path) -> None:
         raise ConfigError(f"{database.database}: is backed up by pg_dump, not by these scripts; a copy as a vm.db: "
                           f"vmdatabase.py copy {file}")
     try:
-        file = file.resolve()
+        file = _resolved(file)
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; name the file to write")
         if file.exists() and not file.is_file():

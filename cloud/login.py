@@ -59,7 +59,8 @@ def connect(provider: Any, call_seconds: float) -> Any:
     except requests.exceptions.RequestException as err:
         raise CloudError(f"{entry}: profile {profile} cannot be fetched now: {short_text(err)}") from err
     except (openstack.exceptions.ConfigException, keystoneauth1.exceptions.ClientException) as err:
-        raise CloudConfigError(f"{entry}: {short_text(err)}{_unknown_profile(profile)}{_where_looked()}") from err
+        text = short_text(err).rstrip(".")  # of a sentence
+        raise CloudConfigError(f"{entry}: {text}{_unknown_profile(profile)}{_where_looked()}") from err
     except TypeError as err:
         raise CloudConfigError(_wrong_auth(entry, err) or f"{where} cannot be read: {short_text(err)}") from err
     except (OSError, yaml.YAMLError, AttributeError, ValueError, KeyError) as err:
@@ -73,6 +74,7 @@ def _check_clouds_yaml(where: str) -> None:
     path = gateconfig.cloud_files()["clouds.yaml"]
     if path is None:
         return
+    path = path.absolute()
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -81,6 +83,8 @@ def _check_clouds_yaml(where: str) -> None:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(err, "problem", None) or short_text(err)
         raise CloudConfigError(f"{where}: {place}: not YAML: {problem}") from err
+    except UnicodeDecodeError as err:
+        raise CloudConfigError(f"{where}: {path}: cannot be read (not UTF-8 text)") from err
     if not isinstance(content, dict) or not isinstance(content.get("clouds", {}), dict):
         raise CloudConfigError(f"{where}: {path}: expected clouds: with an entry for each cloud")
 
@@ -95,8 +99,8 @@ def _checked_profile(clouds: Any, name: str, entry: str) -> str:
         if not isinstance(settings, dict) or not isinstance(settings.get("auth") or {}, dict):
             raise CloudConfigError(f"{entry}: expected a mapping with auth, itself a mapping")
         url = (settings.get("auth") or {}).get("auth_url", "")
-        if not isinstance(url, str):
-            raise CloudConfigError(f"{entry}: auth: auth_url: expected a URL, got {url!r}")
+        if not isinstance(url, str) or (url and not re.match("https?://", url, re.IGNORECASE)):
+            raise CloudConfigError(f"{entry}: auth: auth_url: expected an http(s) URL, got {url!r}")
         if "auth" in settings and not settings["auth"]:
             raise CloudConfigError(f"{entry}: auth is empty; expected auth_url, user, password and project")
         return str(settings.get("profile") or settings.get("cloud") or "")

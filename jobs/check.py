@@ -140,7 +140,9 @@ def read_site(path: Path) -> Site:
         parts = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"{path}: cannot be read ({err.strerror})") from err
-    except (UnicodeDecodeError, yaml.YAMLError) as err:
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not YAML (not UTF-8 text)") from err
+    except yaml.YAMLError as err:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(err).split())})") from err
     defaults = _part(path, parts, "defaults", "global")
     gate = _part(path, parts, "project", "gate")
@@ -217,7 +219,8 @@ def _jenkins_of(config: gateconfig.SecureConfig, name: str | None, url: str) -> 
     if not names:
         raise ConfigError(f"{config.path}: [jenkins] is missing; without Jenkins there are no jobs")
     if name is not None and name not in names:
-        raise ConfigError(f"--jenkins: {config.path} has no [jenkins {name}]{gateprocess.nearest(name, names)}")
+        hint = gateprocess.nearest(name, names) if any(names) else "; it has [jenkins] alone"
+        raise ConfigError(f"--jenkins: {config.path} has no [jenkins {name}]{hint}")
     meant = [jenkins for jenkins in config.jenkinses if jenkins.name == name] if name is not None else [
         jenkins for jenkins in config.jenkinses if gateconfig.is_same_url(jenkins.server, url)] or config.jenkinses
     if len(meant) > 1:
@@ -240,10 +243,8 @@ def read_loader(path: Path | None) -> Loader | None:
         raise ConfigError(f"{places[0]}: cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"{places[0]}: not an INI file (not UTF-8 text)") from err
-    except configparser.ParsingError as err:  # its own message would show the line, perhaps with the password
-        raise ConfigError(f"{places[0]}: not an INI file: {gateconfig.line_of(err)}") from err
     except configparser.Error as err:
-        raise ConfigError(f"{places[0]}: not an INI file ({gateprocess.one_line(err)})") from err
+        raise ConfigError(f"{places[0]}: not an INI file: {gateconfig.ini_problem(err)}") from err
     user, password, url = (parser.get("jenkins", key, fallback="") for key in ("user", "password", "url"))
     if not user or not password:
         raise ConfigError(f"{places[0]}: [jenkins] {'password' if user else 'user'} is missing")

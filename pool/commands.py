@@ -17,6 +17,7 @@ from gateprocess import ConfigError, GateError, get_log
 from pool import autohold, copies, environments, history, script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
+HOURS_OF_HOLDS = 24 * 366
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = gateprocess.make_parser(vmdatabase.__doc__)
     parser.add_argument("--db", metavar="PATH", help="the database, instead of $DEVSTACK_GATE_DB or ~/vm.db")
     parser.set_defaults(run=_run_list, json=False)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     command = commands.add_parser("list", help="print the pool")
     command.add_argument("--json", action="store_true", help="as a JSON list of one object per provider and image")
     command = commands.add_parser("load", help="make providers and images equal to a file")
@@ -51,7 +52,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument("node", metavar="NODE")
     command.set_defaults(run=_run_unhold)
     command = commands.add_parser("backup", help="make a consistent copy of vm.db, also while scripts run")
-    command.add_argument("file", type=Path, metavar="FILE", help="where to; an older copy there is replaced")
+    command.add_argument("file", type=Path, metavar="FILE",
+                         help="where to; an earlier backup of this pool there is replaced")
     command.set_defaults(run=_run_backup)
     command = commands.add_parser("moved", help="say that this vm.db was moved or restored here on purpose")
     command.set_defaults(run=_run_moved)
@@ -77,8 +79,9 @@ def _hours(text: str) -> float:
         hours = float(text)
     except ValueError:
         hours = 0
-    if not 0 < hours < 24 * 366:
-        raise argparse.ArgumentTypeError(f"expected hours above 0, got {text}")
+    if not 0 < hours < HOURS_OF_HOLDS:
+        raise argparse.ArgumentTypeError(f"expected hours, above 0 and below {HOURS_OF_HOLDS}, "
+                                         f"got {text!a}")
     return hours
 
 

@@ -892,7 +892,7 @@ def _free_again(environment: TestEnvironment, noted: _Noted) -> None:
 def add_parser(commands: Any) -> None:
     """Add the command environments to vmdatabase.py."""
     command = commands.add_parser(
-        "environments", help="show the locked test environments: who has which, since when",
+        "environments", help="show the test environments: who has which, since when; or reset one",
         usage="vmdatabase.py environments [--json] | release NAME")
     command.add_argument("words", nargs="*", metavar="release NAME", help="have one that is broken, or kept, reset")
     command.add_argument("--json", action="store_true", help="as a JSON list of one object per environment")

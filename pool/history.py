@@ -24,7 +24,7 @@ DAY = 86400  # seconds
 DEFAULT_DAYS = 90
 PRUNED_AT_ONCE = 5000  # events in one transaction, for which others wait
 UNITS = {"m": 60, "h": 3600, "d": DAY, "w": 7 * DAY}
-TIME_EXPECTED = "expected a time as 2026-12-31, 2026-12-31T23:59Z or Unix seconds, or how long ago, as 90m, 24h or 7d"
+TIMES = "a time as 2026-12-31, 2026-12-31T23:59Z or Unix seconds, or how long ago, as 90m, 24h or 7d"
 
 EVENTS = """
     SELECT time, node_name AS node, provider, image, machine_id, snapshot_id, environment, from_state, to_state,
@@ -52,7 +52,7 @@ def add_parser(commands: Any) -> None:
     what.add_argument("node", metavar="NODE", nargs="?", help="a node; or a snapshot or test environment by its name")
     what.add_argument("--provider", metavar="P", help="all that happened at a provider")
     what.add_argument("--image", metavar="I", help="all that happened to an image type")
-    command.add_argument("--since", type=moment, default=0, metavar="TIME", help=TIME_EXPECTED)
+    command.add_argument("--since", type=moment, default=0, metavar="TIME", help=f"only from then on: {TIMES}")
     command.add_argument("--json", action="store_true", help="as a JSON list of one object a line")
     command.set_defaults(run=run)
 
@@ -67,7 +67,7 @@ def moment(text: str) -> int:
         parsed = datetime.datetime.fromisoformat(text)
         return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
     except (ValueError, OverflowError) as err:
-        raise argparse.ArgumentTypeError(f"{TIME_EXPECTED}, got {text!a}") from err
+        raise argparse.ArgumentTypeError(f"expected {TIMES}, got {text!a}") from err
 
 
 def run(options: argparse.Namespace) -> int:

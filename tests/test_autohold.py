@@ -152,7 +152,7 @@ def test_autoholds_are_listed_and_deleted_and_what_they_hold_stays_held(pool: Po
     (["--job", "gate", "--reason", "x", "--count", "0"], "--count: expected a whole number, 1 or more, got '0'"),
     (["--job", "gate", "--reason", "x", "--count", "9999999"], "--count: expected at most 1000000"),
     (["--job", "gate", "--reason", "x", "--change", "I12"], "--change: expected a whole number, 1 or more, got 'I12'"),
-    (["--job", "gate", "--reason", "x", "--hours", "0"], "--hours: expected hours above 0, got 0"),
+    (["--job", "gate", "--reason", "x", "--hours", "0"], "--hours: expected hours, above 0 and below 8784, got '0'"),
     (["--job", "gate", "--reason", "x", "--ssh-key", "nothing"], "--ssh-key: 'nothing' is neither a public key nor"),
     (["list", "--job", "gate"], "--job does not go with list"), (["show"], "expected list, delete ID, or --job"),
     (["delete"], "expected list, delete ID, or --job"), (["delete", "99"], "ID: there is no autohold '99'; see: "),

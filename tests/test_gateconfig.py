@@ -177,19 +177,24 @@ def test_a_percent_sign_in_a_value_means_itself(secure: Path) -> None:
                                                   "with the one before it)"),
         ("apikey = s3cr3t\n", "not an INI file: line 1: expected key = value in a [section]"),
         (JENKINS + "s3cr3t\n", "not an INI file: line 6: expected key = value in a [section]"),
-        (JENKINS + "user = twice\n", "not an INI file: While reading from {path!r} [line 6]: option 'user' in section "
-                                     "'jenkins' already exists"),
+        (JENKINS + "user = twice\n", "not an INI file: line 6: [jenkins] user is given twice"),
+        (JENKINS + "[jenkins]\n", "not an INI file: line 6: section [jenkins] is given twice"),
+        ("[DEFAULT]\nx = y\n" + JENKINS, "[DEFAULT] unknown key x; known are server, user, apikey, credentials_id, "
+                                         "node_user, node_apikey"),
+        (JENKINS.replace("[jenkins]", "[jenkins a b]"), "[jenkins a b]: expected [jenkins NAME], NAME with at most 60 "
+                                                        "letters, digits, ., _ and -"),
     ],
     ids=["section", "far section", "key", "account", "folder", "image key",
          "option", "comma", "manifest", "modules", "no key",
          "empty key", "no credential", "ftp", "no scheme",
-         "no host", "port", "high port", "two lines", "no section", "no key and value", "twice"],
+         "no host", "port", "high port", "two lines", "no section", "no key and value", "key twice", "section twice",
+         "for all sections", "name of a Jenkins"],
 )
 def test_a_wrong_secure_configuration_is_named_with_section_and_key(secure: Path, text: str, message: str) -> None:
     secure.write_text(text)
     with pytest.raises(ConfigError) as caught:
         gateconfig.load_secure_config()
-    assert str(caught.value) == f"{secure}: {message.format(path=str(secure))}"
+    assert str(caught.value) == f"{secure}: {message}"
 
 
 def test_an_unreadable_secure_configuration_says_how_to_name_another(secure: Path) -> None:

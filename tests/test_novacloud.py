@@ -813,7 +813,10 @@ AUTH = {"auth_url": "http://127.0.0.1:1/v3", "username": "u", "password": "p", "
          "entry x: cert: there is no file ~/nowhere.pem"),
         ({"auth": {**AUTH, "password": None}}, CloudConfigError,
          "entry x: auth: password is missing, in secure.yaml, too"),
-        ({"auth": {**AUTH, "auth_url": 5}}, CloudConfigError, "entry x: auth: auth_url: expected a URL, got 5"),
+        ({"auth": {**AUTH, "auth_url": 5}}, CloudConfigError,
+         "entry x: auth: auth_url: expected an http(s) URL, got 5"),
+        ({"auth": {**AUTH, "auth_url": "cloud.example.org"}}, CloudConfigError,
+         "entry x: auth: auth_url: expected an http(s) URL, got 'cloud.example.org'"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_told(
@@ -876,11 +879,12 @@ def test_a_network_is_found_whatever_its_name(pocket: Pocket, make_cloud: MakeCl
     ("", ": expected clouds: with an entry for each cloud"),
     ("clouds:\n", ": expected clouds: with an entry for each cloud"),
     ("clouds: [x]\n", ": expected clouds: with an entry for each cloud"),
+    ("clouds: \udcff\n", ": cannot be read (not UTF-8 text)"),
 ])
 def test_a_file_that_the_client_would_pass_over_is_told(
     make_cloud: MakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    (tmp_path / "clouds.yaml").write_text(text)
+    (tmp_path / "clouds.yaml").write_text(text, errors="surrogateescape")
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     with pytest.raises(CloudConfigError) as caught:
         make_cloud()

@@ -287,6 +287,7 @@ def test_names_in_every_field_are_shown_as_text(pool: Pool) -> None:
 
 @pytest.mark.parametrize(("arguments", "environment", "message"), [
     ([], {}, "--output: expected a folder, since WORKSPACE is not set"),
+    (["--output", ""], {}, "--output: expected a folder, got ''"),
     (["--output", "/proc/nowhere/x"], {}, "--output: /proc/nowhere/x: cannot be made, or is no folder"),
     (["--hours", "0"], {}, "--hours: expected hours, a whole number from 1 to 744, got '0'"),
     (["--hours", "x"], {}, "--hours: expected hours, a whole number from 1 to 744, got 'x'"),

@@ -214,7 +214,7 @@ WRONG_USE: list[tuple[Call, str]] = [
     ((INPROGRESS, NODE, "--provider", "one"), "...--provider goes with --image..."),
     ((DELETE,), "...required: NODE_NAME..."),
     ((DELETE, NODE, "--result", "GREAT"), "...--result: invalid choice: 'GREAT'...SUCCESS...TIMEOUT..."),
-    ((VMDB, "lost"), "...invalid choice: 'lost'...list...load...hold...unhold..."),
+    ((VMDB, "lost"), "argument COMMAND: invalid choice: 'lost'...list...load...hold...unhold..."),
     ((VMDB, "--nope"), "...unrecognized arguments: --nope..."),
     ((VMDB, "load"), "...required: FILE..."),
     ((VMDB, "hold", NODE), "...required: --reason..."),
@@ -328,9 +328,9 @@ def garbled(path: Path) -> None:
 
 BAD_DATABASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("This is no database, but long enough to be one." * 100),
-             "cannot be opened, and written, as a SQLite database (file is not a database)"),
-    "folder": (Path.mkdir, "cannot be opened, and written, as a SQLite database (unable to open database file)"),
-    "garbled": (garbled, "cannot be opened, and written, as a SQLite database (...)"),
+             "cannot be opened for writing as a SQLite database (file is not a database)"),
+    "folder": (Path.mkdir, "is no plain file; name that of vm.db"),
+    "garbled": (garbled, "cannot be opened for writing as a SQLite database (...)"),
     "newer": (newer, "has schema version 99, newer than the ... known here; use the scripts that made it"),
     "foreign": (foreign, "holds tables that devstack-gate did not make; name another file"),
 }
