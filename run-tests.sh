@@ -16,7 +16,7 @@ packages, and Python packages into .venv. With arguments only pytest runs, with 
   --database postgresql
            only tests of the pool, on PostgreSQL: a server of their own on a socket
 
-Exit code: 0 all passed, 1 something failed.
+Exit codes: 0 all passed, 1 something failed, 2 wrong use.
 EOF
 }
 
@@ -24,7 +24,7 @@ EOF
 run_checkers() {
     local -a scripts
     local rc=0 list shell
-    list=$(git ls-files -- '*.sh' '*.bash' .ci/run) || return
+    list=$(git ls-files -- '*.sh' '*.bash' .ci/run bench/run tests/chaos/run requirements/renew) || return
     mapfile -t scripts <<< "$list"
     shellcheck -x tests/gate/*.bats &
     shell=$!

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import signal
 import sys
 from pathlib import Path
@@ -25,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run one benchmark and return the exit code."""
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(title="benchmarks", metavar="", required=True, dest="name")
+    commands = parser.add_subparsers(title="benchmarks", metavar="NAME", required=True, dest="name")
     for name in BENCHMARKS:
         module = importlib.import_module(f"bench.{name}")
         about = str(module.__doc__)
         command = commands.add_parser(name, help=about.splitlines()[0], description=about,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.add_argument("--runs", type=int, default=5, metavar="N", help="the median is of so many (5)")
+        command.add_argument("--runs", type=_runs, default=5, metavar="N", help="the median is of so many (5)")
         command.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures, too")
         command.set_defaults(run=module.run)
         module.add_arguments(command)
@@ -44,6 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     measure.show(options.name, rows, options.json)
     return 0
+
+
+def _runs(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!a}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     tests/chaos/run --restores 50 --seed 1     after an hour of traffic, restore vm.db from a backup of a random moment
 
 With --database postgresql the pool is on its own PostgreSQL server, which dies and fails over to a lagging replica.
-Needs root: vm.db lies on a small disk mounted for it in a new namespace. Exit codes: 0 no violation, 1 violations.
+Needs root: vm.db lies on a small disk mounted for it in a new namespace.
+Exit codes: 0 no violation, 1 violations, 2 wrong use.
 """
 
 import argparse
@@ -66,7 +67,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--points", action="store_true", help="kill each script at each point, instead of rounds")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite",
                         help="where the pool is; on postgresql the scripts run on two hosts, a restore is a failover")
-    parser.add_argument("--script", action="append", help="with --points: only this scenario (repeatable)")
+    parser.add_argument("--script", action="append", choices=tuple(killpoints.SCENARIOS), metavar="NAME",
+                        help="with --points: only this scenario (repeatable)")
     parser.add_argument("--first", type=int, default=1, metavar="N", help="with --points: start at point N")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"), help="with --points")
     parser.add_argument("--folder", type=Path, help="for the event log and all files; default: a new one in /tmp")
