@@ -115,7 +115,7 @@ def _lives(past: Past, names: list[str], now: int) -> Iterator[tuple[list[Any], 
         else:
             started, ended = asked + boot + wait, asked + boot + wait + max(60, length)
             failed = random_.random() < fails.get(provider, past.chance)
-            result = _result(random_, where, started, ended, failed, past) if ended < now else None
+            result = _result(random_, where, started, ended, failed) if ended < now else None
             kept = ended + 86400 * failed
             moves = [(asked, None, "BUILDING", None), (asked + boot, "BUILDING", "READY", None),
                      (started, "READY", "USED", f"gate #{number}"), (kept, "USED", "DELETE", "its build has ended"),
@@ -140,8 +140,7 @@ def _row(where: tuple[Any, ...], names: list[str], moves: list[Any], now: int) -
     return (number, base_image, node, state, moment) if state else None
 
 
-def _result(random_: random.Random, where: tuple[Any, ...], started: int, ended: int, failed: bool, past: Past
-            ) -> tuple[Any, ...]:
+def _result(random_: random.Random, where: tuple[Any, ...], started: int, ended: int, failed: bool) -> tuple[Any, ...]:
     number, node, provider, image = where
     change = number // COPIES
     job = JOBS[change % len(JOBS)]

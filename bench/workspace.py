@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import measure
@@ -61,7 +61,6 @@ class Bench:
 
     folder: Path
     url: str
-    cpu: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, case: str, runs: int) -> Row:
         """Return the row of a case; BenchError unless both ways end with the same commits."""

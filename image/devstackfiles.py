@@ -75,7 +75,7 @@ class Wanted:
     builds: list[ProjectFiles]
     toxes: dict[str, list[str]]
     urls: list[str]
-    repositories: list[Repository]
+    repositories: list[str]
 
     def pip_sets(self, branch: str, projects: Sequence[ProjectFiles]) -> list[PipSet]:
         """Return what a build of the branch asks pip for, given the projects' files."""
@@ -231,15 +231,7 @@ def file_urls(tree: Path, distribution: str) -> list[str]:
 # --- repositories ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A repository that devstack may clone; it clones a library only if LIBS_FROM_GIT names it."""
-
-    project: str
-    library: bool
-
-
-def repositories_of(tree: Path) -> list[Repository]:
+def repositories_of(tree: Path) -> list[str]:
     """Return the repositories below GIT_BASE that a devstack tree may clone by itself, in the order of stackrc.
 
     stackrc says where each comes from. Libraries are in its table GITREPO; every other repository has a variable that
@@ -249,11 +241,11 @@ def repositories_of(tree: Path) -> list[Repository]:
     text = _read(stackrc, tree) if stackrc.is_file() else ""
     scripts = "\n".join(_read(path, tree) for path in scripts_of(tree))
     cloned = set(re.findall(r"git_clone[ \t]+[\"']?\$\{?(\w+)", scripts))
-    found: dict[str, Repository] = {}
+    found: dict[str, None] = {}
     for _, variable, project in REPOSITORY.findall(text):
         if (not variable or variable in cloned) and PROJECT.fullmatch(project):
-            found.setdefault(project, Repository(project, library=not variable))
-    return list(found.values())
+            found[project] = None
+    return list(found)
 
 
 def scripts_of(tree: Path) -> list[Path]:
@@ -482,7 +474,7 @@ def describe(
     found, complete, log = {}, True, get_log()
     for branch in branches:
         wants = wanted(checkout, branch, distribution)
-        all_projects = list(dict.fromkeys([*projects, *(one.project for one in wants.repositories)]))
+        all_projects = list(dict.fromkeys([*projects, *wants.repositories]))
         files, constraints = local_needs(branch, all_projects, checkout.folder.parent)
         images: list[str] = []
         try:

@@ -147,7 +147,7 @@ class Template:
         """Return the gate's projects and what the branches of devstack may clone, each once."""
         found = dict.fromkeys(self.plan.projects)
         for branch in self.plan.branches:
-            found.update(dict.fromkeys(one.project for one in self.wanted(branch).repositories))
+            found.update(dict.fromkeys(self.wanted(branch).repositories))
         return list(found)
 
     def cache_packages(self, branch: str) -> None:

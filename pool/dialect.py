@@ -51,8 +51,8 @@ TRIGGER = re.compile(
 TABLE = re.compile(r"\s*CREATE TABLE (\w+)")
 
 
-def translated(statement: str, writer: int) -> Iterator[str]:
-    """Yield the PostgreSQL statements for one statement of MIGRATIONS; writer is the key of the writers' lock."""
+def translated(statement: str) -> Iterator[str]:
+    """Yield the PostgreSQL statements for one statement of MIGRATIONS."""
     text = statement
     for pattern, words in DIFFERENCES:
         text = re.sub(pattern, words, text)

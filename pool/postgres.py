@@ -321,7 +321,7 @@ class Database(peewee.PostgresqlDatabase):
                 gateprocess.get_log().warning("%s has an older schema (%d); migrating it", self.database, version)
             for script in migrations[version or 0:]:
                 for statement in split(script):
-                    for words in dialect.translated(statement, WRITER):
+                    for words in dialect.translated(statement):
                         self.execute_sql(words)
             self.execute_sql("INSERT INTO setting (name, value) VALUES ('schema', ?) ON CONFLICT (name) "
                              "DO UPDATE SET value = excluded.value", (str(len(migrations)),))

@@ -575,8 +575,6 @@ def test_without_a_section_for_jenkins_there_is_nothing_to_check(desk: Desk) -> 
 
 
 PART = "expected '- {}:' with 'name: {}', as in the file that comes with the project"
-GLOBAL = "- defaults:\n    name: global\n"
-PROJECT_PART = "- project:\n    name: gate\n"
 
 
 @pytest.mark.parametrize(("change", "message"), [

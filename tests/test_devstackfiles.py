@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateprocess import ConfigError, GateError
 from image import devstackfiles, pipneeds
-from image.devstackfiles import Checkout, Package, Repository, SandboxError
+from image.devstackfiles import Checkout, Package, SandboxError
 from tests.support.pool import Pool, await_that
 from tests.support.repos import commit, git, repository, write
 
@@ -556,9 +556,7 @@ KEYSTONE_REPO=$GIT_BASE/openstack/keystone
         "lib/tempest": "  git_clone $OSTESTIMAGES_REPO $OSTESTIMAGES_DIR $OSTESTIMAGES_BRANCH\n",
         "lib/databases/x": "git_clone \"${KEYSTONE_REPO}\" there\n"})
     assert devstackfiles.repositories_of(tree) == [
-        Repository("openstack/nova", library=False), Repository("openstack/os-test-images", library=False),
-        Repository("openstack/cliff", library=True), Repository("openstack/pbr", library=True),
-        Repository("openstack/keystone", library=False)]
+        "openstack/nova", "openstack/os-test-images", "openstack/cliff", "openstack/pbr", "openstack/keystone"]
 
 
 # Packages that scripts install
@@ -712,7 +710,7 @@ def test_only_names_of_projects_are_cloned(tmp_path: Path) -> None:
     text = "".join(f'GITREPO["{number}"]=${{X_REPO:-${{GIT_BASE}}/{name}.git}}\n' for number, name in enumerate(
         ("openstack/nova", "../../home/robot/secret", "openstack/../../x", "-uevil", "/etc")))
     (tmp_path / "stackrc").write_text(text)
-    assert [one.project for one in devstackfiles.repositories_of(tmp_path)] == ["openstack/nova"]
+    assert devstackfiles.repositories_of(tmp_path) == ["openstack/nova"]
 
 
 def test_a_branch_stays_what_it_was_when_the_build_began(clone: Path) -> None:

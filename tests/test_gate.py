@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ ZUUL = {"ZUUL_URL": "file:///home/jenkins/git", "ZUUL_BRANCH": "master", "ZUUL_P
 GOOD = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zgood"}
 BREAKING = {**ZUUL, "ZUUL_REF": "refs/zuul/master/Zbreaking"}
 LOGS = "/home/jenkins/workspace/logs"
-MakeNode = Callable[[], Node]
 
 
 @pytest.fixture(scope="module")

@@ -401,7 +401,7 @@ def busy(standin: StandIn, client: jenkins.Jenkins) -> StandIn:
     return standin
 
 
-def why(standin: StandIn, client: jenkins.Jenkins, item: int = 2) -> str | None:
+def why(client: jenkins.Jenkins, item: int = 2) -> str | None:
     """Return why a queue item waits, or None if it does not."""
     reason: str | None = client.get_queue_item(item)["why"]
     return reason
@@ -419,7 +419,7 @@ def test_a_build_goes_on_when_its_node_is_disabled_and_the_next_one_waits(
     client.disable_node("n1", "draining")
     assert busy.wait_build("first", 1, WAIT_SECONDS)["result"] == "SUCCESS"
     time.sleep(0.1)  # five times the gap between two builds
-    assert why(busy, client) == "\N{LEFT SINGLE QUOTATION MARK}n1\N{RIGHT SINGLE QUOTATION MARK} is offline"
+    assert why(client) == "\N{LEFT SINGLE QUOTATION MARK}n1\N{RIGHT SINGLE QUOTATION MARK} is offline"
     client.enable_node("n1")
     assert busy.wait_build("second", 1, WAIT_SECONDS)["result"] == "SUCCESS"
 
@@ -431,7 +431,7 @@ def test_a_build_goes_on_when_its_node_is_relabelled_and_the_next_one_finds_no_n
     assert busy.wait_build("first", 1, WAIT_SECONDS)["result"] == "SUCCESS"
     time.sleep(0.1)  # five times the gap between two builds
     label = "\N{LEFT SINGLE QUOTATION MARK}lab\N{RIGHT SINGLE QUOTATION MARK}"
-    assert why(busy, client) == f"There are no nodes with the label {label}"
+    assert why(client) == f"There are no nodes with the label {label}"
 
 
 def test_two_clients_that_relabel_at_once_end_in_the_same_state(busy: StandIn) -> None:

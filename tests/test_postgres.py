@@ -241,7 +241,7 @@ def test_a_later_schema_is_migrated_once_however_many_open_it_and_one_that_fails
                                                                    "NULL)"]),
 ])
 def test_a_migration_is_put_in_the_server_s_words(statement: str, words: list[str]) -> None:
-    assert list(dialect.translated(statement, 7)) == words
+    assert list(dialect.translated(statement)) == words
 
 
 def test_an_id_is_never_used_again_though_its_transaction_failed_or_it_was_given_by_hand(address: str) -> None:

@@ -12,7 +12,6 @@ from tests.chaos.points import KILLED_AT
 from tests.support.starter_client import Starter as Forks
 
 FORK_SECONDS = 30.0
-Order = dict[str, Any]
 
 
 class Run:

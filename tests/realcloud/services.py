@@ -32,7 +32,7 @@ class Services:
     def __init__(self, state: Path, venv: Path, **settings: str) -> None:
         self._state = state
         self._programs = venv / "bin"
-        self.environment = _environment(state, venv) | settings
+        self.environment = _environment(state) | settings
         self._sockets = {name: socket.create_server(("127.0.0.1", 0), backlog=1024) for name in (*NAMES, VOLUMES)}
         self.ports: dict[str, int] = {name: sock.getsockname()[1] for name, sock in self._sockets.items()}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -108,7 +108,7 @@ class Services:
         return "\n".join([str(path), *path.read_text(errors="replace").splitlines()[-LAST_LINES:]])
 
 
-def _environment(state: Path, venv: Path) -> dict[str, str]:
+def _environment(state: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(DROPPED)}
     folders = {f"OS_{name.upper()}_CONFIG_DIR": str(state / "etc" / name) for name in (*NAMES, VOLUMES)}
     return kept | folders | {

@@ -492,7 +492,7 @@ def test_a_vm_db_of_schema_6_goes_on_with_its_counts_and_lets_environments_go(tm
 # A restored vm.db
 
 
-def restored(folder: Path, statements: Sequence[str]) -> None:
+def restored(statements: Sequence[str]) -> None:
     """Set vm.db back to before something happened that a file beside it knows of."""
     for statement in statements:
         vmdatabase.database.execute_sql(statement)
@@ -510,7 +510,7 @@ FORGET = ("UPDATE test_environment SET state = 'FREE', machine_id = NULL, locks 
 def test_what_a_restored_vm_db_takes_for_free_is_given_to_nobody_and_reap_remembers_who_has_it(folder: Path) -> None:
     load(folder, "rack-1")
     row = taken()
-    restored(folder, FORGET)
+    restored(FORGET)
     other = machine()
     with environments.standing_in_line(other):
         take(other)
@@ -535,8 +535,8 @@ def test_one_whose_last_machine_is_over_is_reset_once_the_cloud_or_its_row_says_
     vmdatabase.set_columns(row, external_id="server-7")
     with environments.standing_in_line(row):
         take(row)
-    restored(folder, [*FORGET, "DELETE FROM result", f"UPDATE machine SET state = '{now}'" if now else
-                      "DELETE FROM machine"])
+    restored([*FORGET, "DELETE FROM result", f"UPDATE machine SET state = '{now}'" if now else
+              "DELETE FROM machine"])
     asked: list[str] = []
 
     def is_gone(server: str) -> bool:
@@ -562,9 +562,9 @@ def test_one_that_went_on_to_another_machine_since_the_backup_is_that_one_s(fold
     vmdatabase.move(before, "USED", "DELETE")
     with environments.standing_in_line(after):
         take(after)
-    restored(folder, ["UPDATE test_environment SET state = 'FREE', machine_id = NULL",
-                      "UPDATE machine SET state = 'USED'",
-                      f"UPDATE test_environment SET state = 'LOCKED', machine_id = {before.id}, locks = 1"])
+    restored(["UPDATE test_environment SET state = 'FREE', machine_id = NULL",
+              "UPDATE machine SET state = 'USED'",
+              f"UPDATE test_environment SET state = 'LOCKED', machine_id = {before.id}, locks = 1"])
 
     environments.remember("one", gone)
 
@@ -614,7 +614,7 @@ def test_what_one_was_about_to_get_is_free_again_once_its_node_shows_that_nobody
 def test_a_reset_waits_until_it_is_known_who_has_the_environment(folder: Path) -> None:
     load(folder, "rack-1", reset="touch ran")
     row = taken()
-    restored(folder, ["UPDATE test_environment SET state = 'RESETTING', machine_id = NULL, locks = 0"])
+    restored(["UPDATE test_environment SET state = 'RESETTING', machine_id = NULL, locks = 0"])
 
     assert environments.run_resets() == 0
     assert not (folder / "ran").exists()

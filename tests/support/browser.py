@@ -133,10 +133,3 @@ class Chromium:
         answer = self._call("Runtime.evaluate", self._session, expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
-
-    def screenshot(self) -> bytes:
-        """Return the whole page as PNG."""
-        import base64
-
-        shot = self._call("Page.captureScreenshot", self._session, captureBeyondViewport=True)
-        return base64.b64decode(shot["data"])
