@@ -6,11 +6,10 @@ of builds that ended FAILURE, UNSTABLE or TIMEOUT stay USED, out of service, 24 
 reap deletes them. Not so if the build's archived logs/verdict.json says that the change is not to blame (of kind
 infrastructure or machine); what that file says is recorded, too. An autohold (vmdatabase.py autohold) holds the machine
 of a build that failed in any case, and lets its person in. If GATE_JOB_NAME and GATE_BUILD_NUMBER name the build,
-a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. A build whose
-job was renamed meanwhile is still its own if Jenkins says that it ran there. Changes: the machine USED -> DELETE, the
-build's row in the table result; the node's label and offline mark in Jenkins if it should
-still be in service. If the machine had a test environment, that is reset. The machine itself is deleted by the next
-devstack-vm-reap.
+a machine that now belongs to another build or to a person, or that no build has had yet, is left alone. If the job was
+renamed meanwhile, the build keeps its machine if Jenkins says that it ran there. Changes: the machine USED -> DELETE,
+the build's row in the table result; the node's label and offline mark in Jenkins if the node is still in service. If
+the machine had a test environment, that is reset. The next devstack-vm-reap deletes the machine itself.
 
 Exit codes: 0 done, 1 recorded, but Jenkins could not be asked (reap does that again), or a reset failed, 2 wrong use or
 configuration.

@@ -9,7 +9,7 @@ test-environment: true in the providers file. Then this waits, in turn with othe
 until a test environment is locked for the machine, and writes its data there. If that cannot be had, the machine is
 not kept.
 
-A call that comes through Jenkins gets the machine only if it proves to be of the build on that node: it shows the
+A call that comes through Jenkins gets the machine only if it proves to come from the build on that node: it shows the
 machine's own secret (GATE_TAKE_SECRET), or Jenkins says that the build which GATE_JOB_NAME and GATE_BUILD_NUMBER name
 runs there now. If they name a build that has ended meanwhile, nothing is taken.
 

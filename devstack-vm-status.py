@@ -3,8 +3,8 @@
 
 Run by the job devstack-vm-status every 10 minutes. Reads vm.db, and Jenkins' queue where a secure configuration names a
 Jenkins; changes neither. Writes index.html, style.css, icon.svg, pictures (SVG), status.json and metrics.prom into a
-folder. Each file is replaced at once, index.html last: whenever a run ends, the page is the old one or the new one.
-Takes the packages of requirements-status.txt, which no other script needs.
+folder. Each file is replaced in one step, index.html last: whenever a run ends, the page is the old or the new one.
+Needs the packages of requirements-status.txt, which no other script needs.
 
 Exit codes: 0 done, 1 the page could not be made this time, 2 wrong use or configuration.
 """

@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=about.splitlines()[0], description=about,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--runs", type=_runs, default=5, metavar="N", help="the median is of so many (5)")
-        command.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures, too")
+        command.add_argument("--json", type=Path, metavar="FILE",
+                             help="where to write the figures, too; from the folder of the project on")
         command.set_defaults(run=module.run)
         module.add_arguments(command)
     options = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from gateprocess import ConfigError, GateError, get_log
 from pool import autohold, copies, environments, history, script
 
 KEY_TYPES = ("ssh-", "ecdsa-", "sk-")
-HOURS_OF_HOLDS = 24 * 366
+HOURS_OF_HOLDS = 24 * 366  # a hold for longer is a slip, or one without --hours
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -71,7 +71,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
                         help="with --points: only this scenario (repeatable)")
     parser.add_argument("--first", type=int, default=1, metavar="N", help="with --points: start at point N")
     parser.add_argument("--signal", default="KILL", choices=("KILL", "TERM", "INT"), help="with --points")
-    parser.add_argument("--folder", type=Path, help="for the event log and all files; default: a new one in /tmp")
+    parser.add_argument("--folder", type=Path,
+                        help="for the event log and all files, from the folder of the project on; default: a new one "
+                             "in /tmp")
     return parser.parse_args(argv)
 
 
