@@ -153,6 +153,9 @@ main() {
         die 2 "WORKSPACE: $WORKSPACE is not a folder that can be written to"
     fi
     URL=${GIT_BASE:-https://opendev.org}
+    if [[ $URL == *[[:cntrl:]]* || ! $URL =~ ^(/|[A-Za-z][A-Za-z0-9+.-]*://|[^/:~][^/:]*:) ]]; then
+        die 2 "GIT_BASE: expected the URL of a git server or an absolute path"  # the value may hold a login
+    fi
     URL=${URL%/}/openstack/devstack
     set_up_git
     check_is_ours "$WORKSPACE" folder

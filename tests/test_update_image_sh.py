@@ -394,6 +394,13 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@pytest.mark.parametrize("base", ["opendev.org", "nowhere/at/all", "-x", "https://opendev.org\n"])
+def test_a_base_that_names_no_place_is_refused_before_git_is_asked(new: Site, base: str) -> None:
+    result = new.run(GIT_BASE=base, expect=2)
+    assert (result.stdout, result.stderr) == (
+        "", f"{SCRIPT}: GIT_BASE: expected the URL of a git server or an absolute path\n")
+
+
 def test_an_outage_of_the_server_keeps_the_checkout_and_the_next_run_goes_on(new: Site) -> None:
     port = free_port()
     base = f"git://127.0.0.1:{port}"
