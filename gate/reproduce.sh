@@ -28,6 +28,11 @@ note_given() {
         data=$(head -c 1048576 -- "$name")
         GIVEN+=(json TEST_ENVIRONMENT_FILE "$data")
     fi
+    # Names that are none to bash, such as vendor.password, which the job's processes get all the same.
+    while IFS= read -r -d '' data; do
+        name=${data%%=*}
+        if [[ $name == *[!A-Za-z0-9_]* && $name != BASH_FUNC_* ]]; then GIVEN+=(environment "$name" "${data#*=}"); fi
+    done < "/proc/$$/environ"
     for name in $(compgen -e || true) "${!JOB_VARIABLES[@]}"; do
         if [[ ${taken[$name]:-} ]]; then continue; fi
         taken[$name]=1
