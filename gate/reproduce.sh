@@ -22,6 +22,11 @@ note_given() {
         GIVEN+=(setting "$name" "$REPLY")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
+    read -r name _ <<< "${DEVSTACK_GATE_SETTINGS:-}" || true
+    if [[ -f $name && -r $name ]]; then
+        data=$({ head -c 1048576 -- "$name" || true; } | tr -d '\0')
+        GIVEN+=(text '' "$data")
+    fi
     # It holds the passwords of boxes.
     name=${TEST_ENVIRONMENT_FILE:-$ENVIRONMENT.json}
     if [[ -r $name ]]; then

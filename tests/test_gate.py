@@ -449,6 +449,7 @@ def test_a_post_test_hook_that_replaces_a_tree_or_removes_ours_passes_with_a_wor
 
 
 SETTINGS_FILE = """
+(set -x; MY_SECRET=hunter2-canary; : $MY_SECRET)
 trap 'echo at the end of mine' EXIT
 DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1
 unset ENABLED_SERVICES
@@ -470,6 +471,7 @@ def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -
 
     assert run.returncode == 24, run.stdout
     assert ("more of it" in run.stdout, "at the end of mine" in run.stdout) == (True, True)
+    assert ("MY_SECRET=********" in run.stdout, "hunter2" in run.stdout) == (True, False)
     assert "none-of-ours" not in node.file(f"{LOGS}/local_conf.txt")
     for file, words in (
         ("none", "DEVSTACK_GATE_SETTINGS: there is no file /home/jenkins/none"),
