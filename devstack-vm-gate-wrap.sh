@@ -141,11 +141,11 @@ as_job() {
     clock=$(date +%s)
     trap - INT TERM HUP PIPE USR1
     take_jobs_ways
-    restore_functions
     use_environment
     use_group
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
     find_hidden
+    restore_functions
     if [[ ${2:-} ]]; then exec timeout -k 5 "$2" env "${HIDDEN[@]}" bash -c "$1"; fi
     exec env "${HIDDEN[@]}" bash -c "$1"
 }

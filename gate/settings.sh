@@ -40,7 +40,7 @@ read_functions() {
     done < "/proc/$$/environ"
 }
 
-# Bring the job's functions back, in a shell that is about to run something for the job.
+# Bring the job's functions back, in a shell that is about to run something for the job, and calls none of ours any more.
 restore_functions() {
     local name
     for name in "${!JOB_FUNCTIONS[@]}"; do

@@ -729,7 +729,7 @@ go_on_as() {
     rm -rf -- "$RUN"
     trap - EXIT
     take_jobs_ways
-    restore_functions
     find_hidden
+    restore_functions
     GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" bash "$1"
 }

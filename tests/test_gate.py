@@ -340,6 +340,9 @@ def test_services_that_the_test_leaves_running_stay_for_a_look(node: Node) -> No
 
 
 WRITING = """
+use_group() { echo "not ours"; return 1; }
+find_hidden() { use_group; }
+export -f use_group find_hidden
 pre_test_hook() {
     set -e
     echo 'VENDOR_DRIVER=acme' >> $BASE/new/devstack/local.conf
