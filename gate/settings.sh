@@ -101,6 +101,7 @@ check_temporary() {
 }
 
 check_settings() {
+    local name
     check_names
     read_older_words
     read_local_conf
@@ -110,6 +111,10 @@ check_settings() {
     check_branches
     check_projects
     check_tests
+    # This script begins again, see adopt_orphans: what has become of the settings must not be lost.
+    for name in "${SETTINGS[@]}"; do
+        if [[ ${!name:-} ]]; then export "${name?}"; fi
+    done
 }
 
 # Check that every variable that looks like a setting is one. A misspelt one ends the run; for one of earlier years, a

@@ -280,6 +280,9 @@ def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Pat
     assert "old: Start of adder" in run.stdout
     assert "new: Say it better" in run.stdout
     assert run.stdout.splitlines()[-1].startswith("FAIL (17) in devstack-vm-gate.sh: grenade.sh. ")
+    run = node.gate(DEVSTACK_GATE_GRENADE="forward", GRENADE_NEW_BRANCH="stable/one", **GOOD)
+    assert "old: Say it better" in run.stdout, run.stdout
+    assert "new: Start of adder" in run.stdout
 
 
 def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(node: Node) -> None:
@@ -359,7 +362,7 @@ export MINE=mine
 
 
 def test_hooks_may_write_into_the_trees_use_git_and_each_other_and_clean_up(node: Node) -> None:
-    run = node.gate(hooks=WRITING, DEVSTACK_GATE_TIMEOUT="20", **GOOD)
+    run = node.gate(hooks=WRITING, BUILD_TIMEOUT="1320000", **GOOD)
 
     assert run.returncode == 0, run.stdout
     said = [line.partition("Z ")[2] for line in run.stdout.splitlines()]
