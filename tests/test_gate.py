@@ -318,11 +318,21 @@ def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_mo
     hooks = "gate_hook() { for i in {1..300}; do echo tick; sleep 0.1; done; echo whole; }; export -f gate_hook"
     node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
 
-    node.check("bash job.sh | sed /tick/q > /dev/null; true")
+    node.check("trap '' PIPE; bash job.sh | sed /tick/q > /dev/null; true")
 
     await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0)
     assert "tick" in node.file(f"{LOGS}/gate_hook.txt")
     assert "whole" not in node.file(f"{LOGS}/gate_hook.txt")
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(node: Node) -> None:
+    hooks = "gate_hook() { until [[ -e ~/go ]]; do sleep 0.1; done; }; export -f gate_hook"
+    node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
+
+    output = node.check("nohup bash job.sh > console 2>&1 & until grep -qs gate_hook console; do sleep 0.1; done\n"
+                        "kill -HUP $!; touch go; wait $!; tail -n 1 console")
+
+    assert output.startswith("PASS. Minutes: "), output
 
 
 def test_a_second_run_on_the_same_machine_shows_its_own_results_only(node: Node) -> None:
