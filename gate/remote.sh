@@ -90,6 +90,7 @@ run_there() {
     check_host "$host"
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
+    rm -rf -- "$LOGS"  # an earlier run's, which would be taken for ours
     # Single-use machines reuse addresses, so the first key seen counts for this run only.
     SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="\"${RUN//%/%%}/known_hosts\"")
     trap 'leave_there' EXIT

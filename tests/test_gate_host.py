@@ -120,12 +120,15 @@ def test_a_machine_without_a_mark_there_is_left_alone(client: Client) -> None:
 
 def test_a_host_that_cannot_be_reached_is_one_clear_line(client: Client) -> None:
     client.node = Node(client.node.address.rpartition(".")[0] + ".254", client.node.key)
+    (client.workspace / "logs").mkdir()
+    (client.workspace / "logs/verdict.json").write_text("an earlier run's")
     try:
         code, output = client.run()
+        left = [file.name for file in client.workspace.rglob("*")]
     finally:
         shutil.rmtree(client.workspace)
 
-    assert code == 1
+    assert (code, left) == (1, [])
     assert ": the workspace could not be copied there: ssh: connect to host 127." in output.splitlines()[-1]
 
 
