@@ -521,6 +521,13 @@ def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(no
     assert owners.split() == ["stack", "stack", "stack", "root"]
 
 
+def test_a_base_that_the_stack_user_cannot_reach_is_told(node: Node) -> None:
+    run = node.gate(before="chmod 750 ~", BASE="/home/jenkins/stack", **GOOD)
+
+    assert "BASE: expected a folder that the user stack can reach, not /home/jenkins/stack: one above it" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (1) in setup-host. "), run.stdout
+
+
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:
     hooks = 'pre_test_hook() { rm -rf "$WORKSPACE"; }; gate_hook() { return 5; }; export -f pre_test_hook gate_hook'
 
