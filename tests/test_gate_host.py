@@ -69,10 +69,18 @@ def test_it_runs_there_with_the_documented_settings_to_the_letter(client: Client
 
 
 def test_its_status_comes_back_and_its_logs_after_a_failure(client: Client) -> None:
+    client.workspace = client.workspace.rename(client.folder / "ws")
+    client.environment["WORKSPACE"] = str(client.workspace)
+    (client.workspace / "settings").write_text("echo settings of $1")
+    known = client.folder / "known.ini"
+    known.write_text("[no sum]\npattern = cannot add\nfiles = *.txt\ntext = known here\n")
+
     code, output = client.run(ZUUL_URL="file:///home/jenkins/git", ZUUL_PROJECT="sample/adder", ZUUL_BRANCH="master",
-                              ZUUL_REF="refs/zuul/master/Zbreaking")
+                              ZUUL_REF="refs/zuul/master/Zbreaking", DEVSTACK_GATE_KNOWN_FAILURES=str(known),
+                              DEVSTACK_GATE_SETTINGS=f"{client.workspace}/settings mine")
 
     assert code == 1, output
+    assert ("settings of mine" in output, "Known failure no sum (infrastructure): known" in output) == (True, True)
     assert output.splitlines()[-1].startswith("FAIL (1) in devstack-vm-gate.sh: exercise.sh. ")
     assert "cannot add" in client.log("screen-adderd.txt")
     code, output = client.run("gate_hook() { return 42; }; export -f gate_hook")
