@@ -287,7 +287,7 @@ def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Pat
 
 def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(node: Node) -> None:
     hooks = ("gate_hook() { export DEVSTACK_LOCAL_CONFIG=$'A=1\\nFAIL_WITH=23'; "
-             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; export -f gate_hook")
+             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; stat() { echo nobody; }; export -f gate_hook stat")
 
     run = node.gate(hooks=hooks, **GOOD)
 
