@@ -48,14 +48,10 @@ note_given() {
 
 # note_tested PROJECT...: note what was checked out of each.
 note_tested() {
-    local project
     # shellcheck disable=SC2034  # gate/logs.sh tells it
     TESTED=$(print_projects "$@" && isolated print_heads "$@")
-    project=${ZUUL_PROJECT:-${GERRIT_PROJECT:-}}
-    if [[ $project && -r $BASE/new/${project##*/}/.git/gate-change ]]; then
-        # shellcheck disable=SC2034  # gate/logs.sh tells it
-        read -r CHANGE_SHA1 < "$BASE/new/${project##*/}/.git/gate-change" || true
-    fi
+    # shellcheck disable=SC2034  # gate/logs.sh tells it
+    if [[ -r $RUN/change ]]; then read -r CHANGE_SHA1 < "$RUN/change" || true; fi
 }
 
 # print_heads PROJECT...: print a line for each of their trees: its folder and the commit that was checked out.
