@@ -141,11 +141,11 @@ as_job() {
     clock=$(date +%s)
     trap - INT TERM HUP PIPE USR1
     take_jobs_ways
-    restore_functions
     use_environment
     use_group
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
     find_hidden
+    restore_functions
     if [[ ${2:-} ]]; then exec timeout -k 5 "$2" env "${HIDDEN[@]}" bash -c "$1"; fi
     exec env "${HIDDEN[@]}" bash -c "$1"
 }
@@ -186,6 +186,7 @@ run_settings_file() {
     # shellcheck disable=SC2016  # the job's shell expands it
     JOB_FUNCTIONS[gate_settings]='() { trap gate_settings_keep EXIT; set -- $DEVSTACK_GATE_SETTINGS; local file=$1; shift
         . "$file" "$@"; set -- $?; gate_settings_keep; return "$1"; }'
+    note_given # with what is secret in the file, before it can print that
     GATE_ENVIRONMENT=$RUN/environment run_hook gate_settings || return
     unset 'JOB_FUNCTIONS[gate_settings]' 'JOB_FUNCTIONS[gate_settings_keep]'
     if [[ ! -s $RUN/environment ]]; then

@@ -469,6 +469,7 @@ main() {
     . "$HERE/gate/settings.sh"
     # shellcheck source=gate/git.sh
     . "$HERE/gate/git.sh"
+    read_functions
     : "${BASE:=/opt/stack}"
     NEW=$BASE/new
     DEVSTACK=$NEW/devstack

@@ -20,7 +20,8 @@ take_over() {
 }
 
 # Make orphans of the run our children, so that none escapes the time limit, and let SIGINT reach us even if whoever
-# started us in the background had it ignored. The number of prctl depends on the architecture.
+# started us in the background had it ignored, and SIGPIPE. SIGHUP stays ignored, as nohup asks for it. The number of
+# prctl depends on the architecture.
 adopt_orphans() {
     local machine number
     machine=$(uname -m)
@@ -32,10 +33,10 @@ adopt_orphans() {
         *) number=-1 ;;
     esac
     take_jobs_ways
-    restore_functions
     find_hidden
+    restore_functions
     # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
-    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM HUP QUIT USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM QUIT PIPE USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
         "$number" bash "$0" "$@"
 }
 

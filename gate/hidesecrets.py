@@ -53,7 +53,7 @@ SECRET_PARTS = (
 )
 # and one whose last part is one of these,
 LAST_PARTS = (
-    rb"pass|pwd|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
+    rb"pass|pwd|psw|pw|auth|key|cred|creds|sig|signature|pat|psk|pin|otp"
     rb"|(?:ssh|db|pg|my|sql|mysql|root|admin|user|ldap|smtp|http|proxy)(?:pass|pwd)"
 )
 # but not if one of these is its last part: then it tells something about the secret.
@@ -132,6 +132,7 @@ COMMANDS = [
         rb"""\b(?:bearer|basic)[ \t]+([\w.~+/=-]{6,})""",
     )
 ]
+PASSWORD_OF_USER = re.compile(rb"^[^\s:/]+:(?!//)(\S+)\s*$", re.M)  # a line of them, as Jenkins joins the two
 # scheme://login@, up to the last @ before the first /; or with a password that has a / in it and is no port.
 LOGIN = re.compile(
     rb"""\b([a-z][a-z0-9+.-]{0,30})://((?:[^\s/'"<>\[\]{}|\\]{1,2000})@|[^\s/:@'"<>\[\]{}|\\]{1,200}:(?!\d{1,5}[/\s])[^\s@'"<>|\\]{1,2000}@)""",
@@ -685,7 +686,7 @@ def values_given(records: bytes) -> list[bytes]:
     values: list[bytes] = []
     for kind, name, text in zip(fields[::3], fields[1::3], fields[2::3]):
         if kind in (b"setting", b"environment") and sounds_secret(name):
-            values += [line.strip() for line in [text, *text.splitlines()]]
+            values += values_of(text)
         elif kind == b"environment" and WORDS_OF_PEOPLE.fullmatch(name):
             values += values_in(b"\n".join(one[0] for one in LOGIN.finditer(text[:MAX_TEXT])))
         elif kind in (b"environment", b"setting", b"text"):
@@ -715,8 +716,13 @@ def values_in_json(text: bytes) -> list[bytes]:
         elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
             plain = str(value).encode("utf-8", "replace")
             secret = sounds_secret(name)
-            values += [line.strip() for line in [plain, *plain.splitlines()]] if secret else values_in(plain)
+            values += values_of(plain) if secret else values_in(plain)
     return values
+
+
+def values_of(text: bytes) -> list[bytes]:
+    """Return the secrets in a secret: all of it, each line, the password of user:password, what has a name in it."""
+    return [line.strip() for line in [text, *text.splitlines(), *PASSWORD_OF_USER.findall(text)]] + values_in(text)
 
 
 def read_given(descriptor: int) -> bytes:

@@ -25,7 +25,11 @@ setup_host() {
     install_scripts || return
     use_pip_cache || log "pip's cache could not be put to use"
     trust_trees || return
-    as_root chown stack:stack "$BASE" && as_root chmod go+rx "$BASE" "$BASE/new"
+    as_root chown stack:stack "$BASE" && as_root chmod go+rx "$BASE" "$BASE/new" || return
+    if ! as_root runuser -u stack -- test -x "$BASE/new"; then
+        log "BASE: expected a folder that the user stack can reach, not $BASE: one above it is closed to others"
+        return 1
+    fi
 }
 
 # Let hooks use git in the trees, with sudo too, and after devstack-vm-gate.sh has given them to the stack user.

@@ -171,9 +171,12 @@ def undone(tree: Path, begin: str, change: str) -> str:
 
 
 def is_of_history(tree: Path, file: str) -> bool:
-    """Return whether a file of a tree is as HEAD or a commit before it had it."""
+    """Return whether a file of a tree has another text than in HEAD, one that it had in a commit before."""
+    blob = blob_of(tree / file, tree)
+    if blob == git(tree, "rev-parse", "--verify", "-q", f"HEAD:{file}").stdout.strip():
+        return False  # only its rights differ, or it has line ends that .gitattributes would change
     found = git(tree, "log", "--format=", "--raw", "--no-abbrev", "--no-renames", "HEAD", "--", file)
-    return blob_of(tree / file, tree) in found.stdout.split()
+    return blob in found.stdout.split()
 
 
 def lost(tree: Path, change: str) -> str:

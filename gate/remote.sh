@@ -90,6 +90,7 @@ run_there() {
     check_host "$host"
     RUN=$(mktemp -d)
     LOGS=$WORKSPACE/logs
+    rm -rf -- "$LOGS"  # an earlier run's, which would be taken for ours
     # Single-use machines reuse addresses, so the first key seen counts for this run only.
     SSH_OPTIONS+=(-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile="\"${RUN//%/%%}/known_hosts\"")
     trap 'leave_there' EXIT
@@ -218,8 +219,17 @@ send_workspace() {
     fi
     mkdir -m 700 -- "$RUN/send" && mkdir -- "$RUN/send/gate" && cp -RL -- "${SCRIPTS[@]/#/"$HERE/"}" "$RUN/send/gate/" || return
     (umask 077; : > "$RUN/send/settings")
-    { WORKSPACE=$THERE/workspace print_settings && print_functions; } > "$RUN/send/settings" || return
+    print_settings_there > "$RUN/send/settings" || return
     send "$host" "$WORKSPACE" "$THERE/workspace" && send "$host" "$RUN/send" "$THERE"
+}
+
+# Print what the run there is given; the files that settings name have other places there.
+print_settings_there() {
+    local known=${DEVSTACK_GATE_KNOWN_FAILURES:-} file=${DEVSTACK_GATE_SETTINGS:-}
+    file=${file/#"$WORKSPACE/"/"$THERE/workspace/"}
+    if [[ $known ]]; then cp -L -- "$known" "$RUN/send/gate/known" || return; fi
+    WORKSPACE=$THERE/workspace DEVSTACK_GATE_SETTINGS=$file DEVSTACK_GATE_KNOWN_FAILURES=${known:+$THERE/gate/known} \
+        print_settings && print_functions
 }
 
 # send HOST FOLDER TO: add the files in a folder to one there.

@@ -22,12 +22,22 @@ note_given() {
         GIVEN+=(setting "$name" "$REPLY")
     done
     for name in "${!JOB_FUNCTIONS[@]}"; do GIVEN+=(function "$name" "$name ${JOB_FUNCTIONS[$name]}"); done
+    read -r name _ <<< "${DEVSTACK_GATE_SETTINGS:-}" || true
+    if [[ -f $name && -r $name ]]; then
+        data=$({ head -c 1048576 -- "$name" || true; } | tr -d '\0')
+        GIVEN+=(text '' "$data")
+    fi
     # It holds the passwords of boxes.
     name=${TEST_ENVIRONMENT_FILE:-$ENVIRONMENT.json}
     if [[ -r $name ]]; then
         data=$(head -c 1048576 -- "$name")
         GIVEN+=(json TEST_ENVIRONMENT_FILE "$data")
     fi
+    # Names that are none to bash, such as vendor.password, which the job's processes get all the same.
+    while IFS= read -r -d '' data; do
+        name=${data%%=*}
+        if [[ $name == *[!A-Za-z0-9_]* && $name != BASH_FUNC_* ]]; then GIVEN+=(environment "$name" "${data#*=}"); fi
+    done < "/proc/$$/environ"
     for name in $(compgen -e || true) "${!JOB_VARIABLES[@]}"; do
         if [[ ${taken[$name]:-} ]]; then continue; fi
         taken[$name]=1
@@ -38,14 +48,10 @@ note_given() {
 
 # note_tested PROJECT...: note what was checked out of each.
 note_tested() {
-    local project
     # shellcheck disable=SC2034  # gate/logs.sh tells it
     TESTED=$(print_projects "$@" && isolated print_heads "$@")
-    project=${ZUUL_PROJECT:-${GERRIT_PROJECT:-}}
-    if [[ $project && -r $BASE/new/${project##*/}/.git/gate-change ]]; then
-        # shellcheck disable=SC2034  # gate/logs.sh tells it
-        read -r CHANGE_SHA1 < "$BASE/new/${project##*/}/.git/gate-change" || true
-    fi
+    # shellcheck disable=SC2034  # gate/logs.sh tells it
+    if [[ -r $RUN/change ]]; then read -r CHANGE_SHA1 < "$RUN/change" || true; fi
 }
 
 # print_heads PROJECT...: print a line for each of their trees: its folder and the commit that was checked out.

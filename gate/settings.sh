@@ -5,6 +5,7 @@
 SETTINGS=()              # names of the variables of gate/variables.txt
 declare -gA JOB_FUNCTIONS=()  # the functions that the job exports: {name: "() { code; }"}
 declare -gA JOB_VARIABLES=()  # the variables that the job exports: {name: value}
+UNREADABLE=()            # options of env that take out functions which bash cannot read
 SWITCHES=(SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_EXERCISES DEVSTACK_GATE_TEMPEST DEVSTACK_GATE_TEMPEST_FULL
     DEVSTACK_GATE_TEMPEST_ALL DEVSTACK_GATE_TEMPEST_ALL_PLUGINS DEVSTACK_GATE_TEMPEST_NOTESTS DEVSTACK_GATE_GRENADE
     DEVSTACK_GATE_UNSTACK DEVSTACK_GATE_REMOVE_STACK_SUDO KEEP_LOCALRC DEVSTACK_GATE_THIS_HOST)
@@ -33,14 +34,20 @@ read_functions() {
         if [[ $entry != 'BASH_FUNC_'*'%%='* ]]; then continue; fi
         name=${entry%%'%%='*}
         name=${name#BASH_FUNC_}
+        if ! where=$(shopt -s extdebug; declare -F -- "$name"); then
+            if [[ $name == @(pre_test|gate|post_test|cleanup)_hook ]]; then
+                die 2 "$name: expected a function that bash can read without the shopt settings of the job's shell"
+            fi
+            UNREADABLE+=(-u "BASH_FUNC_$name%%")  # bash has said why
+            continue
+        fi
         JOB_FUNCTIONS[$name]=${entry#*'%%='}
-        where=$(shopt -s extdebug; declare -F -- "$name") || continue
         # shellcheck disable=SC2163  # the function of that name
         if [[ $where == *' environment' ]]; then unset -f -- "$name"; else export -nf -- "$name"; fi
     done < "/proc/$$/environ"
 }
 
-# Bring the job's functions back, in a shell that is about to run something for the job.
+# Bring the job's functions back, in a shell that is about to run something for the job, and calls none of ours any more.
 restore_functions() {
     local name
     for name in "${!JOB_FUNCTIONS[@]}"; do
@@ -60,10 +67,11 @@ is_hidden() {
     declare -p -- "$1" > /dev/null 2>&1
 }
 
-# Fill HIDDEN with NAME=VALUE of the job's variables that ours hide, for env in front of what runs for the job.
+# Fill HIDDEN for env in front of what runs for the job: without the functions that bash cannot read, and with NAME=VALUE
+# of the job's variables that ours hide.
 find_hidden() {
     local name
-    HIDDEN=()
+    HIDDEN=("${UNREADABLE[@]}")
     for name in "${!JOB_VARIABLES[@]}"; do
         if is_hidden "$name"; then HIDDEN+=("$name=${JOB_VARIABLES[$name]}"); fi
     done
@@ -93,6 +101,7 @@ check_temporary() {
 }
 
 check_settings() {
+    local name
     check_names
     read_older_words
     read_local_conf
@@ -102,6 +111,10 @@ check_settings() {
     check_branches
     check_projects
     check_tests
+    # This script begins again, see adopt_orphans: what has become of the settings must not be lost.
+    for name in "${SETTINGS[@]}"; do
+        if [[ ${!name:-} ]]; then export "${name?}"; fi
+    done
 }
 
 # Check that every variable that looks like a setting is one. A misspelt one ends the run; for one of earlier years, a

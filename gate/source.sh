@@ -600,7 +600,7 @@ branch_variable() {
 }
 
 # check_change_is_in SIDE...: check that the project under test has the change itself in one of the tested trees, and
-# not only another of its changes, on another branch.
+# not only another of its changes, on another branch. Leaves the sha1 of that tree in the run's folder.
 check_change_is_in() {
     local side project=${ZUUL_REF:+$ZUUL_PROJECT} ref=${ZUUL_REF:-} tree own variable
     project=${project:-${GERRIT_PROJECT:-}}
@@ -609,6 +609,7 @@ check_change_is_in() {
     for side in "$@"; do
         tree=$BASE/$side/${project##*/}
         if [[ -s $tree/.git/gate-change ]] && isolated "${GIT_COMMAND[@]}" -C "$tree" merge-base --is-ancestor "$ref" HEAD 2> /dev/null; then
+            cp -- "$tree/.git/gate-change" "$RUN/change" || true  # for the verdict only
             return 0
         fi
     done
@@ -729,7 +730,7 @@ go_on_as() {
     rm -rf -- "$RUN"
     trap - EXIT
     take_jobs_ways
-    restore_functions
     find_hidden
+    restore_functions
     GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" bash "$1"
 }

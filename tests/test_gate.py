@@ -279,11 +279,14 @@ def test_an_upgrade_has_the_old_trees_and_the_new_ones(node: Node, tmp_path: Pat
     assert "old: Start of adder" in run.stdout
     assert "new: Say it better" in run.stdout
     assert run.stdout.splitlines()[-1].startswith("FAIL (17) in devstack-vm-gate.sh: grenade.sh. ")
+    run = node.gate(DEVSTACK_GATE_GRENADE="forward", GRENADE_NEW_BRANCH="stable/one", **GOOD)
+    assert "old: Say it better" in run.stdout, run.stdout
+    assert "new: Start of adder" in run.stdout
 
 
 def test_a_gate_hook_may_change_settings_and_call_the_script_that_it_replaces(node: Node) -> None:
     hooks = ("gate_hook() { export DEVSTACK_LOCAL_CONFIG=$'A=1\\nFAIL_WITH=23'; "
-             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; export -f gate_hook")
+             "$BASE/new/devstack-gate/devstack-vm-gate.sh; }; stat() { echo nobody; }; export -f gate_hook stat")
 
     run = node.gate(hooks=hooks, **GOOD)
 
@@ -314,11 +317,21 @@ def test_the_run_ends_and_its_logs_are_kept_when_nobody_reads_the_console_any_mo
     hooks = "gate_hook() { for i in {1..300}; do echo tick; sleep 0.1; done; echo whole; }; export -f gate_hook"
     node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
 
-    node.check("bash job.sh | sed /tick/q > /dev/null; true")
+    node.check("trap '' PIPE; bash job.sh | sed /tick/q > /dev/null; true")
 
     await_that("the logs", lambda: node.run(f"test -e {LOGS}/cleanup-host.txt").returncode == 0)
     assert "tick" in node.file(f"{LOGS}/gate_hook.txt")
     assert "whole" not in node.file(f"{LOGS}/gate_hook.txt")
+
+
+def test_a_run_under_nohup_goes_on_without_its_terminal(node: Node) -> None:
+    hooks = "gate_hook() { until [[ -e ~/go ]]; do sleep 0.1; done; }; export -f gate_hook"
+    node.check("cat > job.sh", gate_script(hooks=hooks, **GOOD).encode())
+
+    output = node.check("nohup bash job.sh > console 2>&1 & until grep -qs gate_hook console; do sleep 0.1; done\n"
+                        "kill -HUP $!; touch go; wait $!; tail -n 1 console")
+
+    assert output.startswith("PASS. Minutes: "), output
 
 
 def test_a_second_run_on_the_same_machine_shows_its_own_results_only(node: Node) -> None:
@@ -339,6 +352,9 @@ def test_services_that_the_test_leaves_running_stay_for_a_look(node: Node) -> No
 
 
 WRITING = """
+use_group() { echo "not ours"; return 1; }
+find_hidden() { use_group; }
+export -f use_group find_hidden
 pre_test_hook() {
     set -e
     echo 'VENDOR_DRIVER=acme' >> $BASE/new/devstack/local.conf
@@ -355,7 +371,7 @@ export MINE=mine
 
 
 def test_hooks_may_write_into_the_trees_use_git_and_each_other_and_clean_up(node: Node) -> None:
-    run = node.gate(hooks=WRITING, DEVSTACK_GATE_TIMEOUT="20", **GOOD)
+    run = node.gate(hooks=WRITING, BUILD_TIMEOUT="1320000", **GOOD)
 
     assert run.returncode == 0, run.stdout
     said = [line.partition("Z ")[2] for line in run.stdout.splitlines()]
@@ -448,6 +464,7 @@ def test_a_post_test_hook_that_replaces_a_tree_or_removes_ours_passes_with_a_wor
 
 
 SETTINGS_FILE = """
+(set -x; MY_SECRET=hunter2-canary; : $MY_SECRET)
 trap 'echo at the end of mine' EXIT
 DEVSTACK_LOCAL_CONFIG=FAIL_WITH=$1
 unset ENABLED_SERVICES
@@ -469,6 +486,7 @@ def test_a_file_of_settings_counts_as_if_the_job_had_exported_them(node: Node) -
 
     assert run.returncode == 24, run.stdout
     assert ("more of it" in run.stdout, "at the end of mine" in run.stdout) == (True, True)
+    assert ("MY_SECRET=********" in run.stdout, "hunter2" in run.stdout) == (True, False)
     assert "none-of-ours" not in node.file(f"{LOGS}/local_conf.txt")
     for file, words in (
         ("none", "DEVSTACK_GATE_SETTINGS: there is no file /home/jenkins/none"),
@@ -500,6 +518,13 @@ def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(no
     assert run.returncode == 0, run.stdout
     owners = node.check("cd /opt/stack/new; stat -c %U adder/adder.py leads_nowhere leads_out /etc/hostname")
     assert owners.split() == ["stack", "stack", "stack", "root"]
+
+
+def test_a_base_that_the_stack_user_cannot_reach_is_told(node: Node) -> None:
+    run = node.gate(before="chmod 750 ~", BASE="/home/jenkins/stack", **GOOD)
+
+    assert "BASE: expected a folder that the user stack can reach, not /home/jenkins/stack: one above it" in run.stdout
+    assert run.stdout.splitlines()[-1].startswith("FAIL (1) in setup-host. "), run.stdout
 
 
 def test_a_hook_may_remove_the_jobs_folder_with_the_scripts(node: Node) -> None:

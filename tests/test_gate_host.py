@@ -69,10 +69,18 @@ def test_it_runs_there_with_the_documented_settings_to_the_letter(client: Client
 
 
 def test_its_status_comes_back_and_its_logs_after_a_failure(client: Client) -> None:
+    client.workspace = client.workspace.rename(client.folder / "ws")
+    client.environment["WORKSPACE"] = str(client.workspace)
+    (client.workspace / "settings").write_text("echo settings of $1")
+    known = client.folder / "known.ini"
+    known.write_text("[no sum]\npattern = cannot add\nfiles = *.txt\ntext = known here\n")
+
     code, output = client.run(ZUUL_URL="file:///home/jenkins/git", ZUUL_PROJECT="sample/adder", ZUUL_BRANCH="master",
-                              ZUUL_REF="refs/zuul/master/Zbreaking")
+                              ZUUL_REF="refs/zuul/master/Zbreaking", DEVSTACK_GATE_KNOWN_FAILURES=str(known),
+                              DEVSTACK_GATE_SETTINGS=f"{client.workspace}/settings mine")
 
     assert code == 1, output
+    assert ("settings of mine" in output, "Known failure no sum (infrastructure): known" in output) == (True, True)
     assert output.splitlines()[-1].startswith("FAIL (1) in devstack-vm-gate.sh: exercise.sh. ")
     assert "cannot add" in client.log("screen-adderd.txt")
     code, output = client.run("gate_hook() { return 42; }; export -f gate_hook")
@@ -120,12 +128,15 @@ def test_a_machine_without_a_mark_there_is_left_alone(client: Client) -> None:
 
 def test_a_host_that_cannot_be_reached_is_one_clear_line(client: Client) -> None:
     client.node = Node(client.node.address.rpartition(".")[0] + ".254", client.node.key)
+    (client.workspace / "logs").mkdir()
+    (client.workspace / "logs/verdict.json").write_text("an earlier run's")
     try:
         code, output = client.run()
+        left = [file.name for file in client.workspace.rglob("*")]
     finally:
         shutil.rmtree(client.workspace)
 
-    assert code == 1
+    assert (code, left) == (1, [])
     assert ": the workspace could not be copied there: ssh: connect to host 127." in output.splitlines()[-1]
 
 

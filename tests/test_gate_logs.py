@@ -480,11 +480,14 @@ def test_a_secret_is_known_in_any_variable_and_in_the_forms_that_programs_print(
         ("environment", "OPTIONS", "--user me --password Xn7-canary03"),
         ("environment", "CLOUD", '{"secret_access_key": "Xn7-canary04"}'),
         ("environment", "GERRIT_CHANGE_SUBJECT", "password=not-a-canary05"),
+        ("environment", "NEXUS_PSW", "Xn7-canary09"),
+        ("environment", "NEXUS_CREDS", "me:Xn7-canary10"),
+        ("environment", "CLOUD_CREDENTIALS", '{"user": "me", "password": "Xn7-canary11"}'),
         ("function", "hook", "hook() { openssl enc -k Xn7-canary06 -in x; docker login -u me -p Xn7-canary07 host; }"),
         ("function", "other", 'other() { echo "machine h login me password Xn7-canary08" > .netrc; ls -p Xn7-file; }'),
     ]
     printed = [
-        *(f"Xn7-canary0{number}" for number in (1, 3, 4, 6, 7, 8)),
+        *(f"Xn7-canary{number:02}" for number in (1, 3, 4, 6, 7, 8, 9, 10, 11)),
         "MIIEcanary02",
         token,
         "Ab3%24x%28y%29%5bz%5d.%2aQ9%2f",

@@ -409,6 +409,15 @@ def test_a_change_that_is_undone_in_the_files_is_not_tested(site: Site) -> None:
         assert site.check()[1][0].endswith(f" is undone in {tree}: sample_lib.py is as an earlier commit had it")
 
 
+def test_a_hook_may_change_the_rights_of_a_changed_file_and_its_line_ends_may_be_unusual(site: Site) -> None:
+    tree = site.tree("devstack", "")
+    change(tree, sample_lib="changed = 2\r\n")
+    (tree / "sample_lib.py").chmod(0o777)
+    assert site.check()[0] == 0
+    (tree / ".gitattributes").write_text("*.py text\n")
+    assert site.check()[0] == 0
+
+
 def test_what_is_used_in_place_may_be_hidden_whoever_has_built_it(site: Site) -> None:
     """Only setuptools writes down which modules a distribution brings."""
     tree, services = site.tree(), site.environment("data/venv")

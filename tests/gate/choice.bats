@@ -572,5 +572,6 @@ two_branches() {
     export DEVSTACK_GATE_GRENADE=1 GRENADE_OLD_BRANCH=stable/victoria GRENADE_NEW_BRANCH=master
     run -0 workspace
     [[ $(change_of openstack/nova old) == refs/zuul/stable/victoria/Z2 && ! -e $TREES/new/nova/.git/gate-change ]]
+    [[ $(cat "$BATS_TEST_TMPDIR"/tmp.*/change) == "$(git -C "$SERVER/openstack/nova" rev-parse refs/zuul/stable/victoria/Z2)" ]]
     GRENADE_OLD_BRANCH=master refused 'openstack/nova: the change under test, refs/zuul/stable/victoria/Z2, is not in what would be tested: GRENADE_NEW_BRANCH asks for branch master of it'
 }

@@ -70,6 +70,9 @@ given() {
     run -0 given function '@(helper|gate_hook|own)'
     [[ $output == *gate_hook=* && $output == *helping* && $output != *own=* ]]
     [[ ! -e owned ]]
+    # shellcheck disable=SC2016  # another bash expands it
+    run -0 env 'vendor.password=hunter2' bash -c '. "$1/gate/reproduce.sh"; note_given; printf "%s\n" "${GIVEN[@]}"' bash "$PROJECT_FOLDER"
+    [[ $output == *$'environment\nvendor.password\nhunter2'* ]]
 }
 
 @test "known failures are read at the start, and what is wrong in them is told" {

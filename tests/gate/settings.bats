@@ -429,6 +429,19 @@ EOT
     bash -n <<< "$(printf '%s\n' "${lines[@]:4}")"
 }
 
+@test "a function that bash cannot read ends the run if it is a hook, and is left out if not" {
+    shopt -s extglob
+    eval 'helper() { echo !(x); }; gate_hook() { echo !(x); }'
+    export -f helper
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ ${lines[-1]} == *'DEVSTACK_GATE_THIS_HOST: expected 1'* ]]
+    run -0 bash -c '. "$1/gate/settings.sh"; read_functions; find_hidden; env "${HIDDEN[@]}" bash -c :' bash "$PROJECT_FOLDER"
+    [[ $(grep -c 'error importing' <<< "$output") -eq 1 ]]
+    export -f gate_hook
+    run -2 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ ${lines[-1]} == *'gate_hook: expected a function that bash can read without the shopt settings'* ]]
+}
+
 @test "scripts that bash does not read from their file are refused" {
     for name in devstack-vm-gate-wrap.sh devstack-vm-gate.sh; do
         run -2 bash < "$PROJECT_FOLDER/$name"
