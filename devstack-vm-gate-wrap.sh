@@ -15,7 +15,7 @@ Settings are environment variables; docs/gate.md lists them. WORKSPACE is requir
 ZUUL_PROJECT, ZUUL_BRANCH and ZUUL_REF, or GERRIT_PROJECT, GERRIT_BRANCH and GERRIT_REFSPEC, or none.
 
 Exit code: that of the test; 1 the machine could not be prepared, 2 wrong settings (nothing was changed), 3 the source
-could not be prepared, 124 the time limit was reached, 130 and 143 interrupted.
+could not be prepared, 124 the time limit was reached, 130, 141 and 143 interrupted.
 EOT
 }
 
