@@ -327,7 +327,9 @@ def test_any_number_of_machines_ends_even_without_demand() -> None:
 
 
 @pytest.mark.parametrize(("section", "why"), [
-    ("jenkins ", "unknown section"), ("jenkins a b", "unknown section"), ("jenkins a/b", "unknown section"),
+    ("jenkins ", "[jenkins ]: expected [jenkins NAME], NAME with"),
+    ("jenkins a b", "[jenkins a b]: expected [jenkins NAME], NAME with"),
+    ("jenkins a/b", "[jenkins a/b]: expected [jenkins NAME], NAME with"),
     ("jenkinsa", "unknown section [jenkinsa]; did you mean jenkins?"),
 ])
 def test_a_section_is_named_with_one_word(pool: Pool, section: str, why: str) -> None:

@@ -938,7 +938,8 @@ def test_hours_that_are_none_are_refused(pool: Pool, hours: str) -> None:
     name = machine(pool, "USED")
     before = dump(pool.database)
     result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--hours", hours, expect=2)
-    assert result.stderr.startswith(f"vmdatabase.py hold: argument --hours: expected hours above 0, got {hours}; see ")
+    expected = f"expected hours, above 0 and below 8784, got {hours!a}; see "
+    assert result.stderr.startswith(f"vmdatabase.py hold: argument --hours: {expected}")
     assert dump(pool.database) == before
 
 
