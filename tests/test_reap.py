@@ -1392,17 +1392,12 @@ def test_all_servers_leaves_a_person_the_machine_for_24_hours_and_says_so(pool: 
     assert over not in pool.nodes()
 
 
-def dump(pool: Pool) -> list[str]:
-    """Return the database as SQL, but for where a host keeps its notes, which its first run tells PostgreSQL."""
-    return [line for line in pool.dump() if not line.startswith("notes of ")]
-
-
 def test_dry_run_prints_what_would_go_and_changes_nothing(pool: Pool) -> None:
     loaded(pool)
     over, old = pool.add_machine("DELETE"), pool.add_machine("USED", age=25 * HOUR)
     add_snapshot(pool, 1, "ERROR")
     pool.add_node("devstack-noble-one-77", "devstack-noble", "127.0.0.77")
-    before = dump(pool), pool.server_names(), images(pool), pool.nodes()
+    before = pool.dump(), pool.server_names(), images(pool), pool.nodes()
 
     result = pool.run(REAP, "one", "--dry-run", expect=0)
 
@@ -1413,7 +1408,7 @@ def test_dry_run_prints_what_would_go_and_changes_nothing(pool: Pool) -> None:
         "would delete snapshot devstack-noble-1.template.openstack.org (ERROR)",
         "would delete stray node devstack-noble-one-77",
     ]
-    assert (dump(pool), pool.server_names(), images(pool), pool.nodes()) == before
+    assert (pool.dump(), pool.server_names(), images(pool), pool.nodes()) == before
 
 
 def test_a_drained_image_ends_with_its_row(pool: Pool) -> None:

@@ -20,7 +20,7 @@ import pytest
 from bench import pasthistory
 from tests.pocketcloud.client import Pocket
 from tests.pocketjenkins.client import StandIn
-from tests.support.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, provider
+from tests.support.pool import PROJECT, SCRIPT_SECONDS, Pool, await_that, image, on_postgresql, provider
 
 STATUS = "devstack-vm-status.py"
 FIXED = {"index.html", "style.css", "icon.svg", "status.json", "metrics.prom"}
@@ -38,8 +38,12 @@ def pool(tmp_path: Path) -> Pool:
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     """Return a pool of four providers that has run for eight days; builds fail more often at one of them."""
-    pool = Pool(tmp_path_factory.mktemp("past"))
-    pasthistory.write(pool.database, pasthistory.Past(8, 1200, 4, fails=(("cloud-01", 0.12),)))
+    file = Pool(tmp_path_factory.mktemp("past"), address="-")
+    pasthistory.write(file.database, pasthistory.Past(8, 1200, 4, fails=(("cloud-01", 0.12),)))
+    if not on_postgresql():
+        return file
+    pool = Pool(file.folder)
+    file.run("vmdatabase.py", "copy", pool.address, expect=0)
     return pool
 
 
@@ -126,8 +130,8 @@ def test_the_numbers_of_the_page_are_those_of_vm_db(past: Pool) -> None:
     assert {state: found["states"][state][-1] for state in states} == states
     week = found["time"] - 7 * 86400
     ((failed, builds),) = past.sql(
-        "SELECT sum(result != 'SUCCESS'), count(*) FROM result WHERE end_time >= ? AND result != 'ABORTED' "
-        "AND provider = 'cloud-01'", week)
+        "SELECT count(*) FILTER (WHERE result != 'SUCCESS'), count(*) FROM result WHERE end_time >= ? "
+        "AND result != 'ABORTED' AND provider = 'cloud-01'", week)
     (rate,) = [one for one in found["blame"]["providers"] if one["name"] == "cloud-01"]
     assert (rate["failed"], rate["builds"], rate["flagged"]) == (failed, builds, True)
     assert [one["name"] for one in found["blame"]["providers"] + found["blame"]["images"] if one["flagged"]] == [
@@ -322,6 +326,7 @@ def test_no_other_script_loads_the_libraries_of_the_page(pool: Pool, script: str
     assert loaded & {"matplotlib", "numpy", "jinja2", "prometheus_client", "status"} == set()
 
 
+@pytest.mark.file
 def test_a_newer_vm_db_is_one_line_and_leaves_the_page_as_it_was(pool: Pool) -> None:
     folder, page = made(pool)
     pool.sql("PRAGMA user_version = 999")
@@ -332,6 +337,7 @@ def test_a_newer_vm_db_is_one_line_and_leaves_the_page_as_it_was(pool: Pool) -> 
     assert (folder / "index.html").read_text() == page
 
 
+@pytest.mark.file
 def test_a_locked_vm_db_is_one_line(pool: Pool) -> None:
     made(pool)
     with closing(sqlite3.connect(pool.database, isolation_level=None)) as connection:
@@ -351,6 +357,7 @@ def test_others_may_read_the_page_and_nothing_else_is_left(past: Pool) -> None:
     assert list(folder.glob(".*")) == []
 
 
+@pytest.mark.file
 def test_nothing_is_written_through_what_others_put_into_the_folder(pool: Pool) -> None:
     folder = pool.folder / "out"
     folder.mkdir()

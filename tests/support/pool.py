@@ -332,10 +332,10 @@ class Pool:
         shutil.copy(self.folder / "backup.db", self.database)
 
     def dump(self) -> list[str]:
-        """Return all of the database as SQL."""
+        """Return all of the database as SQL, but for where hosts keep notes: a first run tells PostgreSQL."""
         if self.address:
             text = postgres.dump(self.address).decode()
-            return [line for line in text.splitlines() if not line.startswith(("\\", "--"))]
+            return [line for line in text.splitlines() if not line.startswith(("\\", "--", "notes of "))]
         connection = sqlite3.connect(self.database, timeout=30)
         try:
             return list(connection.iterdump())
