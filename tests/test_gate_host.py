@@ -195,6 +195,7 @@ def test_a_shell_there_that_prints_breaks_nothing(client: Client) -> None:
     client.node.check("cp .bashrc before; (echo 'echo welcome; echo to you >&2'; cat before) > .bashrc")
     try:
         code, output = client.run("gate_hook() { echo tested; }; export -f gate_hook")
+        hook_log = client.log("gate_hook.txt")
         client.node.check("sudo mount --bind /mnt devstack-gate/workspace")
         again, reason = client.run()
     finally:
@@ -204,7 +205,7 @@ def test_a_shell_there_that_prints_breaks_nothing(client: Client) -> None:
     assert "Z tested" in output
     assert "welcome" not in output
     assert "to you" not in output
-    assert client.log("gate_hook.txt").endswith("tested\n")
+    assert hook_log.endswith("tested\n")
     assert again == 1
     assert re.search(": the workspace could not be copied there: rm: cannot remove 'workspace", reason)
     assert len(reason.splitlines()) == 1
