@@ -190,13 +190,7 @@ def test_a_server_that_is_deleted_from_outside_gives_its_environment_back_throug
 
 @pytest.mark.file  # on PostgreSQL a reset ends with its script, see the next test
 def test_a_reset_that_was_killed_with_its_script_is_run_again_by_reap(pool: Pool) -> None:
-    name = machine(pool)
-    pool.run(INPROGRESS, name, expect=0, **build(1))
-    (pool.folder / "hang").touch()
-    run = pool.start(DELETE, name, "--result", "SUCCESS", **build(1))
-    await_that("the reset", (pool.folder / "resets").exists)
-    run.kill()
-    run.communicate()
+    kill_in_a_reset(pool)
     assert "would reset test environment rack-1\n" in pool.run(REAP, "one", "--dry-run", expect=0).stdout
     pool.run(REAP, "one", expect=0)
     assert environment(pool) == ("RESETTING", None)  # the reset that the killed script began still runs
@@ -207,20 +201,26 @@ def test_a_reset_that_was_killed_with_its_script_is_run_again_by_reap(pool: Pool
 
 
 def test_a_reset_whose_script_was_killed_is_run_again_also_by_another_host(pool: Pool) -> None:
+    shell = kill_in_a_reset(pool)
+    (pool.folder / "hang").unlink()
+    if pool.address:
+        await_that("the end of its reset", lambda: not Path(f"/proc/{shell}").exists())
+    else:
+        subprocess.run(["pkill", "-P", str(shell), "sleep"], check=True)
+    await_that("the lock", lambda: pool.run(REAP, "one", expect=0) and environment(pool)[0] == "FREE")
+
+
+def kill_in_a_reset(pool: Pool) -> int:
+    """Kill the delete of a machine in the middle of a reset; return the process id of the shell of the reset."""
     name = machine(pool)
     pool.run(INPROGRESS, name, expect=0, **build(1))
     (pool.folder / "hang").touch()
     run = pool.start(DELETE, name, "--result", "SUCCESS", **build(1))
     await_that("the reset", (pool.folder / "resets").exists)
-    sleep = child(pool.folder)
+    shell = child(pool.folder)
     run.kill()
     run.communicate()
-    (pool.folder / "hang").unlink()
-    if pool.address:
-        await_that("the end of its reset", lambda: not Path(f"/proc/{sleep}").exists())
-    else:
-        subprocess.run(["pkill", "-P", str(sleep), "sleep"], check=True)
-    await_that("the lock", lambda: pool.run(REAP, "one", expect=0) and environment(pool)[0] == "FREE")
+    return shell
 
 
 def no_wait(pool: Pool) -> None:
