@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from tests.pocketcloud.client import Pocket
@@ -21,6 +22,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start backgro
 # Scripts, clouds and workers start by the thousand, so Python keeps what it compiles, as on a Jenkins host.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+settings.register_profile("untimed", deadline=None)  # machines here are busy
+settings.load_profile("untimed")
 
 MakePool = Callable[..., Pool]
 # The files that took longest in a run. They begin first, so that the end of a run does not wait for one of them alone.

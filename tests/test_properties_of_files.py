@@ -26,7 +26,7 @@ from tests.support.repos import write
 from tests.test_devstackfiles import DISTRIBUTIONS
 from tests.test_devstackfiles import LINES as PACKAGE_LINES
 
-repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=100,
+repeatable = settings(derandomize=True, database=None, max_examples=100,
                       suppress_health_check=[HealthCheck.too_slow])
 
 

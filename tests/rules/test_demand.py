@@ -109,7 +109,7 @@ OFFERS = st.lists(st.builds(Offer, st.text("abcdef", min_size=1, max_size=2), st
 
 
 @given(count=st.integers(0, 60), offers=OFFERS, spread=st.sampled_from([EVEN, PACK]))
-@settings(deadline=None, derandomize=True, database=None)
+@settings(derandomize=True, database=None)
 def test_shares_never_exceed_a_limit_and_leave_nothing_wanting_that_somebody_has_room_for(
         count: int, offers: list[Offer], spread: str) -> None:
     added = shares(count, offers, spread)
@@ -119,7 +119,7 @@ def test_shares_never_exceed_a_limit_and_leave_nothing_wanting_that_somebody_has
 
 
 @given(count=st.integers(0, 60), offers=OFFERS, spread=st.sampled_from([EVEN, PACK]), order=st.randoms())
-@settings(deadline=None, derandomize=True, database=None)
+@settings(derandomize=True, database=None)
 def test_whoever_launches_first_the_end_is_the_same(
         count: int, offers: list[Offer], spread: str, order: Any) -> None:
     together = shares(count, offers, spread)
@@ -160,7 +160,7 @@ def test_an_expression_wants_the_label_of_a_node_with_which_it_holds(expression:
 
 
 @given(st.text("ab|&!()<->\" -", max_size=20))
-@settings(deadline=None, derandomize=True, database=None)
+@settings(derandomize=True, database=None)
 def test_no_expression_is_too_strange(text: str) -> None:
     assert label_that_serves(text) in {text, *"ab-", *text.replace('"', " ").split()} or label_that_serves(text) in text
 

@@ -31,7 +31,7 @@ launch = load_script("devstack-vm-launch.py")
 vmdatabase = reap.vmdatabase
 Node = reap.jenkinsnodes.Node
 
-repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=200,
+repeatable = settings(derandomize=True, database=None, max_examples=200,
                       suppress_health_check=[HealthCheck.too_slow])
 
 # Plans of launches

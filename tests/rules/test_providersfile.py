@@ -495,7 +495,7 @@ def loads_or_refuses_in_one_line(content: bytes) -> None:
 
 
 @given(PROVIDERS)
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_written_right_is_loaded_as_it_is(wanted: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(Path(folder), yaml.safe_dump({"providers": wanted}, allow_unicode=True))
@@ -505,25 +505,25 @@ def test_what_is_written_right_is_loaded_as_it_is(wanted: list[dict[str, Any]]) 
 
 
 @given(st.text() | st.lists(st.text(string.printable)).map("\n".join))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_text_is_loaded_or_refused_in_one_line(text: str) -> None:
     loads_or_refuses_in_one_line(text.encode(errors="surrogatepass"))
 
 
 @given(st.binary())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_bytes_are_loaded_or_refused_in_one_line(content: bytes) -> None:
     loads_or_refuses_in_one_line(content)
 
 
 @given(TREES | st.fixed_dictionaries({"providers": st.lists(st.dictionaries(KEYS, TREES, max_size=6), max_size=3)}))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_any_tree_is_loaded_or_refused_in_one_line(tree: Any) -> None:
     loads_or_refuses_in_one_line(yaml.safe_dump(tree, allow_unicode=True).encode(errors="surrogatepass"))
 
 
 @given(LINES)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_order_of_lines_is_loaded_or_refused_in_one_line(lines: list[str]) -> None:
     loads_or_refuses_in_one_line("\n".join(lines).encode())
 

@@ -13,7 +13,7 @@ from cloud.rules import Flavor, takes
 from pool.allowance import Allowance
 from pool.rules import SERVERS, Need, Room, plan_launches, room_for, whole
 
-repeatable = settings(deadline=None, derandomize=True, database=None)
+repeatable = settings(derandomize=True, database=None)
 FULL = {"maxTotalInstances": 20, "totalInstancesUsed": 5, "maxTotalCores": 40, "totalCoresUsed": 38,
         "maxTotalRAMSize": -1, "totalRAMUsed": 9000}
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pool.turns import Kept, Place, Waiter, gives_way, grants
 
-repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=200,
+repeatable = settings(derandomize=True, database=None, max_examples=200,
                       suppress_health_check=[HealthCheck.too_slow])
 
 
