@@ -16,6 +16,7 @@ import re
 import shlex
 import tomllib
 import zlib
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -40,7 +41,6 @@ TOX = re.compile(r"(?:^|[\s/;&|(])tox(?=[ \t]+-)((?:[ \t]+(?!--\s)[^\s;&|]+)+)",
 TOX_ENVIRONMENTS = re.compile(r"\s-[a-z]*?e[ \t=]*([\w.,-]+)")
 TOX_REFERENCE = re.compile(r"\{\[([^\]]+)\](\w+)\}")
 TOX_FILE = re.compile(r"(?:-r|--requirement)[ \t=]*(?:\{toxinidir\}/)?(\S+)")
-MAX_REFERENCES = 20  # of one section of tox.ini to another, in a row
 ASSIGNMENT = re.compile(r"""\b(\w+)\+?=(?:"([^"$`]*)"|'([^']*)'|"?\$\{\w+:-"?([^}$"]*)"?\}"?|([\w.+:@/~<>=!,-]+))""")
 VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -168,18 +168,17 @@ def build_requirements_of(project: ProjectFiles) -> list[str]:
 def tox_requirements_of(project: ProjectFiles, environments: Iterable[str]) -> list[str]:
     """Return what tox installs into environments of a project's tox.ini; one that is not there is as [testenv]."""
     sections = _sections(project, "tox.ini")
-    return [requirement for environment in environments
-            for requirement in _dependencies(project, sections, f"testenv:{environment}", "deps", MAX_REFERENCES)]
-
-
-def _dependencies(
-    project: ProjectFiles, sections: Mapping[str, Mapping[str, str]], section: str, key: str, depth: int
-) -> list[str]:
-    own, inherited = sections.get(section, {}), sections.get("testenv", {})
+    lines = deque(f"{{[testenv:{environment}]deps}}" for environment in environments)
     found: list[str] = []
-    for line in own.get(key, inherited.get(key, "") if section.startswith("testenv:") else "").splitlines():
+    seen: set[tuple[str, str]] = set()
+    while lines:
+        line = lines.popleft()
         if reference := TOX_REFERENCE.search(line):
-            found += _dependencies(project, sections, reference[1], reference[2], depth - 1) if depth else []
+            section, key = place = reference[1], reference[2]
+            inherited = sections.get("testenv", {}).get(key, "") if section.startswith("testenv:") else ""
+            if place not in seen:
+                lines.extendleft(reversed(sections.get(section, {}).get(key, inherited).splitlines()))
+            seen.add(place)
         elif file := TOX_FILE.match(line.strip()):
             found += parse_requirements(project.files.get(file[1], ""))
         else:

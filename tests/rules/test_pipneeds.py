@@ -175,6 +175,12 @@ deps = {[testenv:venv]deps}
 deps =
 [testenv:round]
 deps = {[testenv:round]deps}
+    {[testenv:about]deps}
+    {[testenv:about]deps}
+[testenv:about]
+deps = {[testenv:round]deps}
+    {[testenv:round]deps}
+    {[testenv:about]deps}
 """
 
 
