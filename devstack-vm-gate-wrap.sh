@@ -144,8 +144,7 @@ as_job() {
     use_environment
     use_group
     export REMAINING_TIME=$(( seconds < 60 ? 1 : seconds / 60 )) GATE_DEADLINE=$(( clock + seconds ))
-    find_hidden
-    restore_functions
+    hand_over
     if [[ ${2:-} ]]; then exec timeout -k 5 "$2" env "${HIDDEN[@]}" bash -c "$1"; fi
     exec env "${HIDDEN[@]}" bash -c "$1"
 }

@@ -33,8 +33,7 @@ adopt_orphans() {
         *) number=-1 ;;
     esac
     take_jobs_ways
-    find_hidden
-    restore_functions
+    hand_over
     # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
     GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM QUIT PIPE USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
         "$number" bash "$0" "$@"

@@ -26,7 +26,7 @@ read_variables() {
 }
 
 # Take the functions that the job exports out of this shell: here they could replace commands, or be replaced by ours.
-# restore_functions gives them to what runs for the job. Note its variables: ours of the same names hide them.
+# hand_over gives them to what runs for the job. Note its variables: ours of the same names hide them.
 read_functions() {
     local entry name where
     while IFS= read -r -d '' entry; do
@@ -47,9 +47,11 @@ read_functions() {
     done < "/proc/$$/environ"
 }
 
-# Bring the job's functions back, in a shell that is about to run something for the job, and calls none of ours any more.
-restore_functions() {
+# Fill HIDDEN and bring the job's functions back, in a shell that runs something for the job next: from here on one of
+# ours may be the job's.
+hand_over() {
     local name
+    find_hidden
     for name in "${!JOB_FUNCTIONS[@]}"; do
         eval "$name ${JOB_FUNCTIONS[$name]}"
         # shellcheck disable=SC2163  # the function of that name

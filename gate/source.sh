@@ -730,7 +730,6 @@ go_on_as() {
     rm -rf -- "$RUN"
     trap - EXIT
     take_jobs_ways
-    find_hidden
-    restore_functions
+    hand_over
     GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" bash "$1"
 }

@@ -420,7 +420,7 @@ exec bash -c '
     read_functions
     sed s/a/b/ <<< cat
     log ours 2>&1 | cut -d" " -f2
-    (restore_functions; exec bash -c "log theirs; sed")
+    (hand_over; exec bash -c "log theirs; sed")
     print_functions' bash "$PROJECT_FOLDER"
 EOT
     PROJECT_FOLDER=$PROJECT_FOLDER run -0 bash "$BATS_TEST_TMPDIR/job"
