@@ -260,12 +260,12 @@ def test_one_whose_data_cannot_be_read_is_broken_and_the_next_one_is_tried(folde
         "LOCKED", "BROKEN", row.name, f"data: {folder}/data.json: cannot be read (No such file or directory)")
 
 
-def test_twenty_builds_that_ask_for_three_environments_at_once_get_one_each_in_turn(
+def test_fifty_builds_that_ask_for_three_environments_at_once_get_one_each_in_turn(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environments, "POLL_SECONDS", 0.3)  # with more builds or shorter pauses, one may starve
+    monkeypatch.setattr(environments, "POLL_SECONDS", 0.6)  # with shorter pauses, one may starve on a busy machine
     load(folder, "rack-1", "rack-2", "rack-3")
-    rows = [machine() for _ in range(20)]
+    rows = [machine() for _ in range(50)]
     failed: list[Exception] = []
 
     def build(row: Machine) -> None:
@@ -273,7 +273,7 @@ def test_twenty_builds_that_ask_for_three_environments_at_once_get_one_each_in_t
             with vmdatabase.connected(), environments.standing_in_line(row):
                 take(row)
                 environments._wait(row, None, vmdatabase.machine_log(row))
-                time.sleep(0.5)  # longer than others pause, so that three are locked at once
+                time.sleep(0.3)  # long enough for three to be locked at once
                 assert vmdatabase.move(row, "USED", "DELETE")
         except Exception as err:  # noqa: BLE001 - told below
             failed.append(err)

@@ -332,10 +332,10 @@ class Pool:
         shutil.copy(self.folder / "backup.db", self.database)
 
     def dump(self) -> list[str]:
-        """Return all of the database as SQL, but for where hosts keep notes: a first run tells PostgreSQL."""
+        """Return all of the database as SQL."""
         if self.address:
             text = postgres.dump(self.address).decode()
-            return [line for line in text.splitlines() if not line.startswith(("\\", "--", "notes of "))]
+            return [line for line in text.splitlines() if not line.startswith(("\\", "--"))]
         connection = sqlite3.connect(self.database, timeout=30)
         try:
             return list(connection.iterdump())
@@ -346,6 +346,11 @@ class Pool:
         """Return whether Jenkins would start a build of the label on a node."""
         node = self.nodes()[name]
         return not node["temporarilyOffline"] and node["label"] != "devstack-used"
+
+
+def without_notes(dump: list[str]) -> list[str]:
+    """Return a dump but for where a host keeps its notes, which its first run tells PostgreSQL."""
+    return [line for line in dump if not line.startswith("notes of ")]
 
 
 def on_postgresql() -> bool:
