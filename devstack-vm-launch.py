@@ -101,8 +101,9 @@ class Launch:
         self.jenkinses = script.jenkinses_of(config)
         self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by name
         self.refusing: dict[str, GateError] = {}  # the same for those that do not let us make nodes
-        self.cloud = script.cloud_of(provider)
         self.workers = gateprocess.Workers(provider.max_concurrency)
+        self.listing = self.jenkinses.begin_look(self.workers) if self.jenkinses and not only_looks else None
+        self.cloud = script.cloud_of(provider)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
         self.started = time.monotonic()
@@ -141,8 +142,9 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run()."""
-        nodes = self.see_nodes()  # first: nothing is begun without Jenkins
-        servers = self.see_servers()
+        listing = self.workers.submit(self.cloud.list_servers)  # meanwhile
+        nodes = self.see_nodes(self.listing)  # nothing is begun without Jenkins
+        servers = self.see_servers(listing)
         self.look_at_queue()
         self.look_at_volumes(servers)
         self.leave_out_ids(servers, nodes or {})
@@ -165,10 +167,10 @@ class Launch:
         wait(self.consoles)
         return self.report()
 
-    def see_servers(self) -> list[nova.Server]:
-        """Return the provider's servers; record whether it answers."""
+    def see_servers(self, listing: Future[list[nova.Server]]) -> list[nova.Server]:
+        """Return the provider's servers once they are listed; record whether it answers."""
         try:
-            servers = self.cloud.list_servers()
+            servers = listing.result()
         except GateError:
             labels.note_down(self.provider, self.config)
             raise
@@ -176,11 +178,14 @@ class Launch:
         vmdatabase.note_place(self.provider, *self.cloud.place)
         return servers
 
-    def see_nodes(self) -> Mapping[str, jenkinsnodes.Node] | None:
-        """Return the nodes of every Jenkins that answers; None in a pool without Jenkins; GateError if none answers."""
+    def see_nodes(self, listing: jenkinses.Listing | None = None) -> Mapping[str, jenkinsnodes.Node] | None:
+        """Return the nodes of every Jenkins that answers; None in a pool without Jenkins; GateError if none answers.
+
+        listing: calls that have begun.
+        """
         if self.jenkinses is None:
             return None
-        seen = self.jenkinses.look()
+        seen = self.jenkinses.look(listing)
         for name in seen.silent.keys() - self.silent.keys():
             self.log.error("%s; [jenkins %s] keeps its machines and gets no new ones in this run", seen.silent[name],
                            name)
@@ -968,8 +973,8 @@ class Launch:
     def count_agents(self) -> Counter[tuple[int, str]]:
         """Return how many ready machines have their agents HERE, AWAITED, LOST or OFFLINE, by (image id, that)."""
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
-        return Counter((machine.base_image_id, AWAITED if machine.id in left else self.agents.get(machine.id, HERE))
-                       for machine in vmdatabase.ready_machines(self.provider))
+        return Counter((image_id, AWAITED if number in left else self.agents.get(number, HERE))
+                       for number, image_id in vmdatabase.ready_by_image(self.provider).items())
 
 
 def words_of(wish: demand.Wanted, parts: Sequence[demand.Part]) -> str:

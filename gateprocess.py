@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import gc
 import logging
 import os
 import re
@@ -39,6 +40,7 @@ TEXT_LENGTH = 1000  # of foreign text, in a message or in vm.db
 CALL_LENGTH = 160  # of what the libraries say about a call before the reason of its failure
 LINE_LENGTH = 10_000  # of our own messages
 HELP_COLUMNS = 120  # as wide as the docstrings; to ask the terminal, argparse would import shutil at each start
+COLLECT_AFTER = 100_000  # objects between two collections of garbage; lists of thousands of servers and rows are none
 
 _stopped_by: list[int] = []  # the signals of STOPPING that came
 _at_stop: list[Callable[[], str]] = []  # called if one comes: each tidies up and says what is left; innermost last
@@ -178,6 +180,7 @@ def run(body: Callable[[], int]) -> NoReturn:
     before it is taken, so the next run goes on from there. On a stop, what was given to `telling` has STOP_SECONDS.
     """
     os.umask(0o077)  # vm.db, locks, logs and copies are for the owner only
+    gc.set_threshold(COLLECT_AFTER)
     _obey_stops()
     code = _run_to_end(body)
     if _stopped_by:

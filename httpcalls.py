@@ -139,31 +139,41 @@ class LimitedAdapter(requests.adapters.BaseAdapter):
         response._content = bytes(body)
         if has_too_many_values(response._content):
             raise AnswerError(f"more than {MOST_VALUES} values came as an answer")
-        response._content = with_next_page_here(response._content, str(request.url))
+        if response.ok and not self._forms:  # of Jenkins no list is followed
+            _keep_next_page_here(response, str(request.url))
         response.encoding = response.encoding or "utf-8"  # else it is guessed from the whole text
         return response
 
 
-def with_next_page_here(body: bytes, url: str) -> bytes:
-    """Return a page of a list with its link to the next page changed to lead to the server of this one.
+def _keep_next_page_here(response: requests.Response, url: str) -> None:
+    """Change the link of a list to its next page so that it leads to the server of this page.
 
     The libraries follow the link with the login wherever it leads, even to http if a proxy speaks https for a service.
     """
-    if b'"next"' not in body:
-        return body
     try:
-        told = json.loads(body)
+        told = json.loads(response.content)
+    except NONSENSE:
+        return  # whoever reads it reports that
+    if move_next_page(told, url):
+        response._content = json.dumps(told).encode()
+    vars(response)["json"] = lambda **_: told  # pages of a thousand servers are parsed once
+
+
+def move_next_page(told: Any, url: str) -> bool:
+    """Change the link of a parsed list to its next page so that it leads to the server of a URL; return if it did not.
+
+    Links that make no sense are left to whoever follows them.
+    """
+    try:
         links = [link for key, value in told.items() if key == "links" or key.endswith("_links") for link in value]
         places = [(told, "next"), *((link, "href") for link in links if link.get("rel") == "next")]
-        moved = [(holder, key, _moved(holder[key], url)) for holder, key in places
-                 if isinstance(holder.get(key), str)]
+        moved = [(holder, key, address) for holder, key in places if isinstance(holder.get(key), str)
+                 and (address := _moved(holder[key], url)) != holder[key]]
     except (*NONSENSE, requests.RequestException):
-        return body  # whoever reads it reports that
-    if all(holder[key] == address for holder, key, address in moved):
-        return body
+        return False
     for holder, key, address in moved:
         holder[key] = address
-    return json.dumps(told).encode()
+    return bool(moved)
 
 
 def _moved(target: str, url: str) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import ipaddress
 import itertools
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -68,6 +68,7 @@ __all__ = [
 
 CALL_SECONDS = 60  # time limit of a call as a whole, unless clouds.yaml has api_timeout
 RATE_LIMIT_SECONDS = 300  # how long rate limits may delay one call
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}  # of addresses, by their version
 MICROVERSION = "2.1"
 LISTED = 20_000  # the most items in a list; each takes some 5 KB
 LIST_SECONDS = 600  # for all pages of a list
@@ -695,9 +696,10 @@ def _addresses(raw: Any) -> dict[str, list[Mapping[str, Any]]]:
 
 def _is_address(raw: Any) -> bool:
     try:
-        return str(ipaddress.ip_address(raw["addr"])) != "" and raw["version"] in (4, 6)
-    except NONSENSE:
+        socket.inet_pton(FAMILIES[raw["version"]], raw["addr"])  # of thousands: ipaddress takes twenty times as long
+    except (*NONSENSE, OSError):
         return False
+    return True
 
 
 def _flavor(raw: Mapping[str, Any]) -> Flavor:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
 import gateconfig
 import vmdatabase
 from gateconfig import SecureConfig
-from gateprocess import GateError, get_log
+from gateprocess import GateError, Workers, get_log
 from jenkinsnodes import Locks, Node, Nodes
 from vmdatabase import BUILDING, READY, Machine
 
 # The name of a machine, whatever prefix, image types and providers there were when it was made.
 MACHINE_NAME = re.compile("[A-Za-z0-9-]*devstack-[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-([0-9]{1,15})")
+
+
+Listing = Mapping[str, "Future[dict[str, Node]]"]  # of nodes; by the name of the Jenkins
 
 
 class Seen(NamedTuple):
@@ -101,8 +105,12 @@ class Jenkinses:
         found = found or list(self) * (len(self) == 1)
         return found[0] if found else None
 
-    def look(self) -> Seen:
-        """Return all nodes, with one call to each Jenkins.
+    def begin_look(self, workers: Workers) -> Listing:
+        """Have workers make the calls for a look, one to each Jenkins; the result is for look()."""
+        return {nodes.name: workers.submit(nodes.all_but_others) for nodes in self}
+
+    def look(self, listing: Listing | None = None) -> Seen:
+        """Return all nodes, with one call to each Jenkins, which begin_look() may have begun.
 
         Raises JenkinsError or JenkinsConfigError if none of them answers.
         """
@@ -112,7 +120,7 @@ class Jenkinses:
         misplaced = []
         for nodes in self:
             try:
-                listed = nodes.all_but_others()
+                listed = listing[nodes.name].result() if listing else nodes.all_but_others()
             except GateError as err:
                 silent[nodes.name] = err
                 continue

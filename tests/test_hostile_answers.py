@@ -19,6 +19,7 @@ import keystoneauth1.exceptions
 import keystoneauth1.session
 import keystoneauth1.token_endpoint
 import pytest
+import requests
 
 import cloud.login
 import gateprocess
@@ -123,10 +124,26 @@ def test_no_trick_with_an_address_carries_a_login_elsewhere(tmp_path: Path, form
 def test_the_next_page_of_a_list_is_on_the_server_of_the_first(link: str, there: str) -> None:
     page: Any
     for page, key in (({"images": [], "next": link}, "next"), ({"ports_links": [{"rel": "next", "href": link}]}, "")):
-        told = json.loads(httpcalls.with_next_page_here(json.dumps(page).encode(), "https://h:1/v2/images?limit=1"))
-        assert (told[key] if key else told["ports_links"][0]["href"]) == there
-    for body in (b'{"next": 5}', b'["next"]', b'{"next": "http://[x"}', b'{"next"', b'{"x_links": 5, "next": "a"}'):
-        assert httpcalls.with_next_page_here(body, "https://h:1/") == body
+        assert httpcalls.move_next_page(page, "https://h:1/v2/images?limit=1") == (link != there)
+        assert (page[key] if key else page["ports_links"][0]["href"]) == there
+    for told in ({"next": 5}, ["next"], {"next": "http://[x"}, None, {"x_links": 5, "next": "a"}):
+        before = json.dumps(told)
+        assert not httpcalls.move_next_page(told, "https://h:1/")
+        assert json.dumps(told) == before
+
+
+@pytest.mark.parametrize("word", ["next", "\\u006eext"])  # the second is the first to whoever reads JSON
+def test_a_list_leads_nowhere_else(word: str) -> None:
+    """The answer says the same as text and parsed."""
+    def serve(connection: Any, _: Any) -> None:
+        answer(connection, "200 OK", b'{"%s": "http://elsewhere/v2/images?marker=a"}' % word.encode())
+
+    session = requests.Session()
+    httpcalls.limit(session)
+    with hostile_http(serve) as (url, _):
+        found = session.get(url)
+    own = f"{url.rstrip('/')}/v2/images?marker=a"
+    assert (found.json(), json.loads(found.text)) == ({"next": own}, {"next": own})
 
 
 def answer(connection: Any, status: str, body: bytes = b"", headers: str = "") -> None:

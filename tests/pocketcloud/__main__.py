@@ -7,6 +7,7 @@ Exit codes: 0 stopped on request, 2 it cannot run here with these options (one l
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -57,6 +58,7 @@ class Workbench:
 def main(argv: list[str] | None = None) -> int:
     """Run until a signal; returns the exit code."""
     options = _parse(argv)
+    gc.set_threshold(100_000)  # lists of thousands are no garbage
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _raise_file_limit()
     stop = threading.Event()

@@ -59,8 +59,7 @@ def _find(call: Call) -> Server:
 def _list(call: Call, *, detailed: bool) -> Answer:
     _check_list_words(call, detailed=detailed)
     with call.cloud.lock:
-        found = [server for server in call.cloud.list_servers(call.project) if _wanted(call, server)]
-        found = _sorted(call, found)
+        found = _sorted(call, _matching(call, call.cloud.list_servers(call.project)))
         page, more = _page(call, found)
         servers = [describe_server(call, s) if detailed else _brief(call, s) for s in page]
     answer: dict[str, Any] = {"servers": servers}
@@ -112,25 +111,26 @@ def _moment(text: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _wanted(call: Call, server: Server) -> bool:
-    since = _moment(call.first("changes-since") or "")
-    if since is not None and server.updated < since:
-        return False
-    tests: dict[str, Callable[[str], bool]] = {
-        "uuid": lambda value: server.id == value,
-        "name": lambda value: re.search(value, server.name) is not None,
-        "status": lambda value: server.status == value.upper(),
-        "image": lambda value: server.image == value,
-        "flavor": lambda value: server.flavor.id == value,
-        "ip": lambda value: server.address is not None and re.search(value, server.address) is not None,
+def _matching(call: Call, servers: list[Server]) -> list[Server]:
+    """Return the servers that the query asks for."""
+    tests: dict[str, Callable[[Server, str], bool]] = {
+        "uuid": lambda server, value: server.id == value,
+        "name": lambda server, value: re.search(value, server.name) is not None,
+        "status": lambda server, value: server.status == value.upper(),
+        "image": lambda server, value: server.image == value,
+        "flavor": lambda server, value: server.flavor.id == value,
+        "ip": lambda server, value: server.address is not None and re.search(value, server.address) is not None,
     }
     if call.microversion >= (2, 26):
-        tests |= {"tags": lambda _: False, "tags-any": lambda _: False}  # no server here has tags
+        tests |= dict.fromkeys(("tags", "tags-any"), lambda _server, _value: False)  # no server here has tags
     if call.microversion >= (2, 73):
-        tests["locked"] = lambda value: value.lower() in ("false", "0")
+        tests["locked"] = lambda _, value: value.lower() in ("false", "0")
     if call.microversion >= (2, 83):
-        tests["key_name"] = lambda value: server.key_name == value
-    return all(any(map(test, call.query[name])) for name, test in tests.items() if name in call.query)
+        tests["key_name"] = lambda server, value: server.key_name == value
+    since = _moment(call.first("changes-since") or "")
+    asked = [(test, call.query[name]) for name, test in tests.items() if name in call.query]
+    return [server for server in servers if (since is None or server.updated >= since)
+            and all(any(test(server, value) for value in values) for test, values in asked)]
 
 
 def _sorted(call: Call, found: list[Server]) -> list[Server]:

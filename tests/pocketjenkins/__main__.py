@@ -9,6 +9,7 @@ Exit codes: 0 stopped by SIGTERM, SIGINT or the end of its standard input (--unt
 import argparse
 import base64
 import binascii
+import gc
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ IDLE_SECONDS = 300.0  # after which a kept-alive connection without a request is
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    gc.set_threshold(100_000)  # lists of thousands are no garbage
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     options.root.mkdir(parents=True, exist_ok=True)
     server = Server((options.host, options.port), options.root, options.users, dict(options.credentials))
