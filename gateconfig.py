@@ -6,6 +6,7 @@ then a file, then a default, and are checked before a script changes anything.
 
 from __future__ import annotations
 
+import binascii
 import configparser
 import logging
 import os
@@ -353,5 +354,22 @@ def require_ssh_key(config: SecureConfig) -> str:
 
 
 def is_public_key(text: str) -> bool:
-    """Return whether a text is one OpenSSH public key: type, base64, perhaps a comment."""
-    return bool(re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\n]*)?", text))
+    """Return whether a text is one whole OpenSSH public key: type, base64, perhaps a comment.
+
+    The base64 stands for strings with their lengths (RFC 4253, section 6.6), of which the first is the type again.
+    """
+    match = re.fullmatch(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]+) ([A-Za-z0-9+/]+=*)(?: [^\n]*)?", text)
+    if match is None:
+        return False
+    try:
+        left = binascii.a2b_base64(match[2], strict_mode=True)
+    except binascii.Error:
+        return False
+    parts = []
+    while left:
+        end = 4 + int.from_bytes(left[:4], "big")
+        if len(left) < end:
+            return False
+        parts.append(left[4:end])
+        left = left[end:]
+    return parts[:1] == [match[1].encode()] and len(parts) > 1

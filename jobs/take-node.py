@@ -7,11 +7,12 @@ It overwrites and removes the file as soon as it has taken the node, so that the
 cannot read it. A build that cannot take its node keeps it busy until the node is out of service, but for a few minutes
 at most: otherwise every queued build would start here and fail. Uses only Python's standard library.
 
-Exit codes: 0 the node is out of service and this build may go on, 1 it may not.
+Exit codes: 0 the node is out of service and this build may go on, 1 it may not, 2 wrong use.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import http.client
@@ -46,6 +47,7 @@ class FailedError(Exception):
 
 def main() -> int:
     """Take the node out of service; the reason for a failure is one line on stderr."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     jenkins, why = None, ""
     try:
         login, secret = read_login()

@@ -74,6 +74,9 @@ make_venv() {
         esac
     fi
     printf 'installing Python packages of %s into .venv\n' "$requirements"
+    if [[ -L $PROJECT/.venv ]]; then
+        rm -- "$PROJECT/.venv"  # --clear would empty the folder that it leads to
+    fi
     "$python" -m venv --clear "$PROJECT/.venv" || return
     { install_locked requirements/build.txt && install_locked "$requirements" --no-build-isolation; } 2> "$PROJECT/.prepare.log" || {
         tail -n 20 -- "$PROJECT/.prepare.log" >&2

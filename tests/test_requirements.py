@@ -92,3 +92,23 @@ def test_without_uv_renew_says_what_is_missing_and_changes_nothing(tmp_path: Pat
     assert (done.returncode, done.stderr) == (
         2, "requirements/renew: expected uv in .venv or on PATH; ./run-tests.sh installs it\n")
     assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_an_environment_that_is_a_link_is_replaced_and_the_one_it_leads_to_is_kept(tmp_path: Path) -> None:
+    shared, project = tmp_path / "shared", tmp_path / "project"
+    (shared / "bin").mkdir(parents=True)
+    (shared / "bin/python").write_text("of others")
+    (project / "tests").mkdir(parents=True)
+    (project / "requirements").mkdir()
+    (project / ".venv").symlink_to(shared)
+    for name in ("requirements.txt", "requirements/build.txt"):
+        (project / name).touch()
+    (project / "tests/prepare.sh").write_bytes((PROJECT / "tests/prepare.sh").read_bytes())
+
+    script = ". tests/prepare.sh; install_locked() { :; }; make_venv requirements.txt"
+    done = subprocess.run(["bash", "-c", script], cwd=project, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (shared / "bin/python").read_text() == "of others"
+    assert not (project / ".venv").is_symlink()
+    assert (project / ".venv/bin/python").exists()

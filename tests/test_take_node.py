@@ -81,11 +81,11 @@ class Node:
     def file(self) -> Path:
         return self.home / ".devstack-gate-jenkins"
 
-    def take(self, master: Master) -> subprocess.CompletedProcess[str]:
+    def take(self, master: Master, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "JENKINS_URL": master.url,
                        "NODE_NAME": "n1", "JOB_NAME": "gate", "BUILD_NUMBER": "5"}
-        return subprocess.run([sys.executable, str(PROJECT / "jobs/take-node.py")], env=environment, timeout=60,
-                              capture_output=True, text=True, check=False)
+        return subprocess.run([sys.executable, str(PROJECT / "jobs/take-node.py"), *arguments], env=environment,
+                              timeout=60, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -104,6 +104,15 @@ def start() -> Iterator[Callable[[Master], Master]]:
 
 
 Start = Callable[[Master], Master]
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("now", 2)])
+def test_who_asks_for_help_or_calls_it_wrongly_takes_nothing(node: Node, start: Start, argument: str, code: int
+                                                             ) -> None:
+    master = start(Master())
+    result = node.take(master, argument)
+    assert (result.returncode, "usage: take-node.py" in result.stdout + result.stderr) == (code, True)
+    assert (master.asked, node.file.exists()) == ([], True)
 
 
 def test_the_secret_goes_to_the_job_in_the_body_and_the_file_is_overwritten_and_gone(node: Node, start: Start) -> None:

@@ -1,5 +1,6 @@
 """vm.db: its schema and migrations, moves between states, views and the commands for people."""
 
+import base64
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import gateprocess
 import vmdatabase
 from gateprocess import ConfigError
 from pool.migrations import MIGRATIONS
-from tests.support.pool import PROJECT, Pool, image, provider
+from tests.support.pool import ANY_HOST_KEY, PROJECT, Pool, image, provider
 from vmdatabase import STATES, DatabaseError
 
 INTEGRITY_ERRORS = (sqlite3.IntegrityError, psycopg.IntegrityError)
@@ -954,12 +955,14 @@ KEY_EXPECTED = "--ssh-key: expected a public key or a file with one, such as 'ss
         ("{folder}", NEITHER),
         ("{folder}/id_ed25519", KEY_EXPECTED),  # the private one
         ("ssh-ed25519", KEY_EXPECTED),
-        ("ssh-ed25519 AAAA\nssh-ed25519 BBBB", KEY_EXPECTED),
+        (f"{ANY_HOST_KEY}\n{ANY_HOST_KEY}", KEY_EXPECTED),
+        (ANY_HOST_KEY[:-4], KEY_EXPECTED),
+        (ANY_HOST_KEY.replace("ed25519", "rsa", 1), KEY_EXPECTED),
         ("~nobody-of-that-name/key", NEITHER),
         ("", NEITHER),
         ("{folder}/binary", NEITHER),
     ],
-    ids=["missing", "folder", "private", "half", "two", "nobody's", "empty", "binary"],
+    ids=["missing", "folder", "private", "half", "two", "cut", "other type", "nobody's", "empty", "binary"],
 )
 def test_a_public_key_that_is_none_is_refused_before_anything_is_done(pool: Pool, key: str, message: str) -> None:
     name = machine(pool, "USED")
@@ -974,7 +977,9 @@ def test_a_public_key_that_is_none_is_refused_before_anything_is_done(pool: Pool
 def test_a_long_key_is_taken_for_a_key_not_for_the_name_of_a_file(pool: Pool) -> None:
     name = machine(pool, "USED", ip="127.0.0.1")
     pool.sql("UPDATE provider SET ssh_port = 1")  # nobody listens there
-    key = "ssh-rsa " + "A" * 700 + " somebody"
+    parts = (b"ssh-rsa", b"\x01\x00\x01", b"\x01" * 512)
+    blob = base64.b64encode(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).decode()
+    key = f"ssh-rsa {blob} somebody"
     result = pool.run("vmdatabase.py", "hold", name, "--reason", "bug 7", "--ssh-key", key, expect=1)
     assert result.stderr.splitlines()[-1].startswith("vmdatabase.py: jenkins@127.0.0.1: no ssh (")
     assert pool.machines() == {name: "HOLD"}
