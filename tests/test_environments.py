@@ -64,7 +64,7 @@ def test_two_builds_have_the_one_environment_one_after_the_other_and_it_is_reset
     run = pool.start(INPROGRESS, second, **build(2))
     await_line(run, WAITS)
     pool.run(DELETE, first, "--result", "SUCCESS", expect=0, **build(1))
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate(timeout=90)
 
     assert (run.returncode, environment(pool)) == (0, ("LOCKED", second)), err
     assert (pool.folder / "resets").read_text() == "rack-1 rack-1.json\n"
@@ -130,7 +130,7 @@ def test_builds_that_wait_do_not_wait_for_an_executor_that_they_have_themselves(
     run = subprocess.Popen([sys.executable, "-m", "tests.support.starter", json.dumps(order), INPROGRESS, second],
                            env=pool.environment | build(2) | {"PYTHONPATH": str(PROJECT)}, cwd=pool.folder, text=True,
                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate(timeout=90)
 
     assert (run.returncode, environment(pool)) == (0, ("LOCKED", second)), err
     assert f"gate-ends #{number} on {first} has ended SUCCESS, and devstack-vm-delete has not come yet" in err
@@ -149,7 +149,7 @@ def test_one_that_is_stopped_while_it_waits_is_out_of_the_line(pool: Pool, numbe
     shown = pool.run(VMDATABASE, "environments", expect=0).stdout
     assert shown.splitlines()[-1] == f"waiting, in this order: {stopped}, {next_one}"
     runs[0].send_signal(number)
-    runs[0].communicate(timeout=30)
+    runs[0].communicate(timeout=90)
 
     pool.run(DELETE, holder, "--result", "ABORTED", expect=0, **build(1))
 
@@ -382,7 +382,7 @@ def test_a_build_waits_no_longer_for_what_its_image_type_does_not_need_any_more(
     run = pool.start(INPROGRESS, late, **build(2))
     await_line(run, WAITS)
     pool.load(provider(images=[image()]))
-    _, err = run.communicate(timeout=30)
+    _, err = run.communicate(timeout=90)
     assert (run.returncode, pool.machines()[late]) == (0, "USED"), err
     assert err.endswith("no longer waits for a test environment: its image type no longer needs one\n")
 
