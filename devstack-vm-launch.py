@@ -66,6 +66,7 @@ QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while 
 CALLS_SECONDS = 300  # for a run, in addition to the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
+Accounts = tuple[dict[int, str | None], dict[int, SnapshotImage]]  # see Launch.accounts
 
 
 def poll_pause(quiet: float, took: float) -> float:
@@ -142,12 +143,14 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run()."""
+        before = self.accounts()
         listing = self.workers.submit(self.cloud.list_servers)  # meanwhile
         nodes = self.see_nodes(self.listing)  # nothing is begun without Jenkins
         servers = self.see_servers(listing)
         self.look_at_queue()
         self.look_at_volumes(servers)
         self.leave_out_ids(servers, nodes or {})
+        self.count_orphans(servers, before)
         self.take_over(servers, nodes)
         self.check_right_to_register()
         self.ask_for_machines()
@@ -271,7 +274,6 @@ class Launch:
     ) -> None:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
-        self.count_orphans(servers)
         building = [machine for machine in vmdatabase.machines_of(self.provider, [BUILDING])
                     if machine.lead_id is not None or not self.is_silent(machine)]
         subnodes = by_lead(building)
@@ -341,10 +343,18 @@ class Launch:
             self.log.error("no build can run on %s: %s; log: %s", gateprocess.some(names), why, log)
         self.lost.clear()
 
-    def count_orphans(self, servers: Sequence[nova.Server]) -> None:
-        """Count our servers that no row accounts for: leaks, doubles, templates of ended builds."""
-        rows = dict(vmdatabase.server_ids(self.provider))
-        snapshots = {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)}
+    def accounts(self) -> Accounts:
+        """Return what servers vm.db accounts for: the ids of machines' servers, and the snapshots, by row."""
+        return (dict(vmdatabase.server_ids(self.provider)),
+                {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)})
+
+    def count_orphans(self, servers: Sequence[nova.Server], before: Accounts) -> None:
+        """Count our servers that no row accounts for: leaks, doubles, templates of ended builds.
+
+        before: what accounts() returned before they were listed; reap may have dropped rows of listed servers since.
+        """
+        now = self.accounts()
+        rows, snapshots = before[0] | now[0], before[1] | now[1]
         self.orphans = len(rules.unaccounted_servers(servers, rows, snapshots, vmdatabase.now()))
 
     def adopt_group(
@@ -715,9 +725,10 @@ class Launch:
     def look(self) -> bool:
         """Look at all booting machines with one list of servers; returns whether any moved on."""
         look = Look(listed=False)
+        accounted = self.accounts()
         try:
             servers = self.cloud.list_servers()
-            self.count_orphans(servers)
+            self.count_orphans(servers, accounted)
             look = Look({server.id: server for server in servers}, {server.machine_id: server for server in servers})
         except GateError as err:  # also a 401: the login was good a moment ago
             self.log.warning("%s", err)
@@ -1024,8 +1035,9 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
         raise
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
+    before = launch.accounts()
     servers = launch.cloud.list_servers()
-    launch.count_orphans(servers)
+    launch.count_orphans(servers, before)
     launch.look_at_volumes(servers)
     launch.look_at_queue()
     for image in launch.plan():
