@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
                 machine = vmdatabase.machine_named(options.node)
                 take_for_build(machine, jenkinses, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
-        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.WrongValueError)
+        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.UnusableError)
         if options.node and options.node.isprintable() and (machine is None or silent):
             why = jenkinsnodes.UNANSWERED if silent or not pool else jenkinsnodes.UNKNOWN
             take_out_unknown(options.node, config, pool, why)
