@@ -122,7 +122,8 @@ class Launch:
         self.stuck: list[nova.Volume] = []  # volumes of nobody that block storage does not delete, as first seen
         self.no_more: dict[int | None, GateError] = {}  # by image (None: all): why this run asks for no more
         self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as last asked
-        self.queue_at = -math.inf  # when that was asked, on the monotonic clock
+        self.uncounted: set[str] = set()  # names of Jenkins that did not show their queue when last asked
+        self.queue_at = -math.inf  # when they were asked, on the monotonic clock
         self.allowance = Allowance()  # of the cloud's quotas
         self.rooms: dict[int, Room] = {}  # for image types that quotas leave short, as first seen
         self.full_noted = False  # whether vm.db tells that to launches of other providers
@@ -231,8 +232,11 @@ class Launch:
         for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
             try:
                 self.waiting[nodes.name] = nodes.waiting(of_nodes)
+                self.uncounted.discard(nodes.name)
             except GateError as err:
-                self.log.warning("%s; builds that wait there are not counted", err)
+                if nodes.name not in self.uncounted:
+                    self.log.error("%s; builds that wait there are not counted", err)
+                self.uncounted.add(nodes.name)
 
     def usable(self) -> list[str]:
         """Return the names of the Jenkins that answer and take nodes."""
@@ -961,7 +965,7 @@ class Launch:
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateprocess.EXIT_CONFIG
-        troubled = short or self.failed.total() or self.no_more or self.silent or self.refusing
+        troubled = short or self.failed.total() or self.no_more or self.silent or self.refusing or self.uncounted
         return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], subnodes: int, short: bool) -> None:
