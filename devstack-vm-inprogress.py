@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
                 machine = vmdatabase.machine_named(options.node)
                 take_for_build(machine, jenkinses, config)
     except (vmdatabase.DatabaseError, ConfigError) as err:
-        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.WrongValueError)
-        if options.node and (machine is None or silent):
+        silent = isinstance(err, vmdatabase.DatabaseError | vmdatabase.UnusableError)
+        if options.node and options.node.isprintable() and (machine is None or silent):
             why = jenkinsnodes.UNANSWERED if silent or not pool else jenkinsnodes.UNKNOWN
             take_out_unknown(options.node, config, pool, why)
         raise
@@ -328,7 +328,7 @@ def candidates(image: str, provider: str | None) -> list[Machine]:
     if image not in known:
         raise ConfigError(f"--image: unknown image {vmdatabase.printable(image)}{gateprocess.nearest(image, known)}")
     query = Machine.select(Machine, BaseImage, Provider).join(BaseImage).join(Provider).where(BaseImage.name == image)
-    if provider:
+    if provider is not None:
         query = query.where(BaseImage.provider == vmdatabase.provider_named(provider))
     ready = (Machine.state == READY) & Machine.lead_id.is_null()
     return list(query.where(ready).order_by(Machine.state_time, Machine.id))
@@ -356,7 +356,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--image", metavar="IMAGE", help="for a person: any READY machine of this image type")
     parser.add_argument("--provider", metavar="P", help="with --image: of this provider only")
     options = parser.parse_args(argv)
-    if options.provider and options.image is None:
+    if options.provider is not None and options.image is None:
         parser.error("--provider goes with --image")
     return options
 

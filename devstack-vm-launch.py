@@ -66,6 +66,7 @@ QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while 
 CALLS_SECONDS = 300  # for a run, in addition to the boots of its first and its last machine
 STATE_WORDS = {READY: "ready", BUILDING: "booting", USED: "used", HOLD: "held", ERROR: "failed",
                DELETE: "to be deleted"}
+Accounts = tuple[dict[int, str | None], dict[int, SnapshotImage]]  # see Launch.accounts
 
 
 def poll_pause(quiet: float, took: float) -> float:
@@ -121,7 +122,8 @@ class Launch:
         self.stuck: list[nova.Volume] = []  # volumes of nobody that block storage does not delete, as first seen
         self.no_more: dict[int | None, GateError] = {}  # by image (None: all): why this run asks for no more
         self.waiting: dict[str, Counter[str]] = {}  # builds that wait, by Jenkins and label, as last asked
-        self.queue_at = -math.inf  # when that was asked, on the monotonic clock
+        self.uncounted: set[str] = set()  # names of Jenkins that did not show their queue when last asked
+        self.queue_at = -math.inf  # when they were asked, on the monotonic clock
         self.allowance = Allowance()  # of the cloud's quotas
         self.rooms: dict[int, Room] = {}  # for image types that quotas leave short, as first seen
         self.full_noted = False  # whether vm.db tells that to launches of other providers
@@ -142,12 +144,14 @@ class Launch:
 
     def fill(self, wait_for_boots: bool) -> int:
         """Do the work of run()."""
+        before = self.accounts()
         listing = self.workers.submit(self.cloud.list_servers)  # meanwhile
         nodes = self.see_nodes(self.listing)  # nothing is begun without Jenkins
         servers = self.see_servers(listing)
         self.look_at_queue()
         self.look_at_volumes(servers)
         self.leave_out_ids(servers, nodes or {})
+        self.count_orphans(servers, before)
         self.take_over(servers, nodes)
         self.check_right_to_register()
         self.ask_for_machines()
@@ -228,8 +232,11 @@ class Launch:
         for nodes in [nodes for nodes in self.jenkinses if nodes.name not in self.silent]:
             try:
                 self.waiting[nodes.name] = nodes.waiting(of_nodes)
+                self.uncounted.discard(nodes.name)
             except GateError as err:
-                self.log.warning("%s; builds that wait there are not counted", err)
+                if nodes.name not in self.uncounted:
+                    self.log.error("%s; builds that wait there are not counted", err)
+                self.uncounted.add(nodes.name)
 
     def usable(self) -> list[str]:
         """Return the names of the Jenkins that answer and take nodes."""
@@ -271,7 +278,6 @@ class Launch:
     ) -> None:
         """Go on with machines that boot, servers whose id was not saved, and ready machines without a node."""
         by_machine = {server.machine_id: server for server in servers}
-        self.count_orphans(servers)
         building = [machine for machine in vmdatabase.machines_of(self.provider, [BUILDING])
                     if machine.lead_id is not None or not self.is_silent(machine)]
         subnodes = by_lead(building)
@@ -341,10 +347,18 @@ class Launch:
             self.log.error("no build can run on %s: %s; log: %s", gateprocess.some(names), why, log)
         self.lost.clear()
 
-    def count_orphans(self, servers: Sequence[nova.Server]) -> None:
-        """Count our servers that no row accounts for: leaks, doubles, templates of ended builds."""
-        rows = dict(vmdatabase.server_ids(self.provider))
-        snapshots = {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)}
+    def accounts(self) -> Accounts:
+        """Return what servers vm.db accounts for: the ids of machines' servers, and the snapshots, by row."""
+        return (dict(vmdatabase.server_ids(self.provider)),
+                {snapshot.id: snapshot for snapshot in vmdatabase.snapshots_of(self.provider)})
+
+    def count_orphans(self, servers: Sequence[nova.Server], before: Accounts) -> None:
+        """Count our servers that no row accounts for: leaks, doubles, templates of ended builds.
+
+        before: what accounts() returned before they were listed; reap may have dropped rows of listed servers since.
+        """
+        now = self.accounts()
+        rows, snapshots = before[0] | now[0], before[1] | now[1]
         self.orphans = len(rules.unaccounted_servers(servers, rows, snapshots, vmdatabase.now()))
 
     def adopt_group(
@@ -715,9 +729,10 @@ class Launch:
     def look(self) -> bool:
         """Look at all booting machines with one list of servers; returns whether any moved on."""
         look = Look(listed=False)
+        accounted = self.accounts()
         try:
             servers = self.cloud.list_servers()
-            self.count_orphans(servers)
+            self.count_orphans(servers, accounted)
             look = Look({server.id: server for server in servers}, {server.machine_id: server for server in servers})
         except GateError as err:  # also a 401: the login was good a moment ago
             self.log.warning("%s", err)
@@ -950,7 +965,7 @@ class Launch:
         only_config = self.no_more and all(isinstance(why, ConfigError) for why in self.no_more.values())
         if only_config and not counts.total():
             return gateprocess.EXIT_CONFIG
-        troubled = short or self.failed.total() or self.no_more or self.silent or self.refusing
+        troubled = short or self.failed.total() or self.no_more or self.silent or self.refusing or self.uncounted
         return gateprocess.EXIT_FAILED if troubled else gateprocess.EXIT_OK
 
     def tell_full(self, counts: Counter[tuple[int, str]], subnodes: int, short: bool) -> None:
@@ -1024,8 +1039,9 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
         raise
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
+    before = launch.accounts()
     servers = launch.cloud.list_servers()
-    launch.count_orphans(servers)
+    launch.count_orphans(servers, before)
     launch.look_at_volumes(servers)
     launch.look_at_queue()
     for image in launch.plan():

@@ -102,7 +102,7 @@ def place_of_database(text: str, what: str) -> Path | str:
     An address that contains a password is refused: everybody on this host can see a process's arguments.
     """
     scheme, found, _ = text.partition("://")
-    if not text.isprintable():
+    if not text or not text.isprintable():
         raise ConfigError(f"{what}: expected a path or an address, in printable characters of UTF-8")
     if not found and re.match(r"postgres(ql)?:|(.*\s)?(host|hostaddr|dbname|password|service)\s*=", text):
         raise ConfigError(f"{what}: expected a path, or an address as postgresql://HOST/DATABASE; this is neither")

@@ -176,7 +176,11 @@ class DatabaseError(GateError):
     """vm.db cannot be used now; trying again may help."""
 
 
-class WrongValueError(ConfigError):
+class UnusableError(ConfigError):
+    """vm.db cannot be used as it is, whoever asks and however often, as if it may not be written."""
+
+
+class WrongValueError(UnusableError):
     """vm.db holds a value that no script wrote and that none can read; the message names table, row and column."""
 
 
@@ -530,7 +534,7 @@ def _explaining() -> Iterator[None]:
         if not isinstance(err, database.errors):
             raise
         text, may_help = database.explained(err)
-        raise (DatabaseError if may_help else ConfigError)(text) from err
+        raise (DatabaseError if may_help else UnusableError)(text) from err
 
 
 def _wrong_value(err: BaseException) -> str:

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     gateprocess.setup_logging(options.verbosity)
     command: Callable[[argparse.Namespace], int] = options.run
-    place = gateconfig.place_of_database(options.db, "--db") if options.db else gateconfig.database_place()
+    place = gateconfig.place_of_database(options.db, "--db") if options.db is not None else gateconfig.database_place()
     with vmdatabase.opened(place):
         return command(options)
 

@@ -288,6 +288,26 @@ def test_builds_that_wait_get_machines_up_to_max_ready_and_the_pool_sinks_again(
     assert set(pool.machines()) == before, "nobody waits any more"
 
 
+@pytest.mark.parametrize("answer", [
+    {"status": 403}, {"status": 503, "body": "<html>Proxy</html>"}, {"status": 200, "body": "<html>Log in</html>"}],
+    ids=lambda answer: str(answer["status"]))
+def test_a_queue_that_is_not_shown_is_a_failure_and_not_an_empty_one(pool: Pool, answer: dict[str, Any]) -> None:
+    """Otherwise a label with min-ready 0 would have no machines for ever, and the job would be green."""
+    load(pool, label(min_ready=0, max_ready=3, demand="queue"), two={"paused": True})
+    assert pool.jenkins
+    pool.jenkins.add_job("gate", "devstack-noble", seconds=0.1)
+    pool.jenkins.build("gate")
+    pool.jenkins.knobs(answers=[{"match": "GET /queue/api/json", **answer}])
+
+    refused = pool.run(LAUNCH, "one", expect=1)
+    pool.jenkins.knobs(answers=[])
+    pool.run(LAUNCH, "one", expect=0)
+
+    (told,) = refused.stderr.splitlines()
+    assert told.endswith("; builds that wait there are not counted")
+    assert counts(pool)["one"] == 1
+
+
 def test_builds_that_come_while_a_launch_waits_for_a_boot_do_not_wait_for_its_end(pool: Pool) -> None:
     assert pool.jenkins
     load(pool, label(min_ready=1, max_ready=3, demand="queue"), two={"paused": True})

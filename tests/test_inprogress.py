@@ -231,6 +231,23 @@ def test_a_build_whose_vm_db_cannot_be_written_fails_once(pool: Pool, mount: str
 
 
 @pytest.mark.file
+def test_a_build_whose_vm_db_may_only_be_read_fails_once(pool: Pool) -> None:
+    """As after a restore from a copy that is read-only."""
+    pool.load(provider("disk"))
+    name = pool.add_machine(server=False, provider="disk")
+    pool.database.chmod(0o400)
+    pool.host = ["setpriv", "--bounding-set", "-dac_override"]  # root may write it otherwise
+
+    with closing(sqlite3.connect(pool.database)) as connection:
+        connection.execute("SELECT count(*) FROM machine")
+        result = pool.run(INPROGRESS, name, expect=2, **BUILD)
+
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith(INPROGRESS)]
+    assert "attempt to write a readonly database" in line
+    assert (out_of_service(pool, name), pool.nodes()[name]["offlineCauseReason"]) == (True, "vm.db did not answer")
+
+
+@pytest.mark.file
 @pytest.mark.parametrize(("statement", "told"), [
     ("UPDATE machine SET error = X'ff00' WHERE name = ?", r"error: expected text, got b'\xff\x00'"),
     ("INSERT INTO result (machine_id, jenkins_job_name) SELECT id, CAST(X'ff' AS TEXT) FROM machine WHERE name = ?",

@@ -290,6 +290,24 @@ def test_max_servers_counts_servers_of_ours_without_a_row(pool: Pool, marks: dic
     assert "max-servers 1 reached: 1 without a row in vm.db\n" in result.stderr
 
 
+def test_a_server_that_goes_with_its_row_while_jenkins_is_slow_takes_no_room(pool: Pool) -> None:
+    """Servers are listed while Jenkins is asked; a reap may be at work meanwhile."""
+    seeded(pool, provider(max_servers=1, images=[image(min_ready=1)]))
+    assert pool.jenkins
+    going = pool.add_machine("DELETE", node=False)
+    pool.pocket_calls_reset()
+    pool.jenkins.knobs(latency_seconds=9.0)  # longer than the login to the cloud, also on a busy machine
+
+    launch = pool.start(LAUNCH, "one")
+    await_that("the servers to be listed", lambda: pool.calls("GET", "/servers/detail"))
+    pool.pocket_server(going, vanish=True)
+    pool.sql("DELETE FROM machine WHERE name = ?", going)
+    pool.jenkins.knobs(latency_seconds=0.0)
+    out, err = launch.communicate(timeout=60)
+
+    assert (launch.returncode, out) == (0, "one noble: 1 of 1 ready\n"), err
+
+
 def test_max_servers_counts_an_image_build_once(pool: Pool) -> None:
     seeded(pool, provider(max_servers=2, images=[image(min_ready=2)]))
     pool.sql("INSERT INTO snapshot_image (base_image_id, name, version, state, state_time) "

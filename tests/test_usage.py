@@ -212,6 +212,7 @@ WRONG_USE: list[tuple[Call, str]] = [
     ((INPROGRESS,), "...NODE_NAME --image is required..."),
     ((INPROGRESS, NODE, "--image", "noble"), "...--image: not allowed with argument NODE_NAME..."),
     ((INPROGRESS, NODE, "--provider", "one"), "...--provider goes with --image..."),
+    ((INPROGRESS, NODE, "--provider", ""), "...--provider goes with --image..."),
     ((DELETE,), "...required: NODE_NAME..."),
     ((DELETE, NODE, "--result", "GREAT"), "...--result: invalid choice: 'GREAT'...SUCCESS...TIMEOUT..."),
     ((VMDB, "lost"), "argument COMMAND: invalid choice: 'lost'...list...load...hold...unhold..."),
@@ -220,6 +221,9 @@ WRONG_USE: list[tuple[Call, str]] = [
     ((VMDB, "hold", NODE), "...required: --reason..."),
     ((VMDB, "hold", NODE, "--reason", " "), "...--reason: expected one line of text, got ' '..."),
     ((INPROGRESS, ""), "...unknown node ''; ..."),  # from a job that lost its parameter
+    ((INPROGRESS, "devstack-\udce4"), "...unknown node 'devstack-\\udce4'; ..."),  # bytes that are not UTF-8
+    ((INPROGRESS, "--image", "noble", "--provider", ""), "...unknown provider ''; known are one..."),
+    ((VMDB, "--db", ""), "...--db: expected a path or an address..."),
     ((DELETE, "one "), "...unknown node 'one '; ..."),
     ((VMDB, "unhold"), "...required: NODE..."),
 ]
