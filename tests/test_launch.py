@@ -185,6 +185,19 @@ def test_a_pool_without_jenkins_is_ready_without_nodes(pool: Pool) -> None:
     assert "no [jenkins] section" in result.stderr
 
 
+@pytest.mark.parametrize("status", ["ERROR", "SHUTOFF", "SHELVED_OFFLOADED"])
+def test_without_jenkins_a_machine_whose_server_is_dead_does_not_count_as_ready(pool: Pool, status: str) -> None:
+    pool.jenkins = None
+    pool.write_secure_config()
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.add_machine()
+    pool.pocket_server(pool.add_machine(), status=status)
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 2 ready, 1 with a dead server\n"
+
+
 # --- what earlier runs left ---
 
 
