@@ -108,7 +108,7 @@ class Launch:
         self.cloud = script.cloud_of(provider)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
-        self.started = time.monotonic()
+        self.started = math.inf  # when it began to ask for machines, on the monotonic clock
         self.boots: dict[int, Boot] = {}
         self.groups: dict[int, Group] = {}  # groups on their way, by the id of their lead
         self.templates: dict[int, Template] = {}
@@ -156,6 +156,7 @@ class Launch:
         self.take_over(servers, nodes)
         self.note_dead(servers)
         self.check_right_to_register()
+        self.started = time.monotonic()  # the looks before may have taken longer than boot-timeout
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
         changed_at = time.monotonic()

@@ -661,6 +661,20 @@ def test_without_an_answer_of_jenkins_nothing_is_begun(pool: Pool, answer: dict[
     assert (pool.machines(), pool.created()) == ({}, 0)
 
 
+def test_looks_that_take_longer_than_boot_timeout_keep_no_pool_empty(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=12, images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.pocket_calls_reset()
+    pool.jenkins.knobs(latency_seconds=20.0)  # even without the login to the cloud, which goes on meanwhile
+
+    launch = pool.start(LAUNCH, "one")
+    await_that("the servers to be listed", lambda: pool.calls("GET", "/servers/detail"))
+    pool.jenkins.knobs(latency_seconds=0.0)
+    out, err = launch.communicate(timeout=60)
+
+    assert (launch.returncode, out) == (0, "one noble: 1 of 1 ready\n"), err
+
+
 def test_a_user_who_may_make_no_nodes_is_found_out_before_a_server_is_asked_for(pool: Pool) -> None:
     seeded(pool, provider(images=[image(min_ready=2)]))
     assert pool.jenkins
