@@ -60,6 +60,7 @@ from pool.rules import Need, Room
 from vmdatabase import BUILDING, DELETE, ERROR, HOLD, READY, USED, BaseImage, Machine, Provider, SnapshotImage
 
 OFFLINE = "offline"  # of an agent: a person took its node offline
+DEAD = "dead"  # of an agent: its server, or that of a subnode, does not run
 POLL_SECONDS = (1.0, 5.0)  # between two lists of servers: least, most
 TAKEN_OVER_SECONDS = 60  # least time for a machine that an earlier run left: it may have been up for long
 QUEUE_SECONDS = 10  # between two looks at the builds waiting in Jenkins, while machines boot
@@ -107,14 +108,14 @@ class Launch:
         self.cloud = script.cloud_of(provider)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
-        self.started = time.monotonic()
+        self.started = math.inf  # when it began to ask for machines, on the monotonic clock
         self.boots: dict[int, Boot] = {}
         self.groups: dict[int, Group] = {}  # groups on their way, by the id of their lead
         self.templates: dict[int, Template] = {}
         self.orphans = 0  # servers of ours without a row
         self.failed: Counter[int] = Counter()  # machines that failed in this run, by image
         self.came_up: set[int] = set()  # images with a machine that became ready in this run
-        self.agents: dict[int, str] = {}  # of ready machines, by machine id: HERE, AWAITED, LOST or OFFLINE
+        self.agents: dict[int, str] = {}  # of ready machines, by machine id: HERE, AWAITED, LOST, OFFLINE or DEAD
         self.proven: dict[int, dict[int, Machine]] = defaultdict(dict)  # machines whose agent was seen, by image
         self.lost: list[tuple[str, str]] = []  # names of lost machines still to be reported, and why
         self.offline: dict[int, str] = {}  # names of ready machines that a person took offline, and why, by machine id
@@ -153,7 +154,9 @@ class Launch:
         self.leave_out_ids(servers, nodes or {})
         self.count_orphans(servers, before)
         self.take_over(servers, nodes)
+        self.note_dead(servers)
         self.check_right_to_register()
+        self.started = time.monotonic()  # the looks before may have taken longer than boot-timeout
         self.ask_for_machines()
         pause = POLL_SECONDS[0]
         changed_at = time.monotonic()
@@ -346,6 +349,17 @@ class Launch:
             log = next(text for name, text in self.lost if name == names[0]).rpartition("; log: ")[2]
             self.log.error("no build can run on %s: %s; log: %s", gateprocess.some(names), why, log)
         self.lost.clear()
+
+    def note_dead(self, servers: Iterable[nova.Server]) -> None:
+        """Report the ready machines and subnodes whose servers do not run; reap replaces them."""
+        dead = {server.id: server.status for server in servers if server.status in nova.DEAD_STATUSES}
+        if not dead:
+            return
+        for machine in vmdatabase.machines_of(self.provider, [READY]):
+            lead_id, status = machine.lead_id or machine.id, dead.get(str(machine.external_id))
+            if status and self.agents.get(lead_id) != OFFLINE:  # reap leaves those to that person
+                self.agents[lead_id] = DEAD
+                self.log_of(machine).error("is READY, but its server is %s; the next reap replaces it", status)
 
     def accounts(self) -> Accounts:
         """Return what servers vm.db accounts for: the ids of machines' servers, and the snapshots, by row."""
@@ -949,14 +963,15 @@ class Launch:
                              len(told), gateprocess.some(told))
         short = False
         for image in self.images.values():
-            awaited, lost, offline = (agents[image.id, state] for state in (AWAITED, LOST, OFFLINE))
-            ready, building = counts[image.id, READY] - awaited - lost - offline, counts[image.id, BUILDING]
+            awaited, lost, offline, dead = (agents[image.id, state] for state in (AWAITED, LOST, OFFLINE, DEAD))
+            ready, building = counts[image.id, READY] - awaited - lost - offline - dead, counts[image.id, BUILDING]
             room = self.rooms.get(image.id)
             usable = ready + awaited + building
             missing = usable + offline < image.min_ready and not self.provider.paused
-            short |= missing or lost > 0 or room is not None or (offline > 0 and image.min_ready > 0 and not usable)
+            short |= missing or lost + dead > 0 or room is not None \
+                or (offline > 0 and image.min_ready > 0 and not usable)
             also = {"booting": building, "waiting for their agents": awaited, "lost to Jenkins": lost,
-                    "offline by a person": offline, "failed": self.failed[image.id]}
+                    "with a dead server": dead, "offline by a person": offline, "failed": self.failed[image.id]}
             print(f"{self.provider.name} {image.name}: {ready} of {image.min_ready} ready"
                   + "".join(f", {count} {what}" for what, count in also.items() if count)
                   + (f", there was {room}" if room else "") + ", paused" * self.provider.paused)
@@ -986,7 +1001,7 @@ class Launch:
                            self.provider.max_servers, room, least, used)
 
     def count_agents(self) -> Counter[tuple[int, str]]:
-        """Return how many ready machines have their agents HERE, AWAITED, LOST or OFFLINE, by (image id, that)."""
+        """Return how many ready machines have their agents HERE, AWAITED and so on, by (image id, that)."""
         left = {boot.machine.id for boot in self.boots.values() if boot.stage == AGENT}
         return Counter((image_id, AWAITED if number in left else self.agents.get(number, HERE))
                        for number, image_id in vmdatabase.ready_by_image(self.provider).items())

@@ -60,7 +60,7 @@ def add_parser(commands: Any, hours: Callable[[str], float], public_key: Callabl
 def _text(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise argparse.ArgumentTypeError(f"expected one line of text, got {value!a}")
-    return value
+    return value.strip()  # no job has a name that begins or ends with a space
 
 
 def _number(value: str) -> int:

@@ -145,6 +145,12 @@ def test_autoholds_are_listed_and_deleted_and_what_they_hold_stays_held(pool: Po
     assert autohold(pool) not in (first, second)
 
 
+def test_a_job_whose_name_was_copied_with_spaces_around_it_is_that_job(pool: Pool) -> None:
+    pool.run("vmdatabase.py", "autohold", "--job", " gate ", "--reason", "bug 5 ", expect=0)
+    name = fails(pool)
+    assert (pool.machines()[name], left(pool)) == ("HOLD", [0])
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "--job is missing"), (["--job", "gate"], "--reason is missing"),
     (["--job", "gate", "--reason", " "], "--reason: expected one line of text, got ' '"),

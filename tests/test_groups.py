@@ -248,6 +248,21 @@ def test_a_group_that_has_lost_a_server_or_is_of_another_size_than_wanted_is_rep
     assert list(pool.machines().values()) == ["READY"] * 2
 
 
+def test_a_group_with_a_dead_server_does_not_count_as_ready(pool: Pool) -> None:
+    """Jenkins has no agent on a subnode that it could miss."""
+    group_of(pool)
+    pool.run(LAUNCH, "one", expect=0)
+    pool.pocket_server(GROUP[2], status="SHUTOFF")
+
+    launched = pool.run(LAUNCH, "one", expect=1)
+    pool.run(REAP, "one", expect=0)
+    again = pool.run(LAUNCH, "one", expect=0)
+
+    assert launched.stdout == "one noble: 0 of 1 ready, 1 with a dead server\n"
+    assert f"node={GROUP[2]} is READY, but its server is SHUTOFF; the next reap replaces it\n" in launched.stderr
+    assert again.stdout == "one noble: 1 of 1 ready\n"
+
+
 def test_what_is_left_of_a_used_group_is_kept_for_a_look(pool: Pool) -> None:
     group_of(pool)
     pool.run(LAUNCH, "one", expect=0)

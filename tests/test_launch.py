@@ -185,6 +185,19 @@ def test_a_pool_without_jenkins_is_ready_without_nodes(pool: Pool) -> None:
     assert "no [jenkins] section" in result.stderr
 
 
+@pytest.mark.parametrize("status", ["ERROR", "SHUTOFF", "SHELVED_OFFLOADED"])
+def test_without_jenkins_a_machine_whose_server_is_dead_does_not_count_as_ready(pool: Pool, status: str) -> None:
+    pool.jenkins = None
+    pool.write_secure_config()
+    seeded(pool, provider(images=[image(min_ready=2)]))
+    pool.add_machine()
+    pool.pocket_server(pool.add_machine(), status=status)
+
+    result = pool.run(LAUNCH, "one", expect=1)
+
+    assert result.stdout == "one noble: 1 of 2 ready, 1 with a dead server\n"
+
+
 # --- what earlier runs left ---
 
 
@@ -646,6 +659,20 @@ def test_without_an_answer_of_jenkins_nothing_is_begun(pool: Pool, answer: dict[
     assert result.returncode == (2 if answer.get("status") in (401, 403) else 1), result.stderr
     assert re.search(r"devstack-vm-launch\.py: Jenkins http://127\.0\.0\.1:\d+/: list nodes: ", result.stderr)
     assert (pool.machines(), pool.created()) == ({}, 0)
+
+
+def test_looks_that_take_longer_than_boot_timeout_keep_no_pool_empty(pool: Pool) -> None:
+    seeded(pool, provider(boot_timeout=12, images=[image(min_ready=1)]))
+    assert pool.jenkins
+    pool.pocket_calls_reset()
+    pool.jenkins.knobs(latency_seconds=20.0)  # even without the login to the cloud, which goes on meanwhile
+
+    launch = pool.start(LAUNCH, "one")
+    await_that("the servers to be listed", lambda: pool.calls("GET", "/servers/detail"))
+    pool.jenkins.knobs(latency_seconds=0.0)
+    out, err = launch.communicate(timeout=60)
+
+    assert (launch.returncode, out) == (0, "one noble: 1 of 1 ready\n"), err
 
 
 def test_a_user_who_may_make_no_nodes_is_found_out_before_a_server_is_asked_for(pool: Pool) -> None:
