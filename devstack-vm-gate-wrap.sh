@@ -33,7 +33,7 @@ WATCHER=''   # process that watches the clock, and us
 DECIDED=(PROJECTS DEVSTACK_GATE_PROJECTS DEVSTACK_GATE_PROJECTS_OVERRIDE BRANCH_OVERRIDE GIT_BASE DEVSTACK_GATE_GRENADE
     GRENADE_OLD_BRANCH GRENADE_NEW_BRANCH SKIP_DEVSTACK_GATE_PROJECT DEVSTACK_GATE_TIMEOUT)
 NOT_TRIED=75   # the status by which a hook says that the test could not be tried
-NO_TEST='^no test|^tempest ran no test|^devstack-vm-gate\.sh did not|^after post_test_hook' # notes without which PASS would mislead most
+NO_TEST='^no (test|exercise)|^tempest ran no test|^devstack-vm-gate\.sh did not|^after post_test_hook' # notes without which PASS would mislead most
 KIND_HINT=''   # infrastructure, if a hook said so
 NOTES=''       # lines on a run that passed: what was not tested
 

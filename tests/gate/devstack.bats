@@ -428,6 +428,17 @@ change() {
     DEVSTACK_GATE_TEMPEST=1 DEVSTACK_GATE_EXERCISES=1 run -7 gate
 }
 
+@test "exercises that are all skipped are told" {
+    mkdir "$BASE/gate"
+    touch "$BASE/gate/note"
+    script exercise.sh 'echo SKIP swift; echo SKIP volumes'
+    run -0 gate
+    [[ $(< "$BASE/gate/note") == 'no exercise was run' ]]
+    script exercise.sh 'echo SKIP swift; echo PASS volumes'
+    run -0 gate
+    [[ ! -s $BASE/gate/note ]]
+}
+
 @test "what tempest runs, and its status" {
     mkdir "$BASE/new/tempest"
     export DEVSTACK_GATE_TEMPEST=1 TEMPEST_CONCURRENCY=3
