@@ -48,6 +48,13 @@ check_machine() {
         "and Jenkins did not start this"
 }
 
+# Check that Python can read our programs: an older one would blame what it is asked to look at.
+check_python() {
+    if ! python3 -I -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null; then
+        die 1 'python3: expected version 3.8 or later on this machine'
+    fi
+}
+
 # Check that this machine can read a test environment that the job brings along.
 check_environment() {
     if [[ ${TEST_ENVIRONMENT_FILE:-} && ! -r $TEST_ENVIRONMENT_FILE ]]; then
@@ -438,6 +445,7 @@ main() {
     if (( $# > 1 )); then die 2 "expected at most one HOST, not $# arguments; see --help"; fi
     find_home
     check_settings
+    check_python
     check_known_failures
     if [[ ! ${1:-} ]]; then
         check_machine

@@ -481,6 +481,15 @@ EOT
     rm -r -- "$WORKSPACE/logs"
 }
 
+@test "a Python that cannot read our programs is told" {
+    export WORKSPACE=$BATS_TEST_TMPDIR PATH=$BATS_TEST_TMPDIR/bin:$PATH
+    mkdir "$BATS_TEST_TMPDIR/bin"
+    printf '#!/bin/sh\necho "SyntaxError: future feature annotations is not defined" >&2\nexit 1\n' > "$BATS_TEST_TMPDIR/bin/python3"
+    chmod +x "$BATS_TEST_TMPDIR/bin/python3"
+    run -1 "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    [[ $output == 'devstack-vm-gate-wrap.sh: python3: expected version 3.8 or later on this machine' ]]
+}
+
 @test "sourcing the scripts does nothing" {
     run -0 bash -c '. "$1/devstack-vm-gate-wrap.sh"; . "$1/devstack-vm-gate.sh"; . "$1/gate/host.sh"' bash "$PROJECT_FOLDER"
     [[ ! $output ]]
