@@ -94,13 +94,23 @@ print_functions() {
 
 # Check the folder for temporary files: our tools use it from several folders, and a run removes logs of an earlier one.
 check_temporary() {
-    if [[ ! ${TMPDIR:-} ]]; then return 0; fi
-    if [[ $TMPDIR != /* || ! -d $TMPDIR || ! -w $TMPDIR ]]; then
+    if [[ ${TMPDIR:-} && ( $TMPDIR != /* || ! -d $TMPDIR || ! -w $TMPDIR ) ]]; then
         die 2 "TMPDIR: expected a folder that can be written to, by its full path, not '$TMPDIR'"
-    elif [[ $TMPDIR/ == "${WORKSPACE:-}/logs/"* || $TMPDIR/ == "$BASE"/@(|new/|old/)@(logs|screen-logs)/* ]]; then
+    elif [[ ${TMPDIR:-}/ == "${WORKSPACE:-}/logs/"* || ${TMPDIR:-}/ == "$BASE"/@(|new/|old/)@(logs|screen-logs)/* ]]; then
         die 2 "TMPDIR: expected a folder outside of the logs, not '$TMPDIR'"
+    elif ! holds_temporary; then
+        die 1 "${TMPDIR:-/tmp}: expected a folder for temporary files that can be written to, with room on its disk"
     fi
 }
+
+# Whether a temporary file can be made and written.
+holds_temporary() {
+    local file rc=0
+    file=$(mktemp) || return
+    printf 'x\n' > "$file" || rc=1
+    rm -f -- "$file"
+    return "$rc"
+} 2> /dev/null
 
 check_settings() {
     local name

@@ -481,6 +481,19 @@ EOT
     rm -r -- "$WORKSPACE/logs"
 }
 
+@test "a full disk for temporary files is told, and no setting is blamed" {
+    export WORKSPACE=$BATS_TEST_TMPDIR ZUUL_BRANCH=master TMPDIR=$BATS_TEST_TMPDIR/tmp PROJECT_FOLDER
+    mkdir "$TMPDIR"
+    full_disk() {
+        mount -t tmpfs -o size=4k tmpfs "$TMPDIR"
+        head -c 5000 /dev/zero > "$TMPDIR/all" 2> /dev/null
+        "$PROJECT_FOLDER/devstack-vm-gate-wrap.sh"
+    }
+    export -f full_disk
+    run -1 unshare --mount bash -c full_disk
+    [[ $output == "devstack-vm-gate-wrap.sh: $TMPDIR: expected a folder for temporary files that can be written to, with room on its disk" ]]
+}
+
 @test "a Python that cannot read our programs is told" {
     export WORKSPACE=$BATS_TEST_TMPDIR PATH=$BATS_TEST_TMPDIR/bin:$PATH
     mkdir "$BATS_TEST_TMPDIR/bin"
