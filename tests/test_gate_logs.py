@@ -630,6 +630,23 @@ def test_reproduce_has_no_secret_leaves_code_alone_and_says_what_it_leaves_out(m
     assert ran.stdout == f"<a\n\"b\" 'c' $HOME `d`><https://git><{machine.folder}/else where>helped\n", ran.stderr
 
 
+def test_reproduce_names_no_file_that_only_this_machine_has(machine: Machine) -> None:
+    machine.given = [
+        ("setting", "WORKSPACE", "/w"),
+        ("setting", "DEVSTACK_GATE_SETTINGS", "/w/a file x"),
+        ("setting", "DEVSTACK_GATE_KNOWN_FAILURES", "/home/x/devstack-gate/gate/known"),
+        ("setting", "MINE", "/ws/b"),
+    ]
+
+    machine.collect()
+
+    lines = (machine.logs / "reproduce.sh").read_text().splitlines()
+    assert "export DEVSTACK_GATE_SETTINGS=\"$folder\"/'a file x'" in lines
+    assert "export MINE=/ws/b" in lines
+    assert "# Left out: DEVSTACK_GATE_KNOWN_FAILURES, a file of the machine that ran this" in lines
+    assert not any(line.startswith("export DEVSTACK_GATE_KNOWN_FAILURES") for line in lines)
+
+
 def test_a_function_that_cannot_be_read_is_left_out_of_reproduce(machine: Machine) -> None:
     machine.given = [
         ("function", "broken", "broken () \n{ \n    if\n}"),
