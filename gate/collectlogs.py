@@ -687,17 +687,11 @@ class Run:
         if not os.path.isdir("/run/systemd/system"):
             singles += [("/var/log/syslog", "syslog.txt")]
         for path, to in singles:
-            folder = "/var/log" if path.startswith("/") else self.base
+            folder, _, name = path.rpartition("/") if path.startswith("/") else path.partition("/")
+            folder = os.path.realpath(os.path.join(self.base, folder))  # BASE, or new in it, may be a link
             with contextlib.suppress(OSError):
-                info = os.stat(path if path.startswith("/") else f"{folder}/{path}")
-                wanted.append(
-                    Wanted(
-                        0,
-                        Entry(os.path.relpath(path, folder) if path.startswith("/") else path, "file", info.st_size),
-                        Tree(folder),
-                        to,
-                    )
-                )
+                size = os.stat(f"{folder}/{name}").st_size
+                wanted.append(Wanted(0, Entry(name, "file", size), Tree(folder), to))
         return wanted
 
     def _settings(self, collector: Collector) -> None:

@@ -327,6 +327,17 @@ def test_what_has_been_copied_is_tidy_when_the_time_is_over(machine: Machine) ->
     assert machine.verdict()["phase"] == "gate_hook"
 
 
+@pytest.mark.parametrize("linked", ["stack", "stack/new"])
+def test_the_folder_of_the_trees_may_be_a_link(machine: Machine, linked: str) -> None:
+    machine.write("stack/new/devstacklog.txt", "log")
+    (machine.folder / linked).rename(machine.folder / "large")
+    (machine.folder / linked).symlink_to(machine.folder / "large")
+
+    machine.collect()
+
+    assert machine.files() == ["devstacklog.txt"]
+
+
 def test_what_an_upgrade_and_tempest_leave_is_there_too(machine: Machine) -> None:
     for name in (
         "new/tempest/etc/tempest.conf",
