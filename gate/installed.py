@@ -201,7 +201,9 @@ def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def is_distribution(tree: Path) -> bool:
     """Return whether pip would accept a tree as the source of a distribution."""
-    return (tree / "setup.py").is_file() or "[build-system]" in read_text(tree / "pyproject.toml")
+    if (tree / "setup.py").is_file():
+        return True
+    return bool(re.search(r"^\s*\[\s*(?:build-system|project)\s*\]", read_text(tree / "pyproject.toml"), re.M))
 
 
 def distribution_name(tree: Path) -> str | None:

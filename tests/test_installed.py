@@ -458,6 +458,20 @@ def test_a_distribution_in_a_folder_of_the_tree_is_the_change_if_that_is_in_it(s
     assert site.check()[1][0].endswith(f"from {tree}/client, but is older than it: sample_lib.py differs")
 
 
+def test_a_distribution_may_leave_its_build_system_to_pip(site: Site) -> None:
+    tree, services = site.tree("several"), site.environment("data/venv")
+    released = release(tree, site.base / "index")
+    (tree / "client").mkdir()
+    for name in ("pyproject.toml", "backend.py", "sample_lib.py"):
+        git(tree, "mv", name, f"client/{name}")
+    shutil.rmtree(tree / "__pycache__")
+    (tree / "client/pyproject.toml").write_text('[project]\nname = "sample.lib"\nversion = "1.0"\n')
+    git(tree, "commit", "-q", "-a", "-m", "setuptools, as pip has it")
+    change(tree, **{"client/sample_lib": "changed = 2\n"})
+    pip(services, *released)
+    assert site.check()[1][0].startswith("NOT TESTED: several: sample.lib 1.0 in ")
+
+
 def test_a_sample_in_a_tree_may_have_the_name_of_another_distribution(site: Site) -> None:
     other, services = site.tree(), site.environment("data/venv")
     pip(services, *release(other, site.base / "index"))
