@@ -10,7 +10,8 @@ told counts, then the tree's own .git/gate-change, since a hook may have put ano
 count: the tree's own, the one from before the change, and that of each folder that the change touches; or of all
 folders, if the tree itself is no distribution and the change is beside them. Files are read as they are; nothing that
 was installed is asked or run, since it could lie.
-Exit code: 0 yes, 3 no; a line for each project. Runs on test nodes: Python 3.8 or later, the standard library only.
+Exit code: 0 yes, 3 no; a line for each project; 1 if git does not end. Runs on test nodes: Python 3.8 or later, the
+standard library only.
 
 The environments of devstack's services count: virtual environments and, unless devstack has one of its own, the
 system's packages beside them; else these count for what is in no virtual environment. Those that tox makes for tempest
@@ -195,8 +196,11 @@ def git(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
         Path(home, ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "HOME": home,
                        "GIT_CONFIG_NOSYSTEM": "1", "GIT_NO_REPLACE_OBJECTS": "1", "GIT_OPTIONAL_LOCKS": "0"}
-        return subprocess.run(["git", "-C", str(tree), *words], env=environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS, check=False)
+        try:
+            return subprocess.run(["git", "-C", str(tree), *words], env=environment, stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, errors="replace", timeout=GIT_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"installed.py: git {words[0]} in {tree} did not end within {GIT_SECONDS} s")
 
 
 def is_distribution(tree: Path) -> bool:

@@ -358,6 +358,17 @@ def test_a_tree_of_another_user_is_read_by_a_git_that_believes_files_only(site: 
     assert site.check(path=f"{git_before_2_38.parent}:{os.environ['PATH']}")[0] == 0
 
 
+def test_a_git_that_does_not_end_is_told_in_a_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, installed = site.tree(), load_script("gate/installed.py")
+    (site.base / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (site.base / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(site.base), prepend=":")
+    monkeypatch.setattr(installed, "GIT_SECONDS", 0.1)
+    with pytest.raises(SystemExit) as ended:
+        installed.main([str(site.base)])
+    assert ended.value.code == f"installed.py: git merge-base in {tree} did not end within 0.1 s"
+
+
 def test_a_change_that_is_no_longer_checked_out_is_not_tested(site: Site) -> None:
     tree = site.tree()
     git(tree, "checkout", "-q", "--orphan", "other")
