@@ -27,9 +27,12 @@ DEFAULT_BASE = "https://opendev.org"
 # Hosts that have or had OpenStack's repositories: the job's git base has the same projects.
 OPENSTACK_HOSTS = ("opendev.org", "review.opendev.org", "git.openstack.org", "review.openstack.org", "github.com",
                    "git.opendev.org")
+SECTION = re.compile(r"\[\[.+\|.*\]\]")  # as devstack has it: a condition is none
+BEFORE_COMMAND = frozenset(("then", "do", "else", "{", "!"))
+MAX_LINES = 20  # of one word in quotes
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PROJECT = re.compile(rf"{NAME}(?:/{NAME})*")
-ASSIGNMENT = re.compile(r"""^\s*(?:export\s+|declare\s+-\w+\s+)?(\w+(?:\[["']?[\w.-]+["']?\])?)(\+?)=(.*)$""")
+ASSIGNMENT = re.compile(r"""(?s)^\s*(?:export\s+|declare\s+-\w+\s+)?(\w+(?:\[["']?[\w.-]+["']?\])?)(\+?)=(.*)$""")
 DEFAULTED = re.compile(r"^\$\{\w+:?[-=](.*)\}$")
 CLONE = re.compile(r"\bgit_clone\s+\"?\$\{?(\w+_REPO)\}?\"?\s+\"?(\S+?)\"?(?:\s|$)")
 USED_FROM_GIT = re.compile(r"""use_library_from_git\s+["']?([\w.-]+)""")
@@ -118,8 +121,8 @@ def read_settings(devstack: Path, environ: Mapping[str, str]) -> Settings:
     for name in ("LIBS_FROM_GIT", "DEVSTACK_PROJECT_FROM_GIT"):
         settings.libraries.update(_words(environ.get(name, "")))
     for name in ("DEVSTACK_LOCAL_CONFIG", "DEVSTACK_LOCALCONF"):
-        for line in _localrc_lines(environ.get(name, "")):
-            _obey(line, settings)
+        for words in _commands(environ.get(name, "")):
+            _obey(words, settings)
     settings.services = [name for name in settings.services if name]
     if "ALL" in settings.libraries:
         settings.libraries = {name[8:-1] for name, _ in _assignments(_read(devstack / "stackrc"))
@@ -127,24 +130,45 @@ def read_settings(devstack: Path, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def _commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command of localrc, also of those that stand behind a condition."""
+    lines = list(_localrc_lines(text))
+    while lines:
+        words, count = _words_of(lines)
+        del lines[:count]
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if word.strip(";&|") and word not in BEFORE_COMMAND:
+                command.append(word)
+            elif command:
+                yield command
+                command = []
+
+
 def _localrc_lines(text: str) -> Iterator[str]:
     """Yield the lines that devstack's shell reads, but not those in sections for services' files."""
     ours = True
-    for line in text.splitlines():
-        if line.strip().startswith("[["):
-            ours = "localrc" in line
+    for line in re.sub(r"^(?!\s*#)(.*)\\\n", r"\1", text, flags=re.MULTILINE).splitlines():
+        if SECTION.match(line):
+            ours = line.startswith("[[local|localrc]]")
         elif ours:
             yield line
 
 
-def _obey(line: str, settings: Settings) -> None:
-    """Apply a line of localrc to the settings."""
-    try:
-        words = shlex.split(line, comments=True)
-    except ValueError:
-        return
-    if not words:
-        return
+def _words_of(lines: Sequence[str]) -> tuple[list[str], int]:
+    """Return the words of the first line, and how many lines they are: a word in quotes may go on in the next ones."""
+    for count in range(1, min(len(lines), MAX_LINES) + 1):
+        reader = shlex.shlex("\n".join(lines[:count]), posix=True, punctuation_chars=";&|")
+        reader.whitespace_split = True
+        try:
+            return list(reader), count
+        except ValueError:
+            continue
+    return [], 1
+
+
+def _obey(words: Sequence[str], settings: Settings) -> None:
+    """Apply a command of localrc to the settings."""
     rest = [_expand(word, settings) for word in words[1:]]
     services = [name for word in rest for name in _words(word)]
     if words[0] == "enable_service":

@@ -576,3 +576,22 @@ enable_plugin my-plug file://$SERVER/me/plug.git feature"
     [[ $output == *$'\nopenstack/heat stable/x '* && $output == *$'\nme/plug feature '* ]]
     [[ $TREES/new/my-plug -ef $TREES/new/plug ]]
 }
+
+@test "devstack's plugins are set up however the lines of the job's settings are written" {
+    make_devstack
+    local name
+    for name in one two three four five; do make_project "x/$name" master; done
+    export DEVSTACK_LOCAL_CONFIG='[[ $X ]] && enable_plugin one $GIT_BASE/x/one
+enable_plugin two \
+    $GIT_BASE/x/two
+if [[ $X ]]; then enable_plugin three $GIT_BASE/x/three; fi
+NAMES="a,
+b"
+enable_plugin four $GIT_BASE/x/four
+[[post-config|$NOVA_CONF]]
+localrc = 1
+enable_plugin five $GIT_BASE/x/five'
+    run --separate-stderr -0 workspace
+    for name in one two three four; do [[ -e $TREES/new/$name/.git/gate-ref ]] || { echo "$name"; return 1; }; done
+    [[ ! -e $TREES/new/five ]]
+}
