@@ -388,6 +388,14 @@ find_scripts() {
     exit 2
 }
 
+# Add the folders of administrators' commands to PATH: that of sshd, cron or a service may lack them. Hooks use them, too.
+find_commands() {
+    local folder
+    for folder in /usr/local/sbin /usr/sbin /sbin; do
+        if [[ :${PATH:-}: != *:"$folder":* ]]; then export PATH=${PATH:+$PATH:}$folder; fi
+    done
+}
+
 # Set HOME to ours: sudo without -H, or a service's environment, gives another one or none.
 find_home() {
     local entry
@@ -413,6 +421,7 @@ main() {
         exit 2
     fi
     export GIT_TERMINAL_PROMPT=0
+    find_commands
     find_scripts
     # shellcheck source=functions.sh
     . "$HERE/functions.sh"

@@ -520,6 +520,15 @@ def test_what_an_earlier_run_or_a_person_has_left_in_the_folders_does_no_harm(no
     assert owners.split() == ["stack", "stack", "stack", "root"]
 
 
+def test_hooks_find_the_commands_of_administrators_whatever_path_jenkins_has(node: Node) -> None:
+    hooks = "gate_hook() { type -P useradd; }; export -f gate_hook"
+
+    run = node.gate(hooks=hooks, before="PATH=/usr/local/bin:/usr/bin:/bin", **GOOD)
+
+    assert run.returncode == 0, run.stdout
+    assert "/usr/sbin/useradd" in run.stdout
+
+
 def test_a_base_that_the_stack_user_cannot_reach_is_told(node: Node) -> None:
     run = node.gate(before="chmod 750 ~", BASE="/home/jenkins/stack", **GOOD)
 
