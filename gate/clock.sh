@@ -20,8 +20,9 @@ take_over() {
 }
 
 # Make orphans of the run our children, so that none escapes the time limit, and let SIGINT reach us even if whoever
-# started us in the background had it ignored, and SIGPIPE. SIGHUP stays ignored, as nohup asks for it. The number of
-# prctl depends on the architecture.
+# started us in the background had it ignored, and SIGPIPE. SIGHUP stays ignored, as nohup asks for it. Leave the
+# terminal of a person, as if Jenkins ran us: what asks there would be stopped, and the run would wait for it. Ctrl-C goes
+# to our process group all the same. The number of prctl depends on the architecture.
 adopt_orphans() {
     local machine number
     machine=$(uname -m)
@@ -34,8 +35,10 @@ adopt_orphans() {
     esac
     take_jobs_ways
     hand_over
-    # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36
-    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM QUIT PIPE USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0; exec @ARGV' \
+    # shellcheck disable=SC2016  # Perl, with PR_SET_CHILD_SUBREAPER = 36 and TIOCNOTTY = 0x5422, which a leader must not use
+    GATE_RUN="$$ 1 $GATE_STARTED" exec env "${HIDDEN[@]}" perl -e '$SIG{$_} = "DEFAULT" for qw(INT TERM QUIT PIPE USR1); $n = shift; syscall($n, 36, 1, 0, 0, 0) if $n > 0;
+        open(S, "/proc/self/stat"); $session = (split " ", <S> =~ s/.*\)//r)[3];
+        ioctl(T, 0x5422, 0) if $session != $$ && open(T, "+</dev/tty"); exec @ARGV' \
         "$number" bash "$0" "$@"
 }
 

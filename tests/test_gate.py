@@ -334,6 +334,19 @@ def test_a_run_under_nohup_goes_on_without_its_terminal(node: Node) -> None:
     assert output.startswith("PASS. Minutes: "), output
 
 
+def test_what_asks_at_a_persons_terminal_gets_no_answer_and_ctrl_c_ends_the_run(node: Node) -> None:
+    hooks = "gate_hook() { read -r < /dev/tty || echo nobody is there; touch ~/asked; sleep 60; }; export -f gate_hook"
+    node.check("cat > job.sh", gate_script(hooks=hooks, DEVSTACK_GATE_TIMEOUT="2", **GOOD).encode())
+
+    run = node.run("(until [[ -e asked || -e ended ]]; do sleep 0.1; done; printf '\\003'\n"
+                   "until [[ -e ended ]]; do sleep 0.1; done)"
+                   " | { script -qec 'bash job.sh; exit $?' /dev/null; rc=$?; touch ended; exit $rc; }")
+
+    assert run.returncode == 130, run.stdout
+    assert "nobody is there" in run.stdout
+    assert "SIGINT came during gate_hook" in run.stdout
+
+
 def test_a_second_run_on_the_same_machine_shows_its_own_results_only(node: Node) -> None:
     assert node.gate(**GOOD).returncode == 0
     node.check(f"touch {LOGS}/left-by-an-earlier-build.txt")
