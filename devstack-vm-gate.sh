@@ -377,14 +377,16 @@ choose_tempest_tests() {
     fi
 }
 
-# Run tempest in the environment that devstack has made, and so with its constraints: with others, tox makes it anew.
+# Run tempest in the environment that devstack has made, with devstack's tox and its constraints: with others, tox makes it
+# anew.
 run_tempest() {
     choose_tempest_tests
-    local constraints failed
+    local constraints failed venv
     constraints=$(tempest_constraints)
+    venv=$(devstack_setting DEVSTACK_VENV)
     if [[ $constraints ]]; then export UPPER_CONSTRAINTS_FILE=$constraints TOX_CONSTRAINTS_FILE=$constraints; fi
     if [[ ${TEMPEST_OS_TEST_TIMEOUT:-} ]]; then export OS_TEST_TIMEOUT=$TEMPEST_OS_TEST_TIMEOUT; fi
-    PATH=$BASE/data/venv/bin:$PATH part "tempest $TEMPEST_ENVIRONMENT" "$NEW/tempest.txt" "$NEW/tempest" \
+    PATH=${venv:+$venv/bin:}$PATH part "tempest $TEMPEST_ENVIRONMENT" "$NEW/tempest.txt" "$NEW/tempest" \
         tox -e "$TEMPEST_ENVIRONMENT" -- "${TEMPEST_ARGUMENTS[@]}"
     failed=$(count_tests "$NEW/tempest.txt" failed)
     if (( failed )); then

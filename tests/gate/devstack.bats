@@ -236,9 +236,8 @@ change() {
 }
 
 @test "tempest runs with the constraints of the environment that devstack made" {
-    mkdir -p "$BASE/new/tempest" "$BASE/data/venv/bin"
-    printf '#!/bin/sh\necho "constraints: $UPPER_CONSTRAINTS_FILE $TOX_CONSTRAINTS_FILE timeout: $OS_TEST_TIMEOUT"\n' > "$BASE/data/venv/bin/tox"
-    chmod +x "$BASE/data/venv/bin/tox"
+    mkdir -p "$BASE/new/tempest"
+    printf '#!/bin/sh\necho "constraints: $UPPER_CONSTRAINTS_FILE $TOX_CONSTRAINTS_FILE timeout: $OS_TEST_TIMEOUT"\n' > "$BATS_TEST_TMPDIR/bin/tox"
     export DEVSTACK_GATE_TEMPEST=1
     run -0 gate
     [[ $output == *'constraints:   timeout: '* ]]
@@ -249,6 +248,15 @@ change() {
     printf 'TEMPEST_VENV_UPPER_CONSTRAINTS=/a/file\n' > "$DEVSTACK/localrc.auto"
     run -0 gate
     [[ $output == *'constraints: /a/file /a/file timeout: '* ]]
+}
+
+@test "tox is devstack's own, wherever the job has put devstack's data" {
+    mkdir -p "$BASE/new/tempest" "$BATS_TEST_TMPDIR/large/venv/bin"
+    printf 'DEVSTACK_VENV=${DEVSTACK_VENV:-%s/large/venv}\n' "$BATS_TEST_TMPDIR" > "$DEVSTACK/stackrc"
+    printf '#!/bin/sh\necho "tox of devstack"\n' > "$BATS_TEST_TMPDIR/large/venv/bin/tox"
+    chmod +x "$BATS_TEST_TMPDIR/large/venv/bin/tox"
+    DEVSTACK_GATE_TEMPEST=1 run -0 gate
+    [[ $output == *'tox of devstack'* ]]
 }
 
 @test "master's constraints for tempest come from the tree of requirements, also for a stable branch" {
