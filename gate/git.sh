@@ -170,7 +170,7 @@ ask_once() {
     seconds=$(git_seconds)
     SAID=$(set -o pipefail
         timeout -k 10 "$seconds" "${GIT_COMMAND[@]}" "$@" 2>&1 < /dev/null | { head -c "$SAID_BYTES"; cat > /dev/null; }) || rc=$?
-    if (( rc == 124 || rc == 137 )); then SAID="no answer within $seconds seconds"; fi
+    if (( rc == 124 || rc == 137 )); then SAID="not done within $seconds seconds: the server hangs or is slow"; fi
     # If a server hangs up while git still sends, git ends by a signal and says nothing.
     if (( rc )) && [[ ! $SAID ]]; then SAID="fatal: git ended with status $rc$(signal_words "$rc" || true)"; fi
     return "$rc"
