@@ -269,14 +269,16 @@ def completed(move: MoveMachine, sight: Sight) -> MoveMachine:
 
     The loss of a ready machine counts for its image type, but not if the cloud or a person took the server away.
     """
-    machine, node = move.machine, sight.node(move.machine)
+    machine, node, server = move.machine, sight.node(move.machine), sight.server(move.machine)
     columns = dict(move.columns)
+    if server and machine.external_id is None:  # known by its mark, if launch did not get to save the id
+        columns["external_id"] = server.id
     if move.target == ERROR:
         columns["error"] = move.why
     if machine.state == BUILDING and node:
         columns["jenkins_name"] = node.name
     lost = move.target == ERROR and node and node.name in sight.dead_nodes and not sight.server_death(machine)
-    return replace(move, columns=columns, server=sight.server(machine),
+    return replace(move, columns=columns, server=server,
                    loss=f"{node.agent} {node.cause}" if lost and node else "")
 
 

@@ -687,6 +687,18 @@ def test_after_a_restore_what_builds_is_held_or_taken_has_a_row_again_and_the_re
     assert pool.in_service(ready)
 
 
+def test_a_machine_in_use_that_a_restored_vm_db_has_as_being_created_has_its_server_again(pool: Pool) -> None:
+    """The backup was made between the row of the machine and the id of its server."""
+    (name,) = filled(pool, 1)
+    build_on(pool, name, "gate-early")
+    server = pool.column(name, "external_id")
+    pool.sql("UPDATE machine SET state = 'BUILDING', external_id = NULL, jenkins_name = NULL, ip = NULL")
+
+    pool.run(REAP, "one", expect=1)
+
+    assert pool.sql("SELECT name, state, external_id FROM machine") == [(name, "USED", server)]
+
+
 @pytest.mark.parametrize("word", ["moved", "--all-servers"])
 def test_after_a_persons_word_the_cloud_and_vm_db_agree_again(pool: Pool, word: str) -> None:
     names = filled(pool, 6)

@@ -318,9 +318,12 @@ def of_cloud(world: World, state: State, cloud: str) -> Iterator[Violation]:
     servers = {one["id"] for one in truth["servers"]}
     bound = Counter(one["port"] for one in truth["floating_ips"] if uuid in one["description"])
     ports = {one["id"]: one for one in truth["ports"]}
+    reserved = {f"machine={row['id']}" for row in state.machines if row["state"] in ("BUILDING", "HOLD")}
     for one in truth["floating_ips"]:
         server = one["description"].rpartition("server=")[2]
-        if uuid in one["description"] and (one["port"] not in ports or server not in known or bound[one["port"]] > 1):
+        if uuid not in one["description"] or server.rpartition(" ")[2] in reserved:
+            continue
+        if one["port"] not in ports or server not in known or bound[one["port"]] > 1:
             yield Violation("leak", f"{cloud}: floating IP {one['address']} of server {server} is left",
                             (one["address"], one["id"], server))
     for port in ports.values():
