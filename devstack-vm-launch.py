@@ -104,7 +104,7 @@ class Launch:
         self.silent: Mapping[str, GateError] = {}  # why a Jenkins gets no machines in this run, by name
         self.refusing: dict[str, GateError] = {}  # the same for those that do not let us make nodes
         self.workers = gateprocess.Workers(provider.max_concurrency)
-        self.listing = self.jenkinses.begin_look(self.workers) if self.jenkinses and not only_looks else None
+        self.nodes_listing = self.jenkinses.begin_look(self.workers) if self.jenkinses and not only_looks else None
         self.cloud = script.cloud_of(provider)
         self.tools = Tools(provider, config, self.prefix, self.cloud, self.jenkinses, self.workers,
                            gateprocess.Workers(provider.max_concurrency), self.log)
@@ -147,7 +147,7 @@ class Launch:
         """Do the work of run()."""
         before = self.accounts()
         listing = self.workers.submit(self.cloud.list_servers)  # meanwhile
-        nodes = self.see_nodes(self.listing)  # nothing is begun without Jenkins
+        nodes = self.see_nodes(self.nodes_listing)  # nothing is begun without Jenkins
         servers = self.see_servers(listing)
         self.look_at_queue()
         self.look_at_volumes(servers)
@@ -360,6 +360,13 @@ class Launch:
             if status and self.agents.get(lead_id) != OFFLINE:  # reap leaves those to that person
                 self.agents[lead_id] = DEAD
                 self.log_of(machine).error("is READY, but its server is %s; the next reap replaces it", status)
+
+    def list_servers(self) -> list[nova.Server]:
+        """Return the provider's servers, and count those of ours that no row accounts for."""
+        before = self.accounts()
+        servers = self.cloud.list_servers()
+        self.count_orphans(servers, before)
+        return servers
 
     def accounts(self) -> Accounts:
         """Return what servers vm.db accounts for: the ids of machines' servers, and the snapshots, by row."""
@@ -743,10 +750,8 @@ class Launch:
     def look(self) -> bool:
         """Look at all booting machines with one list of servers; returns whether any moved on."""
         look = Look(listed=False)
-        accounted = self.accounts()
         try:
-            servers = self.cloud.list_servers()
-            self.count_orphans(servers, accounted)
+            servers = self.list_servers()
             look = Look({server.id: server for server in servers}, {server.machine_id: server for server in servers})
         except GateError as err:  # also a 401: the login was good a moment ago
             self.log.warning("%s", err)
@@ -1054,10 +1059,7 @@ def _launch_alone(provider: Provider, config: SecureConfig, options: argparse.Na
         raise
     if not options.dry_run:
         return launch.run(wait_for_boots=not options.no_wait)
-    before = launch.accounts()
-    servers = launch.cloud.list_servers()
-    launch.count_orphans(servers, before)
-    launch.look_at_volumes(servers)
+    launch.look_at_volumes(launch.list_servers())
     launch.look_at_queue()
     for image in launch.plan():
         print(f"would launch a machine of {provider.name} {image.name}")
